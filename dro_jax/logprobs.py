@@ -1,0 +1,59 @@
+"""Hidden states to log-probs, in full or in chunks of T, so that `[B, T, V]` need never exist at once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from dro_jax.types import Array
+
+
+def token_logps(logits: Float[Array, 'B T V'], tokens: Int[Array, 'B T']) -> Float[Array, 'B T']:
+  """log softmax(logits)[token] in nats, float32 whatever the logits' type.
+
+  log π(y_t) = l_{y_t} − log Σ_v exp l_v.
+  """
+  logits = logits.astype(jnp.float32)
+  chosen_BT = jnp.take_along_axis(logits, tokens[:, :, None], axis=-1)[:, :, 0]
+  return chosen_BT - jax.nn.logsumexp(logits, axis=-1)
+
+
+def response_token_logps(
+  logits_fn: Callable[[Float[Array, 'B C D']], Float[Array, 'B C V']],
+  hidden: Float[Array, 'B T D'],
+  tokens: Int[Array, 'B T'],
+  mask: Bool[Array, 'B T'],
+  chunk_size: int | None = None,
+) -> Float[Array, 'B T']:
+  """Log-probs of the response tokens, 0 on padding.
+
+  Args:
+    logits_fn: the vocabulary projection.
+    hidden: the decoder's output.
+    tokens: targets.
+    mask: which targets are response tokens.
+    chunk_size: tokens of each row projected at once (`None`: all). Logits are recomputed in the backward pass,
+      so that the largest array is `[B, chunk_size, V]`. It must divide T.
+
+  Raises:
+    ValueError: `chunk_size` does not divide T.
+  """
+
+  def score(hidden_BCD: Array, tokens_BC: Array) -> Array:
+    return token_logps(logits_fn(hidden_BCD), tokens_BC)
+
+  length = tokens.shape[1]
+  if chunk_size is None or chunk_size >= length:
+    return jnp.where(mask, score(hidden, tokens), 0.0)
+  if chunk_size < 1 or length % chunk_size:
+    raise ValueError(
+      f'chunk_size={chunk_size} does not divide the {length} response tokens of a row: '
+      f'pass one of {[n for n in range(1, length) if length % n == 0][-4:]} or None.'
+    )
+
+  def split(x: Array) -> Array:
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk_size, *x.shape[2:]), 1, 0)
+
+  chunks = jax.lax.map(lambda chunk: jax.checkpoint(score)(*chunk), (split(hidden), split(tokens)))
+  return jnp.where(mask, jnp.moveaxis(chunks, 0, 1).reshape(tokens.shape), 0.0)
