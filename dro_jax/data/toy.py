@@ -1,0 +1,222 @@
+"""A feedback world small enough to solve: users ask for a word, rate what they hear, and π* is known.
+
+A prompt is a word and its user's mood, `'KOT 3'`; a response is any word over the same alphabets, and the best
+one is `'kot'`. Letters that match raise the rating, and so does the mood, which no response can change:
+
+  p(x, y) = ease(mood) + gain · matches(x, y) / 3,   stars ~ 1 + Binomial(4, p)   or   thumbs ~ Bernoulli(p)
+
+so two stars from a harsh user may be the better answer than four from a kind one: exactly what V(x) is for.
+Words are split three ways: the reference policy learns from demonstrations on `sft` words, feedback is logged
+on `feedback` words, and everything is measured on `heldout` words, which nothing was trained on. The log
+comes from a mediocre policy with habits of its own, unlike the demonstrations, and better with kind users, so
+that mood and quality are confounded as in real logs.
+
+All responses can be enumerated, so for any reference policy the optimum is known in closed form (DRO,
+arXiv 2405.19107, Sect. 3.1): π*(y|x) = π_ref(y|x) exp(r(x, y) / τ) / Z(x) and V*(x) = τ log Z(x).
+
+Axes here: P prompts, Y all responses, I letters of a word, C choices of a letter. Everything is float64.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+SPLITS = ('sft', 'feedback', 'heldout')
+
+
+class World(NamedTuple):
+  """The world's constants. Each position of a word has an alphabet of its own; all have the same size.
+
+  ease       p's offset for each mood, harsh to kind.
+  gain       what a perfect match adds to p, against none; `ease[-1] + gain` stays within 1.
+  feedback   'stars' (1 to 5) or 'thumbs' (0 or 1).
+  right      chance that a demonstrated letter is the right one, the rest spread evenly.
+  habit      chance that the logging policy picks its favourite letter, whatever was asked.
+  skill      chance that it picks the right one otherwise, for each mood (the rest is spread evenly).
+  fractions  share of the words in each split.
+  seed       draws which words go where.
+  """
+
+  alphabets: tuple[str, ...] = ('bdgkp', 'aeiou', 'lmnst')
+  ease: tuple[float, ...] = (.05, .2, .35, .5, .65)
+  gain: float = .3
+  feedback: str = 'stars'
+  right: float = .4
+  habit: float = .35
+  skill: tuple[float, ...] = (.1, .15, .2, .25, .3)
+  fractions: tuple[float, ...] = (.3, .5, .2)
+  seed: int = 0
+
+
+def responses(world: World) -> list[str]:
+  """Every response there is, in the order of all [P, Y] matrices."""
+  return [''.join(letters) for letters in itertools.product(*world.alphabets)]
+
+
+def prompts(world: World, split: str) -> list[str]:
+  """The prompts of a split: its words in every mood. No word is in two splits."""
+  if split not in SPLITS:
+    raise ValueError(f'There is no split {split!r} in the toy world: pass one of {", ".join(SPLITS)}.')
+  words = np.random.default_rng(world.seed).permutation(responses(world))
+  edges = np.round(np.cumsum((0., *world.fractions)) * len(words)).astype(int)
+  i = SPLITS.index(split)
+  own = sorted(words[edges[i]:edges[i + 1]])
+  return [prompt(word, mood) for word in own for mood in range(len(world.ease))]
+
+
+def prompt(word: str, mood: int) -> str:
+  """The text in which a user of this mood asks for a word."""
+  return f'{word.upper()} {mood}'
+
+
+def parse(prompt: str) -> tuple[str, int]:
+  """The word that a prompt asks for, which is its best response, and its user's mood."""
+  word, mood = prompt.split(' ')
+  return word.lower(), int(mood)
+
+
+def expected_reward(world: World, prompts: list[str]) -> np.ndarray:
+  """E[r | x, y] for every response, [P, Y], in stars or thumbs."""
+  wanted_PI, moods_P = _read(world, prompts)
+  matches_PY = (wanted_PI[:, None] == _letters(world)).mean(-1)
+  p_PY = np.asarray(world.ease)[moods_P, None] + world.gain * matches_PY
+  lowest, votes = _scale(world)
+  return lowest + votes * p_PY
+
+
+def logging_logps(world: World, prompts: list[str]) -> np.ndarray:
+  """log μ(y|x) of the policy that wrote the log, [P, Y]: the true propensities, in nats."""
+  wanted_PI, moods_P = _read(world, prompts)
+  skill_P11 = np.asarray(world.skill)[moods_P, None, None]
+  right_PIC = np.eye(_choices(world))[wanted_PI]
+  favourite_C = np.eye(_choices(world))[0]
+  own_PIC = skill_P11 * right_PIC + (1 - skill_P11) / _choices(world)
+  return _word_logps(world, world.habit * favourite_C + (1 - world.habit) * own_PIC)
+
+
+def demonstration_logps(world: World, prompts: list[str]) -> np.ndarray:
+  """log-probs of the demonstrations that the reference policy is fitted to, [P, Y], in nats."""
+  wanted_PI, _ = _read(world, prompts)
+  wrong = (1 - world.right) / (_choices(world) - 1)
+  return _word_logps(world, np.where(np.eye(_choices(world))[wanted_PI], world.right, wrong))
+
+
+def sample_log(world: World, n: int, seed: int, split: str = 'feedback') -> list[dict]:
+  """Draws n triplets: a prompt of the split, the logging policy's response, its user's noisy rating.
+
+  The log is sampled, so `behaviour_logprob` (nats, the whole response) is a true propensity.
+  """
+  rng = np.random.default_rng((world.seed, seed, SPLITS.index(split), 0))
+  xs = prompts(world, split)
+  logps_PY = logging_logps(world, xs)
+  x_N, y_N = _draw(rng, logps_PY, n)
+  rewards_N = rate(world, rng, expected_reward(world, xs)[x_N, y_N])
+  ys = responses(world)
+  return [
+    {
+      'id': f'{split}-{seed}-{i}',
+      'prompt': xs[x],
+      'response': ys[y],
+      'reward': reward,
+      'behaviour_logprob': float(logps_PY[x, y]),
+      'behaviour_sampler': 'sampled',
+    }
+    for i, (x, y, reward) in enumerate(zip(x_N, y_N, rewards_N.tolist()))
+  ]
+
+
+def sft_records(world: World, n: int, seed: int) -> list[dict]:
+  """Draws n demonstrations on the `sft` prompts, which get no feedback. Reward 1: they are all wanted."""
+  rng = np.random.default_rng((world.seed, seed, SPLITS.index('sft'), 1))
+  xs, ys = prompts(world, 'sft'), responses(world)
+  x_N, y_N = _draw(rng, demonstration_logps(world, xs), n)
+  return [
+    {'id': f'sft-{seed}-{i}', 'prompt': xs[x], 'response': ys[y], 'reward': 1.}
+    for i, (x, y) in enumerate(zip(x_N, y_N))
+  ]
+
+
+def rate(world: World, rng: np.random.Generator, expected: np.ndarray) -> np.ndarray:
+  """A noisy user's ratings whose mean is `expected`, any shape."""
+  lowest, votes = _scale(world)
+  return lowest + rng.binomial(votes, (expected - lowest) / votes).astype(np.float64)
+
+
+def normalise(logps_PY: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """A policy given that it answers within the world, [P, Y], and the probability that it does, [P]."""
+  mass_P = _logsumexp(np.asarray(logps_PY, np.float64))
+  return logps_PY - mass_P[:, None], np.exp(mass_P)
+
+
+def optimum(
+    reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """log π* = log π_ref + r/τ − log Z, [P, Y], and V* = τ log Z, [P]."""
+  tilted_PY = reference_logps_PY + rewards_PY / tau
+  log_z_P = _logsumexp(tilted_PY)
+  return tilted_PY - log_z_P[:, None], tau * log_z_P
+
+
+def kl(logps_PY: np.ndarray, other_logps_PY: np.ndarray) -> np.ndarray:
+  """KL(π‖other) of each prompt, [P], in nats; 0 log 0 = 0."""
+  p_PY = np.exp(logps_PY)
+  return np.sum(np.where(p_PY > 0, p_PY * (logps_PY - other_logps_PY), 0.), -1)
+
+
+def objective(
+    logps_PY: np.ndarray, reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
+) -> np.ndarray:
+  """J = E_π[r] − τ KL(π‖π_ref) of each prompt, [P], in reward units."""
+  return np.sum(np.exp(logps_PY) * rewards_PY, -1) - tau * kl(logps_PY, reference_logps_PY)
+
+
+def regret(
+    logps_PY: np.ndarray, reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
+) -> np.ndarray:
+  """J* − J of each prompt, [P], ≥ 0, in reward units; the same number as τ KL(π‖π*)."""
+  _, values_P = optimum(reference_logps_PY, rewards_PY, tau)
+  return values_P - objective(logps_PY, reference_logps_PY, rewards_PY, tau)
+
+
+def _choices(world):
+  return len(world.alphabets[0])
+
+
+def _scale(world):
+  """The lowest rating and how many votes are added to it."""
+  scales = {'stars': (1., 4), 'thumbs': (0., 1)}
+  if world.feedback not in scales:
+    raise ValueError(f"World.feedback is 'stars' or 'thumbs', not {world.feedback!r}.")
+  return scales[world.feedback]
+
+
+def _letters(world):
+  """The letters of every response as numbers, [Y, I]."""
+  return np.array(list(itertools.product(range(_choices(world)), repeat=len(world.alphabets))))
+
+
+def _read(world, prompts):
+  """The letters that each prompt asks for as numbers, [P, I], and its mood, [P]."""
+  words, moods = zip(*map(parse, prompts))
+  wanted = [[alphabet.index(letter) for alphabet, letter in zip(world.alphabets, word)] for word in words]
+  return np.array(wanted), np.array(moods)
+
+
+def _word_logps(world, letters_PIC):
+  """log-probs of whole words from independent letters: [P, I, C] to [P, Y]."""
+  positions = np.arange(len(world.alphabets))
+  return np.log(letters_PIC[:, positions, _letters(world)]).sum(-1)
+
+
+def _draw(rng, logps_PY, n):
+  """n prompts, evenly, and a response of each by inversion."""
+  x_N = rng.integers(len(logps_PY), size=n)
+  cdf_NY = np.cumsum(np.exp(logps_PY), -1)[x_N]
+  y_N = (rng.random((n, 1)) * cdf_NY[:, -1:] >= cdf_NY).sum(-1)
+  return x_N, y_N
+
+
+def _logsumexp(x_PY):
+  top_P1 = x_PY.max(-1, keepdims=True)
+  return (top_P1 + np.log(np.exp(x_PY - top_P1).sum(-1, keepdims=True)))[:, 0]
