@@ -1,0 +1,41 @@
+# make demo | make test | make lint | make lock. The environment is made from the lock when it is missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+export JAX_PLATFORMS ?= cpu
+
+# A stamp is named by its lock's checksum: another lock or another Python is another environment.
+checksum = $(firstword $(shell cat requirements/$(1).txt 2>/dev/null | cksum))
+RUN := $(VENV)/.$(TAG)-$(call checksum,$(TAG))
+DEV := $(VENV)/.$(TAG)-dev-$(call checksum,$(TAG)-dev)
+
+.PHONY: demo test lint lock
+
+demo: $(RUN)
+	$(BIN)/python -m dro_jax.demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(RUN):
+	@test -f requirements/$(TAG).txt || { \
+	  echo "dro_jax runs on Python 3.11 to 3.13 and $(PYTHON) is $(TAG): make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/$(TAG).txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(DEV): $(RUN)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/$(TAG)-dev.txt
+	touch $@
+
+# The tested versions of each Python, resolved anew. The dev lock holds the other's versions.
+lock:
+	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 2; }
+	for version in 3.11 3.12 3.13; do sh requirements/lock.sh $$version || exit 1; done

@@ -1,0 +1,17 @@
+#!/bin/sh
+# lock.sh VERSION: writes requirements/pyXY.txt (what the package needs) and pyXY-dev.txt (the tests as well).
+#
+# Torch's CUDA libraries are left out: a CPU build needs none of them, and a CUDA build asks for its own.
+set -eu
+cd "$(dirname "$0")/.."
+version=$1
+lock=requirements/py$(echo "$version" | tr -d .)
+
+compile() {
+  uv pip compile --upgrade --quiet --no-annotate --python-version "$version" \
+    --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock' setup.py "$@"
+}
+
+compile --output-file "$lock.txt"
+compile --extra dev --constraint "$lock.txt" --output-file "$lock-dev.txt"
+sed -i -E '/^(nvidia-|cuda-|triton=)/d' "$lock-dev.txt"
