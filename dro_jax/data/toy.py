@@ -1,7 +1,7 @@
 """A feedback world small enough to solve: users ask for a word, rate what they hear, and π* is known.
 
-A prompt is a word and its user's mood, `'KOT 3'`; a response is any word over the same alphabets, and the best
-one is `'kot'`. Letters that match raise the rating, and so does the mood, which no response can change:
+A prompt is a word and its user's mood, `'KOT 3'`; a response is any word over the same alphabets, the best
+one being `'kot'`. Letters that match raise the rating, and so does the mood, which no response can change:
 
   p(x, y) = ease(mood) + gain · matches(x, y) / 3,   stars ~ 1 + Binomial(4, p)   or   thumbs ~ Bernoulli(p)
 
