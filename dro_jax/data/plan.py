@@ -1,0 +1,293 @@
+"""The epoch plan: which responses make up batch `step`, a pure function of (seed, step).
+
+An epoch is one pass over the records, prompt by prompt in random order, cut into windows of a few thousand
+responses. Inside a window every batch is dealt one member of each length stratum, longest to the lightest batch, and
+then members of one stratum are swapped until the batches' token totals agree. So every batch has the data's mix of
+lengths (and of rewards, which follow length), and almost the same number of tokens: it packs into a fixed number of
+rows. Membership depends on nothing else: not on the layout, the mesh or the hosts.
+"""
+
+import functools
+import heapq
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_SWEEPS = 40  # Rounds of swaps at most; they end when a round takes less than 2 % off the squared excess.
+_LITTLE = 0.02
+
+
+class _Pieces(NamedTuple):
+  """Responses to one prompt that go to one batch together: records start..stop of a window's order."""
+
+  start: np.ndarray
+  stop: np.ndarray
+  batch: np.ndarray
+
+
+class Plan:
+  """An endless stream of batches of exactly `batch_size` responses: epoch after epoch, random access.
+
+  Without `weights` every response is drawn exactly once an epoch; the batch at a boundary takes the last of one
+  epoch and the first of the next. With `weights` (any scale; mixture rates are such weights) an epoch is N draws
+  with replacement. Responses to one prompt are dealt to one batch, next to each other, and split only where
+  `batch_size` or the end of a window asks for it.
+
+  Args:
+    prompt_lengths: tokens of each response's prompt, `[N]`.
+    response_lengths: tokens of each response, `[N]`.
+    prompt_index: equal numbers for equal prompts, `[N]`.
+    batch_size: responses a batch.
+    seed: of the shuffle.
+    window: batches that are balanced with each other (about; windows of one epoch are equal in size).
+    weights: chance of each response to be drawn, `[N]`, up to a common factor.
+  """
+
+  def __init__(
+    self,
+    prompt_lengths: Sequence[int] | np.ndarray,
+    response_lengths: Sequence[int] | np.ndarray,
+    prompt_index: Sequence[int] | np.ndarray,
+    batch_size: int,
+    seed: int,
+    *,
+    window: int = 128,
+    weights: Sequence[float] | np.ndarray | None = None,
+  ):
+    self._prompt_lengths = np.asarray(prompt_lengths, np.int64)
+    self._response_lengths = np.asarray(response_lengths, np.int64)
+    self._groups = np.unique(np.asarray(prompt_index), return_inverse=True)[1]
+    self.num_examples = len(self._groups)
+    self.batch_size, self.seed, self._window_size = int(batch_size), int(seed), int(window)
+    self.num_batches = None  # The stream never ends.
+    self._weights = None if weights is None else _chances(weights, self.num_examples)
+    _check(self._prompt_lengths, self._response_lengths, self._groups, batch_size, window)
+    self._order = functools.lru_cache(maxsize=2)(self._draw_order)
+    self._window = functools.lru_cache(maxsize=4)(self._deal_window)
+
+  @classmethod
+  def of(cls, table, batch_size: int, seed: int, *, window: int = 128) -> 'Plan':
+    """The plan of a token table, with the table's own sampling weights (mixture rates) where it has some."""
+    return cls(
+      table.prompt_lengths, table.response_lengths, table.prompt_index, batch_size, seed,
+      window=window, weights=table.weights,
+    )  # fmt: skip
+
+  @staticmethod
+  def sequential(num_examples: int, batch_size: int) -> 'SequentialPlan':
+    """Every record once, in order, the last batch short: for evaluation."""
+    return SequentialPlan(num_examples, batch_size)
+
+  @property
+  def batches_per_epoch(self) -> float:
+    return self.num_examples / self.batch_size
+
+  def epoch(self, step: int) -> int:
+    """The epoch in which batch `step` begins, from 0."""
+    return step * self.batch_size // self.num_examples
+
+  def batch(self, step: int) -> np.ndarray:
+    """Record numbers of batch `step`, `[batch_size]`, those of one prompt next to each other."""
+    if step < 0:
+      raise ValueError(f'step must be 0 or more, got {step}')
+    first, last = step * self.batch_size, (step + 1) * self.batch_size - 1
+    epochs = range(first // self.num_examples, last // self.num_examples + 1)
+    return np.concatenate([self._share(epoch, step) for epoch in epochs])
+
+  def _share(self, epoch: int, step: int) -> np.ndarray:
+    """What batch `step` takes of one epoch."""
+    segment = step - epoch * self.num_examples // self.batch_size
+    cuts = self._window_cuts(epoch)
+    window = int(np.searchsorted(cuts, segment, side='right')) - 1
+    return self._window(epoch, window)[segment - int(cuts[window])]
+
+  def _segments(self, epoch: int) -> np.ndarray:
+    """Where the batches cut an epoch, from 0 to N: its first and last segments may be parts of a batch."""
+    first, end = epoch * self.num_examples, (epoch + 1) * self.num_examples
+    cuts = np.arange(first // self.batch_size, -(-end // self.batch_size) + 1) * self.batch_size
+    return np.clip(cuts, first, end) - first
+
+  def _window_cuts(self, epoch: int) -> np.ndarray:
+    """Segment numbers at which windows begin, and the end: windows of equal size, so none is too small to balance."""
+    num_segments = len(self._segments(epoch)) - 1
+    num_windows = max(1, round(num_segments / self._window_size))
+    return np.arange(num_windows + 1) * num_segments // num_windows
+
+  def _draw_order(self, epoch: int) -> np.ndarray:
+    """An epoch's records: shuffled by prompt, or drawn with replacement."""
+    rng = np.random.default_rng([self.seed, epoch])
+    if self._weights is not None:
+      return rng.choice(self.num_examples, self.num_examples, p=self._weights)
+    shuffled = rng.permutation(self.num_examples)
+    rank = rng.permutation(self._groups.max() + 1)
+    return shuffled[np.argsort(rank[self._groups[shuffled]], kind='stable')]
+
+  def _deal_window(self, epoch: int, window: int) -> list[np.ndarray]:
+    """The segments of one window, each an array of record numbers."""
+    cuts = self._window_cuts(epoch)
+    bounds = self._segments(epoch)[cuts[window] : cuts[window + 1] + 1]
+    rng = np.random.default_rng([self.seed, epoch, window])
+    records = self._order(epoch)[bounds[0] : bounds[-1]]
+    records = records[np.argsort(self._first_seen(records), kind='stable')]
+    pieces = _deal(self._runs(records), self._measure(records), np.diff(bounds), rng)
+    return [_gather(records, pieces, batch, rng) for batch in range(len(bounds) - 1)]
+
+  def _first_seen(self, records: np.ndarray) -> np.ndarray:
+    """For each record the place where its prompt first occurs: sorting by it joins groups, and keeps the order."""
+    _, first, inverse = np.unique(self._groups[records], return_index=True, return_inverse=True)
+    return first[inverse]
+
+  def _runs(self, records: np.ndarray) -> np.ndarray:
+    """Boundaries of the runs of one prompt, none longer than a batch."""
+    changes = np.flatnonzero(np.diff(self._groups[records])) + 1
+    edges = np.concatenate([[0], changes, [len(records)]])
+    if np.diff(edges).max() <= self.batch_size:
+      return edges
+    parts = [np.arange(a, b, self.batch_size) for a, b in zip(edges[:-1], edges[1:])]
+    return np.concatenate([*parts, edges[-1:]])
+
+  def _measure(self, records: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Loads of pieces `[n, 3]`: prompt tokens once, prompt tokens a response, response tokens; 1 = an average response.
+
+    Both ways of counting the prompt are balanced, because membership must not depend on the layout.
+    """
+    prompt, response = self._prompt_lengths[records], self._response_lengths[records]
+    totals = np.concatenate([[0], np.cumsum(response)])
+
+    def measure(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+      once = prompt[start]
+      return np.stack([once, once * (stop - start), totals[stop] - totals[start]], -1) / scale
+
+    scale = 1.0
+    edges = self._runs(records)
+    means = measure(edges[:-1], edges[1:]).sum(0) / len(records)
+    scale = np.where(means > 0, means, 1.0)
+    return measure
+
+
+class SequentialPlan:
+  """Every record once, in order; the last batch is short."""
+
+  def __init__(self, num_examples: int, batch_size: int):
+    if num_examples < 1 or batch_size < 1:
+      raise ValueError(f'num_examples and batch_size must be positive, got {num_examples} and {batch_size}')
+    self.num_examples, self.batch_size = int(num_examples), int(batch_size)
+    self.num_batches = -(-self.num_examples // self.batch_size)
+
+  @property
+  def batches_per_epoch(self) -> float:
+    return self.num_batches
+
+  def epoch(self, step: int) -> int:
+    return step // self.num_batches
+
+  def batch(self, step: int) -> np.ndarray:
+    """Record numbers of batch `step`, `[batch_size]` or what is left of the records."""
+    if not 0 <= step < self.num_batches:
+      raise ValueError(f'{self.num_examples} records make {self.num_batches} batches: there is no batch {step}')
+    return np.arange(step * self.batch_size, min((step + 1) * self.batch_size, self.num_examples))
+
+
+def _chances(weights: Sequence[float] | np.ndarray, num_examples: int) -> np.ndarray:
+  weights = np.asarray(weights, np.float64)
+  if weights.shape != (num_examples,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+    raise ValueError(f'weights must be {num_examples} finite numbers of 0 or more, not all 0, got {weights}')
+  return weights / weights.sum()
+
+
+def _check(prompt_lengths, response_lengths, groups, batch_size: int, window: int) -> None:
+  if not len(prompt_lengths) == len(response_lengths) == len(groups) > 0:
+    raise ValueError(
+      'prompt_lengths, response_lengths and prompt_index need one entry a response, and one response at least; '
+      f'got {len(prompt_lengths)}, {len(response_lengths)} and {len(groups)}'
+    )
+  if batch_size < 1 or window < 1:
+    raise ValueError(f'batch_size and window must be positive, got {batch_size} and {window}')
+
+
+def _deal(edges: np.ndarray, measure: Callable, capacities: np.ndarray, rng: np.random.Generator) -> _Pieces:
+  """Deals a window's pieces to batches of exact capacities, then evens their loads out."""
+  dealt = _deal_out(edges, measure(edges[:-1], edges[1:]).sum(1), capacities, rng)
+  sizes = dealt.stop - dealt.start
+  loads = measure(dealt.start, dealt.stop)
+  return dealt._replace(batch=_even_out(dealt.batch, sizes, loads, capacities, rng))
+
+
+def _deal_out(edges: np.ndarray, lengths: np.ndarray, capacities: np.ndarray, rng: np.random.Generator) -> _Pieces:
+  """Largest groups first, longest first within a size, each to the emptiest and then lightest batch.
+
+  With single responses this is: sort by length, and of each stratum (as many as there are batches) one to each batch,
+  the longest to the lightest. A batch that is only part of a window's share (its first or last) is filled at the
+  same pace as the others, so it is dealt every stratum in proportion.
+  """
+  starts, stops = edges[:-1].tolist(), edges[1:].tolist()
+  pieces = [(a - b, -length, a, b) for a, b, length in zip(starts, stops, lengths.tolist())]
+  room = capacities.tolist()
+  ties = rng.permutation(len(room)).tolist()
+  batches = [(0.5 / c, 0.0, tie, j) for j, (c, tie) in enumerate(zip(room, ties))]
+  heapq.heapify(pieces)
+  heapq.heapify(batches)
+  dealt = []
+  while pieces:
+    size, length, start, stop = heapq.heappop(pieces)
+    passed = []
+    while batches and room[batches[0][3]] < -size:
+      passed.append(heapq.heappop(batches))
+    if batches:
+      _, load, tie, j = heapq.heappop(batches)
+    else:  # It fits nowhere whole: the roomiest batch takes what it can, and the rest is dealt on.
+      _, load, tie, j = passed.pop(max(range(len(passed)), key=lambda i: room[passed[i][3]]))
+      cut = start + room[j]
+      rest = length * (stop - cut) / (stop - start)
+      heapq.heappush(pieces, (cut - stop, rest, cut, stop))
+      stop, length = cut, length - rest
+    for entry in passed:
+      heapq.heappush(batches, entry)
+    dealt.append((start, stop, j))
+    room[j] -= stop - start
+    if room[j]:
+      filled = capacities[j] - room[j] + 0.5
+      heapq.heappush(batches, (filled / capacities[j], load - length / capacities[j], tie, j))
+  return _Pieces(*np.asarray(dealt, np.int64).T)
+
+
+def _even_out(batch, sizes, loads, capacities, rng: np.random.Generator) -> np.ndarray:
+  """Swaps pieces of one stratum (same size, neighbours in length) between batches while that evens the loads out."""
+  batch = batch.copy()
+  excess = -np.asarray(capacities, np.float64)[:, None] * np.ones(loads.shape[1])
+  np.add.at(excess, batch, loads)
+  # Pieces come sorted by size, then by length: a stratum is a stretch of as many as there are batches.
+  strata = []
+  for members in np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(sizes)) + 1):
+    strata += np.split(members, np.arange(len(capacities), len(members), len(capacities)))
+  before = np.square(excess).sum()
+  for _ in range(_SWEEPS):
+    for stratum in strata:
+      _swap(batch, excess, loads, rng.permutation(stratum))
+    after = np.square(excess).sum()
+    if after > (1 - _LITTLE) * before:
+      break
+    before = after
+  return batch
+
+
+def _swap(batch: np.ndarray, excess: np.ndarray, loads: np.ndarray, members: np.ndarray) -> None:
+  """Pairs a shuffled stratum's members up and swaps the batches of each pair that gains by it, in place."""
+  half = len(members) // 2
+  one, two = members[:half], members[half : 2 * half]
+  from_one, from_two = batch[one], batch[two]
+  change = loads[two] - loads[one]
+  gain = (change * (excess[from_two] - excess[from_one] - change)).sum(1)
+  # Gains hold only if no batch takes part in two swaps at once.
+  busy = np.bincount(np.concatenate([from_one, from_two]), minlength=len(excess))
+  take = (gain > 0) & (busy[from_one] == 1) & (busy[from_two] == 1)
+  excess[from_one[take]] += change[take]
+  excess[from_two[take]] -= change[take]
+  batch[one[take]], batch[two[take]] = from_two[take], from_one[take]
+
+
+def _gather(records: np.ndarray, pieces: _Pieces, batch: int, rng: np.random.Generator) -> np.ndarray:
+  """One batch's records, piece by piece in random order (they were dealt longest first)."""
+  mine = rng.permutation(np.flatnonzero(pieces.batch == batch))
+  return np.concatenate([records[pieces.start[i] : pieces.stop[i]] for i in mine])
