@@ -45,7 +45,7 @@ _EXTRAS = {
     'scipy',
     'torch==2.13.0',
     'transformers',
-    'typeguard',
+    'beartype',
   ],
 }
 

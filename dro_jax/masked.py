@@ -4,19 +4,19 @@ Sums over masks and never matrix products: an accelerator would round a product'
 """
 
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from dro_jax.types import Array
 
 
-def weighted_mean(x: Float[Array, '*N'], weights: Num[Array, '*N']) -> Float[Array, '']:
+def weighted_mean(x: Float[Array, '*N'], weights: Shaped[Array, '*N']) -> Float[Array, '']:
   """Mean of `x` where `weights` > 0, Σ wx / Σ w; 0 when all weights are 0. Entries of weight 0 may be anything."""
   weights = weights.astype(x.dtype)
   total = jnp.sum(jnp.where(weights > 0, weights * x, 0.0))
   return total / jnp.maximum(jnp.sum(weights), jnp.finfo(x.dtype).tiny)
 
 
-def weighted_variance(x: Float[Array, '*N'], weights: Num[Array, '*N']) -> Float[Array, '']:
+def weighted_variance(x: Float[Array, '*N'], weights: Shaped[Array, '*N']) -> Float[Array, '']:
   """Population variance of `x` under `weights`, Σ w(x − x̄)² / Σ w."""
   return weighted_mean(jnp.square(x - weighted_mean(x, weights)), weights)
 
@@ -46,7 +46,7 @@ def segment_first(x: Num[Array, 'B T'], segments: Int[Array, 'B T'], num_segment
 
 def unpack(
   x: Num[Array, 'B T'], segments: Int[Array, 'B T'], num_segments: int
-) -> tuple[Num[Array, 'B*R T'], Bool[Array, 'B*R T']]:
+) -> tuple[Num[Array, 'N T'], Bool[Array, 'N T']]:
   """Packed rows to one response a row, each moved to the start of its own: (`x` by response, its mask).
 
   Token-level losses see one response a row whatever the packing. Integers choose, nothing is summed.

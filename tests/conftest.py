@@ -21,7 +21,7 @@ import jaxtyping
 import pytest
 
 # Must precede the first import of dro_jax: annotated shapes and dtypes are checked in tests, and only here.
-jaxtyping.install_import_hook('dro_jax', 'typeguard.typechecked')
+jaxtyping.install_import_hook('dro_jax', 'beartype.beartype')
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

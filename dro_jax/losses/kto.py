@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float, Shaped
 
 from dro_jax import masked, shapes
 from dro_jax.types import Array
@@ -11,7 +11,7 @@ from dro_jax.types import Array
 def kto(
   policy_logps: Float[Array, ' B'],
   reference_logps: Float[Array, ' B'],
-  labels: Num[Array, ' B'],
+  labels: Shaped[Array, ' B'],
   reference_point: Float[Array, ''],
   beta: float = 0.1,
   desirable_weight: float = 1.0,
@@ -42,7 +42,7 @@ def kto(
 
 
 def kto_reference_point(
-  policy_logps: Float[Array, ' B'], reference_logps: Float[Array, ' B'], weights: Num[Array, ' B'] | Bool[Array, ' B']
+  policy_logps: Float[Array, ' B'], reference_logps: Float[Array, ' B'], weights: Shaped[Array, ' B']
 ) -> Float[Array, '']:
   """KTO's reference point z₀, an estimate of KL(π‖π_ref) from responses scored under other prompts.
 

@@ -1,0 +1,66 @@
+"""What a step reports: scalars of its scores, losses, gradients and rows. Means are over valid responses."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import optax
+
+from dro_jax import masked
+from dro_jax.types import Array, LossOutput, Params, Rows, Scores
+
+
+def losses(terms: Mapping[str, Array]) -> dict[str, Array]:
+  """The loss, and its parts by name (`loss/policy`, `loss/value`)."""
+  return {'loss': sum(terms.values()), **{f'loss/{name}': value for name, value in terms.items()}}
+
+
+def explained_variance(values: Array, rewards: Array, weights: Array) -> Array:
+  """1 − Var(r − V) / Var(r): 1 for a perfect value, 0 for any constant; 0 where rewards do not vary."""
+  variance = masked.weighted_variance(rewards, weights)
+  unexplained = masked.weighted_variance(rewards - values, weights)
+  return jnp.where(variance > 0, 1 - unexplained / jnp.where(variance > 0, variance, 1.0), 0.0)
+
+
+def of_scores(scores: Scores, reference: Scores | None, rows: Rows) -> dict[str, Array]:
+  """Statistics of one batch: reward, log-probs, log-ratio ρ (its mean is not a KL), value, length, fill."""
+  valid = rows.valid
+  lengths_BR = masked.segment_sum(jnp.ones_like(scores.token_logps), rows.response_segments, valid.shape[1])
+  result = {
+    'responses': jnp.sum(valid).astype(jnp.float32),
+    'reward': masked.weighted_mean(rows.rewards, valid),
+    'reward_std': jnp.sqrt(masked.weighted_variance(rows.rewards, valid)),
+    'logp': masked.weighted_mean(scores.logps, valid),
+    'response_tokens': masked.weighted_mean(lengths_BR, valid),
+    'prompt_fill': jnp.mean((rows.prompt_segments > 0).astype(jnp.float32)),
+    'response_fill': jnp.mean((rows.response_segments > 0).astype(jnp.float32)),
+    'tokens': jnp.sum(rows.prompt_segments > 0) + jnp.sum(rows.response_segments > 0),
+  }
+  if reference is not None:
+    rho_BR = scores.logps - reference.logps
+    result['log_ratio'] = masked.weighted_mean(rho_BR, valid)
+    result['log_ratio_std'] = jnp.sqrt(masked.weighted_variance(rho_BR, valid))
+    result['log_ratio_max'] = jnp.max(jnp.where(valid, jnp.abs(rho_BR), 0.0))
+  if scores.values is not None:
+    result['value'] = masked.weighted_mean(scores.values, valid)
+    result['value_explained_variance'] = explained_variance(scores.values, rows.rewards, valid)
+  return result
+
+
+def norms(prefix: str, trees: Mapping[str, Params]) -> dict[str, Array]:
+  """The global norm of every network's tree, by name."""
+  return {f'{prefix}/{name}': optax.tree.norm(tree) for name, tree in trees.items()}
+
+
+def nonfinite_ids(output: LossOutput, scalars: Mapping[str, Array], rows: Rows) -> Array:
+  """`[N]` ids of examples with a loss that is not finite, −1 elsewhere.
+
+  All valid ids where only a total (a statistic of the batch, a gradient) is not finite.
+  """
+  example_id, valid = rows.example_id.reshape(-1), rows.valid.reshape(-1)
+  bad = jnp.zeros_like(valid)
+  for term in output.terms.values():
+    bad |= valid & ~jnp.isfinite(term.per_example)
+  watched = [value for name, value in scalars.items() if name.startswith(('loss', 'gradient_norm'))]
+  finite = jnp.all(jnp.isfinite(jnp.stack(watched)))
+  bad = jnp.where(~finite & ~jnp.any(bad), valid, bad)
+  return jnp.where(bad, example_id, -1)

@@ -1,0 +1,35 @@
+"""All that a run must remember between two steps."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dro_jax.types import Array, Params
+
+
+class TrainState(NamedTuple):
+  """Parameters and optimiser states by network (`policy`, `value`), and the reference policy's parameters.
+
+  The reference lives outside `params`: no gradient, no optimiser, and its own buffers.
+  """
+
+  step: Array
+  params: Mapping[str, Params]
+  opt_state: Mapping[str, optax.OptState]
+  reference: Params | None
+
+
+def create(
+  params: Mapping[str, Params], optimizers: Mapping[str, optax.GradientTransformation], uses_reference: bool
+) -> TrainState:
+  """A run's first state: fresh optimisers, and the initial policy as the reference."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state={name: optimizers[name].init(params[name]) for name in params},
+    # A copy: a reference that shared the policy's buffers could not outlive their donation.
+    reference=jax.tree.map(jnp.copy, params['policy']) if uses_reference else None,
+  )

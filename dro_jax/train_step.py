@@ -1,0 +1,156 @@
+"""One step: score → loss → pull back. It knows no concrete loss and no concrete model."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dro_jax import metrics
+from dro_jax.algorithms import Algorithm
+from dro_jax.reference import Reference
+from dro_jax.scoring import Score
+from dro_jax.train_state import TrainState
+from dro_jax.types import Array, LossOutput, Params, Rows, Scores
+
+
+class StepOutput(NamedTuple):
+  """What a step says of itself: scalars, and the ids of examples whose loss is not finite (−1 elsewhere)."""
+
+  metrics: Mapping[str, Array]
+  nonfinite_ids: Array
+
+
+def split(tree, num_microbatches: int):
+  """`[B, ...]` to `[M, B/M, ...]`, every M-th row: a strided split moves nothing between devices."""
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0), tree
+  )
+
+
+def merge(tree):
+  """Undoes `split`."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def total_weights(output: LossOutput) -> dict[str, Array]:
+  """Each term's Σ weights, at least 1, so that an empty batch has loss 0."""
+  return {name: jnp.maximum(jnp.sum(term.weights), 1).astype(jnp.float32) for name, term in output.terms.items()}
+
+
+def weighted_losses(output: LossOutput, totals: Mapping[str, Array]) -> dict[str, Array]:
+  """Each term's Σ weights · loss / total."""
+  return {
+    name: jnp.sum(jnp.where(term.weights > 0, term.weights * term.per_example, 0.0)) / totals[name]
+    for name, term in output.terms.items()
+  }
+
+
+def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1):
+  """Returns `gradient(params, rows, reference, rng) -> (scores, gradients)` of the global batch's loss.
+
+  (a) score every microbatch; (b) on those vectors, once for the global batch, the loss and its cotangents;
+  (c) score again and pull each microbatch's cotangents back. Where no example's loss depends on another's
+  scores, a microbatch knows its own cotangents and (a) is skipped.
+
+  Args:
+    score: see `scoring.make_score`.
+    algorithm: what to minimise.
+    num_microbatches: M ≥ 1; the rows must divide into M. It changes memory and speed, never a number.
+  """
+
+  def gradient(params: Params, rows: Rows, reference: Scores | None, rng: Array | None) -> tuple[Scores, Params]:
+    keys = None if rng is None else jax.random.split(rng, num_microbatches)
+    shapes = jax.eval_shape(score, params, rows, rng)
+    # Weights never depend on scores, so any scores tell the totals.
+    totals = total_weights(algorithm.loss(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), reference, rows))
+
+    def loss_cotangents(scores: Scores, reference: Scores | None, rows: Rows) -> Scores:
+      return jax.grad(lambda scores: sum(weighted_losses(algorithm.loss(scores, reference, rows), totals).values()))(
+        scores
+      )
+
+    microbatches = split((rows, reference), num_microbatches)
+    cotangents = None
+    if algorithm.couples and num_microbatches > 1:
+      scores = merge(jax.lax.map(lambda xs: score(params, *xs), (microbatches[0], keys)))
+      cotangents = split(loss_cotangents(scores, reference, rows), num_microbatches)
+
+    def pull_back(total: Params, microbatch) -> tuple[Params, Scores]:
+      (rows, reference), key, cotangents = microbatch
+      scores, pullback = jax.vjp(lambda params: score(params, rows, key), params)
+      if cotangents is None:
+        cotangents = loss_cotangents(scores, reference, rows)
+      return jax.tree.map(jnp.add, total, pullback(cotangents)[0]), scores
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    gradients, scores = jax.lax.scan(pull_back, zeros, (microbatches, keys, cotangents))
+    return merge(scores), gradients
+
+  return gradient
+
+
+def apply_optimizers(
+  state: TrainState, gradients: Mapping[str, Params], optimizers: Mapping[str, optax.GradientTransformation]
+) -> TrainState:
+  """One update of every network by its own optimiser: nothing couples them."""
+  params, opt_state = {}, {}
+  for name in state.params:
+    updates, opt_state[name] = optimizers[name].update(gradients[name], state.opt_state[name], state.params[name])
+    params[name] = optax.apply_updates(state.params[name], updates)
+  return state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+
+
+def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | None = None):
+  """Returns `evaluate(state, rows) -> (scores, reference scores, losses' output)`, without gradient or dropout."""
+
+  def evaluate(state: TrainState, rows: Rows) -> tuple[Scores, Scores | None, LossOutput]:
+    reference_scores = None if reference is None else reference(state, rows)
+    scores = score(state.params, rows, None)
+    return scores, reference_scores, algorithm.loss(scores, reference_scores, rows)
+
+  return evaluate
+
+
+def make_train_step(
+  score: Score,
+  algorithm: Algorithm,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  reference: Reference | None = None,
+  *,
+  seed: int = 0,
+  num_microbatches: int = 1,
+  dropout: bool = False,
+) -> Callable[[TrainState, Rows], tuple[TrainState, StepOutput]]:
+  """Returns the pure function of one step, to be jitted with shardings and a donated state.
+
+  Args:
+    score: see `scoring.make_score`.
+    algorithm: see `algorithms`.
+    optimizers: one for each network of `params`.
+    reference: how to fill the reference's scores; `None` where the algorithm uses none.
+    seed: with the step it makes the step's random key, fold_in(seed, step).
+    num_microbatches: M; see `make_gradient`.
+    dropout: whether scoring drops (supervised fine-tuning only: log-probs of an alignment loss must not).
+  """
+  gradient = make_gradient(score, algorithm, num_microbatches)
+
+  def train_step(state: TrainState, rows: Rows) -> tuple[TrainState, StepOutput]:
+    rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
+    reference_scores = None
+    if reference is not None:
+      reference_scores = merge(jax.lax.map(lambda rows: reference(state, rows), split(rows, num_microbatches)))
+    scores, gradients = gradient(state.params, rows, reference_scores, rng)
+    output = algorithm.loss(scores, reference_scores, rows)
+    new_state = apply_optimizers(state, gradients, optimizers)
+    scalars = {
+      **metrics.losses(weighted_losses(output, total_weights(output))),
+      **output.metrics,
+      **metrics.of_scores(scores, reference_scores, rows),
+      **metrics.norms('gradient_norm', gradients),
+      **metrics.norms('parameter_norm', new_state.params),
+    }
+    return new_state, StepOutput(scalars, metrics.nonfinite_ids(output, scalars, rows))
+
+  return train_step

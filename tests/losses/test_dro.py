@@ -1,0 +1,137 @@
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dro_jax import losses
+from tests.losses.conftest import float32, gradients
+
+TAU = 0.7
+
+
+@pytest.fixture
+def tokens():
+  """Three responses of 4, 2 and 1 tokens in rows of 5."""
+  rng = np.random.default_rng(1)
+  mask = np.arange(5)[None] < np.array([4, 2, 1])[:, None]
+  return {
+    'policy_logps': rng.normal(size=(3, 5)) * mask,
+    'reference_logps': rng.normal(size=(3, 5)) * mask,
+    'mask': mask,
+    'rewards': rng.normal(size=3),
+    'values': rng.normal(size=(3, 5)),
+  }
+
+
+def test_policy_is_equation_8_over_tau(arrays):
+  logp, ref, r, v = (arrays[k] for k in ('policy_logps', 'reference_logps', 'rewards', 'values'))
+  expected = -(r - v) * logp + TAU / 2 * (logp - ref) ** 2
+  np.testing.assert_allclose(losses.dro_v_policy(**float32(arrays), tau=TAU), expected, rtol=2e-6, atol=1e-5)
+
+
+def test_policy_gradient_is_the_residual_and_stops_at_the_value(arrays):
+  loss = functools.partial(losses.dro_v_policy, tau=TAU)
+  g = gradients(loss, arrays, 'policy_logps', 'values')
+  rho = arrays['policy_logps'] - arrays['reference_logps']
+  np.testing.assert_allclose(
+    g['policy_logps'], -(arrays['rewards'] - arrays['values'] - TAU * rho), rtol=1e-5, atol=1e-5
+  )
+  assert not g['values'].any()
+
+
+def test_value_is_equation_7(arrays):
+  logp, ref, r, v = (arrays[k] for k in ('policy_logps', 'reference_logps', 'rewards', 'values'))
+  expected = 0.5 * (v - (r - TAU * (logp - ref))) ** 2
+  np.testing.assert_allclose(losses.dro_v_value(**float32(arrays), tau=TAU), expected, rtol=1e-5)
+  g = gradients(functools.partial(losses.dro_v_value, tau=TAU), arrays, 'policy_logps', 'values', 'rewards')
+  np.testing.assert_allclose(g['values'], v - (r - TAU * (logp - ref)), rtol=1e-5, atol=1e-5)
+  assert not g['policy_logps'].any() and not g['rewards'].any()
+
+
+def test_token_value_counts_the_future_alone(tokens):
+  expected = []
+  for b, length in enumerate((4, 2, 1)):
+    rho = tokens['policy_logps'][b] - tokens['reference_logps'][b]
+    squares = [
+      0.5 * (tokens['values'][b, t] - (tokens['rewards'][b] - TAU * sum(rho[i] for i in range(t, length)))) ** 2
+      for t in range(length)
+    ]
+    expected.append(np.mean(squares))
+  inputs = float32(tokens) | {'mask': jnp.asarray(tokens['mask'])}
+  np.testing.assert_allclose(losses.dro_v_token_value(**inputs, tau=TAU), expected, rtol=1e-5)
+  g = gradients(functools.partial(losses.dro_v_token_value, tau=TAU), tokens, 'policy_logps', 'values')
+  assert not g['policy_logps'].any()
+  assert not g['values'][~tokens['mask']].any() and g['values'][tokens['mask']].all()
+
+
+def test_token_value_ignores_what_padding_holds(tokens):
+  inputs = float32(tokens) | {'mask': jnp.asarray(tokens['mask'])}
+  dirty = {k: jnp.where(inputs['mask'], inputs[k], 1e9) for k in ('policy_logps', 'reference_logps', 'values')}
+  clean = losses.dro_v_token_value(**inputs)
+  np.testing.assert_array_equal(losses.dro_v_token_value(**(inputs | dirty)), clean)
+
+
+def test_residual_holds_both_gradients(arrays):
+  residual = gradients(functools.partial(losses.dro_v_residual, tau=TAU), arrays, 'policy_logps', 'values')
+  policy = gradients(functools.partial(losses.dro_v_policy, tau=TAU), arrays, 'policy_logps')
+  value = gradients(functools.partial(losses.dro_v_value, tau=TAU), arrays, 'values')
+  np.testing.assert_allclose(residual['policy_logps'], TAU * policy['policy_logps'], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(residual['values'], value['values'], rtol=1e-5, atol=1e-5)
+
+
+def test_dro_p_is_half_the_variance_in_sum(arrays):
+  del arrays['values']
+  e = arrays['rewards'] - TAU * (arrays['policy_logps'] - arrays['reference_logps'])
+  loss = functools.partial(losses.dro_p, tau=TAU)
+  inputs = arrays | {'mean': e.mean()}
+  np.testing.assert_allclose(loss(**float32(inputs)), 0.5 * (e - e.mean()) ** 2, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(np.mean(loss(**float32(inputs))), np.var(e) / 2, rtol=1e-5)
+  g = gradients(loss, inputs, 'policy_logps', 'mean')
+  np.testing.assert_allclose(g['policy_logps'], -TAU * (e - e.mean()), rtol=1e-4, atol=1e-5)
+  assert g['mean'] == 0
+
+
+@pytest.mark.parametrize('loss', [losses.dro_v_policy, losses.dro_v_value, losses.dro_v_residual])
+def test_wrong_shapes_raise(arrays, loss):
+  with pytest.raises(ValueError, match='values has shape'):
+    loss.__wrapped__(**(float32(arrays) | {'values': jnp.zeros(1)}))
+
+
+def test_wrong_shapes_raise_for_tokens_and_statistics(tokens, arrays):
+  inputs = float32(tokens) | {'mask': jnp.asarray(tokens['mask'])}
+  with pytest.raises(ValueError, match='rewards has shape'):
+    losses.dro_v_token_value.__wrapped__(**(inputs | {'rewards': jnp.zeros(2)}))
+  del arrays['values']
+  with pytest.raises(ValueError, match='mean has shape'):
+    losses.dro_p.__wrapped__(**float32(arrays), mean=jnp.zeros(7))
+
+
+def test_dro_v_solves_the_bandit(bandit):
+  def loss(logps, value, _):
+    values = jnp.full(3, value)
+    args = (logps, bandit.reference_logps, bandit.rewards, values, bandit.tau)
+    return losses.dro_v_policy(*args) + losses.dro_v_value(*args)
+
+  policy, value = bandit(loss)
+  np.testing.assert_allclose(policy, bandit.optimum, atol=1e-5)
+  np.testing.assert_allclose(value, bandit.value, atol=1e-5)
+
+
+def test_dro_p_solves_the_bandit(bandit):
+  """One prompt: the batch's mean residual is V(x)."""
+
+  def loss(logps, _, behaviour):
+    mean = jnp.sum(behaviour * (bandit.rewards - bandit.tau * (logps - bandit.reference_logps)))
+    return losses.dro_p(logps, bandit.reference_logps, bandit.rewards, mean, bandit.tau)
+
+  policy, _ = bandit(loss)
+  np.testing.assert_allclose(policy, bandit.optimum, atol=1e-5)
+
+
+def test_a_dropped_value_biases_the_bandit(bandit):
+  def loss(logps, _, __):
+    return losses.dro_v_policy(logps, bandit.reference_logps, bandit.rewards, jnp.zeros(3), bandit.tau)
+
+  policy, _ = bandit(loss)
+  assert np.abs(policy - bandit.optimum).max() > 0.05
