@@ -126,7 +126,7 @@ def across_prompts(
 ) -> dict[str, Estimate]:
   """Rank correlation of each score with the logged reward, over all responses to all prompts.
 
-  τρ alone does not belong here: at DRO's optimum it is an advantage, r − V(x), and says nothing across prompts.
+  τρ alone does not belong here: at DRO's optimum it is an advantage, r − V(x), without the prompt's level.
   Pass V(x) + τρ.
   """
   prompt_N, num_prompts = _number(prompts)

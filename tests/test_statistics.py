@@ -76,7 +76,7 @@ def test_explained_variance_of_known_values():
 
 def test_bootstrap_of_a_mean_is_the_textbook_interval():
   x = np.random.default_rng(0).normal(size=400)
-  estimate = statistics.bootstrap(lambda weights_P: weights_P @ x / weights_P.sum(), 400, resamples=2000, seed=0)
+  estimate = statistics.bootstrap(lambda weights_P: weights_P @ x / 400, 400, resamples=2000, seed=0)
   half = 1.96 * x.std() / 20
   assert estimate.value == pytest.approx(x.mean())
   np.testing.assert_allclose([estimate.low, estimate.high], [x.mean() - half, x.mean() + half], atol=0.01)

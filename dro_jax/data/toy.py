@@ -39,13 +39,13 @@ class World(NamedTuple):
   """
 
   alphabets: tuple[str, ...] = ('bdgkp', 'aeiou', 'lmnst')
-  ease: tuple[float, ...] = (.05, .2, .35, .5, .65)
-  gain: float = .3
+  ease: tuple[float, ...] = (0.05, 0.2, 0.35, 0.5, 0.65)
+  gain: float = 0.3
   feedback: str = 'stars'
-  right: float = .4
-  habit: float = .35
-  skill: tuple[float, ...] = (.1, .15, .2, .25, .3)
-  fractions: tuple[float, ...] = (.3, .5, .2)
+  right: float = 0.4
+  habit: float = 0.35
+  skill: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3)
+  fractions: tuple[float, ...] = (0.3, 0.5, 0.2)
   seed: int = 0
 
 
@@ -59,9 +59,9 @@ def prompts(world: World, split: str) -> list[str]:
   if split not in SPLITS:
     raise ValueError(f'There is no split {split!r} in the toy world: pass one of {", ".join(SPLITS)}.')
   words = np.random.default_rng(world.seed).permutation(responses(world))
-  edges = np.round(np.cumsum((0., *world.fractions)) * len(words)).astype(int)
+  edges = np.round(np.cumsum((0.0, *world.fractions)) * len(words)).astype(int)
   i = SPLITS.index(split)
-  own = sorted(words[edges[i]:edges[i + 1]])
+  own = sorted(words[edges[i] : edges[i + 1]])
   return [prompt(word, mood) for word in own for mood in range(len(world.ease))]
 
 
@@ -132,7 +132,7 @@ def sft_records(world: World, n: int, seed: int) -> list[dict]:
   xs, ys = prompts(world, 'sft'), responses(world)
   x_N, y_N = _draw(rng, demonstration_logps(world, xs), n)
   return [
-    {'id': f'sft-{seed}-{i}', 'prompt': xs[x], 'response': ys[y], 'reward': 1.}
+    {'id': f'sft-{seed}-{i}', 'prompt': xs[x], 'response': ys[y], 'reward': 1.0}
     for i, (x, y) in enumerate(zip(x_N, y_N))
   ]
 
@@ -150,7 +150,7 @@ def normalise(logps_PY: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def optimum(
-    reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
+  reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
 ) -> tuple[np.ndarray, np.ndarray]:
   """log π* = log π_ref + r/τ − log Z, [P, Y], and V* = τ log Z, [P]."""
   tilted_PY = reference_logps_PY + rewards_PY / tau
@@ -161,18 +161,18 @@ def optimum(
 def kl(logps_PY: np.ndarray, other_logps_PY: np.ndarray) -> np.ndarray:
   """KL(π‖other) of each prompt, [P], in nats; 0 log 0 = 0."""
   p_PY = np.exp(logps_PY)
-  return np.sum(np.where(p_PY > 0, p_PY * (logps_PY - other_logps_PY), 0.), -1)
+  return np.sum(np.where(p_PY > 0, p_PY * (logps_PY - other_logps_PY), 0.0), -1)
 
 
 def objective(
-    logps_PY: np.ndarray, reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
+  logps_PY: np.ndarray, reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
 ) -> np.ndarray:
   """J = E_π[r] − τ KL(π‖π_ref) of each prompt, [P], in reward units."""
   return np.sum(np.exp(logps_PY) * rewards_PY, -1) - tau * kl(logps_PY, reference_logps_PY)
 
 
 def regret(
-    logps_PY: np.ndarray, reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
+  logps_PY: np.ndarray, reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
 ) -> np.ndarray:
   """J* − J of each prompt, [P], ≥ 0, in reward units; the same number as τ KL(π‖π*)."""
   _, values_P = optimum(reference_logps_PY, rewards_PY, tau)
@@ -185,7 +185,7 @@ def _choices(world):
 
 def _scale(world):
   """The lowest rating and how many votes are added to it."""
-  scales = {'stars': (1., 4), 'thumbs': (0., 1)}
+  scales = {'stars': (1.0, 4), 'thumbs': (0.0, 1)}
   if world.feedback not in scales:
     raise ValueError(f"World.feedback is 'stars' or 'thumbs', not {world.feedback!r}.")
   return scales[world.feedback]

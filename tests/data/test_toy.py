@@ -41,8 +41,8 @@ def test_expected_reward_counts_matches_by_hand(feedback, lowest, votes):
   world = WORLD._replace(feedback=feedback)
   rewards = toy.expected_reward(world, ['KOT 3', 'BAL 0'])
   for y, response in enumerate(toy.responses(world)):
-    for x, (word, ease) in enumerate([('kot', .5), ('bal', .05)]):
-      p = ease + .3 * sum(a == b for a, b in zip(word, response)) / 3
+    for x, (word, ease) in enumerate([('kot', 0.5), ('bal', 0.05)]):
+      p = ease + 0.3 * sum(a == b for a, b in zip(word, response)) / 3
       assert rewards[x, y] == pytest.approx(lowest + votes * p, abs=1e-12)
   assert toy.responses(world)[rewards[0].argmax()] == 'kot'
   assert rewards.min() >= lowest
@@ -58,13 +58,14 @@ def test_expected_ratings_stay_on_the_scale_everywhere():
 
 @pytest.mark.parametrize('logps', [toy.logging_logps, toy.demonstration_logps])
 def test_policies_are_distributions(logps):
-  np.testing.assert_allclose(np.exp(logps(WORLD, toy.prompts(WORLD, 'feedback'))).sum(-1), 1., rtol=1e-12)
+  np.testing.assert_allclose(np.exp(logps(WORLD, toy.prompts(WORLD, 'feedback'))).sum(-1), 1.0, rtol=1e-12)
 
 
 def test_logging_probability_of_one_word_by_hand():
   """'bot' for 'KOT' in mood 2: the favourite first letter though wrong, then two right ones."""
+
   def letter(right, favourite):
-    return .35 * favourite + .65 * (.2 * right + .8 / 5)
+    return 0.35 * favourite + 0.65 * (0.2 * right + 0.8 / 5)
 
   want = math.log(letter(0, 1)) + 2 * math.log(letter(1, 0))
   got = toy.logging_logps(WORLD, ['KOT 2'])[0, toy.responses(WORLD).index('bot')]
@@ -101,20 +102,20 @@ def test_logged_frequencies_and_ratings_match_the_world():
   mu = np.exp(toy.logging_logps(WORLD, xs))
   counts = np.zeros(len(ys))
   np.add.at(counts, [ys.index(record['response']) for record in records], 1)
-  np.testing.assert_allclose(counts / len(records), mu.mean(0), atol=.003)
+  np.testing.assert_allclose(counts / len(records), mu.mean(0), atol=0.003)
   moods = np.array([toy.parse(x)[1] for x in xs])
   expected = (mu * toy.expected_reward(WORLD, xs)).sum(-1)
   for mood in range(len(WORLD.ease)):
     ratings = [record['reward'] for record in records if toy.parse(record['prompt'])[1] == mood]
-    assert np.mean(ratings) == pytest.approx(expected[moods == mood].mean(), abs=.05)
+    assert np.mean(ratings) == pytest.approx(expected[moods == mood].mean(), abs=0.05)
 
 
-@pytest.mark.parametrize('feedback,values', [('stars', {1., 2., 3., 4., 5.}), ('thumbs', {0., 1.})])
+@pytest.mark.parametrize('feedback,values', [('stars', {1.0, 2.0, 3.0, 4.0, 5.0}), ('thumbs', {0.0, 1.0})])
 def test_ratings_have_the_expected_mean(feedback, values):
   world = WORLD._replace(feedback=feedback)
   expected = toy.expected_reward(world, ['KOT 3'])[0, :40]
   ratings = toy.rate(world, np.random.default_rng(0), np.broadcast_to(expected, (5000, 40)))
-  np.testing.assert_allclose(ratings.mean(0), expected, atol=.07)
+  np.testing.assert_allclose(ratings.mean(0), expected, atol=0.07)
   assert set(np.unique(ratings)) == values
 
 
@@ -125,7 +126,7 @@ def test_unknown_feedback_is_refused():
 
 def test_optimum_is_the_formula_in_plain_probabilities():
   _, reference, rewards = matrices()
-  tau = .3
+  tau = 0.3
   logps, values = toy.optimum(reference, rewards, tau)
   unnormalised = np.exp(reference) * np.exp(rewards / tau)
   z = unnormalised.sum(-1, keepdims=True)
@@ -136,58 +137,58 @@ def test_optimum_is_the_formula_in_plain_probabilities():
 def test_optimum_is_a_fixed_point_of_dro():
   """Eq. 4: r - V* - tau log(pi*/pi_ref) is 0 for every response, not on average."""
   _, reference, rewards = matrices()
-  logps, values = toy.optimum(reference, rewards, .3)
-  np.testing.assert_allclose(rewards - values[:, None] - .3 * (logps - reference), 0., atol=1e-12)
+  logps, values = toy.optimum(reference, rewards, 0.3)
+  np.testing.assert_allclose(rewards - values[:, None] - 0.3 * (logps - reference), 0.0, atol=1e-12)
 
 
 def test_no_other_policy_does_better_and_ascent_finds_it():
   _, reference, rewards = matrices()
-  reference, rewards, tau = reference[:3], rewards[:3], .3
+  reference, rewards, tau = reference[:3], rewards[:3], 0.3
   best, values = toy.optimum(reference, rewards, tau)
   np.testing.assert_allclose(toy.objective(best, reference, rewards, tau), values, rtol=1e-12)
   rng = np.random.default_rng(0)
   for _ in range(20):
-    other, _ = toy.normalise(best + .1 * rng.normal(size=best.shape))
+    other, _ = toy.normalise(best + 0.1 * rng.normal(size=best.shape))
     assert (toy.objective(other, reference, rewards, tau) < values).all()
   logits = reference.copy()
   for _ in range(300):  # mirror ascent: gradient of J in probabilities, up to a constant
-    logits, _ = toy.normalise(logits + .1 * (rewards / tau - (logits - reference)))
+    logits, _ = toy.normalise(logits + 0.1 * (rewards / tau - (logits - reference)))
   np.testing.assert_allclose(logits, best, atol=1e-8)
 
 
 def test_bandit_of_the_copg_paper():
-  reference, rewards = np.log(np.full((1, 3), 1 / 3)), np.array([[2.5, 2., 1.]])
-  logps, values = toy.optimum(reference, rewards, .5)
-  np.testing.assert_allclose(np.exp(logps[0]), [.70538, .25950, .03512], atol=5e-6)
+  reference, rewards = np.log(np.full((1, 3), 1 / 3)), np.array([[2.5, 2.0, 1.0]])
+  logps, values = toy.optimum(reference, rewards, 0.5)
+  np.testing.assert_allclose(np.exp(logps[0]), [0.70538, 0.25950, 0.03512], atol=5e-6)
   assert values[0] == pytest.approx(2.12520, abs=5e-6)
-  assert toy.objective(reference, reference, rewards, .5)[0] == pytest.approx(1.83333, abs=5e-6)
+  assert toy.objective(reference, reference, rewards, 0.5)[0] == pytest.approx(1.83333, abs=5e-6)
 
 
 def test_regret_is_tau_times_kl_to_the_optimum():
   xs, reference, rewards = matrices()
-  logps, tau = toy.logging_logps(WORLD, xs), .3
+  logps, tau = toy.logging_logps(WORLD, xs), 0.3
   best, _ = toy.optimum(reference, rewards, tau)
   np.testing.assert_allclose(toy.regret(logps, reference, rewards, tau), tau * toy.kl(logps, best), rtol=1e-9)
 
 
 def test_kl_of_a_policy_that_never_says_some_words():
   sure = np.full((1, 4), -np.inf)
-  sure[0, 2] = 0.
-  assert toy.kl(sure, np.log(np.full((1, 4), .25)))[0] == pytest.approx(math.log(4))
+  sure[0, 2] = 0.0
+  assert toy.kl(sure, np.log(np.full((1, 4), 0.25)))[0] == pytest.approx(math.log(4))
 
 
 def test_normalise_says_what_was_missing():
-  logps, mass = toy.normalise(np.log([[.2, .6], [.5, .5]]))
-  np.testing.assert_allclose(np.exp(logps), [[.25, .75], [.5, .5]])
-  np.testing.assert_allclose(mass, [.8, 1.])
+  logps, mass = toy.normalise(np.log([[0.2, 0.6], [0.5, 0.5]]))
+  np.testing.assert_allclose(np.exp(logps), [[0.25, 0.75], [0.5, 0.5]])
+  np.testing.assert_allclose(mass, [0.8, 1.0])
 
 
 def test_the_world_asks_for_a_value_function():
   """V* spreads wider over prompts than responses differ within one, and the log is far from the reference."""
   xs, reference, rewards = matrices()
-  _, values = toy.optimum(reference, rewards, .2)
+  _, values = toy.optimum(reference, rewards, 0.2)
   assert values.std() > 2 * rewards.std(-1).max()
   logged = toy.logging_logps(WORLD, xs)
-  assert toy.kl(logged, reference).mean() > .5
-  regrets = [toy.regret(logps, reference, rewards, .2).mean() for logps in (logged, reference)]
+  assert toy.kl(logged, reference).mean() > 0.5
+  regrets = [toy.regret(logps, reference, rewards, 0.2).mean() for logps in (logged, reference)]
   assert regrets[0] > regrets[1]

@@ -1,0 +1,42 @@
+"""The notebooks run from top to bottom, and say what they claim."""
+
+import pathlib
+import re
+
+import pytest
+
+nbclient = pytest.importorskip('nbclient')
+nbformat = pytest.importorskip('nbformat')
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def read(name):
+  return nbformat.read(ROOT / 'notebooks' / name, as_version=4)
+
+
+def test_losses_finds_the_optimum():
+  notebook = read('losses.ipynb')
+  resources = {'metadata': {'path': str(ROOT)}}
+  nbclient.NotebookClient(notebook, timeout=120, kernel_name='python3', resources=resources).execute()
+  printed = ''.join(
+    output.text
+    for cell in notebook.cells
+    for output in cell.get('outputs', ())
+    if output.output_type == 'stream'
+  )
+  found = {
+    name: [float(x) for x in re.findall(rf'^{name} +(.+)$', printed, re.M)[0].split()]
+    for name in ('DRO-V', 'optimum')
+  }
+  assert found['optimum'] == [0.70538, 0.25950, 0.03512, 2.12520]
+  assert found['DRO-V'] == pytest.approx(found['optimum'], abs=1e-4)
+  regrets = {name: float(x) for name, x in re.findall(r'^(\S+) +regret .* = (\S+)$', printed, re.M)}
+  assert regrets['DRO-V'] < 1e-3 < regrets['DRO-P'] < regrets['KTO']
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'notebooks').glob('*.ipynb')), ids=lambda path: path.name)
+def test_committed_without_outputs(path):
+  for cell in read(path.name).cells:
+    assert not cell.get('outputs')
+    assert cell.get('execution_count') is None
