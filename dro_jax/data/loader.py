@@ -1,0 +1,171 @@
+"""Rows for this host: any batch, any range of its rows, in the background if asked."""
+
+import functools
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from dro_jax.data import layout as layouts
+from dro_jax.types import Mismatched, Rows
+
+
+class _Batch(NamedTuple):
+  examples: np.ndarray
+  placement: layouts.Placement
+  mismatch: layouts.Mismatch | None
+
+
+class Loader:
+  """Batches of a token table as rows.
+
+  Every host computes the placement of the whole batch from lengths, and reads the tokens of its own rows only (and,
+  mismatched, of the rows whose responses these decode).
+
+  Args:
+    table: a `TokenTable`.
+    plan: a `Plan` or `SequentialPlan` over its records.
+    layout: a `Layout`.
+    mismatched: add KTO's mismatched decoder side to the rows.
+  """
+
+  def __init__(self, table, plan, layout: layouts.Layout, *, mismatched: bool = False):
+    if plan.num_examples != len(table):
+      raise ValueError(f'the plan was made for {plan.num_examples} records, the table has {len(table)}')
+    self.table, self.plan, self.layout, self.mismatched = table, plan, layout, mismatched
+    self._batch = functools.lru_cache(maxsize=4)(self._place)
+    self._seen = {layout.rows}
+
+  def num_rows(self, step: int) -> int:
+    """Rows of batch `step`: the layout's, or more where the batch does not fit them."""
+    return self._batch(step).placement.rows
+
+  def rows(self, step: int, start: int = 0, stop: int | None = None) -> Rows:
+    """Rows [start, stop) of batch `step`: numpy arrays, padding 0, `example_id` the record's number in the table."""
+    batch = self._batch(step)
+    stop = batch.placement.rows if stop is None else stop
+    if not 0 <= start <= stop <= batch.placement.rows:
+      raise ValueError(f'batch {step} has rows 0..{batch.placement.rows}, not {start}..{stop}')
+    here = np.arange(start, stop)
+    mismatched = self._mismatched(batch, here) if self.mismatched else None
+    return Rows(
+      *self._prompts(batch, here),
+      *self._responses(batch, here, here, batch.placement.response_prompt),
+      *self._per_response(batch, here),
+      mismatched=mismatched,
+    )
+
+  def fill(self, step: int) -> tuple[float, float]:
+    """Shares of batch `step`'s prompt and response positions that hold tokens."""
+    batch = self._batch(step)
+    prompt = self.table.prompt_lengths[batch.examples[batch.placement.prompt_example]].sum()
+    response = self.table.response_lengths[batch.examples].sum()
+    rows = batch.placement.rows
+    return prompt / (rows * self.layout.prompt_length), response / (rows * self.layout.response_length)
+
+  def _place(self, step: int) -> _Batch:
+    examples = self.plan.batch(step)
+    index = self.table.prompt_index[examples]
+    placement = self.layout.place(self.table.prompt_lengths[examples], self.table.response_lengths[examples], index)
+    if placement.rows not in self._seen:
+      self._seen.add(placement.rows)
+      logging.getLogger(__name__).info(
+        'batch %d takes %d rows instead of %d: one more compilation', step, placement.rows, self.layout.rows
+      )
+    return _Batch(examples, placement, layouts.mismatch(placement, index) if self.mismatched else None)
+
+  def _prompts(self, batch: _Batch, here: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Tokens, segments and positions of the prompts of some rows, each `[B, S]`."""
+    place = batch.placement
+    tokens, segments, positions = np.zeros((3, len(here), self.layout.prompt_length), np.int32)
+    for i in np.flatnonzero(np.isin(place.prompt_row, here)):
+      text = self.table.prompt(int(batch.examples[place.prompt_example[i]]))
+      row, start = place.prompt_row[i] - here[0], place.prompt_start[i]
+      tokens[row, start : start + len(text)] = text
+      segments[row, start : start + len(text)] = place.prompt_segment[i]
+      positions[row, start : start + len(text)] = np.arange(len(text))
+    return tokens, segments, positions
+
+  def _responses(self, batch: _Batch, here: np.ndarray, sources: np.ndarray, prompts: np.ndarray):
+    """Tokens, segments, positions and prompts of the responses of rows `sources`, put into rows `here`: `[B, T]`."""
+    place = batch.placement
+    filled = np.zeros((4, len(here), self.layout.response_length), np.int32)
+    for row, source in enumerate(sources):
+      for i in np.flatnonzero(place.response_row == source):
+        text = self.table.response(int(batch.examples[i]))
+        span = slice(place.response_start[i], place.response_start[i] + len(text))
+        filled[0, row, span] = text
+        filled[1, row, span] = place.response_segment[i]
+        filled[2, row, span] = np.arange(len(text))
+        filled[3, row, span] = prompts[i]
+    return filled
+
+  def _per_response(self, batch: _Batch, here: np.ndarray):
+    """Rewards, example ids, validity and columns, each `[B, R]`."""
+    place = batch.placement
+    mine = np.flatnonzero(np.isin(place.response_row, here))
+    where = place.response_row[mine] - (here[0] if len(here) else 0), place.response_segment[mine] - 1
+    examples = batch.examples[mine]
+
+    def spread(values: np.ndarray, dtype) -> np.ndarray:
+      values_BR = np.zeros((len(here), self.layout.slots), dtype)
+      values_BR[where] = values
+      return values_BR
+
+    columns = {name: spread(column[examples], np.float32) for name, column in self.table.columns.items()}
+    rewards = spread(self.table.rewards[examples], np.float32)
+    return rewards, spread(examples, np.int32), spread(np.ones(len(mine)), np.bool_), columns
+
+  def _mismatched(self, batch: _Batch, here: np.ndarray) -> Mismatched:
+    place, prompts = batch.placement, batch.mismatch.prompt
+    sources = batch.mismatch.source_row[here]
+    valid = np.zeros((len(here), self.layout.slots), np.bool_)
+    for row, source in enumerate(sources):
+      for i in np.flatnonzero(place.response_row == source):
+        valid[row, place.response_segment[i] - 1] = prompts[i] > 0
+    return Mismatched(*self._responses(batch, here, sources, prompts), valid)
+
+
+def prefetch(
+  loader: Loader, steps: Iterable[int], start: int = 0, stop: int | None = None, size: int = 2
+) -> Iterator[tuple[int, Rows]]:
+  """Yields (step, rows) for `steps`, loaded up to `size` batches ahead in a background thread.
+
+  An exception of the loader is raised here, at the step it belongs to. Closing the generator ends the thread.
+  """
+  ready = queue.Queue(maxsize=size)
+  closed = threading.Event()
+
+  def put(item) -> None:
+    while not closed.is_set():
+      try:
+        return ready.put(item, timeout=0.1)
+      except queue.Full:
+        continue
+
+  def work() -> None:
+    try:
+      for step in steps:
+        if closed.is_set():
+          return
+        put((step, loader.rows(step, start, stop), None))
+      put((None, None, None))
+    except BaseException as error:
+      put((None, None, error))
+
+  thread = threading.Thread(target=work, name='prefetch', daemon=True)
+  thread.start()
+  try:
+    while True:
+      step, rows, error = ready.get()
+      if error is not None:
+        raise error
+      if rows is None:
+        return
+      yield step, rows
+  finally:
+    closed.set()
+    thread.join(timeout=5)
