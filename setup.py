@@ -38,6 +38,7 @@ _EXTRAS = {
   'dev': [
     *_HF,
     *_NOTEBOOKS,
+    'beartype',
     'hypothesis',
     'pytest',
     'pytest-xdist',
@@ -45,7 +46,6 @@ _EXTRAS = {
     'scipy',
     'torch==2.13.0',
     'transformers',
-    'beartype',
   ],
 }
 

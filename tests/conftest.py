@@ -1,15 +1,17 @@
-"""What every test runs under: 8 CPU devices, rank promotion raises, shapes are checked, warnings are errors."""
+"""What every test runs under: 8 CPU devices, rank promotion raises, shapes checked, warnings are errors."""
 
 import os
 import pathlib
 
 # Before anything imports jax or tensorflow. Two workers on two cores: one computing thread each.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = ' '.join((
-  os.environ.get('XLA_FLAGS', ''),
-  '--xla_force_host_platform_device_count=8',
-  '--xla_cpu_multi_thread_eigen=false',
-))
+os.environ['XLA_FLAGS'] = ' '.join(
+  (
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+    '--xla_cpu_multi_thread_eigen=false',
+  )
+)
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')
 os.environ.setdefault('TF_NUM_INTEROP_THREADS', '1')
@@ -26,8 +28,7 @@ jaxtyping.install_import_hook('dro_jax', 'beartype.beartype')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # A third party's warning that we can do nothing about, each with whose it is and when it shows.
-_THIRD_PARTIES = (
-)
+_THIRD_PARTIES = ()
 
 
 def pytest_configure(config):

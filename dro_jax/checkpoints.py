@@ -1,0 +1,251 @@
+"""Checkpoints of a run, and parameters on disk for a run to start from.
+
+    MODEL_DIR/checkpoints/STEP/{state, metadata, metrics}      written by `Checkpoints`
+    IMPORTED_DIR/{params, metadata}                            written by `save_params`
+
+Each STEP and each IMPORTED_DIR appears by one rename, complete or not at all. `--init_from` takes an imported
+folder, a run's folder, or one STEP of it, and reads the policy's parameters only.
+"""
+
+import functools
+import json
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from dro_jax.errors import UsageError
+from dro_jax.types import Params
+
+# Where the metadata says what "best" meant to the run.
+_BEST_METRIC, _BEST_MODE = 'best_metric', 'best_mode'
+
+
+class Checkpoints:
+  """The newest and the best states of a run, saved while the run goes on.
+
+  Keeps the `keep_last` newest steps and, where `best_metric` is named, the `keep_best` steps with the largest
+  (`best_mode='max'`) or smallest (`'min'`) value of it. `metadata` (JSON) is written beside every state: what
+  is needed to rebuild the model before its arrays are read.
+
+  Saving returns once the arrays are copied off the devices, so their buffers may be donated to the next step;
+  a failure to write is raised by the next call. All processes make the same calls.
+  """
+
+  def __init__(
+    self,
+    directory: str | epath.PathLike,
+    *,
+    keep_last: int = 1,
+    keep_best: int = 1,
+    best_metric: str | None = None,
+    best_mode: str = 'max',
+    metadata: Mapping[str, Any] | None = None,
+  ):
+    if keep_last < 1:
+      raise UsageError(f'keep_last is {keep_last}: a run resumes from its newest checkpoint; pass 1 or more')
+    if best_mode not in ('min', 'max'):
+      raise UsageError(f"best_mode is {best_mode!r}: pass 'max' where more of the metric is better, or 'min'")
+    self._best_metric = best_metric
+    self._metadata = {**(metadata or {}), _BEST_METRIC: best_metric, _BEST_MODE: best_mode}
+    self._manager = ocp.CheckpointManager(
+      _absolute(directory), options=_options(keep_last, keep_best, best_metric, best_mode)
+    )
+
+  def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+    """Starts to save `state` as `step`; a step that is already there is left as it is."""
+    if step in self._manager.all_steps():
+      return
+    arguments = ocp.args.Composite(
+      state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave({**self._metadata, 'step': step})
+    )
+    self._manager.save(step, args=arguments, metrics=self._rankable(metrics or {}), force=True)
+
+  def _rankable(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
+    # A checkpoint whose metric was not measured, or is not finite, is nobody's best.
+    finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    return finite if self._best_metric in finite else None
+
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """The step with the best metric; `None` where none was measured."""
+    return self._manager.best_step() if self._best_metric else None
+
+  def restore(self, step: int, abstract_state: Any) -> Any:
+    """The state saved as `step`, bit for bit, laid out as `abstract_state`'s shardings say.
+
+    `abstract_state` is a tree of `jax.ShapeDtypeStruct`: the mesh need not be the one that saved it.
+    """
+    folder = epath.Path(self._manager.directory)
+    if step not in self._manager.all_steps():
+      raise UsageError(f'no checkpoint of step {step} in {folder}: it has {self._manager.all_steps()}')
+    return _read_tree(folder / str(step) / 'state', (), abstract_state)
+
+  def wait(self) -> None:
+    """Blocks until what was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def _options(
+  keep_last: int, keep_best: int, best_metric: str | None, best_mode: str
+) -> ocp.CheckpointManagerOptions:
+  kept = [checkpoint_managers.LatestN(keep_last)]
+  best_fn = None
+  if best_metric:
+    best_fn = lambda metrics: metrics[best_metric]  # noqa: E731
+    kept.append(
+      checkpoint_managers.BestN(
+        get_metric_fn=best_fn, reverse=best_mode == 'min', n=keep_best, keep_checkpoints_without_metrics=False
+      )
+    )
+  return ocp.CheckpointManagerOptions(
+    best_fn=best_fn,
+    best_mode=best_mode,
+    preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+    cleanup_tmp_directories=True,
+  )
+
+
+def save_params(directory: str | epath.PathLike, params: Params, metadata: Mapping[str, Any]) -> None:
+  """Writes a policy's parameters and what describes them (JSON) for `--init_from`, all at once."""
+  directory = _absolute(directory)
+  if directory.exists():
+    raise UsageError(f'{directory} exists already: name a folder that does not, or remove it first')
+  arguments = ocp.args.Composite(
+    params=ocp.args.PyTreeSave(params), metadata=ocp.args.JsonSave(dict(metadata))
+  )
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    checkpointer.save(directory, args=arguments)
+
+
+def load_metadata(directory: str | epath.PathLike) -> dict[str, Any]:
+  """What was saved beside the parameters that `load_params` would read from `directory`."""
+  return _read_metadata(_find_checkpoint(directory))
+
+
+def load_params(
+  directory: str | epath.PathLike, abstract: Params | None = None
+) -> tuple[Params, dict[str, Any]]:
+  """The policy's parameters and their metadata from an imported folder, a run's folder or one step of it.
+
+  Of a run it takes the best step, or the newest where no best was measured. `abstract` is the tree the model
+  has, of `jax.ShapeDtypeStruct`: with shardings the arrays are born sharded. Without it: numpy arrays.
+  """
+  folder = _find_checkpoint(directory)
+  imported = (folder / 'params').exists()
+  item, path = (folder / 'params', ()) if imported else (folder / 'state', ('params', 'policy'))
+  return _read_tree(item, path, abstract), _read_metadata(folder)
+
+
+def _find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
+  directory = _absolute(directory)
+  if _is_checkpoint(directory):
+    return directory
+  for steps_folder in (directory / 'checkpoints', directory):
+    steps = _steps(steps_folder)
+    if steps:
+      return steps_folder / str(_preferred_step(steps_folder, steps))
+  hint = 'it does not exist'
+  if directory.exists():
+    names = sorted(path.name for path in directory.iterdir())[:8]
+    hint = f'it holds {", ".join(names) or "nothing"}'
+  raise UsageError(
+    f"no checkpoint in {directory}: {hint}. Pass a run's model_dir, one of its checkpoints/STEP folders, "
+    'or a folder written by `dro_jax import_checkpoint`'
+  )
+
+
+def _is_checkpoint(folder: epath.Path) -> bool:
+  holds = any((folder / item).exists() for item in ('params', 'state'))
+  return holds and (folder / 'metadata').exists() and ocp.path.step.is_path_finalized(folder)
+
+
+def _steps(folder: epath.Path) -> list[int]:
+  if not folder.is_dir():
+    return []
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and _is_checkpoint(path))
+
+
+def _preferred_step(folder: epath.Path, steps: list[int]) -> int:
+  newest = _read_metadata(folder / str(steps[-1]))
+  scores = {step: _read_metric(folder / str(step), newest[_BEST_METRIC]) for step in steps}
+  measured = {step: score for step, score in scores.items() if score is not None}
+  if not measured:
+    return steps[-1]
+  sign = -1 if newest[_BEST_MODE] == 'min' else 1
+  return max(measured, key=lambda step: (sign * measured[step], step))
+
+
+def _read_metric(folder: epath.Path, name: str | None) -> float | None:
+  file = folder / 'metrics' / 'metrics'
+  return json.loads(file.read_text()).get(name) if file.exists() else None
+
+
+def _read_metadata(folder: epath.Path) -> dict[str, Any]:
+  return json.loads((folder / 'metadata' / 'metadata').read_text())
+
+
+def _read_tree(folder: epath.Path, path: tuple[str, ...], abstract: Any | None) -> Any:
+  """The subtree at `path` of the tree saved in `folder`; nothing beside it is read."""
+  handler = ocp.PyTreeCheckpointHandler()
+  saved = _subtree(handler.metadata(folder).tree, path)
+  abstract = _shapes_only(saved) if abstract is None else abstract
+  _refuse_other_tree(folder, saved, abstract)
+  item = abstract
+  for name in reversed(path):
+    item = {name: item}
+  arguments = ocp.args.PyTreeRestore(
+    item=item, restore_args=jax.tree.map(_restore_args, item), partial_restore=bool(path)
+  )
+  return _subtree(handler.restore(folder, args=arguments), path)
+
+
+def _subtree(tree: Any, path: tuple[str, ...]) -> Any:
+  return functools.reduce(operator.getitem, path, tree)
+
+
+def _shapes_only(saved: Any) -> Any:
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
+
+
+def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+  sharding = getattr(leaf, 'sharding', None)
+  if sharding is None:
+    return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+  return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+
+def _refuse_other_tree(folder: epath.Path, saved: Any, wanted: Any) -> None:
+  """Names the first array, in path order, that differs between a checkpoint and what is to be filled."""
+  saved_shapes, wanted_shapes = dict(_shapes(saved)), dict(_shapes(wanted))
+  for name in sorted(saved_shapes.keys() | wanted_shapes.keys()):
+    there, here = saved_shapes.get(name), wanted_shapes.get(name)
+    if there != here:
+      raise UsageError(
+        f'the checkpoint {folder.parent} does not fit: {name} is {_say(there)} there and {_say(here)} in '
+        'this run. Use the model configuration, vocabulary and optimizers that it was made with'
+      )
+
+
+def _shapes(tree: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    yield jax.tree_util.keystr(path, simple=True, separator='/'), tuple(leaf.shape)
+
+
+def _say(shape: tuple[int, ...] | None) -> str:
+  return 'absent' if shape is None else f'of shape {list(shape)}'
+
+
+def _absolute(directory: str | epath.PathLike) -> epath.Path:
+  return epath.Path(directory).expanduser().absolute()
