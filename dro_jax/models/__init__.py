@@ -1,0 +1,1 @@
+"""Networks, in flax.linen: T5 and the value networks read beside it."""

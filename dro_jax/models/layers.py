@@ -1,0 +1,252 @@
+"""T5's layers: attention, gated MLP, RMS norm, relative position bias, with T5X's parameter names.
+
+Logical axes, which `partitioning.py` maps to the mesh:
+
+- parameters, as T5X names them: `vocab`, `embed`, `joined_kv` (heads × head width), `mlp`, `heads`,
+  `relpos_buckets`, and `layers` (axis 1 of every parameter of a scanned stack);
+- activations: `activation_batch`, `activation_length`, `activation_embed`, `activation_heads`,
+  `activation_kv`, `activation_mlp`, `activation_vocab`.
+
+Dimensions beyond `dro_jax.types`: C width of a head, F width of the MLP, S keys (a prompt's, or in
+self-attention the queries' own). Parameters are float32; norms, attention logits and softmax are computed in
+float32; `dtype` is the activations'.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Bool, Float, Int
+
+from dro_jax.types import Array
+
+# Low enough that a masked probability is exactly 0, and finite: a query with nothing to see (padding) gets
+# the mean of everything instead of NaN.
+MASKED = -1e10
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  'relu': jax.nn.relu,
+  'gelu': functools.partial(jax.nn.gelu, approximate=True),
+  'silu': jax.nn.silu,
+  'linear': lambda x: x,
+}
+
+_fan_in_normal = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+_fan_in_truncated = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
+
+
+class KeysValues(NamedTuple):
+  """What attention reads: projected keys and values."""
+
+  keys: Float[Array, 'B S H C']
+  values: Float[Array, 'B S H C']
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+  """Shards an activation by its logical axis names; does nothing without a mesh and axis rules."""
+  return nn.with_logical_constraint(x, names)
+
+
+def constrain_hidden(x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  """Shards hidden states."""
+  return constrain(x_BTD, 'activation_batch', 'activation_length', 'activation_embed')
+
+
+class Dense(nn.Module):
+  """y = x W, without a bias."""
+
+  features: int
+  axes: tuple[str, str]
+  dtype: Any = jnp.float32
+  kernel_init: Callable[..., Array] = _fan_in_truncated
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
+    init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+    kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
+    return jnp.einsum('...i,io->...o', x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class RMSNorm(nn.Module):
+  """y = x / √(mean x² + ε) · scale, computed in float32."""
+
+  dtype: Any = jnp.float32
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    init = nn.with_logical_partitioning(nn.initializers.ones, ('embed',))
+    scale_D = self.param('scale', init, (x.shape[-1],), jnp.float32)
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    y = x * jax.lax.rsqrt(mean_square + self.epsilon) * scale_D[None, None, :]
+    return constrain_hidden(y.astype(self.dtype))
+
+
+class Embedding(nn.Module):
+  """Token vectors, and logits against the same table where the model ties them."""
+
+  vocab_size: int
+  features: int
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('vocab', 'embed'))
+    self.embedding = self.param('embedding', init, (self.vocab_size, self.features), jnp.float32)
+
+  def __call__(self, tokens_BT: Int[Array, 'B T']) -> Float[Array, 'B T D']:
+    # An id outside the vocabulary gives NaN, which stops a run: clamping would train on another token.
+    vectors_BTD = jnp.take(self.embedding, tokens_BT, axis=0, mode='fill', fill_value=jnp.nan)
+    return constrain_hidden(vectors_BTD.astype(self.dtype))
+
+  def attend(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
+    """Inner products with every token's vector, float32."""
+    return jnp.einsum('btd,vd->btv', x_BTD.astype(jnp.float32), self.embedding)
+
+
+class MLP(nn.Module):
+  """y = (Π_i act_i(x W_i)) W_o: one activation in T5 1.0, a gated pair in 1.1."""
+
+  width: int
+  activations: tuple[str, ...]
+  dropout_rate: float = 0.0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD: Float[Array, 'B T D'], deterministic: bool = True) -> Float[Array, 'B T D']:
+    names = ['wi'] if len(self.activations) == 1 else [f'wi_{i}' for i in range(len(self.activations))]
+    parts = [
+      ACTIVATIONS[activation](Dense(self.width, ('embed', 'mlp'), self.dtype, name=name)(x_BTD))
+      for name, activation in zip(names, self.activations)
+    ]
+    inner_BTF = functools.reduce(operator.mul, parts)
+    inner_BTF = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(inner_BTF, deterministic)
+    inner_BTF = constrain(inner_BTF, 'activation_batch', 'activation_length', 'activation_mlp')
+    return Dense(x_BTD.shape[-1], ('mlp', 'embed'), self.dtype, name='wo')(inner_BTF)
+
+
+def attention_weights(
+  queries: Float[Array, 'B T H C'],
+  keys: Float[Array, 'B S H C'],
+  bias: Float[Array, '1 H T S'] | None,
+  mask: Bool[Array, 'B 1 T S'],
+) -> Float[Array, 'B H T S']:
+  """softmax_s(q_t · k_s + bias_ts) over the keys that the mask allows, float32.
+
+  T5 does not divide by √C: the queries' initialiser does.
+  """
+  logits_BHTS = jnp.einsum('bthc,bshc->bhts', queries, keys, preferred_element_type=jnp.float32)
+  if bias is not None:
+    logits_BHTS = logits_BHTS + bias
+  return jax.nn.softmax(jnp.where(mask, logits_BHTS, MASKED), axis=-1)
+
+
+class Attention(nn.Module):
+  """Multi-head attention of `x` over keys and values from `keys_values`, just projected or kept."""
+
+  features: int
+  num_heads: int
+  head_dim: int
+  dropout_rate: float = 0.0
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    def query_init(*args: Any) -> Array:
+      return _fan_in_normal(*args) / np.sqrt(self.head_dim).astype(np.float32)
+
+    joined = self.num_heads * self.head_dim
+    self.query = Dense(joined, ('embed', 'joined_kv'), self.dtype, query_init)
+    self.key = Dense(joined, ('embed', 'joined_kv'), self.dtype, _fan_in_normal)
+    self.value = Dense(joined, ('embed', 'joined_kv'), self.dtype, _fan_in_normal)
+    self.out = Dense(self.features, ('joined_kv', 'embed'), self.dtype, _fan_in_normal)
+    self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+
+  def _split_heads(self, x: Float[Array, 'B T HC']) -> Float[Array, 'B T H C']:
+    heads = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+    return constrain(heads, 'activation_batch', 'activation_length', 'activation_heads', 'activation_kv')
+
+  def keys_values(self, context_BSD: Float[Array, 'B S D']) -> KeysValues:
+    """Keys and values of the states attended to."""
+    return KeysValues(self._split_heads(self.key(context_BSD)), self._split_heads(self.value(context_BSD)))
+
+  def __call__(
+    self,
+    x_BTD: Float[Array, 'B T D'],
+    keys_values: KeysValues,
+    bias: Float[Array, '1 H T S'] | None,
+    mask: Bool[Array, 'B 1 T S'],
+    deterministic: bool = True,
+  ) -> Float[Array, 'B T D']:
+    queries_BTHC = self._split_heads(self.query(x_BTD))
+    weights_BHTS = attention_weights(queries_BTHC, keys_values.keys, bias, mask)
+    weights_BHTS = self.dropout(weights_BHTS.astype(self.dtype), deterministic)
+    read_BTHC = jnp.einsum('bhts,bshc->bthc', weights_BHTS, keys_values.values)
+    return self.out(read_BTHC.reshape(*x_BTD.shape[:-1], self.num_heads * self.head_dim))
+
+
+def relative_buckets(
+  relative: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+  """Bucket of each relative position (key − query): exact when near, logarithmic when far (T5, Sect. 2.1)."""
+  sign_bucket = np.zeros_like(relative)
+  if bidirectional:
+    num_buckets //= 2
+    sign_bucket = np.where(relative > 0, num_buckets, 0)
+    distance = np.abs(relative)
+  else:
+    distance = np.maximum(-relative, 0)
+  exact = num_buckets // 2
+  # float32 and the ε are part of the definition: they decide on which side of a boundary a distance falls.
+  ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact + np.finfo(np.float32).eps)
+  far = exact + (ratio / np.log(max_distance / exact) * (num_buckets - exact)).astype(np.int64)
+  return sign_bucket + np.where(distance < exact, distance, np.minimum(far, num_buckets - 1))
+
+
+def toeplitz(vector_HL: Float[Array, 'H L'], queries: int, keys: int) -> Float[Array, 'H T S']:
+  """Matrix whose entry (t, s) is the vector's entry s − t + queries − 1, for L = queries + keys.
+
+  By repeating and reshaping: its gradient is a sum, where a gather's would be a scatter, slow on a TPU and
+  of no fixed order on a GPU.
+  """
+  heads, length = vector_HL.shape
+  repeated = jnp.tile(vector_HL, (1, queries))[:, queries - 1 :]
+  return repeated[:, : queries * (length - 1)].reshape(heads, queries, length - 1)[:, :, :keys]
+
+
+class RelativeBias(nn.Module):
+  """T5's attention bias: one number per head and bucket of relative position, shared by all layers."""
+
+  num_heads: int
+  num_buckets: int
+  max_distance: int
+  bidirectional: bool
+
+  def setup(self):
+    init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
+    init = nn.with_logical_partitioning(init, ('heads', 'relpos_buckets'))
+    self.rel_embedding = self.param('rel_embedding', init, (self.num_heads, self.num_buckets), jnp.float32)
+
+  def by_relative_position(self, queries: int, keys: int) -> Float[Array, 'H L']:
+    """Bias at relative positions −(queries − 1) … keys, L = queries + keys."""
+    buckets_L = relative_buckets(
+      np.arange(-(queries - 1), keys + 1),
+      bidirectional=self.bidirectional,
+      num_buckets=self.num_buckets,
+      max_distance=self.max_distance,
+    )
+    one_hot_NL = np.equal(np.arange(self.num_buckets)[:, None], buckets_L[None, :]).astype(np.float32)
+    # The product only picks: a float32 bias must not be rounded to bfloat16 on its way.
+    return jnp.einsum('hn,nl->hl', self.rel_embedding, one_hot_NL, precision=jax.lax.Precision.HIGHEST)
+
+  def __call__(self, queries: int, keys: int) -> Float[Array, '1 H T S']:
+    return toeplitz(self.by_relative_position(queries, keys), queries, keys)[None]
+
+  def at(self, position: Int[Array, ''], keys: int) -> Float[Array, '1 H 1 S']:
+    """The row of one query, whose position is known only at run time: one step of decoding."""
+    vector_HL = self.by_relative_position(keys, keys)
+    return jax.lax.dynamic_slice_in_dim(vector_HL, keys - 1 - position, keys, axis=1)[None, :, None, :]
