@@ -257,31 +257,36 @@ def _even_out(batch, sizes, loads, capacities, rng: np.random.Generator) -> np.n
   batch = batch.copy()
   excess = -np.asarray(capacities, np.float64)[:, None] * np.ones(loads.shape[1])
   np.add.at(excess, batch, loads)
-  # Pieces come sorted by size, then by length: a stratum is a stretch of as many as there are batches.
-  strata = []
-  for members in np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(sizes)) + 1):
-    strata += np.split(members, np.arange(len(capacities), len(members), len(capacities)))
-  before = np.square(excess).sum()
-  for _ in range(_SWEEPS):
-    for stratum in strata:
-      _swap(batch, excess, loads, rng.permutation(stratum))
-    after = np.square(excess).sum()
-    if after > (1 - _LITTLE) * before:
-      break
-    before = after
+  # Pieces come sorted by size, then by length: a stratum is a stretch of as many as there are batches. Groups differ
+  # so much that strata alone cannot even them out: they are swapped across wider stretches too.
+  for width in (1, 4) if sizes.max() > 1 else (1,):
+    strata = _strata(sizes, width * len(capacities))
+    before = np.square(excess).sum()
+    for _ in range(_SWEEPS):
+      for stratum in strata:
+        _swap(batch, excess, loads, stratum, rng)
+      after = np.square(excess).sum()
+      if after > (1 - _LITTLE) * before:
+        break
+      before = after
   return batch
 
 
-def _swap(batch: np.ndarray, excess: np.ndarray, loads: np.ndarray, members: np.ndarray) -> None:
-  """Pairs a shuffled stratum's members up and swaps the batches of each pair that gains by it, in place."""
+def _strata(sizes: np.ndarray, width: int) -> list[np.ndarray]:
+  """Stretches of at most `width` pieces of one size."""
+  classes = np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(sizes)) + 1)
+  return [part for members in classes for part in np.split(members, np.arange(width, len(members), width))]
+
+
+def _swap(batch: np.ndarray, excess: np.ndarray, loads: np.ndarray, members: np.ndarray, rng) -> None:
+  """Pairs some of a stratum up, one of each batch, and swaps the batches of each pair that gains by it, in place."""
+  members = rng.permutation(members)
+  members = rng.permutation(members[np.unique(batch[members], return_index=True)[1]])
   half = len(members) // 2
   one, two = members[:half], members[half : 2 * half]
   from_one, from_two = batch[one], batch[two]
   change = loads[two] - loads[one]
-  gain = (change * (excess[from_two] - excess[from_one] - change)).sum(1)
-  # Gains hold only if no batch takes part in two swaps at once.
-  busy = np.bincount(np.concatenate([from_one, from_two]), minlength=len(excess))
-  take = (gain > 0) & (busy[from_one] == 1) & (busy[from_two] == 1)
+  take = (change * (excess[from_two] - excess[from_one] - change)).sum(1) > 0
   excess[from_one[take]] += change[take]
   excess[from_two[take]] -= change[take]
   batch[one[take]], batch[two[take]] = from_two[take], from_one[take]
