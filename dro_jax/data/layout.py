@@ -89,7 +89,9 @@ class Layout(NamedTuple):
     _check_lengths(layout, lengths)
     return _fit_slots(_fit_rows(layout, lengths, batches, coverage), lengths, batches)
 
-  def place(self, prompt_lengths: np.ndarray, response_lengths: np.ndarray, prompt_index: np.ndarray) -> Placement:
+  def place(
+    self, prompt_lengths: np.ndarray, response_lengths: np.ndarray, prompt_index: np.ndarray
+  ) -> Placement:
     """Places a batch, in `rows` rows or the next multiple that holds it."""
     lengths = _Lengths(np.asarray(prompt_lengths), np.asarray(response_lengths), np.asarray(prompt_index))
     _check_lengths(self, lengths)
@@ -163,7 +165,9 @@ def _fit_lengths(layout, lengths, batches, prompt_length, response_length, cover
   rows = _round_up(max(totals / limit), layout.row_multiple)
   for slack in np.arange(1.01, 3.0, 0.02):
     sizes = np.maximum(longest, totals / rows * slack)
-    sizes = [given or _round_up(size, _MULTIPLE) for given, size in zip((prompt_length, response_length), sizes)]
+    sizes = [
+      given or _round_up(size, _MULTIPLE) for given, size in zip((prompt_length, response_length), sizes)
+    ]
     tried = layout._replace(prompt_length=sizes[0], response_length=sizes[1], rows=rows)
     _check_lengths(tried, lengths)
     if _fit_rows(tried, lengths, batches, coverage).rows <= rows:
@@ -208,8 +212,15 @@ def _place(lengths: _Lengths, layout: Layout, rows: int) -> Placement | None:
   capacity = np.array([layout.prompt_length, layout.response_length, layout.slots], np.float64)
   if any(np.array([*_tokens(lengths, layout.encode_once), len(lengths.prompt)]) > rows * capacity):
     return None
-  for parts in (1, 2, 4, len(lengths.prompt)):  # Groups that fit nowhere whole are cut, at the price of a prompt copy.
-    units = _units([chunk for group in groups for chunk in _cut(group, parts, lengths, layout)], lengths, capacity)
+  for parts in (
+    1,
+    2,
+    4,
+    len(lengths.prompt),
+  ):  # Groups that fit nowhere whole are cut, at the price of a prompt copy.
+    units = _units(
+      [chunk for group in groups for chunk in _cut(group, parts, lengths, layout)], lengths, capacity
+    )
     assignment = _assign(units.loads, rows)
     if assignment is not None:
       return _lay_out(units.members, assignment, lengths, rows)
@@ -323,7 +334,9 @@ def _lay_out(members: list, assignment: np.ndarray, lengths: _Lengths, rows: int
     _counts_within(response_rows, lengths.response[responses]),
     prompt_segment[by_response],
   )
-  return Placement(rows, *fields, copies, unit_rows, prompt_segment, _counts_within(unit_rows, lengths.prompt[copies]))
+  return Placement(
+    rows, *fields, copies, unit_rows, prompt_segment, _counts_within(unit_rows, lengths.prompt[copies])
+  )
 
 
 def _counts_within(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -371,7 +384,9 @@ def _pair(placement: Placement, prompt_index: np.ndarray, used: np.ndarray, shif
     texts[row].append(int(prompt_index[example]))  # In the order of their segments.
   host = dict(zip(np.roll(used, -shift).tolist(), used.tolist()))
   prompt = np.zeros(len(prompt_index), np.int64)
-  for i, (row, segment) in enumerate(zip(placement.response_row.tolist(), placement.response_segment.tolist())):
+  for i, (row, segment) in enumerate(
+    zip(placement.response_row.tolist(), placement.response_segment.tolist())
+  ):
     offered = texts[host[row]]
     turns = ((segment - 1 + turn) % len(offered) for turn in range(len(offered)))
     prompt[i] = next((j + 1 for j in turns if offered[j] != prompt_index[i]), 0)

@@ -69,7 +69,9 @@ class Loader:
   def _place(self, step: int) -> _Batch:
     examples = self.plan.batch(step)
     index = self.table.prompt_index[examples]
-    placement = self.layout.place(self.table.prompt_lengths[examples], self.table.response_lengths[examples], index)
+    placement = self.layout.place(
+      self.table.prompt_lengths[examples], self.table.response_lengths[examples], index
+    )
     if placement.rows not in self._seen:
       self._seen.add(placement.rows)
       logging.getLogger(__name__).info(

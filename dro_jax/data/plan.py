@@ -185,13 +185,20 @@ class SequentialPlan:
   def batch(self, step: int) -> np.ndarray:
     """Record numbers of batch `step`, `[batch_size]` or what is left of the records."""
     if not 0 <= step < self.num_batches:
-      raise ValueError(f'{self.num_examples} records make {self.num_batches} batches: there is no batch {step}')
+      raise ValueError(
+        f'{self.num_examples} records make {self.num_batches} batches: there is no batch {step}'
+      )
     return np.arange(step * self.batch_size, min((step + 1) * self.batch_size, self.num_examples))
 
 
 def _chances(weights: Sequence[float] | np.ndarray, num_examples: int) -> np.ndarray:
   weights = np.asarray(weights, np.float64)
-  if weights.shape != (num_examples,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+  if (
+    weights.shape != (num_examples,)
+    or not np.isfinite(weights).all()
+    or (weights < 0).any()
+    or not weights.any()
+  ):
     raise ValueError(f'weights must be {num_examples} finite numbers of 0 or more, not all 0, got {weights}')
   return weights / weights.sum()
 
@@ -214,7 +221,9 @@ def _deal(edges: np.ndarray, measure: Callable, capacities: np.ndarray, rng: np.
   return dealt._replace(batch=_even_out(dealt.batch, sizes, loads, capacities, rng))
 
 
-def _deal_out(edges: np.ndarray, lengths: np.ndarray, capacities: np.ndarray, rng: np.random.Generator) -> _Pieces:
+def _deal_out(
+  edges: np.ndarray, lengths: np.ndarray, capacities: np.ndarray, rng: np.random.Generator
+) -> _Pieces:
   """Largest groups first, longest first within a size, each to the emptiest and then lightest batch.
 
   With single responses this is: sort by length, and of each stratum (as many as there are batches) one to each batch,

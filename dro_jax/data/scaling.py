@@ -1,0 +1,121 @@
+"""Reward scaling: fitted once on the training rewards, saved with the run, applied to every table."""
+
+import json
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from dro_jax.errors import UsageError
+
+KINDS = ('none', 'standardise', 'minmax', 'quantile')
+_KNOTS = 1001
+
+
+class RewardScaling(NamedTuple):
+  """scaled = (reward − shift) / scale, or the reward's quantile in the training data.
+
+  Attributes:
+    kind: one of `KINDS`.
+    shift: in reward units.
+    scale: reward units in one scaled unit: training at temperature τ on scaled rewards is training at τ · scale on the
+      rewards as they came.
+    knots: quantile only: (reward, quantile) pairs, linear in between.
+    statistics: of the training rewards, in reward units; `within_prompt_sd` is the spread that alignment works on.
+  """
+
+  kind: str = 'none'
+  shift: float = 0.0
+  scale: float = 1.0
+  knots: tuple[tuple[float, float], ...] = ()
+  statistics: dict[str, float] = {}
+
+  def apply(self, rewards: np.ndarray) -> np.ndarray:
+    """Scaled rewards, float64. Quantiles lie in [0, 1]; rewards outside the training range get its ends."""
+    rewards = np.asarray(rewards, np.float64)
+    if self.kind == 'quantile':
+      values, quantiles = np.asarray(self.knots).T
+      return np.interp(rewards, values, quantiles)
+    return (rewards - self.shift) / self.scale
+
+  def effective_temperature(self, temperature: float) -> float | None:
+    """τ in the reward's own units; None for quantiles, which stretch rewards unevenly."""
+    return None if self.kind == 'quantile' else temperature * self.scale
+
+  def to_json(self, temperature: float | None = None) -> dict:
+    """A plain dict; with a temperature it holds the effective one too."""
+    fields = self._asdict() | {'knots': [list(knot) for knot in self.knots]}
+    if temperature is not None:
+      fields['effective_temperature'] = self.effective_temperature(temperature)
+    return fields
+
+  def save(self, path: str | os.PathLike, temperature: float | None = None) -> None:
+    text = json.dumps(self.to_json(temperature), indent=2) + '\n'
+    with open(f'{path}.tmp', 'w') as file:
+      file.write(text)
+    os.replace(f'{path}.tmp', path)
+
+
+def from_json(fields: dict) -> RewardScaling:
+  knots = tuple((float(value), float(quantile)) for value, quantile in fields['knots'])
+  return RewardScaling(fields['kind'], fields['shift'], fields['scale'], knots, fields['statistics'])
+
+
+def load(path: str | os.PathLike) -> RewardScaling:
+  with open(path) as file:
+    return from_json(json.load(file))
+
+
+def fit(kind: str, rewards: np.ndarray, prompt_index: np.ndarray | None = None) -> RewardScaling:
+  """Fits a scaling.
+
+  Args:
+    kind: 'none'; 'standardise' to mean 0 and variance 1 over the data set; 'minmax' to [0, 1]; 'quantile' to the share
+      of training rewards below (ties in the middle).
+    rewards: training rewards, `[N]`.
+    prompt_index: equal numbers for equal prompts, for the within-prompt statistics.
+
+  Raises:
+    UsageError: an unknown kind, or rewards that are all equal.
+  """
+  rewards = np.asarray(rewards, np.float64)
+  if kind not in KINDS:
+    raise UsageError(f"reward scaling '{kind}' is unknown; choose from {', '.join(KINDS)}")
+  if kind != 'none' and np.ptp(rewards) == 0:
+    raise UsageError(
+      f"reward scaling '{kind}' divides by the rewards' spread, but all {len(rewards)} rewards are {rewards[0]}; "
+      "pass 'none'"
+    )
+  statistics = _statistics(rewards, prompt_index)
+  if kind == 'standardise':
+    return RewardScaling(kind, statistics['mean'], statistics['sd'], (), statistics)
+  if kind == 'minmax':
+    return RewardScaling(kind, statistics['min'], statistics['max'] - statistics['min'], (), statistics)
+  if kind == 'quantile':
+    return RewardScaling(kind, 0.0, 1.0, _quantiles(rewards), statistics)
+  return RewardScaling(kind, statistics=statistics)
+
+
+def _statistics(rewards: np.ndarray, prompt_index: np.ndarray | None) -> dict[str, float]:
+  found = {
+    'count': len(rewards),
+    'mean': rewards.mean(),
+    'sd': rewards.std(),
+    'min': rewards.min(),
+    'max': rewards.max(),
+  }
+  if prompt_index is not None:
+    _, group, counts = np.unique(prompt_index, return_inverse=True, return_counts=True)
+    means = np.bincount(group, rewards) / counts
+    freedom = len(rewards) - len(counts)  # Prompts with one response say nothing about the spread within.
+    if freedom:
+      found['within_prompt_sd'] = np.sqrt(np.square(rewards - means[group]).sum() / freedom)
+  return {name: float(value) for name, value in found.items()}
+
+
+def _quantiles(rewards: np.ndarray) -> tuple[tuple[float, float], ...]:
+  """Mid-ranks at distinct values, thinned to at most `_KNOTS`."""
+  values, counts = np.unique(rewards, return_counts=True)
+  quantiles = (np.cumsum(counts) - counts / 2) / len(rewards)
+  kept = np.unique(np.linspace(0, len(values) - 1, min(_KNOTS, len(values))).round().astype(int))
+  return tuple(zip(values[kept].tolist(), quantiles[kept].tolist()))

@@ -1,0 +1,344 @@
+"""Triplet files: one record a line or row with a prompt, a response, and (but for plain imitation) a reward.
+
+Formats by name: .jsonl, .csv, .tsv, each also .gz, and .parquet. Whatever is wrong with a record is one error that
+names the file, the line and the field, and says what to do.
+"""
+
+import csv
+import glob
+import gzip
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dro_jax.errors import UsageError
+
+FORMATS = ('.jsonl', '.csv', '.tsv', '.jsonl.gz', '.csv.gz', '.tsv.gz', '.parquet')
+FIELDS = ('prompt', 'response', 'reward', 'id')
+# What a log calls them, and what the rest of the project does.
+_ALIASES = {'behaviour_logprob': 'behaviour_logps', 'reference_logprob': 'reference_logps'}
+_NUMERIC = (
+  'label',
+  'behaviour_logps',
+  'reference_logps',
+)  # Columns that mean something: text in them is an error.
+_CSV_FIELD_LIMIT = 2**27
+
+
+class Record(NamedTuple):
+  """One triplet. `columns` holds its other numbers; `where` (file:line) names it in errors; `source` is its task."""
+
+  id: str
+  prompt: str
+  response: str
+  reward: float | None
+  columns: dict[str, float]
+  where: str
+  source: str = ''
+
+
+def is_files(name: str | Sequence[str]) -> bool:
+  """Whether this looks like triplet files: a known ending, a path separator, or an existing file."""
+  names = name.split(',') if isinstance(name, str) else list(name)
+  return any(str(n).endswith(FORMATS) or os.path.exists(n) or glob.has_magic(str(n)) for n in names)
+
+
+def expand(paths: str | Sequence[str]) -> list[str]:
+  """File names from one path, several, a comma-separated string or glob patterns, in order.
+
+  Raises:
+    UsageError: nothing there, or a format that is not known.
+  """
+  if isinstance(paths, str):
+    paths = [paths] if os.path.exists(paths) else paths.split(',')
+  found = []
+  for path in map(os.path.expanduser, map(os.fspath, paths)):
+    matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+    if not matches or not all(map(os.path.isfile, matches)):
+      raise UsageError(f"triplets '{path}': there is no such file")
+    found += matches
+  for path in found:
+    if not path.endswith(FORMATS):
+      raise UsageError(f"triplets '{path}': unknown format; the name must end in one of {', '.join(FORMATS)}")
+  return found
+
+
+def parse_pairs(pairs: str | Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+  """'a=b,c=d' (or a mapping, or nothing) as a dict."""
+  if not pairs:
+    return {}
+  if isinstance(pairs, Mapping):
+    return dict(pairs)
+  parts = [part.partition('=') for part in pairs.split(',')]
+  if not all(key.strip() and equals and value.strip() for key, equals, value in parts):
+    raise UsageError(f"{what} '{pairs}': pass NAME=VALUE pairs separated by commas")
+  return {key.strip(): value.strip() for key, _, value in parts}
+
+
+def read_triplets(
+  paths: str | Sequence[str],
+  columns: str | Mapping[str, str] | None = None,
+  *,
+  rewards_required: bool = True,
+  map_reward: str | Mapping[str, float] | None = None,
+) -> Iterator[Record]:
+  """Records of triplet files, one after the other.
+
+  Args:
+    paths: see `expand`.
+    columns: our name to the file's: 'prompt=question,response=answer,reward=thumbs'.
+    rewards_required: False where a missing reward is fine (imitation).
+    map_reward: numbers for rewards that are words: 'up=1,down=0'.
+
+  Raises:
+    UsageError: names file:line and field.
+  """
+  files = expand(paths)
+  raw = ((f'{path}:{line}', fields) for path in files for line, fields in _READERS[_format(path)](path))
+  options = {'columns': columns, 'rewards_required': rewards_required, 'map_reward': map_reward}
+  typeless = {path for path in files if _format(path) in ('csv', 'tsv')}
+  return _records(raw, typeless=typeless, **options)
+
+
+def from_mappings(
+  mappings: Iterable[Mapping[str, Any]], where: str = 'record', **options
+) -> Iterator[Record]:
+  """Records from dicts in memory, checked like those of files; options as `read_triplets`."""
+  return _records(((f'{where}:{i}', fields) for i, fields in enumerate(mappings, 1)), **options)
+
+
+# --- files to fields -------------------------------------------------------------------------------------------------
+
+
+def _format(path: str) -> str:
+  return path.removesuffix('.gz').rpartition('.')[2]
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+  """Numbered lines of text, unzipped."""
+  number = 0
+  try:
+    with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
+      for number, line in enumerate(file, 1):
+        yield number, line.decode('utf-8-sig' if number == 1 else 'utf-8')
+  except UnicodeDecodeError as error:
+    raise UsageError(
+      f'{path}:{number}: not UTF-8 text ({error.reason}); convert the file to UTF-8'
+    ) from error
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise UsageError(
+      f'{path}:{number + 1}: the gzip data is damaged or cut short ({error}); make or download the file again'
+    ) from error
+  except OSError as error:
+    raise UsageError(f'{path}: cannot read it ({error})') from error
+
+
+def _read_jsonl(path: str) -> Iterator[tuple[int, dict]]:
+  for number, line in _lines(path):
+    if not line.strip():
+      continue
+    try:
+      fields = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+      raise UsageError(f'{path}:{number}: not JSON ({error}); write one JSON object a line') from error
+    if not isinstance(fields, dict):
+      raise UsageError(
+        f'{path}:{number}: a JSON {type(fields).__name__}, not an object; write one object a line'
+      )
+    yield number, fields
+
+
+def _read_csv(path: str, delimiter: str = ',') -> Iterator[tuple[int, dict]]:
+  csv.field_size_limit(_CSV_FIELD_LIMIT)
+  reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
+  try:
+    header = next(reader, [])
+    if len(set(header)) < len(header):
+      raise UsageError(f'{path}:1: a column name occurs twice in the header {header}; give each its own')
+    for row in reader:
+      if row and len(row) != len(header):
+        raise UsageError(
+          f'{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}; quote fields that hold '
+          'the delimiter or a line break'
+        )
+      if row:
+        yield reader.line_num, {name: value for name, value in zip(header, row) if value != ''}
+  except csv.Error as error:
+    raise UsageError(
+      f'{path}:{reader.line_num}: {error}; quote fields that hold quotes (doubled), delimiters or line breaks, or '
+      'write .jsonl'
+    ) from error
+
+
+def _read_tsv(path: str) -> Iterator[tuple[int, dict]]:
+  return _read_csv(path, '\t')
+
+
+def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  number = 0
+  try:
+    with pq.ParquetFile(path) as file:
+      for batch in file.iter_batches(batch_size=4096):
+        names = batch.schema.names
+        for number, values in enumerate(zip(*(column.to_pylist() for column in batch.columns)), number + 1):
+          yield number, dict(zip(names, values))
+  except (pa.ArrowException, OSError) as error:
+    raise UsageError(
+      f'{path}:{number + 1}: not readable as parquet ({error}); write the file again'
+    ) from error
+
+
+_READERS = {'jsonl': _read_jsonl, 'csv': _read_csv, 'tsv': _read_tsv, 'parquet': _read_parquet}
+
+
+# --- fields to records -----------------------------------------------------------------------------------------------
+
+
+def _records(
+  raw: Iterable[tuple[str, Mapping[str, Any]]],
+  *,
+  columns: str | Mapping[str, str] | None = None,
+  rewards_required: bool = True,
+  map_reward: str | Mapping[str, float] | None = None,
+  typeless: set[str] = frozenset(),
+) -> Iterator[Record]:
+  names = parse_pairs(columns, 'columns')
+  mapped = _reward_map(map_reward)
+  ids: dict[str, str] = {}
+  where = None
+  for where, fields in raw:
+    textual = where.rpartition(':')[0] in typeless
+    reward = _reward(fields, names, where, mapped, textual, rewards_required)
+    record = Record(
+      _id(fields, names, where),
+      _text(fields, names, 'prompt', where),
+      _text(fields, names, 'response', where),
+      reward,
+      _columns(fields, names, where, textual),
+      where,
+    )
+    if ids.setdefault(record.id, where) != where:
+      raise UsageError(
+        f"{where}: id '{record.id}' (field '{names.get('id', 'id')}') was used before at {ids[record.id]}; give every "
+        'record its own id, or leave the field out'
+      )
+    yield record
+
+
+def _reward_map(map_reward: str | Mapping[str, float] | None) -> dict[str, float]:
+  mapped = parse_pairs(map_reward, 'map_reward')
+  try:
+    return {str(word): float(value) for word, value in mapped.items()}
+  except ValueError as error:
+    raise UsageError(f"map_reward '{map_reward}': {error}; pass WORD=NUMBER pairs") from error
+
+
+def _called(name: str, names: Mapping[str, str]) -> str:
+  """How errors name a field: by the file's name, and ours where it differs."""
+  theirs = names.get(name, name)
+  return f"'{theirs}'" if theirs == name else f"'{theirs}' (the {name})"
+
+
+def _missing(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str) -> UsageError:
+  known = ', '.join(map(str, fields)) or 'no fields'
+  return UsageError(
+    f'{where}: field {_called(name, names)} is missing or empty; the record has {known}. Say which one it is with '
+    f'--columns {name}=FIELD, or fill it in'
+  )
+
+
+def _id(fields: Mapping[str, Any], names: Mapping[str, str], where: str) -> str:
+  value = fields.get(names.get('id', 'id'))
+  if value is not None and not isinstance(value, str | int):
+    raise UsageError(
+      f'{where}: field {_called("id", names)} is {value!r}; an id must be text or a whole number'
+    )
+  return os.path.basename(where) if value is None else str(value)
+
+
+def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str) -> str:
+  value = fields.get(names.get(name, name))
+  if value is None:
+    raise _missing(fields, names, name, where)
+  if not isinstance(value, str):
+    raise UsageError(
+      f'{where}: field {_called(name, names)} is {value!r}, a {type(value).__name__}; it must be text'
+    )
+  if not value.strip():
+    raise UsageError(f'{where}: field {_called(name, names)} is empty; remove the record or fill it in')
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise UsageError(
+      f'{where}: field {_called(name, names)} holds half a surrogate pair; repair the text'
+    ) from error
+  return value
+
+
+def _reward(
+  fields, names, where: str, mapped: Mapping[str, float], textual: bool, required: bool
+) -> float | None:
+  value = fields.get(names.get('reward', 'reward'))
+  if value is None:
+    if required:
+      raise _missing(fields, names, 'reward', where)
+    return None
+  if mapped:
+    word = str(value)
+    if word in mapped:
+      return mapped[word]
+  number = _number(value, textual)
+  if number is None:
+    raise UsageError(
+      f'{where}: field {_called("reward", names)} is {value!r}, not a number; write a number, or give each word a '
+      'value with --map_reward WORD=NUMBER,...'
+    )
+  if not math.isfinite(number):
+    raise UsageError(
+      f'{where}: field {_called("reward", names)} is {value!r}; a reward must be finite: remove the record'
+    )
+  return number
+
+
+def _number(value: Any, textual: bool) -> float | None:
+  """A number or boolean as a float, from text too where the format has no types; None for anything else."""
+  try:
+    if isinstance(value, int | float):
+      return float(value)
+    if textual:
+      lowered = value.strip().lower()
+      return float(lowered == 'true') if lowered in ('true', 'false') else float(value)
+    return float(value) if hasattr(value, '__float__') and not isinstance(value, str) else None
+  except OverflowError:
+    return math.inf
+  except (TypeError, ValueError):
+    return None
+
+
+def _columns(
+  fields: Mapping[str, Any], names: Mapping[str, str], where: str, textual: bool
+) -> dict[str, float]:
+  """The record's other numbers, under our names. Text and lists are left out unless the column means something."""
+  ours = {theirs: name for name, theirs in names.items()}
+  found = {}
+  for theirs, value in fields.items():
+    name = ours.get(theirs, theirs)
+    name = _ALIASES.get(name, name)
+    if name in FIELDS or theirs in (names.get(field, field) for field in FIELDS):
+      continue
+    number = None if value is None else _number(value, textual)
+    if number is not None and math.isfinite(number):
+      found[name] = number
+    elif name in _NUMERIC and value is not None:
+      raise UsageError(f"{where}: field '{theirs}' is {value!r}; it must be a finite number")
+  if found.get('label', 0) not in (0, 1):
+    raise UsageError(
+      f"{where}: field '{names.get('label', 'label')}' is {found['label']}; a label must be 0 or 1"
+    )
+  return found

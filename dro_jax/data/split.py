@@ -1,0 +1,30 @@
+"""Which prompts are held out: decided by a hash of the prompt's text alone, so it is the same in every run and file."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def digests(prompts: Iterable[str]) -> np.ndarray:
+  """64-bit hashes of texts, the same on every machine."""
+  values = [hashlib.blake2b(prompt.encode(), digest_size=8).digest() for prompt in prompts]
+  return np.frombuffer(b''.join(values), '<u8')
+
+
+def by_prompt_hash(prompts: Iterable[str] | np.ndarray, fraction: float, salt: str = '') -> np.ndarray:
+  """True for prompts that are held out, bool `[N]`; the same prompt is always on the same side.
+
+  Args:
+    prompts: texts, or their `digests`.
+    fraction: share of prompts to hold out, in [0, 1); a larger one holds out a superset.
+    salt: another salt is another split.
+  """
+  if not 0 <= fraction < 1:
+    raise ValueError(f'the held-out fraction must be at least 0 and below 1, got {fraction}')
+  hashes = prompts if isinstance(prompts, np.ndarray) else digests(prompts)
+  mixed = hashes.astype(np.uint64) ^ digests([salt])[0]
+  # splitmix64's finaliser: every bit of the digest and the salt decides.
+  for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+    mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+  return mixed < np.uint64(int(fraction * 2**64))

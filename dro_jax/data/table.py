@@ -1,0 +1,492 @@
+"""The token table: every prompt and response tokenised once, random access, memory-mapped.
+
+A table is a directory of flat arrays, built in a temporary directory and renamed when complete, so it is there whole
+or not at all. Its fingerprint covers the inputs, the vocabulary and the options; another fingerprint is another table.
+Equal prompts are stored once. The texts are kept, to be shown.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dro_jax.data import preprocessors, split
+from dro_jax.data.sources import Record, from_mappings
+from dro_jax.data.vocabularies import Vocabulary
+from dro_jax.errors import UsageError
+
+_VERSION = 1
+_CHUNK = 2048  # Records tokenised at a time.
+_MEANT = ('label', 'behaviour_logps', 'reference_logps')  # Either every record has one of these, or none has.
+_NAMED = 5  # Examples that the report names of each kind.
+
+
+class Texts(Sequence):
+  """Texts in a memory-mapped file, decoded when asked for."""
+
+  def __init__(self, data: np.ndarray, offsets: np.ndarray, picked: np.ndarray):
+    self._data, self._offsets, self._picked = data, offsets, picked
+
+  def __len__(self) -> int:
+    return len(self._picked)
+
+  def __getitem__(self, i):
+    if isinstance(i, slice):
+      return [self[j] for j in range(*i.indices(len(self)))]
+    record = int(self._picked[i])
+    return self._data[self._offsets[record] : self._offsets[record + 1]].tobytes().decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenTable:
+  """N records; every array and every index is about these N, also after `subset`.
+
+  Attributes:
+    prompt_index: `[N]`, equal numbers for equal prompts.
+    prompt_lengths: tokens, EOS included, `[N]`.
+    response_lengths: tokens, EOS included unless the response was cut, `[N]`.
+    rewards: float64 `[N]`, as the losses are to see them (see `scaled`); 0 where a record has none.
+    raw_rewards: in the unit in which they came.
+    columns: other numbers, float64 `[N]` each.
+    ids, prompts, responses: texts; the prompts with the template filled in.
+    weights: sampling weights `[N]` (mixture rates), or None.
+    report: what building found: counts, mean lengths, what was cut, dropped or left out.
+    directory: where it lies.
+  """
+
+  prompt_index: np.ndarray
+  prompt_lengths: np.ndarray
+  response_lengths: np.ndarray
+  rewards: np.ndarray
+  raw_rewards: np.ndarray
+  columns: dict
+  ids: Texts
+  prompts: Texts
+  responses: Texts
+  prompt_digests: np.ndarray
+  truncated: np.ndarray
+  weights: np.ndarray | None
+  report: dict
+  vocabulary: str
+  directory: str
+  _records: np.ndarray = dataclasses.field(repr=False)
+  _tokens: dict = dataclasses.field(repr=False)
+
+  def __len__(self) -> int:
+    return len(self.rewards)
+
+  def prompt(self, i: int) -> np.ndarray:
+    """Tokens of record i's prompt, ending in EOS."""
+    tokens, offsets = self._tokens['prompt']
+    number = self.prompt_index[i]
+    return tokens[offsets[number] : offsets[number + 1]]
+
+  def response(self, i: int) -> np.ndarray:
+    """Tokens of record i's response, ending in EOS unless it was cut."""
+    tokens, offsets = self._tokens['response']
+    number = self._records[i]
+    return tokens[offsets[number] : offsets[number + 1]]
+
+  def subset(self, indices: np.ndarray) -> 'TokenTable':
+    """A view of some records, numbered afresh; tokens and texts stay where they are."""
+    picked = np.flatnonzero(indices) if np.asarray(indices).dtype == bool else np.asarray(indices)
+    taken = {name: getattr(self, name)[picked] for name in _PER_RECORD}
+    texts = {name: _pick(getattr(self, name), picked) for name in ('ids', 'prompts', 'responses')}
+    columns = {name: column[picked] for name, column in self.columns.items()}
+    weights = None if self.weights is None else self.weights[picked]
+    return dataclasses.replace(self, columns=columns, weights=weights, **taken, **texts)
+
+  def scaled(self, scaling) -> 'TokenTable':
+    """The same table with `rewards` scaled by a `RewardScaling`."""
+    return dataclasses.replace(self, rewards=scaling.apply(self.raw_rewards))
+
+
+_PER_RECORD = (
+  'prompt_index', 'prompt_lengths', 'response_lengths', 'rewards', 'raw_rewards', 'prompt_digests', 'truncated',
+  '_records',
+)  # fmt: skip
+
+
+def _pick(texts: Texts, picked: np.ndarray) -> Texts:
+  return Texts(texts._data, texts._offsets, texts._picked[picked])
+
+
+def build(
+  records: Iterable[Record | Mapping[str, Any]],
+  vocabulary: Vocabulary,
+  directory: str | os.PathLike,
+  *,
+  prompt_length: int,
+  response_length: int,
+  overlong: str = 'truncate',
+  keep: str = 'start',
+  template: str = '{prompt}',
+  rates: Mapping[str, float] | None = None,
+  source_fingerprint: str | None = None,
+) -> TokenTable:
+  """The table of these records in `directory`: loaded if it is there with this fingerprint, else built.
+
+  Args:
+    records: of `sources.read_triplets`, or dicts with prompt, response and reward (optional) and other numbers.
+    vocabulary: see `vocabularies.vocabulary`.
+    directory: the table's own; what is there is replaced, whole, once the new table is complete.
+    prompt_length: prompt tokens at most, EOS included; a longer prompt is cut, keeps its EOS, and is counted.
+    response_length: response tokens at most, EOS included.
+    overlong: what happens to longer responses, counted either way: 'truncate' (cut, without EOS) or 'drop'.
+    keep: which end of an overlong prompt to keep, 'start' or 'end'.
+    template: of the prompt text.
+    rates: mixture rates by the records' `source`; they make sampling weights.
+    source_fingerprint: stands for the records; without one they are read into memory and hashed.
+
+  Raises:
+    UsageError: bad records, no records at all, or bad options. Nothing is left behind.
+  """
+  _check_options(prompt_length, response_length, overlong, keep)
+  preprocessors.check_template(template)
+  if source_fingerprint is None:
+    records = list(_as_records(records))
+    source_fingerprint = fingerprint(*records)
+  options = {
+    'prompt_length': prompt_length, 'response_length': response_length, 'overlong': overlong, 'keep': keep,
+    'template': template, 'vocabulary': vocabulary.fingerprint, 'rates': dict(rates) if rates else None,
+  }  # fmt: skip
+  mark = fingerprint(_VERSION, source_fingerprint, json.dumps(options, sort_keys=True))
+  directory = os.path.abspath(os.path.expanduser(directory))
+  if (found := _load_if(directory, mark)) is not None:
+    return found
+  with _replacing(directory, mark) as building:
+    with _Writer(building, vocabulary, options) as writer:
+      for chunk in _chunks(_as_records(records)):
+        writer.add(chunk)
+      writer.finish(
+        {'version': _VERSION, 'fingerprint': mark, 'vocabulary': vocabulary.spec, 'options': options}
+      )
+  return load(directory)
+
+
+def load(directory: str | os.PathLike) -> TokenTable:
+  """The table that lies in a directory.
+
+  Raises:
+    UsageError: there is none, or it is damaged.
+  """
+  directory = os.path.abspath(os.path.expanduser(directory))
+  meta = _read_meta(directory)
+  if meta is None:
+    raise UsageError(f'{directory}: no complete token table of version {_VERSION}; build it again')
+  read = {name: _array(directory, name) for name in meta['arrays']}
+  flat = {name: np.memmap(os.path.join(directory, name), dtype, 'r') for name, dtype in meta['flat'].items()}
+  rows = read['prompt_index']
+  everything = np.arange(len(rows))
+  return TokenTable(
+    prompt_index=rows,
+    prompt_lengths=np.diff(read['prompt_offsets'])[rows],
+    response_lengths=np.diff(read['response_offsets']),
+    rewards=read['rewards'],
+    raw_rewards=read['rewards'],
+    columns={name: read[f'column.{name}'] for name in meta['columns']},
+    ids=Texts(flat['ids.bin'], read['id_offsets'], everything),
+    prompts=Texts(flat['prompt_texts.bin'], read['prompt_text_offsets'], rows),
+    responses=Texts(flat['response_texts.bin'], read['response_text_offsets'], everything),
+    prompt_digests=read['prompt_digests'][rows],
+    truncated=read['truncated'],
+    weights=_weights(read['source'], meta['sources'], meta['options']['rates']),
+    report=meta['report'],
+    vocabulary=meta['vocabulary'],
+    directory=directory,
+    _records=everything,
+    _tokens={
+      'prompt': (flat['prompt_tokens.bin'], read['prompt_offsets']),
+      'response': (flat['response_tokens.bin'], read['response_offsets']),
+    },
+  )
+
+
+def fingerprint(*parts: Any) -> str:
+  """A hash of anything whose `repr` says all."""
+  digest = hashlib.blake2b(digest_size=16)
+  for part in parts:
+    text = repr(part).encode('utf-8', 'surrogatepass')
+    digest.update(b'%d:' % len(text) + text)
+  return digest.hexdigest()
+
+
+def files_fingerprint(paths: Iterable[str]) -> str:
+  """A hash of files' contents and base names (which name their records)."""
+  hashes = []
+  for path in paths:
+    with open(path, 'rb') as file:
+      hashes.append((os.path.basename(path), hashlib.file_digest(file, 'blake2b').hexdigest()))
+  return fingerprint(*hashes)
+
+
+# --- building --------------------------------------------------------------------------------------------------------
+
+
+def _check_options(prompt_length: int, response_length: int, overlong: str, keep: str) -> None:
+  if prompt_length < 1 or response_length < 1:
+    raise UsageError(
+      f'prompt_length and response_length must be 1 token at least, got {prompt_length}, {response_length}'
+    )
+  if overlong not in preprocessors.OVERLONG:
+    raise UsageError(f"overlong '{overlong}' is unknown; choose from {', '.join(preprocessors.OVERLONG)}")
+  if keep not in preprocessors.KEEPS:
+    raise UsageError(f"keep '{keep}' is unknown; choose from {', '.join(preprocessors.KEEPS)}")
+
+
+def _as_records(records: Iterable[Record | Mapping[str, Any]]) -> Iterator[Record]:
+  records = iter(records)
+  first = next(records, None)
+  if first is None:
+    return iter(())
+  everything = itertools.chain([first], records)
+  return everything if isinstance(first, Record) else from_mappings(everything, rewards_required=False)
+
+
+def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
+  while chunk := list(itertools.islice(records, _CHUNK)):
+    yield chunk
+
+
+class _Flat:
+  """A file of concatenated items and where each begins."""
+
+  def __init__(self, path: str):
+    self._file = open(path, 'wb')
+    self.offsets = array('q', [0])
+
+  def add(self, items: Iterable[bytes], itemsize: int = 1) -> None:
+    for item in items:
+      self._file.write(item)
+      self.offsets.append(self.offsets[-1] + len(item) // itemsize)
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class _Writer:
+  """Tokenises records chunk by chunk into a directory."""
+
+  def __init__(self, directory: str, vocabulary: Vocabulary, options: Mapping[str, Any]):
+    self._directory, self._vocabulary, self._options = directory, vocabulary, options
+    self._dtype = np.dtype('uint16' if vocabulary.size <= 2**16 else 'int32')
+    names = ('prompt_tokens', 'response_tokens', 'prompt_texts', 'response_texts', 'ids')
+    self._flat = {name: _Flat(os.path.join(directory, f'{name}.bin')) for name in names}
+    self._prompts: dict[bytes, int] = {}
+    self._digests: list[np.ndarray] = []
+    self._prompt_index, self._rewards, self._source = array('q'), array('d'), array('q')
+    self._truncated = array('b')
+    self._columns: dict[str, array] = {}
+    self._sources: dict[str, int] = {}
+    self._cut_prompts, self._dropped, self._cut, self._read, self._unrewarded = [], [], [], 0, 0
+    self._began = time.perf_counter()
+
+  def __enter__(self) -> '_Writer':
+    return self
+
+  def __exit__(self, *_) -> None:
+    for flat in self._flat.values():
+      flat.close()
+
+  def add(self, records: list[Record]) -> None:
+    self._read += len(records)
+    pairs = zip(records, self._vocabulary.encode_batch([record.response for record in records]))
+    length = self._options['response_length']
+    cut = [(record, *preprocessors.response_tokens(ids, length)) for record, ids in pairs]
+    self._cut += [record.id for record, _, over in cut if over]
+    if self._options['overlong'] == 'drop':
+      self._dropped += [record.id for record, _, over in cut if over]
+      cut = [entry for entry in cut if not entry[2]]
+    kept = [record for record, _, _ in cut]
+    self._add_prompts(kept)
+    self._flat['response_tokens'].add(
+      (ids.astype(self._dtype).tobytes() for _, ids, _ in cut), self._dtype.itemsize
+    )
+    self._flat['response_texts'].add(record.response.encode() for record in kept)
+    self._flat['ids'].add(record.id.encode() for record in kept)
+    self._truncated.extend(over for _, _, over in cut)
+    self._add_numbers(kept)
+
+  def _add_prompts(self, records: list[Record]) -> None:
+    """Numbers the prompts; tokenises and stores those not seen before."""
+    new = []
+    for record in records:
+      key = hashlib.blake2b(record.prompt.encode(), digest_size=16).digest()
+      if key not in self._prompts:
+        self._prompts[key] = len(self._prompts)
+        new.append(record)
+      self._prompt_index.append(self._prompts[key])
+    texts = [self._options['template'].format(prompt=record.prompt) for record in new]
+    length, keep = self._options['prompt_length'], self._options['keep']
+    tokens = [preprocessors.prompt_tokens(ids, length, keep) for ids in self._vocabulary.encode_batch(texts)]
+    self._cut_prompts += [record.id for record, (_, over) in zip(new, tokens) if over]
+    self._flat['prompt_tokens'].add(
+      (ids.astype(self._dtype).tobytes() for ids, _ in tokens), self._dtype.itemsize
+    )
+    self._flat['prompt_texts'].add(text.encode() for text in texts)
+    self._digests.append(split.digests(record.prompt for record in new))
+
+  def _add_numbers(self, records: list[Record]) -> None:
+    before = len(self._rewards)
+    self._rewards.extend(0.0 if record.reward is None else record.reward for record in records)
+    self._unrewarded += sum(record.reward is None for record in records)
+    self._source.extend(self._sources.setdefault(record.source, len(self._sources)) for record in records)
+    for name in sorted({name for record in records for name in record.columns} | set(self._columns)):
+      column = self._columns.setdefault(name, array('d', [np.nan] * before))
+      column.extend(record.columns.get(name, np.nan) for record in records)
+    for name in _MEANT:
+      if name in self._columns and np.isnan(self._columns[name]).any():
+        record = records[int(np.isnan(self._columns[name][before:]).argmax())]
+        raise UsageError(
+          f"{record.where}: field '{name}' is in some records and missing here, or the other way round; give it to "
+          'every record, or to none'
+        )
+
+  def finish(self, meta: dict) -> None:
+    """Writes what is known only at the end; the description last."""
+    if not self._rewards:
+      what = (
+        f'all {self._read} records were dropped as over-long'
+        if self._read
+        else 'there are no records in the input'
+      )
+      raise UsageError(f'{what}: a token table needs one at least')
+    for flat in self._flat.values():
+      flat.close()
+    columns = {name: np.asarray(column) for name, column in self._columns.items()}
+    partial = sorted(name for name, column in columns.items() if np.isnan(column).any())
+    columns = {name: columns[name] for name in sorted(columns) if name not in partial}
+    arrays = {
+      'prompt_index': self._prompt_index, 'rewards': self._rewards, 'source': self._source,
+      'truncated': np.asarray(self._truncated, bool), 'prompt_digests': np.concatenate(self._digests),
+      'prompt_offsets': self._flat['prompt_tokens'].offsets, 'response_offsets': self._flat['response_tokens'].offsets,
+      'prompt_text_offsets': self._flat['prompt_texts'].offsets, 'id_offsets': self._flat['ids'].offsets,
+      'response_text_offsets': self._flat['response_texts'].offsets,
+    } | {f'column.{name}': column for name, column in columns.items()}  # fmt: skip
+    for name, values in arrays.items():
+      np.save(os.path.join(self._directory, f'{name}.npy'), np.asarray(values))
+    tokens = {'prompt_tokens.bin': self._dtype.name, 'response_tokens.bin': self._dtype.name}
+    meta = meta | {
+      'columns': list(columns), 'sources': list(self._sources), 'arrays': list(arrays),
+      'flat': tokens | dict.fromkeys(('prompt_texts.bin', 'response_texts.bin', 'ids.bin'), 'uint8'),
+      'report': self._report(columns, partial), 'files': _sizes(self._directory),
+    }  # fmt: skip
+    with open(os.path.join(self._directory, 'table.json'), 'w') as file:
+      json.dump(meta, file, indent=1)
+
+  def _report(self, columns: Iterable[str], partial: list[str]) -> dict:
+    prompts, responses = (np.diff(self._flat[f'{side}_tokens'].offsets) for side in ('prompt', 'response'))
+    seconds = time.perf_counter() - self._began
+    text = sum(self._flat[f'{side}_texts'].offsets[-1] for side in ('prompt', 'response'))
+    return {
+      'records': len(self._rewards),
+      'prompts': len(self._prompts),
+      'without_reward': self._unrewarded,
+      'truncated_prompts': len(self._cut_prompts),
+      'overlong_responses': len(self._cut),
+      'dropped_responses': len(self._dropped),
+      'truncated_prompt_examples': self._cut_prompts[:_NAMED],
+      'overlong_response_examples': self._cut[:_NAMED],
+      'mean_prompt_length': float(prompts[np.asarray(self._prompt_index)].mean()),
+      'mean_response_length': float(responses.mean()),
+      'max_prompt_length': int(prompts.max()),
+      'max_response_length': int(responses.max()),
+      'columns': sorted(columns),
+      'columns_left_out': partial,
+      'text_megabytes': text / 1e6,
+      'seconds': seconds,
+    }
+
+
+# --- the directory ---------------------------------------------------------------------------------------------------
+
+
+class _replacing:
+  """A temporary directory beside `directory` that takes its place when the block ends well, and vanishes if not."""
+
+  def __init__(self, directory: str, mark: str):
+    self._directory, self._mark = directory, mark
+
+  def __enter__(self) -> str:
+    parent = os.path.dirname(self._directory)
+    try:
+      os.makedirs(parent, exist_ok=True)
+      self._building = tempfile.mkdtemp(prefix='.building-', dir=parent)
+    except OSError as error:
+      raise UsageError(
+        f'token table {self._directory}: cannot write there ({error}); pass another cache_dir'
+      ) from error
+    return self._building
+
+  def __exit__(self, kind, error, trace) -> None:
+    try:
+      if kind is None:
+        self._take_place()
+    finally:
+      shutil.rmtree(self._building, ignore_errors=True)
+    if isinstance(error, OSError):
+      raise UsageError(f'token table {self._directory}: cannot write it ({error})') from error
+
+  def _take_place(self) -> None:
+    os.chmod(self._building, 0o755)
+    if os.path.isdir(self._directory):
+      # Another process may have built the same table meanwhile: then its copy stays.
+      if (_read_meta(self._directory) or {}).get('fingerprint') == self._mark:
+        return
+      if os.listdir(self._directory) and not os.path.exists(os.path.join(self._directory, 'table.json')):
+        raise UsageError(
+          f'token table {self._directory}: the directory holds something else; pass another one'
+        )
+      old = tempfile.mkdtemp(prefix='.building-', dir=os.path.dirname(self._directory))
+      os.rename(self._directory, os.path.join(old, 'old'))
+      os.rename(self._building, self._directory)
+      shutil.rmtree(old, ignore_errors=True)
+      return
+    try:
+      os.rename(self._building, self._directory)
+    except OSError:
+      if (_read_meta(self._directory) or {}).get('fingerprint') != self._mark:
+        raise
+
+
+def _sizes(directory: str) -> dict[str, int]:
+  return {name: os.path.getsize(os.path.join(directory, name)) for name in sorted(os.listdir(directory))}
+
+
+def _read_meta(directory: str) -> dict | None:
+  """The description of a complete table of this version, or None."""
+  try:
+    with open(os.path.join(directory, 'table.json')) as file:
+      meta = json.load(file)
+    sizes = _sizes(directory)
+    intact = all(sizes.get(name) == size for name, size in meta['files'].items())
+    return meta if meta['version'] == _VERSION and intact else None
+  except (OSError, ValueError, KeyError):
+    return None
+
+
+def _load_if(directory: str, mark: str) -> TokenTable | None:
+  return load(directory) if (_read_meta(directory) or {}).get('fingerprint') == mark else None
+
+
+def _array(directory: str, name: str) -> np.ndarray:
+  return np.asarray(np.load(os.path.join(directory, f'{name}.npy'), mmap_mode='r'))
+
+
+def _weights(
+  source: np.ndarray, names: Sequence[str], rates: Mapping[str, float] | None
+) -> np.ndarray | None:
+  """A source's rate, shared out among its records."""
+  if not rates:
+    return None
+  counts = np.bincount(source, minlength=len(names))
+  return np.array([rates[name] for name in names])[source] / counts[source]

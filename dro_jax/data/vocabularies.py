@@ -1,0 +1,127 @@
+"""Text to ids and back: bytes, or a SentencePiece model; the ids are exactly seqio's, without importing it."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dro_jax.errors import UsageError
+
+PAD, EOS, UNKNOWN = 0, 1, 2
+_BYTE_OFFSET = 3
+_EXTRA_IDS = 100
+
+
+class Vocabulary(NamedTuple):
+  """Pad is 0, EOS is 1, and encoding appends no EOS.
+
+  Attributes:
+    spec: what `vocabulary` makes this one from: 'bytes', or a path, with '#extra_ids=N' unless N is 100.
+    size: number of ids, extra ids included; a model's embedding may have more rows.
+    fingerprint: hash of what decides the ids.
+    encode_batch: texts to arrays of ids.
+    decode: ids to text, up to the first EOS.
+  """
+
+  spec: str
+  size: int
+  fingerprint: str
+  encode_batch: Callable[[Sequence[str]], list[np.ndarray]]
+  decode: Callable[[Sequence[int]], str]
+
+  def encode(self, text: str) -> np.ndarray:
+    return self.encode_batch([text])[0]
+
+
+@functools.lru_cache(maxsize=8)
+def vocabulary(spec: str = 'bytes') -> Vocabulary:
+  """The vocabulary that a string names.
+
+  Args:
+    spec: 'bytes' (ByT5's: an id is a UTF-8 byte + 3; 259 ids), or the path of a SentencePiece model, local or with a
+      scheme such as gs://. 100 extra ids are added to it, as T5 does; 'PATH#extra_ids=0' adds none.
+
+  Raises:
+    UsageError: the file is missing, is no SentencePiece model, or does not have pad 0, EOS 1 and unknown 2.
+  """
+  if spec == 'bytes':
+    return Vocabulary(spec, 256 + _BYTE_OFFSET, 'bytes', _encode_bytes, _decode_bytes)
+  path, _, option = spec.partition('#')
+  key, _, number = option.partition('=')
+  if option and (key != 'extra_ids' or not number.isdigit()):
+    raise UsageError(f"vocabulary '{spec}': after # only extra_ids=NUMBER is known, got '{option}'")
+  return _sentencepiece(spec, path, int(number) if option else _EXTRA_IDS)
+
+
+def _encode_bytes(texts: Sequence[str]) -> list[np.ndarray]:
+  return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + _BYTE_OFFSET for text in texts]
+
+
+def _decode_bytes(ids: Sequence[int]) -> str:
+  kept = [int(i) - _BYTE_OFFSET for i in _to_eos(ids) if _BYTE_OFFSET <= i < 256 + _BYTE_OFFSET]
+  return bytes(kept).decode(errors='ignore')
+
+
+def _to_eos(ids: Sequence[int]) -> list[int]:
+  ids = [int(i) for i in ids]
+  return ids[: ids.index(EOS)] if EOS in ids else ids
+
+
+def _sentencepiece(spec: str, path: str, extra_ids: int) -> Vocabulary:
+  import sentencepiece
+
+  model = _with_extra_ids(_read(path), extra_ids, path)
+  processor = sentencepiece.SentencePieceProcessor()
+  processor.LoadFromSerializedProto(model)
+  special = processor.pad_id(), processor.eos_id(), processor.unk_id()
+  if special != (PAD, EOS, UNKNOWN):
+    raise UsageError(
+      f'{path}: its pad, EOS and unknown ids are {special}, but T5 needs (0, 1, 2); train it with '
+      '--pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1'
+    )
+  size = processor.GetPieceSize()
+
+  def encode_batch(texts: Sequence[str]) -> list[np.ndarray]:
+    return [np.asarray(ids, np.int32) for ids in processor.encode(list(texts))]
+
+  def decode(ids: Sequence[int]) -> str:
+    return processor.decode([i if i < size else UNKNOWN for i in _to_eos(ids)])
+
+  return Vocabulary(spec, size, hashlib.blake2b(model, digest_size=16).hexdigest(), encode_batch, decode)
+
+
+def _read(path: str) -> bytes:
+  try:
+    if '://' in path:
+      import tensorflow as tf
+
+      with tf.io.gfile.GFile(path, 'rb') as file:
+        return file.read()
+    with open(os.path.expanduser(path), 'rb') as file:
+      return file.read()
+  except Exception as error:  # tensorflow has its own error classes for every scheme.
+    raise UsageError(
+      f"vocabulary '{path}': cannot read it ({error}); pass 'bytes' or the path of a SentencePiece model"
+    ) from error
+
+
+def _with_extra_ids(model: bytes, extra_ids: int, path: str) -> bytes:
+  """Adds <extra_id_N> ... <extra_id_0> at the end, as seqio does: span corruption counts them from the end."""
+  from google.protobuf.message import DecodeError
+  from sentencepiece import sentencepiece_model_pb2
+
+  try:
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+  except DecodeError as error:
+    raise UsageError(
+      f"vocabulary '{path}' is no SentencePiece model; pass 'bytes' or a .model file"
+    ) from error
+  if not proto.pieces:
+    raise UsageError(f"vocabulary '{path}' is no SentencePiece model: it has no pieces")
+  for i in reversed(range(extra_ids)):
+    kind = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+    proto.pieces.add(piece=f'▁<extra_id_{i}>', score=0.0, type=kind)
+  return proto.SerializeToString()
