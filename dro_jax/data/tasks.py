@@ -1,0 +1,328 @@
+"""From names to tables: triplet files, seqio tasks and mixtures, and the split, in one call."""
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax.data import scaling as scalings
+from dro_jax.data import sources, split, table
+from dro_jax.data.sources import Record
+from dro_jax.data.table import TokenTable
+from dro_jax.data.vocabularies import Vocabulary, vocabulary
+from dro_jax.errors import UsageError
+
+
+class Triplets(NamedTuple):
+  """What a run trains and validates on.
+
+  Attributes:
+    train: rewards scaled.
+    eval: rewards scaled by the training set's scaling; None where nothing is held out.
+    scaling: of the rewards.
+    report: plain JSON: where the data came from, what was cut or dropped, the split, the reward statistics. Save it
+      with the run.
+  """
+
+  train: TokenTable
+  eval: TokenTable | None
+  scaling: scalings.RewardScaling
+  report: dict
+
+
+def load_triplets(
+  triplets: str | Sequence[str],
+  *,
+  eval_triplets: str | Sequence[str] | None = None,
+  columns: str | Mapping[str, str] | None = None,
+  map_reward: str | Mapping[str, float] | None = None,
+  rewards_required: bool = True,
+  template: str = '{prompt}',
+  vocabulary: str | Vocabulary = 'bytes',
+  prompt_length: int = 512,
+  response_length: int = 512,
+  overlong: str = 'truncate',
+  keep: str = 'start',
+  scaling: str = 'none',
+  validation_fraction: float = 0.05,
+  split_salt: str = '',
+  task_split: str = 'train',
+  eval_task_split: str = 'validation',
+  task_modules: str | Sequence[str] = (),
+  cache_dir: str | None = None,
+) -> Triplets:
+  """Token tables of training and validation triplets.
+
+  Args:
+    triplets: files (a path, several, a comma-separated string, glob patterns), or the name of a seqio task or mixture
+      whose examples have text `prompt` and `response` and a number `reward`.
+    eval_triplets: the same for validation; without it prompts are held out of `triplets` by their hash.
+    columns: our names to the files': 'prompt=question,response=answer,reward=thumbs'.
+    map_reward: numbers for rewards that are words: 'up=1,down=0'.
+    rewards_required: False where a missing reward is fine (SFT); it counts as 0.
+    template: of the prompt text: 'Translate: {prompt}'.
+    vocabulary: 'bytes', or a SentencePiece model's path.
+    prompt_length: prompt tokens at most, EOS included.
+    response_length: response tokens at most, EOS included.
+    overlong: longer responses are cut, without EOS ('truncate'), or left out ('drop').
+    keep: the end of an overlong prompt that is kept: 'start' or 'end'.
+    scaling: of rewards: 'none', 'standardise', 'minmax' or 'quantile', fitted on the training part.
+    validation_fraction: share of the prompts to hold out, in [0, 1); 0 holds out none.
+    split_salt: another salt is another split.
+    task_split: a seqio task's split to train on.
+    eval_task_split: the split of `eval_triplets`, if that is a seqio task.
+    task_modules: modules (dotted names or .py files) to import first: they register one's own tasks.
+    cache_dir: where token tables are kept; None: ~/.cache/dro_jax, or under XDG_CACHE_HOME.
+
+  Raises:
+    UsageError: whatever is wrong with the files, fields or options.
+  """
+  for module in [task_modules] if isinstance(task_modules, str) else task_modules:
+    import_module(module)
+
+  def build(name, task_split: str) -> TokenTable:
+    source = find(
+      name, columns=columns, map_reward=map_reward, rewards_required=rewards_required, split=task_split
+    )
+    return build_table(
+      source, vocabulary, cache_dir, prompt_length=prompt_length, response_length=response_length,
+      overlong=overlong, keep=keep, template=template,
+    )  # fmt: skip
+
+  train = build(triplets, task_split)
+  report = {'triplets': _names(triplets), 'train_table': train.report}
+  if eval_triplets:
+    held_out = build(eval_triplets, eval_task_split)
+    shared = int(np.isin(np.unique(held_out.prompt_digests), train.prompt_digests).sum())
+    report |= {
+      'eval_triplets': _names(eval_triplets),
+      'eval_table': held_out.report,
+      'eval_prompts_in_train': shared,
+    }
+  else:
+    train, held_out = hold_out(train, validation_fraction, split_salt)
+    report['split'] = {'by': 'prompt hash', 'fraction': validation_fraction, 'salt': split_salt}
+  fitted = scalings.fit(scaling, train.rewards, train.prompt_index)
+  report |= {
+    'train_records': len(train), 'train_prompts': len(np.unique(train.prompt_index)),
+    'eval_records': len(held_out) if held_out else 0,
+    'eval_prompts': len(np.unique(held_out.prompt_index)) if held_out else 0,
+    'scaling': fitted.to_json(),
+  }  # fmt: skip
+  return Triplets(train.scaled(fitted), held_out and held_out.scaled(fitted), fitted, report)
+
+
+def hold_out(whole: TokenTable, fraction: float, salt: str = '') -> tuple[TokenTable, TokenTable | None]:
+  """Splits a table by prompt hash into (train, held out).
+
+  Raises:
+    UsageError: a bad fraction, or one side would be empty.
+  """
+  if not 0 <= fraction < 1:
+    raise UsageError(f'validation_fraction must be at least 0 and below 1, got {fraction}')
+  if fraction == 0:
+    return whole, None
+  held = split.by_prompt_hash(whole.prompt_digests, fraction, salt)
+  if held.all() or not held.any():
+    prompts = len(np.unique(whole.prompt_index))
+    raise UsageError(
+      f'holding out {fraction:.0%} of {prompts} prompts by their hash leaves no record on one side; pass '
+      '--eval_triplets, another validation_fraction (0 holds out none) or another split_salt'
+    )
+  return whole.subset(~held), whole.subset(held)
+
+
+class Source(NamedTuple):
+  """Records to come, and what stands for them in a fingerprint."""
+
+  name: str
+  records: Callable[[], Iterator[Record]]
+  fingerprint: str
+  rates: Mapping[str, float] | None = None
+
+
+def find(
+  name: str | Sequence[str],
+  *,
+  columns: str | Mapping[str, str] | None = None,
+  map_reward: str | Mapping[str, float] | None = None,
+  rewards_required: bool = True,
+  split: str = 'train',
+) -> Source:
+  """The source that triplet files, or the name of a seqio task or mixture, stand for."""
+  options = {'columns': columns, 'map_reward': map_reward, 'rewards_required': rewards_required}
+  if not name:
+    raise UsageError('no triplets given; pass --triplets FILE')
+  if not sources.is_files(name):
+    return _find_task(name if isinstance(name, str) else name[0], split, options)
+  files = sources.expand(name)
+  mark = table.fingerprint(table.files_fingerprint(files), sorted(options.items()))
+  return Source(os.path.basename(files[0]), lambda: sources.read_triplets(files, **options), mark)
+
+
+def build_table(
+  source: Source, spec: str | Vocabulary, cache_dir: str | None = None, **options
+) -> TokenTable:
+  """The source's token table in the cache, made if it is not there; options as `table.build`."""
+  words = vocabulary(spec) if isinstance(spec, str) else spec
+  root = os.path.expanduser(
+    cache_dir or os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'dro_jax')
+  )
+  mark = table.fingerprint(source.fingerprint, words.fingerprint, sorted(options.items()))
+  directory = os.path.join(root, f'{source.name.partition(".jsonl")[0]}-{mark[:12]}')
+  return table.build(
+    source.records(), words, directory, rates=source.rates, source_fingerprint=source.fingerprint, **options
+  )
+
+
+def _names(name: str | Sequence[str]) -> list[str]:
+  return [name] if isinstance(name, str) else [str(part) for part in name]
+
+
+# --- seqio -----------------------------------------------------------------------------------------------------------
+
+
+def register(
+  name: str,
+  files: Mapping[str, str | Sequence[str]],
+  *,
+  columns: str | Mapping[str, str] | None = None,
+  map_reward: str | Mapping[str, float] | None = None,
+  preprocessors: Sequence[Callable] = (),
+) -> Any:
+  """Registers triplet files as a seqio task, so that mixtures can hold them and preprocessors change them.
+
+  Args:
+    name: the task's.
+    files: by split: {'train': 'a.jsonl', 'validation': 'b.jsonl'}.
+    columns, map_reward: as `load_triplets`.
+    preprocessors: from a tf.data.Dataset of {id, prompt, response, reward} to another.
+  """
+  import seqio
+  import tensorflow as tf
+
+  options = {'columns': columns, 'map_reward': map_reward}
+  signature = {name: tf.TensorSpec((), tf.string) for name in ('id', 'prompt', 'response')}
+  signature['reward'] = tf.TensorSpec((), tf.float32)
+
+  def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
+    del shuffle_files, seed  # The plan shuffles.
+    return tf.data.Dataset.from_generator(
+      lambda: ({n: getattr(r, n) for n in signature} for r in sources.read_triplets(files[split], **options)),
+      output_signature=signature,
+    )
+
+  dataset.fingerprint = lambda split: table.fingerprint(
+    table.files_fingerprint(sources.expand(files[split])), sorted(options.items())
+  )
+  return seqio.TaskRegistry.add(
+    name,
+    source=seqio.FunctionDataSource(dataset, splits=list(files)),
+    preprocessors=list(preprocessors),
+    output_features=text_features(),
+  )
+
+
+def text_features() -> dict:
+  """`output_features` for a seqio task of triplets: text and a number; the token table does the tokenising."""
+  import seqio
+  import tensorflow as tf
+
+  def feature(dtype) -> Any:
+    return seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, rank=0, dtype=dtype)
+
+  return {'prompt': feature(tf.string), 'response': feature(tf.string), 'reward': feature(tf.float32)}
+
+
+def import_module(name: str) -> types.ModuleType:
+  """Imports a user's task module: a dotted name, or a .py file."""
+  try:
+    if not name.endswith('.py'):
+      return importlib.import_module(name)
+    stem = os.path.splitext(os.path.basename(name))[0]
+    spec = importlib.util.spec_from_file_location(stem, os.path.expanduser(name))
+    module = importlib.util.module_from_spec(spec)
+    if stem not in sys.modules:
+      sys.modules[stem] = module
+      spec.loader.exec_module(module)
+    return sys.modules[stem]
+  except (ImportError, OSError) as error:
+    raise UsageError(f"task module '{name}': {error}; pass a module on the path, or a .py file") from error
+
+
+def _find_task(name: str, split: str, options: Mapping[str, Any]) -> Source:
+  import seqio
+
+  try:
+    found = seqio.get_mixture_or_task(name)
+  except ValueError as error:
+    known = (
+      ', '.join(sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})) or 'none is registered'
+    )
+    raise UsageError(
+      f"triplets '{name}': neither a triplet file ({', '.join(sources.FORMATS)}) nor a seqio task or mixture "
+      f'({known}); pass task_modules to import the module that registers it'
+    ) from error
+  mixed = isinstance(found, seqio.Mixture)
+  tasks = found.tasks if mixed else [found]
+  for task in tasks:
+    if split not in task.splits:
+      raise UsageError(f"seqio task '{task.name}' has no split '{split}'; it has {', '.join(task.splits)}")
+  rates = {task.name: float(found.get_rate(task)) for task in tasks} if mixed else None
+  mark = table.fingerprint(
+    seqio.__version__, split, sorted(options.items()), *(_task_fingerprint(task, split) for task in tasks)
+  )
+
+  def records() -> Iterator[Record]:
+    for task in tasks:
+      read = sources.from_mappings(_examples(task, split), f'{task.name}[{split}]', **options)
+      yield from (record._replace(source=task.name) for record in read)
+
+  return Source(name, records, mark, rates)
+
+
+def _examples(task, split: str) -> Iterator[dict]:
+  """A task's examples in order, text as str; where a task tokenises, the text that it kept."""
+  dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
+  for example in dataset.as_numpy_iterator():
+    fields = {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
+    for side in ('prompt', 'response'):
+      fields[side] = fields.pop(f'{side}_pretokenized', fields.get(side))
+    yield {name: value for name, value in fields.items() if np.ndim(value) == 0}
+
+
+def _task_fingerprint(task, split: str) -> str:
+  """What decides a task's examples, as far as it can be told: its source, the source's files, its functions' code."""
+  source = task.source
+  files = getattr(source, '_split_to_filepattern', {}).get(split, [])
+  patterns = [files] if isinstance(files, str) else list(files)
+  paths = sorted({path for pattern in patterns for path in sources.glob.glob(pattern)})
+  function = getattr(source, '_dataset_fn', None)
+  own = getattr(function, 'fingerprint', None)
+  tfds = getattr(source, 'tfds_dataset', None)
+  return table.fingerprint(
+    task.name, type(source).__name__, table.files_fingerprint(paths), own(split) if own else _code(function),
+    getattr(tfds, 'name', None), [_code(step) for step in task.preprocessors],
+  )  # fmt: skip
+
+
+def _code(function: Any) -> str:
+  """A hash of a function's byte code, constants, closure and bound arguments."""
+  if function is None:
+    return ''
+  parts = [getattr(function, '__qualname__', type(function).__name__)]
+  bound = getattr(function, 'args', ()), getattr(function, 'keywords', {})
+  inner = getattr(function, 'func', None) or getattr(function, '__wrapped__', None)
+  code = getattr(function, '__code__', None)
+  closure = [cell.cell_contents for cell in getattr(function, '__closure__', None) or ()]
+  values = [value for value in closure if isinstance(value, str | int | float | bool | tuple)]
+  if code is not None:
+    constants = [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
+    parts += [hashlib.blake2b(code.co_code).hexdigest(), repr(constants), repr(code.co_names)]
+  return table.fingerprint(*parts, repr(bound), repr(values), _code(inner) if inner else '')
