@@ -1,0 +1,251 @@
+"""Imported T5s give transformers' torch logits; what cannot be imported says why."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dro_jax import checkpoints, importers
+from dro_jax.errors import UsageError
+from dro_jax.importers import huggingface
+from dro_jax.models.t5 import T5
+from dro_jax.types import Rows
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+
+KINDS = {
+  '1.0': {'feed_forward_proj': 'relu'},
+  '1.1': {'feed_forward_proj': 'gated-gelu', 'tie_word_embeddings': False},
+  'gated-silu': {'feed_forward_proj': 'gated-silu', 'tie_word_embeddings': False, 'num_decoder_layers': 1},
+}
+
+
+def make_torch(kind):
+  """A random T5 whose every weight matters: norms away from 1, biases as large as attention logits."""
+  config = transformers.T5Config(
+    **{
+      'vocab_size': 50, 'd_model': 16, 'd_kv': 6, 'd_ff': 24, 'num_layers': 2, 'num_heads': 3,
+      'relative_attention_num_buckets': 8, 'relative_attention_max_distance': 20, 'decoder_start_token_id': 0,
+    } | KINDS[kind]
+  )  # fmt: skip
+  torch.manual_seed(0)
+  model = transformers.T5ForConditionalGeneration(config).eval()
+  if kind != '1.0':
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(50, 16))
+  with torch.no_grad():
+    for name, weight in model.named_parameters():
+      weight.copy_(torch.randn(weight.shape) * (1.0 if 'relative' in name or 'shared' in name else 0.3))
+      if 'layer_norm' in name:
+        weight.add_(1.0)
+  return model
+
+
+def make_rows(prompt_lengths, response_lengths, S=30, T=30):
+  """One prompt and one response a row, padded to S and T."""
+  rng = np.random.default_rng(0)
+  prompt_segments = (np.arange(S)[None] < np.array(prompt_lengths)[:, None]).astype(np.int32)
+  response_segments = (np.arange(T)[None] < np.array(response_lengths)[:, None]).astype(np.int32)
+  rows = len(prompt_lengths)
+  return Rows(
+    prompt_tokens=rng.integers(1, 50, (rows, S), dtype=np.int32) * prompt_segments,
+    prompt_segments=prompt_segments,
+    prompt_positions=np.arange(S, dtype=np.int32)[None] * prompt_segments,
+    response_tokens=rng.integers(1, 50, (rows, T), dtype=np.int32) * response_segments,
+    response_segments=response_segments,
+    response_positions=np.arange(T, dtype=np.int32)[None] * response_segments,
+    response_prompt=response_segments,
+    rewards=np.zeros((rows, 1), np.float32),
+    example_id=np.zeros((rows, 1), np.int32),
+    valid=np.ones((rows, 1), bool),
+  )
+
+
+def torch_logits(model, rows):
+  inputs = np.where(rows.response_positions == 0, 0, np.pad(rows.response_tokens, ((0, 0), (1, 0)))[:, :-1])
+  with torch.no_grad():
+    out = model(
+      input_ids=torch.tensor(rows.prompt_tokens).long(),
+      attention_mask=torch.tensor(rows.prompt_segments),
+      decoder_input_ids=torch.tensor(inputs).long(),
+    )
+  return out.logits.numpy()
+
+
+def logits(config, params, rows):
+  return np.asarray(jax.jit(T5(config).apply)({'params': params}, rows))
+
+
+def relative_error(actual, expected, rows):
+  mask = rows.response_segments > 0
+  return np.abs(actual - expected)[mask].max() / np.abs(expected[mask]).max()
+
+
+@pytest.fixture(scope='module', params=list(KINDS))
+def saved(request, tmp_path_factory):
+  model = make_torch(request.param)
+  folder = tmp_path_factory.mktemp('hf') / 't5'
+  model.save_pretrained(folder)
+  return model, folder
+
+
+def test_logits_equal_torch(saved):
+  model, folder = saved
+  config, params = huggingface.load(folder)
+  rows = make_rows([30, 7, 1], [30, 3, 11])
+  actual = logits(config, params, rows)
+  expected = torch_logits(model, rows)
+  assert expected.std() > 0.1
+  assert relative_error(actual, expected, rows) < 1e-5
+
+
+def test_tree_is_the_models_own(saved):
+  _, folder = saved
+  config, params = huggingface.load(folder)
+  own = jax.eval_shape(T5(config).init, jax.random.key(0), make_rows([2], [2]))['params']
+  own = jax.tree.map(lambda box: box.value, own, is_leaf=lambda x: hasattr(x, 'names'))
+  assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, own)
+  assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_shards_torch_files_and_safetensors_agree(saved, tmp_path):
+  model, folder = saved
+  model.save_pretrained(tmp_path / 'shards', max_shard_size='8KB')
+  assert (tmp_path / 'shards' / 'model.safetensors.index.json').exists()
+  (tmp_path / 'bin').mkdir()
+  (tmp_path / 'bin' / 'config.json').write_bytes((folder / 'config.json').read_bytes())
+  torch.save(model.state_dict(), tmp_path / 'bin' / 'pytorch_model.bin')
+  _, expected = huggingface.load(folder)
+  for other in ('shards', 'bin'):
+    _, params = huggingface.load(tmp_path / other)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_bfloat16_weights_become_float32(tmp_path):
+  model = make_torch('1.1').to(torch.bfloat16)
+  model.save_pretrained(tmp_path / 't5')
+  _, params = huggingface.load(tmp_path / 't5')
+  embedding = params['token_embedder']['embedding']
+  assert embedding.dtype == np.float32
+  np.testing.assert_array_equal(embedding, model.shared.weight.detach().float().numpy())
+
+
+def test_transformers_4_config_and_files_with_aliases(tmp_path):
+  """transformers 4 says `tie_word_embeddings: false`, and its files repeat the embedding under three names."""
+  model = make_torch('1.1')
+  model.save_pretrained(tmp_path)
+  (tmp_path / 'model.safetensors').unlink()
+  state = dict(model.state_dict())
+  unread = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
+  torch.save(state | {unread: torch.zeros(8, 3)}, tmp_path / 'pytorch_model.bin')
+  edit_config(tmp_path, scale_decoder_outputs=None, tie_word_embeddings=False)
+  config, params = huggingface.load(tmp_path)
+  rows = make_rows([5], [6])
+  actual = logits(config, params, rows)
+  assert relative_error(actual, torch_logits(model, rows), rows) < 1e-5
+  torch.save(
+    {name: x for name, x in state.items() if name != 'lm_head.weight'}, tmp_path / 'pytorch_model.bin'
+  )
+  with pytest.raises(UsageError, match=r'missing, the first is lm_head\.weight'):
+    huggingface.load(tmp_path)
+
+
+def test_logits_tied_without_the_scale(tmp_path):
+  """transformers 5 ties every new T5, 1.1 ones too, and leaves lm_head out of the file."""
+  config = transformers.T5Config(
+    vocab_size=50, d_model=16, d_kv=6, d_ff=24, num_layers=1, num_heads=2, feed_forward_proj='gated-gelu',
+    tie_word_embeddings=False, decoder_start_token_id=0,
+  )  # fmt: skip
+  model = transformers.T5ForConditionalGeneration(config).eval()
+  model.save_pretrained(tmp_path)
+  imported, params = huggingface.load(tmp_path)
+  rows = make_rows([4], [5])
+  actual = logits(imported, params, rows)
+  assert relative_error(actual, torch_logits(model, rows), rows) < 1e-5
+
+
+def edit_config(folder, **changes):
+  config = json.loads((folder / 'config.json').read_text()) | changes
+  (folder / 'config.json').write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'model_type': 'bart'}, "model_type is 'bart'"),
+    ({'architectures': ['T5EncoderModel']}, 'has no decoder with logits'),
+    ({'feed_forward_proj': 'gated-mish'}, "feed_forward_proj is 'gated-mish'"),
+    ({'feed_forward_proj': 'gelu'}, "feed_forward_proj is 'gelu'"),
+    ({'feed_forward_proj': 'gated-gelu'}, r'missing, the first is decoder.*wi_0'),
+    ({'d_model': None}, 'd_model is None'),
+    ({'d_ff': 25}, r'DenseReluDense\.wi\.weight has shape \(24, 16\)'),
+    ({'layer_norm_epsilon': 1e-5}, 'layer_norm_epsilon is 1e-05'),
+    ({'eos_token_id': 2}, 'eos_token_id is 2'),
+    ({'num_layers': 1}, r'no place in its config\.json, the first is encoder\.block\.1'),
+    ({'num_layers': 3}, r'missing, the first is encoder\.block\.2'),
+  ],
+)
+def test_config_that_does_not_fit(tmp_path, changes, message):
+  make_torch('1.0').save_pretrained(tmp_path)
+  edit_config(tmp_path, **changes)
+  with pytest.raises(UsageError, match=message):
+    huggingface.load(tmp_path)
+
+
+def test_folders_that_are_none(tmp_path):
+  with pytest.raises(UsageError, match='is no folder'):
+    huggingface.load(tmp_path / 'absent')
+  with pytest.raises(UsageError, match=r'has no config\.json'):
+    huggingface.load(tmp_path)
+  (tmp_path / 'config.json').write_text('{')
+  with pytest.raises(UsageError, match='not JSON'):
+    huggingface.load(tmp_path)
+  make_torch('1.0').config.save_pretrained(tmp_path)
+  with pytest.raises(UsageError, match=r'neither model\.safetensors nor pytorch_model\.bin'):
+    huggingface.load(tmp_path)
+  (tmp_path / 'pytorch_model.bin').write_bytes(b'nonsense')
+  with pytest.raises(UsageError, match='torch cannot load'):
+    huggingface.load(tmp_path)
+  (tmp_path / 'model.safetensors').write_bytes(b'nonsense')
+  with pytest.raises(UsageError, match='not a safetensors file'):
+    huggingface.load(tmp_path)
+
+
+def test_hub_name_is_downloaded(saved, monkeypatch):
+  _, folder = saved
+  asked = []
+
+  def snapshot_download(name, allow_patterns):
+    asked.append(name)
+    return str(folder)
+
+  monkeypatch.setattr('huggingface_hub.snapshot_download', snapshot_download)
+  huggingface.load('google/t5-v1_1-small')
+  assert asked == ['google/t5-v1_1-small']
+
+
+def test_import_checkpoint(saved, tmp_path):
+  _, source = saved
+  config, expected = huggingface.load(source)
+  report = importers.import_checkpoint(str(source), str(tmp_path / 'plain'))
+  assert report['vocabulary'] is None
+  assert report['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(expected))
+  params, metadata = checkpoints.load_params(tmp_path / 'plain')
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+  assert type(config)(**metadata['model']) == config
+  with pytest.raises(UsageError, match='exists already'):
+    importers.import_checkpoint(str(source), str(tmp_path / 'plain'))
+
+
+def test_import_brings_the_vocabulary(tmp_path):
+  source = tmp_path / 'source'
+  make_torch('1.0').save_pretrained(source)
+  (source / 'tokenizer_config.json').write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+  assert importers.import_checkpoint(str(source), str(tmp_path / 'bytes'))['vocabulary'] == 'bytes'
+  (source / 'spiece.model').write_bytes(b'pieces')
+  report = importers.import_checkpoint(str(source), str(tmp_path / 'pieces'))
+  assert report['vocabulary'] == str(tmp_path / 'pieces' / 'spiece.model')
+  assert (tmp_path / 'pieces' / 'spiece.model').read_bytes() == b'pieces'
+  report = importers.import_checkpoint(str(source), str(tmp_path / 'named'), vocabulary='bytes')
+  assert report['vocabulary'] == 'bytes'
