@@ -1,0 +1,357 @@
+"""The door: what a command line becomes, what it refuses, how it exits. On commands made for the purpose."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from dro_jax import main as door
+
+_COMMANDS_MODULE = """
+  import dataclasses
+  from dro_jax.errors import Stopped, UsageError
+
+  __all__ = ['kto', 'dro_v', 'Config', 'fit', 'stop', 'break_down', 'refuse']
+
+  def kto(tau=5.0):
+    return ('kto', tau)
+
+  def dro_v(tau=1.0):
+    return ('dro_v', tau)
+
+  @dataclasses.dataclass(frozen=True)
+  class Config:
+    width: int = 8
+
+  def fit(triplets, algorithm, steps, batch_size=1, model_dir=None, columns=None, rewards=None, config=None,
+          extra=None, configs=None):
+    print('a line that is no result')
+    result = dict(triplets=triplets, algorithm=algorithm(), steps=steps, batch_size=batch_size,
+                  model_dir=model_dir, columns=columns, rewards=rewards, extra=extra, nan=float('nan'))
+    if config is not None:
+      result['config'] = dataclasses.asdict(config) | {'same': config == Config(config.width)}
+    if configs is not None:
+      result['configs'] = configs()
+    return result
+
+  def stop():
+    raise Stopped('stopped at step 3, saved')
+
+  def break_down():
+    raise RuntimeError('a bug')
+
+  def refuse():
+    raise UsageError('data.jsonl:3: field "reward" is text')
+"""
+
+_DEFAULTS = """
+  # The defaults of fit.
+  STEPS = 100  # optimiser steps
+  BATCH = 4
+  ALGORITHM = @dro_v
+  MODEL_DIR = None
+  COLUMNS = None
+  MAP_REWARD = None
+
+  fit.steps = %STEPS
+  fit.batch_size = %BATCH
+  fit.algorithm = %ALGORITHM
+  fit.model_dir = %MODEL_DIR
+  fit.triplets = %TRIPLETS
+  fit.columns = %COLUMNS
+  fit.rewards = %MAP_REWARD
+"""
+
+
+@pytest.fixture(scope='session')
+def commands_module(tmp_path_factory):
+  """A module of commands; gin registers once per process, so there is one for all tests."""
+  folder = tmp_path_factory.mktemp('commands')
+  (folder / 'door_commands.py').write_text(textwrap.dedent(_COMMANDS_MODULE))
+  sys.path.append(str(folder))
+  yield 'door_commands'
+  sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def commands(commands_module):
+  def command(name):
+    return door.Command(commands_module, name, f'{name}s a model', configurables=(commands_module,))
+
+  return {name: command(name) for name in ('fit', 'stop', 'break_down', 'refuse')}
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+  """Gin files as the package has them, in their own folder."""
+  folder = tmp_path / 'gin_configs'
+  (folder / 'runs').mkdir(parents=True)
+  (folder / 'algorithms').mkdir()
+  (folder / 'runs' / 'fit.gin').write_text(textwrap.dedent(_DEFAULTS))
+  (folder / 'algorithms' / 'kto.gin').write_text('fit.algorithm = @kto\n')
+  monkeypatch.setattr(door, 'GIN_CONFIGS', folder)
+  monkeypatch.chdir(tmp_path)
+  return folder
+
+
+@pytest.fixture
+def fit(commands, packaged, capsys):
+  """Runs `fit` on one triplet file and returns its result."""
+
+  def run(*arguments):
+    code = door.main(['fit', '--json', '--triplets=a.jsonl', *arguments], commands)
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    return json.loads(output.out)
+
+  return run
+
+
+@pytest.fixture
+def refused(commands, packaged, capsys):
+  """Runs a command line that is refused and returns the message: one line, exit code 2, no result."""
+
+  def run(*arguments):
+    code = door.main(list(arguments), commands)
+    output = capsys.readouterr()
+    assert (code, output.out) == (2, '')
+    *shown, message = output.err.splitlines()
+    assert all(line.startswith('gin: ') for line in shown)
+    assert message.startswith('dro_jax: ')
+    return message
+
+  return run
+
+
+# What a command line becomes
+
+
+def test_the_defaults_of_the_command_are_read(fit):
+  result = fit()
+  assert (result['steps'], result['batch_size'], result['algorithm']) == (100, 4, ['dro_v', 1.0])
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    ['--gin.fit.algorithm=@kto'],
+    ['--gin.ALGORITHM=@kto'],
+    ['--gin_file=algorithms/kto.gin'],
+    ['--set', 'ALGORITHM=kto'],
+    ['--set=fit.algorithm=kto'],
+  ],
+)
+def test_an_algorithm_is_chosen_in_any_way(fit, arguments):
+  default, chosen = fit(), fit(*arguments)
+  assert default.pop('configs') != chosen.pop('configs')
+  assert chosen == {**default, 'algorithm': ['kto', 5.0]}
+
+
+def test_later_sources_win(fit, tmp_path):
+  (tmp_path / 'mine.gin').write_text('STEPS = 1\nBATCH = 1\nkto.tau = 1.0\n')
+  result = fit('--set', 'BATCH=3', '--gin.BATCH=2', '--gin.STEPS=2', '--gin_file=mine.gin')
+  assert (result['steps'], result['batch_size']) == (2, 3)
+
+
+def test_a_flag_wins_over_everything(fit):
+  assert fit('--model_dir=b', '--gin.MODEL_DIR="a"')['model_dir'] == 'b'
+
+
+def test_gin_files_include_packaged_ones(fit, tmp_path):
+  (tmp_path / 'mine.gin').write_text("include 'algorithms/kto.gin'\nkto.tau = 2.0\n")
+  assert fit('--gin_file=mine.gin')['algorithm'] == ['kto', 2.0]
+
+
+@pytest.mark.parametrize(
+  'text, gin_text, value',
+  [
+    ('3', '3', 3),
+    ('-1e-4', '-1e-4', -1e-4),
+    ('.5', '.5', 0.5),
+    ('true', 'True', True),
+    ('False', 'False', False),
+    ('none', 'None', None),
+    ('[1, 2]', '[1, 2]', [1, 2]),
+    ('"quoted"', '"quoted"', 'quoted'),
+    ('bytes', "'bytes'", 'bytes'),
+    ('gs://bucket/a b=c', "'gs://bucket/a b=c'", 'gs://bucket/a b=c'),
+    ("it's", '"it\'s"', "it's"),
+    ('%BATCH', '%BATCH', 4),
+    ('@kto()', '@kto()', ['kto', 5.0]),
+  ],
+)
+def test_set_reads_bare_words(commands, packaged, capsys, text, gin_text, value):
+  assert door.main(['fit', '--json', '--triplets=a', '--set', f'fit.extra={text}'], commands) == 0
+  output = capsys.readouterr()
+  assert f'gin: fit.extra = {gin_text}\n' in output.err
+  assert json.loads(output.out)['extra'] == value
+
+
+def test_plain_flags_become_macros(fit):
+  result = fit(
+    '--model_dir=runs/1',
+    '--triplets=b.csv,c.csv',
+    '--columns=prompt=q,reward=r',
+    '--map_reward',
+    'up=1,down=-.5',
+  )
+  assert result['model_dir'] == 'runs/1'
+  assert result['triplets'] == ['a.jsonl', 'b.csv', 'c.csv']
+  assert result['columns'] == {'prompt': 'q', 'reward': 'r'}
+  assert result['rewards'] == {'up': 1.0, 'down': -0.5}
+
+
+def test_a_configurable_class_gives_plain_instances(fit):
+  assert fit('--gin.fit.config=@Config()', '--gin.Config.width=3')['config'] == {'width': 3, 'same': True}
+
+
+def test_one_run_leaves_nothing_to_the_next(fit):
+  fit('--set', 'STEPS=5', '--set', 'fit.extra=1')
+  assert fit() == fit('--set', 'STEPS=100')
+
+
+def test_the_configuration_is_handed_down_as_texts(fit, packaged):
+  texts = fit('--set', 'STEPS=7')['configs']
+  assert set(texts) == {'config.gin', 'operative_config.gin'}
+  assert 'STEPS = 7' in texts['config.gin']
+  assert 'dro_v.tau = 1.0' in texts['operative_config.gin']
+  (packaged / 'again.gin').write_text(texts['config.gin'])
+  assert fit('--gin_file=again.gin')['steps'] == 7
+
+
+def test_a_gin_file_brings_its_own_module(fit, tmp_path, monkeypatch):
+  (tmp_path / 'door_own.py').write_text('import gin\n\n\n@gin.configurable\ndef own():\n  return "own", 1\n')
+  (tmp_path / 'own.gin').write_text('import door_own\nfit.algorithm = @own\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  assert fit('--gin_file=own.gin')['algorithm'] == ['own', 1]
+
+
+def test_a_gin_file_registers_an_undecorated_function(fit, tmp_path, monkeypatch):
+  (tmp_path / 'door_bare.py').write_text('def bare(tau=0):\n  return "bare", tau\n')
+  (tmp_path / 'bare.gin').write_text(
+    'from __gin__ import dynamic_registration\nimport door_bare\n'
+    'import door_commands\ndoor_commands.fit.algorithm = @door_bare.bare\ndoor_bare.bare.tau = 2\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  assert fit('--gin_file=bare.gin')['algorithm'] == ['bare', 2]
+
+
+# What it prints
+
+
+def test_only_the_result_is_on_standard_output(commands, packaged, capsys):
+  assert door.main(['fit', '--triplets=a', '--json'], commands) == 0
+  output = capsys.readouterr()
+  assert output.err == 'a line that is no result\n'
+  assert json.loads(output.out)['nan'] is None
+
+
+def test_without_json_the_result_is_lines(commands, packaged, capsys):
+  assert door.main(['fit', '--triplets=a', '--gin.fit.extra={"accuracy": 0.123456789}'], commands) == 0
+  lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+  assert lines['steps'] == ['100']
+  assert lines['extra/accuracy'] == ['0.123457']
+
+
+# What it refuses
+
+
+def test_unknown_commands_and_flags(refused):
+  assert 'did you mean fit?' in refused('fti')
+  assert 'fit, stop, break_down, refuse' in refused()
+  assert 'Did you mean: model_dir' in refused('fit', '--modle_dir=x')
+  assert "'b.jsonl' is no flag" in refused('fit', '--triplets', 'a.jsonl', 'b.jsonl')
+
+
+@pytest.mark.parametrize(
+  'argument, message',
+  [
+    ('--gin.fit.algoritm=@kto', "doesn't have a parameter named 'algoritm'. (did you mean algorithm?)"),
+    ('--gin.fti.steps=3', "No configurable matching 'fti'. (did you mean fit?)"),
+    ('--gin.fit.algorithm=@dro_w', "'@dro_w'. (did you mean dro_v?)"),
+    ('--gin.STPES=3', '--gin.STPES=3: nothing here uses STPES (did you mean STEPS?)'),
+    ('--set=STPES=3', '--set STPES=3: nothing here uses STPES (did you mean STEPS?)'),
+    ('--set=fti.steps=3', '--set fti.steps=3: No configurable matching'),
+    (
+      '--gin.fit.steps=%STEP',
+      'fit.steps needs STEP, which has no value: pass --set STEP=VALUE (did you mean STEPS?)',
+    ),
+    ('--gin.MODEL_DIR=text', 'In gin a text is quoted; --set takes it bare'),
+    ('--gin.STEPS', "'--gin.STEPS' has no value"),
+    ('--set=STEPS', 'pass --set NAME=VALUE'),
+    ('--init_from=x', '--init_from: nothing here uses INIT_FROM'),
+    ('--gin_file=algorithms/kt.gin', 'did you mean algorithms/kto.gin?'),
+    ('--columns=prompt', "'prompt' is not NAME=VALUE"),
+    ('--map_reward=up=high', "up=high: 'high' is not a number"),
+  ],
+)
+def test_what_nothing_knows_is_refused(refused, argument, message):
+  assert message in refused('fit', '--triplets=a', argument)
+
+
+def test_a_setting_without_a_value_names_its_flag(refused):
+  assert 'fit.triplets needs TRIPLETS, which has no value: pass --triplets' in refused('fit')
+
+
+def test_a_required_argument_is_named(refused, packaged):
+  (packaged / 'runs' / 'fit.gin').write_text('fit.steps = 3\n')
+  assert "fit needs values for ['algorithm', 'triplets']" in refused('fit')
+
+
+def test_a_gin_file_is_refused_with_its_line(refused, tmp_path):
+  (tmp_path / 'mine.gin').write_text('STEPS = 3\nfit.stesp = 3\n')
+  message = refused('fit', '--triplets=a', '--gin_file=mine.gin')
+  assert 'did you mean steps?' in message
+  assert 'mine.gin", line 2' in message
+  (tmp_path / 'mine.gin').write_text('STPES = 3\n')
+  assert refused('fit', '--triplets=a', '--gin_file=mine.gin').startswith(
+    'dro_jax: mine.gin: nothing here uses STPES'
+  )
+  (tmp_path / 'mine.gin').write_text('import no_such_module\n')
+  assert "No module named 'no_such_module'" in refused('fit', '--triplets=a', '--gin_file=mine.gin')
+
+
+# How it exits
+
+
+def test_bad_data_is_two_with_its_own_words(refused):
+  assert refused('refuse') == 'dro_jax: data.jsonl:3: field "reward" is text'
+
+
+def test_stopped_after_saving_is_75(commands, packaged, capsys):
+  assert door.main(['stop'], commands) == 75
+  assert capsys.readouterr().err == 'dro_jax: stopped at step 3, saved\n'
+
+
+def test_a_bug_is_raised(commands, packaged):
+  with pytest.raises(RuntimeError, match='a bug'):
+    door.main(['break_down'], commands)
+
+
+def _python(code):
+  start = time.perf_counter()
+  process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  return process, time.perf_counter() - start
+
+
+def test_help_imports_nothing_heavy():
+  for arguments in (['--help'], ['train', '--help']):
+    process, _ = _python(
+      f'import sys; from dro_jax import main; code = main.main({arguments}); '
+      "heavy = {'jax', 'flax', 'numpy', 'seqio', 'tensorflow', 'orbax', 'rich'} & set(sys.modules); "
+      'assert not heavy, heavy; sys.exit(code)'
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith('dro_jax ')
+
+
+def test_help_lists_flags_and_settings(commands, packaged, capsys):
+  assert door.main(['fit', '--help'], commands) == 0
+  text = capsys.readouterr().out
+  assert '--triplets' in text
+  assert '--init_from' not in text
+  assert 'STEPS=100' in text
+  assert 'optimiser steps' in text
