@@ -1,0 +1,175 @@
+"""Imports point down the floors, or sideways but never in a circle; the two wings never meet."""
+
+import ast
+import graphlib
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+# A package's floor is that of all its modules.
+FLOORS = {
+  # Arrays: what they are called, how they are reduced.
+  'types': 0,
+  'errors': 0,
+  'shapes': 0,
+  'masked': 0,
+  # What is read from a network's outputs.
+  'logprobs': 1,
+  'values': 1,
+  # Losses, and what algorithms ask of a step; the model wing; the data wing.
+  'losses': 2,
+  'algorithms': 2,
+  'models': 2,
+  'data': 2,
+  # One step, pure.
+  'scoring': 3,
+  'reference': 3,
+  'train_state': 3,
+  'optimizers': 3,
+  'partitioning': 3,
+  'metrics': 3,
+  'statistics': 3,
+  'train_step': 3,
+  # A run: input and output allowed.
+  'checkpoints': 4,
+  'networks': 4,
+  'importers': 4,
+  'decoding': 4,
+  'generate': 4,
+  'evaluate': 4,
+  'train': 4,
+  # The doors.
+  'main': 5,
+  'demo': 5,
+}
+
+# Who never imports whom, though the floors would allow it.
+_STEP = ('scoring', 'reference', 'train_state', 'optimizers', 'partitioning', 'metrics', 'train_step')
+NEVER = {
+  'models': ('data', 'losses', 'algorithms'),
+  'data': ('models', 'losses', 'algorithms'),
+  'losses': ('models', 'data', 'algorithms'),
+  'algorithms': ('models', 'data'),
+  # One step knows no concrete loss or model.
+  **dict.fromkeys(_STEP, ('models', 'data', 'losses')),
+}
+
+# Arrays only: what these may import beside the standard library and each other.
+ONLY = dict.fromkeys(
+  ('types', 'errors', 'shapes', 'masked', 'logprobs', 'values', 'losses'), ('jax', 'jaxtyping', 'numpy')
+)
+# Third parties that a wing does without, and the door's own.
+WITHOUT = {
+  'data': ('flax', 'optax', 'orbax'),
+  'models': ('seqio', 'tensorflow', 'tensorflow_datasets', 'optax'),
+}
+DOOR = ('gin', 'absl')
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'dro_jax'
+
+
+def _sources() -> dict[str, str]:
+  """Every module of the package by its dotted name without `dro_jax.`; the package itself is ''."""
+  sources = {}
+  for path in sorted(PACKAGE.rglob('*.py')):
+    parts = path.relative_to(PACKAGE).with_suffix('').parts
+    sources['.'.join(part for part in parts if part != '__init__')] = path.read_text(encoding='utf-8')
+  return sources
+
+
+def _imports(source: str, modules: Mapping[str, str]) -> Iterator[str]:
+  """What a module imports, anywhere in it: our modules as `dro_jax.NAME`, others by their full name."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      base = '.' * node.level + (node.module or '')
+      for alias in node.names:
+        whole = f'{base}.{alias.name}'
+        yield whole if whole.removeprefix('dro_jax.') in modules else base
+
+
+def _room(module: str) -> str:
+  return module.split('.')[0]
+
+
+def _ours(imported: str) -> str | None:
+  return imported.removeprefix('dro_jax').removeprefix('.') if _room(imported) == 'dro_jax' else None
+
+
+def violations(sources: Mapping[str, str]) -> list[str]:
+  """Every import that the house forbids, as a sentence."""
+  found = list(_unplaced(sources))
+  graph = {module: set() for module in sources}
+  for module, source in sources.items():
+    for imported in sorted(set(_imports(source, sources))):
+      ours = _ours(imported)
+      if ours is None:
+        found.extend(_third_party(module, imported))
+      elif ours and ours != module:
+        graph[module].add(ours)
+        found.extend(_inner(module, ours))
+  return found + list(_circles(graph))
+
+
+def _unplaced(sources: Mapping[str, str]) -> Iterator[str]:
+  for module in sources:
+    if module and _room(module) not in FLOORS:
+      yield f'dro_jax/{module} has no floor: add {_room(module)!r} to FLOORS in tests/test_floors.py'
+
+
+def _inner(module: str, imported: str) -> Iterator[str]:
+  here, there = _room(module), _room(imported)
+  if FLOORS.get(there, 0) > FLOORS.get(here, 99):
+    yield f'{module} (floor {FLOORS[here]}) imports {imported} (floor {FLOORS[there]}): imports point down'
+  if there in NEVER.get(here, ()):
+    yield f'{module} imports {imported}: {here} never imports {there}'
+
+
+def _third_party(module: str, imported: str) -> Iterator[str]:
+  here, there = _room(module), _room(imported)
+  if imported.startswith('.'):
+    yield f'{module} imports {imported!r}: imports are absolute here'
+  elif there in DOOR and here != 'main':
+    yield f'{module} imports {imported}: only main.py does'
+  elif there in WITHOUT.get(here, ()):
+    yield f'{module} imports {imported}: {here} does without {there}'
+  elif here in ONLY and there not in ONLY[here] and there not in sys.stdlib_module_names:
+    yield f'{module} imports {imported}: {here} imports nothing but {", ".join(ONLY[here])}'
+
+
+def _circles(graph: Mapping[str, set[str]]) -> Iterator[str]:
+  try:
+    graphlib.TopologicalSorter(graph).prepare()
+  except graphlib.CycleError as error:
+    yield f'imports in a circle: {" <- ".join(error.args[1])}'
+
+
+def test_imports_point_down():
+  assert violations(_sources()) == []
+
+
+@pytest.mark.parametrize(
+  'module, line, message',
+  [
+    ('losses.dro', 'from dro_jax import scoring', 'losses.dro (floor 2) imports scoring (floor 3)'),
+    ('masked', 'import dro_jax.values', 'masked (floor 0) imports values (floor 1)'),
+    ('models.t5', 'from dro_jax.data.plan import Plan', 'models never imports data'),
+    ('data.plan', 'from dro_jax.models import t5', 'data never imports models'),
+    ('train_step', 'from dro_jax.losses import kto', 'train_step never imports losses'),
+    ('losses.kto', 'import optax', 'losses imports nothing but jax, jaxtyping, numpy'),
+    ('data.table', 'from flax import linen as nn', 'data does without flax'),
+    ('models.value', 'def f():\n  import tensorflow as tf', 'models does without tensorflow'),
+    ('train_step', 'import gin', 'only main.py does'),
+    ('masked', 'from . import types', 'imports are absolute here'),
+    ('train_state', 'from dro_jax import reference', 'imports in a circle'),
+    ('losses.weighted', 'from dro_jax.losses import sft', 'imports in a circle'),
+    ('utils', '', "dro_jax/utils has no floor: add 'utils' to FLOORS in tests/test_floors.py"),
+  ],
+)
+def test_a_planted_violation_is_caught(module, line, message):
+  sources = _sources()
+  planted = {**sources, module: f'{sources.get(module, "")}\n{line}\n'}
+  assert any(message in violation for violation in violations(planted))
