@@ -1,7 +1,7 @@
 """Where a batch's prompts and responses lie in its rows: padded, packed, or packed with prompts encoded once.
 
-A layout changes speed, never membership and never a number. It works on lengths alone, so every host can compute
-the placement of a whole batch without reading a token of it.
+A layout changes speed, never membership and never a number. It works on lengths alone, so every host can
+compute the placement of a whole batch without reading a token of it.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ _REPAIRS = 64  # Local swaps before a batch is said not to fit.
 
 
 class Placement(NamedTuple):
-  """Where everything of a batch lies. Segments count from 1 within a row; n responses, m copies of prompts."""
+  """Where everything of a batch lies. Segments count from 1 in a row; n responses, m copies of prompts."""
 
   rows: int
   response_row: np.ndarray  # [n]
@@ -67,14 +67,16 @@ class Layout(NamedTuple):
     Args:
       table: anything with `prompt_lengths`, `response_lengths` and `prompt_index`.
       plan: whose batches to hold.
-      prompt_length: prompt tokens of a row; None takes the longest prompt (padded) or what fills the rows best.
+      prompt_length: prompt tokens of a row; None takes the longest prompt (padded) or what fills the rows
+        best.
       response_length: response tokens of a row; None likewise.
       packed: many responses a row.
       encode_once: share a prompt's copy among its responses in a row.
       row_multiple: the rows' divisor.
       scan: batches to look at.
-      coverage: share of the scanned batches that the row count must hold; the rest take more rows (another shape,
-        so another compilation). Below 1 pays where a few prompts have very many or very long responses.
+      coverage: share of the scanned batches that the row count must hold; the rest take more rows (another
+        shape, so another compilation). Below 1 pays where a few prompts have very many or very long
+        responses.
     """
     lengths = _Lengths(table.prompt_lengths, table.response_lengths, table.prompt_index)
     if plan.num_batches is not None:
@@ -117,13 +119,13 @@ def _check_lengths(layout: Layout, lengths: _Lengths) -> None:
   longest = int(lengths.prompt.max()), int(lengths.response.max())
   if longest[0] > layout.prompt_length or longest[1] > layout.response_length:
     raise ValueError(
-      f'rows hold {layout.prompt_length} prompt and {layout.response_length} response tokens, but the longest '
-      f'prompt has {longest[0]} and the longest response {longest[1]}: make the rows at least that long, or build '
-      'the token table with shorter limits'
+      f'rows hold {layout.prompt_length} prompt and {layout.response_length} response tokens, but the '
+      f'longest prompt has {longest[0]} and the longest response {longest[1]}: make the rows at least that '
+      'long, or build the token table with shorter limits'
     )
 
 
-# --- choosing a layout -----------------------------------------------------------------------------------------------
+# --- choosing a layout --------------------------------------------------------------------------------------
 
 
 def _round_up(number: float, multiple: int) -> int:
@@ -180,7 +182,7 @@ def _tokens(lengths: _Lengths, encode_once: bool) -> tuple[int, int]:
   return int(lengths.prompt[first].sum()), int(lengths.response.sum())
 
 
-# --- padded: one response a row --------------------------------------------------------------------------------------
+# --- padded: one response a row -----------------------------------------------------------------------------
 
 
 def _place_padded(lengths: _Lengths, layout: Layout) -> Placement:
@@ -190,11 +192,11 @@ def _place_padded(lengths: _Lengths, layout: Layout) -> Placement:
   return Placement(count, rows, ones, zeros, ones, rows, rows, ones, zeros)
 
 
-# --- packed: two-dimensional vector bin packing ----------------------------------------------------------------------
+# --- packed: two-dimensional vector bin packing -------------------------------------------------------------
 
 
 class _Units(NamedTuple):
-  """What must share a row: a prompt copy and the responses (`members`) that point at it; loads as shares of a row."""
+  """What must share a row: a prompt copy and the responses (`members`) at it; loads as shares of a row."""
 
   members: list
   loads: np.ndarray  # [n, 3]: prompt tokens, response tokens, slots
@@ -257,8 +259,8 @@ def _units(members: list, lengths: _Lengths, capacity: np.ndarray) -> _Units:
   return _Units(members, np.asarray(sizes, np.float64) / capacity)
 
 
-# In which order units are placed, as keys of their loads. Batches are dealt to about the same totals on both sides, so
-# the first nearly always succeeds.
+# In which order units are placed, as keys of their loads. Batches are dealt to about the same totals on both
+# sides, so the first nearly always succeeds.
 _ORDERS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
   lambda loads: loads[:, :2].max(1),
   lambda loads: loads[:, :2].sum(1),
@@ -279,7 +281,7 @@ def _assign(loads: np.ndarray, rows: int) -> np.ndarray | None:
 
 
 def _greedy(loads, order, rows: int, level: bool) -> tuple[np.ndarray, np.ndarray]:
-  """Each unit to the emptiest row (`level`) or to the fullest that holds it; where none does, to the emptiest."""
+  """Each unit to the emptiest row (`level`) or to the fullest with room; where none has, to the emptiest."""
   assignment = np.zeros(len(loads), np.int64)
   filled = np.zeros((rows, loads.shape[1]))
   for unit in order.tolist():
@@ -345,7 +347,7 @@ def _counts_within(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
   return before - before[np.searchsorted(rows, rows)]
 
 
-# --- mismatched pairs ------------------------------------------------------------------------------------------------
+# --- mismatched pairs ---------------------------------------------------------------------------------------
 
 
 class Mismatch(NamedTuple):
@@ -359,10 +361,11 @@ class Mismatch(NamedTuple):
 
 
 def mismatch(placement: Placement, prompt_index: np.ndarray) -> Mismatch:
-  """Pairs every response with a prompt of another text, in the row that decodes it; each is used once at most.
+  """Pairs every response with a prompt of another text, in the row that decodes it; each is used once at
+  most.
 
-  Rows with prompts pass their responses round by the smallest shift that pairs most of them. Within a row, responses
-  go through its prompts in turn, past those of their own text.
+  Rows with prompts pass their responses round by the smallest shift that pairs most of them. Within a row,
+  responses go through its prompts in turn, past those of their own text.
   """
   used = np.unique(placement.prompt_row)
   best, best_prompt, paired = None, None, -1
@@ -378,7 +381,7 @@ def mismatch(placement: Placement, prompt_index: np.ndarray) -> Mismatch:
 
 
 def _pair(placement: Placement, prompt_index: np.ndarray, used: np.ndarray, shift: int) -> np.ndarray:
-  """The prompt segment of each response when row `used[i]` decodes row `used[i + shift]`; 0: none has another text."""
+  """Each response's prompt segment when row `used[i]` decodes row `used[i + shift]`; 0: no other text."""
   texts = {row: [] for row in used.tolist()}
   for row, example in zip(placement.prompt_row.tolist(), placement.prompt_example.tolist()):
     texts[row].append(int(prompt_index[example]))  # In the order of their segments.

@@ -22,8 +22,8 @@ class _Batch(NamedTuple):
 class Loader:
   """Batches of a token table as rows.
 
-  Every host computes the placement of the whole batch from lengths, and reads the tokens of its own rows only (and,
-  mismatched, of the rows whose responses these decode).
+  Every host computes the placement of the whole batch from lengths, and reads the tokens of its own rows only
+  (and, mismatched, of the rows whose responses these decode).
 
   Args:
     table: a `TokenTable`.
@@ -44,7 +44,7 @@ class Loader:
     return self._batch(step).placement.rows
 
   def rows(self, step: int, start: int = 0, stop: int | None = None) -> Rows:
-    """Rows [start, stop) of batch `step`: numpy arrays, padding 0, `example_id` the record's number in the table."""
+    """Rows [start, stop) of batch `step`, numpy, padding 0; `example_id` is a record's number."""
     batch = self._batch(step)
     stop = batch.placement.rows if stop is None else stop
     if not 0 <= start <= stop <= batch.placement.rows:
@@ -92,7 +92,7 @@ class Loader:
     return tokens, segments, positions
 
   def _responses(self, batch: _Batch, here: np.ndarray, sources: np.ndarray, prompts: np.ndarray):
-    """Tokens, segments, positions and prompts of the responses of rows `sources`, put into rows `here`: `[B, T]`."""
+    """Tokens, segments, positions and prompts of rows `sources`' responses, in rows `here`: `[B, T]`."""
     place = batch.placement
     filled = np.zeros((4, len(here), self.layout.response_length), np.int32)
     for row, source in enumerate(sources):

@@ -1,14 +1,16 @@
 """The epoch plan: which responses make up batch `step`, a pure function of (seed, step).
 
 An epoch is one pass over the records, prompt by prompt in random order, cut into windows of a few thousand
-responses. Inside a window every batch is dealt one member of each length stratum, longest to the lightest batch, and
-then members of one stratum are swapped until the batches' token totals agree. So every batch has the data's mix of
-lengths (and of rewards, which follow length), and almost the same number of tokens: it packs into a fixed number of
-rows. Membership depends on nothing else: not on the layout, the mesh or the hosts.
+responses. Inside a window every batch is dealt one member of each length stratum, longest to the lightest
+batch, and then members of one stratum are swapped until the batches' token totals agree. So every batch has
+the data's mix of lengths (and of rewards, which follow length), and almost the same number of tokens: it
+packs into a fixed number of rows. Membership depends on nothing else: not on the layout, the mesh or the
+hosts.
 """
 
 import functools
 import heapq
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,10 +31,10 @@ class _Pieces(NamedTuple):
 class Plan:
   """An endless stream of batches of exactly `batch_size` responses: epoch after epoch, random access.
 
-  Without `weights` every response is drawn exactly once an epoch; the batch at a boundary takes the last of one
-  epoch and the first of the next. With `weights` (any scale; mixture rates are such weights) an epoch is N draws
-  with replacement. Responses to one prompt are dealt to one batch, next to each other, and split only where
-  `batch_size` or the end of a window asks for it.
+  Without `weights` every response is drawn exactly once an epoch; the batch at a boundary takes the last of
+  one epoch and the first of the next. With `weights` (any scale; mixture rates are such weights) an epoch is
+  N draws with replacement. Responses to one prompt are dealt to one batch, next to each other, and split only
+  where `batch_size` or the end of a window asks for it.
 
   Args:
     prompt_lengths: tokens of each response's prompt, `[N]`.
@@ -109,7 +111,7 @@ class Plan:
     return np.clip(cuts, first, end) - first
 
   def _window_cuts(self, epoch: int) -> np.ndarray:
-    """Segment numbers at which windows begin, and the end: windows of equal size, so none is too small to balance."""
+    """Segment numbers at which windows begin, and the end; of equal size, so none is too small to balance."""
     num_segments = len(self._segments(epoch)) - 1
     num_windows = max(1, round(num_segments / self._window_size))
     return np.arange(num_windows + 1) * num_segments // num_windows
@@ -134,7 +136,7 @@ class Plan:
     return [_gather(records, pieces, batch, rng) for batch in range(len(bounds) - 1)]
 
   def _first_seen(self, records: np.ndarray) -> np.ndarray:
-    """For each record the place where its prompt first occurs: sorting by it joins groups, and keeps the order."""
+    """Where each record's prompt first occurs: sorting by it joins groups, and keeps the order."""
     _, first, inverse = np.unique(self._groups[records], return_index=True, return_inverse=True)
     return first[inverse]
 
@@ -144,11 +146,12 @@ class Plan:
     edges = np.concatenate([[0], changes, [len(records)]])
     if np.diff(edges).max() <= self.batch_size:
       return edges
-    parts = [np.arange(a, b, self.batch_size) for a, b in zip(edges[:-1], edges[1:])]
+    parts = [np.arange(a, b, self.batch_size) for a, b in itertools.pairwise(edges)]
     return np.concatenate([*parts, edges[-1:]])
 
   def _measure(self, records: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Loads of pieces `[n, 3]`: prompt tokens once, prompt tokens a response, response tokens; 1 = an average response.
+    """Loads of pieces `[n, 3]`: prompt tokens once, prompt tokens a response, response tokens; 1 = an average
+    response.
 
     Both ways of counting the prompt are balanced, because membership must not depend on the layout.
     """
@@ -206,8 +209,8 @@ def _chances(weights: Sequence[float] | np.ndarray, num_examples: int) -> np.nda
 def _check(prompt_lengths, response_lengths, groups, batch_size: int, window: int) -> None:
   if not len(prompt_lengths) == len(response_lengths) == len(groups) > 0:
     raise ValueError(
-      'prompt_lengths, response_lengths and prompt_index need one entry a response, and one response at least; '
-      f'got {len(prompt_lengths)}, {len(response_lengths)} and {len(groups)}'
+      'prompt_lengths, response_lengths and prompt_index need one entry a response, and one response at '
+      f'least; got {len(prompt_lengths)}, {len(response_lengths)} and {len(groups)}'
     )
   if batch_size < 1 or window < 1:
     raise ValueError(f'batch_size and window must be positive, got {batch_size} and {window}')
@@ -226,9 +229,9 @@ def _deal_out(
 ) -> _Pieces:
   """Largest groups first, longest first within a size, each to the emptiest and then lightest batch.
 
-  With single responses this is: sort by length, and of each stratum (as many as there are batches) one to each batch,
-  the longest to the lightest. A batch that is only part of a window's share (its first or last) is filled at the
-  same pace as the others, so it is dealt every stratum in proportion.
+  With single responses this is: sort by length, and of each stratum (as many as there are batches) one to
+  each batch, the longest to the lightest. A batch that is only part of a window's share (its first or last)
+  is filled at the same pace as the others, so it is dealt every stratum in proportion.
   """
   starts, stops = edges[:-1].tolist(), edges[1:].tolist()
   pieces = [(a - b, -length, a, b) for a, b, length in zip(starts, stops, lengths.tolist())]
@@ -262,12 +265,12 @@ def _deal_out(
 
 
 def _even_out(batch, sizes, loads, capacities, rng: np.random.Generator) -> np.ndarray:
-  """Swaps pieces of one stratum (same size, neighbours in length) between batches while that evens the loads out."""
+  """Swaps pieces of one stratum (same size, neighbours in length) while that evens the batches out."""
   batch = batch.copy()
   excess = -np.asarray(capacities, np.float64)[:, None] * np.ones(loads.shape[1])
   np.add.at(excess, batch, loads)
-  # Pieces come sorted by size, then by length: a stratum is a stretch of as many as there are batches. Groups differ
-  # so much that strata alone cannot even them out: they are swapped across wider stretches too.
+  # Pieces come sorted by size, then by length: a stratum is a stretch of as many as there are batches. Groups
+  # differ so much that strata alone cannot even them out: they are swapped across wider stretches too.
   for width in (1, 4) if sizes.max() > 1 else (1,):
     strata = _strata(sizes, width * len(capacities))
     before = np.square(excess).sum()
@@ -288,7 +291,7 @@ def _strata(sizes: np.ndarray, width: int) -> list[np.ndarray]:
 
 
 def _swap(batch: np.ndarray, excess: np.ndarray, loads: np.ndarray, members: np.ndarray, rng) -> None:
-  """Pairs some of a stratum up, one of each batch, and swaps the batches of each pair that gains by it, in place."""
+  """Pairs up some of a stratum, one of each batch, and swaps the pairs that gain by it, in place."""
   members = rng.permutation(members)
   members = rng.permutation(members[np.unique(batch[members], return_index=True)[1]])
   half = len(members) // 2

@@ -18,10 +18,11 @@ class RewardScaling(NamedTuple):
   Attributes:
     kind: one of `KINDS`.
     shift: in reward units.
-    scale: reward units in one scaled unit: training at temperature τ on scaled rewards is training at τ · scale on the
-      rewards as they came.
+    scale: reward units in one scaled unit: training at temperature τ on scaled rewards is training at τ ·
+      scale on the rewards as they came.
     knots: quantile only: (reward, quantile) pairs, linear in between.
-    statistics: of the training rewards, in reward units; `within_prompt_sd` is the spread that alignment works on.
+    statistics: of the training rewards, in reward units; `within_prompt_sd` is the spread that alignment
+      works on.
   """
 
   kind: str = 'none'
@@ -70,8 +71,8 @@ def fit(kind: str, rewards: np.ndarray, prompt_index: np.ndarray | None = None) 
   """Fits a scaling.
 
   Args:
-    kind: 'none'; 'standardise' to mean 0 and variance 1 over the data set; 'minmax' to [0, 1]; 'quantile' to the share
-      of training rewards below (ties in the middle).
+    kind: 'none'; 'standardise' to mean 0 and variance 1 over the data set; 'minmax' to [0, 1]; 'quantile' to
+      the share of training rewards below (ties in the middle).
     rewards: training rewards, `[N]`.
     prompt_index: equal numbers for equal prompts, for the within-prompt statistics.
 
@@ -83,8 +84,8 @@ def fit(kind: str, rewards: np.ndarray, prompt_index: np.ndarray | None = None) 
     raise UsageError(f"reward scaling '{kind}' is unknown; choose from {', '.join(KINDS)}")
   if kind != 'none' and np.ptp(rewards) == 0:
     raise UsageError(
-      f"reward scaling '{kind}' divides by the rewards' spread, but all {len(rewards)} rewards are {rewards[0]}; "
-      "pass 'none'"
+      f"reward scaling '{kind}' divides by the rewards' spread, but all {len(rewards)} rewards are "
+      f"{rewards[0]}; pass 'none'"
     )
   statistics = _statistics(rewards, prompt_index)
   if kind == 'standardise':

@@ -1,7 +1,7 @@
 """Triplet files: one record a line or row with a prompt, a response, and (but for plain imitation) a reward.
 
-Formats by name: .jsonl, .csv, .tsv, each also .gz, and .parquet. Whatever is wrong with a record is one error that
-names the file, the line and the field, and says what to do.
+Formats by name: .jsonl, .csv, .tsv, each also .gz, and .parquet. Whatever is wrong with a record is one error
+that names the file, the line and the field, and says what to do.
 """
 
 import csv
@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax.errors import UsageError
@@ -20,7 +20,7 @@ FORMATS = ('.jsonl', '.csv', '.tsv', '.jsonl.gz', '.csv.gz', '.tsv.gz', '.parque
 FIELDS = ('prompt', 'response', 'reward', 'id')
 # What a log calls them, and what the rest of the project does.
 _ALIASES = {'behaviour_logprob': 'behaviour_logps', 'reference_logprob': 'reference_logps'}
-_NUMERIC = (
+NUMERIC = (
   'label',
   'behaviour_logps',
   'reference_logps',
@@ -29,7 +29,7 @@ _CSV_FIELD_LIMIT = 2**27
 
 
 class Record(NamedTuple):
-  """One triplet. `columns` holds its other numbers; `where` (file:line) names it in errors; `source` is its task."""
+  """One triplet; `columns` holds its other numbers, `where` (file:line) is for errors, `source` its task."""
 
   id: str
   prompt: str
@@ -97,7 +97,7 @@ def read_triplets(
     UsageError: names file:line and field.
   """
   files = expand(paths)
-  raw = ((f'{path}:{line}', fields) for path in files for line, fields in _READERS[_format(path)](path))
+  raw = (pair for path in files for pair in _located(path))
   options = {'columns': columns, 'rewards_required': rewards_required, 'map_reward': map_reward}
   typeless = {path for path in files if _format(path) in ('csv', 'tsv')}
   return _records(raw, typeless=typeless, **options)
@@ -110,7 +110,7 @@ def from_mappings(
   return _records(((f'{where}:{i}', fields) for i, fields in enumerate(mappings, 1)), **options)
 
 
-# --- files to fields -------------------------------------------------------------------------------------------------
+# --- files to fields ----------------------------------------------------------------------------------------
 
 
 def _format(path: str) -> str:
@@ -161,15 +161,15 @@ def _read_csv(path: str, delimiter: str = ',') -> Iterator[tuple[int, dict]]:
     for row in reader:
       if row and len(row) != len(header):
         raise UsageError(
-          f'{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}; quote fields that hold '
-          'the delimiter or a line break'
+          f'{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}; quote fields that '
+          'hold the delimiter or a line break'
         )
       if row:
         yield reader.line_num, {name: value for name, value in zip(header, row) if value != ''}
   except csv.Error as error:
     raise UsageError(
-      f'{path}:{reader.line_num}: {error}; quote fields that hold quotes (doubled), delimiters or line breaks, or '
-      'write .jsonl'
+      f'{path}:{reader.line_num}: {error}; quote fields that hold quotes (doubled), delimiters or line '
+      'breaks, or write .jsonl'
     ) from error
 
 
@@ -186,7 +186,8 @@ def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
     with pq.ParquetFile(path) as file:
       for batch in file.iter_batches(batch_size=4096):
         names = batch.schema.names
-        for number, values in enumerate(zip(*(column.to_pylist() for column in batch.columns)), number + 1):
+        for values in zip(*(column.to_pylist() for column in batch.columns)):
+          number += 1
           yield number, dict(zip(names, values))
   except (pa.ArrowException, OSError) as error:
     raise UsageError(
@@ -197,7 +198,17 @@ def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
 _READERS = {'jsonl': _read_jsonl, 'csv': _read_csv, 'tsv': _read_tsv, 'parquet': _read_parquet}
 
 
-# --- fields to records -----------------------------------------------------------------------------------------------
+def _located(path: str) -> Iterator[tuple[str, dict]]:
+  """(file:line, fields) of one file, which must hold something."""
+  where = None
+  for line, fields in _READERS[_format(path)](path):
+    where = f'{path}:{line}'
+    yield where, fields
+  if where is None:
+    raise UsageError(f'{path}: the file holds no records; pass one that does')
+
+
+# --- fields to records --------------------------------------------------------------------------------------
 
 
 def _records(
@@ -206,28 +217,22 @@ def _records(
   columns: str | Mapping[str, str] | None = None,
   rewards_required: bool = True,
   map_reward: str | Mapping[str, float] | None = None,
-  typeless: set[str] = frozenset(),
+  typeless: Collection[str] = (),
 ) -> Iterator[Record]:
   names = parse_pairs(columns, 'columns')
-  mapped = _reward_map(map_reward)
+  carried, mapped = _carried(names), _reward_map(map_reward)
   ids: dict[str, str] = {}
-  where = None
   for where, fields in raw:
     textual = where.rpartition(':')[0] in typeless
-    reward = _reward(fields, names, where, mapped, textual, rewards_required)
     record = Record(
-      _id(fields, names, where),
+      _id(fields, names, where, ids),
       _text(fields, names, 'prompt', where),
       _text(fields, names, 'response', where),
-      reward,
-      _columns(fields, names, where, textual),
+      _reward(fields, names, where, mapped, textual, rewards_required),
+      _columns(fields, names, carried, where, textual),
       where,
     )
-    if ids.setdefault(record.id, where) != where:
-      raise UsageError(
-        f"{where}: id '{record.id}' (field '{names.get('id', 'id')}') was used before at {ids[record.id]}; give every "
-        'record its own id, or leave the field out'
-      )
+    ids[record.id] = where
     yield record
 
 
@@ -248,18 +253,29 @@ def _called(name: str, names: Mapping[str, str]) -> str:
 def _missing(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str) -> UsageError:
   known = ', '.join(map(str, fields)) or 'no fields'
   return UsageError(
-    f'{where}: field {_called(name, names)} is missing or empty; the record has {known}. Say which one it is with '
-    f'--columns {name}=FIELD, or fill it in'
+    f'{where}: field {_called(name, names)} is missing or empty; the record has {known}. Say which one it is '
+    f'with --columns {name}=FIELD, or fill it in'
   )
 
 
-def _id(fields: Mapping[str, Any], names: Mapping[str, str], where: str) -> str:
+def _id(fields: Mapping[str, Any], names: Mapping[str, str], where: str, seen: Mapping[str, str]) -> str:
+  """The record's own id, or else file:line."""
   value = fields.get(names.get('id', 'id'))
-  if value is not None and not isinstance(value, str | int):
+  if value is None and 'id' in names:
+    raise _missing(fields, names, 'id', where)
+  if value is None:
+    short = os.path.basename(where)
+    return where if short in seen else short
+  if not isinstance(value, str | int):
     raise UsageError(
       f'{where}: field {_called("id", names)} is {value!r}; an id must be text or a whole number'
     )
-  return os.path.basename(where) if value is None else str(value)
+  if str(value) in seen:
+    raise UsageError(
+      f'{where}: id {value!r} (field {_called("id", names)}) was used before at {seen[str(value)]}; give '
+      'every record its own id, or remove the field and ids will be FILE:LINE'
+    )
+  return str(value)
 
 
 def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str) -> str:
@@ -296,8 +312,8 @@ def _reward(
   number = _number(value, textual)
   if number is None:
     raise UsageError(
-      f'{where}: field {_called("reward", names)} is {value!r}, not a number; write a number, or give each word a '
-      'value with --map_reward WORD=NUMBER,...'
+      f'{where}: field {_called("reward", names)} is {value!r}, not a number; write a number, or give each '
+      'word a value with --map_reward WORD=NUMBER,...'
     )
   if not math.isfinite(number):
     raise UsageError(
@@ -321,24 +337,38 @@ def _number(value: Any, textual: bool) -> float | None:
     return None
 
 
+def _carried(names: Mapping[str, str]) -> Callable[[str], str | None]:
+  """From the file's name of a column to ours; None for the fields that every triplet has."""
+  ours = {theirs: name for name, theirs in names.items() if name not in FIELDS}
+  taken = {names.get(field, field) for field in FIELDS} | set(FIELDS)
+  known: dict[str, str | None] = {}
+
+  def carried(theirs: str) -> str | None:
+    if theirs not in known:
+      name = ours.get(theirs, None if theirs in taken else theirs)
+      known[theirs] = _ALIASES.get(name, name)
+    return known[theirs]
+
+  return carried
+
+
 def _columns(
-  fields: Mapping[str, Any], names: Mapping[str, str], where: str, textual: bool
+  fields, names: Mapping[str, str], carried: Callable, where: str, textual: bool
 ) -> dict[str, float]:
-  """The record's other numbers, under our names. Text and lists are left out unless the column means something."""
-  ours = {theirs: name for name, theirs in names.items()}
+  """The record's other numbers, under our names; text is left out, unless the column has a meaning."""
   found = {}
+  for name in names:
+    if name not in FIELDS and fields.get(names[name]) is None:
+      raise _missing(fields, names, name, where)
   for theirs, value in fields.items():
-    name = ours.get(theirs, theirs)
-    name = _ALIASES.get(name, name)
-    if name in FIELDS or theirs in (names.get(field, field) for field in FIELDS):
+    name = carried(theirs)
+    if name is None or value is None:
       continue
-    number = None if value is None else _number(value, textual)
+    number = _number(value, textual)
     if number is not None and math.isfinite(number):
       found[name] = number
-    elif name in _NUMERIC and value is not None:
+    elif name in NUMERIC or theirs in names.values():
       raise UsageError(f"{where}: field '{theirs}' is {value!r}; it must be a finite number")
   if found.get('label', 0) not in (0, 1):
-    raise UsageError(
-      f"{where}: field '{names.get('label', 'label')}' is {found['label']}; a label must be 0 or 1"
-    )
+    raise UsageError(f"{where}: field 'label' is {found['label']}; a label must be 0 or 1")
   return found

@@ -1,4 +1,4 @@
-"""Which prompts are held out: decided by a hash of the prompt's text alone, so it is the same in every run and file."""
+"""Which prompts are held out: a hash of the prompt's text decides, the same in every run and file."""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
 """The token table: every prompt and response tokenised once, random access, memory-mapped.
 
-A table is a directory of flat arrays, built in a temporary directory and renamed when complete, so it is there whole
-or not at all. Its fingerprint covers the inputs, the vocabulary and the options; another fingerprint is another table.
-Equal prompts are stored once. The texts are kept, to be shown.
+A table is a directory of flat arrays, built in a temporary directory and renamed when complete, so it is
+there whole or not at all. Its fingerprint covers the inputs, the vocabulary and the options; another
+fingerprint is another table. Equal prompts are stored once. The texts are kept, to be shown.
 """
 
 import dataclasses
@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 
 from dro_jax.data import preprocessors, split
-from dro_jax.data.sources import Record, from_mappings
+from dro_jax.data.sources import NUMERIC, Record, from_mappings
 from dro_jax.data.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
 _VERSION = 1
 _CHUNK = 2048  # Records tokenised at a time.
-_MEANT = ('label', 'behaviour_logps', 'reference_logps')  # Either every record has one of these, or none has.
 _NAMED = 5  # Examples that the report names of each kind.
 
 
@@ -111,8 +110,8 @@ class TokenTable:
 
 
 _PER_RECORD = (
-  'prompt_index', 'prompt_lengths', 'response_lengths', 'rewards', 'raw_rewards', 'prompt_digests', 'truncated',
-  '_records',
+  'prompt_index', 'prompt_lengths', 'response_lengths', 'rewards', 'raw_rewards', 'prompt_digests',
+  'truncated', '_records',
 )  # fmt: skip
 
 
@@ -136,7 +135,8 @@ def build(
   """The table of these records in `directory`: loaded if it is there with this fingerprint, else built.
 
   Args:
-    records: of `sources.read_triplets`, or dicts with prompt, response and reward (optional) and other numbers.
+    records: of `sources.read_triplets`, or dicts with prompt, response and reward (optional) and other
+      numbers.
     vocabulary: see `vocabularies.vocabulary`.
     directory: the table's own; what is there is replaced, whole, once the new table is complete.
     prompt_length: prompt tokens at most, EOS included; a longer prompt is cut, keeps its EOS, and is counted.
@@ -163,13 +163,12 @@ def build(
   directory = os.path.abspath(os.path.expanduser(directory))
   if (found := _load_if(directory, mark)) is not None:
     return found
-  with _replacing(directory, mark) as building:
-    with _Writer(building, vocabulary, options) as writer:
-      for chunk in _chunks(_as_records(records)):
-        writer.add(chunk)
-      writer.finish(
-        {'version': _VERSION, 'fingerprint': mark, 'vocabulary': vocabulary.spec, 'options': options}
-      )
+  with _replacing(directory, mark) as building, _Writer(building, vocabulary, options) as writer:
+    for chunk in _chunks(_as_records(records)):
+      writer.add(chunk)
+    writer.finish(
+      {'version': _VERSION, 'fingerprint': mark, 'vocabulary': vocabulary.spec, 'options': options}
+    )
   return load(directory)
 
 
@@ -229,7 +228,7 @@ def files_fingerprint(paths: Iterable[str]) -> str:
   return fingerprint(*hashes)
 
 
-# --- building --------------------------------------------------------------------------------------------------------
+# --- building -----------------------------------------------------------------------------------------------
 
 
 def _check_options(prompt_length: int, response_length: int, overlong: str, keep: str) -> None:
@@ -261,7 +260,7 @@ class _Flat:
   """A file of concatenated items and where each begins."""
 
   def __init__(self, path: str):
-    self._file = open(path, 'wb')
+    self._file = open(path, 'wb')  # noqa: SIM115, the writer closes it
     self.offsets = array('q', [0])
 
   def add(self, items: Iterable[bytes], itemsize: int = 1) -> None:
@@ -343,12 +342,12 @@ class _Writer:
     for name in sorted({name for record in records for name in record.columns} | set(self._columns)):
       column = self._columns.setdefault(name, array('d', [np.nan] * before))
       column.extend(record.columns.get(name, np.nan) for record in records)
-    for name in _MEANT:
+    for name in NUMERIC:  # Either every record has one of these, or none has.
       if name in self._columns and np.isnan(self._columns[name]).any():
         record = records[int(np.isnan(self._columns[name][before:]).argmax())]
         raise UsageError(
-          f"{record.where}: field '{name}' is in some records and missing here, or the other way round; give it to "
-          'every record, or to none'
+          f"{record.where}: field '{name}' is in some records and missing here, or the other way round; give "
+          'it to every record, or to none'
         )
 
   def finish(self, meta: dict) -> None:
@@ -368,7 +367,8 @@ class _Writer:
     arrays = {
       'prompt_index': self._prompt_index, 'rewards': self._rewards, 'source': self._source,
       'truncated': np.asarray(self._truncated, bool), 'prompt_digests': np.concatenate(self._digests),
-      'prompt_offsets': self._flat['prompt_tokens'].offsets, 'response_offsets': self._flat['response_tokens'].offsets,
+      'prompt_offsets': self._flat['prompt_tokens'].offsets,
+      'response_offsets': self._flat['response_tokens'].offsets,
       'prompt_text_offsets': self._flat['prompt_texts'].offsets, 'id_offsets': self._flat['ids'].offsets,
       'response_text_offsets': self._flat['response_texts'].offsets,
     } | {f'column.{name}': column for name, column in columns.items()}  # fmt: skip
@@ -407,11 +407,11 @@ class _Writer:
     }
 
 
-# --- the directory ---------------------------------------------------------------------------------------------------
+# --- the directory ------------------------------------------------------------------------------------------
 
 
 class _replacing:
-  """A temporary directory beside `directory` that takes its place when the block ends well, and vanishes if not."""
+  """A temporary directory that takes `directory`'s place when the block ends well, and vanishes if not."""
 
   def __init__(self, directory: str, mark: str):
     self._directory, self._mark = directory, mark

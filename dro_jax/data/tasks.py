@@ -26,8 +26,8 @@ class Triplets(NamedTuple):
     train: rewards scaled.
     eval: rewards scaled by the training set's scaling; None where nothing is held out.
     scaling: of the rewards.
-    report: plain JSON: where the data came from, what was cut or dropped, the split, the reward statistics. Save it
-      with the run.
+    report: plain JSON: where the data came from, what was cut or dropped, the split, the reward statistics.
+      Save it with the run.
   """
 
   train: TokenTable
@@ -60,8 +60,8 @@ def load_triplets(
   """Token tables of training and validation triplets.
 
   Args:
-    triplets: files (a path, several, a comma-separated string, glob patterns), or the name of a seqio task or mixture
-      whose examples have text `prompt` and `response` and a number `reward`.
+    triplets: files (a path, several, a comma-separated string, glob patterns), or the name of a seqio task or
+      mixture whose examples have text `prompt` and `response` and a number `reward`.
     eval_triplets: the same for validation; without it prompts are held out of `triplets` by their hash.
     columns: our names to the files': 'prompt=question,response=answer,reward=thumbs'.
     map_reward: numbers for rewards that are words: 'up=1,down=0'.
@@ -185,7 +185,7 @@ def _names(name: str | Sequence[str]) -> list[str]:
   return [name] if isinstance(name, str) else [str(part) for part in name]
 
 
-# --- seqio -----------------------------------------------------------------------------------------------------------
+# --- seqio --------------------------------------------------------------------------------------------------
 
 
 def register(
@@ -230,7 +230,7 @@ def register(
 
 
 def text_features() -> dict:
-  """`output_features` for a seqio task of triplets: text and a number; the token table does the tokenising."""
+  """`output_features` for a seqio task of triplets: text and a number; the token table tokenises."""
   import seqio
   import tensorflow as tf
 
@@ -298,7 +298,7 @@ def _examples(task, split: str) -> Iterator[dict]:
 
 
 def _task_fingerprint(task, split: str) -> str:
-  """What decides a task's examples, as far as it can be told: its source, the source's files, its functions' code."""
+  """What decides a task's examples, as far as one can tell: its source, the files, its functions' code."""
   source = task.source
   files = getattr(source, '_split_to_filepattern', {}).get(split, [])
   patterns = [files] if isinstance(files, str) else list(files)

@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes, or a SentencePiece model; the ids are exactly seqio's, without importing it."""
+"""Text to ids and back: bytes, or a SentencePiece model; the ids are seqio's, without importing it."""
 
 import functools
 import hashlib
@@ -41,8 +41,8 @@ def vocabulary(spec: str = 'bytes') -> Vocabulary:
   """The vocabulary that a string names.
 
   Args:
-    spec: 'bytes' (ByT5's: an id is a UTF-8 byte + 3; 259 ids), or the path of a SentencePiece model, local or with a
-      scheme such as gs://. 100 extra ids are added to it, as T5 does; 'PATH#extra_ids=0' adds none.
+    spec: 'bytes' (ByT5's: an id is a UTF-8 byte + 3; 259 ids), or the path of a SentencePiece model, local or
+      with a scheme such as gs://. 100 extra ids are added to it, as T5 does; 'PATH#extra_ids=0' adds none.
 
   Raises:
     UsageError: the file is missing, is no SentencePiece model, or does not have pad 0, EOS 1 and unknown 2.
@@ -109,7 +109,7 @@ def _read(path: str) -> bytes:
 
 
 def _with_extra_ids(model: bytes, extra_ids: int, path: str) -> bytes:
-  """Adds <extra_id_N> ... <extra_id_0> at the end, as seqio does: span corruption counts them from the end."""
+  """Adds <extra_id_N> ... <extra_id_0>, as seqio does: span corruption counts them from the end."""
   from google.protobuf.message import DecodeError
   from sentencepiece import sentencepiece_model_pb2
 
