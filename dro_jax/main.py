@@ -36,7 +36,7 @@ GIN_CONFIGS = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
 
 
 class Command(NamedTuple):
-  """What a word after `dro_jax` runs; `configurables` are the modules whose public names gin may bind."""
+  """What a word after `dro_jax` runs, and what else gin may bind: a MODULE's public names, or MODULE:NAME."""
 
   module: str
   function: str
@@ -44,50 +44,44 @@ class Command(NamedTuple):
   configurables: tuple[str, ...] = ()
 
 
-COMMANDS: Mapping[str, Command] = {
-  'train': Command('dro_jax.train', 'train', 'aligns a policy with triplets'),
+_MODEL = ('dro_jax.models.t5:T5Config', 'dro_jax.partitioning')
+_DATA = ('dro_jax.data.tasks:load_triplets',)
+
+COMMANDS = {
+  'train': Command(
+    'dro_jax.train',
+    'train',
+    'aligns a policy with (prompt, response, reward) triplets, or resumes a run',
+    (*_MODEL, *_DATA, 'dro_jax.algorithms', 'dro_jax.optimizers'),
+  ),
+  'evaluate': Command(
+    'dro_jax.evaluate',
+    'evaluate',
+    'scores a triplet file: statistics, ranking accuracy, baselines',
+    (*_MODEL, *_DATA),
+  ),
+  'generate': Command('dro_jax.generate', 'generate', 'samples responses to prompts', _MODEL),
+  'import_checkpoint': Command(
+    'dro_jax.importers', 'import_checkpoint', 'brings in a Hugging Face T5 folder, for --init_from'
+  ),
 }
 
 
 class Flag(NamedTuple):
-  """A plain flag: the macro it becomes, how its texts are read, its help."""
+  """A plain flag: the macro that it becomes, its help, whether several are one text joined by commas."""
 
   macro: str
-  read: Callable[[list[str]], Any]
   help: str
-
-
-def _last(texts: list[str]) -> str:
-  return texts[-1]
-
-
-def _paths(texts: list[str]) -> list[str]:
-  return [path for text in texts for path in text.split(',') if path]
-
-
-def _pairs(texts: list[str]) -> dict[str, str]:
-  pairs = [pair.partition('=') for pair in _paths(texts)]
-  for name, equals, value in pairs:
-    if not (name and equals and value):
-      raise UsageError(f'{name + equals + value!r} is not NAME=VALUE; pass NAME=VALUE,NAME=VALUE')
-  return {name: value for name, _, value in pairs}
-
-
-def _numbers(texts: list[str]) -> dict[str, float]:
-  pairs = _pairs(texts)
-  for name, value in pairs.items():
-    if not isinstance(_literal(value), (int, float)):
-      raise UsageError(f'{name}={value}: {value!r} is not a number')
-  return {name: float(_literal(value)) for name, value in pairs.items()}
+  joined: bool = False
 
 
 FLAGS = {
-  'model_dir': Flag('MODEL_DIR', _last, "the run's folder: metrics, checkpoints, configuration"),
-  'triplets': Flag('TRIPLETS', _paths, 'triplet files, separated by commas or in several flags'),
-  'eval_triplets': Flag('EVAL_TRIPLETS', _paths, 'triplet files held out for validation'),
-  'init_from': Flag('INIT_FROM', _last, "where parameters come from: a run's or an imported folder"),
-  'columns': Flag('COLUMNS', _pairs, "your files' own names: prompt=question,response=answer,reward=thumbs"),
-  'map_reward': Flag('MAP_REWARD', _numbers, "numbers for your rewards' words: up=1,down=0"),
+  'model_dir': Flag('MODEL_DIR', "the run's folder: metrics, checkpoints, configuration"),
+  'triplets': Flag('TRIPLETS', 'triplet files, separated by commas or in several flags', joined=True),
+  'eval_triplets': Flag('EVAL_TRIPLETS', 'triplet files held out for validation', joined=True),
+  'init_from': Flag('INIT_FROM', "where parameters come from: a run's or an imported folder"),
+  'columns': Flag('COLUMNS', "your files' own names: prompt=question,reward=thumbs", joined=True),
+  'map_reward': Flag('MAP_REWARD', "numbers for your rewards' words: up=1,down=0", joined=True),
 }
 
 
@@ -190,9 +184,10 @@ def _configure(name: str, command: Command, values: flags.FlagValues) -> Callabl
 
 
 def _register(command: Command) -> Callable[..., Any]:
-  for module in command.configurables:
-    for name in _public_callables(module):
-      _configurable(module, name)
+  for entry in command.configurables:
+    module, _, name = entry.partition(':')
+    for public in [name] if name else _public_callables(module):
+      _configurable(module, public)
   return _configurable(command.module, command.function)
 
 
@@ -237,9 +232,9 @@ def _command_line_bindings(values: flags.FlagValues) -> Iterator[tuple[str, str]
     yield f'--gin.{binding.replace(" = ", "=", 1)}', binding
   for setting in values['set'].value:
     yield f'--set {setting}', _gin_line(setting)
-  for flag, (macro, read, _) in FLAGS.items():
-    if values[flag].present:
-      yield f'--{flag}', f'{macro} = {read(values[flag].value)!r}'
+  for flag, about in FLAGS.items():
+    if texts := values[flag].value:
+      yield f'--{flag}', f'{about.macro} = {",".join(texts) if about.joined else texts[-1]!r}'
 
 
 def _gin_line(setting: str) -> str:
