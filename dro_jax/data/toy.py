@@ -11,10 +11,12 @@ on `feedback` words, and everything is measured on `heldout` words, which nothin
 comes from a mediocre policy with habits of its own, unlike the demonstrations, and better with kind users, so
 that mood and quality are confounded as in real logs.
 
-All responses can be enumerated, so for any reference policy the optimum is known in closed form (DRO,
+Anything else that a model might write is rated like a word without a match, so it is one more response. Then
+all responses can be enumerated, and for any reference policy the optimum is known in closed form (DRO,
 arXiv 2405.19107, Sect. 3.1): π*(y|x) = π_ref(y|x) exp(r(x, y) / τ) / Z(x) and V*(x) = τ log Z(x).
 
-Axes here: P prompts, Y all responses, I letters of a word, C choices of a letter. Everything is float64.
+Axes here: P prompts, Y all words, Z all words and anything else, I letters of a word, C choices of a letter.
+Everything is float64.
 """
 
 import itertools
@@ -39,8 +41,8 @@ class World(NamedTuple):
   """
 
   alphabets: tuple[str, ...] = ('bdgkp', 'aeiou', 'lmnst')
-  ease: tuple[float, ...] = (0.05, 0.2, 0.35, 0.5, 0.65)
-  gain: float = 0.3
+  ease: tuple[float, ...] = (0.02, 0.14, 0.26, 0.38, 0.5)
+  gain: float = 0.48
   feedback: str = 'stars'
   right: float = 0.4
   habit: float = 0.35
@@ -77,12 +79,12 @@ def parse(prompt: str) -> tuple[str, int]:
 
 
 def expected_reward(world: World, prompts: list[str]) -> np.ndarray:
-  """E[r | x, y] for every response, [P, Y], in stars or thumbs."""
+  """E[r | x, y] in stars or thumbs, [P, Z]: every word in the order of `responses`, then anything else."""
   wanted_PI, moods_P = _read(world, prompts)
-  matches_PY = (wanted_PI[:, None] == _letters(world)).mean(-1)
-  p_PY = np.asarray(world.ease)[moods_P, None] + world.gain * matches_PY
+  matches_PZ = np.pad((wanted_PI[:, None] == _letters(world)).mean(-1), ((0, 0), (0, 1)))
+  p_PZ = np.asarray(world.ease)[moods_P, None] + world.gain * matches_PZ
   lowest, votes = _scale(world)
-  return lowest + votes * p_PY
+  return lowest + votes * p_PZ
 
 
 def logging_logps(world: World, prompts: list[str]) -> np.ndarray:
@@ -143,40 +145,44 @@ def rate(world: World, rng: np.random.Generator, expected: np.ndarray) -> np.nda
   return lowest + rng.binomial(votes, (expected - lowest) / votes).astype(np.float64)
 
 
-def normalise(logps_PY: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """A policy given that it answers within the world, [P, Y], and the probability that it does, [P]."""
-  mass_P = _logsumexp(np.asarray(logps_PY, np.float64))
-  return logps_PY - mass_P[:, None], np.exp(mass_P)
+def complete(logps_PY: np.ndarray) -> np.ndarray:
+  """Adds the log-prob of anything else than a word: [P, Y] to [P, Z], which sums to one.
+
+  Nothing is lost for π* and V*, as all of anything else has one reward. A trained policy's KL becomes a lower
+  bound: what it says instead of words is not told apart.
+  """
+  words_P1 = np.exp(np.asarray(logps_PY, np.float64)).sum(-1, keepdims=True)
+  return np.concatenate([logps_PY, np.log(np.maximum(1 - words_P1, 1e-12))], -1)
 
 
 def optimum(
-  reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
+  reference_logps_PZ: np.ndarray, rewards_PZ: np.ndarray, tau: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """log π* = log π_ref + r/τ − log Z, [P, Y], and V* = τ log Z, [P]."""
-  tilted_PY = reference_logps_PY + rewards_PY / tau
-  log_z_P = _logsumexp(tilted_PY)
-  return tilted_PY - log_z_P[:, None], tau * log_z_P
+  """log π* = log π_ref + r/τ − log Z, [P, Z], and V* = τ log Z, [P]."""
+  tilted_PZ = reference_logps_PZ + rewards_PZ / tau
+  log_z_P = _logsumexp(tilted_PZ)
+  return tilted_PZ - log_z_P[:, None], tau * log_z_P
 
 
-def kl(logps_PY: np.ndarray, other_logps_PY: np.ndarray) -> np.ndarray:
+def kl(logps_PZ: np.ndarray, other_logps_PZ: np.ndarray) -> np.ndarray:
   """KL(π‖other) of each prompt, [P], in nats; 0 log 0 = 0."""
-  p_PY = np.exp(logps_PY)
-  return np.sum(np.where(p_PY > 0, p_PY * (logps_PY - other_logps_PY), 0.0), -1)
+  p_PZ = np.exp(logps_PZ)
+  return np.sum(p_PZ * (np.where(p_PZ > 0, logps_PZ, other_logps_PZ) - other_logps_PZ), -1)
 
 
 def objective(
-  logps_PY: np.ndarray, reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
+  logps_PZ: np.ndarray, reference_logps_PZ: np.ndarray, rewards_PZ: np.ndarray, tau: float
 ) -> np.ndarray:
   """J = E_π[r] − τ KL(π‖π_ref) of each prompt, [P], in reward units."""
-  return np.sum(np.exp(logps_PY) * rewards_PY, -1) - tau * kl(logps_PY, reference_logps_PY)
+  return np.sum(np.exp(logps_PZ) * rewards_PZ, -1) - tau * kl(logps_PZ, reference_logps_PZ)
 
 
 def regret(
-  logps_PY: np.ndarray, reference_logps_PY: np.ndarray, rewards_PY: np.ndarray, tau: float
+  logps_PZ: np.ndarray, reference_logps_PZ: np.ndarray, rewards_PZ: np.ndarray, tau: float
 ) -> np.ndarray:
   """J* − J of each prompt, [P], ≥ 0, in reward units; the same number as τ KL(π‖π*)."""
-  _, values_P = optimum(reference_logps_PY, rewards_PY, tau)
-  return values_P - objective(logps_PY, reference_logps_PY, rewards_PY, tau)
+  _, values_P = optimum(reference_logps_PZ, rewards_PZ, tau)
+  return values_P - objective(logps_PZ, reference_logps_PZ, rewards_PZ, tau)
 
 
 def _choices(world):
@@ -217,6 +223,6 @@ def _draw(rng, logps_PY, n):
   return x_N, y_N
 
 
-def _logsumexp(x_PY):
-  top_P1 = x_PY.max(-1, keepdims=True)
-  return (top_P1 + np.log(np.exp(x_PY - top_P1).sum(-1, keepdims=True)))[:, 0]
+def _logsumexp(x_PZ):
+  top_P1 = x_PZ.max(-1, keepdims=True)
+  return (top_P1 + np.log(np.exp(x_PZ - top_P1).sum(-1, keepdims=True)))[:, 0]

@@ -11,9 +11,13 @@ from dro_jax.data import toy
 WORLD = toy.World()
 
 
+def log_softmax(x):
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
 def matrices(world=WORLD, split='heldout'):
   xs = toy.prompts(world, split)
-  return xs, toy.demonstration_logps(world, xs), toy.expected_reward(world, xs)
+  return xs, toy.complete(toy.demonstration_logps(world, xs) - 0.05), toy.expected_reward(world, xs)
 
 
 def test_splits_share_no_word_and_cover_every_letter():
@@ -41,9 +45,10 @@ def test_expected_reward_counts_matches_by_hand(feedback, lowest, votes):
   world = WORLD._replace(feedback=feedback)
   rewards = toy.expected_reward(world, ['KOT 3', 'BAL 0'])
   for y, response in enumerate(toy.responses(world)):
-    for x, (word, ease) in enumerate([('kot', 0.5), ('bal', 0.05)]):
-      p = ease + 0.3 * sum(a == b for a, b in zip(word, response)) / 3
+    for x, (word, ease) in enumerate([('kot', 0.38), ('bal', 0.02)]):
+      p = ease + 0.48 * sum(a == b for a, b in zip(word, response)) / 3
       assert rewards[x, y] == pytest.approx(lowest + votes * p, abs=1e-12)
+  np.testing.assert_allclose(rewards[:, -1], lowest + votes * np.array([0.38, 0.02]))
   assert toy.responses(world)[rewards[0].argmax()] == 'kot'
   assert rewards.min() >= lowest
   assert rewards.max() <= lowest + votes
@@ -104,7 +109,7 @@ def test_logged_frequencies_and_ratings_match_the_world():
   np.add.at(counts, [ys.index(record['response']) for record in records], 1)
   np.testing.assert_allclose(counts / len(records), mu.mean(0), atol=0.003)
   moods = np.array([toy.parse(x)[1] for x in xs])
-  expected = (mu * toy.expected_reward(WORLD, xs)).sum(-1)
+  expected = (mu * toy.expected_reward(WORLD, xs)[:, :-1]).sum(-1)
   for mood in range(len(WORLD.ease)):
     ratings = [record['reward'] for record in records if toy.parse(record['prompt'])[1] == mood]
     assert np.mean(ratings) == pytest.approx(expected[moods == mood].mean(), abs=0.05)
@@ -148,11 +153,11 @@ def test_no_other_policy_does_better_and_ascent_finds_it():
   np.testing.assert_allclose(toy.objective(best, reference, rewards, tau), values, rtol=1e-12)
   rng = np.random.default_rng(0)
   for _ in range(20):
-    other, _ = toy.normalise(best + 0.1 * rng.normal(size=best.shape))
+    other = log_softmax(best + 0.1 * rng.normal(size=best.shape))
     assert (toy.objective(other, reference, rewards, tau) < values).all()
   logits = reference.copy()
   for _ in range(300):  # mirror ascent: gradient of J in probabilities, up to a constant
-    logits, _ = toy.normalise(logits + 0.1 * (rewards / tau - (logits - reference)))
+    logits = log_softmax(logits + 0.1 * (rewards / tau - (logits - reference)))
   np.testing.assert_allclose(logits, best, atol=1e-8)
 
 
@@ -166,7 +171,7 @@ def test_bandit_of_the_copg_paper():
 
 def test_regret_is_tau_times_kl_to_the_optimum():
   xs, reference, rewards = matrices()
-  logps, tau = toy.logging_logps(WORLD, xs), 0.3
+  logps, tau = toy.complete(toy.logging_logps(WORLD, xs)), 0.3
   best, _ = toy.optimum(reference, rewards, tau)
   np.testing.assert_allclose(toy.regret(logps, reference, rewards, tau), tau * toy.kl(logps, best), rtol=1e-9)
 
@@ -177,18 +182,26 @@ def test_kl_of_a_policy_that_never_says_some_words():
   assert toy.kl(sure, np.log(np.full((1, 4), 0.25)))[0] == pytest.approx(math.log(4))
 
 
-def test_normalise_says_what_was_missing():
-  logps, mass = toy.normalise(np.log([[0.2, 0.6], [0.5, 0.5]]))
-  np.testing.assert_allclose(np.exp(logps), [[0.25, 0.75], [0.5, 0.5]])
-  np.testing.assert_allclose(mass, [0.8, 1.0])
+def test_complete_adds_what_is_missing():
+  logps = np.log([[0.2, 0.6], [0.5, 0.5 + 1e-9]])
+  np.testing.assert_allclose(np.exp(toy.complete(logps)), [[0.2, 0.6, 0.2], [0.5, 0.5, 0.0]], atol=1e-8)
+
+
+def test_anything_else_may_be_split_without_changing_the_optimum():
+  _, reference, rewards = matrices()
+  logps, values = toy.optimum(reference, rewards, 0.3)
+  halves = np.concatenate([reference[:, :-1], reference[:, -1:] + np.log([0.3, 0.7])], -1)
+  split_logps, split_values = toy.optimum(halves, np.concatenate([rewards, rewards[:, -1:]], -1), 0.3)
+  np.testing.assert_allclose(split_values, values, rtol=1e-12)
+  np.testing.assert_allclose(np.exp(split_logps[:, -2:]).sum(-1), np.exp(logps[:, -1]), rtol=1e-10)
 
 
 def test_the_world_asks_for_a_value_function():
   """V* spreads wider over prompts than responses differ within one, and the log is far from the reference."""
   xs, reference, rewards = matrices()
-  _, values = toy.optimum(reference, rewards, 0.2)
-  assert values.std() > 2 * rewards.std(-1).max()
-  logged = toy.logging_logps(WORLD, xs)
+  _, values = toy.optimum(reference, rewards, 0.4)
+  assert values.std() > 1.2 * rewards.std(-1).max()
+  logged = toy.complete(toy.logging_logps(WORLD, xs))
   assert toy.kl(logged, reference).mean() > 0.5
-  regrets = [toy.regret(logps, reference, rewards, 0.2).mean() for logps in (logged, reference)]
-  assert regrets[0] > regrets[1]
+  regrets = [toy.regret(logps, reference, rewards, 0.4).mean() for logps in (logged, reference)]
+  assert regrets[0] > 2 * regrets[1] > 0.4
