@@ -60,7 +60,7 @@ class Layout(NamedTuple):
     encode_once: bool = True,
     row_multiple: int = 1,
     scan: int = 256,
-    coverage: float = 1.0,
+    coverage: float | int = 1.0,
   ) -> 'Layout':
     """The smallest layout that holds the plan's batches.
 
@@ -128,7 +128,7 @@ def _check_lengths(layout: Layout, lengths: _Lengths) -> None:
 # --- choosing a layout --------------------------------------------------------------------------------------
 
 
-def _round_up(number: float, multiple: int) -> int:
+def _round_up(number, multiple: int) -> int:
   return int(-(-number // multiple)) * multiple
 
 
@@ -142,7 +142,7 @@ def _fit_padded(lengths, batch_size: int, prompt_length, response_length, row_mu
   return layout
 
 
-def _fit_rows(layout: Layout, lengths: _Lengths, batches: list, coverage: float) -> Layout:
+def _fit_rows(layout: Layout, lengths: _Lengths, batches: list, coverage: float | int) -> Layout:
   """The fewest rows that hold the share `coverage` of the batches."""
   needed = [layout.place(*lengths.of(batch)).rows for batch in batches]
   enough = int(np.ceil(coverage * len(needed))) - 1
@@ -155,7 +155,7 @@ def _fit_slots(layout: Layout, lengths: _Lengths, batches: list) -> Layout:
   return layout._replace(slots=min(_round_up(1.25 * fullest, _MULTIPLE), layout.slots))
 
 
-def _fit_lengths(layout, lengths, batches, prompt_length, response_length, coverage: float) -> Layout:
+def _fit_lengths(layout, lengths, batches, prompt_length, response_length, coverage: float | int) -> Layout:
   """Fixes the number of rows first, then takes the shortest rows that hold the batches.
 
   A row is about 512 tokens at most, unless one text is longer: attention's cost grows with the row.

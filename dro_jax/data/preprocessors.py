@@ -28,7 +28,7 @@ def check_template(template: str) -> str:
 
 
 def prompt_tokens(ids: np.ndarray, length: int, keep: str = 'start') -> tuple[np.ndarray, bool]:
-  """A prompt's ids with EOS, at most `length` tokens, and whether it was cut; `keep` is the end that stays."""
+  """A prompt's ids with EOS, at most `length`, and whether it was cut; `keep` is the end that stays."""
   cut = len(ids) >= length
   if cut:
     ids = ids[: length - 1] if keep == 'start' else ids[len(ids) - length + 1 :]

@@ -39,18 +39,18 @@ class RewardScaling(NamedTuple):
       return np.interp(rewards, values, quantiles)
     return (rewards - self.shift) / self.scale
 
-  def effective_temperature(self, temperature: float) -> float | None:
+  def effective_temperature(self, temperature: float | int) -> float | None:
     """τ in the reward's own units; None for quantiles, which stretch rewards unevenly."""
     return None if self.kind == 'quantile' else temperature * self.scale
 
-  def to_json(self, temperature: float | None = None) -> dict:
+  def to_json(self, temperature: float | int | None = None) -> dict:
     """A plain dict; with a temperature it holds the effective one too."""
     fields = self._asdict() | {'knots': [list(knot) for knot in self.knots]}
     if temperature is not None:
       fields['effective_temperature'] = self.effective_temperature(temperature)
     return fields
 
-  def save(self, path: str | os.PathLike, temperature: float | None = None) -> None:
+  def save(self, path: str | os.PathLike, temperature: float | int | None = None) -> None:
     text = json.dumps(self.to_json(temperature), indent=2) + '\n'
     with open(f'{path}.tmp', 'w') as file:
       file.write(text)

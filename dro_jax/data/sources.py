@@ -83,7 +83,7 @@ def read_triplets(
   columns: str | Mapping[str, str] | None = None,
   *,
   rewards_required: bool = True,
-  map_reward: str | Mapping[str, float] | None = None,
+  map_reward: str | Mapping[str, float | int] | None = None,
 ) -> Iterator[Record]:
   """Records of triplet files, one after the other.
 
@@ -216,7 +216,7 @@ def _records(
   *,
   columns: str | Mapping[str, str] | None = None,
   rewards_required: bool = True,
-  map_reward: str | Mapping[str, float] | None = None,
+  map_reward: str | Mapping[str, float | int] | None = None,
   typeless: Collection[str] = (),
 ) -> Iterator[Record]:
   names = parse_pairs(columns, 'columns')
@@ -236,7 +236,7 @@ def _records(
     yield record
 
 
-def _reward_map(map_reward: str | Mapping[str, float] | None) -> dict[str, float]:
+def _reward_map(map_reward: str | Mapping[str, float | int] | None) -> dict[str, float]:
   mapped = parse_pairs(map_reward, 'map_reward')
   try:
     return {str(word): float(value) for word, value in mapped.items()}

@@ -12,7 +12,7 @@ def digests(prompts: Iterable[str]) -> np.ndarray:
   return np.frombuffer(b''.join(values), '<u8')
 
 
-def by_prompt_hash(prompts: Iterable[str] | np.ndarray, fraction: float, salt: str = '') -> np.ndarray:
+def by_prompt_hash(prompts: Iterable[str] | np.ndarray, fraction: float | int, salt: str = '') -> np.ndarray:
   """True for prompts that are held out, bool `[N]`; the same prompt is always on the same side.
 
   Args:

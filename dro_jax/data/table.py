@@ -129,7 +129,7 @@ def build(
   overlong: str = 'truncate',
   keep: str = 'start',
   template: str = '{prompt}',
-  rates: Mapping[str, float] | None = None,
+  rates: Mapping[str, float | int] | None = None,
   source_fingerprint: str | None = None,
 ) -> TokenTable:
   """The table of these records in `directory`: loaded if it is there with this fingerprint, else built.
@@ -483,7 +483,7 @@ def _array(directory: str, name: str) -> np.ndarray:
 
 
 def _weights(
-  source: np.ndarray, names: Sequence[str], rates: Mapping[str, float] | None
+  source: np.ndarray, names: Sequence[str], rates: Mapping[str, float | int] | None
 ) -> np.ndarray | None:
   """A source's rate, shared out among its records."""
   if not rates:

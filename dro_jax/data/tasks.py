@@ -41,7 +41,7 @@ def load_triplets(
   *,
   eval_triplets: str | Sequence[str] | None = None,
   columns: str | Mapping[str, str] | None = None,
-  map_reward: str | Mapping[str, float] | None = None,
+  map_reward: str | Mapping[str, float | int] | None = None,
   rewards_required: bool = True,
   template: str = '{prompt}',
   vocabulary: str | Vocabulary = 'bytes',
@@ -50,7 +50,7 @@ def load_triplets(
   overlong: str = 'truncate',
   keep: str = 'start',
   scaling: str = 'none',
-  validation_fraction: float = 0.05,
+  validation_fraction: float | int = 0.05,
   split_salt: str = '',
   task_split: str = 'train',
   eval_task_split: str = 'validation',
@@ -118,7 +118,9 @@ def load_triplets(
   return Triplets(train.scaled(fitted), held_out and held_out.scaled(fitted), fitted, report)
 
 
-def hold_out(whole: TokenTable, fraction: float, salt: str = '') -> tuple[TokenTable, TokenTable | None]:
+def hold_out(
+  whole: TokenTable, fraction: float | int, salt: str = ''
+) -> tuple[TokenTable, TokenTable | None]:
   """Splits a table by prompt hash into (train, held out).
 
   Raises:
@@ -144,14 +146,14 @@ class Source(NamedTuple):
   name: str
   records: Callable[[], Iterator[Record]]
   fingerprint: str
-  rates: Mapping[str, float] | None = None
+  rates: Mapping[str, float | int] | None = None
 
 
 def find(
   name: str | Sequence[str],
   *,
   columns: str | Mapping[str, str] | None = None,
-  map_reward: str | Mapping[str, float] | None = None,
+  map_reward: str | Mapping[str, float | int] | None = None,
   rewards_required: bool = True,
   split: str = 'train',
 ) -> Source:
@@ -193,7 +195,7 @@ def register(
   files: Mapping[str, str | Sequence[str]],
   *,
   columns: str | Mapping[str, str] | None = None,
-  map_reward: str | Mapping[str, float] | None = None,
+  map_reward: str | Mapping[str, float | int] | None = None,
   preprocessors: Sequence[Callable] = (),
 ) -> Any:
   """Registers triplet files as a seqio task, so that mixtures can hold them and preprocessors change them.
