@@ -4,7 +4,7 @@ import functools
 import logging
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -132,11 +132,17 @@ class Loader:
 
 
 def prefetch(
-  loader: Loader, steps: Iterable[int], start: int = 0, stop: int | None = None, size: int = 2
+  loader: Loader, steps: Iterable[int], host_rows: Callable[[int], tuple[int, int]] | None = None, size: int = 2
 ) -> Iterator[tuple[int, Rows]]:
   """Yields (step, rows) for `steps`, loaded up to `size` batches ahead in a background thread.
 
   An exception of the loader is raised here, at the step it belongs to. Closing the generator ends the thread.
+
+  Args:
+    loader: of the batches.
+    steps: which ones, in order.
+    host_rows: from the number of rows of a batch to the range [start, stop) that this host holds; None: all.
+    size: batches loaded ahead.
   """
   ready = queue.Queue(maxsize=size)
   closed = threading.Event()
@@ -153,7 +159,8 @@ def prefetch(
       for step in steps:
         if closed.is_set():
           return
-        put((step, loader.rows(step, start, stop), None))
+        here = host_rows(loader.num_rows(step)) if host_rows else (0, None)
+        put((step, loader.rows(step, *here), None))
       put((None, None, None))
     except BaseException as error:
       put((None, None, error))
