@@ -1,6 +1,6 @@
 """What each algorithm asks of a step: its losses, and which scores they need. Data, no branches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -15,11 +15,12 @@ class Algorithm(NamedTuple):
   """What a train step needs to know of an algorithm.
 
   `loss(scores, reference, rows)` takes the global batch's scores and returns per-example losses with weights;
-  `couples` says that one example's loss depends on other examples' scores, so that a microbatch alone cannot
+  `temperature` is τ (or β), by which τρ is an advantage in reward units; `couples` says that one example's loss depends on other examples' scores, so that a microbatch alone cannot
   give its gradient; `requires` names the data's columns without which it cannot run.
   """
 
   loss: Callable[[Scores, Scores | None, Rows], LossOutput]
+  temperature: float = 1.0
   uses_reference: bool = True
   uses_value: bool = False
   uses_mismatched: bool = False
@@ -67,7 +68,7 @@ def dro_v(tau: float = 1.0) -> Algorithm:
       {'policy': LossTerm(policy, valid), 'value': LossTerm(value_loss(scores, reference, rows, tau), valid)}
     )
 
-  return Algorithm(loss, uses_value=True)
+  return Algorithm(loss, tau, uses_value=True)
 
 
 def dro_v_residual(tau: float = 1.0) -> Algorithm:
@@ -79,7 +80,7 @@ def dro_v_residual(tau: float = 1.0) -> Algorithm:
     )
     return LossOutput({'residual': LossTerm(residual, flat(rows.valid))})
 
-  return Algorithm(loss, uses_value=True)
+  return Algorithm(loss, tau, uses_value=True)
 
 
 def dro_p(tau: float = 1.0) -> Algorithm:
@@ -93,7 +94,7 @@ def dro_p(tau: float = 1.0) -> Algorithm:
     policy = losses.dro_p(policy_logps, reference_logps, rewards, mean, tau=tau)
     return LossOutput({'policy': LossTerm(policy, valid)}, {'mean_residual': mean})
 
-  return Algorithm(loss, couples=True)
+  return Algorithm(loss, tau, couples=True)
 
 
 class Labels(NamedTuple):
@@ -144,14 +145,14 @@ def kto(
     }
     return LossOutput({'policy': LossTerm(policy, valid)}, metrics)
 
-  return Algorithm(loss, uses_mismatched=True, couples=True, requires=label.requires)
+  return Algorithm(loss, beta, uses_mismatched=True, couples=True, requires=label.requires)
 
 
-def check_data(algorithm: Algorithm, columns: tuple[str, ...], has_rewards: bool) -> None:
-  """Refuses data that lacks what the algorithm reads.
+def check_columns(algorithm: Algorithm, columns: Iterable[str]) -> None:
+  """Refuses data without a column that the algorithm reads.
 
   Raises:
-    UsageError: a required column, or the rewards, are missing.
+    UsageError: a required column is missing.
   """
   for column in algorithm.requires:
     if column not in columns:
@@ -159,8 +160,6 @@ def check_data(algorithm: Algorithm, columns: tuple[str, ...], has_rewards: bool
         f'the algorithm reads the column {column!r}, which the triplets lack (they have '
         f'{", ".join(sorted(columns)) or "no extra columns"}): add it, or map one with --columns {column}=YOURS.'
       )
-  if algorithm.uses_rewards and not has_rewards:
-    raise UsageError('the algorithm reads rewards, which the triplets lack: map one with --columns reward=YOURS.')
 
 
 __all__ = ['column_labels', 'dro_p', 'dro_v', 'dro_v_residual', 'kto', 'minibatch_mean_labels', 'sft']

@@ -10,6 +10,7 @@ from dro_jax.types import Params
 
 Schedule = float | optax.Schedule
 SCAN_AXIS = 1
+STACKS = ('encoder', 'decoder')
 
 
 def path_names(path: tuple) -> tuple[str, ...]:
@@ -18,16 +19,16 @@ def path_names(path: tuple) -> tuple[str, ...]:
 
 
 def kind_of_parameter(path: tuple) -> str:
-  """Which rule a parameter follows: `head` (read-out of a value), `layers` (a scanned stack) or `plain`.
+  """Which rule a parameter follows: `head` (read-out of a value), `plain`, or a scanned stack's name.
 
-  A scanned stack is a parameter of the module that nn.scan made, named like its parent: `encoder/encoder`,
-  `decoder/decoder`.
+  nn.scan's module is named like its parent, `encoder/encoder` and `decoder/decoder`: two stacks, for their
+  numbers of layers may differ.
   """
   names = path_names(path)
   if names[0] == 'head':
     return 'head'
-  stacked = any(above == below and above in ('encoder', 'decoder') for above, below in zip(names, names[1:]))
-  return 'layers' if stacked else 'plain'
+  stacks = [above for above, below in zip(names, names[1:]) if above == below and above in STACKS]
+  return stacks[0] if stacks else 'plain'
 
 
 def over_layers(tx: optax.GradientTransformation, axis: int = SCAN_AXIS) -> optax.GradientTransformation:
@@ -81,7 +82,7 @@ def adafactor(
 
   rules = {
     'plain': rule(multiply_by_parameter_scale),
-    'layers': over_layers(rule(multiply_by_parameter_scale)),
+    **{stack: over_layers(rule(multiply_by_parameter_scale)) for stack in STACKS},
     'head': rule(False),
   }
 

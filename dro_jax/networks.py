@@ -1,0 +1,175 @@
+"""A run's networks: built from settings, initialised or restored sharded, and scored over a whole table."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from dro_jax import algorithms, checkpoints, partitioning, scoring, train_state, train_step
+from dro_jax.errors import UsageError
+from dro_jax.models.t5 import T5, T5Config, convert_layers, smallest_rows
+from dro_jax.models.value import ValueNetwork, start_from_policy
+from dro_jax.types import Params, Rows
+
+
+class Networks(NamedTuple):
+  """The policy, and the value network where the algorithm has one."""
+
+  policy: T5
+  value: ValueNetwork | None
+
+
+def build(config: T5Config, *, uses_value: bool, readout: str = 'prompt', shared: bool = False) -> Networks:
+  """The networks of a configuration; the value trunk has the policy's architecture."""
+  return Networks(T5(config), ValueNetwork(config, readout=readout, shared=shared) if uses_value else None)
+
+
+def abstract_params(networks: Networks) -> dict[str, Params]:
+  """Shapes of all parameters, boxed with their logical axes."""
+  return jax.eval_shape(lambda key: _init(networks, key), jax.random.key(0))
+
+
+def shardings(networks: Networks, mesh: Mesh) -> dict[str, Params]:
+  """Where each parameter lives."""
+  return {name: partitioning.parameter_shardings(tree, mesh) for name, tree in abstract_params(networks).items()}
+
+
+def abstract_on(networks: Networks, mesh: Mesh) -> dict[str, Params]:
+  """Shapes of all parameters with their shardings: what a restore fills."""
+  return with_shardings(nn.unbox(abstract_params(networks)), shardings(networks, mesh))
+
+
+def with_shardings(abstract: Any, sharding: Any) -> Any:
+  """Joins a tree of shapes and a tree of shardings."""
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, sharding)
+
+
+def _init(networks: Networks, key: jax.Array) -> dict[str, Params]:
+  rows, policy_key, value_key = smallest_rows(), *jax.random.split(key)
+  params = {'policy': networks.policy.init(policy_key, rows)['params']}
+  if networks.value is not None:
+    states = jnp.zeros((1, 1, networks.policy.config.emb_dim))
+    params['value'] = networks.value.init(value_key, rows, states, states)['params']
+  return params
+
+
+def initial_params(networks: Networks, mesh: Mesh, seed: int, init_from: str | None) -> dict[str, Params]:
+  """First parameters, each born on its shard.
+
+  The policy comes from the checkpoint `init_from` (or at random without one); the value's trunk starts from the
+  policy, its head at zero.
+
+  Raises:
+    UsageError: the checkpoint is missing or does not fit.
+  """
+  where = shardings(networks, mesh)
+  init = jax.jit(lambda key: nn.unbox(_init(networks, key)), out_shardings=where)
+  params = init(jax.random.key(seed))
+  if init_from is not None:
+    params['policy'] = load_policy(init_from, networks.policy.config, abstract_on(networks, mesh)['policy'])
+  if networks.value is not None:
+    start = jax.jit(start_from_policy, out_shardings=where['value'])
+    params['value'] = start(params['value'], params['policy'])
+  return params
+
+
+def load_policy(directory: str, config: T5Config, abstract: Params) -> Params:
+  """The policy saved in `directory`, scanned or not, laid out as `abstract` says."""
+  saved = checkpoints.load_metadata(directory).get('model', {})
+  if saved.get('scan_layers', False) == config.scan_layers:
+    return checkpoints.load_params(directory, abstract)[0]
+  params = convert_layers(checkpoints.load_params(directory)[0], scan=config.scan_layers)
+  return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, abstract)
+
+
+def config_of(directory: str) -> T5Config:
+  """The model configuration saved beside a checkpoint."""
+  return T5Config(**checkpoints.load_metadata(directory)['model'])
+
+
+def check_vocabulary(directory: str, vocabulary: str, vocab_size: int) -> None:
+  """Refuses a checkpoint made with another vocabulary than the data's.
+
+  Raises:
+    UsageError: the names differ, or the data's ids do not fit the checkpoint's embedding table.
+  """
+  metadata = checkpoints.load_metadata(directory)
+  saved, rows = metadata.get('vocabulary'), metadata['model']['vocab_size']
+  if saved is not None and saved.rsplit('/', 1)[-1] != vocabulary.rsplit('/', 1)[-1]:
+    raise UsageError(
+      f'the checkpoint {directory} was made with the vocabulary {saved!r}, but the data is read with '
+      f'{vocabulary!r}: its token ids would mean other words. Pass --set VOCABULARY={saved}.'
+    )
+  if vocab_size > rows:
+    raise UsageError(
+      f'the vocabulary {vocabulary!r} has {vocab_size} ids, but the checkpoint {directory} embeds {rows}: '
+      'choose the vocabulary that it was trained with (--set VOCABULARY=...).'
+    )
+
+
+class ScoredTable(NamedTuple):
+  """Every response of a table, scored once, in the table's order; and its losses' weighted means by name."""
+
+  logps: np.ndarray
+  lengths: np.ndarray
+  rewards: np.ndarray
+  reference_logps: np.ndarray | None
+  values: np.ndarray | None
+  losses: Mapping[str, float]
+
+
+def make_scorer(
+  networks: Networks,
+  algorithm: algorithms.Algorithm,
+  reference: Callable | None,
+  mesh: Mesh,
+  chunk_size: int | None = None,
+) -> Callable[[train_state.TrainState, Any], ScoredTable]:
+  """Returns `score_table(state, loader)`, compiled once: no gradient, no dropout, each response exactly once."""
+  evaluate = train_step.make_evaluate(
+    scoring.make_score(networks.policy, networks.value, chunk_size=chunk_size), algorithm, reference
+  )
+
+  def batch(state: train_state.TrainState, rows: Rows):
+    scores, reference_scores, output = evaluate(state, rows)
+    sums = {
+      name: (jnp.sum(jnp.where(term.weights > 0, term.weights * term.per_example, 0.0)), jnp.sum(term.weights))
+      for name, term in output.terms.items()
+    }
+    reference_logps = None if reference_scores is None else reference_scores.logps
+    return {'logps': scores.logps, 'reference_logps': reference_logps, 'values': scores.values}, sums
+
+  batch = jax.jit(batch, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS)
+
+  def score_table(state: train_state.TrainState, loader: Any) -> ScoredTable:
+    table, columns, totals = loader.table, {}, {}
+    for step in range(loader.plan.num_batches):
+      num_rows = loader.num_rows(step)
+      rows = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
+      with partitioning.use_mesh(mesh):
+        arrays, sums = jax.device_get(batch(state, partitioning.global_rows(mesh, rows, num_rows)))
+      everything = loader.rows(step)
+      ids = everything.example_id[everything.valid]
+      for name, array in arrays.items():
+        if array is not None:
+          columns.setdefault(name, np.zeros(len(table)))[ids] = array[everything.valid]
+      for name, (total, weight) in sums.items():
+        before = totals.get(name, (0.0, 0.0))
+        totals[name] = before[0] + float(total), before[1] + float(weight)
+    losses = {name: total / max(weight, 1.0) for name, (total, weight) in totals.items()}
+    return ScoredTable(
+      columns['logps'], table.response_lengths, table.rewards, columns.get('reference_logps'), columns.get('values'),
+      {'loss': sum(losses.values()), **{f'loss/{name}': value for name, value in losses.items()}},
+    )  # fmt: skip
+
+  return score_table
+
+
+def metadata(config: T5Config, **settings: Any) -> dict[str, Any]:
+  """What is saved beside every checkpoint: enough to rebuild the model and read data as the run did."""
+  return {'model': dataclasses.asdict(config), **settings}

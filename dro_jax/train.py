@@ -1,0 +1,434 @@
+"""The `train` command: one run, from triplets to an aligned policy."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+import pathlib
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from dro_jax import (
+  algorithms,
+  checkpoints,
+  decoding,
+  networks,
+  optimizers,
+  partitioning,
+  reference,
+  scoring,
+  statistics,
+  train_state,
+  train_step,
+  writers,
+)
+from dro_jax.data import layout, loader, plan, tasks, vocabularies
+from dro_jax.errors import Stopped, UsageError
+from dro_jax.models.t5 import T5Config
+
+VOCABULARY_MULTIPLE = 128  # Rows of a fresh embedding table: divides over meshes, and is what T5 itself pads to.
+
+
+class Run(NamedTuple):
+  """All that the loop needs, built once."""
+
+  model_dir: pathlib.Path
+  mesh: Mesh
+  networks: networks.Networks
+  vocabulary: vocabularies.Vocabulary
+  state: train_state.TrainState
+  step: Callable
+  train_loader: loader.Loader
+  eval_loader: loader.Loader | None
+  score_table: Callable
+  checkpoints: checkpoints.Checkpoints
+  temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """When a run does what, in optimiser steps; 0 is never.
+
+  Args:
+    steps: the run's length.
+    log_every: steps between records of metrics.
+    eval_every: steps between validations on held-out prompts; the last step validates too.
+    checkpoint_every: steps between checkpoints; the last step is saved too.
+    eval_examples: held-out responses to validate on at most, `None` for all.
+    sample_prompts: held-out prompts answered greedily at each validation.
+  """
+
+  steps: int = 1000
+  log_every: int = 10
+  eval_every: int = 200
+  checkpoint_every: int = 500
+  eval_examples: int | None = 1000
+  sample_prompts: int = 3
+
+  def is_due(self, every: int, step: int) -> bool:
+    return every > 0 and (step % every == 0 or step == self.steps)
+
+
+def train(
+  model_dir: str,
+  data: Callable[..., tasks.Triplets] = tasks.load_triplets,
+  algorithm: Callable[[], algorithms.Algorithm] = algorithms.dro_v,
+  *,
+  model: T5Config | None = None,
+  init_from: str | None = None,
+  vocabulary: str = 'bytes',
+  value_readout: str = 'prompt',
+  value_shared: bool = False,
+  policy_optimizer: Callable[[], optax.GradientTransformation] = optimizers.adafactor,
+  value_optimizer: Callable[[], optax.GradientTransformation] = optimizers.adafactor,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
+  schedule: Callable[[], Schedule] = Schedule,
+  batch_size: int = 32,
+  num_microbatches: int = 1,
+  rows: Callable[..., layout.Layout] = layout.Layout.fit,
+  chunk_size: int | None = None,
+  dropout: bool = False,
+  dtype: str | None = None,
+  scan_layers: bool | None = None,
+  remat: bool | None = None,
+  keep_last: int = 1,
+  keep_best: int = 1,
+  best_metric: str | None = 'eval/loss',
+  best_mode: str = 'min',
+  seed: int = 0,
+  configs: Callable[[], Mapping[str, str]] = dict,
+) -> dict[str, Any]:
+  """Trains a policy, or resumes the run in `model_dir`; returns its last metrics.
+
+  Args:
+    model_dir: the run's folder: metrics, events, checkpoints, configuration.
+    data: the triplets and how to read them, but for the vocabulary (see `data.tasks.load_triplets`).
+    algorithm: what to minimise (see `algorithms`).
+    model: size and kind of a T5; `None` takes the checkpoint's.
+    init_from: a checkpoint whose policy is the start and the reference; `None` starts at random.
+    vocabulary: `bytes`, or a SentencePiece model.
+    value_readout: `prompt`, `token` or `batch` (see `models.value.ValueNetwork`).
+    value_shared: read the value off the policy's own trunk.
+    policy_optimizer: the policy's (see `optimizers`).
+    value_optimizer: the value network's.
+    mesh: devices' arrangement.
+    schedule: how long, and when to log, validate and save.
+    batch_size: responses of a batch, exact.
+    num_microbatches: parts in which a batch is scored and pulled back: less memory, the same numbers.
+    rows: how a batch is laid out (see `data.layout.Layout.fit`).
+    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    dropout: train with the model's dropout (supervised fine-tuning only).
+    dtype: activations' type, where it is to differ from the model's.
+    scan_layers: one compiled layer for all, where it is to differ from the model's.
+    remat: recompute layers in the backward pass, where it is to differ from the model's.
+    keep_last: newest checkpoints kept.
+    keep_best: best checkpoints kept.
+    best_metric: what best means; `None` keeps the newest only.
+    best_mode: `min` or `max`.
+    seed: decides initial parameters, batches and random keys.
+    configs: texts to save with the run, by file name.
+
+  Raises:
+    UsageError: settings or data cannot make a run.
+    FloatingPointError: a loss is not finite.
+    Stopped: SIGTERM came; the state is saved.
+  """
+  timing, chosen = schedule(), algorithm()
+  words = vocabularies.vocabulary(vocabulary)
+  config = _model_config(model, init_from, words, dtype=dtype, scan_layers=scan_layers, remat=remat)
+  _refuse_dropout(dropout, config, chosen)
+  grid = mesh()
+  triplets = data(vocabulary=words, rewards_required=chosen.uses_rewards)
+  algorithms.check_columns(chosen, triplets.train.columns)
+  nets = networks.build(config, uses_value=chosen.uses_value, readout=value_readout, shared=value_shared)
+  txs = {'policy': policy_optimizer()} | ({'value': value_optimizer()} if chosen.uses_value else {})
+  report = triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature)}
+  metadata = networks.metadata(
+    config, vocabulary=vocabulary, data=report, temperature=chosen.temperature, uses_value=chosen.uses_value,
+    uses_reference=chosen.uses_reference, value_readout=value_readout, value_shared=value_shared,
+    batch_size=batch_size, seed=seed,
+  )  # fmt: skip
+  if not timing.eval_every or triplets.eval is None:
+    best_metric = None
+  folder = pathlib.Path(model_dir)
+  saved = checkpoints.Checkpoints(
+    folder / 'checkpoints', keep_last=keep_last, keep_best=keep_best, best_metric=best_metric,
+    best_mode=best_mode, metadata=metadata,
+  )  # fmt: skip
+  make_loader = functools.partial(
+    _loader, rows=rows, multiple=partitioning.num_row_shards(grid) * num_microbatches, algorithm=chosen
+  )
+  held_out = triplets.eval and triplets.eval.subset(np.arange(len(triplets.eval))[: timing.eval_examples])
+  frozen = None
+  if chosen.uses_reference:
+    frozen = reference.frozen(scoring.make_score(nets.policy, chunk_size=chunk_size))
+  state = _first_state(nets, grid, txs, chosen, seed, init_from, saved)
+  step = train_step.make_train_step(
+    scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size), chosen, txs, frozen,
+    seed=seed, num_microbatches=num_microbatches, dropout=dropout,
+  )  # fmt: skip
+  where = jax.tree.map(lambda x: x.sharding, state)
+  run = Run(
+    model_dir=folder, mesh=grid, networks=nets, vocabulary=words, state=state,
+    step=jax.jit(
+      step, donate_argnums=0, out_shardings=(where, partitioning.replicated(grid)),
+      compiler_options=partitioning.COMPILER_OPTIONS,
+    ),
+    train_loader=make_loader(triplets.train, plan.Plan.of(triplets.train, batch_size, seed)),
+    eval_loader=held_out and make_loader(held_out, plan.SequentialPlan(len(held_out), batch_size)),
+    score_table=networks.make_scorer(nets, chosen, frozen, grid, chunk_size),
+    checkpoints=saved, temperature=chosen.temperature,
+  )  # fmt: skip
+  if jax.process_index() == 0:
+    _describe(folder, metadata, configs())
+  return _loop(run, timing)
+
+
+def _model_config(model: T5Config | None, init_from: str | None, words: vocabularies.Vocabulary, **changes) -> T5Config:
+  """The run's model: as given, or as the checkpoint's, with the vocabulary's size and the changes that are set."""
+  if model is None and init_from is None:
+    raise UsageError(
+      'no model: start from a checkpoint (--init_from=DIR), or name a size to start at random '
+      '(--gin_file=models/tiny.gin).'
+    )
+  if init_from is not None:
+    networks.check_vocabulary(init_from, words.spec, words.size)
+    saved = networks.config_of(init_from)
+    model = saved if model is None else dataclasses.replace(model, vocab_size=saved.vocab_size)
+  if model.vocab_size is None:
+    size = VOCABULARY_MULTIPLE * math.ceil(words.size / VOCABULARY_MULTIPLE)
+    model = dataclasses.replace(model, vocab_size=size)
+  if model.vocab_size < words.size:
+    raise UsageError(
+      f'the vocabulary {words.spec!r} has {words.size} ids, but T5Config.vocab_size is {model.vocab_size}: '
+      'leave it unset, or pass at least as many.'
+    )
+  return dataclasses.replace(model, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _refuse_dropout(dropout: bool, config: T5Config, algorithm: algorithms.Algorithm) -> None:
+  if dropout and (algorithm.uses_reference or algorithm.uses_value):
+    raise UsageError(
+      'dropout is for supervised fine-tuning: with it, an alignment loss would compare log-probs of two '
+      'different networks. Pass --set DROPOUT=false.'
+    )
+  if dropout and config.dropout_rate == 0:
+    raise UsageError('dropout is on, but T5Config.dropout_rate is 0: pass --gin.T5Config.dropout_rate=0.1.')
+
+
+def _loader(table, batches, *, rows, multiple: int, algorithm: algorithms.Algorithm) -> loader.Loader:
+  fitted = rows(table, batches, row_multiple=multiple)
+  return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
+
+
+def _first_state(
+  nets: networks.Networks,
+  mesh: Mesh,
+  txs: Mapping[str, optax.GradientTransformation],
+  algorithm: algorithms.Algorithm,
+  seed: int,
+  init_from: str | None,
+  saved: checkpoints.Checkpoints,
+) -> train_state.TrainState:
+  """The newest checkpoint's state, or a fresh one; shapes first, then shardings, then arrays born sharded."""
+  create = functools.partial(train_state.create, optimizers=txs, uses_reference=algorithm.uses_reference)
+  params = networks.abstract_on(nets, mesh)
+  abstract = jax.eval_shape(create, params)
+  where = partitioning.state_shardings(abstract, networks.shardings(nets, mesh), mesh)
+  newest = saved.latest_step()
+  if newest is not None:
+    return saved.restore(newest, networks.with_shardings(abstract, where))
+  params = networks.initial_params(nets, mesh, seed, init_from)
+  return jax.jit(create, out_shardings=where)(params)
+
+
+def _describe(folder: pathlib.Path, metadata: Mapping[str, Any], configs: Mapping[str, str]) -> None:
+  """Writes what the run is: configuration, data report, versions."""
+  folder.mkdir(parents=True, exist_ok=True)
+  packages = ('dro_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  found = {dist.metadata['Name']: dist.version for dist in importlib.metadata.distributions()}
+  versions = {name: found[name] for name in packages if name in found}
+  versions |= {'python': platform.python_version(), 'device': jax.devices()[0].device_kind}
+  texts = {
+    'run.json': json.dumps(metadata, indent=2) + '\n',
+    'versions.json': json.dumps(versions, indent=2) + '\n',
+    **configs,
+  }
+  for name, text in texts.items():
+    writers.write_atomically(folder / name, text)
+
+
+class _Pending(NamedTuple):
+  """A step whose numbers are still being computed."""
+
+  step: int
+  output: train_step.StepOutput
+  started: float
+
+
+def _loop(run: Run, timing: Schedule) -> dict[str, Any]:
+  """Steps until the schedule's end, a signal, or a loss that is not finite."""
+  state, first = run.state, int(run.state.step)
+  writer = writers.RunWriter(
+    str(run.model_dir), first_step=first, num_steps=timing.steps, primary=jax.process_index() == 0
+  )
+  latest: dict[str, Any] = {}
+  with contextlib.closing(writer), contextlib.closing(run.checkpoints), _signal() as stopped:
+    _announce(run, writer, first, timing)
+    pending, saved_at, started = None, first, time.monotonic()
+    for step, rows in _batches(run, first, timing.steps):
+      with partitioning.use_mesh(run.mesh):
+        state, output = run.step(state, rows)
+      if pending is not None:
+        latest = _report(run, writer, pending, timing) or latest
+      pending = _Pending(step + 1, output, started)
+      started = time.monotonic()
+      stop = _agreed(stopped, step)
+      evaluating = timing.is_due(timing.eval_every, step + 1) and run.eval_loader is not None
+      saving = stop or timing.is_due(timing.checkpoint_every, step + 1) or step + 1 == timing.steps
+      if evaluating or saving:
+        latest, pending = _report(run, writer, pending, timing) or latest, None
+        measured = _evaluate(run, writer, state, step + 1, timing) if evaluating else {}
+        latest = latest | measured
+        if saving:
+          run.checkpoints.save(step + 1, state, measured)
+          saved_at = step + 1
+        started = time.monotonic()
+      if stop:
+        run.checkpoints.wait()
+        raise Stopped(f'stopped by SIGTERM after step {saved_at}, which is saved: the same command resumes')
+    run.checkpoints.wait()
+  return {'model_dir': str(run.model_dir), 'step': max(first, timing.steps), **latest}
+
+
+def _announce(run: Run, writer: writers.RunWriter, first: int, timing: Schedule) -> None:
+  sizes = ', '.join(
+    f'{name} {sum(x.size for x in jax.tree.leaves(tree)):,}' for name, tree in run.state.params.items()
+  )
+  grid = ' × '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items())
+  shape = run.train_loader.layout
+  verb = f'resuming after step {first}' if first else 'starting'
+  writer.say(
+    f'{verb}: {timing.steps} steps on {jax.device_count()} devices ({grid}); parameters: {sizes}; '
+    f'{len(run.train_loader.table):,} responses, {run.train_loader.plan.batch_size} a batch in '
+    f'{shape.rows} rows of {shape.prompt_length} + {shape.response_length} tokens'
+  )
+
+
+def _batches(run: Run, first: int, last: int) -> Iterator[tuple[int, Any]]:
+  """This host's rows of every batch, as its part of the global batch."""
+  source = run.train_loader
+  host = functools.partial(partitioning.host_rows, run.mesh)
+  for step, rows in loader.prefetch(source, range(first, last), host):
+    yield step, partitioning.global_rows(run.mesh, rows, source.num_rows(step))
+
+
+def _report(run: Run, writer: writers.RunWriter, pending: _Pending, timing: Schedule) -> dict[str, float] | None:
+  """Waits for a step's numbers; refuses what is not finite, and records them when it is time."""
+  scalars, ids = jax.device_get((pending.output.metrics, pending.output.nonfinite_ids))
+  _refuse_nonfinite(run, pending.step, ids)
+  writer.advance(pending.step)
+  if not timing.is_due(timing.log_every, pending.step):
+    return None
+  seconds = time.monotonic() - pending.started
+  scalars = {name: float(value) for name, value in scalars.items()}
+  times = {'time/step_seconds': seconds, 'time/tokens_per_second': scalars['tokens'] / seconds}
+  writer.metrics(pending.step, scalars | times)
+  return scalars | times
+
+
+def _refuse_nonfinite(run: Run, step: int, ids: np.ndarray) -> None:
+  bad = sorted(set(ids[ids >= 0].tolist()))
+  if bad:
+    names = ', '.join(run.train_loader.table.ids[i] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
+    raise FloatingPointError(
+      f'the loss of step {step} is not finite, in {len(bad)} examples: {names}. The checkpoints from before it are '
+      'intact. Look at these examples; lower the learning rate or raise τ if they are sound.'
+    )
+
+
+def _evaluate(
+  run: Run, writer: writers.RunWriter, state: train_state.TrainState, step: int, timing: Schedule
+) -> dict[str, float]:
+  """Validates on held-out prompts and answers a few of them."""
+  table = run.eval_loader.table
+  scored = run.score_table(state, run.eval_loader)
+  measured = {f'eval/{name}': value for name, value in _summary(scored, table, run.temperature).items()}
+  writer.metrics(step, measured)
+  count = min(timing.sample_prompts, len(table))
+  if count:
+    firsts = np.unique(table.prompt_index, return_index=True)[1]
+    writer.samples(step, _answers(run, state, table, np.sort(firsts)[:count]))
+  writer.flush()
+  return measured
+
+
+def _summary(scored: networks.ScoredTable, table: Any, temperature: float) -> dict[str, float]:
+  """Losses and statistics of a scored table; those that it cannot give are left out."""
+  result = dict(scored.losses) | {'reward': float(scored.rewards.mean()), 'logp': float(scored.logps.mean())}
+  scores = statistics.baselines(scored.logps, scored.lengths)
+  if scored.reference_logps is not None:
+    rho = scored.logps - scored.reference_logps
+    result |= {'log_ratio': float(rho.mean()), 'log_ratio_std': float(rho.std())}
+    scores = {'log_ratio': temperature * rho}
+  within = statistics.within_prompts(scores, scored.rewards, table.prompt_index, resamples=0)
+  result |= {f'within_prompt_accuracy/{name}': of.value for name, of in within['accuracy'].items()}
+  if scored.values is not None:
+    everything = np.ones(len(table))
+    result['value'] = float(scored.values.mean())
+    result['value_explained_variance'] = statistics.explained_variance(
+      scored.values, scored.rewards, everything
+    )
+    result['rank_correlation'] = statistics.rank_correlation(
+      scored.values + temperature * rho, scored.rewards, everything
+    )
+  return {name: value for name, value in result.items() if math.isfinite(value)}
+
+
+def _answers(run: Run, state: train_state.TrainState, table: Any, records: np.ndarray) -> list[dict[str, Any]]:
+  """Greedy responses to some records' prompts."""
+  prompts = [table.prompt(int(i)) for i in records]
+  length = run.eval_loader.layout.response_length
+  answers = decoding.answer(
+    run.networks.policy, state.params['policy'], prompts, run.mesh, max_length=length, temperature=0.0
+  )
+  return [
+    {'prompt': table.prompts[int(i)], 'response': run.vocabulary.decode(tokens)}
+    for i, tokens in zip(records, answers)
+  ]
+
+
+@contextlib.contextmanager
+def _signal() -> Iterator[threading.Event]:
+  """An event that SIGTERM sets; restores the handler after."""
+  stopped = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield stopped
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+  try:
+    yield stopped
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _agreed(stopped: threading.Event, step: int) -> bool:
+  """Whether to stop after this step: with several processes, all of them at the same one."""
+  if jax.process_count() > 1:
+    return multihost_utils.reached_preemption_sync_point(step)
+  return stopped.is_set()
+
+
+__all__ = ['Schedule', 'train']

@@ -1,0 +1,111 @@
+"""A run's records: metrics.jsonl, TensorBoard events, and a line or a bar for whoever watches."""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.summary import Writer as EventWriter
+
+SHOWN = ('loss', 'reward', 'log_ratio', 'value_explained_variance', 'time/step_seconds')
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+  """Writes a file whole or not at all."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  temporary.write_text(text, encoding='utf-8')
+  os.replace(temporary, path)
+
+
+def keep_until(path: pathlib.Path, step: int) -> None:
+  """Drops what a JSON-lines file says of later steps, and a torn last line: a resumed run says it again."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if record['step'] <= step:
+      kept.append(line + '\n')
+  write_atomically(path, ''.join(kept))
+
+
+class RunWriter:
+  """Writes one record a step; silent in all processes but the first.
+
+  Args:
+    model_dir: the run's folder.
+    first_step: steps already done; what the files say of later ones is dropped.
+    num_steps: where the run will end, for the bar.
+    primary: whether this process writes.
+  """
+
+  def __init__(self, model_dir: str, *, first_step: int, num_steps: int, primary: bool = True):
+    self._primary = primary
+    if not primary:
+      return
+    self._folder = pathlib.Path(model_dir)
+    for name in ('metrics.jsonl', 'samples.jsonl'):
+      keep_until(self._folder / name, first_step)
+    self._events = EventWriter(model_dir)
+    console = Console(file=sys.stderr)
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    self._task = self._bar.add_task('', total=num_steps, completed=first_step)
+    self._bar.start()
+
+  def metrics(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Records scalars of a step."""
+    if not self._primary:
+      return
+    self._append('metrics.jsonl', {'step': step, **scalars})
+    for name, value in scalars.items():
+      self._events.add_scalar(name, value, step)
+    shown = '  '.join(f'{name.split("/")[-1]} {scalars[name]:.4g}' for name in SHOWN if name in scalars)
+    if self._bar.disable:
+      self.say(f'step {step}  {shown or _line(scalars)}')
+    else:
+      self._bar.update(self._task, description=shown)
+
+  def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+    """Records generated texts."""
+    if not self._primary:
+      return
+    for sample in samples:
+      self._append('samples.jsonl', {'step': step, **sample})
+      self.say(f'step {step}  {sample["prompt"]!r} -> {sample["response"]!r}')
+
+  def advance(self, step: int) -> None:
+    """Moves the bar."""
+    if self._primary:
+      self._bar.update(self._task, completed=step)
+
+  def say(self, text: str) -> None:
+    """Prints a line above the bar."""
+    if self._primary:
+      self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+  def flush(self) -> None:
+    """What was recorded so far is on disk."""
+    if self._primary:
+      self._events.flush()
+
+  def close(self) -> None:
+    if self._primary:
+      self._bar.stop()
+      self._events.close()
+
+  def _append(self, name: str, record: Mapping[str, Any]) -> None:
+    with open(self._folder / name, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(record, ensure_ascii=False) + '\n')
+
+
+def _line(scalars: Mapping[str, float]) -> str:
+  return '  '.join(f'{name} {value:.4g}' for name, value in scalars.items())

@@ -1,0 +1,116 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from dro_jax import optimizers
+from dro_jax.models.t5 import T5, T5Config, convert_layers, smallest_rows
+
+CONFIG = T5Config(
+  vocab_size=24, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12, num_encoder_layers=2, num_decoder_layers=3
+)
+
+
+def three_steps(params, tx, gradient):
+  def step(carry, g):
+    params, state = carry
+    updates, state = tx.update(g, state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  gradients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[gradient(i) for i in range(3)])
+  return jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), gradients))()[0][0]
+
+
+@pytest.mark.parametrize('min_dim_size_to_factor', [4, 128])
+def test_three_adafactor_steps_scanned_equal_unrolled(min_dim_size_to_factor):
+  rng = np.random.default_rng(0)
+  layer = {'mlp': {'wi': {'kernel': (8, 12)}}, 'pre_mlp_layer_norm': {'scale': (8,)}}
+  sides = {
+    'encoder': {'layers_0': layer, 'layers_1': layer, 'encoder_norm': {'scale': (8,)}},
+    'decoder': {'layers_0': layer, 'layers_1': layer, 'layers_2': layer, 'logits_dense': {'kernel': (8, 24)}},
+  }
+  unrolled = jax.tree.map(
+    lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), sides, is_leaf=lambda x: isinstance(x, tuple)
+  )
+  # Layers of very different gradients: taken as one block, they would share one clip.
+  sizes = {'layers_0': 100.0, 'layers_1': 1.0, 'layers_2': 0.01}
+
+  def gradient(i):
+    def of_leaf(path, x):
+      noise = np.random.default_rng([i, x.size, len(str(path))]).normal(size=x.shape).astype(np.float32)
+      return noise * next((sizes[str(k.key)] for k in path if str(k.key) in sizes), 1.0)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, unrolled)
+
+  tx = optimizers.adafactor(1e-2, min_dim_size_to_factor=min_dim_size_to_factor)
+  expected = convert_layers(three_steps(unrolled, tx, gradient), scan=True)
+  scanned = three_steps(convert_layers(unrolled, scan=True), tx, lambda i: convert_layers(gradient(i), scan=True))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), scanned, expected)
+
+  plain = optax.adafactor(1e-2, min_dim_size_to_factor=min_dim_size_to_factor)
+  blocks = three_steps(convert_layers(unrolled, scan=True), plain, lambda i: convert_layers(gradient(i), scan=True))
+  with pytest.raises(AssertionError):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-7), blocks, expected)
+
+
+def test_scanned_stacks_are_recognised():
+  scanned = jax.eval_shape(
+    lambda: nn.unbox(T5(dataclasses.replace(CONFIG, scan_layers=True)).init(jax.random.key(0), smallest_rows()))
+  )['params']
+  kinds = jax.tree_util.tree_map_with_path(lambda path, _: optimizers.kind_of_parameter(path), scanned)
+  assert set(jax.tree.leaves(kinds['encoder']['encoder'])) == {'encoder'}
+  assert kinds['encoder']['encoder_norm']['scale'] == 'plain'
+  assert kinds['encoder']['relpos_bias']['rel_embedding'] == 'plain'
+
+
+def test_adafactor_is_the_papers():
+  """arXiv 1804.04235, Algorithm 4 in float64: unfactored, β₂(t) = 1 − t^−.8, clip at 1, parameter scale."""
+  x = np.array([0.3, -0.2, 0.5])
+  params, v = {'w': jnp.asarray(x, jnp.float32)}, np.zeros(3)
+  gradients = np.random.default_rng(0).normal(size=(3, 3)) * np.array([[1.0], [5.0], [0.2]])
+  for t, g in enumerate(gradients, start=1):
+    beta = 1 - t**-0.8
+    v = beta * v + (1 - beta) * (g**2 + 1e-30)
+    u = g / np.sqrt(v)
+    u /= max(1, np.sqrt(np.mean(u**2)))
+    x = x - 1e-2 * max(1e-3, np.sqrt(np.mean(x**2))) * u
+  result = three_steps(params, optimizers.adafactor(1e-2), lambda i: {'w': jnp.asarray(gradients[i], jnp.float32)})
+  np.testing.assert_allclose(result['w'], x, rtol=1e-5)
+
+
+def test_a_value_head_at_zero_moves_and_would_not_with_parameter_scaling():
+  """METHODS' measure: toward a target of 1, 10,000 steps at 1e-4 move an unscaled scalar .84, a scaled one .001."""
+
+  def run(params):
+    tx = optimizers.adafactor(1e-4)
+
+    def step(carry, _):
+      params, state = carry
+      updates, state = tx.update(jax.grad(lambda p: sum((x - 1) ** 2 for x in jax.tree.leaves(p)))(params), state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), None, length=10_000)
+    return float(jax.tree.leaves(params)[0])
+
+  assert 0.8 < run({'head': {'value': jnp.zeros(())}}) < 1
+  assert run({'other': {'value': jnp.zeros(())}}) < 0.01
+
+
+def test_gradient_norms_are_clipped_by_network():
+  tx = optimizers.adamw(1.0, eps=1e3, max_gradient_norm=1.0)
+  params = {'w': jnp.zeros(2)}
+  big, _ = tx.update({'w': jnp.array([300.0, 400.0])}, tx.init(params), params)
+  unit, _ = tx.update({'w': jnp.array([0.6, 0.8])}, tx.init(params), params)
+  np.testing.assert_allclose(big['w'], unit['w'], rtol=1e-6)
+
+
+def test_schedules():
+  warmup = optimizers.warmup_constant(1e-4, warmup_steps=150)
+  np.testing.assert_allclose([warmup(0), warmup(75), warmup(150), warmup(9999)], [0, 5e-5, 1e-4, 1e-4], rtol=1e-5)
+  cosine = optimizers.warmup_cosine(1.0, decay_steps=100, warmup_steps=10)
+  np.testing.assert_allclose([cosine(10), cosine(55), cosine(100)], [1.0, 0.5, 0.0], atol=1e-6)
+  assert optimizers.constant(0.5)(7) == 0.5

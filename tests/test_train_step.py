@@ -1,0 +1,225 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tests.examples import CONFIG, init_params, layout, random_examples
+
+from dro_jax import algorithms, losses, optimizers, partitioning, reference, scoring, train_state, train_step
+from dro_jax.models.t5 import T5
+
+EXAMPLES = random_examples(16)
+MISMATCHES = [8 * (1 - i // 8) + (i % 8 - 1) % 8 for i in range(16)]
+ROWS = layout(EXAMPLES, 8, 2, mismatches=MISMATCHES)
+ALGORITHMS = {
+  'sft': algorithms.sft,
+  'dro_v': algorithms.dro_v,
+  'dro_v_residual': algorithms.dro_v_residual,
+  'dro_p': algorithms.dro_p,
+  'kto': algorithms.kto,
+  'kto_label': functools.partial(algorithms.kto, labels=algorithms.column_labels),
+}
+
+
+def distinct_reference(params):
+  """Another policy than the trained one, so that ρ ≠ 0."""
+  return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(7), x.shape), params['policy'])
+
+
+def make(algorithm, *, num_microbatches=1, readout='prompt', shared=False, optimizer=None):
+  algorithm = algorithm()
+  policy, value, params = init_params(readout=readout if algorithm.uses_value else None, shared=shared)
+  txs = {name: optimizer or optimizers.adafactor(1e-2) for name in params}
+  score = scoring.make_score(policy, value)
+  frozen = reference.frozen(scoring.make_score(policy)) if algorithm.uses_reference else None
+  state = train_state.create(params, txs, algorithm.uses_reference)
+  if algorithm.uses_reference:
+    state = state._replace(reference=distinct_reference(params))
+  step = train_step.make_train_step(score, algorithm, txs, frozen, num_microbatches=num_microbatches)
+  return step, state
+
+
+def rows_for(algorithm):
+  return ROWS if algorithm.uses_mismatched else ROWS._replace(mismatched=None)
+
+
+def assert_close(a, b, rtol=2e-4, atol=2e-6):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+@functools.cache
+def one_step(name, num_microbatches=1):
+  """Metrics and parameters after one step of gradient descent, which keeps gradients' sizes visible."""
+  step, state = make(ALGORITHMS[name], num_microbatches=num_microbatches, optimizer=optax.sgd(0.1))
+  state, output = jax.jit(step)(state, rows_for(ALGORITHMS[name]()))
+  return jax.device_get((state.params, output.metrics))
+
+
+@pytest.mark.parametrize('name', ALGORITHMS)
+def test_microbatches_change_no_number(name):
+  for num_microbatches in (2, 4):
+    assert_close(one_step(name), one_step(name, num_microbatches))
+
+
+def test_kto_couples_so_that_microbatch_means_would_differ():
+  """The test above can fail: KTO on each half alone has another gradient."""
+  half = jax.tree.map(lambda x: x[:4], ROWS)
+  step, state = make(algorithms.kto, optimizer=optax.sgd(0.1))
+  halved, _ = jax.jit(step)(state, half)
+  with pytest.raises(AssertionError):
+    assert_close(halved.params, one_step('kto')[0])
+
+
+@pytest.mark.parametrize('name', ['dro_v', 'dro_p'])
+def test_gradient_is_plain_autodiff_of_the_papers_loss(name):
+  """Against one `grad` of the loss written out by hand, without cotangents or microbatches."""
+  algorithm = ALGORITHMS[name]()
+  policy, value, params = init_params(readout='prompt' if algorithm.uses_value else None)
+  score = scoring.make_score(policy, value)
+  reference_logps = score({'policy': distinct_reference(params)} | {k: params[k] for k in params if k == 'value'},
+                          ROWS._replace(mismatched=None), None).logps
+
+  def objective(params):
+    scores = score(params, ROWS._replace(mismatched=None), None)
+    rho = scores.logps - reference_logps
+    if name == 'dro_p':
+      e = ROWS.rewards - rho
+      return jnp.mean(jnp.square(e - jax.lax.stop_gradient(jnp.mean(e)))) / 2
+    advantage = ROWS.rewards - jax.lax.stop_gradient(scores.values)
+    policy_loss = jnp.mean(-advantage * scores.logps + jnp.square(rho) / 2)
+    return policy_loss + jnp.mean(jnp.square(scores.values - jax.lax.stop_gradient(ROWS.rewards - rho))) / 2
+
+  expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.jit(jax.grad(objective))(params))
+  assert_close(one_step(name)[0], expected)
+
+
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 1, 2)]
+
+
+@functools.cache
+def steps_on(mesh_shape, name='dro_v', num_microbatches=1):
+  """Two optimiser steps on a mesh, laid out as a run lays it out; `None`: one device."""
+  step, state = make(ALGORITHMS[name], num_microbatches=num_microbatches)
+  rows = rows_for(ALGORITHMS[name]())
+  if mesh_shape is None:
+    step = jax.jit(step)
+  else:
+    mesh = partitioning.make_mesh(*mesh_shape)
+    policy, value, _ = init_params()
+    boxed = jax.eval_shape(policy.init, jax.random.key(0), rows)['params']
+    shardings = {'policy': partitioning.parameter_shardings(boxed, mesh)}
+    if 'value' in state.params:
+      encoded = jax.ShapeDtypeStruct((8, 32, CONFIG.emb_dim), jnp.float32)
+      hidden = jax.ShapeDtypeStruct((8, 24, CONFIG.emb_dim), jnp.float32)
+      boxed = jax.eval_shape(value.init, jax.random.key(0), rows, encoded, hidden)['params']
+      shardings['value'] = partitioning.parameter_shardings(boxed, mesh)
+    state_shardings = partitioning.state_shardings(state, shardings, mesh)
+    rows = partitioning.global_rows(mesh, rows, 8)
+    # A copy: the step donates its buffers.
+    state = jax.device_put(jax.tree.map(jnp.copy, state), state_shardings)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, partitioning.replicated(mesh)))
+
+    def step(state, rows):
+      with partitioning.use_mesh(mesh):
+        return jitted(state, rows)
+
+  outputs = []
+  for _ in range(2):
+    state, output = step(state, rows)
+    outputs.append(jax.device_get(output.metrics))
+  return jax.device_get(state.params), outputs
+
+
+@pytest.mark.parametrize('mesh_shape', MESHES)
+def test_every_mesh_gives_the_numbers_of_one_device(mesh_shape):
+  assert_close(steps_on(None), steps_on(mesh_shape), rtol=1e-3, atol=2e-5)
+
+
+def test_microbatches_on_a_mesh():
+  assert_close(steps_on(None, 'kto'), steps_on((4, 1, 2), 'kto', 2), rtol=1e-3, atol=2e-5)
+
+
+def test_log_ratio_is_exactly_zero_at_step_zero():
+  policy, value, params = init_params()
+  txs = {name: optimizers.adafactor(1e-3) for name in params}
+  for num_microbatches in (1, 2):
+    step = train_step.make_train_step(
+      scoring.make_score(policy, value), algorithms.dro_v(), txs, reference.frozen(scoring.make_score(policy)),
+      num_microbatches=num_microbatches,
+    )
+    _, output = jax.jit(step)(train_state.create(params, txs, True), ROWS._replace(mismatched=None))
+    assert output.metrics['log_ratio_max'] == 0.0
+
+
+def test_log_ratio_is_exactly_zero_in_bfloat16_without_excess_precision():
+  _, value, params = init_params()
+  policy = T5(dataclasses.replace(CONFIG, dtype='bfloat16'))
+  txs = {name: optimizers.adafactor(1e-3) for name in params}
+  step = train_step.make_train_step(
+    scoring.make_score(policy, value), algorithms.dro_v(), txs, reference.frozen(scoring.make_score(policy))
+  )
+  step = jax.jit(step, compiler_options=partitioning.COMPILER_OPTIONS)
+  _, output = step(train_state.create(params, txs, True), ROWS._replace(mismatched=None))
+  assert output.metrics['log_ratio_max'] == 0.0
+
+
+@pytest.mark.parametrize('readout', ['batch', 'prompt', 'token'])
+@pytest.mark.parametrize('shared', [False, True])
+def test_every_value_learns_the_mean_reward(readout, shared):
+  """With the policy's learning rate at 0, ρ = 0: each value regresses on the reward."""
+  policy, value, params = init_params(readout=readout, shared=shared)
+  txs = {'policy': optax.sgd(0.0), 'value': optimizers.adamw(0.1)}
+  score = scoring.make_score(policy, value)
+  step = jax.jit(
+    train_step.make_train_step(score, algorithms.dro_v(), txs, reference.frozen(scoring.make_score(policy)))
+  )
+  state = train_state.create(params, txs, True)
+  rows = ROWS._replace(rewards=ROWS.rewards + 2.0, mismatched=None)
+  for _ in range(60):
+    state, output = step(state, rows)
+  assert abs(output.metrics['value'] - rows.rewards.mean()) < 0.2
+  if readout == 'prompt':
+    assert output.metrics['value_explained_variance'] > 0.3
+
+
+def test_shared_trunk_gets_the_value_losss_gradient_and_a_second_network_does_not_give_it():
+  def policy_gradient(shared):
+    policy, value, params = init_params(shared=shared)
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    score = scoring.make_score(policy, value)
+    return jax.grad(lambda p: jnp.sum(score(p, ROWS._replace(mismatched=None), None).values))(params)['policy']
+
+  size = {shared: optax.tree.norm(policy_gradient(shared)) for shared in (True, False)}
+  assert size[True] > 0
+  assert size[False] == 0
+
+
+def test_a_step_names_the_examples_whose_loss_is_not_finite():
+  step, state = make(algorithms.dro_v)
+  rewards = ROWS.rewards.at[3, 1].set(np.nan)
+  _, output = jax.jit(step)(state, ROWS._replace(rewards=rewards, mismatched=None))
+  ids = np.asarray(output.nonfinite_ids)
+  assert ids[ids >= 0].tolist() == [ROWS.example_id[3, 1]]
+
+
+def test_kto_step_uses_the_mismatched_mean_of_the_global_batch():
+  """z₀ from the mismatched pairs, each scored by itself as a row of its own."""
+  step, state = make(algorithms.kto)
+  policy, _, params = init_params(readout=None)
+  score = jax.jit(scoring.make_score(policy))
+  pairs = [type(EXAMPLES[0])(EXAMPLES[j].prompt, EXAMPLES[i].response, 0.0) for i, j in enumerate(MISMATCHES)]
+  rows = layout(pairs, 16, 1)
+  rho = score(params, rows, None).logps - score({'policy': distinct_reference(params)}, rows, None).logps
+  _, output = jax.jit(step)(state, ROWS)
+  np.testing.assert_allclose(output.metrics['reference_point'], max(0, np.mean(rho)), rtol=1e-4)
+  assert output.metrics['unpaired'] == 0
+
+
+def test_losses_module_is_what_the_algorithms_use():
+  metrics = one_step('sft')[1]
+  policy, _, params = init_params(readout=None)
+  logps = scoring.make_score(policy)(params, ROWS._replace(mismatched=None), None).logps
+  np.testing.assert_allclose(metrics['loss'], np.mean(losses.sft(logps.reshape(-1))), rtol=1e-5)
