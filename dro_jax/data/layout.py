@@ -79,11 +79,9 @@ class Layout(NamedTuple):
         responses.
     """
     lengths = _Lengths(table.prompt_lengths, table.response_lengths, table.prompt_index)
-    if plan.num_batches is not None:
-      scan = min(scan, plan.num_batches)
-    batches = [plan.batch(step) for step in range(scan)]
     if not packed:
       return _fit_padded(lengths, plan.batch_size, prompt_length, response_length, row_multiple)
+    batches = [plan.batch(step) for step in range(min(scan, plan.num_batches or scan))]
     layout = cls(0, 0, row_multiple, plan.batch_size, True, encode_once, row_multiple)
     if prompt_length is None or response_length is None:
       return _fit_lengths(layout, lengths, batches, prompt_length, response_length, coverage)
@@ -104,6 +102,39 @@ class Layout(NamedTuple):
       if placement is not None:
         return placement
     raise AssertionError('unreachable: one response a row always fits')
+
+
+def packed(
+  table,
+  plan,
+  *,
+  prompt_length: int | None = None,
+  response_length: int | None = None,
+  encode_once: bool = True,
+  row_multiple: int = 1,
+  scan: int = 256,
+  coverage: float | int = 1.0,
+) -> Layout:
+  """Many responses a row, with the fewest rows that hold the plan's batches; arguments as `Layout.fit`."""
+  return Layout.fit(
+    table, plan, prompt_length=prompt_length, response_length=response_length, encode_once=encode_once,
+    row_multiple=row_multiple, scan=scan, coverage=coverage,
+  )  # fmt: skip
+
+
+def padded(
+  table,
+  plan,
+  *,
+  prompt_length: int | None = None,
+  response_length: int | None = None,
+  row_multiple: int = 1,
+) -> Layout:
+  """One response a row; arguments as `Layout.fit`."""
+  return Layout.fit(
+    table, plan, prompt_length=prompt_length, response_length=response_length, packed=False,
+    row_multiple=row_multiple,
+  )  # fmt: skip
 
 
 class _Lengths(NamedTuple):

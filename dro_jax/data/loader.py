@@ -132,7 +132,10 @@ class Loader:
 
 
 def prefetch(
-  loader: Loader, steps: Iterable[int], host_rows: Callable[[int], tuple[int, int]] | None = None, size: int = 2
+  loader: Loader,
+  steps: Iterable[int],
+  host_rows: Callable[[int], tuple[int, int]] | None = None,
+  size: int = 2,
 ) -> Iterator[tuple[int, Rows]]:
   """Yields (step, rows) for `steps`, loaded up to `size` batches ahead in a background thread.
 

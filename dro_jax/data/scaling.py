@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class RewardScaling(NamedTuple):
   knots: tuple[tuple[float, float], ...] = ()
   statistics: dict[str, float] = {}
 
-  def apply(self, rewards: np.ndarray) -> np.ndarray:
+  def apply(self, rewards: np.ndarray | Sequence) -> np.ndarray:
     """Scaled rewards, float64. Quantiles lie in [0, 1]; rewards outside the training range get its ends."""
     rewards = np.asarray(rewards, np.float64)
     if self.kind == 'quantile':
@@ -67,7 +68,7 @@ def load(path: str | os.PathLike) -> RewardScaling:
     return from_json(json.load(file))
 
 
-def fit(kind: str, rewards: np.ndarray, prompt_index: np.ndarray | None = None) -> RewardScaling:
+def fit(kind: str, rewards: np.ndarray | Sequence, prompt_index: np.ndarray | None = None) -> RewardScaling:
   """Fits a scaling.
 
   Args:

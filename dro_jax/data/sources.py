@@ -90,7 +90,7 @@ def read_triplets(
   Args:
     paths: see `expand`.
     columns: our name to the file's: 'prompt=question,response=answer,reward=thumbs'.
-    rewards_required: False where a missing reward is fine (imitation).
+    rewards_required: False where rewards are of no use (imitation): a missing or unusable one is None.
     map_reward: numbers for rewards that are words: 'up=1,down=0'.
 
   Raises:
@@ -300,26 +300,24 @@ def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where:
 def _reward(
   fields, names, where: str, mapped: Mapping[str, float], textual: bool, required: bool
 ) -> float | None:
+  """The reward; None where it is missing or no number, and may be."""
   value = fields.get(names.get('reward', 'reward'))
-  if value is None:
-    if required:
-      raise _missing(fields, names, 'reward', where)
+  number = mapped[str(value)] if str(value) in mapped else _number(value, textual)
+  if number is not None and math.isfinite(number):
+    return number
+  if not required:
     return None
-  if mapped:
-    word = str(value)
-    if word in mapped:
-      return mapped[word]
-  number = _number(value, textual)
+  if value is None:
+    raise _missing(fields, names, 'reward', where)
   if number is None:
     raise UsageError(
       f'{where}: field {_called("reward", names)} is {value!r}, not a number; write a number, or give each '
       'word a value with --map_reward WORD=NUMBER,...'
     )
-  if not math.isfinite(number):
-    raise UsageError(
-      f'{where}: field {_called("reward", names)} is {value!r}; a reward must be finite: remove the record'
-    )
-  return number
+  raise UsageError(
+    f'{where}: field {_called("reward", names)} is {value!r}; a reward must be finite: remove the record, or '
+    'write the number that is meant'
+  )
 
 
 def _number(value: Any, textual: bool) -> float | None:
@@ -327,7 +325,7 @@ def _number(value: Any, textual: bool) -> float | None:
   try:
     if isinstance(value, int | float):
       return float(value)
-    if textual:
+    if textual and isinstance(value, str):
       lowered = value.strip().lower()
       return float(lowered == 'true') if lowered in ('true', 'false') else float(value)
     return float(value) if hasattr(value, '__float__') and not isinstance(value, str) else None

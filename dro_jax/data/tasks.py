@@ -65,7 +65,7 @@ def load_triplets(
     eval_triplets: the same for validation; without it prompts are held out of `triplets` by their hash.
     columns: our names to the files': 'prompt=question,response=answer,reward=thumbs'.
     map_reward: numbers for rewards that are words: 'up=1,down=0'.
-    rewards_required: False where a missing reward is fine (SFT); it counts as 0.
+    rewards_required: False where rewards are of no use (SFT): a missing or unusable one is 0, and counted.
     template: of the prompt text: 'Translate: {prompt}'.
     vocabulary: 'bytes', or a SentencePiece model's path.
     prompt_length: prompt tokens at most, EOS included.

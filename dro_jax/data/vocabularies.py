@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ class Vocabulary(NamedTuple):
   size: int
   fingerprint: str
   encode_batch: Callable[[Sequence[str]], list[np.ndarray]]
-  decode: Callable[[Sequence[int]], str]
+  decode: Callable[[Iterable], str]
 
   def encode(self, text: str) -> np.ndarray:
     return self.encode_batch([text])[0]
@@ -60,12 +60,12 @@ def _encode_bytes(texts: Sequence[str]) -> list[np.ndarray]:
   return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + _BYTE_OFFSET for text in texts]
 
 
-def _decode_bytes(ids: Sequence[int]) -> str:
-  kept = [int(i) - _BYTE_OFFSET for i in _to_eos(ids) if _BYTE_OFFSET <= i < 256 + _BYTE_OFFSET]
+def _decode_bytes(ids: Iterable) -> str:
+  kept = [i - _BYTE_OFFSET for i in _to_eos(ids) if _BYTE_OFFSET <= i < 256 + _BYTE_OFFSET]
   return bytes(kept).decode(errors='ignore')
 
 
-def _to_eos(ids: Sequence[int]) -> list[int]:
+def _to_eos(ids: Iterable) -> list[int]:
   ids = [int(i) for i in ids]
   return ids[: ids.index(EOS)] if EOS in ids else ids
 
@@ -87,7 +87,7 @@ def _sentencepiece(spec: str, path: str, extra_ids: int) -> Vocabulary:
   def encode_batch(texts: Sequence[str]) -> list[np.ndarray]:
     return [np.asarray(ids, np.int32) for ids in processor.encode(list(texts))]
 
-  def decode(ids: Sequence[int]) -> str:
+  def decode(ids: Iterable) -> str:
     return processor.decode([i if i < size else UNKNOWN for i in _to_eos(ids)])
 
   return Vocabulary(spec, size, hashlib.blake2b(model, digest_size=16).hexdigest(), encode_batch, decode)

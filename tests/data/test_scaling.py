@@ -1,0 +1,95 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from dro_jax.data import scaling
+from dro_jax.errors import UsageError
+
+REWARDS = np.random.default_rng(0).normal(3, 5, 500).round(1)
+
+
+def test_standardised_rewards_have_mean_0_and_variance_1():
+  scaled = scaling.fit('standardise', REWARDS).apply(REWARDS)
+  assert scaled.mean() == pytest.approx(0, abs=1e-12)
+  assert scaled.var() == pytest.approx(1)
+
+
+def test_minmax_is_the_unit_interval():
+  scaled = scaling.fit('minmax', REWARDS).apply(REWARDS)
+  assert (scaled.min(), scaled.max()) == (0, 1)
+
+
+def test_quantiles_are_mid_ranks():
+  scaled = scaling.fit('quantile', REWARDS).apply(REWARDS)
+  np.testing.assert_allclose(scaled, (stats.rankdata(REWARDS) - 0.5) / len(REWARDS), atol=1e-12)
+
+
+def test_quantiles_of_many_values_are_thinned_and_stay_close():
+  rewards = np.random.default_rng(1).normal(size=20000)
+  fitted = scaling.fit('quantile', rewards)
+  assert len(fitted.knots) == 1001
+  np.testing.assert_allclose(fitted.apply(rewards), (stats.rankdata(rewards) - 0.5) / 20000, atol=0.002)
+
+
+def test_rewards_outside_the_training_range_get_its_end_quantiles():
+  fitted = scaling.fit('quantile', np.array([1.0, 2.0, 3.0, 4.0]))
+  np.testing.assert_allclose(fitted.apply([-9, 2.5, 99]), [0.125, 0.5, 0.875])
+
+
+def test_none_changes_nothing():
+  np.testing.assert_array_equal(scaling.fit('none', REWARDS).apply(REWARDS), REWARDS)
+
+
+def test_a_scaling_fitted_on_training_rewards_is_applied_elsewhere():
+  fitted = scaling.fit('standardise', np.array([1.0, 3.0]))
+  np.testing.assert_allclose(fitted.apply([2, 4]), [0, 2])
+
+
+@pytest.mark.parametrize('kind', scaling.KINDS)
+def test_round_trip(tmp_path, kind):
+  fitted = scaling.fit(kind, REWARDS, np.arange(500) // 4)
+  assert scaling.from_json(json.loads(json.dumps(fitted.to_json(0.5)))) == fitted
+  fitted.save(tmp_path / 'scaling.json', temperature=0.5)
+  assert scaling.load(tmp_path / 'scaling.json') == fitted
+  assert 'effective_temperature' in json.loads((tmp_path / 'scaling.json').read_text())
+
+
+def test_effective_temperature_is_in_reward_units():
+  fitted = scaling.fit('standardise', REWARDS)
+  assert fitted.effective_temperature(2.0) == pytest.approx(2 * REWARDS.std())
+  assert scaling.fit('minmax', REWARDS).effective_temperature(1) == pytest.approx(np.ptp(REWARDS))
+  assert scaling.fit('none', REWARDS).effective_temperature(0.1) == 0.1
+  assert scaling.fit('quantile', REWARDS).effective_temperature(1) is None
+
+
+@given(temperature=st.floats(0.01, 10), seed=st.integers(0, 99))
+def test_a_temperature_on_scaled_rewards_is_the_effective_one_on_raw_rewards(temperature, seed):
+  """DRO's optimum softmax(r / τ) does not change when rewards and temperature are scaled together."""
+  rewards = np.random.default_rng(seed).normal(size=6)
+  fitted = scaling.fit('standardise', rewards)
+  scaled = fitted.apply(rewards) / temperature
+  raw = rewards / fitted.effective_temperature(temperature)
+  np.testing.assert_allclose(scaled - scaled[0], raw - raw[0], rtol=1e-6, atol=1e-9)
+
+
+def test_statistics_tell_the_spread_within_prompts():
+  rewards = np.array([0.0, 2.0, 10.0, 12.0, 50.0])
+  found = scaling.fit('none', rewards, np.array([0, 0, 1, 1, 2])).statistics
+  assert found['within_prompt_sd'] == pytest.approx(np.sqrt(4 / 2))
+  assert found['mean'] == rewards.mean()
+  assert 'within_prompt_sd' not in scaling.fit('none', rewards, np.arange(5)).statistics
+
+
+@pytest.mark.parametrize('kind', ['standardise', 'minmax', 'quantile'])
+def test_equal_rewards_cannot_be_scaled(kind):
+  with pytest.raises(UsageError, match="all 3 rewards are 1.0; pass 'none'"):
+    scaling.fit(kind, np.ones(3))
+
+
+def test_an_unknown_kind_is_refused():
+  with pytest.raises(UsageError, match="'zscore' is unknown; choose from none, standardise"):
+    scaling.fit('zscore', REWARDS)
