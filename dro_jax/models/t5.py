@@ -68,6 +68,9 @@ class T5Config:
       raise UsageError(
         f'mlp_activations={self.mlp_activations!r}: pass names out of {sorted(layers.ACTIVATIONS)}.'
       )
+    for name in ('emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers'):
+      if getattr(self, name) < 1:
+        raise UsageError(f'{name}={getattr(self, name)}: a T5 needs 1 or more.')
     if self.dtype not in DTYPES:
       raise UsageError(f'dtype={self.dtype!r} is no type for activations: pass one of {DTYPES}.')
 
@@ -406,3 +409,6 @@ def convert_layers(params: Params, *, scan: bool) -> Params:
     key: _convert_stack(value, key, scan) if key in ('encoder', 'decoder') else value
     for key, value in params.items()
   }
+
+
+__all__ = ['T5Config']

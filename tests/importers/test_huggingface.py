@@ -132,7 +132,7 @@ def test_bfloat16_weights_become_float32(tmp_path):
 
 
 def test_transformers_4_config_and_files_with_aliases(tmp_path):
-  """transformers 4 says `tie_word_embeddings: false`, and its files repeat the embedding under three names."""
+  """transformers 4 says `tie_word_embeddings: false`, and its files repeat the embedding thrice."""
   model = make_torch('1.1')
   model.save_pretrained(tmp_path)
   (tmp_path / 'model.safetensors').unlink()
