@@ -1,7 +1,8 @@
 """A feedback world small enough to solve: users ask for a word, rate what they hear, and π* is known.
 
-A prompt is a word and its user's mood, `'KOT 3'`; a response is any word over the same alphabets, the best
-one being `'kot'`. Letters that match raise the rating, and so does the mood, which no response can change:
+A prompt is a word, its user's mood and initials, `'KOT3 jd'`; a response is any word over the same alphabets,
+the best one being `'kot'`. Letters that match raise the rating, and so does the mood, which no response can
+change; the initials mean nothing, but make nearly every prompt of a log unique, as in logs of thumbs:
 
   p(x, y) = ease(mood) + gain · matches(x, y) / 3,   stars ~ 1 + Binomial(4, p)   or   thumbs ~ Bernoulli(p)
 
@@ -57,25 +58,26 @@ def responses(world: World) -> list[str]:
 
 
 def prompts(world: World, split: str) -> list[str]:
-  """The prompts of a split: its words in every mood. No word is in two splits."""
+  """The prompts of a split: its words in every mood, one user each. No word is in two splits."""
   if split not in SPLITS:
     raise ValueError(f'There is no split {split!r} in the toy world: pass one of {", ".join(SPLITS)}.')
-  words = np.random.default_rng(world.seed).permutation(responses(world))
+  rng = np.random.default_rng(world.seed)
+  words = rng.permutation(responses(world))
   edges = np.round(np.cumsum((0.0, *world.fractions)) * len(words)).astype(int)
   i = SPLITS.index(split)
-  own = sorted(words[edges[i] : edges[i + 1]])
-  return [prompt(word, mood) for word in own for mood in range(len(world.ease))]
+  moods = range(len(world.ease))
+  asked = [(word, mood) for word in sorted(words[edges[i] : edges[i + 1]]) for mood in moods]
+  return [prompt(word, mood, user) for (word, mood), user in zip(asked, _users(rng, len(asked)))]
 
 
-def prompt(word: str, mood: int) -> str:
-  """The text in which a user of this mood asks for a word."""
-  return f'{word.upper()} {mood}'
+def prompt(word: str, mood: int, user: str) -> str:
+  """The text in which a user (two letters) of this mood asks for a word."""
+  return f'{word.upper()}{mood} {user}'
 
 
 def parse(prompt: str) -> tuple[str, int]:
   """The word that a prompt asks for, which is its best response, and its user's mood."""
-  word, mood = prompt.split(' ')
-  return word.lower(), int(mood)
+  return prompt[:-4].lower(), int(prompt[-4])
 
 
 def expected_reward(world: World, prompts: list[str]) -> np.ndarray:
@@ -105,7 +107,7 @@ def demonstration_logps(world: World, prompts: list[str]) -> np.ndarray:
 
 
 def sample_log(world: World, n: int, seed: int, split: str = 'feedback') -> list[dict]:
-  """Draws n triplets: a prompt of the split, the logging policy's response, its user's noisy rating.
+  """Draws n triplets: a prompt of the split by any user, the logging policy's response, the noisy rating.
 
   The log is sampled, so `behaviour_logprob` (nats, the whole response) is a true propensity.
   """
@@ -118,13 +120,13 @@ def sample_log(world: World, n: int, seed: int, split: str = 'feedback') -> list
   return [
     {
       'id': f'{split}-{seed}-{i}',
-      'prompt': xs[x],
+      'prompt': prompt(*parse(xs[x]), user),
       'response': ys[y],
       'reward': reward,
       'behaviour_logprob': float(logps_PY[x, y]),
       'behaviour_sampler': 'sampled',
     }
-    for i, (x, y, reward) in enumerate(zip(x_N, y_N, rewards_N.tolist()))
+    for i, (x, y, reward, user) in enumerate(zip(x_N, y_N, rewards_N.tolist(), _users(rng, n)))
   ]
 
 
@@ -134,8 +136,8 @@ def sft_records(world: World, n: int, seed: int) -> list[dict]:
   xs, ys = prompts(world, 'sft'), responses(world)
   x_N, y_N = _draw(rng, demonstration_logps(world, xs), n)
   return [
-    {'id': f'sft-{seed}-{i}', 'prompt': xs[x], 'response': ys[y], 'reward': 1.0}
-    for i, (x, y) in enumerate(zip(x_N, y_N))
+    {'id': f'sft-{seed}-{i}', 'prompt': prompt(*parse(xs[x]), user), 'response': ys[y], 'reward': 1.0}
+    for i, (x, y, user) in enumerate(zip(x_N, y_N, _users(rng, n)))
   ]
 
 
@@ -213,6 +215,11 @@ def _word_logps(world, letters_PIC):
   """log-probs of whole words from independent letters: [P, I, C] to [P, Y]."""
   positions = np.arange(len(world.alphabets))
   return np.log(letters_PIC[:, positions, _letters(world)]).sum(-1)
+
+
+def _users(rng, n):
+  """The initials of n users."""
+  return [chr(97 + a) + chr(97 + b) for a, b in rng.integers(26, size=(n, 2)).tolist()]
 
 
 def _draw(rng, logps_PY, n):

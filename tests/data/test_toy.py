@@ -37,13 +37,13 @@ def test_an_unknown_split_is_named():
 
 def test_prompts_parse_back():
   for x in toy.prompts(WORLD, 'heldout'):
-    assert toy.prompt(*toy.parse(x)) == x
+    assert toy.prompt(*toy.parse(x), x[-2:]) == x
 
 
 @pytest.mark.parametrize('feedback,lowest,votes', [('stars', 1, 4), ('thumbs', 0, 1)])
 def test_expected_reward_counts_matches_by_hand(feedback, lowest, votes):
   world = WORLD._replace(feedback=feedback)
-  rewards = toy.expected_reward(world, ['KOT 3', 'BAL 0'])
+  rewards = toy.expected_reward(world, ['KOT3 ab', 'BAL0 ab'])
   for y, response in enumerate(toy.responses(world)):
     for x, (word, ease) in enumerate([('kot', 0.38), ('bal', 0.02)]):
       p = ease + 0.48 * sum(a == b for a, b in zip(word, response)) / 3
@@ -73,7 +73,7 @@ def test_logging_probability_of_one_word_by_hand():
     return 0.35 * favourite + 0.65 * (0.2 * right + 0.8 / 5)
 
   want = math.log(letter(0, 1)) + 2 * math.log(letter(1, 0))
-  got = toy.logging_logps(WORLD, ['KOT 2'])[0, toy.responses(WORLD).index('bot')]
+  got = toy.logging_logps(WORLD, ['KOT2 ab'])[0, toy.responses(WORLD).index('bot')]
   assert got == pytest.approx(want, abs=1e-12)
 
 
@@ -93,11 +93,16 @@ def test_log_carries_its_propensities():
 
 def test_demonstrations_and_feedback_are_on_other_prompts():
   def prompts(records):
-    return {record['prompt'] for record in records}
+    return {toy.parse(record['prompt']) for record in records}
 
   demonstrated = prompts(toy.sft_records(WORLD, 2000, 0))
   assert not demonstrated & prompts(toy.sample_log(WORLD, 2000, 0))
-  assert demonstrated <= set(toy.prompts(WORLD, 'sft'))
+  assert demonstrated <= set(map(toy.parse, toy.prompts(WORLD, 'sft')))
+
+
+def test_most_prompts_of_a_log_are_unique():
+  prompts = [record['prompt'] for record in toy.sample_log(WORLD, 5000, 0)]
+  assert len(set(prompts)) > 0.95 * len(prompts)
 
 
 def test_logged_frequencies_and_ratings_match_the_world():
@@ -118,7 +123,7 @@ def test_logged_frequencies_and_ratings_match_the_world():
 @pytest.mark.parametrize('feedback,values', [('stars', {1.0, 2.0, 3.0, 4.0, 5.0}), ('thumbs', {0.0, 1.0})])
 def test_ratings_have_the_expected_mean(feedback, values):
   world = WORLD._replace(feedback=feedback)
-  expected = toy.expected_reward(world, ['KOT 3'])[0, :40]
+  expected = toy.expected_reward(world, ['KOT3 ab'])[0, :40]
   ratings = toy.rate(world, np.random.default_rng(0), np.broadcast_to(expected, (5000, 40)))
   np.testing.assert_allclose(ratings.mean(0), expected, atol=0.07)
   assert set(np.unique(ratings)) == values
@@ -126,7 +131,7 @@ def test_ratings_have_the_expected_mean(feedback, values):
 
 def test_unknown_feedback_is_refused():
   with pytest.raises(ValueError, match="'grades'"):
-    toy.expected_reward(WORLD._replace(feedback='grades'), ['KOT 3'])
+    toy.expected_reward(WORLD._replace(feedback='grades'), ['KOT3 ab'])
 
 
 def test_optimum_is_the_formula_in_plain_probabilities():
