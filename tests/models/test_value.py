@@ -1,0 +1,152 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dro_jax.errors import UsageError
+from dro_jax.models.t5 import T5, T5Config, smallest_rows
+from dro_jax.models.value import ValueNetwork, start_from_policy
+from tests.examples import layout, random_examples
+
+CONFIG = T5Config(
+  vocab_size=32, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12, num_encoder_layers=1, num_decoder_layers=1
+)
+EXAMPLES = random_examples(4)
+PACKED, PADDED = layout(EXAMPLES, 2, 2), layout(EXAMPLES, 4, 1)
+STATES = jnp.zeros((1, 1, 8))
+
+
+@functools.cache
+def make(readout, shared=False):
+  """(network, random parameters with a head away from 0)."""
+  network = ValueNetwork(CONFIG, readout=readout, shared=shared)
+  shapes = nn.unbox(
+    jax.eval_shape(network.init, jax.random.key(0), smallest_rows(), STATES, STATES)['params']
+  )
+  rng = np.random.default_rng(0)
+  return network, jax.tree.map(
+    lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5, jnp.float32), shapes
+  )
+
+
+def apply(readout, rows):
+  network, params = make(readout)
+  return jax.device_get(jax.jit(network.apply)({'params': params}, rows))
+
+
+def by_example(values, rows):
+  ids, valid = np.asarray(rows.example_id), np.asarray(rows.valid)
+  return values[valid][np.argsort(ids[valid])]
+
+
+@pytest.mark.parametrize('readout', ['prompt', 'token', 'batch'])
+def test_packed_equals_padded(readout):
+  packed, padded = apply(readout, PACKED)[0], apply(readout, PADDED)[0]
+  np.testing.assert_allclose(by_example(packed, PACKED), by_example(padded, PADDED), atol=1e-5)
+  assert np.ptp(packed) > 0 or readout == 'batch'
+
+
+def test_prompt_values_never_see_the_response():
+  other = PACKED._replace(response_tokens=jnp.where(PACKED.response_segments > 0, 9, 0))
+  np.testing.assert_array_equal(apply('prompt', PACKED)[0], apply('prompt', other)[0])
+  assert set(make('prompt')[1]['trunk']) == {'token_embedder', 'encoder'}
+
+
+def test_prompt_value_is_the_mean_state_read_out():
+  network, params = make('prompt')
+  rows = layout(EXAMPLES[:1], 1, 1, (len(EXAMPLES[0].prompt), 6))
+  states = T5(CONFIG).apply(
+    {'params': params['trunk']},
+    rows.prompt_tokens,
+    rows.prompt_segments,
+    rows.prompt_positions,
+    method='encode',
+  )
+  expected = np.mean(states[0], axis=0) @ np.asarray(params['head']['kernel']) + params['head']['bias']
+  values, tokens = network.apply({'params': params}, rows)
+  np.testing.assert_allclose(values[0, 0], expected, rtol=1e-5)
+  assert tokens is None
+
+
+def test_token_values_see_only_what_came_before():
+  values, tokens = apply('token', PACKED)
+  segments, positions = np.asarray(PACKED.response_segments), np.asarray(PACKED.response_positions)
+  assert (tokens[segments == 0] == 0).all()
+  assert (tokens[segments > 0] != 0).all()
+  for slot in range(2):
+    first = (segments == slot + 1) & (positions == 0)
+    np.testing.assert_array_equal(tokens[first], values[:, slot])
+  changed = PACKED._replace(
+    response_tokens=jnp.where(PACKED.response_positions == 1, 9, PACKED.response_tokens)
+  )
+  _, other = apply('token', changed)
+  np.testing.assert_allclose(other[positions < 2], tokens[positions < 2], atol=1e-6)
+  assert np.abs(other - tokens)[positions == 2].max() > 1e-3
+
+
+def test_missing_responses_have_value_0():
+  rows = layout(EXAMPLES[:3], 2, 2)
+  for readout in ('prompt', 'token', 'batch'):
+    values, _ = apply(readout, rows)
+    assert (values[~np.asarray(rows.valid)] == 0).all()
+    assert (values[np.asarray(rows.valid)] != 0).all()
+
+
+def test_initial_values_are_0():
+  for readout in ('prompt', 'token', 'batch'):
+    network, params = make(readout)
+    shapes = {'params': {'head': params['head']}}
+    head = nn.unbox(
+      ValueNetwork(CONFIG, readout, shared=True).init(jax.random.key(0), smallest_rows(), STATES, STATES)
+    )
+    assert jax.tree.map(np.shape, head) == jax.tree.map(np.shape, shapes)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(head))
+    assert network.readout == readout
+
+
+@pytest.mark.parametrize('readout', ['prompt', 'token'])
+def test_shared_values_pull_the_policys_states(readout):
+  network, params = make(readout, shared=True)
+  assert set(params) == {'head'}
+  rng = np.random.default_rng(1)
+  encoded = jnp.asarray(rng.normal(size=(2, 32, 8)), jnp.float32)
+  hidden = jnp.asarray(rng.normal(size=(2, 24, 8)), jnp.float32)
+  pulled = jax.grad(lambda states: jnp.sum(network.apply({'params': params}, PACKED, *states)[0]), argnums=0)(
+    (encoded, hidden)
+  )
+  seen, unseen = pulled if readout == 'prompt' else pulled[::-1]
+  assert jnp.abs(seen).max() > 0
+  assert jnp.abs(unseen).max() == 0
+
+
+def test_start_from_policy_copies_the_trunk():
+  _, policy = make('token')
+  policy = policy['trunk'] | {'decoder': policy['trunk']['decoder'] | {'logits_dense': {'kernel': STATES}}}
+  for readout in ('prompt', 'token'):
+    _, params = make(readout)
+    start = start_from_policy(jax.tree.map(jnp.zeros_like, params), policy)
+    assert jax.tree.structure(start) == jax.tree.structure(params)
+    copied, source = start['trunk']['token_embedder']['embedding'], policy['token_embedder']['embedding']
+    np.testing.assert_array_equal(copied, source)
+    assert copied.unsafe_buffer_pointer() != source.unsafe_buffer_pointer()
+  _, scalar = make('batch')
+  assert start_from_policy(scalar, policy) is scalar
+
+
+def test_a_trunk_that_is_no_part_of_the_policy():
+  _, params = make('prompt')
+  policy = params['trunk']
+  with pytest.raises(UsageError, match='no trunk/encoder'):
+    start_from_policy(params, {'token_embedder': policy['token_embedder']})
+  wider = policy | {'token_embedder': {'embedding': jnp.zeros((33, 8))}}
+  with pytest.raises(UsageError, match=r'token_embedder/embedding is \(32, 8\)'):
+    start_from_policy(params, wider)
+
+
+def test_readout_that_is_none():
+  with pytest.raises(UsageError, match="readout='tokens'"):
+    dataclasses.replace(make('prompt')[0], readout='tokens').init(jax.random.key(0), smallest_rows())
