@@ -6,7 +6,6 @@ import setuptools
 
 _REQUIRES = [
   'absl-py',
-  'clu',
   'etils[epath]',
   'flax>=0.12',
   'gin-config>=0.5',
@@ -22,6 +21,7 @@ _REQUIRES = [
   'sentencepiece',
   'seqio==0.0.20',
   'tensorboard',
+  'tensorboardX',
   'tensorflow-datasets',
 ]
 

@@ -52,7 +52,7 @@ COMMANDS = {
     'dro_jax.train',
     'train',
     'aligns a policy with (prompt, response, reward) triplets, or resumes a run',
-    (*_MODEL, *_DATA, 'dro_jax.algorithms', 'dro_jax.optimizers'),
+    (*_MODEL, *_DATA, 'dro_jax.algorithms', 'dro_jax.optimizers', 'dro_jax.train'),
   ),
   'evaluate': Command(
     'dro_jax.evaluate',

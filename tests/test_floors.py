@@ -34,6 +34,7 @@ FLOORS = {
   'train_step': 3,
   # A run: input and output allowed.
   'checkpoints': 4,
+  'writers': 4,
   'networks': 4,
   'importers': 4,
   'decoding': 4,

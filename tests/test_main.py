@@ -14,13 +14,13 @@ _COMMANDS_MODULE = """
   import dataclasses
   from dro_jax.errors import Stopped, UsageError
 
-  __all__ = ['kto', 'dro_v', 'Config', 'fit', 'stop', 'break_down', 'refuse']
+  __all__ = ['soft', 'firm', 'Config', 'fit', 'stop', 'break_down', 'refuse']
 
-  def kto(tau=5.0):
-    return ('kto', tau)
+  def soft(tau=5.0):
+    return ('soft', tau)
 
-  def dro_v(tau=1.0):
-    return ('dro_v', tau)
+  def firm(tau=1.0):
+    return ('firm', tau)
 
   @dataclasses.dataclass(frozen=True)
   class Config:
@@ -51,7 +51,7 @@ _DEFAULTS = """
   # The defaults of fit.
   STEPS = 100  # optimiser steps
   BATCH = 4
-  ALGORITHM = @dro_v
+  ALGORITHM = @firm
   MODEL_DIR = None
   COLUMNS = None
   MAP_REWARD = None
@@ -91,7 +91,7 @@ def packaged(tmp_path, monkeypatch):
   (folder / 'runs').mkdir(parents=True)
   (folder / 'algorithms').mkdir()
   (folder / 'runs' / 'fit.gin').write_text(textwrap.dedent(_DEFAULTS))
-  (folder / 'algorithms' / 'kto.gin').write_text('fit.algorithm = @kto\n')
+  (folder / 'algorithms' / 'soft.gin').write_text('fit.algorithm = @soft\n')
   monkeypatch.setattr(door, 'GIN_CONFIGS', folder)
   monkeypatch.chdir(tmp_path)
   return folder
@@ -131,27 +131,27 @@ def refused(commands, packaged, capsys):
 
 def test_the_defaults_of_the_command_are_read(fit):
   result = fit()
-  assert (result['steps'], result['batch_size'], result['algorithm']) == (100, 4, ['dro_v', 1.0])
+  assert (result['steps'], result['batch_size'], result['algorithm']) == (100, 4, ['firm', 1.0])
 
 
 @pytest.mark.parametrize(
   'arguments',
   [
-    ['--gin.fit.algorithm=@kto'],
-    ['--gin.ALGORITHM=@kto'],
-    ['--gin_file=algorithms/kto.gin'],
-    ['--set', 'ALGORITHM=kto'],
-    ['--set=fit.algorithm=kto'],
+    ['--gin.fit.algorithm=@soft'],
+    ['--gin.ALGORITHM=@soft'],
+    ['--gin_file=algorithms/soft.gin'],
+    ['--set', 'ALGORITHM=soft'],
+    ['--set=fit.algorithm=soft'],
   ],
 )
 def test_an_algorithm_is_chosen_in_any_way(fit, arguments):
   default, chosen = fit(), fit(*arguments)
   assert default.pop('configs') != chosen.pop('configs')
-  assert chosen == {**default, 'algorithm': ['kto', 5.0]}
+  assert chosen == {**default, 'algorithm': ['soft', 5.0]}
 
 
 def test_later_sources_win(fit, tmp_path):
-  (tmp_path / 'mine.gin').write_text('STEPS = 1\nBATCH = 1\nkto.tau = 1.0\n')
+  (tmp_path / 'mine.gin').write_text('STEPS = 1\nBATCH = 1\nsoft.tau = 1.0\n')
   result = fit('--set', 'BATCH=3', '--gin.BATCH=2', '--gin.STEPS=2', '--gin_file=mine.gin')
   assert (result['steps'], result['batch_size']) == (2, 3)
 
@@ -161,8 +161,8 @@ def test_a_flag_wins_over_everything(fit):
 
 
 def test_gin_files_include_packaged_ones(fit, tmp_path):
-  (tmp_path / 'mine.gin').write_text("include 'algorithms/kto.gin'\nkto.tau = 2.0\n")
-  assert fit('--gin_file=mine.gin')['algorithm'] == ['kto', 2.0]
+  (tmp_path / 'mine.gin').write_text("include 'algorithms/soft.gin'\nsoft.tau = 2.0\n")
+  assert fit('--gin_file=mine.gin')['algorithm'] == ['soft', 2.0]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_gin_files_include_packaged_ones(fit, tmp_path):
     ('gs://bucket/a b=c', "'gs://bucket/a b=c'", 'gs://bucket/a b=c'),
     ("it's", '"it\'s"', "it's"),
     ('%BATCH', '%BATCH', 4),
-    ('@kto()', '@kto()', ['kto', 5.0]),
+    ('@soft()', '@soft()', ['soft', 5.0]),
   ],
 )
 def test_set_reads_bare_words(commands, packaged, capsys, text, gin_text, value):
@@ -217,7 +217,7 @@ def test_the_configuration_is_handed_down_as_texts(fit, packaged):
   texts = fit('--set', 'STEPS=7')['configs']
   assert set(texts) == {'config.gin', 'operative_config.gin'}
   assert 'STEPS = 7' in texts['config.gin']
-  assert 'dro_v.tau = 1.0' in texts['operative_config.gin']
+  assert 'firm.tau = 1.0' in texts['operative_config.gin']
   (packaged / 'again.gin').write_text(texts['config.gin'])
   assert fit('--gin_file=again.gin')['steps'] == 7
 
@@ -269,9 +269,9 @@ def test_unknown_commands_and_flags(refused):
 @pytest.mark.parametrize(
   'argument, message',
   [
-    ('--gin.fit.algoritm=@kto', "doesn't have a parameter named 'algoritm'. (did you mean algorithm?)"),
+    ('--gin.fit.algoritm=@soft', "doesn't have a parameter named 'algoritm'. (did you mean algorithm?)"),
     ('--gin.fti.steps=3', "No configurable matching 'fti'. (did you mean fit?)"),
-    ('--gin.fit.algorithm=@dro_w', "'@dro_w'. (did you mean dro_v?)"),
+    ('--gin.fit.algorithm=@firn', "'@firn'. (did you mean firm?)"),
     ('--gin.STPES=3', '--gin.STPES=3: nothing here uses STPES (did you mean STEPS?)'),
     ('--set=STPES=3', '--set STPES=3: nothing here uses STPES (did you mean STEPS?)'),
     ('--set=fti.steps=3', '--set fti.steps=3: No configurable matching'),
@@ -283,7 +283,7 @@ def test_unknown_commands_and_flags(refused):
     ('--gin.STEPS', "'--gin.STEPS' has no value"),
     ('--set=STEPS', 'pass --set NAME=VALUE'),
     ('--init_from=x', '--init_from: nothing here uses INIT_FROM'),
-    ('--gin_file=algorithms/kt.gin', 'did you mean algorithms/kto.gin?'),
+    ('--gin_file=algorithms/sof.gin', 'did you mean algorithms/soft.gin?'),
   ],
 )
 def test_what_nothing_knows_is_refused(refused, argument, message):
