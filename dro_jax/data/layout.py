@@ -4,10 +4,12 @@ A layout changes speed, never membership and never a number. It works on lengths
 compute the placement of a whole batch without reading a token of it.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
 
 _MULTIPLE = 8  # Chosen lengths and slots are multiples of this.
 _REPAIRS = 64  # Local swaps before a batch is said not to fit.
@@ -87,7 +89,7 @@ class Layout(NamedTuple):
       return _fit_lengths(layout, lengths, batches, prompt_length, response_length, coverage)
     layout = layout._replace(prompt_length=prompt_length, response_length=response_length)
     _check_lengths(layout, lengths)
-    return _fit_slots(_fit_rows(layout, lengths, batches, coverage), lengths, batches)
+    return _fit_rows(layout, lengths, batches, coverage)
 
   def place(
     self, prompt_lengths: np.ndarray, response_lengths: np.ndarray, prompt_index: np.ndarray
@@ -174,16 +176,20 @@ def _fit_padded(lengths, batch_size: int, prompt_length, response_length, row_mu
 
 
 def _fit_rows(layout: Layout, lengths: _Lengths, batches: list, coverage: float | int) -> Layout:
-  """The fewest rows that hold the share `coverage` of the batches."""
-  needed = [layout.place(*lengths.of(batch)).rows for batch in batches]
-  enough = int(np.ceil(coverage * len(needed))) - 1
-  return layout._replace(rows=int(np.sort(needed)[max(enough, 0)]))
+  """The fewest rows that hold the share `coverage` of the batches.
+
+  Slots: room for the fullest row seen and a quarter more, because slots are cheap and another shape is not.
+  """
+  placed = [layout.place(*lengths.of(batch)) for batch in batches]
+  needed = sorted(placement.rows for placement in placed)
+  fullest = max(int(placement.response_segment.max()) for placement in placed)
+  slots = min(_round_up(1.25 * fullest, _MULTIPLE), layout.slots)
+  return layout._replace(rows=needed[-1 - _misfits(batches, coverage)], slots=slots)
 
 
-def _fit_slots(layout: Layout, lengths: _Lengths, batches: list) -> Layout:
-  """Room for the fullest row seen and a quarter more: slots are cheap, another shape is not."""
-  fullest = max(int(layout.place(*lengths.of(batch)).response_segment.max()) for batch in batches)
-  return layout._replace(slots=min(_round_up(1.25 * fullest, _MULTIPLE), layout.slots))
+def _misfits(batches: list, coverage: float | int) -> int:
+  """How many of the batches may take more rows."""
+  return min(int((1 - coverage) * len(batches) + 1e-9), len(batches) - 1)
 
 
 def _fit_lengths(layout, lengths, batches, prompt_length, response_length, coverage: float | int) -> Layout:
@@ -196,16 +202,17 @@ def _fit_lengths(layout, lengths, batches, prompt_length, response_length, cover
   limit = np.maximum(longest, [prompt_length or 512, response_length or 512])
   totals = np.quantile(totals, coverage, axis=0)
   rows = _round_up(max(totals / limit), layout.row_multiple)
+  allowed = _misfits(batches, coverage)
   for slack in np.arange(1.01, 3.0, 0.02):
     sizes = np.maximum(longest, totals / rows * slack)
-    sizes = [
-      given or _round_up(size, _MULTIPLE) for given, size in zip((prompt_length, response_length), sizes)
-    ]
+    given = prompt_length, response_length
+    sizes = [fixed or _round_up(size, _MULTIPLE) for fixed, size in zip(given, sizes)]
     tried = layout._replace(prompt_length=sizes[0], response_length=sizes[1], rows=rows)
     _check_lengths(tried, lengths)
-    if _fit_rows(tried, lengths, batches, coverage).rows <= rows:
+    misfits = (batch for batch in batches if _place(lengths.of(batch), tried, rows) is None)
+    if len(list(itertools.islice(misfits, allowed + 1))) <= allowed:
       break
-  return _fit_slots(_fit_rows(tried, lengths, batches, coverage), lengths, batches)
+  return _fit_rows(tried, lengths, batches, coverage)
 
 
 def _tokens(lengths: _Lengths, encode_once: bool) -> tuple[int, int]:
@@ -392,36 +399,39 @@ class Mismatch(NamedTuple):
 
 
 def mismatch(placement: Placement, prompt_index: np.ndarray) -> Mismatch:
-  """Pairs every response with a prompt of another text, in the row that decodes it; each is used once at
-  most.
+  """Pairs responses with prompts of another text, in the row that decodes them; each is used once at most.
 
-  Rows with prompts pass their responses round by the smallest shift that pairs most of them. Within a row,
-  responses go through its prompts in turn, past those of their own text.
+  Rows with prompts pass their responses round: by the smallest shift that pairs them all, or else by the
+  permutation that pairs most. Within a row, responses go through its prompts in turn, past those of their own
+  text.
   """
-  used = np.unique(placement.prompt_row)
-  best, best_prompt, paired = None, None, -1
-  for shift in (*range(1, len(used)), 0):
-    prompt = _pair(placement, np.asarray(prompt_index), used, shift)
-    if (prompt > 0).sum() > paired:
-      best, best_prompt, paired = shift, prompt, (prompt > 0).sum()
-    if paired == len(prompt):
-      break
+  used, row = np.unique(placement.prompt_row, return_inverse=True)
+  texts = [prompt_index[placement.prompt_example[row == b]] for b in range(len(used))]
+  only = np.array([found[0] if (found == found[0]).all() else -1 for found in texts])
+  pairable = (only[:, None] < 0) | (only[:, None] != prompt_index)
+  decoded = _pass_round(pairable, np.searchsorted(used, placement.response_row))
   source_row = np.arange(placement.rows)
-  source_row[used] = np.roll(used, -best)
-  return Mismatch(source_row, best_prompt)
-
-
-def _pair(placement: Placement, prompt_index: np.ndarray, used: np.ndarray, shift: int) -> np.ndarray:
-  """Each response's prompt segment when row `used[i]` decodes row `used[i + shift]`; 0: no other text."""
-  texts = {row: [] for row in used.tolist()}
-  for row, example in zip(placement.prompt_row.tolist(), placement.prompt_example.tolist()):
-    texts[row].append(int(prompt_index[example]))  # In the order of their segments.
-  host = dict(zip(np.roll(used, -shift).tolist(), used.tolist()))
+  source_row[used] = used[decoded]
+  host = np.argsort(decoded)[np.searchsorted(used, placement.response_row)]
   prompt = np.zeros(len(prompt_index), np.int64)
-  for i, (row, segment) in enumerate(
-    zip(placement.response_row.tolist(), placement.response_segment.tolist())
-  ):
-    offered = texts[host[row]]
-    turns = ((segment - 1 + turn) % len(offered) for turn in range(len(offered)))
-    prompt[i] = next((j + 1 for j in turns if offered[j] != prompt_index[i]), 0)
-  return prompt
+  for i in np.flatnonzero(pairable[host, np.arange(len(host))]):
+    offered = texts[host[i]]  # In the order of their segments.
+    turns = (placement.response_segment[i] - 1 + np.arange(len(offered))) % len(offered)
+    prompt[i] = turns[(offered[turns] != prompt_index[i]).argmax()] + 1
+  return Mismatch(source_row, prompt)
+
+
+def _pass_round(pairable: np.ndarray, source: np.ndarray) -> np.ndarray:
+  """Which row each row decodes, a permutation.
+
+  Args:
+    pairable: whether row b has a prompt for response i, `[rows, n]`.
+    source: each response's row, `[n]`.
+  """
+  rows = len(pairable)
+  counts = np.stack([np.bincount(source, weights, rows) for weights in pairable])
+  for shift in (*range(1, rows), 0):
+    decoded = (np.arange(rows) + shift) % rows
+    if counts[np.arange(rows), decoded].sum() == len(source):
+      return decoded
+  return scipy.optimize.linear_sum_assignment(counts, maximize=True)[1]

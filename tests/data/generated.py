@@ -1,4 +1,4 @@
-"""Generated data for the data wing's tests: lengths with a real translation set's statistics, small tables."""
+"""Generated data for the data wing's tests: lengths with a translation set's statistics, small tables."""
 
 from typing import NamedTuple
 

@@ -137,8 +137,8 @@ def test_rows_are_a_multiple_and_a_batch_too_long_gets_more():
 def test_coverage_trades_rows_for_shapes():
   data = ratings(300)
   plan = plan_of(data)
-  all_rows = Layout.fit(data, plan, prompt_length=64, response_length=96).rows
-  most = Layout.fit(data, plan, prompt_length=64, response_length=96, coverage=0.5)
+  all_rows = Layout.fit(data, plan, prompt_length=64, response_length=96, scan=30).rows
+  most = Layout.fit(data, plan, prompt_length=64, response_length=96, scan=30, coverage=0.5)
   assert most.rows < all_rows
   assert len({place(most, data, plan.batch(step)).rows for step in range(20)}) > 1
 

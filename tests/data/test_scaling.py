@@ -86,7 +86,7 @@ def test_statistics_tell_the_spread_within_prompts():
 
 @pytest.mark.parametrize('kind', ['standardise', 'minmax', 'quantile'])
 def test_equal_rewards_cannot_be_scaled(kind):
-  with pytest.raises(UsageError, match="all 3 rewards are 1.0; pass 'none'"):
+  with pytest.raises(UsageError, match=r"all 3 rewards are 1.0; pass 'none'"):
     scaling.fit(kind, np.ones(3))
 
 

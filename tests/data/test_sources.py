@@ -130,7 +130,9 @@ def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, case):
 
 def test_a_field_of_ones_own_name_is_named_by_it(tmp_path):
   path = write(tmp_path / 't.jsonl', RECORDS)
-  with pytest.raises(UsageError, match=r"t.jsonl:1: field 'thumbs' \(the reward\) is missing.*record has id, prompt"):
+  with pytest.raises(
+    UsageError, match=r"t.jsonl:1: field 'thumbs' \(the reward\) is missing.*record has id, prompt"
+  ):
     read(path, 'reward=thumbs')
   with pytest.raises(UsageError, match=r"'thumb' \(the label\) is missing"):
     read(path, 'label=thumb')
@@ -152,7 +154,11 @@ def test_empty_cells_are_missing(tmp_path):
     ('t.jsonl', b'[1, 2]\n', 't.jsonl:1: a JSON list, not an object'),
     ('t.jsonl', b'\xff\xfe{}\n', 't.jsonl:1: not UTF-8'),
     ('t.jsonl.gz', b'not gzip', 'gzip data is damaged'),
-    ('t.jsonl.gz', gzip.compress(b'{"prompt": "p", "response": "r", "reward": 1}\n' * 9)[:-12], 'gzip data is damaged'),
+    (
+      't.jsonl.gz',
+      gzip.compress(b'{"prompt": "p", "response": "r", "reward": 1}\n' * 9)[:-12],
+      'gzip data is damaged',
+    ),
     ('t.csv', b'prompt,response,reward\na,b\n', 't.csv:2: 2 fields, but the header has 3'),
     ('t.csv', b'prompt,prompt\na,b\n', 'occurs twice in the header'),
     ('t.csv', b'prompt,response,reward\na,"b"c,1\n', 't.csv:2: .*quote fields'),
@@ -170,7 +176,7 @@ def test_a_bad_file_is_named(tmp_path, name, content, message):
 
 def test_parquet_columns_of_wrong_type_are_named(tmp_path):
   path = write(tmp_path / 't.parquet', [dict(r, reward=str(r['reward'])) for r in RECORDS])
-  with pytest.raises(UsageError, match="t.parquet:1: field 'reward' is '1.5', not a number"):
+  with pytest.raises(UsageError, match=r"t.parquet:1: field 'reward' is '1.5', not a number"):
     read(path)
   path = write(tmp_path / 'u.parquet', [dict(r, response=[1]) for r in RECORDS])
   with pytest.raises(UsageError, match=r"u.parquet:1: field 'response' is \[1\]"):
@@ -180,7 +186,7 @@ def test_parquet_columns_of_wrong_type_are_named(tmp_path):
 def test_one_empty_file_among_several_is_named(tmp_path):
   path = write(tmp_path / 't.jsonl', RECORDS)
   (tmp_path / 'empty.jsonl').touch()
-  with pytest.raises(UsageError, match='empty.jsonl: the file holds no records'):
+  with pytest.raises(UsageError, match=r'empty.jsonl: the file holds no records'):
     read([path, str(tmp_path / 'empty.jsonl')])
 
 

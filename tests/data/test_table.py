@@ -194,7 +194,7 @@ def test_a_table_built_meanwhile_by_another_process_stays(tmp_path):
 
 def test_where_nothing_can_be_written_is_named(tmp_path):
   (tmp_path / 'file').touch()
-  with pytest.raises(UsageError, match='cannot write there.*cache_dir'):
+  with pytest.raises(UsageError, match=r'cannot write there.*cache_dir'):
     build(tmp_path / 'file' / 't')
 
 
@@ -262,7 +262,9 @@ def test_scaled_rewards_leave_the_raw_ones(tmp_path):
 
 
 def test_rates_are_weights_shared_out_among_a_sources_records(tmp_path):
-  triplets = [record._replace(source='x' if i else 'y') for i, record in enumerate(table._as_records(TRIPLETS))]
+  triplets = [
+    record._replace(source='x' if i else 'y') for i, record in enumerate(table._as_records(TRIPLETS))
+  ]
   found = build(tmp_path / 't', triplets, rates={'x': 3.0, 'y': 1.0})
   np.testing.assert_allclose(found.weights, [1.0, 1.5, 1.5])
 

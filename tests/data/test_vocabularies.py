@@ -94,7 +94,7 @@ def test_a_copy_has_the_same_fingerprint_and_other_extra_ids_another(model, tmp_
 
 
 def test_a_missing_model_is_named():
-  with pytest.raises(UsageError, match="'nowhere.model'.*pass 'bytes' or"):
+  with pytest.raises(UsageError, match=r"'nowhere.model'.*pass 'bytes' or"):
     vocabulary('nowhere.model')
 
 
