@@ -90,7 +90,9 @@ def dro_p(tau: float = 1.0) -> Algorithm:
     policy_logps, reference_logps, rewards, valid = map(
       flat, (scores.logps, reference.logps, rows.rewards, rows.valid)
     )
-    mean = jax.lax.stop_gradient(masked.weighted_mean(rewards - tau * (policy_logps - reference_logps), valid))
+    mean = jax.lax.stop_gradient(
+      masked.weighted_mean(rewards - tau * (policy_logps - reference_logps), valid)
+    )
     policy = losses.dro_p(policy_logps, reference_logps, rewards, mean, tau=tau)
     return LossOutput({'policy': LossTerm(policy, valid)}, {'mean_residual': mean})
 

@@ -242,9 +242,38 @@ def _gin_line(setting: str) -> str:
   name, equals, text = (part.strip() for part in setting.partition('='))
   if not (name and equals):
     raise UsageError(f'--set {setting}: pass --set NAME=VALUE')
-  line = f'{name} = {_gin_value(text)}'
+  value = _gin_value(text)
+  if value == repr(text):
+    _refuse_misplaced_word(setting, _bound(name), text)
+  line = f'{name} = {value}'
   print(f'gin: {line}', file=sys.stderr)
   return line
+
+
+def _refuse_misplaced_word(setting: str, bound: Any, word: str) -> None:
+  """A word where a number or a configurable stands so far is a slip: it would fail later, far from here."""
+  if isinstance(bound, gin.config.ConfigurableReference):
+    suggestion = _did_you_mean(word, _configurable_names())
+    raise UsageError(f'--set {setting}: nothing that gin can bind is called {word!r}{suggestion}')
+  if isinstance(bound, (bool, int, float)):
+    raise UsageError(f'--set {setting}: {word!r} is no number or boolean, and the value so far is {bound!r}')
+
+
+def _bound(name: str) -> Any | None:
+  """What a macro, or CONFIGURABLE.PARAMETER, is bound to so far; macros are followed."""
+  try:
+    value = gin.query_parameter(name if '.' in name else f'{name}/gin.macro.value')
+  except (ValueError, KeyError):
+    return None
+  macro = _macro_of(value)
+  return _bound(macro) if macro else value
+
+
+def _macro_of(value: Any) -> str | None:
+  """The name of the macro that a value refers to, if it does."""
+  if not isinstance(value, gin.config.ConfigurableReference) or value.selector != 'gin.macro':
+    return None
+  return value.scoped_selector.rpartition('/')[0]
 
 
 def _gin_value(text: str) -> str:
@@ -308,13 +337,13 @@ def _macros() -> set[str]:
 
 def _macros_used() -> dict[str, str]:
   """Every macro that some binding refers to, and one such binding."""
-  macro = gin.get_configurable('gin.macro')
   used = {}
   for (scope, selector), parameters in gin.config._CONFIG.items():
     for parameter, value in parameters.items():
       reader = scope if selector == 'gin.macro' else f'{selector.rsplit(".", 1)[-1]}.{parameter}'
-      for reference in gin.config.iterate_references([value], to=macro):
-        used[reference.scoped_selector.rpartition('/')[0]] = reader
+      for reference in gin.config.iterate_references([value]):
+        used[_macro_of(reference)] = reader
+  used.pop(None, None)
   return used
 
 

@@ -36,7 +36,9 @@ def abstract_params(networks: Networks) -> dict[str, Params]:
 
 def shardings(networks: Networks, mesh: Mesh) -> dict[str, Params]:
   """Where each parameter lives."""
-  return {name: partitioning.parameter_shardings(tree, mesh) for name, tree in abstract_params(networks).items()}
+  return {
+    name: partitioning.parameter_shardings(tree, mesh) for name, tree in abstract_params(networks).items()
+  }
 
 
 def abstract_on(networks: Networks, mesh: Mesh) -> dict[str, Params]:
@@ -138,13 +140,18 @@ def make_scorer(
   def batch(state: train_state.TrainState, rows: Rows):
     scores, reference_scores, output = evaluate(state, rows)
     sums = {
-      name: (jnp.sum(jnp.where(term.weights > 0, term.weights * term.per_example, 0.0)), jnp.sum(term.weights))
+      name: (
+        jnp.sum(jnp.where(term.weights > 0, term.weights * term.per_example, 0.0)),
+        jnp.sum(term.weights),
+      )
       for name, term in output.terms.items()
     }
     reference_logps = None if reference_scores is None else reference_scores.logps
     return {'logps': scores.logps, 'reference_logps': reference_logps, 'values': scores.values}, sums
 
-  batch = jax.jit(batch, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS)
+  batch = jax.jit(
+    batch, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
+  )
 
   def score_table(state: train_state.TrainState, loader: Any) -> ScoredTable:
     table, columns, totals = loader.table, {}, {}
@@ -170,6 +177,22 @@ def make_scorer(
   return score_table
 
 
-def metadata(config: T5Config, **settings: Any) -> dict[str, Any]:
-  """What is saved beside every checkpoint: enough to rebuild the model and read data as the run did."""
-  return {'model': dataclasses.asdict(config), **settings}
+def metadata(
+  config: T5Config,
+  *,
+  vocabulary: str,
+  algorithm: algorithms.Algorithm,
+  readout: str,
+  shared: bool,
+  **settings: Any,
+) -> dict[str, Any]:
+  """What is saved beside every checkpoint: enough to rebuild the networks and read data as the run did."""
+  value = {'readout': readout, 'shared': shared} if algorithm.uses_value else None
+  return {
+    'model': dataclasses.asdict(config),
+    'value': value,
+    'vocabulary': vocabulary,
+    'temperature': algorithm.temperature,
+    'uses_reference': algorithm.uses_reference,
+    **settings,
+  }

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dro_jax.errors import UsageError
-from dro_jax.types import Params, Rows
+from dro_jax.types import Params
 
 AXES = ('data', 'fsdp', 'model')
 BATCH_AXES = ('data', 'fsdp')
@@ -154,8 +155,8 @@ def host_rows(mesh: Mesh, num_rows: int) -> tuple[int, int]:
   return min(start for start, _, _ in slices), max(stop for _, stop, _ in slices)
 
 
-def global_rows(mesh: Mesh, local: Rows, num_rows: int) -> Rows:
-  """This host's rows as its part of the global batch."""
+def global_rows(mesh: Mesh, local: Any, num_rows: int) -> Any:
+  """A tree of this host's rows as its part of the global batch."""
   sharding = rows_sharding(mesh)
   start, _ = host_rows(mesh, num_rows)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import jax
 from flax import linen as nn
 
 from dro_jax import logprobs, masked
@@ -52,7 +51,11 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
         chunk_size,
       )
       num_slots = responses.valid.shape[1]
-      return hidden_BTD, token_logps_BT, masked.segment_sum(token_logps_BT, responses.response_segments, num_slots)
+      return (
+        hidden_BTD,
+        token_logps_BT,
+        masked.segment_sum(token_logps_BT, responses.response_segments, num_slots),
+      )
 
     hidden_BTD, token_logps_BT, logps_BR = decode(rows)
     mismatched_logps_BR = None if rows.mismatched is None else decode(rows.mismatched)[-1]

@@ -8,7 +8,9 @@ def check_same(**arrays: Array) -> None:
   (first, expected), *others = ((name, x.shape) for name, x in arrays.items())
   for name, shape in others:
     if shape != expected:
-      raise ValueError(f'{name} has shape {shape}, but {first} has {expected}: pass one entry for each example.')
+      raise ValueError(
+        f'{name} has shape {shape}, but {first} has {expected}: pass one entry for each example.'
+      )
 
 
 def check_scalar(**arrays: Array) -> None:
@@ -23,4 +25,6 @@ def check_tokens(mask: Array, *, per_example: dict[str, Array], **token_arrays: 
   check_same(mask=mask, **token_arrays)
   for name, x in per_example.items():
     if x.shape != mask.shape[:1]:
-      raise ValueError(f'{name} has shape {x.shape}, but there are {mask.shape[0]} responses: pass one number each.')
+      raise ValueError(
+        f'{name} has shape {x.shape}, but there are {mask.shape[0]} responses: pass one number each.'
+      )

@@ -23,7 +23,6 @@ from jax.sharding import Mesh
 from dro_jax import (
   algorithms,
   checkpoints,
-  decoding,
   networks,
   optimizers,
   partitioning,
@@ -38,7 +37,9 @@ from dro_jax.data import layout, loader, plan, tasks, vocabularies
 from dro_jax.errors import Stopped, UsageError
 from dro_jax.models.t5 import T5Config
 
-VOCABULARY_MULTIPLE = 128  # Rows of a fresh embedding table: divides over meshes, and is what T5 itself pads to.
+VOCABULARY_MULTIPLE = (
+  128  # Rows of a fresh embedding table: divides over meshes, and is what T5 itself pads to.
+)
 
 
 class Run(NamedTuple):
@@ -48,7 +49,6 @@ class Run(NamedTuple):
   mesh: Mesh
   networks: networks.Networks
   vocabulary: vocabularies.Vocabulary
-  state: train_state.TrainState
   step: Callable
   train_loader: loader.Loader
   eval_loader: loader.Loader | None
@@ -81,6 +81,23 @@ class Schedule:
     return every > 0 and (step % every == 0 or step == self.steps)
 
 
+@dataclasses.dataclass(frozen=True)
+class RowOptions:
+  """How a batch is laid out in rows; changes speed, never a number (see `data.layout.Layout.fit`).
+
+  Args:
+    packed: many responses a row; otherwise one.
+    encode_once: responses to one prompt in one row share its encoding.
+    prompt_length: prompt tokens of a row; `None` takes what fits the data best.
+    response_length: response tokens of a row; `None` likewise.
+  """
+
+  packed: bool = True
+  encode_once: bool = True
+  prompt_length: int | None = None
+  response_length: int | None = None
+
+
 def train(
   model_dir: str,
   data: Callable[..., tasks.Triplets] = tasks.load_triplets,
@@ -97,7 +114,7 @@ def train(
   schedule: Callable[[], Schedule] = Schedule,
   batch_size: int = 32,
   num_microbatches: int = 1,
-  rows: Callable[..., layout.Layout] = layout.Layout.fit,
+  rows: Callable[[], RowOptions] = RowOptions,
   chunk_size: int | None = None,
   dropout: bool = False,
   dtype: str | None = None,
@@ -127,7 +144,7 @@ def train(
     schedule: how long, and when to log, validate and save.
     batch_size: responses of a batch, exact.
     num_microbatches: parts in which a batch is scored and pulled back: less memory, the same numbers.
-    rows: how a batch is laid out (see `data.layout.Layout.fit`).
+    rows: how a batch is laid out.
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
     dropout: train with the model's dropout (supervised fine-tuning only).
     dtype: activations' type, where it is to differ from the model's.
@@ -145,8 +162,7 @@ def train(
     FloatingPointError: a loss is not finite.
     Stopped: SIGTERM came; the state is saved.
   """
-  timing, chosen = schedule(), algorithm()
-  words = vocabularies.vocabulary(vocabulary)
+  chosen, words = algorithm(), vocabularies.vocabulary(vocabulary)
   config = _model_config(model, init_from, words, dtype=dtype, scan_layers=scan_layers, remat=remat)
   _refuse_dropout(dropout, config, chosen)
   grid = mesh()
@@ -154,54 +170,43 @@ def train(
   algorithms.check_columns(chosen, triplets.train.columns)
   nets = networks.build(config, uses_value=chosen.uses_value, readout=value_readout, shared=value_shared)
   txs = {'policy': policy_optimizer()} | ({'value': value_optimizer()} if chosen.uses_value else {})
-  report = triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature)}
   metadata = networks.metadata(
-    config, vocabulary=vocabulary, data=report, temperature=chosen.temperature, uses_value=chosen.uses_value,
-    uses_reference=chosen.uses_reference, value_readout=value_readout, value_shared=value_shared,
+    config, vocabulary=vocabulary, algorithm=chosen, readout=value_readout, shared=value_shared,
+    data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature)},
     batch_size=batch_size, seed=seed,
   )  # fmt: skip
-  if not timing.eval_every or triplets.eval is None:
-    best_metric = None
-  folder = pathlib.Path(model_dir)
+  timing = schedule() if triplets.eval is not None else dataclasses.replace(schedule(), eval_every=0)
   saved = checkpoints.Checkpoints(
-    folder / 'checkpoints', keep_last=keep_last, keep_best=keep_best, best_metric=best_metric,
-    best_mode=best_mode, metadata=metadata,
+    pathlib.Path(model_dir) / 'checkpoints', keep_last=keep_last, keep_best=keep_best,
+    best_metric=best_metric if timing.eval_every else None, best_mode=best_mode, metadata=metadata,
   )  # fmt: skip
-  make_loader = functools.partial(
-    _loader, rows=rows, multiple=partitioning.num_row_shards(grid) * num_microbatches, algorithm=chosen
-  )
-  held_out = triplets.eval and triplets.eval.subset(np.arange(len(triplets.eval))[: timing.eval_examples])
   frozen = None
   if chosen.uses_reference:
     frozen = reference.frozen(scoring.make_score(nets.policy, chunk_size=chunk_size))
-  state = _first_state(nets, grid, txs, chosen, seed, init_from, saved)
   step = train_step.make_train_step(
     scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size), chosen, txs, frozen,
     seed=seed, num_microbatches=num_microbatches, dropout=dropout,
   )  # fmt: skip
-  where = jax.tree.map(lambda x: x.sharding, state)
+  state = _first_state(nets, grid, txs, chosen, seed, init_from, saved)
+  multiple = partitioning.num_row_shards(grid) * num_microbatches
+  train_loader, eval_loader = _loaders(triplets, timing, rows(), batch_size, seed, multiple, chosen)
   run = Run(
-    model_dir=folder, mesh=grid, networks=nets, vocabulary=words, state=state,
-    step=jax.jit(
-      step, donate_argnums=0, out_shardings=(where, partitioning.replicated(grid)),
-      compiler_options=partitioning.COMPILER_OPTIONS,
-    ),
-    train_loader=make_loader(triplets.train, plan.Plan.of(triplets.train, batch_size, seed)),
-    eval_loader=held_out and make_loader(held_out, plan.SequentialPlan(len(held_out), batch_size)),
-    score_table=networks.make_scorer(nets, chosen, frozen, grid, chunk_size),
-    checkpoints=saved, temperature=chosen.temperature,
+    pathlib.Path(model_dir), grid, nets, words, _compiled(step, state, grid), train_loader, eval_loader,
+    networks.make_scorer(nets, chosen, frozen, grid, chunk_size), saved, chosen.temperature,
   )  # fmt: skip
   if jax.process_index() == 0:
-    _describe(folder, metadata, configs())
-  return _loop(run, timing)
+    _describe(run.model_dir, metadata, configs())
+  return _loop(run, state, timing)
 
 
-def _model_config(model: T5Config | None, init_from: str | None, words: vocabularies.Vocabulary, **changes) -> T5Config:
+def _model_config(
+  model: T5Config | None, init_from: str | None, words: vocabularies.Vocabulary, **changes
+) -> T5Config:
   """The run's model: as given, or as the checkpoint's, with the vocabulary's size and the changes that are set."""
   if model is None and init_from is None:
     raise UsageError(
       'no model: start from a checkpoint (--init_from=DIR), or name a size to start at random '
-      '(--gin_file=models/tiny.gin).'
+      '(--gin_file=models/t5_1_1_tiny.gin).'
     )
   if init_from is not None:
     networks.check_vocabulary(init_from, words.spec, words.size)
@@ -228,9 +233,36 @@ def _refuse_dropout(dropout: bool, config: T5Config, algorithm: algorithms.Algor
     raise UsageError('dropout is on, but T5Config.dropout_rate is 0: pass --gin.T5Config.dropout_rate=0.1.')
 
 
-def _loader(table, batches, *, rows, multiple: int, algorithm: algorithms.Algorithm) -> loader.Loader:
-  fitted = rows(table, batches, row_multiple=multiple)
-  return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
+def _loaders(
+  triplets: tasks.Triplets,
+  timing: Schedule,
+  rows: RowOptions,
+  batch_size: int,
+  seed: int,
+  multiple: int,
+  algorithm: algorithms.Algorithm,
+) -> tuple[loader.Loader, loader.Loader | None]:
+  """Batches to train on, and to validate on where something is held out."""
+
+  def load(table, batches) -> loader.Loader:
+    fitted = layout.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
+    return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
+
+  train_loader = load(triplets.train, plan.Plan.of(triplets.train, batch_size, seed))
+  if not timing.eval_every:
+    return train_loader, None
+  held_out = triplets.eval.subset(np.arange(len(triplets.eval))[: timing.eval_examples])
+  return train_loader, load(held_out, plan.SequentialPlan(len(held_out), batch_size))
+
+
+def _compiled(step: Callable, state: train_state.TrainState, mesh: Mesh) -> Callable:
+  where = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    out_shardings=(where, partitioning.replicated(mesh)),
+    compiler_options=partitioning.COMPILER_OPTIONS,
+  )
 
 
 def _first_state(
@@ -278,15 +310,15 @@ class _Pending(NamedTuple):
   started: float
 
 
-def _loop(run: Run, timing: Schedule) -> dict[str, Any]:
+def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str, Any]:
   """Steps until the schedule's end, a signal, or a loss that is not finite."""
-  state, first = run.state, int(run.state.step)
+  first = int(state.step)
   writer = writers.RunWriter(
     str(run.model_dir), first_step=first, num_steps=timing.steps, primary=jax.process_index() == 0
   )
   latest: dict[str, Any] = {}
   with contextlib.closing(writer), contextlib.closing(run.checkpoints), _signal() as stopped:
-    _announce(run, writer, first, timing)
+    _announce(run, writer, state, timing)
     pending, saved_at, started = None, first, time.monotonic()
     for step, rows in _batches(run, first, timing.steps):
       with partitioning.use_mesh(run.mesh):
@@ -313,10 +345,9 @@ def _loop(run: Run, timing: Schedule) -> dict[str, Any]:
   return {'model_dir': str(run.model_dir), 'step': max(first, timing.steps), **latest}
 
 
-def _announce(run: Run, writer: writers.RunWriter, first: int, timing: Schedule) -> None:
-  sizes = ', '.join(
-    f'{name} {sum(x.size for x in jax.tree.leaves(tree)):,}' for name, tree in run.state.params.items()
-  )
+def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState, timing: Schedule) -> None:
+  sizes = ', '.join(f'{name} {optax.tree.size(tree):,}' for name, tree in state.params.items())
+  first = int(state.step)
   grid = ' × '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items())
   shape = run.train_loader.layout
   verb = f'resuming after step {first}' if first else 'starting'
@@ -335,7 +366,9 @@ def _batches(run: Run, first: int, last: int) -> Iterator[tuple[int, Any]]:
     yield step, partitioning.global_rows(run.mesh, rows, source.num_rows(step))
 
 
-def _report(run: Run, writer: writers.RunWriter, pending: _Pending, timing: Schedule) -> dict[str, float] | None:
+def _report(
+  run: Run, writer: writers.RunWriter, pending: _Pending, timing: Schedule
+) -> dict[str, float] | None:
   """Waits for a step's numbers; refuses what is not finite, and records them when it is time."""
   scalars, ids = jax.device_get((pending.output.metrics, pending.output.nonfinite_ids))
   _refuse_nonfinite(run, pending.step, ids)
@@ -383,8 +416,9 @@ def _summary(scored: networks.ScoredTable, table: Any, temperature: float) -> di
     rho = scored.logps - scored.reference_logps
     result |= {'log_ratio': float(rho.mean()), 'log_ratio_std': float(rho.std())}
     scores = {'log_ratio': temperature * rho}
-  within = statistics.within_prompts(scores, scored.rewards, table.prompt_index, resamples=0)
-  result |= {f'within_prompt_accuracy/{name}': of.value for name, of in within['accuracy'].items()}
+  for name, score in scores.items():
+    pairs = statistics.count_pairs(score, scored.rewards, table.prompt_index)
+    result[f'within_prompt_accuracy/{name}'] = statistics.pairwise_accuracy(pairs, np.ones(len(pairs.pairs)))
   if scored.values is not None:
     everything = np.ones(len(table))
     result['value'] = float(scored.values.mean())
@@ -397,8 +431,12 @@ def _summary(scored: networks.ScoredTable, table: Any, temperature: float) -> di
   return {name: value for name, value in result.items() if math.isfinite(value)}
 
 
-def _answers(run: Run, state: train_state.TrainState, table: Any, records: np.ndarray) -> list[dict[str, Any]]:
+def _answers(
+  run: Run, state: train_state.TrainState, table: Any, records: np.ndarray
+) -> list[dict[str, Any]]:
   """Greedy responses to some records' prompts."""
+  from dro_jax import decoding
+
   prompts = [table.prompt(int(i)) for i in records]
   length = run.eval_loader.layout.response_length
   answers = decoding.answer(
@@ -431,4 +469,4 @@ def _agreed(stopped: threading.Event, step: int) -> bool:
   return stopped.is_set()
 
 
-__all__ = ['Schedule', 'train']
+__all__ = ['RowOptions', 'Schedule', 'train']

@@ -24,9 +24,7 @@ class StepOutput(NamedTuple):
 
 def split(tree, num_microbatches: int):
   """`[B, ...]` to `[M, B/M, ...]`, every M-th row: a strided split moves nothing between devices."""
-  return jax.tree.map(
-    lambda x: jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0), tree
-  )
+  return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0), tree)
 
 
 def merge(tree):
@@ -36,7 +34,9 @@ def merge(tree):
 
 def total_weights(output: LossOutput) -> dict[str, Array]:
   """Each term's Σ weights, at least 1, so that an empty batch has loss 0."""
-  return {name: jnp.maximum(jnp.sum(term.weights), 1).astype(jnp.float32) for name, term in output.terms.items()}
+  return {
+    name: jnp.maximum(jnp.sum(term.weights), 1).astype(jnp.float32) for name, term in output.terms.items()
+  }
 
 
 def weighted_losses(output: LossOutput, totals: Mapping[str, Array]) -> dict[str, Array]:
@@ -60,16 +60,20 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
     num_microbatches: M ≥ 1; the rows must divide into M. It changes memory and speed, never a number.
   """
 
-  def gradient(params: Params, rows: Rows, reference: Scores | None, rng: Array | None) -> tuple[Scores, Params]:
+  def gradient(
+    params: Params, rows: Rows, reference: Scores | None, rng: Array | None
+  ) -> tuple[Scores, Params]:
     keys = None if rng is None else jax.random.split(rng, num_microbatches)
     shapes = jax.eval_shape(score, params, rows, rng)
     # Weights never depend on scores, so any scores tell the totals.
-    totals = total_weights(algorithm.loss(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), reference, rows))
+    totals = total_weights(
+      algorithm.loss(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), reference, rows)
+    )
 
     def loss_cotangents(scores: Scores, reference: Scores | None, rows: Rows) -> Scores:
-      return jax.grad(lambda scores: sum(weighted_losses(algorithm.loss(scores, reference, rows), totals).values()))(
-        scores
-      )
+      return jax.grad(
+        lambda scores: sum(weighted_losses(algorithm.loss(scores, reference, rows), totals).values())
+      )(scores)
 
     microbatches = split((rows, reference), num_microbatches)
     cotangents = None
@@ -97,7 +101,9 @@ def apply_optimizers(
   """One update of every network by its own optimiser: nothing couples them."""
   params, opt_state = {}, {}
   for name in state.params:
-    updates, opt_state[name] = optimizers[name].update(gradients[name], state.opt_state[name], state.params[name])
+    updates, opt_state[name] = optimizers[name].update(
+      gradients[name], state.opt_state[name], state.params[name]
+    )
     params[name] = optax.apply_updates(state.params[name], updates)
   return state._replace(step=state.step + 1, params=params, opt_state=opt_state)
 
@@ -140,7 +146,9 @@ def make_train_step(
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
     reference_scores = None
     if reference is not None:
-      reference_scores = merge(jax.lax.map(lambda rows: reference(state, rows), split(rows, num_microbatches)))
+      reference_scores = merge(
+        jax.lax.map(lambda rows: reference(state, rows), split(rows, num_microbatches))
+      )
     scores, gradients = gradient(state.params, rows, reference_scores, rng)
     output = algorithm.loss(scores, reference_scores, rows)
     new_state = apply_optimizers(state, gradients, optimizers)

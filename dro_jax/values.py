@@ -16,10 +16,15 @@ def prompt_means(
 
   x̄_r = Σ_s [segment_s = prompt_r] h_s / Σ_s [segment_s = prompt_r].
   """
-  mask_BRS = (prompt_segments[:, None, :] == response_prompts[:, :, None]) & (response_prompts[:, :, None] > 0)
+  mask_BRS = (prompt_segments[:, None, :] == response_prompts[:, :, None]) & (
+    response_prompts[:, :, None] > 0
+  )
   count_BR = jnp.maximum(jnp.sum(mask_BRS, axis=-1), 1)
   sums_BRD = jnp.einsum(
-    'brs,bsd->brd', mask_BRS.astype(jnp.float32), encoded.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    'brs,bsd->brd',
+    mask_BRS.astype(jnp.float32),
+    encoded.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
   )
   return sums_BRD / count_BR[:, :, None]
 

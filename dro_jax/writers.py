@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboard.summary import Writer as EventWriter
+from tensorboardX import SummaryWriter
 
 SHOWN = ('loss', 'reward', 'log_ratio', 'value_explained_variance', 'time/step_seconds')
 
@@ -54,7 +54,7 @@ class RunWriter:
     self._folder = pathlib.Path(model_dir)
     for name in ('metrics.jsonl', 'samples.jsonl'):
       keep_until(self._folder / name, first_step)
-    self._events = EventWriter(model_dir)
+    self._events = SummaryWriter(model_dir, purge_step=first_step + 1)
     console = Console(file=sys.stderr)
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     self._bar = Progress(*columns, console=console, disable=not console.is_terminal)

@@ -70,7 +70,9 @@ def layout(
 
 
 @functools.cache
-def init_params(config: T5Config = CONFIG, readout: str | None = 'prompt', shared: bool = False, seed: int = 0):
+def init_params(
+  config: T5Config = CONFIG, readout: str | None = 'prompt', shared: bool = False, seed: int = 0
+):
   """(policy, value network or None, unboxed params)."""
   rows = layout(random_examples(2), 1, 2)
   policy = T5(config)

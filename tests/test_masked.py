@@ -10,7 +10,9 @@ X = jnp.array([[1.0, 2.0, 3.0, 99.0], [4.0, 5.0, 6.0, 7.0]])
 def test_weighted_mean_and_variance():
   x, w = jnp.array([1.0, 2.0, 6.0]), jnp.array([1.0, 3.0, 0.0])
   np.testing.assert_allclose(masked.weighted_mean(x, w), 7 / 4)
-  np.testing.assert_allclose(masked.weighted_variance(x, w), np.average((np.array([1, 2]) - 1.75) ** 2, weights=[1, 3]))
+  np.testing.assert_allclose(
+    masked.weighted_variance(x, w), np.average((np.array([1, 2]) - 1.75) ** 2, weights=[1, 3])
+  )
   np.testing.assert_allclose(masked.weighted_mean(jnp.array([1.0, jnp.nan]), jnp.array([True, False])), 1.0)
   np.testing.assert_allclose(masked.weighted_mean(x, jnp.zeros(3)), 0.0)
 

@@ -34,7 +34,9 @@ def test_three_adafactor_steps_scanned_equal_unrolled(min_dim_size_to_factor):
     'decoder': {'layers_0': layer, 'layers_1': layer, 'layers_2': layer, 'logits_dense': {'kernel': (8, 24)}},
   }
   unrolled = jax.tree.map(
-    lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), sides, is_leaf=lambda x: isinstance(x, tuple)
+    lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+    sides,
+    is_leaf=lambda x: isinstance(x, tuple),
   )
   # Layers of very different gradients: taken as one block, they would share one clip.
   sizes = {'layers_0': 100.0, 'layers_1': 1.0, 'layers_2': 0.01}
@@ -48,18 +50,24 @@ def test_three_adafactor_steps_scanned_equal_unrolled(min_dim_size_to_factor):
 
   tx = optimizers.adafactor(1e-2, min_dim_size_to_factor=min_dim_size_to_factor)
   expected = convert_layers(three_steps(unrolled, tx, gradient), scan=True)
-  scanned = three_steps(convert_layers(unrolled, scan=True), tx, lambda i: convert_layers(gradient(i), scan=True))
+  scanned = three_steps(
+    convert_layers(unrolled, scan=True), tx, lambda i: convert_layers(gradient(i), scan=True)
+  )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), scanned, expected)
 
   plain = optax.adafactor(1e-2, min_dim_size_to_factor=min_dim_size_to_factor)
-  blocks = three_steps(convert_layers(unrolled, scan=True), plain, lambda i: convert_layers(gradient(i), scan=True))
+  blocks = three_steps(
+    convert_layers(unrolled, scan=True), plain, lambda i: convert_layers(gradient(i), scan=True)
+  )
   with pytest.raises(AssertionError):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-7), blocks, expected)
 
 
 def test_scanned_stacks_are_recognised():
   scanned = jax.eval_shape(
-    lambda: nn.unbox(T5(dataclasses.replace(CONFIG, scan_layers=True)).init(jax.random.key(0), smallest_rows()))
+    lambda: nn.unbox(
+      T5(dataclasses.replace(CONFIG, scan_layers=True)).init(jax.random.key(0), smallest_rows())
+    )
   )['params']
   kinds = jax.tree_util.tree_map_with_path(lambda path, _: optimizers.kind_of_parameter(path), scanned)
   assert set(jax.tree.leaves(kinds['encoder']['encoder'])) == {'encoder'}
@@ -78,7 +86,9 @@ def test_adafactor_is_the_papers():
     u = g / np.sqrt(v)
     u /= max(1, np.sqrt(np.mean(u**2)))
     x = x - 1e-2 * max(1e-3, np.sqrt(np.mean(x**2))) * u
-  result = three_steps(params, optimizers.adafactor(1e-2), lambda i: {'w': jnp.asarray(gradients[i], jnp.float32)})
+  result = three_steps(
+    params, optimizers.adafactor(1e-2), lambda i: {'w': jnp.asarray(gradients[i], jnp.float32)}
+  )
   np.testing.assert_allclose(result['w'], x, rtol=1e-5)
 
 
@@ -90,7 +100,9 @@ def test_a_value_head_at_zero_moves_and_would_not_with_parameter_scaling():
 
     def step(carry, _):
       params, state = carry
-      updates, state = tx.update(jax.grad(lambda p: sum((x - 1) ** 2 for x in jax.tree.leaves(p)))(params), state, params)
+      updates, state = tx.update(
+        jax.grad(lambda p: sum((x - 1) ** 2 for x in jax.tree.leaves(p)))(params), state, params
+      )
       return (optax.apply_updates(params, updates), state), None
 
     (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), None, length=10_000)
@@ -110,7 +122,9 @@ def test_gradient_norms_are_clipped_by_network():
 
 def test_schedules():
   warmup = optimizers.warmup_constant(1e-4, warmup_steps=150)
-  np.testing.assert_allclose([warmup(0), warmup(75), warmup(150), warmup(9999)], [0, 5e-5, 1e-4, 1e-4], rtol=1e-5)
+  np.testing.assert_allclose(
+    [warmup(0), warmup(75), warmup(150), warmup(9999)], [0, 5e-5, 1e-4, 1e-4], rtol=1e-5
+  )
   cosine = optimizers.warmup_cosine(1.0, decay_steps=100, warmup_steps=10)
   np.testing.assert_allclose([cosine(10), cosine(55), cosine(100)], [1.0, 0.5, 0.0], atol=1e-6)
   assert optimizers.constant(0.5)(7) == 0.5

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.examples import CONFIG, init_params, layout, random_examples
 
 from dro_jax import algorithms, losses, optimizers, partitioning, reference, scoring, train_state, train_step
 from dro_jax.models.t5 import T5
+from tests.examples import CONFIG, init_params, layout, random_examples
 
 EXAMPLES = random_examples(16)
 MISMATCHES = [8 * (1 - i // 8) + (i % 8 - 1) % 8 for i in range(16)]
@@ -79,8 +79,9 @@ def test_gradient_is_plain_autodiff_of_the_papers_loss(name):
   algorithm = ALGORITHMS[name]()
   policy, value, params = init_params(readout='prompt' if algorithm.uses_value else None)
   score = scoring.make_score(policy, value)
-  reference_logps = score({'policy': distinct_reference(params)} | {k: params[k] for k in params if k == 'value'},
-                          ROWS._replace(mismatched=None), None).logps
+  reference_logps = jax.jit(scoring.make_score(policy))(
+    {'policy': distinct_reference(params)}, ROWS._replace(mismatched=None)
+  ).logps
 
   def objective(params):
     scores = score(params, ROWS._replace(mismatched=None), None)
@@ -147,7 +148,10 @@ def test_log_ratio_is_exactly_zero_at_step_zero():
   txs = {name: optimizers.adafactor(1e-3) for name in params}
   for num_microbatches in (1, 2):
     step = train_step.make_train_step(
-      scoring.make_score(policy, value), algorithms.dro_v(), txs, reference.frozen(scoring.make_score(policy)),
+      scoring.make_score(policy, value),
+      algorithms.dro_v(),
+      txs,
+      reference.frozen(scoring.make_score(policy)),
       num_microbatches=num_microbatches,
     )
     _, output = jax.jit(step)(train_state.create(params, txs, True), ROWS._replace(mismatched=None))
@@ -166,8 +170,10 @@ def test_log_ratio_is_exactly_zero_in_bfloat16_without_excess_precision():
   assert output.metrics['log_ratio_max'] == 0.0
 
 
-@pytest.mark.parametrize('readout', ['batch', 'prompt', 'token'])
-@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize(
+  'readout, shared',
+  [('batch', False), ('prompt', False), ('prompt', True), ('token', False), ('token', True)],
+)
 def test_every_value_learns_the_mean_reward(readout, shared):
   """With the policy's learning rate at 0, ρ = 0: each value regresses on the reward."""
   policy, value, params = init_params(readout=readout, shared=shared)
@@ -190,7 +196,8 @@ def test_shared_trunk_gets_the_value_losss_gradient_and_a_second_network_does_no
     policy, value, params = init_params(shared=shared)
     params = jax.tree.map(lambda x: x + 0.1, params)
     score = scoring.make_score(policy, value)
-    return jax.grad(lambda p: jnp.sum(score(p, ROWS._replace(mismatched=None), None).values))(params)['policy']
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(score(p, ROWS._replace(mismatched=None), None).values)))
+    return gradient(params)['policy']
 
   size = {shared: optax.tree.norm(policy_gradient(shared)) for shared in (True, False)}
   assert size[True] > 0
@@ -212,7 +219,7 @@ def test_kto_step_uses_the_mismatched_mean_of_the_global_batch():
   score = jax.jit(scoring.make_score(policy))
   pairs = [type(EXAMPLES[0])(EXAMPLES[j].prompt, EXAMPLES[i].response, 0.0) for i, j in enumerate(MISMATCHES)]
   rows = layout(pairs, 16, 1)
-  rho = score(params, rows, None).logps - score({'policy': distinct_reference(params)}, rows, None).logps
+  rho = score(params, rows).logps - score({'policy': distinct_reference(params)}, rows).logps
   _, output = jax.jit(step)(state, ROWS)
   np.testing.assert_allclose(output.metrics['reference_point'], max(0, np.mean(rho)), rtol=1e-4)
   assert output.metrics['unpaired'] == 0
@@ -221,5 +228,5 @@ def test_kto_step_uses_the_mismatched_mean_of_the_global_batch():
 def test_losses_module_is_what_the_algorithms_use():
   metrics = one_step('sft')[1]
   policy, _, params = init_params(readout=None)
-  logps = scoring.make_score(policy)(params, ROWS._replace(mismatched=None), None).logps
+  logps = jax.jit(scoring.make_score(policy))(params, ROWS._replace(mismatched=None)).logps
   np.testing.assert_allclose(metrics['loss'], np.mean(losses.sft(logps.reshape(-1))), rtol=1e-5)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dro_jax import masked, shapes, values as value_targets
+from dro_jax import masked, shapes
+from dro_jax import values as value_targets
 from dro_jax.types import Array
 
 
@@ -36,7 +37,9 @@ def dro_v_policy(
   Raises:
     ValueError: the arrays' shapes differ.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values)
+  shapes.check_same(
+    policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values
+  )
   rho = policy_logps - reference_logps
   advantages = rewards - jax.lax.stop_gradient(values)
   return -advantages * policy_logps + tau / 2 * jnp.square(rho)
@@ -63,7 +66,9 @@ def dro_v_value(
   Raises:
     ValueError: the arrays' shapes differ.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values)
+  shapes.check_same(
+    policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values
+  )
   rho = policy_logps - reference_logps
   return jnp.square(values - jax.lax.stop_gradient(rewards - tau * rho)) / 2
 
@@ -92,7 +97,11 @@ def dro_v_token_value(
     ValueError: token arrays are not all `[B, T]`, or rewards not `[B]`.
   """
   shapes.check_tokens(
-    mask, per_example={'rewards': rewards}, policy_logps=policy_logps, reference_logps=reference_logps, values=values
+    mask,
+    per_example={'rewards': rewards},
+    policy_logps=policy_logps,
+    reference_logps=reference_logps,
+    values=values,
   )
   future_rho = value_targets.future_sums(policy_logps - reference_logps, mask)
   targets = jax.lax.stop_gradient(rewards[:, None] - tau * future_rho)
@@ -122,7 +131,9 @@ def dro_v_residual(
   Raises:
     ValueError: the arrays' shapes differ.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values)
+  shapes.check_same(
+    policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values
+  )
   rho = policy_logps - reference_logps
   return jnp.square(rewards - values - tau * rho) / 2
 

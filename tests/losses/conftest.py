@@ -26,6 +26,7 @@ def bandit():
   def solve(loss, num_steps=3000, learning_rate=0.5):
     """Minimises Σ_y μ(y) loss(logits, value)(y) and returns (π, V)."""
     behaviour = jnp.array([0.2, 0.3, 0.5])
+
     def objective(params):
       return jnp.sum(behaviour * loss(jax.nn.log_softmax(params['logits']), params['value'], behaviour))
 
@@ -47,7 +48,10 @@ def bandit():
 
 def gradients(loss, arrays, *names):
   """Gradients of Σ loss with respect to the named arguments, as float64 numpy."""
-  arrays = {name: jnp.asarray(x, jnp.float32) if np.asarray(x).dtype != bool else jnp.asarray(x) for name, x in arrays.items()}
+  arrays = {
+    name: jnp.asarray(x, jnp.float32) if np.asarray(x).dtype != bool else jnp.asarray(x)
+    for name, x in arrays.items()
+  }
   result = jax.grad(lambda chosen: jnp.sum(loss(**(arrays | chosen))))({name: arrays[name] for name in names})
   return {name: np.asarray(g, np.float64) for name, g in result.items()}
 

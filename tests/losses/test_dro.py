@@ -54,7 +54,8 @@ def test_token_value_counts_the_future_alone(tokens):
   for b, length in enumerate((4, 2, 1)):
     rho = tokens['policy_logps'][b] - tokens['reference_logps'][b]
     squares = [
-      0.5 * (tokens['values'][b, t] - (tokens['rewards'][b] - TAU * sum(rho[i] for i in range(t, length)))) ** 2
+      0.5
+      * (tokens['values'][b, t] - (tokens['rewards'][b] - TAU * sum(rho[i] for i in range(t, length)))) ** 2
       for t in range(length)
     ]
     expected.append(np.mean(squares))
@@ -67,7 +68,9 @@ def test_token_value_counts_the_future_alone(tokens):
 
 def test_token_value_ignores_what_padding_holds(tokens):
   inputs = float32(tokens) | {'mask': jnp.asarray(tokens['mask'])}
-  dirty = {k: jnp.where(inputs['mask'], inputs[k], 1e9) for k in ('policy_logps', 'reference_logps', 'values')}
+  dirty = {
+    k: jnp.where(inputs['mask'], inputs[k], 1e9) for k in ('policy_logps', 'reference_logps', 'values')
+  }
   clean = losses.dro_v_token_value(**inputs)
   np.testing.assert_array_equal(losses.dro_v_token_value(**(inputs | dirty)), clean)
 

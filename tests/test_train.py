@@ -1,0 +1,225 @@
+import dataclasses
+import functools
+import json
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from dro_jax import algorithms, checkpoints, networks, optimizers, partitioning, train
+from dro_jax.data import tasks
+from dro_jax.errors import Stopped, UsageError
+from tests.examples import CONFIG
+
+MODEL = dataclasses.replace(CONFIG, vocab_size=None)
+one_device = functools.partial(partitioning.make_mesh)
+
+
+def write_triplets(path, num=60, **changes):
+  rng = np.random.default_rng(0)
+  with open(path, 'w') as file:
+    for i in range(num):
+      record = {
+        'id': f'r{i}',
+        'prompt': f'say {rng.integers(20)}',
+        'response': ''.join(rng.choice(list('abc'), rng.integers(1, 6))),
+        'reward': float(rng.normal()),
+      }
+      file.write(json.dumps(record | changes) + '\n')
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def triplets(tmp_path_factory):
+  return write_triplets(tmp_path_factory.mktemp('data') / 'triplets.jsonl')
+
+
+@pytest.fixture(scope='module')
+def run(triplets, tmp_path_factory):
+  """Trains with small settings; keyword arguments change them."""
+  cache = str(tmp_path_factory.mktemp('cache'))
+
+  def run(model_dir, *, steps=4, eval_every=2, checkpoint_every=2, files=triplets, data=None, **changes):
+    timing = functools.partial(
+      train.Schedule,
+      steps=steps,
+      log_every=1,
+      eval_every=eval_every,
+      checkpoint_every=checkpoint_every,
+      sample_prompts=1,
+    )
+    data = data or functools.partial(
+      tasks.load_triplets,
+      files,
+      prompt_length=32,
+      response_length=16,
+      validation_fraction=0.2,
+      cache_dir=cache,
+    )
+    settings = {
+      'model': MODEL,
+      'batch_size': 8,
+      'policy_optimizer': functools.partial(optimizers.adamw, 1e-3),
+      'value_optimizer': functools.partial(optimizers.adafactor, 1e-2),
+      'schedule': timing,
+    }
+    return train.train(str(model_dir), data, **(settings | changes))
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def whole(run, tmp_path_factory):
+  """An undisturbed run of four steps: (folder, result)."""
+  folder = tmp_path_factory.mktemp('whole')
+  return folder, run(folder)
+
+
+def records(folder):
+  """metrics.jsonl without what a clock says."""
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  return [{k: v for k, v in json.loads(line).items() if not k.startswith('time/')} for line in lines]
+
+
+def final_state(folder):
+  saved = checkpoints.Checkpoints(folder / 'checkpoints')
+  path = saved._manager.directory / str(saved.latest_step()) / 'state'
+  return checkpoints._read_tree(path, (), None)
+
+
+def assert_same_run(a, b):
+  assert records(a) == records(b)
+  jax.tree.map(np.testing.assert_array_equal, final_state(a), final_state(b))
+
+
+def test_a_run_leaves_what_it_is_and_did(whole):
+  folder, result = whole
+  assert result['step'] == 4
+  steps = [record['step'] for record in records(folder)]
+  assert steps == [1, 2, 2, 3, 4, 4]
+  first = records(folder)[0]
+  assert first['log_ratio_max'] == 0.0
+  for name in (
+    'loss', 'loss/policy', 'loss/value', 'reward', 'log_ratio', 'log_ratio_std', 'value_explained_variance',
+    'gradient_norm/policy', 'gradient_norm/value', 'parameter_norm/policy', 'parameter_norm/value',
+    'response_tokens', 'prompt_fill', 'response_fill',
+  ):  # fmt: skip
+    assert np.isfinite(first[name]), name
+  assert {'time/step_seconds', 'time/tokens_per_second'} <= json.loads(
+    (folder / 'metrics.jsonl').read_text().splitlines()[0]
+  ).keys()
+  assert np.isfinite(records(folder)[2]['eval/rank_correlation'])
+  samples = [json.loads(line) for line in (folder / 'samples.jsonl').read_text().splitlines()]
+  assert [sample['step'] for sample in samples] == [2, 4]
+  metadata = json.loads((folder / 'run.json').read_text())
+  assert metadata['data']['scaling']['effective_temperature'] == 1.0
+  assert any(name.startswith('events') for name in os.listdir(folder))
+  assert 'jax' in json.loads((folder / 'versions.json').read_text())
+
+
+def test_resume_is_bit_identical(whole, run, tmp_path):
+  run(tmp_path, steps=2)
+  run(tmp_path)
+  assert_same_run(tmp_path, whole[0])
+
+
+def test_sigterm_saves_and_the_same_command_resumes(whole, run, tmp_path, monkeypatch):
+  report = train._report
+
+  def terminate(run, writer, pending, timing):
+    if pending.step == 2 and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return report(run, writer, pending, timing)
+
+  monkeypatch.setattr(train, '_report', terminate)
+  with pytest.raises(Stopped, match='step 3'):
+    run(tmp_path, checkpoint_every=0, eval_every=2)
+  monkeypatch.setattr(train, '_report', report)
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  run(tmp_path)
+  assert_same_run(tmp_path, whole[0])
+
+
+def test_a_finished_run_is_left_alone(whole, run):
+  before = records(whole[0])
+  assert run(whole[0])['step'] == 4
+  assert records(whole[0]) == before
+
+
+def test_init_from_a_run_starts_at_its_policy_with_a_fresh_reference(whole, run, tmp_path):
+  run(tmp_path, init_from=str(whole[0]), model=None, steps=1, eval_every=0)
+  assert records(tmp_path)[0]['log_ratio_max'] == 0.0
+  start = checkpoints.load_params(str(whole[0]))[0]
+  reference = final_state(tmp_path)['reference']
+  jax.tree.map(np.testing.assert_array_equal, start, reference)
+
+
+def test_scanned_layers_start_from_an_unrolled_checkpoint(whole, run, tmp_path):
+  scanned = run(
+    tmp_path / 'scanned', init_from=str(whole[0]), model=None, scan_layers=True, steps=1, eval_every=0
+  )
+  unrolled = run(tmp_path / 'unrolled', init_from=str(whole[0]), model=None, steps=1, eval_every=0)
+  np.testing.assert_allclose(scanned['loss'], unrolled['loss'], rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_examples(run, triplets, tmp_path):
+  def data(**kwargs):
+    loaded = tasks.load_triplets(
+      triplets,
+      prompt_length=32,
+      response_length=16,
+      cache_dir=str(tmp_path / 'cache'),
+      validation_fraction=0,
+      **kwargs,
+    )
+    loaded.train.rewards[7] = np.nan
+    return loaded
+
+  with pytest.raises(FloatingPointError, match=r'loss of step \d is not finite.*: r7\.'):
+    run(tmp_path / 'run', data=data, steps=12, checkpoint_every=0)
+  assert not list((tmp_path / 'run' / 'checkpoints').iterdir())
+
+
+def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_path):
+  folder = tmp_path / 'never'
+  cases = {
+    'no model': {'model': None},
+    'does not divide the 8 devices': {'mesh': functools.partial(partitioning.make_mesh, data=3)},
+    "reads the column 'label'": {
+      'algorithm': functools.partial(algorithms.kto, labels=algorithms.column_labels)
+    },
+    'no checkpoint in': {'init_from': str(tmp_path / 'absent')},
+    'does not divide an axis of size 1': {
+      'mesh': functools.partial(partitioning.make_mesh, data=1, fsdp=1, model=8),
+      'model': dataclasses.replace(MODEL, num_heads=1),
+    },
+    'dropout is for supervised': {'dropout': True},
+    '300': {'model': dataclasses.replace(MODEL, vocab_size=200)},
+  }
+  cases.pop('300')
+  for message, changes in cases.items():
+    with pytest.raises(UsageError, match=message):
+      run(folder, **changes)
+    assert not (folder / 'metrics.jsonl').exists()
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path):
+  config = dataclasses.replace(MODEL, vocab_size=128)
+  metadata = {'model': dataclasses.asdict(config), 'vocabulary': 'gs://somewhere/spiece.model'}
+  checkpoints.save_params(tmp_path / 'imported', {'x': np.zeros(1)}, metadata)
+  with pytest.raises(UsageError, match='spiece.model.*bytes'):
+    networks.check_vocabulary(str(tmp_path / 'imported'), 'bytes', 259)
+  checkpoints.save_params(tmp_path / 'unnamed', {'x': np.zeros(1)}, {'model': dataclasses.asdict(config)})
+  with pytest.raises(UsageError, match='259 ids.*embeds 128'):
+    networks.check_vocabulary(str(tmp_path / 'unnamed'), 'bytes', 259)
+
+
+def test_a_thread_can_train(run, tmp_path):
+  """Signals belong to the main thread; a notebook's worker may train too."""
+  thread = threading.Thread(target=run, args=(tmp_path,), kwargs={'steps': 1, 'eval_every': 0})
+  thread.start()
+  thread.join()
+  assert records(tmp_path)
