@@ -1,0 +1,160 @@
+"""Sampling from a policy, with a key-value cache."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from dro_jax.errors import UsageError
+from dro_jax.models.t5 import T5, Cache
+from dro_jax.types import Array, Params
+
+EOS = 1
+
+
+class Samples(NamedTuple):
+  """Sampled responses.
+
+  `tokens` ends with EOS (1) unless `max_length` cut it, then 0; `lengths` counts the EOS. `logps` is what
+  scoring the response gives, log π(y|x) in nats: of the policy itself, whatever temperature and truncation
+  chose it (so it is the response's propensity only at temperature 1 without truncation).
+  """
+
+  tokens: Int[Array, 'B T']
+  logps: Float[Array, 'B']
+  lengths: Int[Array, 'B']
+
+
+class _State(NamedTuple):
+  position: Int[Array, '']
+  hidden: Float[Array, 'B D']
+  cache: Cache
+  done: Bool[Array, 'B']
+  samples: Samples
+
+
+def sample(
+  model: T5,
+  params: Params,
+  prompts: tuple[Int[Array, 'B S'], Int[Array, 'B S']],
+  max_length: int,
+  key: Array,
+  *,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  prompt_ids: Int[Array, 'B'] | None = None,
+) -> Samples:
+  """Samples one response to each prompt, and stops when all have ended.
+
+  Args:
+    model: the policy.
+    params: its parameters.
+    prompts: tokens, and segments which are 1 on the prompt and 0 on padding; one prompt a row. A row of
+      padding gets an empty response.
+    max_length: most tokens of a response.
+    key: the randomness; row b draws with fold_in(key, prompt_ids[b]), so that batching changes no sample.
+    temperature: divides the logits; 0 takes the most probable token.
+    top_k: keep the k most probable tokens (ties with the k-th too); 0 keeps all.
+    top_p: of those, keep the fewest most probable tokens whose mass, renormalised, reaches p; 1 keeps all.
+    prompt_ids: a number for each row, the same in every batch; by default its place in this one. Different
+      samples of one prompt need different numbers.
+
+  Raises:
+    UsageError: a setting is out of its range.
+  """
+  if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or max_length < 1:
+    raise UsageError(
+      f'temperature={temperature}, top_k={top_k}, top_p={top_p}, max_length={max_length}: '
+      'pass temperature ≥ 0 (0 is greedy), top_k ≥ 0 (0 is all), 0 < top_p ≤ 1 (1 is all), max_length ≥ 1.'
+    )
+  tokens_BS, segments_BS = prompts
+  if prompt_ids is None:
+    prompt_ids = jnp.arange(tokens_BS.shape[0])
+  return _sample(
+    model, max_length, temperature, top_k, top_p, params, tokens_BS, segments_BS, prompt_ids, key
+  )
+
+
+@functools.partial(jax.jit, static_argnums=range(5))
+def _sample(
+  model: T5,
+  max_length: int,
+  temperature: float,
+  top_k: int,
+  top_p: float,
+  params: Params,
+  tokens_BS: Array,
+  segments_BS: Array,
+  prompt_ids_B: Array,
+  key: Array,
+) -> Samples:
+  apply = functools.partial(model.apply, {'params': params})
+  keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_ids_B)
+
+  def step(state: _State) -> _State:
+    logits_BV = apply(state.hidden[:, None], method='logits')[:, 0]
+    chosen_B = choose(logits_BV, keys_B, state.position, temperature, top_k, top_p)
+    chosen_B = jnp.where(state.done, 0, chosen_B).astype(jnp.int32)
+    samples = _append(state.samples, state.position, logits_BV, chosen_B, state.done)
+    hidden_BD, cache = apply(state.cache, chosen_B, state.position + 1, method='decode_step')
+    return _State(state.position + 1, hidden_BD, cache, state.done | (chosen_B == EOS), samples)
+
+  def going(state: _State) -> Array:
+    return (state.position < max_length) & ~jnp.all(state.done)
+
+  return jax.lax.while_loop(going, step, _start(apply, tokens_BS, segments_BS, max_length)).samples
+
+
+def _start(apply, tokens_BS: Array, segments_BS: Array, max_length: int) -> _State:
+  batch, length = tokens_BS.shape
+  positions_BS = jnp.broadcast_to(jnp.arange(length), tokens_BS.shape)
+  encoded_BSD = apply(tokens_BS, segments_BS, positions_BS, method='encode')
+  prompt_mask_BS = segments_BS == 1
+  hidden_BD, cache = apply(encoded_BSD, prompt_mask_BS, max_length, method='start_decoding')
+  samples = Samples(
+    jnp.zeros((batch, max_length), jnp.int32), jnp.zeros(batch, jnp.float32), jnp.zeros(batch, jnp.int32)
+  )
+  return _State(jnp.zeros((), jnp.int32), hidden_BD, cache, ~jnp.any(prompt_mask_BS, axis=-1), samples)
+
+
+def _append(samples: Samples, position: Array, logits_BV: Array, chosen_B: Array, done_B: Array) -> Samples:
+  logps_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32))
+  chosen_logps_B = jnp.take_along_axis(logps_BV, chosen_B[:, None], axis=-1)[:, 0]
+  return Samples(
+    jax.lax.dynamic_update_slice_in_dim(samples.tokens, chosen_B[:, None], position, axis=1),
+    samples.logps + jnp.where(done_B, 0.0, chosen_logps_B),
+    samples.lengths + jnp.where(done_B, 0, 1),
+  )
+
+
+def choose(
+  logits: Float[Array, 'B V'],
+  keys: Array,
+  position: Int[Array, ''],
+  temperature: float,
+  top_k: int,
+  top_p: float,
+) -> Int[Array, 'B']:
+  """The next token of each row: the most probable at temperature 0, else drawn at fold_in(key, position)."""
+  if temperature == 0:
+    return jnp.argmax(logits, axis=-1)
+  keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+  return jax.vmap(jax.random.categorical)(keys, truncate(logits / temperature, top_k, top_p))
+
+
+def truncate(logits: Float[Array, 'B V'], top_k: int, top_p: float) -> Float[Array, 'B V']:
+  """Logits with −∞ for all but the `top_k` most probable, and of those all but the nucleus of `top_p`."""
+  if 0 < top_k < logits.shape[-1]:
+    kth_B1 = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    logits = jnp.where(logits >= kth_B1, logits, -jnp.inf)
+  if top_p < 1:
+    sorted_BV = -jnp.sort(-logits, axis=-1)
+    probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    # A token is kept while the mass before it is short of p, so the most probable always is.
+    before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
+    smallest_B1 = jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    logits = jnp.where(logits >= smallest_B1, logits, -jnp.inf)
+  return logits
