@@ -282,6 +282,9 @@ def test_unknown_commands_and_flags(refused):
     ('--gin.MODEL_DIR=text', 'In gin a text is quoted; --set takes it bare'),
     ('--gin.STEPS', "'--gin.STEPS' has no value"),
     ('--set=STEPS', 'pass --set NAME=VALUE'),
+    ('--set=ALGORITHM=sofft', "nothing that gin can bind is called 'sofft' (did you mean soft?)"),
+    ('--set=fit.algorithm=sofft', "nothing that gin can bind is called 'sofft' (did you mean soft?)"),
+    ('--set=STEPS=many', "'many' is no number or boolean, and the value so far is 100"),
     ('--init_from=x', '--init_from: nothing here uses INIT_FROM'),
     ('--gin_file=algorithms/sof.gin', 'did you mean algorithms/soft.gin?'),
   ],
@@ -376,3 +379,17 @@ _SHARED = [path.relative_to(door.GIN_CONFIGS) for path in sorted(door.GIN_CONFIG
 @pytest.mark.parametrize('file', [str(path) for path in _SHARED if path.parts[0] != 'runs'])
 def test_a_packaged_gin_file_binds(file):
   assert callable(_configure('train', f'--gin_file={file}'))
+
+
+@pytest.mark.parametrize(
+  'argument', ['--gin.train.algorithm=@kto', '--gin_file=algorithms/kto.gin', '--set=ALGORITHM=kto']
+)
+def test_an_algorithm_is_one_run_however_it_is_chosen(argument):
+  def bindings(*arguments):
+    _configure('train', *arguments)
+    return door.gin.get_bindings('dro_jax.train.train')
+
+  default, chosen = bindings(), bindings(argument)
+  assert default.pop('algorithm').__name__ == 'dro_v'
+  assert chosen.pop('algorithm').__name__ == 'kto'
+  assert chosen == default
