@@ -53,7 +53,8 @@ def score(samples):
 
 def test_greedy_is_the_argmax_of_the_full_decode():
   samples = sample(temperature=0.0)
-  logits, _, inside = score(samples)
+  logits, logps, inside = score(samples)
+  np.testing.assert_allclose(samples.logps, logps, rtol=1e-5)
   np.testing.assert_array_equal(np.argmax(logits, axis=-1) * inside, samples.tokens)
   assert len(np.unique(samples.tokens)) > 4
 
