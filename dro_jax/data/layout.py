@@ -106,39 +106,6 @@ class Layout(NamedTuple):
     raise AssertionError('unreachable: one response a row always fits')
 
 
-def packed(
-  table,
-  plan,
-  *,
-  prompt_length: int | None = None,
-  response_length: int | None = None,
-  encode_once: bool = True,
-  row_multiple: int = 1,
-  scan: int = 256,
-  coverage: float | int = 1.0,
-) -> Layout:
-  """Many responses a row, with the fewest rows that hold the plan's batches; arguments as `Layout.fit`."""
-  return Layout.fit(
-    table, plan, prompt_length=prompt_length, response_length=response_length, encode_once=encode_once,
-    row_multiple=row_multiple, scan=scan, coverage=coverage,
-  )  # fmt: skip
-
-
-def padded(
-  table,
-  plan,
-  *,
-  prompt_length: int | None = None,
-  response_length: int | None = None,
-  row_multiple: int = 1,
-) -> Layout:
-  """One response a row; arguments as `Layout.fit`."""
-  return Layout.fit(
-    table, plan, prompt_length=prompt_length, response_length=response_length, packed=False,
-    row_multiple=row_multiple,
-  )  # fmt: skip
-
-
 class _Lengths(NamedTuple):
   prompt: np.ndarray
   response: np.ndarray
@@ -195,24 +162,23 @@ def _misfits(batches: list, coverage: float | int) -> int:
 def _fit_lengths(layout, lengths, batches, prompt_length, response_length, coverage: float | int) -> Layout:
   """Fixes the number of rows first, then takes the shortest rows that hold the batches.
 
-  A row is about 512 tokens at most, unless one text is longer: attention's cost grows with the row.
+  A row is about 512 tokens a side at most, unless one text is longer: attention's cost grows with the row.
   """
   totals = np.array([_tokens(lengths.of(batch), layout.encode_once) for batch in batches])
-  longest = np.array([lengths.prompt.max(), lengths.response.max()])
-  limit = np.maximum(longest, [prompt_length or 512, response_length or 512])
   totals = np.quantile(totals, coverage, axis=0)
-  rows = _round_up(max(totals / limit), layout.row_multiple)
+  longest = np.array([lengths.prompt.max(), lengths.response.max()])
+  given = prompt_length, response_length
+  rows = _round_up(max(totals / np.maximum(longest, [fixed or 512 for fixed in given])), layout.row_multiple)
   allowed = _misfits(batches, coverage)
   for slack in np.arange(1.01, 3.0, 0.02):
     sizes = np.maximum(longest, totals / rows * slack)
-    given = prompt_length, response_length
     sizes = [fixed or _round_up(size, _MULTIPLE) for fixed, size in zip(given, sizes)]
-    tried = layout._replace(prompt_length=sizes[0], response_length=sizes[1], rows=rows)
-    _check_lengths(tried, lengths)
-    misfits = (batch for batch in batches if _place(lengths.of(batch), tried, rows) is None)
+    layout = layout._replace(prompt_length=sizes[0], response_length=sizes[1])
+    _check_lengths(layout, lengths)
+    misfits = (batch for batch in batches if _place(lengths.of(batch), layout, rows) is None)
     if len(list(itertools.islice(misfits, allowed + 1))) <= allowed:
       break
-  return _fit_rows(tried, lengths, batches, coverage)
+  return _fit_rows(layout._replace(rows=rows), lengths, batches, coverage)
 
 
 def _tokens(lengths: _Lengths, encode_once: bool) -> tuple[int, int]:

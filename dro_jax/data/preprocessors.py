@@ -7,6 +7,7 @@ import numpy as np
 from dro_jax.data.vocabularies import EOS
 from dro_jax.errors import UsageError
 
+_END = np.array([EOS], np.int32)
 KEEPS = ('start', 'end')
 OVERLONG = ('truncate', 'drop')
 
@@ -32,7 +33,7 @@ def prompt_tokens(ids: np.ndarray, length: int, keep: str = 'start') -> tuple[np
   cut = len(ids) >= length
   if cut:
     ids = ids[: length - 1] if keep == 'start' else ids[len(ids) - length + 1 :]
-  return np.append(ids, EOS), cut
+  return np.concatenate((ids, _END)), cut
 
 
 def response_tokens(ids: np.ndarray, length: int) -> tuple[np.ndarray, bool]:
@@ -41,4 +42,4 @@ def response_tokens(ids: np.ndarray, length: int) -> tuple[np.ndarray, bool]:
   An EOS after a cut would teach the model to stop there.
   """
   cut = len(ids) >= length
-  return (ids[:length], True) if cut else (np.append(ids, EOS), False)
+  return (ids[:length], True) if cut else (np.concatenate((ids, _END)), False)

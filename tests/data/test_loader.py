@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dro_jax.data.layout import Layout, packed, padded
+from dro_jax.data.layout import Layout
 from dro_jax.data.loader import Loader, prefetch
 from dro_jax.data.plan import Plan
 from dro_jax.logprobs import token_logps
@@ -19,11 +19,12 @@ from dro_jax.types import Rows
 from tests.data.generated import ratings, small_table
 
 LAYOUTS = {
-  'packed, encode once': functools.partial(packed, scan=6),
-  'packed': functools.partial(packed, encode_once=False, scan=6),
-  'short rows': functools.partial(packed, prompt_length=64, response_length=96, row_multiple=4, scan=6),
-  'padded': padded,
+  'packed, encode once': functools.partial(Layout.fit, scan=6),
+  'packed': functools.partial(Layout.fit, encode_once=False, scan=6),
+  'short rows': functools.partial(Layout.fit, prompt_length=64, response_length=96, row_multiple=4, scan=6),
+  'padded': functools.partial(Layout.fit, packed=False),
 }
+padded = LAYOUTS['padded']
 
 
 @pytest.fixture(scope='module')
@@ -137,7 +138,7 @@ def test_what_cannot_be_mismatched_has_no_weight_and_no_prompt(table):
 
 def test_a_short_last_batch_has_the_same_rows(table):
   plan = Plan.sequential(len(table), 16)
-  for layout in (packed, padded):
+  for layout in (Layout.fit, padded):
     loader = Loader(table, plan, layout(table, plan))
     shapes = {loader.rows(step).response_tokens.shape for step in range(plan.num_batches)}
     assert len(shapes) == 1
@@ -193,20 +194,16 @@ def logps_by_example(loader: Loader, model: T5, params) -> dict[int, float]:
 
 def test_packed_equals_padded_equals_one_by_one(table):
   few = table.subset(np.arange(24))
-  config = T5Config(
-    vocab_size=260,
-    emb_dim=16,
-    num_heads=2,
-    head_dim=8,
-    mlp_dim=32,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-  )
+  config = T5Config(260, 16, 2, 8, 32, num_encoder_layers=1, num_decoder_layers=1)
   model = T5(config)
   batched, single = Plan.sequential(24, 24), Plan.sequential(24, 1)
-  loaders = [Loader(few, batched, layout(few, batched)) for layout in LAYOUTS.values()]
+  loaders = [
+    Loader(few, batched, layout(few, batched)) for name, layout in LAYOUTS.items() if name != 'short rows'
+  ]
   loaders.append(Loader(few, single, padded(few, single)))
-  params = nn.unbox(model.init(jax.random.key(0), jax.tree.map(jnp.asarray, loaders[0].rows(0)))['params'])
+  params = nn.unbox(
+    jax.jit(model.init)(jax.random.key(0), jax.tree.map(jnp.asarray, loaders[0].rows(0)))['params']
+  )
   params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
   results = [logps_by_example(loader, model, params) for loader in loaders]
   for result in results[:-1]:

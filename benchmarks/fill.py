@@ -1,0 +1,93 @@
+"""How full the rows are: packs triplet files as `train` does, and reports fill, shapes and speed.
+
+  python benchmarks/fill.py --vocabulary=t5.model --rows=512,384 train.jsonl.gz
+
+Fill is the share of row positions that hold tokens, over whole epochs. A row count that occurs beside the
+usual one is another shape, which costs one more compilation.
+"""
+
+import argparse
+import collections
+import json
+import tempfile
+import time
+from typing import Any
+
+from dro_jax.data.layout import Layout
+from dro_jax.data.plan import Plan
+from dro_jax.data.tasks import build_table, find
+from dro_jax.data.vocabularies import vocabulary
+
+
+def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:
+  """One file's numbers."""
+  with tempfile.TemporaryDirectory() as cache:
+    words = vocabulary(options.vocabulary)
+    began = time.perf_counter()
+    limits = {'prompt_length': options.limits[0], 'response_length': options.limits[1]}
+    table = build_table(find(path, columns=options.columns, rewards_required=False), words, cache, **limits)
+    built = time.perf_counter() - began
+    plan = Plan.of(table, options.batch, options.seed)
+    steps = int(options.epochs * plan.batches_per_epoch)
+    began = time.perf_counter()
+    batches = [plan.batch(step) for step in range(steps)]
+    planned = time.perf_counter() - began
+    layout = Layout.fit(
+      table, plan, prompt_length=options.rows[0], response_length=options.rows[1], packed=not options.padded,
+      encode_once=not options.repeat_prompts, row_multiple=options.row_multiple, coverage=options.coverage,
+    )  # fmt: skip
+    began = time.perf_counter()
+    filled, rows = _fill(table, layout, batches)
+    placed = time.perf_counter() - began
+    report = table.report
+    return {
+      'file': path, 'records': len(table), 'prompts': report['prompts'],
+      'mean_lengths': [round(report['mean_prompt_length'], 2), round(report['mean_response_length'], 2)],
+      'overlong': [report['truncated_prompts'], report['overlong_responses']],
+      'rows': dict(sorted(rows.items())), 'row_lengths': [layout.prompt_length, layout.response_length],
+      'slots': layout.slots, 'fill': filled,
+      'table_megabytes_a_second': round(report['text_megabytes'] / built, 1),
+      'batches_planned_a_second': round(steps / planned), 'batches_placed_a_second': round(steps / placed),
+    }  # fmt: skip
+
+
+def _fill(table, layout: Layout, batches: list) -> tuple[list[float], collections.Counter]:
+  """Fill of the prompt and the response side, and how many batches have how many rows."""
+  tokens, rows = [0, 0], collections.Counter()
+  for batch in batches:
+    lengths = table.prompt_lengths[batch], table.response_lengths[batch]
+    placement = layout.place(*lengths, table.prompt_index[batch])
+    tokens[0] += int(lengths[0][placement.prompt_example].sum())
+    tokens[1] += int(lengths[1].sum())
+    rows[placement.rows] += 1
+  area = sum(count * number for count, number in rows.items())
+  sides = layout.prompt_length, layout.response_length
+  return [round(count / area / side, 4) for count, side in zip(tokens, sides)], rows
+
+
+def _pair(text: str) -> tuple[int, int]:
+  first, second = map(int, text.split(','))
+  return first, second
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('files', nargs='+', help='triplet files, each measured by itself')
+  parser.add_argument('--vocabulary', default='bytes', help='bytes, or a SentencePiece model')
+  parser.add_argument('--columns', help="the files' own names: response=post_edit")
+  parser.add_argument('--batch', type=int, default=32, help='responses a batch')
+  parser.add_argument('--limits', type=_pair, default=(512, 512), help='longest prompt,response in tokens')
+  parser.add_argument('--rows', type=_pair, default=(None, None), help='prompt,response tokens of a row')
+  parser.add_argument('--row_multiple', type=int, default=1, help='rows come in multiples of this')
+  parser.add_argument('--coverage', type=float, default=1.0, help='share of batches that the row count holds')
+  parser.add_argument('--padded', action='store_true', help='one response a row')
+  parser.add_argument('--repeat_prompts', action='store_true', help='a copy of the prompt for each response')
+  parser.add_argument('--epochs', type=float, default=2.0)
+  parser.add_argument('--seed', type=int, default=0)
+  options = parser.parse_args()
+  for path in options.files:
+    print(json.dumps(measure(path, options)))
+
+
+if __name__ == '__main__':
+  main()
