@@ -387,9 +387,7 @@ def test_a_packaged_gin_file_binds(file):
 def test_an_algorithm_is_one_run_however_it_is_chosen(argument):
   def bindings(*arguments):
     _configure('train', *arguments)
-    return door.gin.get_bindings('dro_jax.train.train')
+    values = door.gin.get_bindings('dro_jax.train.train')
+    return {name: getattr(value, '__name__', value) for name, value in values.items()}
 
-  default, chosen = bindings(), bindings(argument)
-  assert default.pop('algorithm').__name__ == 'dro_v'
-  assert chosen.pop('algorithm').__name__ == 'kto'
-  assert chosen == default
+  assert bindings(argument) == {**bindings(), 'algorithm': 'kto'}
