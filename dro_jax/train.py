@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from dro_jax import (
   algorithms,
   checkpoints,
+  generate,
   networks,
   optimizers,
   partitioning,
@@ -53,6 +54,7 @@ class Run(NamedTuple):
   train_loader: loader.Loader
   eval_loader: loader.Loader | None
   score_table: Callable
+  generate: generate.Generator
   checkpoints: checkpoints.Checkpoints
   temperature: float
 
@@ -192,7 +194,12 @@ def train(
   train_loader, eval_loader = _loaders(triplets, timing, rows(), batch_size, seed, multiple, chosen)
   run = Run(
     pathlib.Path(model_dir), grid, nets, words, _compiled(step, state, grid), train_loader, eval_loader,
-    networks.make_scorer(nets, chosen, frozen, grid, chunk_size), saved, chosen.temperature,
+    networks.make_scorer(nets, chosen, frozen, grid, chunk_size),
+    generate.make_generator(
+      nets.policy, grid, max_length=train_loader.layout.response_length, temperature=0.0,
+      batch_size=timing.sample_prompts,
+    ),
+    saved, chosen.temperature,
   )  # fmt: skip
   if jax.process_index() == 0:
     _describe(run.model_dir, metadata, configs())
@@ -435,16 +442,11 @@ def _answers(
   run: Run, state: train_state.TrainState, table: Any, records: np.ndarray
 ) -> list[dict[str, Any]]:
   """Greedy responses to some records' prompts."""
-  from dro_jax import decoding
-
   prompts = [table.prompt(int(i)) for i in records]
-  length = run.eval_loader.layout.response_length
-  answers = decoding.answer(
-    run.networks.policy, state.params['policy'], prompts, run.mesh, max_length=length, temperature=0.0
-  )
+  answers = run.generate(state.params['policy'], prompts, records.tolist())
   return [
-    {'prompt': table.prompts[int(i)], 'response': run.vocabulary.decode(tokens)}
-    for i, tokens in zip(records, answers)
+    {'prompt': table.prompts[int(i)], 'response': run.vocabulary.decode(answer.tokens), 'logp': answer.logp}
+    for i, answer in zip(records, answers)
   ]
 
 

@@ -103,6 +103,19 @@ def read_triplets(
   return _records(raw, typeless=typeless, **options)
 
 
+def read_prompts(
+  paths: str | Sequence[str], columns: str | Mapping[str, str] | None = None
+) -> Iterator[tuple[str, str]]:
+  """(id, prompt) of the records of files that need not hold more; arguments and errors as `read_triplets`."""
+  names = parse_pairs(columns, 'columns')
+  ids: dict[str, str] = {}
+  for path in expand(paths):
+    for where, fields in _located(path):
+      record_id = _id(fields, names, where, ids)
+      ids[record_id] = where
+      yield record_id, _text(fields, names, 'prompt', where)
+
+
 def from_mappings(
   mappings: Iterable[Mapping[str, Any]], where: str = 'record', **options
 ) -> Iterator[Record]:

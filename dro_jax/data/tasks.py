@@ -114,6 +114,10 @@ def load_triplets(
     'eval_records': len(held_out) if held_out else 0,
     'eval_prompts': len(np.unique(held_out.prompt_index)) if held_out else 0,
     'scaling': fitted.to_json(),
+    'options': {
+      'template': template, 'prompt_length': prompt_length, 'response_length': response_length,
+      'overlong': overlong, 'keep': keep,
+    },
   }  # fmt: skip
   return Triplets(train.scaled(fitted), held_out and held_out.scaled(fitted), fitted, report)
 

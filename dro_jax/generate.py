@@ -1,0 +1,189 @@
+"""The `generate` command: responses of a policy to prompts, batched over the mesh, as JSON lines."""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dro_jax import checkpoints, decoding, networks, partitioning
+from dro_jax.data import preprocessors, sources, vocabularies
+from dro_jax.errors import UsageError
+from dro_jax.models.t5 import T5
+from dro_jax.types import Params
+
+_PROMPT_MULTIPLE = 32  # Prompts are padded to a multiple, so that few lengths are compiled.
+
+
+class Answer(NamedTuple):
+  """A response's tokens (EOS included unless cut) and its log π(y|x) in nats, of the policy as trained."""
+
+  tokens: np.ndarray
+  logp: float
+
+
+Generator = Callable[[Params, Sequence[np.ndarray], Sequence[int]], Iterator[Answer]]
+
+
+def make_generator(
+  policy: T5,
+  mesh: Mesh,
+  *,
+  max_length: int,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  batch_size: int = 32,
+  seed: int = 0,
+) -> Generator:
+  """Returns `generate(params, prompts, ids)`: an answer to each prompt's tokens, in order.
+
+  Args:
+    policy: the model.
+    mesh: rows are split over it.
+    max_length: most tokens of a response.
+    temperature: divides the logits; 0 takes the most probable token.
+    top_k: keep the k most probable tokens; 0 keeps all.
+    top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
+    batch_size: prompts at once, rounded up to what the mesh divides.
+    seed: with a prompt's id it decides its sample, whatever the batch.
+  """
+  shards = partitioning.num_row_shards(mesh)
+  num_rows = -(-batch_size // shards) * shards
+  key = jax.random.key(seed)
+
+  def sample(params: Params, tokens_BS, segments_BS, ids_B) -> decoding.Samples:
+    return decoding.sample(
+      policy, params, (tokens_BS, segments_BS), max_length, key, temperature=temperature, top_k=top_k,
+      top_p=top_p, prompt_ids=ids_B,
+    )  # fmt: skip
+
+  sample = jax.jit(
+    sample, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
+  )
+
+  def generate(params: Params, prompts: Sequence[np.ndarray], ids: Sequence[int]) -> Iterator[Answer]:
+    for start in range(0, len(prompts), num_rows):
+      chunk = prompts[start : start + num_rows]
+      arrays = _padded(chunk, ids[start : start + num_rows], num_rows)
+      first, last = partitioning.host_rows(mesh, num_rows)
+      local = tuple(array[first:last] for array in arrays)
+      with partitioning.use_mesh(mesh):
+        samples = jax.device_get(sample(params, *partitioning.global_rows(mesh, local, num_rows)))
+      for row in range(len(chunk)):
+        yield Answer(samples.tokens[row, : samples.lengths[row]], float(samples.logps[row]))
+
+  return generate
+
+
+def _padded(prompts: Sequence[np.ndarray], ids: Sequence[int], num_rows: int) -> tuple[np.ndarray, ...]:
+  """Tokens and segments `[num_rows, S]`, ids `[num_rows]`; rows beyond the prompts are padding."""
+  length = -(-max(map(len, prompts)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
+  tokens, segments = np.zeros((2, num_rows, length), np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens[row, : len(prompt)], segments[row, : len(prompt)] = prompt, 1
+  return tokens, segments, np.pad(np.asarray(ids, np.int32), (0, num_rows - len(prompts)))
+
+
+def generate(
+  model_dir: str,
+  prompts: str | None = None,
+  *,
+  prompt: str | None = None,
+  output: str | None = None,
+  columns: str | None = None,
+  template: str | None = None,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
+  max_length: int = 128,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  num_samples: int = 1,
+  batch_size: int = 32,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Answers prompts and writes one JSON object a line: id, prompt, response, logp, tokens, ended.
+
+  Args:
+    model_dir: a run's folder (its best step, or the newest), one checkpoint, or an imported folder.
+    prompts: a file whose records have a prompt (any triplet format; other fields are not needed); each prompt
+      is answered once, however often it occurs.
+    prompt: one prompt as text, instead of a file.
+    output: the file to write, `None` for standard output.
+    columns: the file's own names: `prompt=question`.
+    template: the prompt's text around the file's; `None` takes the run's.
+    mesh: devices' arrangement.
+    max_length: most tokens of a response.
+    temperature: divides the logits; 0 takes the most probable token.
+    top_k: keep the k most probable tokens; 0 keeps all.
+    top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
+    num_samples: responses to each prompt.
+    batch_size: prompts at once.
+    seed: decides the samples.
+
+  Raises:
+    UsageError: no prompts, or no checkpoint.
+  """
+  grid = mesh()
+  saved = checkpoints.load_metadata(model_dir)
+  words = vocabularies.vocabulary(saved['vocabulary'])
+  options = saved.get('data', {}).get('options', {})
+  template = preprocessors.check_template(template or options.get('template', '{prompt}'))
+  asked = _asked(prompts, prompt, columns)
+  texts = [template.format(prompt=text) for _, text in asked]
+  length, keep = options.get('prompt_length', 512), options.get('keep', 'start')
+  tokens = [preprocessors.prompt_tokens(ids, length, keep)[0] for ids in words.encode_batch(texts)]
+  nets = networks.build(networks.config_of(model_dir), uses_value=False)
+  params = networks.load_policy(model_dir, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
+  run = make_generator(
+    nets.policy, grid, max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p,
+    batch_size=batch_size, seed=seed,
+  )  # fmt: skip
+  order = [i for i in range(len(tokens)) for _ in range(num_samples)]
+  answers = run(params, [tokens[i] for i in order], range(len(order)))
+  records = (
+    {
+      'id': asked[i][0], 'prompt': texts[i], 'response': words.decode(answer.tokens), 'logp': answer.logp,
+      'tokens': len(answer.tokens), 'ended': bool(answer.tokens[-1] == decoding.EOS),
+    }
+    for i, answer in zip(order, answers)
+  )  # fmt: skip
+  count = _write(records, output)
+  return {'prompts': len(tokens), 'responses': count, 'output': output}
+
+
+def _asked(prompts: str | None, prompt: str | None, columns: str | None) -> list[tuple[str, str]]:
+  """(id, text) of every prompt to answer, each text once."""
+  if (prompts is None) == (prompt is None):
+    raise UsageError('pass --triplets FILE with the prompts to answer, or one as --set PROMPT=TEXT')
+  if prompt is not None:
+    return [('0', prompt)]
+  first_id = {}
+  for record_id, text in sources.read_prompts(prompts, columns):
+    first_id.setdefault(text, record_id)
+  return [(record_id, text) for text, record_id in first_id.items()]
+
+
+def _write(records: Iterable[dict[str, Any]], output: str | None) -> int:
+  """Writes JSON lines, to a file whole or not at all; returns how many."""
+  lines = (json.dumps(record, ensure_ascii=False) + '\n' for record in records)
+  primary = jax.process_index() == 0
+  if output is None:
+    return sum(sys.__stdout__.write(line) > 0 if primary else 1 for line in lines)
+  count, path = 0, pathlib.Path(output)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  with open(temporary if primary else os.devnull, 'w', encoding='utf-8') as file:
+    for line in lines:
+      file.write(line)
+      count += 1
+  if primary:
+    os.replace(temporary, path)
+  return count
+
+
+__all__ = ['generate']
