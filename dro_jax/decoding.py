@@ -147,14 +147,30 @@ def choose(
 
 def truncate(logits: Float[Array, 'B V'], top_k: int, top_p: float) -> Float[Array, 'B V']:
   """Logits with −∞ for all but the `top_k` most probable, and of those all but the nucleus of `top_p`."""
+  kept = logits
   if 0 < top_k < logits.shape[-1]:
-    kth_B1 = jax.lax.top_k(logits, top_k)[0][:, -1:]
-    logits = jnp.where(logits >= kth_B1, logits, -jnp.inf)
+    kept = jax.lax.top_k(logits, top_k)[0]
   if top_p < 1:
-    sorted_BV = -jnp.sort(-logits, axis=-1)
-    probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    # A token is kept while the mass before it is short of p, so the most probable always is.
-    before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-    smallest_B1 = jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-    logits = jnp.where(logits >= smallest_B1, logits, -jnp.inf)
-  return logits
+    probabilities = jax.nn.softmax(kept, axis=-1)
+    kept = jnp.where(probabilities >= _nucleus_threshold(probabilities, top_p), kept, jnp.inf)
+  return jnp.where(logits >= jnp.min(kept, axis=-1, keepdims=True), logits, -jnp.inf)
+
+
+def _nucleus_threshold(probabilities_BV: Array, top_p: float) -> Array:
+  """The largest probability t with Σ_{p_v ≥ t} p_v ≥ `top_p`: a nucleus' least probable token.
+
+  By bisection, for sorting a vocabulary costs more than the model's step. Floats ≥ 0 are in the order of
+  their bits, so that 31 halvings of those are exact.
+  """
+  bits_BV = jax.lax.bitcast_convert_type(probabilities_BV, jnp.int32)
+
+  def halve(_, bounds):
+    low_B1, high_B1 = bounds
+    middle_B1 = low_B1 + (high_B1 - low_B1) // 2
+    mass_B1 = jnp.sum(jnp.where(bits_BV >= middle_B1, probabilities_BV, 0.0), axis=-1, keepdims=True)
+    enough_B1 = mass_B1 >= top_p
+    return jnp.where(enough_B1, middle_B1, low_B1), jnp.where(enough_B1, high_B1, middle_B1)
+
+  low_B1 = jnp.zeros_like(bits_BV[:, :1])
+  low_B1, _ = jax.lax.fori_loop(0, 31, halve, (low_B1, low_B1 + jnp.iinfo(jnp.int32).max))
+  return jax.lax.bitcast_convert_type(low_B1, jnp.float32)
