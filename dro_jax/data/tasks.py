@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import types
@@ -182,9 +183,28 @@ def build_table(
   )
   mark = table.fingerprint(source.fingerprint, words.fingerprint, sorted(options.items()))
   directory = os.path.join(root, f'{source.name.partition(".jsonl")[0]}-{mark[:12]}')
-  return table.build(
+  built = table.build(
     source.records(), words, directory, rates=source.rates, source_fingerprint=source.fingerprint, **options
   )
+  _tell_cuts(source.name, built.report, options)
+  return built
+
+
+def _tell_cuts(name: str, report: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+  """Logs how many texts were too long, and what became of them."""
+  log = logging.getLogger(__name__)
+  if report['overlong_responses']:
+    fate = 'left out' if report['dropped_responses'] else 'cut, without EOS'
+    examples = ', '.join(report['overlong_response_examples'])
+    log.warning(
+      '%s: %d of %d responses are longer than %d tokens and %s (%s, ...)', name, report['overlong_responses'],
+      report['records'] + report['dropped_responses'], options['response_length'], fate, examples,
+    )  # fmt: skip
+  if report['truncated_prompts']:
+    log.warning(
+      '%s: %d of %d prompts are longer than %d tokens and cut', name, report['truncated_prompts'],
+      report['prompts'], options['prompt_length'],
+    )  # fmt: skip
 
 
 def _names(name: str | Sequence[str]) -> list[str]:

@@ -194,7 +194,8 @@ def logps_by_example(loader: Loader, model: T5, params) -> dict[int, float]:
 
 def test_packed_equals_padded_equals_one_by_one(table):
   few = table.subset(np.arange(24))
-  config = T5Config(260, 16, 2, 8, 32, num_encoder_layers=1, num_decoder_layers=1)
+  layers = {'num_encoder_layers': 1, 'num_decoder_layers': 1}
+  config = T5Config(vocab_size=260, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, **layers)
   model = T5(config)
   batched, single = Plan.sequential(24, 24), Plan.sequential(24, 1)
   loaders = [

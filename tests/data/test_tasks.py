@@ -100,6 +100,15 @@ def test_a_second_run_reads_the_cache(files, cache):
   assert len(load(files[0], validation_fraction=0).train) == len(records(ratings(61)))
 
 
+@pytest.mark.parametrize('overlong, fate', [('truncate', 'cut, without EOS'), ('drop', 'left out')])
+def test_overlong_texts_are_logged(files, caplog, overlong, fate):
+  with caplog.at_level('WARNING', 'dro_jax.data.tasks'):
+    report = load(files[0], response_length=20, prompt_length=20, overlong=overlong).report['train_table']
+  count, total = report['overlong_responses'], report['records'] + report['dropped_responses']
+  assert f'{count} of {total} responses are longer than 20 tokens and {fate}' in caplog.text
+  assert 'prompts are longer than 20 tokens and cut' in caplog.text
+
+
 def test_sft_on_a_column_without_rewards(tmp_path):
   triplets = [{'prompt': f'p{i}', 'response': 'mt', 'post_edit': f'pe{i}'} for i in range(40)]
   path = write(tmp_path / 't.jsonl', triplets)
