@@ -43,7 +43,10 @@ class Record(NamedTuple):
 def is_files(name: str | Sequence[str]) -> bool:
   """Whether this looks like triplet files: a known ending, a path separator, or an existing file."""
   names = name.split(',') if isinstance(name, str) else list(name)
-  return any(str(n).endswith(FORMATS) or os.path.exists(n) or glob.has_magic(str(n)) for n in names)
+  # A seqio name has no separator; asking seqio takes ten seconds, too long for a mistyped path.
+  return any(
+    n.endswith(FORMATS) or os.sep in n or os.path.exists(n) or glob.has_magic(n) for n in map(str, names)
+  )
 
 
 def expand(paths: str | Sequence[str]) -> list[str]:

@@ -195,6 +195,15 @@ def test_a_missing_file_is_named():
     read('nowhere.jsonl')
 
 
+@pytest.mark.parametrize(
+  'name, files',
+  [('a.jsonl', True), ('dir/a', True), ('part*', True), ('a.txt,b.csv', True), ('my_task.v1', False)],
+)
+def test_names_of_files_are_told_from_tasks(name, files):
+  assert sources.is_files(name) == files
+  assert sources.is_files([name]) == files
+
+
 def test_bad_pairs_are_refused(tmp_path):
   path = write(tmp_path / 't.jsonl', RECORDS)
   with pytest.raises(UsageError, match='NAME=VALUE'):
