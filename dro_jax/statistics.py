@@ -140,12 +140,12 @@ def across_prompts(
 
 
 def value_fit(
-  values: np.ndarray, targets: np.ndarray, prompts: np.ndarray, *, resamples: int = 1000, seed: int = 0
+  values: np.ndarray, rewards: np.ndarray, prompts: np.ndarray, *, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-  """Explained variance of V(x) for its target r − τρ."""
+  """Explained variance of the rewards by V(x)."""
   prompt_N, num_prompts = _number(prompts)
   return bootstrap(
-    lambda weights_P: explained_variance(values, targets, weights_P[prompt_N]), num_prompts, resamples, seed
+    lambda weights_P: explained_variance(values, rewards, weights_P[prompt_N]), num_prompts, resamples, seed
   )
 
 

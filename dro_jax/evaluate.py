@@ -1,0 +1,173 @@
+"""The `evaluate` command: what a run's policy and value say of any triplet file."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dro_jax import (
+  algorithms,
+  checkpoints,
+  networks,
+  partitioning,
+  reference,
+  scoring,
+  statistics,
+  train_state,
+)
+from dro_jax.data import layout, loader, plan, scaling, tasks, vocabularies
+from dro_jax.data.table import TokenTable
+from dro_jax.models.t5 import T5Config
+from dro_jax.types import LossOutput, Params
+
+
+class TrainedRun(NamedTuple):
+  """A run's networks at one of its steps, and how it read its data."""
+
+  networks: networks.Networks
+  state: train_state.TrainState
+  vocabulary: vocabularies.Vocabulary
+  scaling: scaling.RewardScaling
+  temperature: float
+  data_options: Mapping[str, Any]
+
+
+def evaluate(
+  model_dir: str,
+  data: Callable[..., tasks.Triplets] = tasks.load_triplets,
+  *,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
+  batch_size: int = 32,
+  chunk_size: int | None = None,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Scores every response of a triplet file once, and says how well scores and rewards agree.
+
+  Args:
+    model_dir: a run's folder (its best step, or the newest where no best was measured), or one checkpoint.
+    data: the triplets; all of what is not held out is scored (see `data.tasks.load_triplets`).
+    mesh: devices' arrangement.
+    batch_size: responses scored at once.
+    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    resamples: draws of prompts behind each 95 % interval.
+    seed: of those draws.
+
+  Returns:
+    `statistics` as in training; `within_prompts` and `across_prompts` with intervals, for the run's own score
+    and for the baselines log-prob, log-prob by token and length.
+
+  Raises:
+    UsageError: there is no such checkpoint, or data that cannot be read as the run read its own.
+  """
+  grid = mesh()
+  run = load_run(model_dir, grid)
+  triplets = data(vocabulary=run.vocabulary, rewards_required=True, **run.data_options)
+  table = triplets.train.scaled(run.scaling)
+  scored = score(run, table, grid, batch_size=batch_size, chunk_size=chunk_size)
+  return _plain(
+    {
+      'model_dir': str(model_dir),
+      'step': int(run.state.step),
+      'responses': len(table),
+      'prompts': len(np.unique(table.prompt_index)),
+      'temperature': run.temperature,
+      'effective_temperature': run.scaling.effective_temperature(run.temperature),
+      **report(scored, table, run.temperature, resamples=resamples, seed=seed),
+    }
+  )
+
+
+def load_run(model_dir: str, mesh: Mesh) -> TrainedRun:
+  """A run's best or newest checkpoint: policy, value and reference, without its optimisers.
+
+  An imported policy has no temperature, no value, no reference and no reward scaling of its own.
+
+  Raises:
+    UsageError: there is no such checkpoint.
+  """
+  saved = checkpoints.load_metadata(model_dir)
+  config, value = T5Config(**saved['model']), saved.get('value') or {}
+  nets = networks.build(config, uses_value=bool(value), **value)
+  abstract = networks.abstract_on(nets, mesh)
+  state = train_state.TrainState(
+    step=jnp.asarray(saved.get('step', 0)),
+    params={name: _restore(model_dir, ('params', name), tree) for name, tree in abstract.items()},
+    opt_state={},
+    reference=_restore(model_dir, ('reference',), abstract['policy'])
+    if saved.get('uses_reference')
+    else None,
+  )
+  data = saved.get('data', {})
+  fitted = scaling.from_json(data['scaling']) if 'scaling' in data else scaling.RewardScaling()
+  words = vocabularies.vocabulary(saved['vocabulary'])
+  return TrainedRun(nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}))
+
+
+def _restore(model_dir: str, path: tuple[str, ...], abstract: Params) -> Params:
+  if path == ('params', 'policy'):
+    return checkpoints.load_params(model_dir, abstract)[0]  # Imported folders have nothing else.
+  return checkpoints._read_tree(checkpoints._find_checkpoint(model_dir) / 'state', path, abstract)
+
+
+def score(
+  run: TrainedRun, table: TokenTable, mesh: Mesh, *, batch_size: int = 32, chunk_size: int | None = None
+) -> networks.ScoredTable:
+  """Scores every response of a table exactly once, as training does, but for the losses."""
+  batches = plan.SequentialPlan(len(table), batch_size)
+  fitted = layout.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
+  frozen = None
+  if run.state.reference is not None:
+    frozen = reference.frozen(scoring.make_score(run.networks.policy, chunk_size=chunk_size))
+  score_table = networks.make_scorer(run.networks, _NO_LOSS, frozen, mesh, chunk_size)
+  return score_table(run.state, loader.Loader(table, batches, fitted))
+
+
+_NO_LOSS = algorithms.Algorithm(lambda scores, reference, rows: LossOutput({}))
+
+
+def report(
+  scored: networks.ScoredTable, table: TokenTable, temperature: float, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+  """Statistics of a scored table.
+
+  Within a prompt responses are ranked by τρ, which at DRO's optimum is an advantage; across prompts only by
+  V(x) + τρ, and not at all by a run without a value.
+  """
+  draws = {'resamples': resamples, 'seed': seed}
+  rewards, prompts, values = table.raw_rewards, table.prompt_index, scored.values
+  baselines = statistics.baselines(scored.logps, scored.lengths)
+  summary = {
+    'reward': scored.rewards.mean(),
+    'logp': scored.logps.mean(),
+    'response_tokens': scored.lengths.mean(),
+  }
+  own, levelled = {}, {}
+  if scored.reference_logps is not None:
+    rho = scored.logps - scored.reference_logps
+    own = {'tau_rho': temperature * rho}
+    summary |= {'log_ratio': rho.mean(), 'log_ratio_std': rho.std()}
+    if values is not None:
+      levelled = {'value_plus_tau_rho': values + temperature * rho}
+  if values is not None:
+    summary |= {'value': values.mean()}
+    summary |= {'value_explained_variance': statistics.value_fit(values, scored.rewards, prompts, **draws)}
+  return {
+    'statistics': summary,
+    'within_prompts': statistics.within_prompts(own | baselines, rewards, prompts, **draws),
+    'across_prompts': statistics.across_prompts(levelled | baselines, rewards, prompts, **draws),
+  }
+
+
+def _plain(value: Any) -> Any:
+  """JSON's own types: estimates by name, and null for what is undefined."""
+  if isinstance(value, statistics.Estimate):
+    value = value._asdict()
+  if isinstance(value, Mapping):
+    return {name: _plain(item) for name, item in value.items()}
+  if isinstance(value, float | np.floating):
+    return float(value) if math.isfinite(value) else None
+  return value
