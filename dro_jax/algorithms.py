@@ -14,9 +14,16 @@ from dro_jax.types import Array, LossOutput, LossTerm, Rows, Scores
 class Algorithm(NamedTuple):
   """What a train step needs to know of an algorithm.
 
-  `loss(scores, reference, rows)` takes the global batch's scores and returns per-example losses with weights;
-  `temperature` is τ (or β), by which τρ is an advantage in reward units; `couples` says that one example's loss depends on other examples' scores, so that a microbatch alone cannot
-  give its gradient; `requires` names the data's columns without which it cannot run.
+  Attributes:
+    loss: from the global batch's scores, the reference's and the rows to per-example losses with weights.
+    temperature: τ (or β), by which τρ is an advantage in reward units.
+    uses_reference: whether it reads the reference policy's scores.
+    uses_value: whether it reads, and trains, a value network.
+    uses_mismatched: whether it reads scores of mismatched pairs.
+    uses_rewards: whether it reads rewards.
+    couples: whether one example's loss depends on other examples' scores, so that a microbatch alone cannot
+      give its gradient.
+    requires: the data's columns without which it cannot run.
   """
 
   loss: Callable[[Scores, Scores | None, Rows], LossOutput]
@@ -160,7 +167,8 @@ def check_columns(algorithm: Algorithm, columns: Iterable[str]) -> None:
     if column not in columns:
       raise UsageError(
         f'the algorithm reads the column {column!r}, which the triplets lack (they have '
-        f'{", ".join(sorted(columns)) or "no extra columns"}): add it, or map one with --columns {column}=YOURS.'
+        f'{", ".join(sorted(columns)) or "no extra columns"}): add it, or map one with '
+        f'--columns {column}=YOURS.'
       )
 
 

@@ -33,8 +33,8 @@ def response_token_logps(
     hidden: the decoder's output.
     tokens: targets.
     mask: which targets are response tokens.
-    chunk_size: tokens of each row projected at once (`None`: all). Logits are recomputed in the backward pass,
-      so that the largest array is `[B, chunk_size, V]`. It must divide T.
+    chunk_size: tokens of each row projected at once (`None`: all). The backward pass recomputes logits, so
+      that the largest array is `[B, chunk_size, V]`. It must divide T.
 
   Raises:
     ValueError: `chunk_size` does not divide T.

@@ -10,7 +10,7 @@ from dro_jax.types import Array
 
 
 def weighted_mean(x: Float[Array, '*N'], weights: Shaped[Array, '*N']) -> Float[Array, '']:
-  """Mean of `x` where `weights` > 0, Σ wx / Σ w; 0 when all weights are 0. Entries of weight 0 may be anything."""
+  """Σ wx / Σ w, 0 when all weights are 0. Entries of weight 0 may be anything."""
   weights = weights.astype(x.dtype)
   total = jnp.sum(jnp.where(weights > 0, weights * x, 0.0))
   return total / jnp.maximum(jnp.sum(weights), jnp.finfo(x.dtype).tiny)

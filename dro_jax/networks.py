@@ -63,8 +63,8 @@ def _init(networks: Networks, key: jax.Array) -> dict[str, Params]:
 def initial_params(networks: Networks, mesh: Mesh, seed: int, init_from: str | None) -> dict[str, Params]:
   """First parameters, each born on its shard.
 
-  The policy comes from the checkpoint `init_from` (or at random without one); the value's trunk starts from the
-  policy, its head at zero.
+  The policy comes from the checkpoint `init_from` (or at random without one); the value's trunk starts from
+  the policy, its head at zero.
 
   Raises:
     UsageError: the checkpoint is missing or does not fit.
@@ -132,7 +132,7 @@ def make_scorer(
   mesh: Mesh,
   chunk_size: int | None = None,
 ) -> Callable[[train_state.TrainState, Any], ScoredTable]:
-  """Returns `score_table(state, loader)`, compiled once: no gradient, no dropout, each response exactly once."""
+  """Returns `score_table(state, loader)`, compiled once: no gradient, no dropout, each response once."""
   evaluate = train_step.make_evaluate(
     scoring.make_score(networks.policy, networks.value, chunk_size=chunk_size), algorithm, reference
   )
@@ -170,7 +170,8 @@ def make_scorer(
         totals[name] = before[0] + float(total), before[1] + float(weight)
     losses = {name: total / max(weight, 1.0) for name, (total, weight) in totals.items()}
     return ScoredTable(
-      columns['logps'], table.response_lengths, table.rewards, columns.get('reference_logps'), columns.get('values'),
+      columns['logps'], table.response_lengths, table.rewards,
+      columns.get('reference_logps'), columns.get('values'),
       {'loss': sum(losses.values()), **{f'loss/{name}': value for name, value in losses.items()}},
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """optax's optimisers, told what a T5 with a value head needs of them."""
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -27,14 +28,14 @@ def kind_of_parameter(path: tuple) -> str:
   names = path_names(path)
   if names[0] == 'head':
     return 'head'
-  stacks = [above for above, below in zip(names, names[1:]) if above == below and above in STACKS]
+  stacks = [above for above, below in itertools.pairwise(names) if above == below and above in STACKS]
   return stacks[0] if stacks else 'plain'
 
 
 def over_layers(tx: optax.GradientTransformation, axis: int = SCAN_AXIS) -> optax.GradientTransformation:
   """Applies `tx` to each layer of a scanned stack by itself, so that scanned equals unrolled.
 
-  optax would take a stack of layers for one parameter: one update clip and one parameter scale for all of them.
+  optax would take a stack for one parameter: one update clip and one parameter scale for all of its layers.
   """
 
   def init(params: Params) -> optax.OptState:

@@ -59,7 +59,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1) -> Mesh:
   wrong = len(wild) > 1 or any(size < 1 and size != -1 for size in sizes.values())
   if wrong or num_devices % given or (not wild and given != num_devices):
     raise UsageError(
-      f'the mesh data={data}, fsdp={fsdp}, model={model} does not divide the {num_devices} devices of this run: '
+      f'the mesh data={data}, fsdp={fsdp}, model={model} does not divide the {num_devices} devices here: '
       'choose sizes whose product is the number of devices, one of them -1 for what is left '
       '(make_mesh.data, make_mesh.fsdp, make_mesh.model).'
     )

@@ -4,7 +4,7 @@ from dro_jax.types import Array
 
 
 def check_same(**arrays: Array) -> None:
-  """Raises ValueError unless all arrays have the shape of the first: broadcasting would hide a wrong argument."""
+  """Raises ValueError unless all shapes are the first's: broadcasting would hide a wrong argument."""
   (first, expected), *others = ((name, x.shape) for name, x in arrays.items())
   for name, shape in others:
     if shape != expected:

@@ -92,12 +92,15 @@ class RowOptions:
     encode_once: responses to one prompt in one row share its encoding.
     prompt_length: prompt tokens of a row; `None` takes what fits the data best.
     response_length: response tokens of a row; `None` likewise.
+    coverage: share of batches that the usual number of rows must hold; the rest take more, which is another
+      compilation. Below 1 pays where a few prompts have very many or very long responses.
   """
 
   packed: bool = True
   encode_once: bool = True
   prompt_length: int | None = None
   response_length: int | None = None
+  coverage: float | int = 1.0
 
 
 def train(
@@ -209,7 +212,7 @@ def train(
 def _model_config(
   model: T5Config | None, init_from: str | None, words: vocabularies.Vocabulary, **changes
 ) -> T5Config:
-  """The run's model: as given, or as the checkpoint's, with the vocabulary's size and the changes that are set."""
+  """The run's model: as given, or as the checkpoint's, with the vocabulary's size and what changes."""
   if model is None and init_from is None:
     raise UsageError(
       'no model: start from a checkpoint (--init_from=DIR), or name a size to start at random '
@@ -394,7 +397,7 @@ def _refuse_nonfinite(run: Run, step: int, ids: np.ndarray) -> None:
   if bad:
     names = ', '.join(run.train_loader.table.ids[i] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
     raise FloatingPointError(
-      f'the loss of step {step} is not finite, in {len(bad)} examples: {names}. The checkpoints from before it are '
+      f'the loss of step {step} is not finite, in {len(bad)} examples: {names}. Earlier checkpoints are '
       'intact. Look at these examples; lower the learning rate or raise τ if they are sound.'
     )
 

@@ -109,7 +109,7 @@ def apply_optimizers(
 
 
 def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | None = None):
-  """Returns `evaluate(state, rows) -> (scores, reference scores, losses' output)`, without gradient or dropout."""
+  """Returns `evaluate(state, rows) -> (scores, reference scores, losses)`: no gradient, no dropout."""
 
   def evaluate(state: TrainState, rows: Rows) -> tuple[Scores, Scores | None, LossOutput]:
     reference_scores = None if reference is None else reference(state, rows)

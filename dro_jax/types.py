@@ -81,7 +81,7 @@ class LossTerm(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-  """An algorithm's losses by name (`policy`, `value`), which the step adds up, and its own metrics (scalars)."""
+  """An algorithm's losses by name (`policy`, `value`), which the step adds up, and metrics of its own."""
 
   terms: Mapping[str, LossTerm]
   metrics: Mapping[str, Float[Array, '']] = {}

@@ -93,7 +93,7 @@ def test_adafactor_is_the_papers():
 
 
 def test_a_value_head_at_zero_moves_and_would_not_with_parameter_scaling():
-  """METHODS' measure: toward a target of 1, 10,000 steps at 1e-4 move an unscaled scalar .84, a scaled one .001."""
+  """Toward a target of 1, 10,000 steps at 1e-4 move an unscaled scalar .84 and a scaled one .001."""
 
   def run(params):
     tx = optimizers.adafactor(1e-4)

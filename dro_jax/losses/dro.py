@@ -83,7 +83,7 @@ def dro_v_token_value(
 ) -> Float[Array, ' B']:
   """DRO-V's value loss read per token, V_t = V(x, y_<t): what is left of the log-ratio belongs to the future.
 
-  L = (1/|y|) Σ_t ½ (V_t − sg(r − τ Σ_{i≥t} ρ_i))²        (Eq. 7 by token; the reading of OREO, arXiv 2412.16145)
+  L = (1/|y|) Σ_t ½ (V_t − sg(r − τ Σ_{i≥t} ρ_i))²    (Eq. 7 by token, as OREO, arXiv 2412.16145)
 
   Args:
     policy_logps: log π(y_t | x, y_<t), nats; no gradient reaches it.

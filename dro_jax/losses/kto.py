@@ -19,7 +19,7 @@ def kto(
 ) -> Float[Array, ' B']:
   """KTO: raise desirable responses above the reference point z₀, push undesirable ones below it.
 
-  label 1: L = λ_D (1 − σ(β(ρ − z₀)));   label 0: L = λ_U (1 − σ(β(z₀ − ρ)))        (arXiv 2402.01306, Eq. 7-8)
+  label 1: L = λ_D (1 − σ(β(ρ − z₀)));   label 0: L = λ_U (1 − σ(β(z₀ − ρ)))    (arXiv 2402.01306, Eq. 7-8)
 
   Args:
     policy_logps: log π(y|x), nats, summed over tokens.

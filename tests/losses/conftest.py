@@ -20,8 +20,7 @@ def arrays():
 
 @pytest.fixture
 def bandit():
-  """CoPG's bandit (arXiv 2406.19185, Sect. 5): rewards, a logging policy unlike the uniform reference, and the
-  population fixed point of a loss under full-batch gradient descent."""
+  """CoPG's bandit (arXiv 2406.19185, Sect. 5), and a loss's population fixed point by gradient descent."""
 
   def solve(loss, num_steps=3000, learning_rate=0.5):
     """Minimises Σ_y μ(y) loss(logits, value)(y) and returns (π, V)."""
