@@ -1,0 +1,70 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tests.examples import CONFIG
+
+from dro_jax import checkpoints, generate, networks, partitioning
+from dro_jax.errors import UsageError
+
+MODEL = dataclasses.replace(CONFIG, vocab_size=384)
+
+
+@pytest.fixture(scope='module')
+def policy(tmp_path_factory):
+  """A random policy's folder, as import_checkpoint writes one."""
+  folder = tmp_path_factory.mktemp('policy') / 'imported'
+  nets = networks.build(MODEL, uses_value=False)
+  params = networks.initial_params(nets, partitioning.make_mesh(), 0, None)
+  checkpoints.save_params(
+    folder, params['policy'], {'model': dataclasses.asdict(MODEL), 'vocabulary': 'bytes'}
+  )
+  return str(folder)
+
+
+@pytest.fixture(scope='module')
+def prompts(tmp_path_factory):
+  path = tmp_path_factory.mktemp('prompts') / 'prompts.jsonl'
+  path.write_text(''.join(json.dumps({'id': f'p{i}', 'question': f'say {i % 5}'}) + '\n' for i in range(9)))
+  return str(path)
+
+
+def answers(policy, prompts, output, **changes):
+  settings = {'columns': 'prompt=question', 'max_length': 6, 'batch_size': 8, **changes}
+  result = generate.generate(policy, prompts, output=str(output), **settings)
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  assert result['responses'] == len(records)
+  return records
+
+
+def test_every_prompt_is_answered_once_and_batches_change_no_sample(policy, prompts, tmp_path):
+  records = answers(policy, prompts, tmp_path / 'a.jsonl')
+  assert [record['id'] for record in records] == ['p0', 'p1', 'p2', 'p3', 'p4']
+  assert [record['prompt'] for record in records] == [f'say {i}' for i in range(5)]
+  assert all(np.isfinite(record['logp']) and record['tokens'] <= 6 for record in records)
+  again = answers(policy, prompts, tmp_path / 'b.jsonl', batch_size=16)
+  assert [r['response'] for r in again] == [r['response'] for r in records]
+
+
+def test_several_samples_of_a_prompt_differ_and_greedy_ones_do_not(policy, prompts, tmp_path):
+  sampled = answers(policy, prompts, tmp_path / 'a.jsonl', num_samples=2)
+  greedy = answers(
+    policy, prompts, tmp_path / 'b.jsonl', num_samples=2, temperature=0.0, template='{prompt}!'
+  )
+  assert any(a['response'] != b['response'] for a, b in zip(sampled[::2], sampled[1::2]))
+  assert [r['response'] for r in greedy[::2]] == [r['response'] for r in greedy[1::2]]
+  assert greedy[0]['prompt'] == 'say 0!'
+
+
+def test_bad_calls_write_nothing(policy, prompts, tmp_path):
+  output = tmp_path / 'never.jsonl'
+  with pytest.raises(UsageError, match='pass --triplets FILE'):
+    generate.generate(policy, output=str(output))
+  with pytest.raises(UsageError, match=r'prompts\.jsonl:1.*prompt'):
+    generate.generate(policy, prompts, output=str(output))
+  with pytest.raises(UsageError, match='temperature=-1'):
+    generate.generate(policy, prompt='x', temperature=-1.0, output=str(output))
+  with pytest.raises(UsageError, match='no checkpoint'):
+    generate.generate(str(tmp_path / 'absent'), prompt='x')
+  assert not output.exists()

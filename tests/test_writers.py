@@ -1,0 +1,32 @@
+import json
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dro_jax import writers
+
+
+def test_records_reach_the_file_and_tensorboard(tmp_path):
+  writer = writers.RunWriter(str(tmp_path), first_step=0, num_steps=2)
+  writer.metrics(1, {'loss': 0.5})
+  writer.samples(1, [{'prompt': 'a', 'response': 'ü'}])
+  writer.close()
+  assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 1, 'loss': 0.5}
+  assert json.loads((tmp_path / 'samples.jsonl').read_text())['response'] == 'ü'
+  events = EventAccumulator(str(tmp_path))
+  events.Reload()
+  assert [event.value for event in events.Scalars('loss')] == [0.5]
+
+
+def test_a_resumed_run_says_later_steps_again_and_drops_a_torn_line(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+  writers.RunWriter(str(tmp_path), first_step=2, num_steps=4).close()
+  assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_other_processes_write_nothing(tmp_path):
+  writer = writers.RunWriter(str(tmp_path), first_step=0, num_steps=1, primary=False)
+  writer.metrics(1, {'loss': 0.5})
+  writer.say('hello')
+  writer.close()
+  assert not list(tmp_path.iterdir())
