@@ -1,15 +1,19 @@
 """What every test runs under: 8 CPU devices, rank promotion raises, shapes checked, warnings are errors."""
 
+import hashlib
 import os
 import pathlib
+import platform
 
-# Before anything imports jax or tensorflow. Two workers on two cores: one computing thread each.
+# Before anything imports jax or tensorflow. Two workers on two cores: one computing thread each. What is
+# compiled here runs for milliseconds, so LLVM's optimisations, a third of the suite's time, are off.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
   (
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
     '--xla_cpu_multi_thread_eigen=false',
+    '--xla_backend_optimization_level=0',
   )
 )
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -28,7 +32,33 @@ jaxtyping.install_import_hook('dro_jax', 'beartype.beartype')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # A third party's warning that we can do nothing about, each with whose it is and when it shows.
-_THIRD_PARTIES = ()
+_THIRD_PARTIES = (
+  # jax, where a run was killed as it wrote to the cache below: it compiles anew.
+  'default:Error reading persistent compilation cache entry',
+)
+
+
+def _processor() -> str:
+  """The kind of processor, as a short digest."""
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+  features = sorted({line for line in lines if line.startswith(('flags', 'Features'))})
+  return hashlib.sha256('\n'.join(features).encode()).hexdigest()[:12]
+
+
+def _keep_compilations() -> None:
+  """Re-runs take their executables from .cache, in one folder for each processor and each worker.
+
+  They are machine code, and jax's key does not say for which processor; and a worker would read what another
+  is still writing.
+  """
+  worker = os.environ.get('PYTEST_XDIST_WORKER', 'main')
+  folder = pathlib.Path(__file__).resolve().parent.parent / '.cache' / 'jax' / _processor() / worker
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+_keep_compilations()
 
 
 def pytest_configure(config):
