@@ -34,11 +34,13 @@ def response_token_logps(
     tokens: targets.
     mask: which targets are response tokens.
     chunk_size: tokens of each row projected at once (`None`: all). The backward pass recomputes logits, so
-      that the largest array is `[B, chunk_size, V]`. It must divide T.
+      that the largest array is `[B, chunk_size, V]`. The last chunk is padded.
 
   Raises:
-    ValueError: `chunk_size` does not divide T.
+    ValueError: `chunk_size` is not positive.
   """
+  if chunk_size is not None and chunk_size < 1:
+    raise ValueError(f'chunk_size={chunk_size}: pass a positive number of tokens, or None for all at once.')
 
   def score(hidden_BCD: Array, tokens_BC: Array) -> Array:
     return token_logps(logits_fn(hidden_BCD), tokens_BC)
@@ -46,14 +48,11 @@ def response_token_logps(
   length = tokens.shape[1]
   if chunk_size is None or chunk_size >= length:
     return jnp.where(mask, score(hidden, tokens), 0.0)
-  if chunk_size < 1 or length % chunk_size:
-    raise ValueError(
-      f'chunk_size={chunk_size} does not divide the {length} response tokens of a row: '
-      f'pass one of {[n for n in range(1, length) if length % n == 0][-4:]} or None.'
-    )
 
   def split(x: Array) -> Array:
+    x = jnp.pad(x, ((0, 0), (0, -length % chunk_size)) + ((0, 0),) * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk_size, *x.shape[2:]), 1, 0)
 
   chunks = jax.lax.map(lambda chunk: jax.checkpoint(score)(*chunk), (split(hidden), split(tokens)))
-  return jnp.where(mask, jnp.moveaxis(chunks, 0, 1).reshape(tokens.shape), 0.0)
+  logps_BT = jnp.moveaxis(chunks, 0, 1).reshape(tokens.shape[0], -1)[:, :length]
+  return jnp.where(mask, logps_BT, 0.0)

@@ -181,10 +181,9 @@ def train(
     batch_size=batch_size, seed=seed,
   )  # fmt: skip
   timing = schedule() if triplets.eval is not None else dataclasses.replace(schedule(), eval_every=0)
-  saved = checkpoints.Checkpoints(
-    pathlib.Path(model_dir) / 'checkpoints', keep_last=keep_last, keep_best=keep_best,
-    best_metric=best_metric if timing.eval_every else None, best_mode=best_mode, metadata=metadata,
-  )  # fmt: skip
+  multiple = partitioning.num_row_shards(grid) * num_microbatches
+  train_loader, eval_loader = _loaders(triplets, timing, rows(), batch_size, seed, multiple, chosen)
+  where = networks.shardings(nets, grid)
   frozen = None
   if chosen.uses_reference:
     frozen = reference.frozen(scoring.make_score(nets.policy, chunk_size=chunk_size))
@@ -192,9 +191,12 @@ def train(
     scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size), chosen, txs, frozen,
     seed=seed, num_microbatches=num_microbatches, dropout=dropout,
   )  # fmt: skip
-  state = _first_state(nets, grid, txs, chosen, seed, init_from, saved)
-  multiple = partitioning.num_row_shards(grid) * num_microbatches
-  train_loader, eval_loader = _loaders(triplets, timing, rows(), batch_size, seed, multiple, chosen)
+  # Nothing is written before all that could be refused has been looked at.
+  saved = checkpoints.Checkpoints(
+    pathlib.Path(model_dir) / 'checkpoints', keep_last=keep_last, keep_best=keep_best,
+    best_metric=best_metric if timing.eval_every else None, best_mode=best_mode, metadata=metadata,
+  )  # fmt: skip
+  state = _first_state(nets, grid, where, txs, chosen, seed, init_from, saved)
   run = Run(
     pathlib.Path(model_dir), grid, nets, words, _compiled(step, state, grid), train_loader, eval_loader,
     networks.make_scorer(nets, chosen, frozen, grid, chunk_size),
@@ -252,7 +254,17 @@ def _loaders(
   multiple: int,
   algorithm: algorithms.Algorithm,
 ) -> tuple[loader.Loader, loader.Loader | None]:
-  """Batches to train on, and to validate on where something is held out."""
+  """Batches to train on, and to validate on where something is held out.
+
+  Raises:
+    UsageError: a batch cannot give every part of the mesh and every microbatch its rows.
+  """
+  if batch_size < multiple or (not rows.packed and batch_size % multiple):
+    raise UsageError(
+      f'a batch of {batch_size} responses does not divide over the {multiple} parts that the mesh and the '
+      f'microbatches cut its rows into: pass a multiple of {multiple} (--set BATCH=...), '
+      'or a smaller mesh.'
+    )
 
   def load(table, batches) -> loader.Loader:
     fitted = layout.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
@@ -278,6 +290,7 @@ def _compiled(step: Callable, state: train_state.TrainState, mesh: Mesh) -> Call
 def _first_state(
   nets: networks.Networks,
   mesh: Mesh,
+  params_where: Mapping[str, Any],
   txs: Mapping[str, optax.GradientTransformation],
   algorithm: algorithms.Algorithm,
   seed: int,
@@ -286,9 +299,8 @@ def _first_state(
 ) -> train_state.TrainState:
   """The newest checkpoint's state, or a fresh one; shapes first, then shardings, then arrays born sharded."""
   create = functools.partial(train_state.create, optimizers=txs, uses_reference=algorithm.uses_reference)
-  params = networks.abstract_on(nets, mesh)
-  abstract = jax.eval_shape(create, params)
-  where = partitioning.state_shardings(abstract, networks.shardings(nets, mesh), mesh)
+  abstract = jax.eval_shape(create, networks.abstract_on(nets, mesh))
+  where = partitioning.state_shardings(abstract, params_where, mesh)
   newest = saved.latest_step()
   if newest is not None:
     return saved.restore(newest, networks.with_shardings(abstract, where))

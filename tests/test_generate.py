@@ -3,10 +3,10 @@ import json
 
 import numpy as np
 import pytest
-from tests.examples import CONFIG
 
 from dro_jax import checkpoints, generate, networks, partitioning
 from dro_jax.errors import UsageError
+from tests.examples import CONFIG
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=384)
 

@@ -31,7 +31,7 @@ def test_bfloat16_logits_are_normalised_in_float32():
   np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('chunk_size', [1, 2, 3, 6, 100])
+@pytest.mark.parametrize('chunk_size', [1, 2, 4, 6, 100])
 def test_chunks_change_neither_log_probs_nor_gradients(chunk_size):
   def total(args, chunk_size):
     return jnp.sum(jnp.sin(score(*args, chunk_size)))
@@ -47,6 +47,6 @@ def test_no_full_logits_in_chunks():
   assert 'f32[2,6,9]' in str(jax.make_jaxpr(lambda h: score(h, KERNEL, None))(HIDDEN))
 
 
-def test_a_chunk_that_does_not_divide_is_refused():
-  with pytest.raises(ValueError, match='does not divide the 6 response tokens'):
-    score(HIDDEN, KERNEL, 4)
+def test_a_chunk_without_tokens_is_refused():
+  with pytest.raises(ValueError, match='chunk_size=0'):
+    score(HIDDEN, KERNEL, 0)

@@ -1,9 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
-from tests.examples import layout, random_examples
 
 from dro_jax import metrics
 from dro_jax.types import LossOutput, LossTerm, Scores
+from tests.examples import layout, random_examples
 
 ROWS = layout(random_examples(3), 2, 2)
 

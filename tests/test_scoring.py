@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.examples import init_params, layout, random_examples
 
 from dro_jax import scoring
+from tests.examples import init_params, layout, random_examples
 
 EXAMPLES = random_examples(12, seed=3)
 

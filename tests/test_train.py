@@ -197,11 +197,16 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
       'model': dataclasses.replace(MODEL, num_heads=1),
     },
     'dropout is for supervised': {'dropout': True},
+    'batch of 4 responses does not divide over the 8 parts': {'batch_size': 4},
+    'batch of 12 responses does not': {
+      'batch_size': 12,
+      'rows': functools.partial(train.RowOptions, packed=False),
+    },
   }
   for message, changes in cases.items():
     with pytest.raises(UsageError, match=message):
       run(folder, **changes)
-    assert not (folder / 'metrics.jsonl').exists()
+    assert not folder.exists()
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path):
