@@ -51,7 +51,7 @@ class Settings:
 
   world: toy.World = toy.World()  # noqa: RUF009
   demonstrations: int = 16_000
-  triplets: int = 32_000
+  triplets: int = 64_000
   reference_steps: int = 1000
   steps: int = 500
   batch_size: int = 128
@@ -72,13 +72,13 @@ class Judged(NamedTuple):
 def methods(settings: Settings) -> dict[str, Method]:
   """Who competes, each with the best of a small grid by its regret on the prompts that have feedback.
 
-  The grid: learning rates 1e-5, 3e-5, 1e-4, 3e-4 and 1e-3, and for KTO β = .1, 1 and 5 (DRO's paper found 5
-  the best of these, too). β is no price of divergence in reward units, so it need not be τ.
+  The grid: learning rates 3e-5, 1e-4, 3e-4 and 1e-3, and for KTO β = .1, 1 and 5 (DRO's paper found 5 the
+  best of these, too). β is no price of divergence in reward units, so it need not be τ.
   """
   return {
     'KTO': Method(functools.partial(algorithms.kto, beta=5.0), 3e-4),
-    'DRO-P': Method(functools.partial(algorithms.dro_p, tau=settings.tau), 3e-5),
-    'DRO-V': Method(functools.partial(algorithms.dro_v, tau=settings.tau), 1e-3, 3e-3),
+    'DRO-P': Method(functools.partial(algorithms.dro_p, tau=settings.tau), 1e-4),
+    'DRO-V': Method(functools.partial(algorithms.dro_v, tau=settings.tau), 1e-3, 1e-3),
   }
 
 
@@ -144,8 +144,8 @@ def introduction(files: Mapping[str, pathlib.Path], settings: Settings) -> str:
   word, mood = toy.parse(record['prompt'])
   return (
     f'{record["prompt"]!r}: a user of mood {mood} (0 harsh, {len(settings.world.ease) - 1} kind) asks for '
-    f'{word!r}. A mediocre policy answers {record["response"]!r} and gets {record["reward"]:.0f} '
-    f'{settings.world.feedback}. {settings.triplets:,} such triplets are in {files["feedback"]}; '
+    f'{word!r}. A mediocre policy answers {record["response"]!r} and is rated {record["reward"]:.0f} '
+    f'({settings.world.feedback}). {settings.triplets:,} such triplets are in {files["feedback"]}; '
     f'{settings.demonstrations:,} demonstrations, on other words, in {files["demonstrations"]}.'
   )
 
@@ -173,6 +173,7 @@ def fit(
     policy_optimizer=optimizer(method.learning_rate),
     value_optimizer=optimizer(method.value_learning_rate),
     schedule=lambda: train.Schedule(steps, log_every=100, eval_every=0, checkpoint_every=0),
+    mesh=partitioning.make_mesh,
     rows=lambda: train.RowOptions(prompt_length=32, response_length=16),
     batch_size=settings.batch_size,
     best_metric=None,
@@ -240,7 +241,7 @@ def frontier(reference_PZ: np.ndarray, rewards_PZ: np.ndarray, tau: float) -> np
 
 
 COLUMNS = {
-  'reward': ('E[r]\nstars', '{:.3f}'),
+  'reward': ('reward\nstars', '{:.3f}'),
   'kl_to_reference': ('KL(π‖π_ref)\nnats', '{:.3f}'),
   'regret': ('regret J* − J\nstars', '{:.3f}'),
   'kl_to_optimum': ('KL(π‖π*)\nnats', '{:.3f}'),
