@@ -154,7 +154,8 @@ def generate(
     for i, answer in zip(order, answers)
   )  # fmt: skip
   count = _write(records, output)
-  return {'prompts': len(tokens), 'responses': count, 'output': output}
+  # Standard output holds the answers, or what was written to a file: never both.
+  return {} if output is None else {'prompts': len(tokens), 'responses': count, 'output': output}
 
 
 def _asked(prompts: str | None, prompt: str | None, columns: str | None) -> list[tuple[str, str]]:

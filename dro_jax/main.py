@@ -97,6 +97,8 @@ def _prepare_process() -> None:
   logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format='%(message)s')
   logging.getLogger('dro_jax').setLevel(logging.INFO)
   logging.getLogger('absl').setLevel(logging.ERROR)
+  # Gin looks for an included file in several places, and reports each where it is not.
+  logging.getLogger().handlers[0].addFilter(lambda record: not record.msg.startswith('Path not found'))
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())
 

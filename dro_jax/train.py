@@ -110,7 +110,7 @@ def train(
   *,
   model: T5Config | None = None,
   init_from: str | None = None,
-  vocabulary: str = 'bytes',
+  vocabulary: str | None = None,
   value_readout: str = 'prompt',
   value_shared: bool = False,
   policy_optimizer: Callable[[], optax.GradientTransformation] = optimizers.adafactor,
@@ -140,7 +140,7 @@ def train(
     algorithm: what to minimise (see `algorithms`).
     model: size and kind of a T5; `None` takes the checkpoint's.
     init_from: a checkpoint whose policy is the start and the reference; `None` starts at random.
-    vocabulary: `bytes`, or a SentencePiece model.
+    vocabulary: `bytes`, or a SentencePiece model; `None` takes the checkpoint's, or else bytes.
     value_readout: `prompt`, `token` or `batch` (see `models.value.ValueNetwork`).
     value_shared: read the value off the policy's own trunk.
     policy_optimizer: the policy's (see `optimizers`).
@@ -167,7 +167,7 @@ def train(
     FloatingPointError: a loss is not finite.
     Stopped: SIGTERM came; the state is saved.
   """
-  chosen, words = algorithm(), vocabularies.vocabulary(vocabulary)
+  chosen, words = algorithm(), _vocabulary(vocabulary, init_from)
   config = _model_config(model, init_from, words, dtype=dtype, scan_layers=scan_layers, remat=remat)
   _refuse_dropout(dropout, config, chosen)
   grid = mesh()
@@ -176,7 +176,7 @@ def train(
   nets = networks.build(config, uses_value=chosen.uses_value, readout=value_readout, shared=value_shared)
   txs = {'policy': policy_optimizer()} | ({'value': value_optimizer()} if chosen.uses_value else {})
   metadata = networks.metadata(
-    config, vocabulary=vocabulary, algorithm=chosen, readout=value_readout, shared=value_shared,
+    config, vocabulary=words.spec, algorithm=chosen, readout=value_readout, shared=value_shared,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature)},
     batch_size=batch_size, seed=seed,
   )  # fmt: skip
@@ -209,6 +209,13 @@ def train(
   if jax.process_index() == 0:
     _describe(run.model_dir, metadata, configs())
   return _loop(run, state, timing)
+
+
+def _vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Vocabulary:
+  """The vocabulary that is named, else the checkpoint's, else bytes."""
+  if spec is None and init_from is not None:
+    spec = checkpoints.load_metadata(init_from).get('vocabulary')
+  return vocabularies.vocabulary(spec or 'bytes')
 
 
 def _model_config(
