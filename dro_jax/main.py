@@ -98,7 +98,7 @@ def _prepare_process() -> None:
   logging.getLogger('dro_jax').setLevel(logging.INFO)
   logging.getLogger('absl').setLevel(logging.ERROR)
   # Gin looks for an included file in several places, and reports each where it is not.
-  logging.getLogger().handlers[0].addFilter(lambda record: not record.msg.startswith('Path not found'))
+  logging.getLogger().handlers[0].addFilter(lambda record: not str(record.msg).startswith('Path not found'))
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())
 
