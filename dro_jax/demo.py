@@ -164,8 +164,8 @@ def fit(
   def optimizer(rate: float):
     return lambda: optimizers.adamw(optimizers.warmup_cosine(rate, steps, min(30, steps // 2)))
 
-  # V starts at 0. Were ratings not centred, every logged response would first be pushed the same way, until V has
-  # caught up; what probability then leaves the words, no logged response calls back.
+  # V starts at 0. Were ratings not centred, every logged response would first be pushed the same way, until V
+  # has caught up; what probability then leaves the words, no logged response calls back.
   scaling = 'none' if init_from is None else 'standardise'
   result = train.train(
     str(folder / 'runs' / name),
