@@ -148,6 +148,11 @@ def load_params(
   return _read_tree(item, path, abstract), _read_metadata(folder)
 
 
+def load_part(directory: str | epath.PathLike, path: tuple[str, ...], abstract: Any) -> Any:
+  """One subtree of a run's saved state, such as `('reference',)`; nothing else is read."""
+  return _read_tree(_find_checkpoint(directory) / 'state', path, abstract)
+
+
 def _find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
   directory = _absolute(directory)
   if _is_checkpoint(directory):

@@ -110,7 +110,7 @@ def load_run(model_dir: str, mesh: Mesh) -> TrainedRun:
 def _restore(model_dir: str, path: tuple[str, ...], abstract: Params) -> Params:
   if path == ('params', 'policy'):
     return checkpoints.load_params(model_dir, abstract)[0]  # Imported folders have nothing else.
-  return checkpoints._read_tree(checkpoints._find_checkpoint(model_dir) / 'state', path, abstract)
+  return checkpoints.load_part(model_dir, path, abstract)
 
 
 def score(
