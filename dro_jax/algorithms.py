@@ -15,7 +15,9 @@ class Algorithm(NamedTuple):
   """What a train step needs to know of an algorithm.
 
   Attributes:
+    name: the algorithm's, recorded with the run.
     loss: from the global batch's scores, the reference's and the rows to per-example losses with weights.
+    criterion: the validation loss, or part of it, whose least value marks the best checkpoint.
     temperature: τ (or β), by which τρ is an advantage in reward units.
     uses_reference: whether it reads the reference policy's scores.
     uses_value: whether it reads, and trains, a value network.
@@ -26,8 +28,10 @@ class Algorithm(NamedTuple):
     requires: the data's columns without which it cannot run.
   """
 
+  name: str
   loss: Callable[[Scores, Scores | None, Rows], LossOutput]
   temperature: float = 1.0
+  criterion: str = 'loss'
   uses_reference: bool = True
   uses_value: bool = False
   uses_mismatched: bool = False
@@ -47,7 +51,7 @@ def sft() -> Algorithm:
   def loss(scores: Scores, reference: Scores | None, rows: Rows) -> LossOutput:
     return LossOutput({'policy': LossTerm(losses.sft(flat(scores.logps)), flat(rows.valid))})
 
-  return Algorithm(loss, uses_reference=False, uses_rewards=False)
+  return Algorithm('sft', loss, uses_reference=False, uses_rewards=False)
 
 
 def value_loss(scores: Scores, reference: Scores, rows: Rows, tau: float) -> Array:
@@ -75,7 +79,8 @@ def dro_v(tau: float = 1.0) -> Algorithm:
       {'policy': LossTerm(policy, valid), 'value': LossTerm(value_loss(scores, reference, rows, tau), valid)}
     )
 
-  return Algorithm(loss, tau, uses_value=True)
+  # The policy's loss has no meaning by itself; the value's is ½ (r − V − τρ)², DRO's own objective (Eq. 4).
+  return Algorithm('dro_v', loss, tau, criterion='loss/value', uses_value=True)
 
 
 def dro_v_residual(tau: float = 1.0) -> Algorithm:
@@ -87,7 +92,7 @@ def dro_v_residual(tau: float = 1.0) -> Algorithm:
     )
     return LossOutput({'residual': LossTerm(residual, flat(rows.valid))})
 
-  return Algorithm(loss, tau, uses_value=True)
+  return Algorithm('dro_v_residual', loss, tau, uses_value=True)
 
 
 def dro_p(tau: float = 1.0) -> Algorithm:
@@ -103,24 +108,32 @@ def dro_p(tau: float = 1.0) -> Algorithm:
     policy = losses.dro_p(policy_logps, reference_logps, rewards, mean, tau=tau)
     return LossOutput({'policy': LossTerm(policy, valid)}, {'mean_residual': mean})
 
-  return Algorithm(loss, tau, couples=True)
+  return Algorithm('dro_p', loss, tau, couples=True)
 
 
 class Labels(NamedTuple):
-  """How rewards become thumbs: `of(rows) -> [B, R]`, and the data's columns it reads."""
+  """How rewards become thumbs: `of(rows) -> [B, R]`, and what of the data it reads."""
 
   of: Callable[[Rows], Array]
+  uses_rewards: bool = True
   requires: tuple[str, ...] = ()
 
 
 def minibatch_mean_labels() -> Labels:
   """Desirable when the reward exceeds the mean of the global minibatch (DRO's KTO baseline)."""
-  return Labels(lambda rows: rows.rewards > masked.weighted_mean(rows.rewards, rows.valid))
+
+  def of(rows: Rows) -> Array:
+    mean = masked.weighted_mean(rows.rewards, rows.valid)
+    spread = jnp.sqrt(masked.weighted_variance(rows.rewards, rows.valid))
+    # A reward that is the mean does not exceed it, in whichever order the layout made the float32 sum.
+    return rows.rewards - mean > 1e-5 * (jnp.abs(mean) + spread)
+
+  return Labels(of)
 
 
 def column_labels() -> Labels:
   """Desirable when the data's `label` column is positive."""
-  return Labels(lambda rows: rows.columns['label'] > 0, requires=('label',))
+  return Labels(lambda rows: rows.columns['label'] > 0, uses_rewards=False, requires=('label',))
 
 
 def kto(
@@ -154,7 +167,15 @@ def kto(
     }
     return LossOutput({'policy': LossTerm(policy, valid)}, metrics)
 
-  return Algorithm(loss, beta, uses_mismatched=True, couples=True, requires=label.requires)
+  return Algorithm(
+    'kto',
+    loss,
+    beta,
+    uses_mismatched=True,
+    uses_rewards=label.uses_rewards,
+    couples=True,
+    requires=label.requires,
+  )
 
 
 def check_columns(algorithm: Algorithm, columns: Iterable[str]) -> None:

@@ -131,7 +131,7 @@ def save_params(directory: str | epath.PathLike, params: Params, metadata: Mappi
 
 def load_metadata(directory: str | epath.PathLike) -> dict[str, Any]:
   """What was saved beside the parameters that `load_params` would read from `directory`."""
-  return _read_metadata(_find_checkpoint(directory))
+  return _read_metadata(find_checkpoint(directory))
 
 
 def load_params(
@@ -142,7 +142,7 @@ def load_params(
   Of a run it takes the best step, or the newest where no best was measured. `abstract` is the tree the model
   has, of `jax.ShapeDtypeStruct`: with shardings the arrays are born sharded. Without it: numpy arrays.
   """
-  folder = _find_checkpoint(directory)
+  folder = find_checkpoint(directory)
   imported = (folder / 'params').exists()
   item, path = (folder / 'params', ()) if imported else (folder / 'state', ('params', 'policy'))
   return _read_tree(item, path, abstract), _read_metadata(folder)
@@ -150,10 +150,16 @@ def load_params(
 
 def load_part(directory: str | epath.PathLike, path: tuple[str, ...], abstract: Any) -> Any:
   """One subtree of a run's saved state, such as `('reference',)`; nothing else is read."""
-  return _read_tree(_find_checkpoint(directory) / 'state', path, abstract)
+  return _read_tree(find_checkpoint(directory) / 'state', path, abstract)
 
 
-def _find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
+def newest_step(model_dir: str | epath.PathLike) -> int | None:
+  """The newest complete checkpoint of a run's folder; `None` where there is none."""
+  return max(_steps(_absolute(model_dir) / 'checkpoints'), default=None)
+
+
+def find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
+  """The folder that a name stands for: an imported one, one step, or a run's best step or else its newest."""
   directory = _absolute(directory)
   if _is_checkpoint(directory):
     return directory
@@ -206,7 +212,7 @@ def _read_tree(folder: epath.Path, path: tuple[str, ...], abstract: Any | None) 
   handler = ocp.PyTreeCheckpointHandler()
   saved = _subtree(handler.metadata(folder).tree, path)
   abstract = _shapes_only(saved) if abstract is None else abstract
-  _refuse_other_tree(folder, saved, abstract)
+  refuse_other_tree(folder.parent, saved, abstract)
   item = abstract
   for name in reversed(path):
     item = {name: item}
@@ -231,14 +237,14 @@ def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
   return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
-def _refuse_other_tree(folder: epath.Path, saved: Any, wanted: Any) -> None:
+def refuse_other_tree(folder: str | epath.PathLike, saved: Any, wanted: Any) -> None:
   """Names the first array, in path order, that differs between a checkpoint and what is to be filled."""
   saved_shapes, wanted_shapes = dict(_shapes(saved)), dict(_shapes(wanted))
   for name in sorted(saved_shapes.keys() | wanted_shapes.keys()):
     there, here = saved_shapes.get(name), wanted_shapes.get(name)
     if there != here:
       raise UsageError(
-        f'the checkpoint {folder.parent} does not fit: {name} is {_say(there)} there and {_say(here)} in '
+        f'the checkpoint {folder} does not fit: {name} is {_say(there)} there and {_say(here)} in '
         'this run. Use the model configuration, vocabulary and optimizers that it was made with'
       )
 

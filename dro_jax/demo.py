@@ -106,8 +106,11 @@ def main(directory: str = 'demo_output', settings: Settings = Settings()) -> dic
 def prepare(folder: pathlib.Path, settings: Settings) -> pathlib.Path:
   """Makes the demo's folder. What is there of the same settings is resumed, of others removed."""
   folder.mkdir(parents=True, exist_ok=True)
-  rates = {name: method[1:] for name, method in methods(settings).items()}
-  text = json.dumps(dataclasses.asdict(settings) | {'learning_rates': rates}, indent=2) + '\n'
+  chosen = {
+    name: [getattr(method.algorithm, 'keywords', {}), *method[1:]]
+    for name, method in methods(settings).items()
+  }
+  text = json.dumps(dataclasses.asdict(settings) | {'methods': chosen}, indent=2) + '\n'
   mark = folder / 'settings.json'
   if mark.exists() and mark.read_text(encoding='utf-8') != text:
     for name in ('data', 'runs'):

@@ -39,6 +39,7 @@ def evaluate(
   model_dir: str,
   data: Callable[..., tasks.Triplets] = tasks.load_triplets,
   *,
+  vocabulary: str | None = None,
   mesh: Callable[[], Mesh] = partitioning.make_mesh,
   batch_size: int = 32,
   chunk_size: int | None = None,
@@ -50,6 +51,7 @@ def evaluate(
   Args:
     model_dir: a run's folder (its best step, or the newest where no best was measured), or one checkpoint.
     data: the triplets; all of what is not held out is scored (see `data.tasks.load_triplets`).
+    vocabulary: where the run's lies now; `None` takes it from where it lay.
     mesh: devices' arrangement.
     batch_size: responses scored at once.
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
@@ -64,7 +66,7 @@ def evaluate(
     UsageError: there is no such checkpoint, or data that cannot be read as the run read its own.
   """
   grid = mesh()
-  run = load_run(model_dir, grid)
+  run = load_run(model_dir, grid, vocabulary)
   triplets = data(vocabulary=run.vocabulary, rewards_required=True, **run.data_options)
   table = triplets.train.scaled(run.scaling)
   scored = score(run, table, grid, batch_size=batch_size, chunk_size=chunk_size)
@@ -81,7 +83,7 @@ def evaluate(
   )
 
 
-def load_run(model_dir: str, mesh: Mesh) -> TrainedRun:
+def load_run(model_dir: str, mesh: Mesh, vocabulary: str | None = None) -> TrainedRun:
   """A run's best or newest checkpoint: policy, value and reference, without its optimisers.
 
   An imported policy has no temperature, no value, no reference and no reward scaling of its own.
@@ -89,6 +91,8 @@ def load_run(model_dir: str, mesh: Mesh) -> TrainedRun:
   Raises:
     UsageError: there is no such checkpoint.
   """
+  # Found once: a run that goes on may have a better step the next time one looks.
+  model_dir = str(checkpoints.find_checkpoint(model_dir))
   saved = checkpoints.load_metadata(model_dir)
   config, value = T5Config(**saved['model']), saved.get('value') or {}
   nets = networks.build(config, uses_value=bool(value), **value)
@@ -103,7 +107,7 @@ def load_run(model_dir: str, mesh: Mesh) -> TrainedRun:
   )
   data = saved.get('data', {})
   fitted = scaling.from_json(data['scaling']) if 'scaling' in data else scaling.RewardScaling()
-  words = vocabularies.vocabulary(saved['vocabulary'])
+  words = networks.vocabulary_of(model_dir, vocabulary)
   return TrainedRun(nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}))
 
 
@@ -126,7 +130,7 @@ def score(
   return score_table(run.state, loader.Loader(table, batches, fitted))
 
 
-_NO_LOSS = algorithms.Algorithm(lambda scores, reference, rows: LossOutput({}))
+_NO_LOSS = algorithms.Algorithm('none', lambda scores, reference, rows: LossOutput({}))
 
 
 def report(
@@ -154,6 +158,8 @@ def report(
       levelled = {'value_plus_tau_rho': values + temperature * rho}
   if values is not None:
     summary |= {'value': values.mean()}
+    if scored.reference_logps is not None:
+      summary |= {'residual': np.mean((scored.rewards - values - temperature * rho) ** 2) / 2}
     summary |= {'value_explained_variance': statistics.value_fit(values, scored.rewards, prompts, **draws)}
   return {
     'statistics': summary,

@@ -1,6 +1,7 @@
 """The `generate` command: responses of a policy to prompts, batched over the mesh, as JSON lines."""
 
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dro_jax import checkpoints, decoding, networks, partitioning
-from dro_jax.data import preprocessors, sources, vocabularies
+from dro_jax.data import preprocessors, sources
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5
 from dro_jax.types import Params
@@ -98,6 +99,7 @@ def generate(
   output: str | None = None,
   columns: str | None = None,
   template: str | None = None,
+  vocabulary: str | None = None,
   mesh: Callable[[], Mesh] = partitioning.make_mesh,
   max_length: int = 128,
   temperature: float = 1.0,
@@ -117,6 +119,7 @@ def generate(
     output: the file to write, `None` for standard output.
     columns: the file's own names: `prompt=question`.
     template: the prompt's text around the file's; `None` takes the run's.
+    vocabulary: where the run's lies now; `None` takes it from where it lay.
     mesh: devices' arrangement.
     max_length: most tokens of a response.
     temperature: divides the logits; 0 takes the most probable token.
@@ -130,14 +133,20 @@ def generate(
     UsageError: no prompts, or no checkpoint.
   """
   grid = mesh()
-  saved = checkpoints.load_metadata(model_dir)
-  words = vocabularies.vocabulary(saved['vocabulary'])
+  model_dir = str(checkpoints.find_checkpoint(model_dir))
+  saved, words = checkpoints.load_metadata(model_dir), networks.vocabulary_of(model_dir, vocabulary)
   options = saved.get('data', {}).get('options', {})
   template = preprocessors.check_template(template or options.get('template', '{prompt}'))
   asked = _asked(prompts, prompt, columns)
   texts = [template.format(prompt=text) for _, text in asked]
   length, keep = options.get('prompt_length', 512), options.get('keep', 'start')
-  tokens = [preprocessors.prompt_tokens(ids, length, keep)[0] for ids in words.encode_batch(texts)]
+  cut = [preprocessors.prompt_tokens(ids, length, keep) for ids in words.encode_batch(texts)]
+  tokens = [ids for ids, _ in cut]
+  if any(was_cut for _, was_cut in cut):
+    count = sum(was_cut for _, was_cut in cut)
+    logging.getLogger(__name__).warning(
+      '%d prompts are over %d tokens, and cut as in training', count, length
+    )
   nets = networks.build(networks.config_of(model_dir), uses_value=False)
   params = networks.load_policy(model_dir, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
   run = make_generator(

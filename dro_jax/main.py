@@ -401,9 +401,11 @@ def _own_words(error: Exception) -> str:
 
 
 def _print_result(result: Any, *, as_json: bool) -> None:
+  if not result:
+    return
   if as_json:
-    print(json.dumps(_plain(result or {}), allow_nan=False))
-  elif result:
+    print(json.dumps(_plain(result), allow_nan=False))
+  else:
     _print_table(result)
 
 

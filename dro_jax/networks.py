@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from dro_jax import algorithms, checkpoints, partitioning, scoring, train_state, train_step
+from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5, T5Config, convert_layers, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
@@ -86,6 +87,7 @@ def load_policy(directory: str, config: T5Config, abstract: Params) -> Params:
   if saved.get('scan_layers', False) == config.scan_layers:
     return checkpoints.load_params(directory, abstract)[0]
   params = convert_layers(checkpoints.load_params(directory)[0], scan=config.scan_layers)
+  checkpoints.refuse_other_tree(directory, params, abstract)
   return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, abstract)
 
 
@@ -94,24 +96,31 @@ def config_of(directory: str) -> T5Config:
   return T5Config(**checkpoints.load_metadata(directory)['model'])
 
 
-def check_vocabulary(directory: str, vocabulary: str, vocab_size: int) -> None:
-  """Refuses a checkpoint made with another vocabulary than the data's.
+def vocabulary_of(directory: str, spec: str | None = None) -> vocabularies.Vocabulary:
+  """The vocabulary of a checkpoint: what `spec` names, or else what is saved beside it.
 
   Raises:
-    UsageError: the names differ, or the data's ids do not fit the checkpoint's embedding table.
+    UsageError: nothing names one, or `spec` is another than the checkpoint was made with.
   """
-  metadata = checkpoints.load_metadata(directory)
-  saved, rows = metadata.get('vocabulary'), metadata['model']['vocab_size']
-  if saved is not None and saved.rsplit('/', 1)[-1] != vocabulary.rsplit('/', 1)[-1]:
+  saved = checkpoints.load_metadata(directory)
+  if spec is None and saved.get('vocabulary') is None:
     raise UsageError(
-      f'the checkpoint {directory} was made with the vocabulary {saved!r}, but the data is read with '
-      f'{vocabulary!r}: its token ids would mean other words. Pass --set VOCABULARY={saved}.'
+      f'the checkpoint {directory} does not say which vocabulary it was made with: pass '
+      '--set VOCABULARY=bytes, or the path of its SentencePiece model.'
     )
-  if vocab_size > rows:
+  words = vocabularies.vocabulary(spec or saved['vocabulary'])
+  rows, mark = saved['model']['vocab_size'], saved.get('vocabulary_fingerprint')
+  if mark is not None and mark != words.fingerprint:
     raise UsageError(
-      f'the vocabulary {vocabulary!r} has {vocab_size} ids, but the checkpoint {directory} embeds {rows}: '
+      f'the checkpoint {directory} was made with the vocabulary {saved["vocabulary"]!r}, not with '
+      f'{words.spec!r}: its ids would mean other words. Pass --set VOCABULARY={saved["vocabulary"]}.'
+    )
+  if words.size > rows:
+    raise UsageError(
+      f'the vocabulary {words.spec!r} has {words.size} ids, but the checkpoint {directory} embeds {rows}: '
       'choose the vocabulary that it was trained with (--set VOCABULARY=...).'
     )
+  return words
 
 
 class ScoredTable(NamedTuple):
@@ -160,11 +169,11 @@ def make_scorer(
       rows = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
       with partitioning.use_mesh(mesh):
         arrays, sums = jax.device_get(batch(state, partitioning.global_rows(mesh, rows, num_rows)))
-      everything = loader.rows(step)
-      ids = everything.example_id[everything.valid]
+      example_id, valid = loader.slots(step)
+      ids = example_id[valid]
       for name, array in arrays.items():
         if array is not None:
-          columns.setdefault(name, np.zeros(len(table)))[ids] = array[everything.valid]
+          columns.setdefault(name, np.zeros(len(table)))[ids] = array[valid]
       for name, (total, weight) in sums.items():
         before = totals.get(name, (0.0, 0.0))
         totals[name] = before[0] + float(total), before[1] + float(weight)
@@ -181,7 +190,7 @@ def make_scorer(
 def metadata(
   config: T5Config,
   *,
-  vocabulary: str,
+  vocabulary: vocabularies.Vocabulary,
   algorithm: algorithms.Algorithm,
   readout: str,
   shared: bool,
@@ -192,7 +201,9 @@ def metadata(
   return {
     'model': dataclasses.asdict(config),
     'value': value,
-    'vocabulary': vocabulary,
+    'vocabulary': vocabulary.spec,
+    'vocabulary_fingerprint': vocabulary.fingerprint,
+    'algorithm': algorithm.name,
     'temperature': algorithm.temperature,
     'uses_reference': algorithm.uses_reference,
     **settings,

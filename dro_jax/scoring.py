@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 from flax import linen as nn
 
 from dro_jax import logprobs, masked
@@ -58,7 +59,10 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
       )
 
     hidden_BTD, token_logps_BT, logps_BR = decode(rows)
-    mismatched_logps_BR = None if rows.mismatched is None else decode(rows.mismatched)[-1]
+    mismatched_logps_BR = None
+    if rows.mismatched is not None:
+      # They make a statistic that carries no gradient: nothing of this pass is kept for a backward one.
+      mismatched_logps_BR = jax.lax.stop_gradient(decode(rows.mismatched)[-1])
     values_BR = token_values_BT = None
     if value is not None:
       values_BR, token_values_BT = value.apply({'params': params['value']}, rows, encoded_BSD, hidden_BTD)

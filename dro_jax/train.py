@@ -56,7 +56,8 @@ class Run(NamedTuple):
   score_table: Callable
   generate: generate.Generator
   checkpoints: checkpoints.Checkpoints
-  temperature: float
+  best_metric: str | None
+  algorithm: algorithms.Algorithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +122,13 @@ def train(
   num_microbatches: int = 1,
   rows: Callable[[], RowOptions] = RowOptions,
   chunk_size: int | None = None,
-  dropout: bool = False,
+  dropout_rate: float | int = 0.0,
   dtype: str | None = None,
   scan_layers: bool | None = None,
   remat: bool | None = None,
   keep_last: int = 1,
   keep_best: int = 1,
-  best_metric: str | None = 'eval/loss',
+  best_metric: str | None = 'eval/criterion',
   best_mode: str = 'min',
   seed: int = 0,
   configs: Callable[[], Mapping[str, str]] = dict,
@@ -151,13 +152,13 @@ def train(
     num_microbatches: parts in which a batch is scored and pulled back: less memory, the same numbers.
     rows: how a batch is laid out.
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
-    dropout: train with the model's dropout (supervised fine-tuning only).
+    dropout_rate: dropout while training (supervised fine-tuning only).
     dtype: activations' type, where it is to differ from the model's.
     scan_layers: one compiled layer for all, where it is to differ from the model's.
     remat: recompute layers in the backward pass, where it is to differ from the model's.
     keep_last: newest checkpoints kept.
     keep_best: best checkpoints kept.
-    best_metric: what best means; `None` keeps the newest only.
+    best_metric: what best means, by default the algorithm's own criterion; `None` keeps the newest only.
     best_mode: `min` or `max`.
     seed: decides initial parameters, batches and random keys.
     configs: texts to save with the run, by file name.
@@ -167,16 +168,21 @@ def train(
     FloatingPointError: a loss is not finite.
     Stopped: SIGTERM came; the state is saved.
   """
+  if num_microbatches < 1:
+    raise UsageError(f'num_microbatches={num_microbatches}: pass 1 or more (--set MICROBATCHES=1).')
   chosen, words = algorithm(), _vocabulary(vocabulary, init_from)
-  config = _model_config(model, init_from, words, dtype=dtype, scan_layers=scan_layers, remat=remat)
-  _refuse_dropout(dropout, config, chosen)
-  grid = mesh()
+  config = _model_config(
+    model, init_from, words, dtype=dtype, scan_layers=scan_layers, remat=remat, dropout_rate=dropout_rate
+  )
+  _refuse_dropout(dropout_rate, chosen)
+  folder, grid = _local_folder(model_dir), mesh()
   triplets = data(vocabulary=words, rewards_required=chosen.uses_rewards)
-  algorithms.check_columns(chosen, triplets.train.columns)
+  for table in filter(None, (triplets.train, triplets.eval)):
+    algorithms.check_columns(chosen, table.columns)
   nets = networks.build(config, uses_value=chosen.uses_value, readout=value_readout, shared=value_shared)
   txs = {'policy': policy_optimizer()} | ({'value': value_optimizer()} if chosen.uses_value else {})
   metadata = networks.metadata(
-    config, vocabulary=words.spec, algorithm=chosen, readout=value_readout, shared=value_shared,
+    config, vocabulary=words, algorithm=chosen, readout=value_readout, shared=value_shared,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature)},
     batch_size=batch_size, seed=seed,
   )  # fmt: skip
@@ -189,32 +195,46 @@ def train(
     frozen = reference.frozen(scoring.make_score(nets.policy, chunk_size=chunk_size))
   step = train_step.make_train_step(
     scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size), chosen, txs, frozen,
-    seed=seed, num_microbatches=num_microbatches, dropout=dropout,
+    seed=seed, num_microbatches=num_microbatches, dropout=dropout_rate > 0,
   )  # fmt: skip
+  create = functools.partial(train_state.create, optimizers=txs, uses_reference=chosen.uses_reference)
+  newest = checkpoints.newest_step(folder)
+  if newest is None:
+    state = _fresh_state(create, nets, grid, where, seed, init_from)
+  else:
+    _refuse_other_run(folder, metadata)
   # Nothing is written before all that could be refused has been looked at.
+  best_metric = best_metric if timing.eval_every else None
   saved = checkpoints.Checkpoints(
-    pathlib.Path(model_dir) / 'checkpoints', keep_last=keep_last, keep_best=keep_best,
-    best_metric=best_metric if timing.eval_every else None, best_mode=best_mode, metadata=metadata,
+    folder / 'checkpoints', keep_last=keep_last, keep_best=keep_best, best_metric=best_metric,
+    best_mode=best_mode, metadata=metadata,
   )  # fmt: skip
-  state = _first_state(nets, grid, where, txs, chosen, seed, init_from, saved)
+  if newest is not None:
+    state = saved.restore(newest, _abstract_state(create, nets, grid, where))
   run = Run(
-    pathlib.Path(model_dir), grid, nets, words, _compiled(step, state, grid), train_loader, eval_loader,
+    folder, grid, nets, words, _compiled(step, state, grid), train_loader, eval_loader,
     networks.make_scorer(nets, chosen, frozen, grid, chunk_size),
     generate.make_generator(
-      nets.policy, grid, max_length=train_loader.layout.response_length, temperature=0.0,
+      nets.policy, grid, max_length=int(triplets.train.response_lengths.max()), temperature=0.0,
       batch_size=timing.sample_prompts,
     ),
-    saved, chosen.temperature,
+    saved, best_metric, chosen,
   )  # fmt: skip
   if jax.process_index() == 0:
     _describe(run.model_dir, metadata, configs())
   return _loop(run, state, timing)
 
 
+def _local_folder(model_dir: str) -> pathlib.Path:
+  if '://' in model_dir:
+    raise UsageError(f'model_dir={model_dir!r}: metrics are appended to, so pass a local or mounted folder.')
+  return pathlib.Path(model_dir).expanduser().absolute()
+
+
 def _vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Vocabulary:
   """The vocabulary that is named, else the checkpoint's, else bytes."""
-  if spec is None and init_from is not None:
-    spec = checkpoints.load_metadata(init_from).get('vocabulary')
+  if init_from is not None:
+    return networks.vocabulary_of(init_from, spec)
   return vocabularies.vocabulary(spec or 'bytes')
 
 
@@ -228,7 +248,6 @@ def _model_config(
       '(--gin_file=models/t5_1_1_tiny.gin).'
     )
   if init_from is not None:
-    networks.check_vocabulary(init_from, words.spec, words.size)
     saved = networks.config_of(init_from)
     model = saved if model is None else dataclasses.replace(model, vocab_size=saved.vocab_size)
   if model.vocab_size is None:
@@ -242,14 +261,37 @@ def _model_config(
   return dataclasses.replace(model, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _refuse_dropout(dropout: bool, config: T5Config, algorithm: algorithms.Algorithm) -> None:
-  if dropout and (algorithm.uses_reference or algorithm.uses_value):
+def _refuse_dropout(rate: float | int, algorithm: algorithms.Algorithm) -> None:
+  if rate > 0 and (algorithm.uses_reference or algorithm.uses_value):
     raise UsageError(
       'dropout is for supervised fine-tuning: with it, an alignment loss would compare log-probs of two '
-      'different networks. Pass --set DROPOUT=false.'
+      'different networks. Pass --set DROPOUT_RATE=0.'
     )
-  if dropout and config.dropout_rate == 0:
-    raise UsageError('dropout is on, but T5Config.dropout_rate is 0: pass --gin.T5Config.dropout_rate=0.1.')
+
+
+def _refuse_other_run(folder: pathlib.Path, metadata: Mapping[str, Any]) -> None:
+  """Refuses to resume with settings that would change the numbers so far.
+
+  Raises:
+    UsageError: names the first setting that differs.
+  """
+  saved = _identity(checkpoints.load_metadata(folder))
+  for name, now in _identity(json.loads(json.dumps(metadata))).items():
+    if name in saved and saved[name] != now:
+      raise UsageError(
+        f'{folder} holds a run whose {name} is {saved[name]!r}, and now it is {now!r}: resuming would make '
+        'neither run. Set it back, or choose another --model_dir.'
+      )
+
+
+def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
+  """What decides a run's numbers, by name; speed, length and logging do not."""
+  model = {name: value for name, value in metadata['model'].items() if name not in ('scan_layers', 'remat')}
+  data = {name: metadata['data'].get(name) for name in ('train_records', 'train_prompts', 'options')}
+  kept = ('algorithm', 'temperature', 'value', 'vocabulary_fingerprint', 'batch_size', 'seed')
+  scaling = {name: metadata['data']['scaling'][name] for name in ('kind', 'shift', 'scale')}
+  decisive = {name: metadata.get(name) for name in kept}
+  return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
 
 
 def _loaders(
@@ -280,7 +322,9 @@ def _loaders(
   train_loader = load(triplets.train, plan.Plan.of(triplets.train, batch_size, seed))
   if not timing.eval_every:
     return train_loader, None
-  held_out = triplets.eval.subset(np.arange(len(triplets.eval))[: timing.eval_examples])
+  # By digest, for a file may be sorted.
+  chosen = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[: timing.eval_examples])
+  held_out = triplets.eval.subset(chosen)
   return train_loader, load(held_out, plan.SequentialPlan(len(held_out), batch_size))
 
 
@@ -294,25 +338,25 @@ def _compiled(step: Callable, state: train_state.TrainState, mesh: Mesh) -> Call
   )
 
 
-def _first_state(
+def _abstract_state(
+  create: Callable, nets: networks.Networks, mesh: Mesh, params_where: Mapping[str, Any]
+) -> train_state.TrainState:
+  """Shapes and shardings of the state."""
+  abstract = jax.eval_shape(create, networks.abstract_on(nets, mesh))
+  return networks.with_shardings(abstract, partitioning.state_shardings(abstract, params_where, mesh))
+
+
+def _fresh_state(
+  create: Callable,
   nets: networks.Networks,
   mesh: Mesh,
   params_where: Mapping[str, Any],
-  txs: Mapping[str, optax.GradientTransformation],
-  algorithm: algorithms.Algorithm,
   seed: int,
   init_from: str | None,
-  saved: checkpoints.Checkpoints,
 ) -> train_state.TrainState:
-  """The newest checkpoint's state, or a fresh one; shapes first, then shardings, then arrays born sharded."""
-  create = functools.partial(train_state.create, optimizers=txs, uses_reference=algorithm.uses_reference)
-  abstract = jax.eval_shape(create, networks.abstract_on(nets, mesh))
-  where = partitioning.state_shardings(abstract, params_where, mesh)
-  newest = saved.latest_step()
-  if newest is not None:
-    return saved.restore(newest, networks.with_shardings(abstract, where))
-  params = networks.initial_params(nets, mesh, seed, init_from)
-  return jax.jit(create, out_shardings=where)(params)
+  """Shapes first, then shardings, then arrays born sharded."""
+  where = jax.tree.map(lambda x: x.sharding, _abstract_state(create, nets, mesh, params_where))
+  return jax.jit(create, out_shardings=where)(networks.initial_params(nets, mesh, seed, init_from))
 
 
 def _describe(folder: pathlib.Path, metadata: Mapping[str, Any], configs: Mapping[str, str]) -> None:
@@ -332,11 +376,22 @@ def _describe(folder: pathlib.Path, metadata: Mapping[str, Any], configs: Mappin
 
 
 class _Pending(NamedTuple):
-  """A step whose numbers are still being computed."""
+  """A step whose numbers may still be in the making."""
 
   step: int
   output: train_step.StepOutput
-  started: float
+
+
+class Clock:
+  """Seconds between two moments at which the devices were waited for."""
+
+  def __init__(self):
+    self._last = time.monotonic()
+
+  def lap(self) -> float:
+    """Seconds since the last lap."""
+    before, self._last = self._last, time.monotonic()
+    return self._last - before
 
 
 def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str, Any]:
@@ -348,28 +403,27 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
   latest: dict[str, Any] = {}
   with contextlib.closing(writer), contextlib.closing(run.checkpoints), _signal() as stopped:
     _announce(run, writer, state, timing)
-    pending, saved_at, started = None, first, time.monotonic()
+    pending, clock = None, Clock()
     for step, rows in _batches(run, first, timing.steps):
       with partitioning.use_mesh(run.mesh):
         state, output = run.step(state, rows)
       if pending is not None:
-        latest = _report(run, writer, pending, timing) or latest
-      pending = _Pending(step + 1, output, started)
-      started = time.monotonic()
+        latest = _report(run, writer, pending, timing, clock) or latest
+      pending = _Pending(step + 1, output)
       stop = _agreed(stopped, step)
-      evaluating = timing.is_due(timing.eval_every, step + 1) and run.eval_loader is not None
-      saving = stop or timing.is_due(timing.checkpoint_every, step + 1) or step + 1 == timing.steps
-      if evaluating or saving:
-        latest, pending = _report(run, writer, pending, timing) or latest, None
+      saving = timing.is_due(timing.checkpoint_every, step + 1) or step + 1 == timing.steps
+      # What is saved is measured too, or it could never be the best; but not against a deadline.
+      evaluating = (saving or timing.is_due(timing.eval_every, step + 1)) and run.eval_loader is not None
+      if evaluating or saving or stop:
+        latest, pending = _report(run, writer, pending, timing, clock) or latest, None
         measured = _evaluate(run, writer, state, step + 1, timing) if evaluating else {}
         latest = latest | measured
-        if saving:
+        if saving or stop:
           run.checkpoints.save(step + 1, state, measured)
-          saved_at = step + 1
-        started = time.monotonic()
+        clock.lap()
       if stop:
         run.checkpoints.wait()
-        raise Stopped(f'stopped by SIGTERM after step {saved_at}, which is saved: the same command resumes')
+        raise Stopped(f'stopped by SIGTERM after step {step + 1}, which is saved: the same command resumes')
     run.checkpoints.wait()
   return {'model_dir': str(run.model_dir), 'step': max(first, timing.steps), **latest}
 
@@ -396,15 +450,15 @@ def _batches(run: Run, first: int, last: int) -> Iterator[tuple[int, Any]]:
 
 
 def _report(
-  run: Run, writer: writers.RunWriter, pending: _Pending, timing: Schedule
+  run: Run, writer: writers.RunWriter, pending: _Pending, timing: Schedule, clock: Clock
 ) -> dict[str, float] | None:
   """Waits for a step's numbers; refuses what is not finite, and records them when it is time."""
   scalars, ids = jax.device_get((pending.output.metrics, pending.output.nonfinite_ids))
+  seconds = clock.lap()
   _refuse_nonfinite(run, pending.step, ids)
   writer.advance(pending.step)
   if not timing.is_due(timing.log_every, pending.step):
     return None
-  seconds = time.monotonic() - pending.started
   scalars = {name: float(value) for name, value in scalars.items()}
   times = {'time/step_seconds': seconds, 'time/tokens_per_second': scalars['tokens'] / seconds}
   writer.metrics(pending.step, scalars | times)
@@ -427,7 +481,11 @@ def _evaluate(
   """Validates on held-out prompts and answers a few of them."""
   table = run.eval_loader.table
   scored = run.score_table(state, run.eval_loader)
-  measured = {f'eval/{name}': value for name, value in _summary(scored, table, run.temperature).items()}
+  summary = _summary(scored, table, run.algorithm.temperature)
+  summary['criterion'] = summary[run.algorithm.criterion]
+  measured = {f'eval/{name}': value for name, value in summary.items()}
+  if run.best_metric is not None and run.best_metric not in measured:
+    raise UsageError(f'best_metric={run.best_metric!r} is not measured: pass one of {", ".join(measured)}.')
   writer.metrics(step, measured)
   count = min(timing.sample_prompts, len(table))
   if count:
@@ -476,7 +534,8 @@ def _answers(
 def _signal() -> Iterator[threading.Event]:
   """An event that SIGTERM sets; restores the handler after."""
   stopped = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
+  # With several processes jax's own handler tells the others, and `_agreed` asks it: it must stay.
+  if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
     yield stopped
     return
   before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())

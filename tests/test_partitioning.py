@@ -5,20 +5,22 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from dro_jax import algorithms, networks, optimizers, partitioning, train, train_state
+from dro_jax import algorithms, checkpoints, networks, optimizers, partitioning, train, train_state
 from dro_jax.data import tasks
 from dro_jax.errors import UsageError
 from tests.examples import CONFIG
+from tests.test_train import records, write_triplets
 
 
-def train_on_mesh(triplets: str, model_dir: str) -> None:
-  """Three KTO steps, whose reference point couples all hosts' rows, on data 2 × fsdp 2 × model 2."""
+def train_on_mesh(triplets: str, model_dir: str, steps: int) -> None:
+  """KTO, whose reference point couples all hosts' rows, on data 2 × fsdp 2 × model 2."""
   cache = os.path.join(model_dir, f'cache{jax.process_index()}')
   train.train(
     model_dir,
@@ -35,7 +37,7 @@ def train_on_mesh(triplets: str, model_dir: str) -> None:
     policy_optimizer=functools.partial(optimizers.adamw, 1e-3),
     mesh=functools.partial(partitioning.make_mesh, 2, 2, 2),
     schedule=functools.partial(
-      train.Schedule, steps=3, log_every=1, eval_every=3, checkpoint_every=0, sample_prompts=1
+      train.Schedule, steps=steps, log_every=1, eval_every=steps, checkpoint_every=0, sample_prompts=1
     ),
     batch_size=8,
     num_microbatches=2,
@@ -48,23 +50,24 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
-def test_two_processes_of_four_devices_give_one_process_of_eight(tmp_path):
-  from tests.test_train import records, write_triplets
-
-  triplets = write_triplets(tmp_path / 'triplets.jsonl')
+def start_two(triplets: str, model_dir: str, steps: int) -> list[subprocess.Popen]:
+  """A run of two processes with four devices each, under way."""
   root = pathlib.Path(__file__).parents[1]
   environment = os.environ | {'PYTHONPATH': str(root), 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
   command = [sys.executable, str(root / 'tests' / 'two_processes.py'), str(free_port())]
-  processes = [
+  return [
     subprocess.Popen(
-      [*command, str(i), '2', triplets, str(tmp_path / 'two')],
-      env=environment,
-      stderr=subprocess.PIPE,
-      text=True,
+      [*command, str(i), '2', triplets, model_dir, str(steps)],
+      env=environment, stderr=subprocess.PIPE, text=True,
     )
     for i in range(2)
-  ]
-  train_on_mesh(triplets, str(tmp_path / 'one'))
+  ]  # fmt: skip
+
+
+def test_two_processes_of_four_devices_give_one_process_of_eight(tmp_path):
+  triplets = write_triplets(tmp_path / 'triplets.jsonl')
+  processes = start_two(triplets, str(tmp_path / 'two'), 3)
+  train_on_mesh(triplets, str(tmp_path / 'one'), 3)
   for process in processes:
     _, log = process.communicate(timeout=300)
     assert process.returncode == 0, log[-3000:]
@@ -72,8 +75,22 @@ def test_two_processes_of_four_devices_give_one_process_of_eight(tmp_path):
   assert [record.keys() for record in one] == [record.keys() for record in two]
   for a, b in zip(one, two):
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-3, atol=1e-5)
-  answers = [(tmp_path / name / 'samples.jsonl').read_text() for name in ('one', 'two')]
-  assert json.loads(answers[0]) == json.loads(answers[1])
+  one, two = (json.loads((tmp_path / name / 'samples.jsonl').read_text()) for name in ('one', 'two'))
+  assert one['response'] == two['response']
+
+
+def test_a_signal_to_two_processes_saves_the_same_step_and_exits_75(tmp_path):
+  processes = start_two(write_triplets(tmp_path / 'triplets.jsonl'), str(tmp_path / 'two'), 100_000)
+  metrics = tmp_path / 'two' / 'metrics.jsonl'
+  deadline = time.monotonic() + 240
+  while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+    time.sleep(0.2)
+  for process in processes:
+    process.terminate()
+  logs = [process.communicate(timeout=120)[1] for process in processes]
+  assert [process.returncode for process in processes] == [75, 75], logs[0][-2000:]
+  newest = checkpoints.newest_step(tmp_path / 'two')
+  assert newest == records(tmp_path / 'two')[-1]['step']
 
 
 def test_a_mesh_takes_what_devices_are_left():

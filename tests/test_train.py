@@ -15,7 +15,6 @@ from dro_jax.errors import Stopped, UsageError
 from tests.examples import CONFIG
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=None)
-one_device = functools.partial(partitioning.make_mesh)
 
 
 def write_triplets(path, num=60, **changes):
@@ -42,7 +41,7 @@ def run(triplets, tmp_path_factory):
   """Trains with small settings; keyword arguments change them."""
   cache = str(tmp_path_factory.mktemp('cache'))
 
-  def run(model_dir, *, steps=4, eval_every=2, checkpoint_every=2, files=triplets, data=None, **changes):
+  def run(folder, *, steps=4, eval_every=2, checkpoint_every=2, files=triplets, data=None, **changes):
     timing = functools.partial(
       train.Schedule,
       steps=steps,
@@ -66,7 +65,7 @@ def run(triplets, tmp_path_factory):
       'value_optimizer': functools.partial(optimizers.adafactor, 1e-2),
       'schedule': timing,
     }
-    return train.train(str(model_dir), data, **(settings | changes))
+    return train.train(**({'model_dir': str(folder), 'data': data} | settings | changes))
 
   return run
 
@@ -129,10 +128,10 @@ def test_resume_is_bit_identical(whole, run, tmp_path):
 def test_sigterm_saves_and_the_same_command_resumes(whole, run, tmp_path, monkeypatch):
   report = train._report
 
-  def terminate(run, writer, pending, timing):
+  def terminate(run, writer, pending, *rest):
     if pending.step == 2 and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
       os.kill(os.getpid(), signal.SIGTERM)
-    return report(run, writer, pending, timing)
+    return report(run, writer, pending, *rest)
 
   monkeypatch.setattr(train, '_report', terminate)
   with pytest.raises(Stopped, match='step 3'):
@@ -196,7 +195,12 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
       'mesh': functools.partial(partitioning.make_mesh, data=1, fsdp=1, model=8),
       'model': dataclasses.replace(MODEL, num_heads=1),
     },
-    'dropout is for supervised': {'dropout': True},
+    'dropout is for supervised': {'dropout_rate': 0.1},
+    'num_microbatches=0': {'num_microbatches': 0},
+    'rows hold 8 prompt and 4 response tokens': {
+      'rows': functools.partial(train.RowOptions, prompt_length=8, response_length=4)
+    },
+    'local or mounted folder': {'model_dir': 'gs://bucket/run'},
     'batch of 4 responses does not divide over the 8 parts': {'batch_size': 4},
     'batch of 12 responses does not': {
       'batch_size': 12,
@@ -211,13 +215,52 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path):
   config = dataclasses.replace(MODEL, vocab_size=128)
-  metadata = {'model': dataclasses.asdict(config), 'vocabulary': 'gs://somewhere/spiece.model'}
+  metadata = {
+    'model': dataclasses.asdict(config),
+    'vocabulary': 'gs://somewhere/spiece.model',
+    'vocabulary_fingerprint': 'another',
+  }
   checkpoints.save_params(tmp_path / 'imported', {'x': np.zeros(1)}, metadata)
   with pytest.raises(UsageError, match='spiece.model.*bytes'):
-    networks.check_vocabulary(str(tmp_path / 'imported'), 'bytes', 259)
+    networks.vocabulary_of(str(tmp_path / 'imported'), 'bytes')
   checkpoints.save_params(tmp_path / 'unnamed', {'x': np.zeros(1)}, {'model': dataclasses.asdict(config)})
   with pytest.raises(UsageError, match='259 ids.*embeds 128'):
-    networks.check_vocabulary(str(tmp_path / 'unnamed'), 'bytes', 259)
+    networks.vocabulary_of(str(tmp_path / 'unnamed'), 'bytes')
+  with pytest.raises(UsageError, match='does not say which vocabulary'):
+    networks.vocabulary_of(str(tmp_path / 'unnamed'))
+
+
+def test_a_run_is_not_resumed_as_another(whole, run):
+  before = (whole[0] / 'run.json').read_text()
+  cases = {
+    r'temperature is 1\.0, and now it is 5\.0': {'algorithm': functools.partial(algorithms.dro_v, tau=5.0)},
+    "algorithm is 'dro_v'": {'algorithm': algorithms.dro_p},
+    'seed is 0': {'seed': 1},
+    'batch_size is 8': {'batch_size': 16},
+    'model is': {'model': dataclasses.replace(MODEL, mlp_dim=8)},
+  }
+  for message, changes in cases.items():
+    with pytest.raises(UsageError, match=message):
+      run(whole[0], **changes)
+  assert (whole[0] / 'run.json').read_text() == before
+
+
+def test_the_best_checkpoint_is_the_criterions(run, tmp_path):
+  with pytest.raises(UsageError, match="best_metric='eval/lost' is not measured: pass one of eval/"):
+    run(tmp_path / 'wrong', best_metric='eval/lost', steps=1)
+  run(tmp_path / 'right', eval_every=3, checkpoint_every=2)
+  measured = {r['step']: r for r in records(tmp_path / 'right') if 'eval/criterion' in r}
+  assert sorted(measured) == [2, 3, 4]  # What is saved is measured, too.
+  assert all(r['eval/criterion'] == r['eval/loss/value'] for r in measured.values())
+  best = min((2, 4), key=lambda step: measured[step]['eval/criterion'])
+  assert checkpoints.load_metadata(tmp_path / 'right')['step'] == best
+
+
+def test_a_step_lasts_as_long_as_the_wait_for_it(monkeypatch):
+  moments = iter([10.0, 10.5, 11.5])
+  monkeypatch.setattr(train.time, 'monotonic', lambda: next(moments))
+  clock = train.Clock()
+  assert [clock.lap(), clock.lap()] == [0.5, 1.0]
 
 
 def test_a_thread_can_train(run, tmp_path):

@@ -1,18 +1,22 @@
-"""One process of a run over several: `python two_processes.py PORT INDEX COUNT TRIPLETS MODEL_DIR`."""
+"""One process of a run over several: `two_processes.py PORT INDEX COUNT TRIPLETS MODEL_DIR STEPS`."""
 
 import sys
 
 import jax
 
 
-def main(port: str, index: str, count: str, triplets: str, model_dir: str) -> None:
+def main(port: str, index: str, count: str, triplets: str, model_dir: str, steps: str) -> None:
   jax.config.update('jax_num_cpu_devices', 8 // int(count))
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(f'localhost:{port}', int(count), int(index))
 
+  from dro_jax.errors import Stopped
   from tests.test_partitioning import train_on_mesh
 
-  train_on_mesh(triplets, model_dir)
+  try:
+    train_on_mesh(triplets, model_dir, int(steps))
+  except Stopped:
+    sys.exit(75)
 
 
 if __name__ == '__main__':

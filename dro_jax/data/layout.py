@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.optimize
 
+from dro_jax.errors import UsageError
+
 _MULTIPLE = 8  # Chosen lengths and slots are multiples of this.
 _REPAIRS = 64  # Local swaps before a batch is said not to fit.
 
@@ -118,10 +120,10 @@ class _Lengths(NamedTuple):
 def _check_lengths(layout: Layout, lengths: _Lengths) -> None:
   longest = int(lengths.prompt.max()), int(lengths.response.max())
   if longest[0] > layout.prompt_length or longest[1] > layout.response_length:
-    raise ValueError(
+    raise UsageError(
       f'rows hold {layout.prompt_length} prompt and {layout.response_length} response tokens, but the '
       f'longest prompt has {longest[0]} and the longest response {longest[1]}: make the rows at least that '
-      'long, or build the token table with shorter limits'
+      'long (ROW_PROMPT_LENGTH, ROW_RESPONSE_LENGTH), or cut the texts (PROMPT_LENGTH, RESPONSE_LENGTH)'
     )
 
 

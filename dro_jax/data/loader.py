@@ -58,6 +58,12 @@ class Loader:
       mismatched=mismatched,
     )
 
+  def slots(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """(`example_id`, `valid`) of batch `step`, `[rows, slots]`, without reading a token."""
+    batch = self._batch(step)
+    _, example_id, valid, _ = self._per_response(batch, np.arange(batch.placement.rows))
+    return example_id, valid
+
   def fill(self, step: int) -> tuple[float, float]:
     """Shares of batch `step`'s prompt and response positions that hold tokens."""
     batch = self._batch(step)

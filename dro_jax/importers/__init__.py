@@ -8,6 +8,7 @@ import jax
 from etils import epath
 
 from dro_jax import checkpoints
+from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.importers import huggingface
 
@@ -32,11 +33,16 @@ def import_checkpoint(source: str, model_dir: str, vocabulary: str | None = None
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
   config, params = huggingface.load(folder)
   copied = None if vocabulary else _sentencepiece(folder)
-  vocabulary = vocabulary or (str(target / copied.name) if copied else _bytes(folder))
-  model = dataclasses.asdict(config)
-  checkpoints.save_params(target, params, {'model': model, 'vocabulary': vocabulary})
+  words = vocabularies.vocabulary(vocabulary or (str(copied) if copied else _bytes(folder)))
+  model, vocabulary = dataclasses.asdict(config), str(target / copied.name) if copied else words.spec
+  metadata = {'model': model, 'vocabulary': vocabulary, 'vocabulary_fingerprint': words.fingerprint}
+  # Under another name until all of it is there.
+  staged = target.with_name(f'.{target.name}.importing')
+  staged.rmtree(missing_ok=True)
+  checkpoints.save_params(staged, params, metadata)
   if copied:
-    (target / copied.name).write_bytes(copied.read_bytes())
+    (staged / copied.name).write_bytes(copied.read_bytes())
+  staged.rename(target)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   return {'model_dir': str(target), 'parameters': count, 'vocabulary': vocabulary, 'model': model}
 
@@ -46,7 +52,12 @@ def _sentencepiece(folder: Path) -> Path | None:
   return file if file.is_file() else None
 
 
-def _bytes(folder: Path) -> str | None:
+def _bytes(folder: Path) -> str:
   file = folder / 'tokenizer_config.json'
   tokenizer = huggingface.read_json(file).get('tokenizer_class') if file.is_file() else None
-  return 'bytes' if tokenizer == 'ByT5Tokenizer' else None
+  if tokenizer != 'ByT5Tokenizer':
+    raise UsageError(
+      f'{folder} has no {_SENTENCEPIECE}, and nothing says that it reads bytes: pass --set VOCABULARY=bytes, '
+      'or the path of the SentencePiece model that it was trained with.'
+    )
+  return 'bytes'

@@ -1,12 +1,15 @@
 """Imported T5s give transformers' torch logits; what cannot be imported says why."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 
 from dro_jax import checkpoints, importers
+from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.importers import huggingface
 from dro_jax.models.t5 import T5
@@ -228,8 +231,11 @@ def test_hub_name_is_downloaded(saved, monkeypatch):
 def test_import_checkpoint(saved, tmp_path):
   _, source = saved
   config, expected = huggingface.load(source)
-  report = importers.import_checkpoint(str(source), str(tmp_path / 'plain'))
-  assert report['vocabulary'] is None
+  with pytest.raises(UsageError, match='pass --set VOCABULARY=bytes'):
+    importers.import_checkpoint(str(source), str(tmp_path / 'plain'))
+  assert not list(tmp_path.glob('*plain*'))
+  report = importers.import_checkpoint(str(source), str(tmp_path / 'plain'), 'bytes')
+  assert report['vocabulary'] == 'bytes'
   assert report['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(expected))
   params, metadata = checkpoints.load_params(tmp_path / 'plain')
   jax.tree.map(np.testing.assert_array_equal, params, expected)
@@ -238,14 +244,25 @@ def test_import_checkpoint(saved, tmp_path):
     importers.import_checkpoint(str(source), str(tmp_path / 'plain'))
 
 
+def sentencepiece_model(directory) -> str:
+  corpus = directory / 'corpus.txt'
+  corpus.write_text('\n'.join(f'a quick brown fox jumps {i} times over it' for i in range(400)))
+  sentencepiece.SentencePieceTrainer.train(
+    input=str(corpus), model_prefix=str(directory / 'tiny'), vocab_size=64, minloglevel=2,
+    pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
+  )  # fmt: skip
+  return str(directory / 'tiny.model')
+
+
 def test_import_brings_the_vocabulary(tmp_path):
   source = tmp_path / 'source'
   make_torch('1.0').save_pretrained(source)
   (source / 'tokenizer_config.json').write_text('{"tokenizer_class": "ByT5Tokenizer"}')
   assert importers.import_checkpoint(str(source), str(tmp_path / 'bytes'))['vocabulary'] == 'bytes'
-  (source / 'spiece.model').write_bytes(b'pieces')
+  shutil.copy(sentencepiece_model(tmp_path), source / 'spiece.model')
   report = importers.import_checkpoint(str(source), str(tmp_path / 'pieces'))
   assert report['vocabulary'] == str(tmp_path / 'pieces' / 'spiece.model')
-  assert (tmp_path / 'pieces' / 'spiece.model').read_bytes() == b'pieces'
+  words = vocabularies.vocabulary(report['vocabulary'])
+  assert checkpoints.load_metadata(tmp_path / 'pieces')['vocabulary_fingerprint'] == words.fingerprint
   report = importers.import_checkpoint(str(source), str(tmp_path / 'named'), vocabulary='bytes')
   assert report['vocabulary'] == 'bytes'
