@@ -38,9 +38,9 @@ from dro_jax.data import layout, loader, plan, tasks, vocabularies
 from dro_jax.errors import Stopped, UsageError
 from dro_jax.models.t5 import T5Config
 
-VOCABULARY_MULTIPLE = (
-  128  # Rows of a fresh embedding table: divides over meshes, and is what T5 itself pads to.
-)
+MANY_PROMPTS = 8  # Below it a mean over a batch says little of other prompts.
+# Rows of a fresh embedding table: divides over meshes, and is what T5 itself pads to.
+VOCABULARY_MULTIPLE = 128
 
 
 class Run(NamedTuple):
@@ -439,6 +439,13 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
     f'{len(run.train_loader.table):,} responses, {run.train_loader.plan.batch_size} a batch in '
     f'{shape.rows} rows of {shape.prompt_length} + {shape.response_length} tokens'
   )
+  table, batch = run.train_loader.table, run.train_loader.plan.batch(first)
+  prompts = len(np.unique(table.prompt_index[batch]))
+  if run.algorithm.couples and prompts < MANY_PROMPTS < len(batch):
+    writer.say(
+      f'note: a batch holds the responses to {prompts} prompts, for those to one prompt are dealt together: '
+      f"{run.algorithm.name}'s statistics of a batch are nearly those of a prompt. A larger BATCH helps."
+    )
 
 
 def _batches(run: Run, first: int, last: int) -> Iterator[tuple[int, Any]]:

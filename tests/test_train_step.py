@@ -51,9 +51,10 @@ def assert_close(a, b, rtol=2e-4, atol=2e-6):
 
 
 @functools.cache
-def one_step(name, num_microbatches=1):
+def one_step(name, num_microbatches=1, readout='prompt', shared=False):
   """Metrics and parameters after one step of gradient descent, which keeps gradients' sizes visible."""
-  step, state = make(ALGORITHMS[name], num_microbatches=num_microbatches, optimizer=optax.sgd(0.1))
+  settings = {'num_microbatches': num_microbatches, 'readout': readout, 'shared': shared}
+  step, state = make(ALGORITHMS[name], optimizer=optax.sgd(0.1), **settings)
   state, output = jax.jit(step)(state, rows_for(ALGORITHMS[name]()))
   return jax.device_get((state.params, output.metrics))
 
@@ -62,6 +63,10 @@ def one_step(name, num_microbatches=1):
 def test_microbatches_change_no_number(name):
   for num_microbatches in (2, 4):
     assert_close(one_step(name), one_step(name, num_microbatches))
+
+
+def test_microbatches_change_no_number_of_a_shared_token_value():
+  assert_close(one_step('dro_v', 1, 'token', True), one_step('dro_v', 4, 'token', True))
 
 
 def test_kto_couples_so_that_microbatch_means_would_differ():

@@ -1,7 +1,5 @@
 """Reward scaling: fitted once on the training rewards, saved with the run, applied to every table."""
 
-import json
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,21 +49,10 @@ class RewardScaling(NamedTuple):
       fields['effective_temperature'] = self.effective_temperature(temperature)
     return fields
 
-  def save(self, path: str | os.PathLike, temperature: float | int | None = None) -> None:
-    text = json.dumps(self.to_json(temperature), indent=2) + '\n'
-    with open(f'{path}.tmp', 'w') as file:
-      file.write(text)
-    os.replace(f'{path}.tmp', path)
-
 
 def from_json(fields: dict) -> RewardScaling:
   knots = tuple((float(value), float(quantile)) for value, quantile in fields['knots'])
   return RewardScaling(fields['kind'], fields['shift'], fields['scale'], knots, fields['statistics'])
-
-
-def load(path: str | os.PathLike) -> RewardScaling:
-  with open(path) as file:
-    return from_json(json.load(file))
 
 
 def fit(kind: str, rewards: np.ndarray | Sequence, prompt_index: np.ndarray | None = None) -> RewardScaling:

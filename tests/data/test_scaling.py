@@ -50,12 +50,10 @@ def test_a_scaling_fitted_on_training_rewards_is_applied_elsewhere():
 
 
 @pytest.mark.parametrize('kind', scaling.KINDS)
-def test_round_trip(tmp_path, kind):
+def test_round_trip(kind):
   fitted = scaling.fit(kind, REWARDS, np.arange(500) // 4)
   assert scaling.from_json(json.loads(json.dumps(fitted.to_json(0.5)))) == fitted
-  fitted.save(tmp_path / 'scaling.json', temperature=0.5)
-  assert scaling.load(tmp_path / 'scaling.json') == fitted
-  assert 'effective_temperature' in json.loads((tmp_path / 'scaling.json').read_text())
+  assert 'effective_temperature' in fitted.to_json(0.5)
 
 
 def test_effective_temperature_is_in_reward_units():
