@@ -277,7 +277,7 @@ def _refuse_other_run(folder: pathlib.Path, metadata: Mapping[str, Any]) -> None
   """
   saved = _identity(checkpoints.load_metadata(folder))
   for name, now in _identity(json.loads(json.dumps(metadata))).items():
-    if name in saved and saved[name] != now:
+    if saved[name] is not None and saved[name] != now:
       raise UsageError(
         f'{folder} holds a run whose {name} is {saved[name]!r}, and now it is {now!r}: resuming would make '
         'neither run. Set it back, or choose another --model_dir.'
