@@ -103,7 +103,9 @@ def _options(
   kept = [checkpoint_managers.LatestN(keep_last)]
   best_fn = None
   if best_metric:
-    best_fn = lambda metrics: metrics[best_metric]  # noqa: E731
+    # A checkpoint from when best meant another metric is nobody's best.
+    worst = math.inf if best_mode == 'min' else -math.inf
+    best_fn = lambda metrics: metrics.get(best_metric, worst)  # noqa: E731
     kept.append(
       checkpoint_managers.BestN(
         get_metric_fn=best_fn, reverse=best_mode == 'min', n=keep_best, keep_checkpoints_without_metrics=False

@@ -113,6 +113,15 @@ def test_the_smallest_is_best_where_asked(tmp_path):
   assert checkpoints.load_metadata(tmp_path)['step'] == 1
 
 
+def test_best_may_come_to_mean_another_metric(tmp_path):
+  for step, name in ((1, 'loss'), (2, 'accuracy')):
+    saver = checkpoints.Checkpoints(tmp_path, keep_last=2, best_metric=name, best_mode='min')
+    saver.save(step, {'x': jnp.zeros(1)}, {name: 0.5})
+    saver.wait()
+    assert saver.best_step() == step
+    saver.close()
+
+
 def test_an_unmeasured_checkpoint_is_never_best(tmp_path):
   saver = checkpoints.Checkpoints(tmp_path, best_metric='loss', best_mode='min')
   saver.save(0, {'x': jnp.float32(0)}, {})
