@@ -1,6 +1,7 @@
 """A run's networks: built from settings, initialised or restored sharded, and scored over a whole table."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ def build(config: T5Config, *, uses_value: bool, readout: str = 'prompt', shared
   return Networks(T5(config), ValueNetwork(config, readout=readout, shared=shared) if uses_value else None)
 
 
+@functools.lru_cache(maxsize=8)
 def abstract_params(networks: Networks) -> dict[str, Params]:
   """Shapes of all parameters, boxed with their logical axes."""
   return jax.eval_shape(lambda key: _init(networks, key), jax.random.key(0))
@@ -148,13 +150,8 @@ def make_scorer(
 
   def batch(state: train_state.TrainState, rows: Rows):
     scores, reference_scores, output = evaluate(state, rows)
-    sums = {
-      name: (
-        jnp.sum(jnp.where(term.weights > 0, term.weights * term.per_example, 0.0)),
-        jnp.sum(term.weights),
-      )
-      for name, term in output.terms.items()
-    }
+    totals = train_step.weighted_losses(output, dict.fromkeys(output.terms, jnp.ones(())))
+    sums = {name: (totals[name], jnp.sum(term.weights)) for name, term in output.terms.items()}
     reference_logps = None if reference_scores is None else reference_scores.logps
     return {'logps': scores.logps, 'reference_logps': reference_logps, 'values': scores.values}, sums
 

@@ -1,7 +1,6 @@
 """optax's optimisers, told what a T5 with a value head needs of them."""
 
 import itertools
-from collections.abc import Callable
 
 import jax
 import optax
@@ -126,7 +125,5 @@ def warmup_cosine(
   """Linear from 0 over `warmup_steps`, then a cosine to `end_value` at `decay_steps`, warm-up included."""
   return optax.schedules.warmup_cosine_decay_schedule(0.0, peak_value, warmup_steps, decay_steps, end_value)
 
-
-Optimizer = Callable[..., optax.GradientTransformation]
 
 __all__ = ['adafactor', 'adamw', 'constant', 'warmup_constant', 'warmup_cosine']
