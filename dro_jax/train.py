@@ -489,7 +489,8 @@ def _evaluate(
   table = run.eval_loader.table
   scored = run.score_table(state, run.eval_loader)
   summary = _summary(scored, table, run.algorithm.temperature)
-  summary['criterion'] = summary[run.algorithm.criterion]
+  # Of all losses: one that is not finite is left out of the summary, and then is nobody's best.
+  summary['criterion'] = scored.losses[run.algorithm.criterion]
   measured = {f'eval/{name}': value for name, value in summary.items()}
   if run.best_metric is not None and run.best_metric not in measured:
     raise UsageError(f'best_metric={run.best_metric!r} is not measured: pass one of {", ".join(measured)}.')

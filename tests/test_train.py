@@ -256,6 +256,22 @@ def test_the_best_checkpoint_is_the_criterions(run, tmp_path):
   assert checkpoints.load_metadata(tmp_path / 'right')['step'] == best
 
 
+def test_a_validation_loss_that_is_not_finite_is_nobodys_best(run, triplets, tmp_path):
+  def data(**kwargs):
+    cache = str(tmp_path / 'cache')
+    loaded = tasks.load_triplets(
+      triplets, prompt_length=32, response_length=16, cache_dir=cache, validation_fraction=0.2, **kwargs
+    )
+    loaded.eval.rewards[:] = np.nan
+    return loaded
+
+  assert run(tmp_path / 'run', data=data, steps=1)['step'] == 1
+  assert checkpoints.newest_step(tmp_path / 'run') == 1
+  saved = checkpoints.Checkpoints(tmp_path / 'run' / 'checkpoints', best_metric='eval/criterion')
+  assert saved.best_step() is None
+  saved.close()
+
+
 def test_a_step_lasts_as_long_as_the_wait_for_it(monkeypatch):
   moments = iter([10.0, 10.5, 11.5])
   monkeypatch.setattr(train.time, 'monotonic', lambda: next(moments))
