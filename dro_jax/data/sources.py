@@ -100,7 +100,7 @@ def read_triplets(
     UsageError: names file:line and field.
   """
   files = expand(paths)
-  raw = (pair for path in files for pair in _located(path))
+  raw = (pair for path in files for pair in located(path))
   options = {'columns': columns, 'rewards_required': rewards_required, 'map_reward': map_reward}
   typeless = {path for path in files if _format(path) in ('csv', 'tsv')}
   return _records(raw, typeless=typeless, **options)
@@ -113,7 +113,7 @@ def read_prompts(
   names = parse_pairs(columns, 'columns')
   ids: dict[str, str] = {}
   for path in expand(paths):
-    for where, fields in _located(path):
+    for where, fields in located(path):
       record_id = _id(fields, names, where, ids)
       ids[record_id] = where
       yield record_id, _text(fields, names, 'prompt', where)
@@ -124,6 +124,19 @@ def from_mappings(
 ) -> Iterator[Record]:
   """Records from dicts in memory, checked like those of files; options as `read_triplets`."""
   return _records(((f'{where}:{i}', fields) for i, fields in enumerate(mappings, 1)), **options)
+
+
+def located(path: str) -> Iterator[tuple[str, dict]]:
+  """(file:line, fields) of one file, unchecked; it must hold something.
+
+  A `.json`, which no triplet file is, holds JSON lines or one array of objects.
+  """
+  where = None
+  for line, fields in _READERS[_format(path)](path):
+    where = f'{path}:{line}'
+    yield where, fields
+  if where is None:
+    raise UsageError(f'{path}: the file holds no records; pass one that does')
 
 
 # --- files to fields ----------------------------------------------------------------------------------------
@@ -211,17 +224,28 @@ def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
     ) from error
 
 
-_READERS = {'jsonl': _read_jsonl, 'csv': _read_csv, 'tsv': _read_tsv, 'parquet': _read_parquet}
+def _read_json(path: str) -> Iterator[tuple[int, dict]]:
+  text = ''.join(line for _, line in _lines(path))
+  if not text.lstrip().startswith('['):
+    yield from _read_jsonl(path)
+    return
+  try:
+    objects = json.loads(text)
+  except (json.JSONDecodeError, RecursionError) as error:
+    raise UsageError(f'{path}: not JSON ({error}); download the file again') from error
+  for number, fields in enumerate(objects, 1):
+    if not isinstance(fields, dict):
+      raise UsageError(f'{path}:{number}: a JSON {type(fields).__name__}, not an object')
+    yield number, fields
 
 
-def _located(path: str) -> Iterator[tuple[str, dict]]:
-  """(file:line, fields) of one file, which must hold something."""
-  where = None
-  for line, fields in _READERS[_format(path)](path):
-    where = f'{path}:{line}'
-    yield where, fields
-  if where is None:
-    raise UsageError(f'{path}: the file holds no records; pass one that does')
+_READERS = {
+  'jsonl': _read_jsonl,
+  'json': _read_json,
+  'csv': _read_csv,
+  'tsv': _read_tsv,
+  'parquet': _read_parquet,
+}
 
 
 # --- fields to records --------------------------------------------------------------------------------------

@@ -1,5 +1,11 @@
-"""From names to tables: triplet files, seqio tasks and mixtures, and the split, in one call."""
+"""From names to tables: triplet files, seqio tasks and mixtures, and the split, in one call.
 
+Several tasks are mixed in one of two ways. By rate: a seqio mixture, whose rates become sampling weights, and
+an epoch is as many draws with replacement. By concatenation: their names separated by commas, every record
+once.
+"""
+
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -14,6 +20,8 @@ import numpy as np
 
 from dro_jax.data import scaling as scalings
 from dro_jax.data import sources, split, table
+from dro_jax.data.registration import register as register
+from dro_jax.data.registration import text_features as text_features
 from dro_jax.data.sources import Record
 from dro_jax.data.table import TokenTable
 from dro_jax.data.vocabularies import Vocabulary, vocabulary
@@ -56,13 +64,15 @@ def load_triplets(
   task_split: str = 'train',
   eval_task_split: str = 'validation',
   task_modules: str | Sequence[str] = (),
+  data_dir: str | None = None,
   cache_dir: str | None = None,
 ) -> Triplets:
   """Token tables of training and validation triplets.
 
   Args:
     triplets: files (a path, several, a comma-separated string, glob patterns), or the name of a seqio task or
-      mixture whose examples have text `prompt` and `response` and a number `reward`.
+      mixture whose examples have text `prompt` and `response` and a number `reward`. Names of several tasks,
+      separated by commas, stand for all their records. Public data sets have names: see `data.public`.
     eval_triplets: the same for validation; without it prompts are held out of `triplets` by their hash.
     columns: our names to the files': 'prompt=question,response=answer,reward=thumbs'.
     map_reward: numbers for rewards that are words: 'up=1,down=0'.
@@ -79,6 +89,7 @@ def load_triplets(
     task_split: a seqio task's split to train on.
     eval_task_split: the split of `eval_triplets`, if that is a seqio task.
     task_modules: modules (dotted names or .py files) to import first: they register one's own tasks.
+    data_dir: a folder that holds the public data sets' own; None: they are downloaded.
     cache_dir: where token tables are kept; None: ~/.cache/dro_jax, or under XDG_CACHE_HOME.
 
   Raises:
@@ -89,8 +100,9 @@ def load_triplets(
 
   def build(name, task_split: str) -> TokenTable:
     source = find(
-      name, columns=columns, map_reward=map_reward, rewards_required=rewards_required, split=task_split
-    )
+      name, columns=columns, map_reward=map_reward, rewards_required=rewards_required, split=task_split,
+      data_dir=data_dir,
+    )  # fmt: skip
     return build_table(
       source, vocabulary, cache_dir, prompt_length=prompt_length, response_length=response_length,
       overlong=overlong, keep=keep, template=template,
@@ -145,6 +157,37 @@ def hold_out(
   return whole.subset(~held), whole.subset(held)
 
 
+def derive(
+  triplets: Triplets,
+  columns: Mapping[str, Callable[[Triplets], Callable[[TokenTable], np.ndarray]]],
+  select: Callable[[TokenTable], np.ndarray] | None = None,
+  weights: Callable[[TokenTable], np.ndarray] | None = None,
+) -> Triplets:
+  """Adds columns that are made from the data, and then chooses what to train on.
+
+  Args:
+    triplets: whose training part decides every constant.
+    columns: by name: from the triplets to a function from a table to `[N]`.
+    select: which training responses to keep, `[N]` booleans.
+    weights: how often to draw each of them, `[N]`, times the mixture's weights.
+  """
+  made = {name: fit(triplets) for name, fit in columns.items()}
+
+  def extended(table: TokenTable | None) -> TokenTable | None:
+    return table and dataclasses.replace(
+      table, columns=table.columns | {name: column(table) for name, column in made.items()}
+    )
+
+  train, report = extended(triplets.train), triplets.report
+  if select is not None:
+    train = train.subset(select(train))
+    report = report | {'selected_records': len(train)}
+  if weights is not None:
+    own = weights(train)
+    train = dataclasses.replace(train, weights=own if train.weights is None else own * train.weights)
+  return triplets._replace(train=train, eval=extended(triplets.eval), report=report)
+
+
 class Source(NamedTuple):
   """Records to come, and what stands for them in a fingerprint."""
 
@@ -161,16 +204,34 @@ def find(
   map_reward: str | Mapping[str, float | int] | None = None,
   rewards_required: bool = True,
   split: str = 'train',
+  data_dir: str | None = None,
 ) -> Source:
-  """The source that triplet files, or the name of a seqio task or mixture, stand for."""
+  """The source that triplet files, or the names of seqio tasks or mixtures, stand for."""
   options = {'columns': columns, 'map_reward': map_reward, 'rewards_required': rewards_required}
   if not name:
     raise UsageError('no triplets given; pass --triplets FILE')
   if not sources.is_files(name):
-    return _find_task(name if isinstance(name, str) else name[0], split, options)
+    names = [part.strip() for text in _names(name) for part in text.split(',')]
+    return _joined([_find_task(part, split, options, data_dir) for part in names])
   files = sources.expand(name)
   mark = table.fingerprint(table.files_fingerprint(files), sorted(options.items()))
   return Source(os.path.basename(files[0]), lambda: sources.read_triplets(files, **options), mark)
+
+
+def _joined(parts: Sequence[Source]) -> Source:
+  """All records of all sources, each once."""
+  names = [part.name for part in parts]
+  if len(parts) == 1:
+    return parts[0]
+  if mixed := [part.name for part in parts if part.rates]:
+    raise UsageError(
+      f"triplets '{','.join(names)}': '{mixed[0]}' is a mixture by rate, to which nothing can be added; "
+      'name the tasks to have every record once, or register one mixture of all'
+    )
+  if repeated := {name for name in names if names.count(name) > 1}:
+    raise UsageError(f"triplets '{','.join(names)}': '{min(repeated)}' is named twice; name every task once")
+  mark = table.fingerprint(*(part.fingerprint for part in parts))
+  return Source('+'.join(names), lambda: (r for part in parts for r in part.records()), mark)
 
 
 def build_table(
@@ -214,58 +275,6 @@ def _names(name: str | Sequence[str]) -> list[str]:
 # --- seqio --------------------------------------------------------------------------------------------------
 
 
-def register(
-  name: str,
-  files: Mapping[str, str | Sequence[str]],
-  *,
-  columns: str | Mapping[str, str] | None = None,
-  map_reward: str | Mapping[str, float | int] | None = None,
-  preprocessors: Sequence[Callable] = (),
-) -> Any:
-  """Registers triplet files as a seqio task, so that mixtures can hold them and preprocessors change them.
-
-  Args:
-    name: the task's.
-    files: by split: {'train': 'a.jsonl', 'validation': 'b.jsonl'}.
-    columns, map_reward: as `load_triplets`.
-    preprocessors: from a tf.data.Dataset of {id, prompt, response, reward} to another.
-  """
-  import seqio
-  import tensorflow as tf
-
-  options = {'columns': columns, 'map_reward': map_reward}
-  signature = {name: tf.TensorSpec((), tf.string) for name in ('id', 'prompt', 'response')}
-  signature['reward'] = tf.TensorSpec((), tf.float32)
-
-  def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
-    del shuffle_files, seed  # The plan shuffles.
-    return tf.data.Dataset.from_generator(
-      lambda: ({n: getattr(r, n) for n in signature} for r in sources.read_triplets(files[split], **options)),
-      output_signature=signature,
-    )
-
-  dataset.fingerprint = lambda split: table.fingerprint(
-    table.files_fingerprint(sources.expand(files[split])), sorted(options.items())
-  )
-  return seqio.TaskRegistry.add(
-    name,
-    source=seqio.FunctionDataSource(dataset, splits=list(files)),
-    preprocessors=list(preprocessors),
-    output_features=text_features(),
-  )
-
-
-def text_features() -> dict:
-  """`output_features` for a seqio task of triplets: text and a number; the token table tokenises."""
-  import seqio
-  import tensorflow as tf
-
-  def feature(dtype) -> Any:
-    return seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, rank=0, dtype=dtype)
-
-  return {'prompt': feature(tf.string), 'response': feature(tf.string), 'reward': feature(tf.float32)}
-
-
 def import_module(name: str) -> types.ModuleType:
   """Imports a user's task module: a dotted name, or a .py file."""
   try:
@@ -282,9 +291,12 @@ def import_module(name: str) -> types.ModuleType:
     raise UsageError(f"task module '{name}': {error}; pass a module on the path, or a .py file") from error
 
 
-def _find_task(name: str, split: str, options: Mapping[str, Any]) -> Source:
+def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str | None) -> Source:
   import seqio
 
+  from dro_jax.data import public
+
+  public.read_from(data_dir)
   try:
     found = seqio.get_mixture_or_task(name)
   except ValueError as error:
@@ -300,7 +312,7 @@ def _find_task(name: str, split: str, options: Mapping[str, Any]) -> Source:
   for task in tasks:
     if split not in task.splits:
       raise UsageError(f"seqio task '{task.name}' has no split '{split}'; it has {', '.join(task.splits)}")
-  rates = {task.name: float(found.get_rate(task)) for task in tasks} if mixed else None
+  rates = _rates(found) if mixed else None
   mark = table.fingerprint(
     seqio.__version__, split, sorted(options.items()), *(_task_fingerprint(task, split) for task in tasks)
   )
@@ -313,14 +325,36 @@ def _find_task(name: str, split: str, options: Mapping[str, Any]) -> Source:
   return Source(name, records, mark, rates)
 
 
+def _rates(mixture) -> dict[str, float]:
+  try:
+    return {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
+  except (AssertionError, TypeError, ValueError) as error:
+    tasks = ','.join(task.name for task in mixture.tasks)
+    raise UsageError(
+      f"seqio mixture '{mixture.name}': a rate that counts examples needs seqio's offline cache ({error}); "
+      f"give numbers as rates, or pass the tasks' names to have every record once: {tasks}"
+    ) from error
+
+
 def _examples(task, split: str) -> Iterator[dict]:
   """A task's examples in order, text as str; where a task tokenises, the text that it kept."""
+  import tensorflow as tf
+
   dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
-  for example in dataset.as_numpy_iterator():
-    fields = {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
-    for side in ('prompt', 'response'):
-      fields[side] = fields.pop(f'{side}_pretokenized', fields.get(side))
-    yield {name: value for name, value in fields.items() if np.ndim(value) == 0}
+  try:
+    for example in dataset.as_numpy_iterator():
+      yield _fields(example)
+  except tf.errors.OpError:
+    if error := getattr(getattr(task.source, '_dataset_fn', None), 'error', None):
+      raise error from None
+    raise
+
+
+def _fields(example: Mapping[str, Any]) -> dict:
+  fields = {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
+  for side in ('prompt', 'response'):
+    fields[side] = fields.pop(f'{side}_pretokenized', fields.get(side))
+  return {name: value for name, value in fields.items() if np.ndim(value) == 0}
 
 
 def _task_fingerprint(task, split: str) -> str:
