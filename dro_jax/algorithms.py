@@ -1,14 +1,16 @@
-"""What each algorithm asks of a step: its losses, and which scores they need. Data, no branches."""
+"""What each algorithm asks of a step: its losses, and which scores and data they need. Data, no branches."""
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dro_jax import losses, masked
+from dro_jax import derived, losses, masked
+from dro_jax.batch import Batch
 from dro_jax.errors import UsageError
-from dro_jax.types import Array, LossOutput, LossTerm, Rows, Scores
+from dro_jax.types import Array, LossOutput, LossTerm
 
 
 class Algorithm(NamedTuple):
@@ -16,166 +18,667 @@ class Algorithm(NamedTuple):
 
   Attributes:
     name: the algorithm's, recorded with the run.
-    loss: from the global batch's scores, the reference's and the rows to per-example losses with weights.
-    criterion: the validation loss, or part of it, whose least value marks the best checkpoint.
+    loss: from a batch to losses with weights, by response, pair or group.
     temperature: τ (or β), by which τρ is an advantage in reward units.
+    criterion: the validation loss, or part of it, whose least value marks the best checkpoint.
+    unit: what `batch_size` counts: 'response', or the 'pair' or 'group' of responses to one prompt.
     uses_reference: whether it reads the reference policy's scores.
     uses_value: whether it reads, and trains, a value network.
+    uses_token_values: whether that must give a value for each token.
     uses_mismatched: whether it reads scores of mismatched pairs.
     uses_rewards: whether it reads rewards.
-    couples: whether one example's loss depends on other examples' scores, so that a microbatch alone cannot
-      give its gradient.
+    couples: whether one example's loss depends on other examples, so that a microbatch alone cannot give its
+      gradient.
     requires: the data's columns without which it cannot run.
+    columns: columns that it derives from the data (see `derived`), by name.
+    check: refuses triplets that it cannot learn from.
+    select: which of a table's responses to train on, `[N]` booleans; `None` for all.
+    weights: how often to draw each of a table's responses, `[N]`; `None` for each once an epoch.
+    statistics: running scalars, checkpointed, with their first values.
   """
 
   name: str
-  loss: Callable[[Scores, Scores | None, Rows], LossOutput]
+  loss: Callable[[Batch], LossOutput]
   temperature: float = 1.0
   criterion: str = 'loss'
+  unit: str = 'response'
   uses_reference: bool = True
   uses_value: bool = False
+  uses_token_values: bool = False
   uses_mismatched: bool = False
   uses_rewards: bool = True
   couples: bool = False
   requires: tuple[str, ...] = ()
+  columns: Mapping[str, derived.Fit] = {}
+  check: Callable[[Any], None] = lambda triplets: None
+  select: Callable[[Any], np.ndarray] | None = None
+  weights: Callable[[Any], np.ndarray] | None = None
+  statistics: Mapping[str, float] = {}
 
 
-def flat(x_BR: Array) -> Array:
-  """`[B, R]` slots to the `[N]` examples that losses see."""
-  return x_BR.reshape(-1)
+def by_response(name: str, per_example: Callable[[Batch], Array], **settings: Any) -> Algorithm:
+  """An algorithm with one loss `[N]`, by response."""
+
+  def loss(batch: Batch) -> LossOutput:
+    return LossOutput({'policy': LossTerm(per_example(batch), batch.valid)})
+
+  return Algorithm(name, loss, **settings)
+
+
+def by_pair(name: str, per_pair: Callable[[Batch], Array], **settings: Any) -> Algorithm:
+  """An algorithm with one loss `[P]`, by pair: member 0 is chosen, member 1 rejected."""
+
+  def loss(batch: Batch) -> LossOutput:
+    valid = jnp.all(batch.unit_mask, axis=1)
+    scores = batch.policy_logps - (0.0 if batch.reference is None else batch.reference_logps)
+    margins = jax.lax.stop_gradient(jnp.diff(-batch.members(scores), axis=1)[:, 0])
+    wins = jnp.where(margins == 0, 0.5, (margins > 0).astype(jnp.float32))
+    metrics = {
+      'pair_margin': masked.weighted_mean(margins, valid),
+      'pair_accuracy': masked.weighted_mean(wins, valid),
+    }
+    return LossOutput({'policy': LossTerm(per_pair(batch), valid)}, metrics)
+
+  return Algorithm(name, loss, unit='pair', couples=True, **settings)
+
+
+def by_group(name: str, per_group: Callable[[Batch], Array], **settings: Any) -> Algorithm:
+  """An algorithm with one loss `[G]`, by group of responses to one prompt."""
+
+  def loss(batch: Batch) -> LossOutput:
+    return LossOutput({'policy': LossTerm(per_group(batch), jnp.any(batch.unit_mask, axis=1))})
+
+  return Algorithm(name, loss, unit='group', couples=True, **settings)
+
+
+# --- imitation ----------------------------------------------------------------------------------------------
 
 
 def sft() -> Algorithm:
   """Supervised fine-tuning on the responses, rewards ignored."""
-
-  def loss(scores: Scores, reference: Scores | None, rows: Rows) -> LossOutput:
-    return LossOutput({'policy': LossTerm(losses.sft(flat(scores.logps)), flat(rows.valid))})
-
-  return Algorithm('sft', loss, uses_reference=False, uses_rewards=False)
+  return by_response(
+    'sft', lambda batch: losses.sft(batch.policy_logps), uses_reference=False, uses_rewards=False
+  )
 
 
-def value_loss(scores: Scores, reference: Scores, rows: Rows, tau: float) -> Array:
-  """DRO-V's value loss `[N]`, by response, or by token where the value is read per token."""
-  if scores.token_values is None:
-    return losses.dro_v_value(
-      flat(scores.logps), flat(reference.logps), flat(rows.rewards), flat(scores.values), tau=tau
-    )
-  num_slots = rows.rewards.shape[1]
-  policy_NT, mask_NT = masked.unpack(scores.token_logps, rows.response_segments, num_slots)
-  reference_NT, _ = masked.unpack(reference.token_logps, rows.response_segments, num_slots)
-  values_NT, _ = masked.unpack(scores.token_values, rows.response_segments, num_slots)
-  return losses.dro_v_token_value(policy_NT, reference_NT, mask_NT, flat(rows.rewards), values_NT, tau=tau)
+def weighted_bc() -> Algorithm:
+  """Behaviour cloning weighted by rewards, which must not be negative (`losses.weighted_bc`)."""
+  return by_response(
+    'weighted_bc',
+    lambda batch: losses.weighted_bc(batch.policy_logps, batch.rewards),
+    uses_reference=False,
+    check=derived.refuse_negative_rewards,
+  )
 
 
-def dro_v(tau: float = 1.0) -> Algorithm:
-  """DRO-V: a policy and a value trained together (`losses.dro_v_policy`, `losses.dro_v_value`)."""
+def gold(floor: float = 0.1) -> Algorithm:
+  """GOLD: behaviour cloning weighted by rewards and the policy's own token probabilities (`losses.gold`)."""
 
-  def loss(scores: Scores, reference: Scores | None, rows: Rows) -> LossOutput:
-    policy = losses.dro_v_policy(
-      flat(scores.logps), flat(reference.logps), flat(rows.rewards), flat(scores.values), tau=tau
-    )
-    valid = flat(rows.valid)
-    return LossOutput(
-      {'policy': LossTerm(policy, valid), 'value': LossTerm(value_loss(scores, reference, rows, tau), valid)}
+  def per_example(batch: Batch) -> Array:
+    return losses.gold(
+      policy_logps=batch.tokens(batch.scores.token_logps),
+      mask=batch.token_mask,
+      rewards=batch.rewards,
+      floor=floor,
     )
 
-  # The policy's loss has no meaning by itself; the value's is ½ (r − V − τρ)², DRO's own objective (Eq. 4).
-  return Algorithm('dro_v', loss, tau, criterion='loss/value', uses_value=True)
+  return by_response('gold', per_example, uses_reference=False, check=derived.refuse_negative_rewards)
 
 
-def dro_v_residual(tau: float = 1.0) -> Algorithm:
-  """DRO's squared residual, nothing stopped (`losses.dro_v_residual`): policy and value share one loss."""
-
-  def loss(scores: Scores, reference: Scores | None, rows: Rows) -> LossOutput:
-    residual = losses.dro_v_residual(
-      flat(scores.logps), flat(reference.logps), flat(rows.rewards), flat(scores.values), tau=tau
-    )
-    return LossOutput({'residual': LossTerm(residual, flat(rows.valid))})
-
-  return Algorithm('dro_v_residual', loss, tau, uses_value=True)
-
-
-def dro_p(tau: float = 1.0) -> Algorithm:
-  """DRO-P: the global batch's mean residual in place of a value (`losses.dro_p`)."""
-
-  def loss(scores: Scores, reference: Scores | None, rows: Rows) -> LossOutput:
-    policy_logps, reference_logps, rewards, valid = map(
-      flat, (scores.logps, reference.logps, rows.rewards, rows.valid)
-    )
-    mean = jax.lax.stop_gradient(
-      masked.weighted_mean(rewards - tau * (policy_logps - reference_logps), valid)
-    )
-    policy = losses.dro_p(policy_logps, reference_logps, rewards, mean, tau=tau)
-    return LossOutput({'policy': LossTerm(policy, valid)}, {'mean_residual': mean})
-
-  return Algorithm('dro_p', loss, tau, couples=True)
+# --- labels and baselines from rewards ----------------------------------------------------------------------
 
 
 class Labels(NamedTuple):
-  """How rewards become thumbs: `of(rows) -> [B, R]`, and what of the data it reads."""
+  """How rewards become thumbs: `of(batch) -> [N]` booleans, and what of the data it reads.
 
-  of: Callable[[Rows], Array]
+  `couples` where a response's label depends on the batch it is in.
+  """
+
+  of: Callable[[Batch], Array]
+  couples: bool = False
   uses_rewards: bool = True
   requires: tuple[str, ...] = ()
+  columns: Mapping[str, derived.Fit] = {}
+
+
+def _derived_labels(fit: derived.Fit) -> Labels:
+  return Labels(lambda batch: batch.column('derived_label') > 0, columns={'derived_label': fit})
 
 
 def minibatch_mean_labels() -> Labels:
   """Desirable when the reward exceeds the mean of the global minibatch (DRO's KTO baseline)."""
 
-  def of(rows: Rows) -> Array:
-    mean = masked.weighted_mean(rows.rewards, rows.valid)
-    spread = jnp.sqrt(masked.weighted_variance(rows.rewards, rows.valid))
+  def of(batch: Batch) -> Array:
+    mean = masked.weighted_mean(batch.rewards, batch.valid)
+    spread = jnp.sqrt(masked.weighted_variance(batch.rewards, batch.valid))
     # A reward that is the mean does not exceed it, in whichever order the layout made the float32 sum.
-    return rows.rewards - mean > 1e-5 * (jnp.abs(mean) + spread)
+    return batch.rewards - mean > 1e-5 * (jnp.abs(mean) + spread)
 
-  return Labels(of)
+  return Labels(of, couples=True)
 
 
 def column_labels() -> Labels:
   """Desirable when the data's `label` column is positive."""
-  return Labels(lambda rows: rows.columns['label'] > 0, uses_rewards=False, requires=('label',))
+  return Labels(lambda batch: batch.column('label') > 0, uses_rewards=False, requires=('label',))
+
+
+def threshold_labels(threshold: float = 0.0) -> Labels:
+  """Desirable when the reward, in its own units, exceeds a threshold."""
+  return _derived_labels(derived.above_threshold(threshold))
+
+
+def dataset_mean_labels() -> Labels:
+  """Desirable when the reward exceeds the training responses' mean."""
+  return _derived_labels(derived.above_dataset_mean)
+
+
+def prompt_mean_labels() -> Labels:
+  """Desirable when the reward exceeds the mean of the responses logged for its prompt."""
+  return _derived_labels(derived.above_prompt_mean)
+
+
+def value_labels() -> Labels:
+  """Desirable when the reward exceeds the prompt's fitted value, the data's column `value`."""
+  return _derived_labels(derived.above_value)
+
+
+class Baseline(NamedTuple):
+  """What is taken off a reward to make an advantage: `of(batch) -> [N]`, scaled, and what it derives."""
+
+  of: Callable[[Batch], Array]
+  couples: bool = False
+  columns: Mapping[str, derived.Fit] = {}
+
+
+def zero_baseline() -> Baseline:
+  """b = 0."""
+  return Baseline(lambda batch: jnp.zeros_like(batch.rewards))
+
+
+def minibatch_mean_baseline() -> Baseline:
+  """b = the global minibatch's mean reward."""
+  return Baseline(
+    lambda batch: jnp.full_like(batch.rewards, masked.weighted_mean(batch.rewards, batch.valid)), couples=True
+  )
+
+
+def value_baseline() -> Baseline:
+  """b = V(x), the data's column `value`."""
+  return Baseline(lambda batch: batch.column('scaled_value'), columns={'scaled_value': derived.scaled_value})
+
+
+def filtered_sft(labels: Callable[[], Labels] = dataset_mean_labels) -> Algorithm:
+  """Supervised fine-tuning on the desirable responses only."""
+  label = labels()
+
+  def loss(batch: Batch) -> LossOutput:
+    kept = batch.valid & label.of(batch)
+    metrics = {'desirable': masked.weighted_mean(kept.astype(jnp.float32), batch.valid)}
+    return LossOutput({'policy': LossTerm(losses.sft(batch.policy_logps), kept)}, metrics)
+
+  return Algorithm(
+    'filtered_sft', loss, uses_reference=False, uses_rewards=label.uses_rewards, couples=label.couples,
+    requires=label.requires, columns=label.columns,
+  )  # fmt: skip
+
+
+# --- DRO ----------------------------------------------------------------------------------------------------
+
+
+def _value_loss(batch: Batch, rewards: Array, tau: float) -> Array:
+  """DRO-V's value loss `[N]`, by response, or by token where the value is read per token."""
+  if batch.scores.token_values is None:
+    return losses.dro_v_value(batch.policy_logps, batch.reference_logps, rewards, batch.values, tau=tau)
+  policy_NT, reference_NT, values_NT = map(
+    batch.tokens, (batch.scores.token_logps, batch.reference.token_logps, batch.scores.token_values)
+  )
+  return losses.dro_v_token_value(policy_NT, reference_NT, batch.token_mask, rewards, values_NT, tau=tau)
+
+
+def _dro_v_loss(rewards_of: Callable[[Batch], Array], tau: float) -> Callable[[Batch], LossOutput]:
+  def loss(batch: Batch) -> LossOutput:
+    rewards = rewards_of(batch)
+    policy = losses.dro_v_policy(batch.policy_logps, batch.reference_logps, rewards, batch.values, tau=tau)
+    value = _value_loss(batch, rewards, tau)
+    return LossOutput({'policy': LossTerm(policy, batch.valid), 'value': LossTerm(value, batch.valid)})
+
+  return loss
+
+
+def dro_v(tau: float = 1.0) -> Algorithm:
+  """DRO-V: a policy and a value trained together (`losses.dro_v_policy`, `losses.dro_v_value`)."""
+  # The policy's loss has no meaning by itself; the value's is ½ (r − V − τρ)², DRO's own objective (Eq. 4).
+  loss = _dro_v_loss(lambda batch: batch.rewards, tau)
+  return Algorithm('dro_v', loss, tau, criterion='loss/value', uses_value=True)
+
+
+def dro_v_binary(tau: float = 1.0, labels: Callable[[], Labels] = dataset_mean_labels) -> Algorithm:
+  """DRO-V on thumbs instead of rewards: what the scalar reward is worth."""
+  label = labels()
+  loss = _dro_v_loss(lambda batch: label.of(batch).astype(jnp.float32), tau)
+  return Algorithm(
+    'dro_v_binary', loss, tau, criterion='loss/value', uses_value=True, uses_rewards=label.uses_rewards,
+    couples=label.couples, requires=label.requires, columns=label.columns,
+  )  # fmt: skip
+
+
+def dro_v_residual(tau: float = 1.0) -> Algorithm:
+  """DRO's squared residual, nothing stopped (`losses.dro_v_residual`): policy and value share one loss."""
+
+  def loss(batch: Batch) -> LossOutput:
+    residual = losses.dro_v_residual(
+      batch.policy_logps, batch.reference_logps, batch.rewards, batch.values, tau=tau
+    )
+    return LossOutput({'residual': LossTerm(residual, batch.valid)})
+
+  return Algorithm('dro_v_residual', loss, tau, uses_value=True)
+
+
+def dro_fixed_value(tau: float = 1.0) -> Algorithm:
+  """DRO with a given V, the data's column `value`: a regressed mean reward, or the oracle's V*.
+
+  V is part of the solution: any other than V* biases the policy (arXiv 2405.19107, Sect. 3.3).
+  """
+
+  def loss(batch: Batch) -> LossOutput:
+    values = batch.column('scaled_value')
+    policy = losses.dro_v_policy(batch.policy_logps, batch.reference_logps, batch.rewards, values, tau=tau)
+    residual = batch.rewards - values - tau * (batch.policy_logps - batch.reference_logps)
+    metrics = {'residual': masked.weighted_mean(jnp.square(residual) / 2, batch.valid)}
+    return LossOutput({'policy': LossTerm(policy, batch.valid)}, metrics)
+
+  return Algorithm('dro_fixed_value', loss, tau, columns={'scaled_value': derived.scaled_value})
+
+
+def dro_p(tau: float = 1.0) -> Algorithm:
+  """DRO-P: the global batch's mean residual in place of a value (`losses.dro_p`)."""
+
+  def loss(batch: Batch) -> LossOutput:
+    residuals = batch.rewards - tau * (batch.policy_logps - batch.reference_logps)
+    mean = jax.lax.stop_gradient(masked.weighted_mean(residuals, batch.valid))
+    policy = losses.dro_p(batch.policy_logps, batch.reference_logps, batch.rewards, mean, tau=tau)
+    return LossOutput({'policy': LossTerm(policy, batch.valid)}, {'mean_residual': mean})
+
+  return Algorithm('dro_p', loss, tau, couples=True)
+
+
+def regression() -> Algorithm:
+  """A value alone, fitted to rewards by least squares; the policy gets no gradient.
+
+  L = ½ (V(x) − r)²
+  """
+
+  def loss(batch: Batch) -> LossOutput:
+    return LossOutput({'value': LossTerm(jnp.square(batch.values - batch.rewards) / 2, batch.valid)})
+
+  return Algorithm('regression', loss, uses_reference=False, uses_value=True)
+
+
+# --- thumbs -------------------------------------------------------------------------------------------------
 
 
 def kto(
   beta: float = 1.0,
   desirable_weight: float = 1.0,
   undesirable_weight: float = 1.0,
+  balanced: bool = False,
   labels: Callable[[], Labels] = minibatch_mean_labels,
 ) -> Algorithm:
-  """KTO (`losses.kto`), its reference point from mismatched pairs of the global batch."""
+  """KTO (`losses.kto`), its reference point from mismatched pairs of the global batch.
+
+  `balanced` multiplies λ_D and λ_U so that both kinds of a global batch weigh the same.
+  """
   label = labels()
 
-  def loss(scores: Scores, reference: Scores | None, rows: Rows) -> LossOutput:
-    mismatched_valid = flat(rows.mismatched.valid)
+  def loss(batch: Batch) -> LossOutput:
+    mismatched_valid = batch.rows.mismatched.valid.reshape(-1)
     reference_point = losses.kto_reference_point(
-      flat(scores.mismatched_logps), flat(reference.mismatched_logps), mismatched_valid
+      batch.scores.mismatched_logps.reshape(-1),
+      batch.reference.mismatched_logps.reshape(-1),
+      mismatched_valid,
     )
-    labels_N, valid = flat(label.of(rows)), flat(rows.valid)
-    policy = losses.kto(
-      flat(scores.logps),
-      flat(reference.logps),
-      labels_N,
-      reference_point,
-      beta=beta,
-      desirable_weight=desirable_weight,
-      undesirable_weight=undesirable_weight,
-    )
+    labels_N = label.of(batch)
+    desirable = masked.weighted_mean(labels_N.astype(jnp.float32), batch.valid)
+    shares = jnp.stack([desirable, 1 - desirable])
+    # Where all are of one kind there is nothing to balance.
+    factors = jnp.where(balanced & jnp.all(shares > 0), 0.5 / jnp.maximum(shares, 1e-6), 1.0)
+    per_example = losses.kto(
+      batch.policy_logps, batch.reference_logps, labels_N, reference_point, beta=beta,
+      desirable_weight=desirable_weight, undesirable_weight=undesirable_weight,
+    ) * jnp.where(labels_N, factors[0], factors[1])  # fmt: skip
     metrics = {
       'reference_point': reference_point,
-      'desirable': masked.weighted_mean(labels_N.astype(jnp.float32), valid),
-      'unpaired': jnp.sum(valid) - jnp.sum(mismatched_valid),
+      'desirable': desirable,
+      'unpaired': jnp.sum(batch.valid) - jnp.sum(mismatched_valid),
     }
-    return LossOutput({'policy': LossTerm(policy, valid)}, metrics)
+    return LossOutput({'policy': LossTerm(per_example, batch.valid)}, metrics)
 
   return Algorithm(
-    'kto',
-    loss,
-    beta,
-    uses_mismatched=True,
-    uses_rewards=label.uses_rewards,
-    couples=True,
-    requires=label.requires,
+    'kto', loss, beta, uses_mismatched=True, uses_rewards=label.uses_rewards, couples=True,
+    requires=label.requires, columns=label.columns,
+  )  # fmt: skip
+
+
+def bco(beta: float = 0.1, labels: Callable[[], Labels] = minibatch_mean_labels) -> Algorithm:
+  """BCO (`losses.bco`), its shift δ the running mean of βρ over all examples seen, this batch included."""
+  label = labels()
+
+  def loss(batch: Batch) -> LossOutput:
+    rho = jax.lax.stop_gradient(batch.policy_logps - batch.reference_logps)
+    count = batch.statistics['count'] + jnp.sum(batch.valid)
+    gained = jnp.sum(jnp.where(batch.valid, beta * rho - batch.statistics['shift'], 0.0))
+    shift = batch.statistics['shift'] + gained / jnp.maximum(count, 1)
+    policy = losses.bco(batch.policy_logps, batch.reference_logps, label.of(batch), shift, beta=beta)
+    return LossOutput(
+      {'policy': LossTerm(policy, batch.valid)}, {'shift': shift}, {'shift': shift, 'count': count}
+    )
+
+  return Algorithm(
+    'bco', loss, beta, couples=True, uses_rewards=label.uses_rewards, requires=label.requires,
+    columns=label.columns, statistics={'shift': 0.0, 'count': 0.0},
+  )  # fmt: skip
+
+
+# --- advantages ---------------------------------------------------------------------------------------------
+
+
+class _Advantages(NamedTuple):
+  """How an algorithm that imitates what is better than V(x) takes its data."""
+
+  of: Callable[[Batch], Array]
+  settings: dict[str, Any]
+
+
+def _advantages(priority: bool) -> _Advantages:
+  """A = r − V(x) from the data's column `value`; A ≤ 0 is dropped, or with `priority` drawn never.
+
+  Drawn in proportion to A, a response weighs 1 and not A again.
+  """
+
+  def of(batch: Batch) -> Array:
+    advantages = batch.column('advantage')
+    return (advantages > 0).astype(jnp.float32) if priority else advantages
+
+  def positive(table: Any) -> np.ndarray:
+    return table.columns['advantage'] > 0
+
+  settings = {'columns': {'advantage': derived.advantages}, 'select': positive}
+  if priority:
+    settings['weights'] = lambda table: table.columns['advantage']
+  return _Advantages(of, settings)
+
+
+def a_lol(epsilon: float = 0.9, priority: bool = False) -> Algorithm:
+  """A-LoL (`losses.a_lol`): positive advantages, weighted by the clipped ratio to the reference."""
+  advantages = _advantages(priority)
+  return by_response(
+    'a_lol',
+    lambda batch: losses.a_lol(
+      policy_logps=batch.policy_logps, reference_logps=batch.reference_logps, advantages=advantages.of(batch),
+      epsilon=epsilon,
+    ),
+    **advantages.settings,
+  )  # fmt: skip
+
+
+def a_lol_ref_free(priority: bool = False) -> Algorithm:
+  """A-LoL without a reference (`losses.a_lol_ref_free`)."""
+  advantages = _advantages(priority)
+  return by_response(
+    'a_lol_ref_free',
+    lambda batch: losses.a_lol_ref_free(policy_logps=batch.policy_logps, advantages=advantages.of(batch)),
+    uses_reference=False,
+    **advantages.settings,
   )
+
+
+def a_lol_kl(kl_weight: float = 0.1, priority: bool = False) -> Algorithm:
+  """A-LoL with a KL penalty (`losses.a_lol_kl`)."""
+  advantages = _advantages(priority)
+  return by_response(
+    'a_lol_kl',
+    lambda batch: losses.a_lol_kl(
+      policy_logps=batch.policy_logps, reference_logps=batch.reference_logps, advantages=advantages.of(batch),
+      kl_weight=kl_weight,
+    ),
+    **advantages.settings,
+  )  # fmt: skip
+
+
+def a_lol_sequence(epsilon: float = 0.9, priority: bool = False) -> Algorithm:
+  """A-LoL seq., its ratio clipped token by token (`losses.a_lol_sequence`)."""
+  advantages = _advantages(priority)
+
+  def per_example(batch: Batch) -> Array:
+    return losses.a_lol_sequence(
+      policy_logps=batch.tokens(batch.scores.token_logps),
+      reference_logps=batch.tokens(batch.reference.token_logps),
+      mask=batch.token_mask, advantages=advantages.of(batch), epsilon=epsilon,
+    )  # fmt: skip
+
+  return by_response('a_lol_sequence', per_example, **advantages.settings)
+
+
+def r_lol(epsilon: float = 0.9) -> Algorithm:
+  """R-LoL (`losses.r_lol`): A-LoL on rewards, without a value."""
+  return by_response(
+    'r_lol',
+    lambda batch: losses.r_lol(
+      policy_logps=batch.policy_logps,
+      reference_logps=batch.reference_logps,
+      rewards=batch.rewards,
+      epsilon=epsilon,
+    ),
+  )
+
+
+def awr(beta: float = 1.0, baseline: Callable[[], Baseline] = value_baseline) -> Algorithm:
+  """Advantage-weighted regression (`losses.awr`), A = r − baseline."""
+  base = baseline()
+  return by_response(
+    'awr',
+    lambda batch: losses.awr(
+      policy_logps=batch.policy_logps, advantages=batch.rewards - base.of(batch), beta=beta
+    ),
+    temperature=beta, uses_reference=False, couples=base.couples, columns=base.columns,
+  )  # fmt: skip
+
+
+# --- policy gradients on logged responses -------------------------------------------------------------------
+
+
+def reinforce(beta: float = 0.0, baseline: Callable[[], Baseline] = minibatch_mean_baseline) -> Algorithm:
+  """Naive off-policy policy gradient (`losses.reinforce`): the biased baseline that CoPG compares with."""
+  base = baseline()
+  return by_response(
+    'reinforce',
+    lambda batch: losses.reinforce(
+      policy_logps=batch.policy_logps, reference_logps=batch.reference_logps, rewards=batch.rewards,
+      baselines=base.of(batch), beta=beta,
+    ),
+    temperature=beta, couples=base.couples, columns=base.columns,
+  )  # fmt: skip
+
+
+def ppo_clip(
+  epsilon: float = 0.2,
+  baseline: Callable[[], Baseline] = minibatch_mean_baseline,
+  behaviour_sampler: str | None = None,
+) -> Algorithm:
+  """PPO's clipped ratio to the logging policy, by response (`losses.ppo_clip`), A = r − baseline."""
+  base = baseline()
+  return by_response(
+    'ppo_clip',
+    lambda batch: losses.ppo_clip(
+      policy_logps=batch.policy_logps, behaviour_logps=batch.column('propensity'),
+      advantages=batch.rewards - base.of(batch), epsilon=epsilon,
+    ),
+    uses_reference=False, couples=base.couples,
+    columns={'propensity': derived.propensities(behaviour_sampler), **base.columns},
+  )  # fmt: skip
+
+
+def topr(baseline: Callable[[], Baseline] = zero_baseline, behaviour_sampler: str | None = None) -> Algorithm:
+  """TOPR (`losses.topr`): imitates what is rewarded, and the rest by its clipped ratio to the log."""
+  base = baseline()
+  return by_response(
+    'topr',
+    lambda batch: losses.topr(
+      policy_logps=batch.policy_logps, behaviour_logps=batch.column('propensity'),
+      rewards=batch.rewards - base.of(batch),
+    ),
+    uses_reference=False, couples=base.couples,
+    columns={'propensity': derived.propensities(behaviour_sampler), **base.columns},
+  )  # fmt: skip
+
+
+def prompt_quantiles() -> derived.Fit:
+  """Quantiles among the responses logged for the same prompt (see `derived.prompt_quantiles`)."""
+  return derived.prompt_quantiles
+
+
+def data_quantiles() -> derived.Fit:
+  """Quantiles among all training rewards (see `derived.data_quantiles`)."""
+  return derived.data_quantiles
+
+
+def qrpo(beta: float = 0.1, quantiles: Callable[[], derived.Fit] = prompt_quantiles) -> Algorithm:
+  """QRPO (`losses.qrpo`) on quantiles of the logged rewards."""
+  return by_response(
+    'qrpo',
+    lambda batch: losses.qrpo(
+      policy_logps=batch.policy_logps, reference_logps=batch.reference_logps,
+      quantiles=batch.column('quantile'), beta=beta,
+    ),
+    temperature=beta, columns={'quantile': quantiles()},
+  )  # fmt: skip
+
+
+def oreo(beta: float = 0.03) -> Algorithm:
+  """OREO (`losses.oreo_policy`, `losses.oreo_value`), on a value of each token."""
+
+  def loss(batch: Batch) -> LossOutput:
+    arrays = {
+      'policy_logps': batch.tokens(batch.scores.token_logps),
+      'reference_logps': batch.tokens(batch.reference.token_logps),
+      'mask': batch.token_mask,
+      'values': batch.tokens(batch.scores.token_values),
+      'rewards': batch.rewards,
+    }
+    policy, value = losses.oreo_policy(**arrays, beta=beta), losses.oreo_value(**arrays, beta=beta)
+    return LossOutput({'policy': LossTerm(policy, batch.valid), 'value': LossTerm(value, batch.valid)})
+
+  return Algorithm('oreo', loss, beta, criterion='loss/value', uses_value=True, uses_token_values=True)
+
+
+# --- pairs --------------------------------------------------------------------------------------------------
+
+
+def _pairs(batch: Batch) -> dict[str, Array]:
+  """Log-probs of chosen and rejected responses, `[P]` each, by the losses' names."""
+  policy_P2, reference_P2 = batch.members(batch.policy_logps), batch.members(batch.reference_logps)
+  return {
+    'policy_chosen_logps': policy_P2[:, 0],
+    'policy_rejected_logps': policy_P2[:, 1],
+    'reference_chosen_logps': reference_P2[:, 0],
+    'reference_rejected_logps': reference_P2[:, 1],
+  }
+
+
+def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Algorithm:
+  """DPO (`losses.dpo`)."""
+  return by_pair(
+    'dpo',
+    lambda batch: losses.dpo(**_pairs(batch), beta=beta, label_smoothing=label_smoothing),
+    temperature=beta,
+  )
+
+
+def ipo(tau: float = 0.1, by_length: bool = False) -> Algorithm:
+  """IPO (`losses.ipo`) on summed log-probs, or with `by_length` on means over each response's tokens."""
+
+  def per_pair(batch: Batch) -> Array:
+    lengths_P2 = batch.members(batch.lengths)
+    lengths = {'chosen_lengths': lengths_P2[:, 0], 'rejected_lengths': lengths_P2[:, 1]} if by_length else {}
+    return losses.ipo(**_pairs(batch), tau=tau, **lengths)
+
+  return by_pair('ipo_by_length' if by_length else 'ipo', per_pair, temperature=tau)
+
+
+def slic(delta: float = 1.0, sft_weight: float = 0.1) -> Algorithm:
+  """SLiC (`losses.slic`): a hinge on the chosen response's margin, and some imitation of it."""
+
+  def per_pair(batch: Batch) -> Array:
+    policy_P2 = batch.members(batch.policy_logps)
+    return losses.slic(policy_P2[:, 0], policy_P2[:, 1], delta=delta, sft_weight=sft_weight)
+
+  return by_pair('slic', per_pair, uses_reference=False)
+
+
+# --- groups -------------------------------------------------------------------------------------------------
+
+
+def _group(batch: Batch) -> dict[str, Array]:
+  """What a loss of groups reads, `[G, K]` each, by the losses' names."""
+  return {
+    'policy_logps': batch.members(batch.policy_logps),
+    'reference_logps': batch.members(batch.reference_logps),
+    'rewards': batch.members(batch.rewards),
+    'mask': batch.unit_mask,
+  }
+
+
+def _without_reference(batch: Batch) -> dict[str, Array]:
+  return {
+    'policy_logps': batch.members(batch.policy_logps),
+    'rewards': batch.members(batch.rewards),
+    'mask': batch.unit_mask,
+  }
+
+
+def copg(beta: float = 0.06) -> Algorithm:
+  """CoPG (`losses.copg`): contrastive policy gradient over all pairs of a group."""
+  return by_group('copg', lambda batch: losses.copg(**_group(batch), beta=beta), temperature=beta)
+
+
+def agro(beta: float = 0.1) -> Algorithm:
+  """AGRO (`losses.agro`): half the variance of r − βρ in a group."""
+  return by_group('agro', lambda batch: losses.agro(**_group(batch), beta=beta), temperature=beta)
+
+
+def rebel(eta: float = 1.0, behaviour_sampler: str | None = None) -> Algorithm:
+  """REBEL (`losses.rebel`): regresses reward differences on log-ratios to the logging policy."""
+
+  def per_group(batch: Batch) -> Array:
+    return losses.rebel(
+      **_without_reference(batch), behaviour_logps=batch.members(batch.column('propensity')), eta=eta
+    )
+
+  return by_group(
+    'rebel', per_group, temperature=1 / eta, uses_reference=False,
+    columns={'propensity': derived.propensities(behaviour_sampler)},
+  )  # fmt: skip
+
+
+def rloo(beta: float = 0.05) -> Algorithm:
+  """RLOO (`losses.rloo`): REINFORCE, its baseline the group's other responses."""
+  return by_group('rloo', lambda batch: losses.rloo(**_group(batch), beta=beta), temperature=beta)
+
+
+def pro(sft_weight: float = 0.05) -> Algorithm:
+  """PRO (`losses.pro`): preference ranking by length-mean log-probs."""
+  return by_group(
+    'pro',
+    lambda batch: losses.pro(
+      **_without_reference(batch), lengths=batch.members(batch.lengths), sft_weight=sft_weight
+    ),
+    uses_reference=False,
+  )
+
+
+def nca(beta: float = 0.01, alpha: float = 0.01) -> Algorithm:
+  """NCA (`losses.nca`): noise contrastive alignment of a group's rewards."""
+  return by_group('nca', lambda batch: losses.nca(**_group(batch), beta=beta, alpha=alpha), temperature=beta)
 
 
 def check_columns(algorithm: Algorithm, columns: Iterable[str]) -> None:
@@ -193,4 +696,11 @@ def check_columns(algorithm: Algorithm, columns: Iterable[str]) -> None:
       )
 
 
-__all__ = ['column_labels', 'dro_p', 'dro_v', 'dro_v_residual', 'kto', 'minibatch_mean_labels', 'sft']
+__all__ = [
+  'a_lol', 'a_lol_kl', 'a_lol_ref_free', 'a_lol_sequence', 'agro', 'awr', 'bco', 'column_labels', 'copg',
+  'data_quantiles', 'dataset_mean_labels', 'dpo', 'dro_fixed_value', 'dro_p', 'dro_v', 'dro_v_binary',
+  'dro_v_residual', 'filtered_sft', 'gold', 'ipo', 'kto', 'minibatch_mean_baseline', 'minibatch_mean_labels',
+  'nca', 'oreo', 'ppo_clip', 'pro', 'prompt_mean_labels', 'prompt_quantiles', 'qrpo', 'r_lol', 'rebel',
+  'regression', 'reinforce', 'rloo', 'sft', 'slic', 'threshold_labels', 'topr', 'value_baseline',
+  'value_labels', 'weighted_bc', 'zero_baseline',
+]  # fmt: skip

@@ -130,7 +130,7 @@ def score(
   return score_table(run.state, loader.Loader(table, batches, fitted))
 
 
-_NO_LOSS = algorithms.Algorithm('none', lambda scores, reference, rows: LossOutput({}))
+_NO_LOSS = algorithms.Algorithm('none', lambda batch: LossOutput({}))
 
 
 def report(

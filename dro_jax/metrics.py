@@ -59,7 +59,11 @@ def nonfinite_ids(output: LossOutput, scalars: Mapping[str, Array], rows: Rows) 
   example_id, valid = rows.example_id.reshape(-1), rows.valid.reshape(-1)
   bad = jnp.zeros_like(valid)
   for term in output.terms.values():
-    bad |= valid & ~jnp.isfinite(term.per_example)
+    wrong = ~jnp.isfinite(term.per_example)
+    if rows.units is None:
+      bad |= valid & wrong
+    else:
+      bad = bad.at[rows.units.index].max(rows.units.mask & wrong[:, None])
   watched = [value for name, value in scalars.items() if name.startswith(('loss', 'gradient_norm'))]
   finite = jnp.all(jnp.isfinite(jnp.stack(watched)))
   bad = jnp.where(~finite & ~jnp.any(bad), valid, bad)

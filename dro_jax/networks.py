@@ -16,6 +16,7 @@ from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5, T5Config, convert_layers, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
+from dro_jax.reference import Reference
 from dro_jax.types import Params, Rows
 
 
@@ -139,7 +140,7 @@ class ScoredTable(NamedTuple):
 def make_scorer(
   networks: Networks,
   algorithm: algorithms.Algorithm,
-  reference: Callable | None,
+  reference: Reference | None,
   mesh: Mesh,
   chunk_size: int | None = None,
 ) -> Callable[[train_state.TrainState, Any], ScoredTable]:
@@ -165,7 +166,7 @@ def make_scorer(
       num_rows = loader.num_rows(step)
       rows = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
       with partitioning.use_mesh(mesh):
-        arrays, sums = jax.device_get(batch(state, partitioning.global_rows(mesh, rows, num_rows)))
+        arrays, sums = jax.device_get(batch(state, partitioning.global_batch(mesh, rows, num_rows)))
       example_id, valid = loader.slots(step)
       ids = example_id[valid]
       for name, array in arrays.items():
@@ -202,6 +203,5 @@ def metadata(
     'vocabulary_fingerprint': vocabulary.fingerprint,
     'algorithm': algorithm.name,
     'temperature': algorithm.temperature,
-    'uses_reference': algorithm.uses_reference,
     **settings,
   }

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dro_jax.errors import UsageError
-from dro_jax.types import Params
+from dro_jax.types import Params, Rows
 
 AXES = ('data', 'fsdp', 'model')
 BATCH_AXES = ('data', 'fsdp')
@@ -143,6 +143,7 @@ def state_shardings(abstract_state, params_shardings: Params, mesh: Mesh):
     params=params_shardings,
     opt_state={name: follow(name, tree) for name, tree in abstract_state.opt_state.items()},
     reference=None if abstract_state.reference is None else params_shardings['policy'],
+    statistics=dict.fromkeys(abstract_state.statistics, replicated(mesh)),
   )
 
 
@@ -153,6 +154,17 @@ def host_rows(mesh: Mesh, num_rows: int) -> tuple[int, int]:
     for index in rows_sharding(mesh).addressable_devices_indices_map((num_rows,)).values()
   ]
   return min(start for start, _, _ in slices), max(stop for _, stop, _ in slices)
+
+
+def global_batch(mesh: Mesh, local: Rows, num_rows: int) -> Rows:
+  """This host's rows as its part of the global batch; its units, which every host knows, replicated."""
+  rows = global_rows(mesh, local._replace(units=None), num_rows)
+  whole = replicated(mesh)
+  return rows._replace(
+    units=jax.tree.map(
+      lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), local.units
+    )
+  )
 
 
 def global_rows(mesh: Mesh, local: Any, num_rows: int) -> Any:

@@ -27,14 +27,14 @@ from dro_jax import (
   networks,
   optimizers,
   partitioning,
-  reference,
   scoring,
   statistics,
   train_state,
   train_step,
   writers,
 )
-from dro_jax.data import layout, loader, plan, tasks, vocabularies
+from dro_jax import reference as references
+from dro_jax.data import layout, loader, plan, tasks, units, vocabularies
 from dro_jax.errors import Stopped, UsageError
 from dro_jax.models.t5 import T5Config
 
@@ -109,6 +109,7 @@ def train(
   data: Callable[..., tasks.Triplets] = tasks.load_triplets,
   algorithm: Callable[[], algorithms.Algorithm] = algorithms.dro_v,
   *,
+  reference: Callable[[scoring.Score], references.Reference] = references.frozen,
   model: T5Config | None = None,
   init_from: str | None = None,
   vocabulary: str | None = None,
@@ -121,6 +122,7 @@ def train(
   batch_size: int = 32,
   num_microbatches: int = 1,
   rows: Callable[[], RowOptions] = RowOptions,
+  unit_options: Callable[[], units.UnitOptions] = units.UnitOptions,
   chunk_size: int | None = None,
   dropout_rate: float | int = 0.0,
   dtype: str | None = None,
@@ -139,6 +141,7 @@ def train(
     model_dir: the run's folder: metrics, events, checkpoints, configuration.
     data: the triplets and how to read them, but for the vocabulary (see `data.tasks.load_triplets`).
     algorithm: what to minimise (see `algorithms`).
+    reference: where the reference's log-probs come from (see `reference`).
     model: size and kind of a T5; `None` takes the checkpoint's.
     init_from: a checkpoint whose policy is the start and the reference; `None` starts at random.
     vocabulary: `bytes`, or a SentencePiece model; `None` takes the checkpoint's, or else bytes.
@@ -148,9 +151,10 @@ def train(
     value_optimizer: the value network's.
     mesh: devices' arrangement.
     schedule: how long, and when to log, validate and save.
-    batch_size: responses of a batch, exact.
+    batch_size: responses of a batch (or pairs, or groups, where the algorithm wants those), exact.
     num_microbatches: parts in which a batch is scored and pulled back: less memory, the same numbers.
     rows: how a batch is laid out.
+    unit_options: how pairs and groups are formed.
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
     dropout_rate: dropout while training (supervised fine-tuning only).
     dtype: activations' type, where it is to differ from the model's.
@@ -175,29 +179,36 @@ def train(
     model, init_from, words, dtype=dtype, scan_layers=scan_layers, remat=remat, dropout_rate=dropout_rate
   )
   _refuse_dropout(dropout_rate, chosen)
+  _refuse_readout(value_readout, chosen)
   folder, grid = _local_folder(model_dir), mesh()
   triplets = data(vocabulary=words, rewards_required=chosen.uses_rewards)
   for table in filter(None, (triplets.train, triplets.eval)):
     algorithms.check_columns(chosen, table.columns)
+  chosen.check(triplets)
+  triplets = tasks.derive(triplets, chosen.columns, chosen.select, chosen.weights)
   nets = networks.build(config, uses_value=chosen.uses_value, readout=value_readout, shared=value_shared)
   txs = {'policy': policy_optimizer()} | ({'value': value_optimizer()} if chosen.uses_value else {})
-  metadata = networks.metadata(
-    config, vocabulary=words, algorithm=chosen, readout=value_readout, shared=value_shared,
-    data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature)},
-    batch_size=batch_size, seed=seed,
-  )  # fmt: skip
   timing = schedule() if triplets.eval is not None else dataclasses.replace(schedule(), eval_every=0)
   multiple = partitioning.num_row_shards(grid) * num_microbatches
-  train_loader, eval_loader = _loaders(triplets, timing, rows(), batch_size, seed, multiple, chosen)
+  feed = _feed(triplets, timing, rows(), unit_options(), batch_size, seed, multiple, chosen)
   where = networks.shardings(nets, grid)
-  frozen = None
+  ref = None
   if chosen.uses_reference:
-    frozen = reference.frozen(scoring.make_score(nets.policy, chunk_size=chunk_size))
+    ref = reference(scoring.make_score(nets.policy, chunk_size=chunk_size))
+  metadata = networks.metadata(
+    config, vocabulary=words, algorithm=chosen, readout=value_readout, shared=value_shared,
+    data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
+    reference=None if ref is None else dict(ref.settings), uses_reference=ref is not None and ref.is_kept,
+    batch_size=batch_size, seed=seed,
+  )  # fmt: skip
   step = train_step.make_train_step(
-    scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size), chosen, txs, frozen,
+    scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size), chosen, txs, ref,
     seed=seed, num_microbatches=num_microbatches, dropout=dropout_rate > 0,
   )  # fmt: skip
-  create = functools.partial(train_state.create, optimizers=txs, uses_reference=chosen.uses_reference)
+  create = functools.partial(
+    train_state.create, optimizers=txs, uses_reference=ref is not None and ref.is_kept,
+    statistics=chosen.statistics,
+  )  # fmt: skip
   newest = checkpoints.newest_step(folder)
   if newest is None:
     state = _fresh_state(create, nets, grid, where, seed, init_from)
@@ -212,8 +223,8 @@ def train(
   if newest is not None:
     state = saved.restore(newest, _abstract_state(create, nets, grid, where))
   run = Run(
-    folder, grid, nets, words, _compiled(step, state, grid), train_loader, eval_loader,
-    networks.make_scorer(nets, chosen, frozen, grid, chunk_size),
+    folder, grid, nets, words, _compiled(step, state, grid), feed.train, feed.eval,
+    networks.make_scorer(nets, chosen, ref, grid, chunk_size),
     generate.make_generator(
       nets.policy, grid, max_length=int(triplets.train.response_lengths.max()), temperature=0.0,
       batch_size=timing.sample_prompts,
@@ -269,6 +280,14 @@ def _refuse_dropout(rate: float | int, algorithm: algorithms.Algorithm) -> None:
     )
 
 
+def _refuse_readout(readout: str, algorithm: algorithms.Algorithm) -> None:
+  if algorithm.uses_token_values and readout != 'token':
+    raise UsageError(
+      f'{algorithm.name} reads a value for each token, and the value is read out by {readout}: pass --set '
+      'VALUE_READOUT=token (or --gin_file=values/token.gin).'
+    )
+
+
 def _refuse_other_run(folder: pathlib.Path, metadata: Mapping[str, Any]) -> None:
   """Refuses to resume with settings that would change the numbers so far.
 
@@ -287,26 +306,37 @@ def _refuse_other_run(folder: pathlib.Path, metadata: Mapping[str, Any]) -> None
 def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   """What decides a run's numbers, by name; speed, length and logging do not."""
   model = {name: value for name, value in metadata['model'].items() if name not in ('scan_layers', 'remat')}
-  data = {name: metadata['data'].get(name) for name in ('train_records', 'train_prompts', 'options')}
-  kept = ('algorithm', 'temperature', 'value', 'vocabulary_fingerprint', 'batch_size', 'seed')
+  names = ('train_records', 'train_prompts', 'selected_records', 'units', 'options')
+  data = {name: metadata['data'].get(name) for name in names}
+  kept = ('algorithm', 'temperature', 'value', 'reference', 'vocabulary_fingerprint', 'batch_size', 'seed')
   scaling = {name: metadata['data']['scaling'][name] for name in ('kind', 'shift', 'scale')}
   decisive = {name: metadata.get(name) for name in kept}
   return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
 
 
-def _loaders(
+class Feed(NamedTuple):
+  """Batches to train on, to validate on where something is held out, and how units were formed, if any."""
+
+  train: loader.Loader
+  eval: loader.Loader | None
+  units: Mapping[str, Any] | None
+
+
+def _feed(
   triplets: tasks.Triplets,
   timing: Schedule,
   rows: RowOptions,
+  unit_options: units.UnitOptions,
   batch_size: int,
   seed: int,
   multiple: int,
   algorithm: algorithms.Algorithm,
-) -> tuple[loader.Loader, loader.Loader | None]:
-  """Batches to train on, and to validate on where something is held out.
+) -> Feed:
+  """The run's batches.
 
   Raises:
-    UsageError: a batch cannot give every part of the mesh and every microbatch its rows.
+    UsageError: a batch cannot give every part of the mesh and every microbatch its rows, or the data has no
+      units for the algorithm.
   """
   if batch_size < multiple or (not rows.packed and batch_size % multiple):
     raise UsageError(
@@ -319,13 +349,26 @@ def _loaders(
     fitted = layout.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
     return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
 
-  train_loader = load(triplets.train, plan.Plan.of(triplets.train, batch_size, seed))
+  table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
+  if members is None:
+    endless = plan.Plan.of(table, batch_size, seed)
+  else:
+    endless = plan.UnitPlan.of(table, members, batch_size, seed)
+  train_loader = load(table, endless)
   if not timing.eval_every:
-    return train_loader, None
+    return Feed(train_loader, None, report)
   # By digest, for a file may be sorted.
   chosen = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[: timing.eval_examples])
-  held_out = triplets.eval.subset(chosen)
-  return train_loader, load(held_out, plan.SequentialPlan(len(held_out), batch_size))
+  table, members, _ = _formed(triplets.eval.subset(chosen), algorithm.unit, unit_options)
+  once = plan.SequentialPlan(len(table) if members is None else len(members), batch_size)
+  return Feed(
+    train_loader, load(table, once if members is None else plan.UnitPlan(once, members, len(table))), report
+  )
+
+
+def _formed(table: Any, unit: str, options: units.UnitOptions) -> tuple[Any, np.ndarray | None, Any]:
+  """(the table, its pairs or groups, how they were formed); responses stay as they are."""
+  return (table, None, None) if unit == 'response' else units.form(table, unit, options)
 
 
 def _compiled(step: Callable, state: train_state.TrainState, mesh: Mesh) -> Callable:
@@ -453,7 +496,7 @@ def _batches(run: Run, first: int, last: int) -> Iterator[tuple[int, Any]]:
   source = run.train_loader
   host = functools.partial(partitioning.host_rows, run.mesh)
   for step, rows in loader.prefetch(source, range(first, last), host):
-    yield step, partitioning.global_rows(run.mesh, rows, source.num_rows(step))
+    yield step, partitioning.global_batch(run.mesh, rows, source.num_rows(step))
 
 
 def _report(

@@ -13,17 +13,22 @@ from dro_jax.types import Array, Params
 class TrainState(NamedTuple):
   """Parameters and optimiser states by network (`policy`, `value`), and the reference policy's parameters.
 
-  The reference lives outside `params`: no gradient, no optimiser, and its own buffers.
+  The reference lives outside `params`: no gradient, no optimiser, and its own buffers. `statistics` are the
+  algorithm's running scalars.
   """
 
   step: Array
   params: Mapping[str, Params]
   opt_state: Mapping[str, optax.OptState]
   reference: Params | None
+  statistics: Mapping[str, Array] = {}
 
 
 def create(
-  params: Mapping[str, Params], optimizers: Mapping[str, optax.GradientTransformation], uses_reference: bool
+  params: Mapping[str, Params],
+  optimizers: Mapping[str, optax.GradientTransformation],
+  uses_reference: bool,
+  statistics: Mapping[str, float] = {},
 ) -> TrainState:
   """A run's first state: fresh optimisers, and the initial policy as the reference."""
   return TrainState(
@@ -32,4 +37,5 @@ def create(
     opt_state={name: optimizers[name].init(params[name]) for name in params},
     # A copy: a reference that shared the policy's buffers could not outlive their donation.
     reference=jax.tree.map(jnp.copy, params['policy']) if uses_reference else None,
+    statistics={name: jnp.asarray(value, jnp.float32) for name, value in statistics.items()},
   )

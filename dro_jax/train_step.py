@@ -9,6 +9,7 @@ import optax
 
 from dro_jax import metrics
 from dro_jax.algorithms import Algorithm
+from dro_jax.batch import Batch
 from dro_jax.reference import Reference
 from dro_jax.scoring import Score
 from dro_jax.train_state import TrainState
@@ -48,11 +49,11 @@ def weighted_losses(output: LossOutput, totals: Mapping[str, Array]) -> dict[str
 
 
 def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1):
-  """Returns `gradient(params, rows, reference, rng) -> (scores, gradients)` of the global batch's loss.
+  """Returns `gradient(params, batch, rng) -> (scores, gradients)` of the global batch's loss.
 
-  (a) score every microbatch; (b) on those vectors, once for the global batch, the loss and its cotangents;
-  (c) score again and pull each microbatch's cotangents back. Where no example's loss depends on another's
-  scores, a microbatch knows its own cotangents and (a) is skipped.
+  `batch` comes with anything for scores: (a) score every microbatch; (b) on those vectors, once for the
+  global batch, the loss and its cotangents; (c) score again and pull each microbatch's cotangents back. One
+  microbatch needs no (a), nor does a loss that couples nothing: then each knows its own cotangents.
 
   Args:
     score: see `scoring.make_score`.
@@ -60,39 +61,40 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
     num_microbatches: M ≥ 1; the rows must divide into M. It changes memory and speed, never a number.
   """
 
-  def gradient(
-    params: Params, rows: Rows, reference: Scores | None, rng: Array | None
-  ) -> tuple[Scores, Params]:
+  def cotangents(batch: Batch, totals: Mapping[str, Array]) -> Scores:
+    return jax.grad(
+      lambda scores: sum(weighted_losses(algorithm.loss(batch._replace(scores=scores)), totals).values())
+    )(batch.scores)
+
+  def whole(params: Params, batch: Batch, rng: Array | None) -> tuple[Scores, Params]:
+    scores, pullback = jax.vjp(lambda params: score(params, batch.rows, rng), params)
+    batch = batch._replace(scores=scores)
+    return scores, pullback(cotangents(batch, total_weights(algorithm.loss(batch))))[0]
+
+  def in_parts(params: Params, batch: Batch, rng: Array | None) -> tuple[Scores, Params]:
     keys = None if rng is None else jax.random.split(rng, num_microbatches)
-    shapes = jax.eval_shape(score, params, rows, rng)
+    shapes = jax.eval_shape(score, params, batch.rows, rng)
     # Weights never depend on scores, so any scores tell the totals.
-    totals = total_weights(
-      algorithm.loss(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), reference, rows)
-    )
+    batch = batch._replace(scores=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+    totals = total_weights(algorithm.loss(batch))
+    parts = split((batch.rows._replace(units=None), batch.reference), num_microbatches)
+    given = None
+    if algorithm.couples:
+      scores = merge(jax.lax.map(lambda xs: score(params, *xs), (parts[0], keys)))
+      given = split(cotangents(batch._replace(scores=scores), totals), num_microbatches)
 
-    def loss_cotangents(scores: Scores, reference: Scores | None, rows: Rows) -> Scores:
-      return jax.grad(
-        lambda scores: sum(weighted_losses(algorithm.loss(scores, reference, rows), totals).values())
-      )(scores)
-
-    microbatches = split((rows, reference), num_microbatches)
-    cotangents = None
-    if algorithm.couples and num_microbatches > 1:
-      scores = merge(jax.lax.map(lambda xs: score(params, *xs), (microbatches[0], keys)))
-      cotangents = split(loss_cotangents(scores, reference, rows), num_microbatches)
-
-    def pull_back(total: Params, microbatch) -> tuple[Params, Scores]:
-      (rows, reference), key, cotangents = microbatch
+    def pull_back(total: Params, part) -> tuple[Params, Scores]:
+      (rows, reference), key, given = part
       scores, pullback = jax.vjp(lambda params: score(params, rows, key), params)
-      if cotangents is None:
-        cotangents = loss_cotangents(scores, reference, rows)
-      return jax.tree.map(jnp.add, total, pullback(cotangents)[0]), scores
+      if given is None:
+        given = cotangents(Batch(scores, reference, rows, batch.statistics), totals)
+      return jax.tree.map(jnp.add, total, pullback(given)[0]), scores
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    gradients, scores = jax.lax.scan(pull_back, zeros, (microbatches, keys, cotangents))
+    gradients, scores = jax.lax.scan(pull_back, zeros, (parts, keys, given))
     return merge(scores), gradients
 
-  return gradient
+  return whole if num_microbatches == 1 else in_parts
 
 
 def apply_optimizers(
@@ -112,9 +114,10 @@ def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | Non
   """Returns `evaluate(state, rows) -> (scores, reference scores, losses)`: no gradient, no dropout."""
 
   def evaluate(state: TrainState, rows: Rows) -> tuple[Scores, Scores | None, LossOutput]:
-    reference_scores = None if reference is None else reference(state, rows)
+    reference_scores = None if reference is None else reference.scores(state, rows)
     scores = score(state.params, rows, None)
-    return scores, reference_scores, algorithm.loss(scores, reference_scores, rows)
+    batch = Batch(scores, reference_scores, rows, state.statistics)
+    return scores, reference_scores, algorithm.loss(batch)
 
   return evaluate
 
@@ -135,23 +138,30 @@ def make_train_step(
     score: see `scoring.make_score`.
     algorithm: see `algorithms`.
     optimizers: one for each network of `params`.
-    reference: how to fill the reference's scores; `None` where the algorithm uses none.
+    reference: how to fill the reference's scores, and how it moves; `None` where the algorithm uses none.
     seed: with the step it makes the step's random key, fold_in(seed, step).
     num_microbatches: M; see `make_gradient`.
     dropout: whether scoring drops (supervised fine-tuning only: log-probs of an alignment loss must not).
   """
   gradient = make_gradient(score, algorithm, num_microbatches)
 
+  def score_reference(state: TrainState, rows: Rows) -> Scores:
+    if num_microbatches == 1:
+      return reference.scores(state, rows)
+    parts = split(rows, num_microbatches)
+    return merge(jax.lax.map(lambda rows: reference.scores(state, rows), parts))
+
   def train_step(state: TrainState, rows: Rows) -> tuple[TrainState, StepOutput]:
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
     reference_scores = None
     if reference is not None:
-      reference_scores = merge(
-        jax.lax.map(lambda rows: reference(state, rows), split(rows, num_microbatches))
-      )
-    scores, gradients = gradient(state.params, rows, reference_scores, rng)
-    output = algorithm.loss(scores, reference_scores, rows)
-    new_state = apply_optimizers(state, gradients, optimizers)
+      reference_scores = score_reference(state, rows._replace(units=None))
+    batch = Batch(None, reference_scores, rows, state.statistics)
+    scores, gradients = gradient(state.params, batch, rng)
+    output = algorithm.loss(batch._replace(scores=scores))
+    new_state = apply_optimizers(state, gradients, optimizers)._replace(statistics=output.statistics)
+    if reference is not None:
+      new_state = reference.update(new_state)
     scalars = {
       **metrics.losses(weighted_losses(output, total_weights(output))),
       **output.metrics,

@@ -5,7 +5,7 @@ Dimension key, used in local names (`logps_BR`) and in jaxtyping annotations:
   B  rows of a batch                    S  prompt tokens of a row
   R  response slots of a row            T  response tokens of a row
   N  responses of a batch, flat (B*R)   L  tokens of one response, unpacked
-  P  pairs      G  groups      K  responses of a group
+  P  pairs      G  groups      K  responses of a group      U  units: pairs or groups
   D  model width      H  heads      V  vocabulary      M  microbatches
 """
 
@@ -33,13 +33,25 @@ class Mismatched(NamedTuple):
   valid: Bool[Array, 'B R']
 
 
+class Units(NamedTuple):
+  """Which responses make up each pair or group of the *global* batch.
+
+  `index` counts slots of the flat `[N]` batch, best response first (of a pair: chosen, rejected). `mask` is 0
+  where a group has fewer members than others, and for all of a unit that only fills up a short batch.
+  """
+
+  index: Int[Array, 'U K']
+  mask: Bool[Array, 'U K']
+
+
 class Rows(NamedTuple):
   """One row layout for everything: some prompts, some responses, every response points at its prompt.
 
   Segments count from 1 within a row, are contiguous, and 0 is padding. Response segment r + 1 fills slot r of
   the `[B, R]` arrays. `response_tokens` are the targets: the decoder's inputs are these, shifted right within
   each segment. `response_prompt` is the prompt segment that a response token's cross-attention sees.
-  `columns` carries what else the data brings (`label`, `behaviour_logps`, `reference_logps`), float32.
+  `columns` carries what else the data brings by response (`label`, `behaviour_logps`), `token_columns` what
+  it brings by token, float32. `units` belongs to the whole batch, not to its rows.
   """
 
   prompt_tokens: Int[Array, 'B S']
@@ -54,6 +66,8 @@ class Rows(NamedTuple):
   valid: Bool[Array, 'B R']
   columns: Mapping[str, Float[Array, 'B R']] = {}
   mismatched: Mismatched | None = None
+  token_columns: Mapping[str, Float[Array, 'B T']] = {}
+  units: Units | None = None
 
 
 class Scores(NamedTuple):
@@ -81,7 +95,11 @@ class LossTerm(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-  """An algorithm's losses by name (`policy`, `value`), which the step adds up, and metrics of its own."""
+  """An algorithm's losses by name (`policy`, `value`), which the step adds up, and metrics of its own.
+
+  `statistics` are the algorithm's running scalars as they stand after this batch (see `Algorithm`).
+  """
 
   terms: Mapping[str, LossTerm]
   metrics: Mapping[str, Float[Array, '']] = {}
+  statistics: Mapping[str, Float[Array, '']] = {}

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from dro_jax import algorithms
+from dro_jax.batch import Batch
 from dro_jax.errors import UsageError
 from tests.examples import layout, random_examples
 
@@ -15,13 +16,14 @@ def test_a_reward_at_the_mean_is_undesirable_in_every_layout():
     for num_rows in (1, 2, 4, 8, 16):
       rows = layout(random_examples(16), num_rows, 16 // num_rows, lengths=(128, 128))
       rows = rows._replace(rewards=jnp.asarray(rewards, jnp.float32)[rows.example_id])
-      desirable = np.asarray(algorithms.minibatch_mean_labels().of(rows))
-      np.testing.assert_array_equal(desirable, stars[np.asarray(rows.example_id)] > 3)
+      desirable = np.asarray(algorithms.minibatch_mean_labels().of(Batch(None, None, rows)))
+      np.testing.assert_array_equal(desirable, stars[np.asarray(rows.example_id).reshape(-1)] > 3)
 
 
 def test_column_labels_need_no_rewards():
   rows = layout(random_examples(4), 2, 2)
-  np.testing.assert_array_equal(algorithms.column_labels().of(rows), rows.columns['label'] > 0)
+  labels = algorithms.column_labels().of(Batch(None, None, rows))
+  np.testing.assert_array_equal(labels, rows.columns['label'].reshape(-1) > 0)
   assert not algorithms.kto(labels=algorithms.column_labels).uses_rewards
   assert algorithms.kto().uses_rewards
 

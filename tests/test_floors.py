@@ -18,6 +18,8 @@ FLOORS = {
   # What is read from a network's outputs.
   'logprobs': 1,
   'values': 1,
+  'batch': 1,
+  'derived': 1,
   # Losses, and what algorithms ask of a step; the model wing; the data wing.
   'losses': 2,
   'algorithms': 2,

@@ -9,11 +9,18 @@ import pytest
 
 from dro_jax import algorithms, losses, optimizers, partitioning, reference, scoring, train_state, train_step
 from dro_jax.models.t5 import T5
+from dro_jax.types import Units
 from tests.examples import CONFIG, init_params, layout, random_examples
 
 EXAMPLES = random_examples(16)
 MISMATCHES = [8 * (1 - i // 8) + (i % 8 - 1) % 8 for i in range(16)]
 ROWS = layout(EXAMPLES, 8, 2, mismatches=MISMATCHES)
+# Each prompt's best response first; the last group is smaller.
+PAIRS = Units(jnp.array([[2 * i, 2 * i + 1] for i in range(8)]), jnp.ones((8, 2), bool))
+GROUPS = Units(
+  jnp.array([[0, 5, 9, 14], [1, 4, 8, 15], [2, 7, 10, 13], [3, 6, 0, 0]]),
+  jnp.array([[True] * 4] * 3 + [[True, True, False, False]]),
+)
 ALGORITHMS = {
   'sft': algorithms.sft,
   'dro_v': algorithms.dro_v,
@@ -35,7 +42,7 @@ def make(algorithm, *, num_microbatches=1, readout='prompt', shared=False, optim
   txs = {name: optimizer or optimizers.adafactor(1e-2) for name in params}
   score = scoring.make_score(policy, value)
   frozen = reference.frozen(scoring.make_score(policy)) if algorithm.uses_reference else None
-  state = train_state.create(params, txs, algorithm.uses_reference)
+  state = train_state.create(params, txs, algorithm.uses_reference, algorithm.statistics)
   if algorithm.uses_reference:
     state = state._replace(reference=distinct_reference(params))
   step = train_step.make_train_step(score, algorithm, txs, frozen, num_microbatches=num_microbatches)
@@ -43,7 +50,15 @@ def make(algorithm, *, num_microbatches=1, readout='prompt', shared=False, optim
 
 
 def rows_for(algorithm):
-  return ROWS if algorithm.uses_mismatched else ROWS._replace(mismatched=None)
+  """The batch as this algorithm's loader would bring it, with every column that it may derive."""
+  rng = np.random.default_rng(3)
+  derived = {name: jnp.asarray(rng.normal(size=ROWS.rewards.shape), jnp.float32) for name in algorithm.columns}
+  units = {'response': None, 'pair': PAIRS, 'group': GROUPS}[algorithm.unit]
+  return ROWS._replace(
+    columns=dict(ROWS.columns) | derived,
+    mismatched=ROWS.mismatched if algorithm.uses_mismatched else None,
+    units=units,
+  )
 
 
 def assert_close(a, b, rtol=2e-4, atol=2e-6):
@@ -123,7 +138,7 @@ def steps_on(mesh_shape, name='dro_v', num_microbatches=1):
       boxed = jax.eval_shape(value.init, jax.random.key(0), rows, encoded, hidden)['params']
       shardings['value'] = partitioning.parameter_shardings(boxed, mesh)
     state_shardings = partitioning.state_shardings(state, shardings, mesh)
-    rows = partitioning.global_rows(mesh, rows, 8)
+    rows = partitioning.global_batch(mesh, rows, 8)
     # A copy: the step donates its buffers.
     state = jax.device_put(jax.tree.map(jnp.copy, state), state_shardings)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, partitioning.replicated(mesh)))

@@ -84,9 +84,9 @@ class Layout(NamedTuple):
     """
     lengths = _Lengths(table.prompt_lengths, table.response_lengths, table.prompt_index)
     if not packed:
-      return _fit_padded(lengths, plan.batch_size, prompt_length, response_length, row_multiple)
+      return _fit_padded(lengths, plan.most_responses, prompt_length, response_length, row_multiple)
     batches = [plan.batch(step) for step in range(min(scan, plan.num_batches or scan))]
-    layout = cls(0, 0, row_multiple, plan.batch_size, True, encode_once, row_multiple)
+    layout = cls(0, 0, row_multiple, plan.most_responses, True, encode_once, row_multiple)
     if prompt_length is None or response_length is None:
       return _fit_lengths(layout, lengths, batches, prompt_length, response_length, coverage)
     layout = layout._replace(prompt_length=prompt_length, response_length=response_length)

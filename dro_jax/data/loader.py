@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dro_jax.data import layout as layouts
-from dro_jax.types import Mismatched, Rows
+from dro_jax.types import Mismatched, Rows, Units
 
 
 class _Batch(NamedTuple):
@@ -56,6 +56,7 @@ class Loader:
       *self._responses(batch, here, here, batch.placement.response_prompt),
       *self._per_response(batch, here),
       mismatched=mismatched,
+      units=self._units(step, batch),
     )
 
   def slots(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +127,20 @@ class Loader:
     columns = {name: spread(column[examples], np.float32) for name, column in self.table.columns.items()}
     rewards = spread(self.table.rewards[examples], np.float32)
     return rewards, spread(examples, np.int32), spread(np.ones(len(mine)), np.bool_), columns
+
+  def _units(self, step: int, batch: _Batch) -> Units | None:
+    """Where the members of each pair or group lie in the whole batch; the same on every host."""
+    records_UK = self.plan.units(step)
+    if records_UK is None:
+      return None
+    place, present = batch.placement, records_UK >= 0
+    number_UK = np.zeros_like(records_UK)
+    order = np.argsort(batch.examples)
+    number_UK[present] = order[np.searchsorted(batch.examples, records_UK[present], sorter=order)]
+    slots_UK = place.response_row[number_UK] * self.layout.slots + place.response_segment[number_UK] - 1
+    short = ((0, self.plan.batch_size - len(records_UK)), (0, 0))
+    index_UK = np.pad(np.where(present, slots_UK, 0), short).astype(np.int32)
+    return Units(index_UK, np.pad(present, short))
 
   def _mismatched(self, batch: _Batch, here: np.ndarray) -> Mismatched:
     place, prompts = batch.placement, batch.mismatch.prompt

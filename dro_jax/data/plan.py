@@ -85,6 +85,14 @@ class Plan:
   def batches_per_epoch(self) -> float:
     return self.num_examples / self.batch_size
 
+  @property
+  def most_responses(self) -> int:
+    """Responses of the largest batch."""
+    return self.batch_size
+
+  def units(self, step: int) -> None:
+    """What a batch's pairs or groups are: it has none."""
+
   def epoch(self, step: int) -> int:
     """The epoch in which batch `step` begins, from 0."""
     return step * self.batch_size // self.num_examples
@@ -182,6 +190,13 @@ class SequentialPlan:
   def batches_per_epoch(self) -> float:
     return self.num_batches
 
+  @property
+  def most_responses(self) -> int:
+    return self.batch_size
+
+  def units(self, step: int) -> None:
+    """What a batch's pairs or groups are: it has none."""
+
   def epoch(self, step: int) -> int:
     return step // self.num_batches
 
@@ -192,6 +207,56 @@ class SequentialPlan:
         f'{self.num_examples} records make {self.num_batches} batches: there is no batch {step}'
       )
     return np.arange(step * self.batch_size, min((step + 1) * self.batch_size, self.num_examples))
+
+
+class UnitPlan:
+  """Batches of exactly `batch_size` pairs or groups, as the responses that make them up.
+
+  A response in several units of a batch is there once, so that batches differ in their number of responses.
+
+  Args:
+    plan: over the units, of any kind.
+    members: `[U, K]` record numbers of each unit, −1 where there is none (see `units.form`).
+    num_examples: records of the table.
+  """
+
+  def __init__(self, plan: Plan | SequentialPlan, members: np.ndarray, num_examples: int):
+    if plan.num_examples != len(members):
+      raise ValueError(f'the plan was made for {plan.num_examples} units, and there are {len(members)}')
+    self._plan, self._members, self.num_examples = plan, members, num_examples
+    self.batch_size, self.num_batches = plan.batch_size, plan.num_batches
+
+  @classmethod
+  def of(cls, table, members: np.ndarray, batch_size: int, seed: int) -> 'UnitPlan':
+    """The endless plan of a table's units; those to one prompt are dealt together."""
+    mask, best = members >= 0, members[:, 0]
+    lengths = np.where(mask, table.response_lengths[members], 0).sum(1)
+    weights = None if table.weights is None else np.where(mask, table.weights[members], 0).sum(1)
+    plan = Plan(
+      table.prompt_lengths[best], lengths, table.prompt_index[best], batch_size, seed, weights=weights
+    )
+    return cls(plan, members, len(table))
+
+  @property
+  def batches_per_epoch(self) -> float:
+    return self._plan.batches_per_epoch
+
+  @property
+  def most_responses(self) -> int:
+    return self.batch_size * self._members.shape[1]
+
+  def epoch(self, step: int) -> int:
+    return self._plan.epoch(step)
+
+  def units(self, step: int) -> np.ndarray:
+    """Record numbers of batch `step`'s units, `[batch_size, K]` (a short last batch has fewer), or −1."""
+    return self._members[self._plan.batch(step)]
+
+  def batch(self, step: int) -> np.ndarray:
+    """Record numbers of batch `step`, each once, those of one unit next to each other."""
+    records = self.units(step).ravel()
+    records = records[records >= 0]
+    return records[np.sort(np.unique(records, return_index=True)[1])]
 
 
 def _chances(weights: Sequence[float] | np.ndarray, num_examples: int) -> np.ndarray:
