@@ -77,7 +77,7 @@ class Flag(NamedTuple):
 
 FLAGS = {
   'model_dir': Flag('MODEL_DIR', "the run's folder: metrics, checkpoints, configuration"),
-  'triplets': Flag('TRIPLETS', 'triplet files, separated by commas or in several flags', joined=True),
+  'triplets': Flag('TRIPLETS', 'triplet files, or names of data sets, separated by commas', joined=True),
   'eval_triplets': Flag('EVAL_TRIPLETS', 'triplet files held out for validation', joined=True),
   'init_from': Flag('INIT_FROM', "where parameters come from: a run's or an imported folder"),
   'columns': Flag('COLUMNS', "your files' own names: prompt=question,reward=thumbs", joined=True),

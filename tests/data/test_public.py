@@ -393,14 +393,26 @@ def test_names_with_commas_are_all_records_once(hh, ultrafeedback):
     load('hh_harmless,hh_harmless', hh)
 
 
+MODULE = """
+import dro_jax.data.public
+import seqio
+
+seqio.MixtureRegistry.add('public_mix', [('ultrafeedback', 3.0), ('hh_harmless', 1.0)])
+"""
+
+
 @pytest.fixture
-def mixture():
-  yield seqio.MixtureRegistry.add('public_mix', [('ultrafeedback', 3.0), ('hh_harmless', 1.0)])
+def module(tmp_path):
+  """A user's module with a mixture of public data sets."""
+  path = tmp_path / 'public_mixture.py'
+  path.write_text(MODULE)
+  yield str(path)
   seqio.MixtureRegistry.remove('public_mix')
+  del sys.modules['public_mixture']
 
 
-def test_a_mixture_draws_by_its_rates(hh, ultrafeedback, mixture):
-  train = load('public_mix', hh).train
+def test_a_mixture_draws_by_its_rates(hh, ultrafeedback, module):
+  train = load('public_mix', hh, task_modules=module).train
   assert len(train) == 104
   dialogues = np.array([prompt.startswith('\n\nHuman') for prompt in train.prompts])
   assert train.weights[dialogues].sum() / train.weights.sum() == pytest.approx(0.25)
