@@ -52,7 +52,15 @@ COMMANDS = {
     'dro_jax.train',
     'train',
     'aligns a policy with (prompt, response, reward) triplets, or resumes a run',
-    (*_MODEL, *_DATA, 'dro_jax.algorithms', 'dro_jax.optimizers', 'dro_jax.train'),
+    (
+      *_MODEL,
+      *_DATA,
+      'dro_jax.algorithms',
+      'dro_jax.optimizers',
+      'dro_jax.reference',
+      'dro_jax.data.units:UnitOptions',
+      'dro_jax.train',
+    ),
   ),
   'evaluate': Command(
     'dro_jax.evaluate',

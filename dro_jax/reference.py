@@ -53,7 +53,7 @@ def frozen(score: Score) -> Reference:
   return Reference(live_scores(score), lambda state: state, True, {'scheme': 'frozen'})
 
 
-def soft(score: Score, alpha: float | int = 0.6, every: int = 1) -> Reference:
+def soft(score: Score, alpha: float | int = 0.6, every: int = 512) -> Reference:
   """A trust region's soft update (TR-DPO, arXiv 2404.09656, Sect. 3): π_ref follows π.
 
   After each `every` optimiser steps: θ_ref ← α·θ + (1 − α)·θ_ref, in float32 (bfloat16 loses a small α).
