@@ -479,12 +479,12 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
   verb = f'resuming after step {first}' if first else 'starting'
   writer.say(
     f'{verb}: {timing.steps} steps on {jax.device_count()} devices ({grid}); parameters: {sizes}; '
-    f'{len(run.train_loader.table):,} responses, {run.train_loader.plan.batch_size} a batch in '
-    f'{shape.rows} rows of {shape.prompt_length} + {shape.response_length} tokens'
+    f'{len(run.train_loader.table):,} responses, {run.train_loader.plan.batch_size} {run.algorithm.unit}s a '
+    f'batch in {shape.rows} rows of {shape.prompt_length} + {shape.response_length} tokens'
   )
   table, batch = run.train_loader.table, run.train_loader.plan.batch(first)
   prompts = len(np.unique(table.prompt_index[batch]))
-  if run.algorithm.couples and prompts < MANY_PROMPTS < len(batch):
+  if run.algorithm.couples and run.algorithm.unit == 'response' and prompts < MANY_PROMPTS < len(batch):
     writer.say(
       f'note: a batch holds the responses to {prompts} prompts, for those to one prompt are dealt together: '
       f"{run.algorithm.name}'s statistics of a batch are nearly those of a prompt. A larger BATCH helps."
