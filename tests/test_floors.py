@@ -20,6 +20,7 @@ FLOORS = {
   'values': 1,
   'batch': 1,
   'derived': 1,
+  'rewards': 1,
   # Losses, and what algorithms ask of a step; the model wing; the data wing.
   'losses': 2,
   'algorithms': 2,
@@ -42,6 +43,7 @@ FLOORS = {
   'decoding': 4,
   'generate': 4,
   'evaluate': 4,
+  'online': 4,
   'train': 4,
   # The doors.
   'main': 5,

@@ -1,0 +1,190 @@
+"""Reward functions for fresh samples: plain Python, from prompts and responses as text to numbers.
+
+The verifiable ones read tasks of this form, each on a prompt's last line that has one (see `answer`):
+
+  sort: kjhba             the characters in order: abhjk         sort down: 40715      75410
+  add: 478 + 356          their sum: 834                         add: 7 + 85 + 9       101
+  rewrite without ae: banana tree      bnn tr                    rewrite with a as o: banana       bonono
+  rewrite backwards: banana            ananab                    rewrite sorted: pear fig          fig pear
+"""
+
+import functools
+import importlib
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dro_jax.errors import UsageError
+
+Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+# --- tasks with an answer -----------------------------------------------------------------------------------
+
+
+def _translate(text: str, old: str, new: str = '') -> str:
+  return ''.join(new if character in old else character for character in text)
+
+
+_TASKS: tuple[tuple[str, Callable[..., str]], ...] = (
+  (r'sort: (.+)', lambda text: ''.join(sorted(text))),
+  (r'sort down: (.+)', lambda text: ''.join(sorted(text, reverse=True))),
+  (r'add: (\d+(?: \+ \d+)+)', lambda terms: str(sum(map(int, terms.split(' + '))))),
+  (r'rewrite without (\S+): (.+)', lambda letters, text: _translate(text, letters)),
+  (r'rewrite with (\S) as (\S): (.+)', lambda old, new, text: _translate(text, old, new)),
+  (r'rewrite backwards: (.+)', lambda text: text[::-1]),
+  (r'rewrite sorted: (.+)', lambda text: ' '.join(sorted(text.split()))),
+)
+
+
+@functools.lru_cache(maxsize=65536)
+def answer(prompt: str) -> str | None:
+  """The one right answer to a prompt's task; `None` where it has no task that we know."""
+  for line in reversed(prompt.splitlines()):
+    for pattern, solve in _TASKS:
+      if found := re.fullmatch(pattern, line.strip()):
+        return solve(*found.groups())
+  return None
+
+
+def _answers(prompts: Sequence[str]) -> list[str]:
+  answers = [answer(prompt) for prompt in prompts]
+  if None in answers:
+    unknown = prompts[answers.index(None)]
+    raise UsageError(
+      f'no task in the prompt {unknown!r}: this reward knows sort, add and rewrite (dro_jax/rewards.py shows '
+      'their form). Pass a function of your own: --set REWARD=FILE.py:FUNCTION.'
+    )
+  return answers
+
+
+def exact_match(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+  """1 where the response is the answer to the prompt's task, else 0; space around it does not count.
+
+  Raises:
+    UsageError: a prompt has no task.
+  """
+  return [float(r.strip() == a) for r, a in zip(responses, _answers(prompts), strict=True)]
+
+
+def graded_match(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+  """1 − (edits from the response to the answer) / (the longer one's length): partly right is worth something.
+
+  Raises:
+    UsageError: a prompt has no task.
+  """
+  return [
+    1.0 - edit_distance(r.strip(), a) / max(len(r.strip()), len(a), 1)
+    for r, a in zip(responses, _answers(prompts), strict=True)
+  ]
+
+
+def edit_distance(one: str, other: str) -> int:
+  """Insertions, deletions and substitutions of characters from one text to the other (Levenshtein)."""
+  row = list(range(len(other) + 1))
+  for i, a in enumerate(one, 1):
+    above, row[0] = row[0], i
+    for j, b in enumerate(other, 1):
+      above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (a != b))
+  return row[-1]
+
+
+# --- any text -----------------------------------------------------------------------------------------------
+
+
+def length_reward(prompts: Sequence[str], responses: Sequence[str], target: int = 40) -> list[float]:
+  """−|characters − target| / target: 0 at the target, −1 for nothing."""
+  return [-abs(len(response) - target) / target for response in responses]
+
+
+def contains(prompts: Sequence[str], responses: Sequence[str], text: str = 'yes') -> list[float]:
+  """1 where the response contains a text, else 0."""
+  return [float(text in response) for response in responses]
+
+
+def letter_share(prompts: Sequence[str], responses: Sequence[str], letters: str = 'a') -> list[float]:
+  """Share of a response's characters that are among `letters`; 0 for an empty one."""
+  return [sum(c in letters for c in response) / max(len(response), 1) for response in responses]
+
+
+# --- finding and calling one --------------------------------------------------------------------------------
+
+
+def find(reward: Reward | str | None) -> Reward:
+  """The reward function that is given, or named as 'module:function' or 'file.py:function'.
+
+  Raises:
+    UsageError: there is none.
+  """
+  if callable(reward):
+    return reward
+  if reward is None:
+    raise UsageError(
+      'the algorithm scores its own samples, and has no reward function: pass --set REWARD=exact_match, or '
+      f'another of {", ".join(__all__)}, or your own as --set REWARD=FILE.py:FUNCTION or MODULE:FUNCTION.'
+    )
+  module, colon, name = reward.rpartition(':')
+  if not colon:
+    raise UsageError(
+      f'REWARD={reward!r} is no reward function: pass one of {", ".join(__all__)}, or your own as '
+      'FILE.py:FUNCTION or MODULE:FUNCTION.'
+    )
+  found = getattr(_import(module), name, None)
+  if not callable(found):
+    raise UsageError(f'REWARD={reward!r}: {module} has no function {name!r}.')
+  return found
+
+
+def _import(name: str) -> Any:
+  try:
+    if not name.endswith('.py'):
+      return importlib.import_module(name)
+    stem = os.path.splitext(os.path.basename(name))[0]
+    spec = importlib.util.spec_from_file_location(stem, os.path.expanduser(name))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+  except (ImportError, OSError) as error:
+    raise UsageError(
+      f'REWARD: cannot import {name} ({error}): pass a .py file, or a module on the path.'
+    ) from error
+
+
+def name_of(reward: Reward) -> str:
+  """What a reward function is called, for the run's record."""
+  return f'{getattr(reward, "__module__", "")}:{getattr(reward, "__qualname__", repr(reward))}'
+
+
+def score(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+  """Rewards of some responses, one finite number each.
+
+  Raises:
+    UsageError: the function returned something else.
+  """
+  given = list(reward(list(prompts), list(responses)))
+  if len(given) != len(responses):
+    raise UsageError(
+      f'the reward function {name_of(reward)} returned {len(given)} numbers for {len(responses)} '
+      'responses: it must return one for each, in order.'
+    )
+  rewards = [_number(value) for value in given]
+  for value, number, prompt, response in zip(given, rewards, prompts, responses):
+    if not math.isfinite(number):
+      raise UsageError(
+        f'the reward function {name_of(reward)} returned {value!r} for the response {response!r} to the '
+        f'prompt {prompt!r}: it must return a finite number, also for text that it cannot read.'
+      )
+  return rewards
+
+
+def _number(value: Any) -> float:
+  try:
+    return float(value)
+  except (TypeError, ValueError):
+    return math.nan
+
+
+__all__ = ['contains', 'exact_match', 'graded_match', 'length_reward', 'letter_share']

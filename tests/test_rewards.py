@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from dro_jax import rewards
+from dro_jax.errors import UsageError
+
+
+@pytest.mark.parametrize(
+  'prompt, expected',
+  [
+    ('sort: kjhba', 'abhjk'),
+    ('sort down: 40715', '75410'),
+    ('add: 478 + 356', '834'),
+    ('add: 7 + 85 + 9', '101'),
+    ('rewrite without ae: banana tree', 'bnn tr'),
+    ('rewrite with a as o: banana', 'bonono'),
+    ('rewrite backwards: banana', 'ananab'),
+    ('rewrite sorted: pear fig', 'fig pear'),
+    ('Do what it says.\nadd: 1 + 2\nAnswer:', '3'),
+    ('sort: 1\nsort: 21', '12'),
+    ('say something', None),
+    ('add: 1', None),
+  ],
+)
+def test_each_task_has_one_answer(prompt, expected):
+  assert rewards.answer(prompt) == expected
+
+
+def test_exact_match_forgives_only_space_around():
+  prompts = ['add: 99 + 1'] * 4
+  assert rewards.exact_match(prompts, ['100', ' 100\n', '1 00', '']) == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_graded_match_grows_with_what_is_right():
+  graded = rewards.graded_match(['sort: dcba'] * 4, ['', 'dcba', 'abdc', 'abcd'])
+  assert graded == sorted(graded)
+  assert (graded[0], graded[-1]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize('one, other, distance', [('', '', 0), ('kitten', 'sitting', 3), ('ab', '', 2)])
+def test_edit_distance(one, other, distance):
+  assert rewards.edit_distance(one, other) == rewards.edit_distance(other, one) == distance
+
+
+def test_a_prompt_without_a_task_is_refused():
+  with pytest.raises(UsageError, match=r"'hello'.*REWARD=FILE.py:FUNCTION"):
+    rewards.exact_match(['sort: ab', 'hello'], ['ab', 'ab'])
+
+
+def test_rewards_of_any_text():
+  texts = ['', 'aab', 'xyz']
+  assert rewards.length_reward(texts, texts, target=3) == [-1.0, 0.0, 0.0]
+  assert rewards.contains(texts, texts, text='a') == [0.0, 1.0, 0.0]
+  assert rewards.letter_share(texts, texts, letters='ax') == pytest.approx([0.0, 2 / 3, 1 / 3])
+
+
+def test_a_function_of_ones_own(tmp_path):
+  path = tmp_path / 'my_rewards.py'
+  path.write_text('def shouts(prompts, responses):\n  return [r.isupper() for r in responses]\n')
+  found = rewards.find(f'{path}:shouts')
+  assert rewards.score(found, ['p', 'p'], ['A', 'a']) == [1.0, 0.0]
+  assert rewards.name_of(found) == 'my_rewards:shouts'
+  assert rewards.find('dro_jax.rewards:contains') is rewards.contains
+  assert rewards.find(rewards.contains) is rewards.contains
+
+
+@pytest.mark.parametrize(
+  'spec, message',
+  [
+    (None, 'no reward function: pass --set REWARD=exact_match'),
+    ('exactmatch', 'is no reward function'),
+    ('nowhere.py:f', 'cannot import nowhere.py'),
+    ('no_such_module:f', 'cannot import no_such_module'),
+    ('dro_jax.rewards:nothing', "has no function 'nothing'"),
+  ],
+)
+def test_no_function_is_refused(spec, message):
+  with pytest.raises(UsageError, match=message):
+    rewards.find(spec)
+
+
+@pytest.mark.parametrize(
+  'returned, message',
+  [
+    ([1.0], 'returned 1 numbers for 2 responses'),
+    ([1.0, float('nan')], r"returned nan for the response 'b' to the prompt 'q'"),
+    ([float('inf'), 0.0], "returned inf for the response 'a'"),
+    ([0.0, 'good'], "returned 'good'"),
+    ([None, 0.0], 'returned None'),
+  ],
+)
+def test_what_is_no_reward_is_refused(returned, message):
+  with pytest.raises(UsageError, match=message):
+    rewards.score(lambda prompts, responses: returned, ['p', 'q'], ['a', 'b'])
+
+
+def test_arrays_are_rewards_too():
+  given = rewards.score(lambda prompts, responses: np.array([1, 0], np.float32), ['p', 'q'], ['a', 'b'])
+  assert given == [1.0, 0.0]
