@@ -35,6 +35,7 @@ FLOORS = {
   'metrics': 3,
   'statistics': 3,
   'train_step': 3,
+  'flops': 3,
   # A run: input and output allowed.
   'checkpoints': 4,
   'writers': 4,

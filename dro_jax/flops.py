@@ -1,0 +1,132 @@
+"""FLOPs of a function, counted from its jaxpr with trip counts; a compiler's own count takes a loop once.
+
+Matrix products and convolutions only, at two operations a multiply-add, as model FLOPs are usually quoted:
+[m, k] · [k, n] is 2mnk. Elementwise operations, one for each output element, are counted on request.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend import core
+
+# Each costs nothing: they move or reshape, or only say something of the program.
+_FREE = frozenset((
+  'broadcast_in_dim', 'concatenate', 'convert_element_type', 'copy', 'copy_p', 'device_put', 'dynamic_slice',
+  'dynamic_update_slice', 'gather', 'iota', 'pad', 'pvary', 'reshape', 'rev', 'sharding_constraint', 'slice',
+  'split', 'squeeze', 'stop_gradient', 'transpose',
+))  # fmt: skip
+
+
+def count(
+  function: Callable[..., Any], *args: Any, elementwise: bool = False, while_trips: int | None = None
+) -> float:
+  """FLOPs of `function(*args)`, which is traced, not run.
+
+  Args:
+    function: anything that can be jitted.
+    *args: arrays, or their shapes (`jax.ShapeDtypeStruct`).
+    elementwise: count one operation for each element that any other primitive puts out, too.
+    while_trips: how often a loop runs whose jaxpr does not say (`lax.while_loop`, or a `fori_loop` whose
+      bounds are traced).
+
+  Raises:
+    ValueError: there is such a loop, with something to count in it, and no `while_trips`.
+  """
+  return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, elementwise, while_trips)
+
+
+def _of_jaxpr(jaxpr: core.Jaxpr, elementwise: bool, while_trips: int | None) -> float:
+  return float(sum(_of_equation(equation, elementwise, while_trips) for equation in jaxpr.eqns))
+
+
+def _of_equation(equation: Any, elementwise: bool, while_trips: int | None) -> float:
+  name, params = equation.primitive.name, equation.params
+  if name in _PRODUCTS:
+    return _PRODUCTS[name](equation)
+  inner = [_of_jaxpr(jaxpr, elementwise, while_trips) for jaxpr in _inner_jaxprs(params)]
+  if not inner:
+    return float(_elements(equation)) if elementwise and name not in _FREE else 0.0
+  return _COMBINED.get(name, _once)(inner, params, while_trips)
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+  """The jaxprs that an equation calls, in the order of its parameters."""
+  for value in params.values():
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+      if isinstance(item, core.ClosedJaxpr):
+        yield item.jaxpr
+      elif isinstance(item, core.Jaxpr):
+        yield item
+
+
+def _once(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+  """Jitted, rematerialised and custom-derivative calls run what they hold once."""
+  return sum(inner)
+
+
+def _scan(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+  return sum(inner) * params['length']
+
+
+def _cond(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+  return max(inner)
+
+
+def _while(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+  if while_trips is None and sum(inner) > 0:
+    raise ValueError(
+      'a while loop does not say how often it runs: pass while_trips=N, or give the loop static bounds '
+      '(lax.scan, or lax.fori_loop with Python numbers).'
+    )
+  return sum(inner) * (while_trips or 0)
+
+
+def _shard_map(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+  """The body is what one device does; the count is for all of them."""
+  # Jax has called them by both names.
+  manual = params['newly_manual_axes'] if 'newly_manual_axes' in params else params['manual_axes']
+  return sum(inner) * math.prod(size for axis, size in params['mesh'].shape.items() if axis in manual)
+
+
+def _pallas(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+  return sum(inner) * math.prod(params['grid_mapping'].grid)
+
+
+_COMBINED = {
+  'scan': _scan, 'cond': _cond, 'while': _while, 'shard_map': _shard_map, 'pallas_call': _pallas
+}  # fmt: skip
+
+
+def _dot_general(equation: Any) -> float:
+  (contracting, _), _ = equation.params['dimension_numbers']
+  lhs = equation.invars[0].aval.shape
+  return 2.0 * _elements(equation) * math.prod(lhs[axis] for axis in contracting)
+
+
+def _ragged_dot_general(equation: Any) -> float:
+  """Each row of the left side meets one group's matrix."""
+  (contracting, _), _ = equation.params['ragged_dot_dimension_numbers'].dot_dimension_numbers
+  lhs = equation.invars[0].aval.shape
+  return 2.0 * _elements(equation) * math.prod(lhs[axis] for axis in contracting)
+
+
+def _convolution(equation: Any) -> float:
+  """Every output element is a sum over the kernel's window and its input channels, which come by group."""
+  kernel = equation.invars[1].aval.shape
+  spec = equation.params['dimension_numbers'].rhs_spec
+  return 2.0 * _elements(equation) * math.prod(kernel[axis] for axis in spec[1:])
+
+
+_PRODUCTS = {
+  'dot_general': _dot_general,
+  'ragged_dot_general': _ragged_dot_general,
+  'conv_general_dilated': _convolution,
+}
+
+
+def _elements(equation: Any) -> int:
+  return sum(
+    math.prod(variable.aval.shape) for variable in equation.outvars if hasattr(variable.aval, 'shape')
+  )
