@@ -7,10 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dro_jax import derived, losses, masked
+from dro_jax import derived, losses, masked, values
 from dro_jax.batch import Batch
 from dro_jax.errors import UsageError
 from dro_jax.types import Array, LossOutput, LossTerm
+
+
+class Online(NamedTuple):
+  """How an algorithm that learns from fresh responses gets them, and what it makes of them.
+
+  Attributes:
+    samples: responses of the current policy to each prompt of a batch.
+    epochs: optimiser steps on every batch of them.
+    token_columns: from a batch, scored by the policy that sampled it, to what the loss reads by token,
+      `[N, T]` each; `None` for nothing, and then no such scores are taken.
+  """
+
+  samples: int
+  epochs: int = 1
+  token_columns: Callable[[Batch], Mapping[str, Array]] | None = None
 
 
 class Algorithm(NamedTuple):
@@ -21,7 +36,8 @@ class Algorithm(NamedTuple):
     loss: from a batch to losses with weights, by response, pair or group.
     temperature: τ (or β), by which τρ is an advantage in reward units.
     criterion: the validation loss, or part of it, whose least value marks the best checkpoint.
-    unit: what `batch_size` counts: 'response', or the 'pair' or 'group' of responses to one prompt.
+    unit: what `batch_size` counts: 'response', or the 'pair' or 'group' of responses to one prompt, or the
+      'prompt' to be answered.
     uses_reference: whether it reads the reference policy's scores.
     uses_value: whether it reads, and trains, a value network.
     uses_token_values: whether that must give a value for each token.
@@ -35,6 +51,7 @@ class Algorithm(NamedTuple):
     select: which of a table's responses to train on, `[N]` booleans; `None` for all.
     weights: how often to draw each of a table's responses, `[N]`; `None` for each once an epoch.
     statistics: running scalars, checkpointed, with their first values.
+    online: how it gets fresh responses; `None` where it learns from the logged ones.
   """
 
   name: str
@@ -54,6 +71,7 @@ class Algorithm(NamedTuple):
   select: Callable[[Any], np.ndarray] | None = None
   weights: Callable[[Any], np.ndarray] | None = None
   statistics: Mapping[str, float] = {}
+  online: Online | None = None
 
 
 def by_response(name: str, per_example: Callable[[Batch], Array], **settings: Any) -> Algorithm:
@@ -681,6 +699,82 @@ def nca(beta: float = 0.01, alpha: float = 0.01) -> Algorithm:
   return by_group('nca', lambda batch: losses.nca(**_group(batch), beta=beta, alpha=alpha), temperature=beta)
 
 
+# --- fresh responses of the current policy ------------------------------------------------------------------
+
+
+def _on_fresh_groups(algorithm: Algorithm, samples: int, epochs: int = 1) -> Algorithm:
+  """An algorithm of groups, on groups that the current policy samples."""
+  if samples < 2:
+    raise UsageError(
+      f'{algorithm.name} compares the samples of a prompt, and samples={samples}: pass 2 or more '
+      '(--set GROUP_SAMPLES=4).'
+    )
+  return algorithm._replace(
+    name=f'{algorithm.name}_online', unit='prompt', uses_rewards=False, online=_online(samples, epochs)
+  )
+
+
+def _online(samples: int, epochs: int, token_columns: Callable | None = None) -> Online:
+  if samples < 1 or epochs < 1:
+    raise UsageError(f'samples={samples}, epochs={epochs}: pass 1 or more of each.')
+  return Online(samples, epochs, token_columns)
+
+
+def rloo_online(beta: float = 0.05, samples: int = 4) -> Algorithm:
+  """RLOO (`losses.rloo`) as published: on fresh samples, one step on each batch of them."""
+  return _on_fresh_groups(rloo(beta), samples)
+
+
+def copg_online(beta: float = 0.06, samples: int = 4, epochs: int = 1) -> Algorithm:
+  """CoPG (`losses.copg`) on fresh samples; it may take several steps on each batch of them."""
+  return _on_fresh_groups(copg(beta), samples, epochs)
+
+
+def ppo_online(
+  beta: float = 0.05, epsilon: float = 0.2, lam: float = 0.95, samples: int = 1, epochs: int = 1
+) -> Algorithm:
+  """PPO by token (`losses.ppo_token`) on fresh samples, as A-LoL's baseline ran it (arXiv 2305.14718).
+
+  r_t = −β log π(y_t|·)/π_ref(y_t|·), and r at the last token; advantages by GAE(γ = 1, λ) on the value of
+  each token, which is fitted to A_t + V_t by least squares. Old log-probs, values and advantages are those of
+  the policy that sampled, however many `epochs` follow. Advantages are not whitened, values not clipped.
+  """
+
+  def token_columns(batch: Batch) -> dict[str, Array]:
+    policy_NT, reference_NT, values_NT = map(
+      batch.tokens, (batch.scores.token_logps, batch.reference.token_logps, batch.scores.token_values)
+    )
+    mask_NT = batch.token_mask
+    last_NT = jnp.arange(mask_NT.shape[1])[None, :] == batch.lengths[:, None] - 1
+    rewards_NT = jnp.where(last_NT, batch.rewards[:, None], 0.0) - beta * (policy_NT - reference_NT)
+    advantages_NT = values.gae(rewards_NT, values_NT, mask_NT, lam=lam)
+    return {
+      'behaviour_logps': policy_NT,
+      'advantages': advantages_NT,
+      'returns': jnp.where(mask_NT, advantages_NT + values_NT, 0.0),
+    }
+
+  def loss(batch: Batch) -> LossOutput:
+    columns, mask_NT = batch.rows.token_columns, batch.token_mask
+    policy_NT, behaviour_NT = batch.tokens(batch.scores.token_logps), batch.tokens(columns['behaviour_logps'])
+    policy = losses.ppo_token(
+      policy_logps=policy_NT, mask=mask_NT, behaviour_logps=behaviour_NT,
+      advantages=batch.tokens(columns['advantages']), epsilon=epsilon,
+    )  # fmt: skip
+    errors_NT = batch.tokens(batch.scores.token_values) - batch.tokens(columns['returns'])
+    value = masked.masked_mean(jnp.square(errors_NT) / 2, mask_NT)
+    clipped_NT = jnp.abs(jnp.expm1(policy_NT - behaviour_NT)) > epsilon
+    metrics = {'clipped': masked.weighted_mean(clipped_NT.astype(jnp.float32), mask_NT)}
+    return LossOutput(
+      {'policy': LossTerm(policy, batch.valid), 'value': LossTerm(value, batch.valid)}, metrics
+    )
+
+  return Algorithm(
+    'ppo_online', loss, beta, unit='prompt', uses_value=True, uses_token_values=True, uses_rewards=False,
+    online=_online(samples, epochs, token_columns),
+  )  # fmt: skip
+
+
 def check_columns(algorithm: Algorithm, columns: Iterable[str]) -> None:
   """Refuses data without a column that the algorithm reads.
 
@@ -698,9 +792,9 @@ def check_columns(algorithm: Algorithm, columns: Iterable[str]) -> None:
 
 __all__ = [
   'a_lol', 'a_lol_kl', 'a_lol_ref_free', 'a_lol_sequence', 'agro', 'awr', 'bco', 'column_labels', 'copg',
-  'data_quantiles', 'dataset_mean_labels', 'dpo', 'dro_fixed_value', 'dro_p', 'dro_v', 'dro_v_binary',
-  'dro_v_residual', 'filtered_sft', 'gold', 'ipo', 'kto', 'minibatch_mean_baseline', 'minibatch_mean_labels',
-  'nca', 'oreo', 'ppo_clip', 'pro', 'prompt_mean_labels', 'prompt_quantiles', 'qrpo', 'r_lol', 'rebel',
-  'regression', 'reinforce', 'rloo', 'sft', 'slic', 'threshold_labels', 'topr', 'value_baseline',
-  'value_labels', 'weighted_bc', 'zero_baseline',
+  'copg_online', 'data_quantiles', 'dataset_mean_labels', 'dpo', 'dro_fixed_value', 'dro_p', 'dro_v',
+  'dro_v_binary', 'dro_v_residual', 'filtered_sft', 'gold', 'ipo', 'kto', 'minibatch_mean_baseline',
+  'minibatch_mean_labels', 'nca', 'oreo', 'ppo_clip', 'ppo_online', 'pro', 'prompt_mean_labels',
+  'prompt_quantiles', 'qrpo', 'r_lol', 'rebel', 'regression', 'reinforce', 'rloo', 'rloo_online', 'sft',
+  'slic', 'threshold_labels', 'topr', 'value_baseline', 'value_labels', 'weighted_bc', 'zero_baseline',
 ]  # fmt: skip

@@ -59,6 +59,8 @@ COMMANDS = {
       'dro_jax.optimizers',
       'dro_jax.reference',
       'dro_jax.data.units:UnitOptions',
+      'dro_jax.online',
+      'dro_jax.rewards',
       'dro_jax.train',
     ),
   ),

@@ -154,8 +154,11 @@ def _import(name: str) -> Any:
 
 
 def name_of(reward: Reward) -> str:
-  """What a reward function is called, for the run's record."""
-  return f'{getattr(reward, "__module__", "")}:{getattr(reward, "__qualname__", repr(reward))}'
+  """What a reward function is called, for the run's record: the same in every process."""
+  while isinstance(reward, functools.partial):
+    reward = reward.func
+  named = reward if hasattr(reward, '__qualname__') else type(reward)
+  return f'{named.__module__}:{named.__qualname__}'
 
 
 def score(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:

@@ -25,6 +25,7 @@ from dro_jax import (
   checkpoints,
   generate,
   networks,
+  online,
   optimizers,
   partitioning,
   scoring,
@@ -58,6 +59,7 @@ class Run(NamedTuple):
   checkpoints: checkpoints.Checkpoints
   best_metric: str | None
   algorithm: algorithms.Algorithm
+  responder: online.Responder | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,7 @@ def train(
   num_microbatches: int = 1,
   rows: Callable[[], RowOptions] = RowOptions,
   unit_options: Callable[[], units.UnitOptions] = units.UnitOptions,
+  rollouts: Callable[[], online.RolloutOptions] = online.RolloutOptions,
   chunk_size: int | None = None,
   dropout_rate: float | int = 0.0,
   dtype: str | None = None,
@@ -151,10 +154,11 @@ def train(
     value_optimizer: the value network's.
     mesh: devices' arrangement.
     schedule: how long, and when to log, validate and save.
-    batch_size: responses of a batch (or pairs, or groups, where the algorithm wants those), exact.
+    batch_size: responses of a batch (or pairs, groups, prompts: what the algorithm wants), exact.
     num_microbatches: parts in which a batch is scored and pulled back: less memory, the same numbers.
     rows: how a batch is laid out.
     unit_options: how pairs and groups are formed.
+    rollouts: how an online algorithm gets its responses and rewards (see `online`).
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
     dropout_rate: dropout while training (supervised fine-tuning only).
     dtype: activations' type, where it is to differ from the model's.
@@ -195,11 +199,16 @@ def train(
   ref = None
   if chosen.uses_reference:
     ref = reference(scoring.make_score(nets.policy, chunk_size=chunk_size))
+  longest, responder = int(triplets.train.response_lengths.max()), None
+  if chosen.online is not None:
+    responder = online.make_responder(
+      nets, chosen, ref, grid, words, rollouts(), max_length=longest, seed=seed, chunk_size=chunk_size
+    )
   metadata = networks.metadata(
     config, vocabulary=words, algorithm=chosen, readout=value_readout, shared=value_shared,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
     reference=None if ref is None else dict(ref.settings), uses_reference=ref is not None and ref.is_kept,
-    batch_size=batch_size, seed=seed,
+    batch_size=batch_size, seed=seed, online=responder and responder.settings,
   )  # fmt: skip
   step = train_step.make_train_step(
     scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size), chosen, txs, ref,
@@ -226,10 +235,10 @@ def train(
     folder, grid, nets, words, _compiled(step, state, grid), feed.train, feed.eval,
     networks.make_scorer(nets, chosen, ref, grid, chunk_size),
     generate.make_generator(
-      nets.policy, grid, max_length=int(triplets.train.response_lengths.max()), temperature=0.0,
-      batch_size=timing.sample_prompts,
+      nets.policy, grid, max_length=longest if responder is None else responder.settings['max_length'],
+      temperature=0.0, batch_size=timing.sample_prompts,
     ),
-    saved, best_metric, chosen,
+    saved, best_metric, chosen, responder,
   )  # fmt: skip
   if jax.process_index() == 0:
     _describe(run.model_dir, metadata, configs())
@@ -308,7 +317,10 @@ def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   model = {name: value for name, value in metadata['model'].items() if name not in ('scan_layers', 'remat')}
   names = ('train_records', 'train_prompts', 'selected_records', 'units', 'options')
   data = {name: metadata['data'].get(name) for name in names}
-  kept = ('algorithm', 'temperature', 'value', 'reference', 'vocabulary_fingerprint', 'batch_size', 'seed')
+  kept = (
+    'algorithm', 'temperature', 'value', 'reference', 'vocabulary_fingerprint', 'batch_size', 'seed',
+    'online',
+  )  # fmt: skip
   scaling = {name: metadata['data']['scaling'][name] for name in ('kind', 'shift', 'scale')}
   decisive = {name: metadata.get(name) for name in kept}
   return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
@@ -338,10 +350,14 @@ def _feed(
     UsageError: a batch cannot give every part of the mesh and every microbatch its rows, or the data has no
       units for the algorithm.
   """
+  if algorithm.online is not None:
+    # Rows of one prompt each, which its fresh responses join: a layout of logged ones says nothing of them.
+    triplets = online.prompts_only(triplets)
+    rows = dataclasses.replace(rows, packed=False, response_length=None)
   if batch_size < multiple or (not rows.packed and batch_size % multiple):
     raise UsageError(
-      f'a batch of {batch_size} responses does not divide over the {multiple} parts that the mesh and the '
-      f'microbatches cut its rows into: pass a multiple of {multiple} (--set BATCH=...), '
+      f'a batch of {batch_size} {algorithm.unit}s does not divide over the {multiple} parts that the mesh '
+      f'and the microbatches cut its rows into: pass a multiple of {multiple} (--set BATCH=...), '
       'or a smaller mesh.'
     )
 
@@ -368,7 +384,7 @@ def _feed(
 
 def _formed(table: Any, unit: str, options: units.UnitOptions) -> tuple[Any, np.ndarray | None, Any]:
   """(the table, its pairs or groups, how they were formed); responses stay as they are."""
-  return (table, None, None) if unit == 'response' else units.form(table, unit, options)
+  return units.form(table, unit, options) if unit in ('pair', 'group') else (table, None, None)
 
 
 def _compiled(step: Callable, state: train_state.TrainState, mesh: Mesh) -> Callable:
@@ -423,6 +439,7 @@ class _Pending(NamedTuple):
 
   step: int
   output: train_step.StepOutput
+  times: Mapping[str, float]
 
 
 class Clock:
@@ -448,11 +465,12 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
     _announce(run, writer, state, timing)
     pending, clock = None, Clock()
     for step, rows in _batches(run, first, timing.steps):
+      rows, times = _answered(run, state, step, rows)
       with partitioning.use_mesh(run.mesh):
         state, output = run.step(state, rows)
       if pending is not None:
         latest = _report(run, writer, pending, timing, clock) or latest
-      pending = _Pending(step + 1, output)
+      pending = _Pending(step + 1, output, times)
       stop = _agreed(stopped, step)
       saving = timing.is_due(timing.checkpoint_every, step + 1) or step + 1 == timing.steps
       # What is saved is measured too, or it could never be the best; but not against a deadline.
@@ -482,6 +500,11 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
     f'{len(run.train_loader.table):,} responses, {run.train_loader.plan.batch_size} {run.algorithm.unit}s a '
     f'batch in {shape.rows} rows of {shape.prompt_length} + {shape.response_length} tokens'
   )
+  if run.responder is not None:
+    writer.say(
+      'fresh responses, to each prompt {samples} of {max_length} tokens at most, rewarded by {reward}; '
+      '{epochs} optimiser steps on each batch of them'.format(**run.responder.settings)
+    )
   table, batch = run.train_loader.table, run.train_loader.plan.batch(first)
   prompts = len(np.unique(table.prompt_index[batch]))
   if run.algorithm.couples and run.algorithm.unit == 'response' and prompts < MANY_PROMPTS < len(batch):
@@ -499,6 +522,17 @@ def _batches(run: Run, first: int, last: int) -> Iterator[tuple[int, Any]]:
     yield step, partitioning.global_batch(run.mesh, rows, source.num_rows(step))
 
 
+def _answered(run: Run, state: train_state.TrainState, step: int, rows: Any) -> tuple[Any, dict[str, float]]:
+  """A batch as loaded, or with fresh responses to its prompts, and the seconds that those took."""
+  if run.responder is None:
+    return rows, {}
+  # Sampling waits for the last step anyway; its time is its own.
+  jax.block_until_ready(state.params)
+  clock = Clock()
+  rows = run.responder.respond(state, run.train_loader, step, rows)
+  return rows, {'time/generate_seconds': clock.lap()}
+
+
 def _report(
   run: Run, writer: writers.RunWriter, pending: _Pending, timing: Schedule, clock: Clock
 ) -> dict[str, float] | None:
@@ -511,6 +545,7 @@ def _report(
     return None
   scalars = {name: float(value) for name, value in scalars.items()}
   times = {'time/step_seconds': seconds, 'time/tokens_per_second': scalars['tokens'] / seconds}
+  times |= pending.times
   writer.metrics(pending.step, scalars | times)
   return scalars | times
 
@@ -530,10 +565,13 @@ def _evaluate(
 ) -> dict[str, float]:
   """Validates on held-out prompts and answers a few of them."""
   table = run.eval_loader.table
-  scored = run.score_table(state, run.eval_loader)
-  summary = _summary(scored, table, run.algorithm.temperature)
-  # Of all losses: one that is not finite is left out of the summary, and then is nobody's best.
-  summary['criterion'] = scored.losses[run.algorithm.criterion]
+  if run.responder is None:
+    scored = run.score_table(state, run.eval_loader)
+    summary = _summary(scored, table, run.algorithm.temperature)
+    # Of all losses: one that is not finite is left out of the summary, and then is nobody's best.
+    summary['criterion'] = scored.losses[run.algorithm.criterion]
+  else:
+    summary = run.responder.validate(state, run.eval_loader)
   measured = {f'eval/{name}': value for name, value in summary.items()}
   if run.best_metric is not None and run.best_metric not in measured:
     raise UsageError(f'best_metric={run.best_metric!r} is not measured: pass one of {", ".join(measured)}.')

@@ -1,5 +1,6 @@
 """One step: score → loss → pull back. It knows no concrete loss and no concrete model."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -144,6 +145,7 @@ def make_train_step(
     dropout: whether scoring drops (supervised fine-tuning only: log-probs of an alignment loss must not).
   """
   gradient = make_gradient(score, algorithm, num_microbatches)
+  epochs = 1 if algorithm.online is None else algorithm.online.epochs
 
   def score_reference(state: TrainState, rows: Rows) -> Scores:
     if num_microbatches == 1:
@@ -151,17 +153,12 @@ def make_train_step(
     parts = split(rows, num_microbatches)
     return merge(jax.lax.map(lambda rows: reference.scores(state, rows), parts))
 
-  def train_step(state: TrainState, rows: Rows) -> tuple[TrainState, StepOutput]:
+  def update(state: TrainState, rows: Rows, reference_scores: Scores | None) -> tuple[TrainState, StepOutput]:
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
-    reference_scores = None
-    if reference is not None:
-      reference_scores = score_reference(state, rows._replace(units=None))
     batch = Batch(None, reference_scores, rows, state.statistics)
     scores, gradients = gradient(state.params, batch, rng)
     output = algorithm.loss(batch._replace(scores=scores))
     new_state = apply_optimizers(state, gradients, optimizers)._replace(statistics=output.statistics)
-    if reference is not None:
-      new_state = reference.update(new_state)
     scalars = {
       **metrics.losses(weighted_losses(output, total_weights(output))),
       **output.metrics,
@@ -170,5 +167,17 @@ def make_train_step(
       **metrics.norms('parameter_norm', new_state.params),
     }
     return new_state, StepOutput(scalars, metrics.nonfinite_ids(output, scalars, rows))
+
+  def train_step(state: TrainState, rows: Rows) -> tuple[TrainState, StepOutput]:
+    reference_scores = None
+    if reference is not None:
+      reference_scores = score_reference(state, rows._replace(units=None))
+    new_state, output = update(state, rows, reference_scores)
+    if epochs > 1:
+      again = functools.partial(update, rows=rows, reference_scores=reference_scores)
+      new_state, output = jax.lax.fori_loop(1, epochs, lambda _, carry: again(carry[0]), (new_state, output))
+      # A step is a batch, however often it is learned from: the plan and a moving reference count so.
+      new_state = new_state._replace(step=state.step + 1)
+    return new_state if reference is None else reference.update(new_state), output
 
   return train_step

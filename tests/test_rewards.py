@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,15 @@ def test_a_function_of_ones_own(tmp_path):
   assert rewards.name_of(found) == 'my_rewards:shouts'
   assert rewards.find('dro_jax.rewards:contains') is rewards.contains
   assert rewards.find(rewards.contains) is rewards.contains
+
+
+def test_a_name_says_nothing_of_this_process():
+  class Judge:
+    def __call__(self, prompts, responses):
+      return [0.0] * len(responses)
+
+  assert rewards.name_of(functools.partial(rewards.contains, text='a')) == 'dro_jax.rewards:contains'
+  assert rewards.name_of(Judge()).endswith('Judge')
 
 
 @pytest.mark.parametrize(
