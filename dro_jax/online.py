@@ -222,6 +222,7 @@ def _make_lay_out(
 
   def lay_out(state: TrainState, prompts: Rows, samples: decoding.Samples, rewards_BK: Array) -> Rows:
     rows = answered_rows(prompts, samples, rewards_BK)
+    rows = rows if algorithm.couples else rows._replace(units=None)
     if token_columns is None:
       return rows
     scores = score(state.params, rows, None)
@@ -231,7 +232,9 @@ def _make_lay_out(
     return rows._replace(token_columns={name: x[:, :length].reshape(shape) for name, x in made.items()})
 
   sharded, whole = partitioning.rows_sharding(mesh), partitioning.replicated(mesh)
-  where = Rows(*[sharded] * 10, columns=sharded, token_columns=sharded, units=whole)
+  where = Rows(
+    *[sharded] * 10, columns=sharded, token_columns=sharded, units=whole if algorithm.couples else None
+  )
   return jax.jit(lay_out, out_shardings=where, compiler_options=partitioning.COMPILER_OPTIONS)
 
 
