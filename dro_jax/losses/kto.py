@@ -1,4 +1,4 @@
-"""Kahneman-Tversky Optimisation (arXiv 2402.01306): thumbs up or down, judged against a reference point."""
+"""Thumbs up or down: KTO (arXiv 2402.01306) judges against a reference point, BCO (2404.04656) classifies."""
 
 import jax
 import jax.numpy as jnp
@@ -59,3 +59,30 @@ def kto_reference_point(
   shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, weights=weights)
   mean = masked.weighted_mean(policy_logps - reference_logps, weights)
   return jax.lax.stop_gradient(jnp.maximum(mean, 0.0))
+
+
+def bco(
+  policy_logps: Float[Array, ' B'],
+  reference_logps: Float[Array, ' B'],
+  labels: Shaped[Array, ' B'],
+  shift: Float[Array, ''],
+  beta: float = 0.1,
+) -> Float[Array, ' B']:
+  """BCO: a binary classifier whose logit is βρ less a running mean δ.
+
+  label 1: L = −log σ(βρ − δ);   label 0: L = −log σ(−(βρ − δ))        (arXiv 2404.04656)
+
+  Args:
+    policy_logps: log π(y|x), nats, summed over tokens.
+    reference_logps: log π_ref(y|x), nats.
+    labels: 1 (desirable) or 0 (undesirable).
+    shift: δ, the running mean of βρ over all examples; no gradient reaches it.
+    beta: β > 0, per nat.
+
+  Raises:
+    ValueError: the arrays' shapes differ, or `shift` is not a scalar.
+  """
+  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, labels=labels)
+  shapes.check_scalar(shift=shift)
+  logits = beta * (policy_logps - reference_logps) - jax.lax.stop_gradient(shift)
+  return -jax.nn.log_sigmoid(jnp.where(labels > 0, logits, -logits))

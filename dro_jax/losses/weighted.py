@@ -1,7 +1,10 @@
 """Weighted behaviour cloning, of which supervised fine-tuning is weight one."""
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
+from dro_jax import shapes
 from dro_jax.types import Array
 
 
@@ -14,3 +17,39 @@ def sft(policy_logps: Float[Array, ' B']) -> Float[Array, ' B']:
     policy_logps: log π(y|x), nats, EOS included.
   """
   return -policy_logps
+
+
+def weighted_bc(policy_logps: Float[Array, ' B'], rewards: Float[Array, ' B']) -> Float[Array, ' B']:
+  """Behaviour cloning, each response weighted by its reward.
+
+  L = −r log π        (a baseline of arXiv 2305.14718)
+
+  Args:
+    policy_logps: log π(y|x), nats.
+    rewards: r(x, y) ≥ 0; the caller refuses negative ones, which this would push away without end.
+
+  Raises:
+    ValueError: the arrays' shapes differ.
+  """
+  shapes.check_same(policy_logps=policy_logps, rewards=rewards)
+  return -rewards * policy_logps
+
+
+def awr(
+  policy_logps: Float[Array, ' B'], advantages: Float[Array, ' B'], beta: float = 1.0
+) -> Float[Array, ' B']:
+  """Advantage-weighted regression: imitation weighted by the exponential advantage, cut at 20.
+
+  L = −sg min(e^{A/β}, 20) log π        (arXiv 1910.00177)
+
+  Args:
+    policy_logps: log π(y|x), nats.
+    advantages: A = r − V(x), reward units.
+    beta: β > 0, reward units.
+
+  Raises:
+    ValueError: the arrays' shapes differ.
+  """
+  shapes.check_same(policy_logps=policy_logps, advantages=advantages)
+  weights = jnp.minimum(jnp.exp(jnp.minimum(advantages / beta, 4.0)), 20.0)
+  return -jax.lax.stop_gradient(weights) * policy_logps

@@ -1,0 +1,78 @@
+"""OREO (arXiv 2412.16145): soft Bellman consistency of a policy and a value at every token.
+
+Log-probs are of tokens, in nats. ρ_t = policy_logps_t − reference_logps_t, V_t = V(x, y_<t). The policy
+loss's extra KL term needs full distributions and is left out.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from dro_jax import masked, shapes
+from dro_jax import values as value_targets
+from dro_jax.types import Array
+
+
+def oreo_value(
+  policy_logps: Float[Array, 'B T'],
+  reference_logps: Float[Array, 'B T'],
+  mask: Bool[Array, 'B T'],
+  values: Float[Array, 'B T'],
+  rewards: Float[Array, ' B'],
+  beta: float = 0.03,
+) -> Float[Array, ' B']:
+  """OREO's value loss: what the policy's future leaves of the reward.
+
+  L = (1/|y|) Σ_t (V_t + β Σ_{i≥t} sg ρ_i − r)²        (arXiv 2412.16145)
+
+  Args:
+    policy_logps: log π(y_t | x, y_<t), nats; no gradient reaches it.
+    reference_logps: the reference's, nats.
+    mask: which tokens belong to the response.
+    values: V_t, reward units.
+    rewards: r(x, y), one a response.
+    beta: β > 0, reward units per nat.
+
+  Raises:
+    ValueError: token arrays are not all `[B, T]`, or rewards not `[B]`.
+  """
+  _check(policy_logps, reference_logps, mask, values, rewards)
+  future = value_targets.future_sums(jax.lax.stop_gradient(policy_logps - reference_logps), mask)
+  return masked.masked_mean(jnp.square(values + beta * future - rewards[:, None]), mask)
+
+
+def oreo_policy(
+  policy_logps: Float[Array, 'B T'],
+  reference_logps: Float[Array, 'B T'],
+  mask: Bool[Array, 'B T'],
+  values: Float[Array, 'B T'],
+  rewards: Float[Array, ' B'],
+  beta: float = 0.03,
+) -> Float[Array, ' B']:
+  """OREO's policy loss: the same residual, of which only the token's own log-ratio moves.
+
+  L = (1/|y|) Σ_t (sg V_t + β ρ_t + β Σ_{i>t} sg ρ_i − r)²        (arXiv 2412.16145, without its KL)
+
+  Args:
+    policy_logps: log π(y_t | x, y_<t), nats.
+    reference_logps: the reference's, nats.
+    mask: which tokens belong to the response.
+    values: V_t, reward units; no gradient reaches it.
+    rewards: r(x, y), one a response.
+    beta: β > 0, reward units per nat.
+
+  Raises:
+    ValueError: token arrays are not all `[B, T]`, or rewards not `[B]`.
+  """
+  _check(policy_logps, reference_logps, mask, values, rewards)
+  rho = jnp.where(mask, policy_logps - reference_logps, 0.0)
+  later = value_targets.future_sums(rho, mask) - rho
+  residuals = jax.lax.stop_gradient(values + beta * later) + beta * rho - rewards[:, None]
+  return masked.masked_mean(jnp.square(residuals), mask)
+
+
+def _check(policy_logps, reference_logps, mask, values, rewards) -> None:
+  shapes.check_tokens(
+    mask, per_example={'rewards': rewards}, policy_logps=policy_logps, reference_logps=reference_logps,
+    values=values,
+  )  # fmt: skip
