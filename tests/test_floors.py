@@ -34,6 +34,7 @@ FLOORS = {
   'partitioning': 3,
   'metrics': 3,
   'statistics': 3,
+  'off_policy': 3,
   'train_step': 3,
   'flops': 3,
   # A run: input and output allowed.
