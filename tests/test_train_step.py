@@ -28,6 +28,13 @@ ALGORITHMS = {
   'dro_p': algorithms.dro_p,
   'kto': algorithms.kto,
   'kto_label': functools.partial(algorithms.kto, labels=algorithms.column_labels),
+  'a_lol_sequence': algorithms.a_lol_sequence,
+  'bco': algorithms.bco,
+  'copg': algorithms.copg,
+  'dpo': algorithms.dpo,
+  'oreo': algorithms.oreo,
+  'pro': algorithms.pro,
+  'reinforce': algorithms.reinforce,
 }
 
 
@@ -52,7 +59,9 @@ def make(algorithm, *, num_microbatches=1, readout='prompt', shared=False, optim
 def rows_for(algorithm):
   """The batch as this algorithm's loader would bring it, with every column that it may derive."""
   rng = np.random.default_rng(3)
-  derived = {name: jnp.asarray(rng.normal(size=ROWS.rewards.shape), jnp.float32) for name in algorithm.columns}
+  derived = {
+    name: jnp.asarray(rng.normal(size=ROWS.rewards.shape), jnp.float32) for name in algorithm.columns
+  }
   units = {'response': None, 'pair': PAIRS, 'group': GROUPS}[algorithm.unit]
   return ROWS._replace(
     columns=dict(ROWS.columns) | derived,
@@ -68,6 +77,7 @@ def assert_close(a, b, rtol=2e-4, atol=2e-6):
 @functools.cache
 def one_step(name, num_microbatches=1, readout='prompt', shared=False):
   """Metrics and parameters after one step of gradient descent, which keeps gradients' sizes visible."""
+  readout = 'token' if ALGORITHMS[name]().uses_token_values else readout
   settings = {'num_microbatches': num_microbatches, 'readout': readout, 'shared': shared}
   step, state = make(ALGORITHMS[name], optimizer=optax.sgd(0.1), **settings)
   state, output = jax.jit(step)(state, rows_for(ALGORITHMS[name]()))
@@ -76,7 +86,7 @@ def one_step(name, num_microbatches=1, readout='prompt', shared=False):
 
 @pytest.mark.parametrize('name', ALGORITHMS)
 def test_microbatches_change_no_number(name):
-  for num_microbatches in (2, 4):
+  for num_microbatches in (2, 4) if name in ('dro_v', 'kto') else (2,):
     assert_close(one_step(name), one_step(name, num_microbatches))
 
 
