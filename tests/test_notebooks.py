@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from dro_jax import losses
+
 nbclient = pytest.importorskip('nbclient')
 nbformat = pytest.importorskip('nbformat')
 
@@ -40,3 +42,8 @@ def test_committed_without_outputs(path):
   for cell in read(path.name).cells:
     assert not cell.get('outputs')
     assert cell.get('execution_count') is None
+
+
+def test_losses_shows_every_loss():
+  source = '\n'.join(cell.source for cell in read('losses.ipynb').cells)
+  assert [name for name in losses.__all__ if f'losses.{name}' not in source] == []
