@@ -71,6 +71,12 @@ COMMANDS = {
     (*_MODEL, *_DATA),
   ),
   'generate': Command('dro_jax.generate', 'generate', 'samples responses to prompts', _MODEL),
+  'arena': Command(
+    'dro_jax.arena.run',
+    'arena',
+    'holds methods to a known optimum, and to each other',
+    ('dro_jax.arena.bandit',),
+  ),
   'import_checkpoint': Command(
     'dro_jax.importers', 'import_checkpoint', 'brings in a Hugging Face T5 folder, for --init_from'
   ),
@@ -78,11 +84,20 @@ COMMANDS = {
 
 
 class Flag(NamedTuple):
-  """A plain flag: the macro that it becomes, its help, whether several are one text joined by commas."""
+  """A plain flag: the macro that it becomes.
+
+  macro   the macro's name.
+  help    what it means.
+  joined  several are one text, joined by commas.
+  bare    its value is read as `--set` reads one: a number, a configurable's name, or else text.
+  alone   its value where the flag stands alone.
+  """
 
   macro: str
   help: str
   joined: bool = False
+  bare: bool = False
+  alone: str | None = None
 
 
 FLAGS = {
@@ -92,6 +107,10 @@ FLAGS = {
   'init_from': Flag('INIT_FROM', "where parameters come from: a run's or an imported folder"),
   'columns': Flag('COLUMNS', "your files' own names: prompt=question,reward=thumbs", joined=True),
   'map_reward': Flag('MAP_REWARD', "numbers for your rewards' words: up=1,down=0", joined=True),
+  'suite': Flag('SUITE', "the arena's suite: bandit", bare=True),
+  'algorithms': Flag('ALGORITHMS', 'who competes, separated by commas', joined=True),
+  'seeds': Flag('SEEDS', 'repetitions, numbered from 0', bare=True),
+  'widen': Flag('WIDEN', "steps by which every method's grid is extended", bare=True, alone='1'),
 }
 
 
@@ -165,7 +184,9 @@ def _parse_flags(name: str, arguments: list[str]) -> flags.FlagValues:
 
 
 def _as_gin_binding(argument: str) -> str:
-  """`--gin.NAME=VALUE` as a flag that absl can read."""
+  """`--gin.NAME=VALUE`, and a flag that stands alone, as flags that absl can read."""
+  if (flag := FLAGS.get(argument.lstrip('-'))) and argument.startswith('-') and flag.alone:
+    return f'{argument}={flag.alone}'
   match = re.fullmatch(r'--?gin\.([^=]+)=(.*)', argument, re.DOTALL)
   if match:
     return f'--gin_binding={match[1]} = {match[2]}'
@@ -246,7 +267,19 @@ def _command_line_bindings(values: flags.FlagValues) -> Iterator[tuple[str, str]
     yield f'--set {setting}', _gin_line(setting)
   for flag, about in FLAGS.items():
     if texts := values[flag].value:
-      yield f'--{flag}', f'{about.macro} = {",".join(texts) if about.joined else texts[-1]!r}'
+      text = ','.join(texts) if about.joined else texts[-1]
+      yield f'--{flag}', f'{about.macro} = {_flag_value(flag, about, text)}'
+
+
+def _flag_value(flag: str, about: Flag, text: str) -> str:
+  if not about.bare:
+    return repr(text)
+  value = _gin_value(text)
+  if value == repr(text):
+    raise UsageError(
+      f'--{flag}={text}: nothing here is called so{_did_you_mean(text, _configurable_names())}'
+    )
+  return value
 
 
 def _gin_line(setting: str) -> str:

@@ -47,6 +47,7 @@ FLOORS = {
   'evaluate': 4,
   'online': 4,
   'train': 4,
+  'arena': 4,
   # The doors.
   'main': 5,
   'demo': 5,

@@ -14,10 +14,10 @@ _COMMANDS_MODULE = """
   import dataclasses
   from dro_jax.errors import Stopped, UsageError
 
-  __all__ = ['soft', 'firm', 'Config', 'fit', 'stop', 'break_down', 'refuse']
+  __all__ = ['mild', 'firm', 'Config', 'fit', 'stop', 'break_down', 'refuse']
 
-  def soft(tau=5.0):
-    return ('soft', tau)
+  def mild(tau=5.0):
+    return ('mild', tau)
 
   def firm(tau=1.0):
     return ('firm', tau)
@@ -91,7 +91,7 @@ def packaged(tmp_path, monkeypatch):
   (folder / 'runs').mkdir(parents=True)
   (folder / 'algorithms').mkdir()
   (folder / 'runs' / 'fit.gin').write_text(textwrap.dedent(_DEFAULTS))
-  (folder / 'algorithms' / 'soft.gin').write_text('fit.algorithm = @soft\n')
+  (folder / 'algorithms' / 'mild.gin').write_text('fit.algorithm = @mild\n')
   monkeypatch.setattr(door, 'GIN_CONFIGS', folder)
   monkeypatch.chdir(tmp_path)
   return folder
@@ -137,21 +137,21 @@ def test_the_defaults_of_the_command_are_read(fit):
 @pytest.mark.parametrize(
   'arguments',
   [
-    ['--gin.fit.algorithm=@soft'],
-    ['--gin.ALGORITHM=@soft'],
-    ['--gin_file=algorithms/soft.gin'],
-    ['--set', 'ALGORITHM=soft'],
-    ['--set=fit.algorithm=soft'],
+    ['--gin.fit.algorithm=@mild'],
+    ['--gin.ALGORITHM=@mild'],
+    ['--gin_file=algorithms/mild.gin'],
+    ['--set', 'ALGORITHM=mild'],
+    ['--set=fit.algorithm=mild'],
   ],
 )
 def test_an_algorithm_is_chosen_in_any_way(fit, arguments):
   default, chosen = fit(), fit(*arguments)
   assert default.pop('configs') != chosen.pop('configs')
-  assert chosen == {**default, 'algorithm': ['soft', 5.0]}
+  assert chosen == {**default, 'algorithm': ['mild', 5.0]}
 
 
 def test_later_sources_win(fit, tmp_path):
-  (tmp_path / 'mine.gin').write_text('STEPS = 1\nBATCH = 1\nsoft.tau = 1.0\n')
+  (tmp_path / 'mine.gin').write_text('STEPS = 1\nBATCH = 1\nmild.tau = 1.0\n')
   result = fit('--set', 'BATCH=3', '--gin.BATCH=2', '--gin.STEPS=2', '--gin_file=mine.gin')
   assert (result['steps'], result['batch_size']) == (2, 3)
 
@@ -161,8 +161,8 @@ def test_a_flag_wins_over_everything(fit):
 
 
 def test_gin_files_include_packaged_ones(fit, tmp_path):
-  (tmp_path / 'mine.gin').write_text("include 'algorithms/soft.gin'\nsoft.tau = 2.0\n")
-  assert fit('--gin_file=mine.gin')['algorithm'] == ['soft', 2.0]
+  (tmp_path / 'mine.gin').write_text("include 'algorithms/mild.gin'\nmild.tau = 2.0\n")
+  assert fit('--gin_file=mine.gin')['algorithm'] == ['mild', 2.0]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_gin_files_include_packaged_ones(fit, tmp_path):
     ('gs://bucket/a b=c', "'gs://bucket/a b=c'", 'gs://bucket/a b=c'),
     ("it's", '"it\'s"', "it's"),
     ('%BATCH', '%BATCH', 4),
-    ('@soft()', '@soft()', ['soft', 5.0]),
+    ('@mild()', '@mild()', ['mild', 5.0]),
   ],
 )
 def test_set_reads_bare_words(commands, packaged, capsys, text, gin_text, value):
@@ -269,7 +269,7 @@ def test_unknown_commands_and_flags(refused):
 @pytest.mark.parametrize(
   'argument, message',
   [
-    ('--gin.fit.algoritm=@soft', "doesn't have a parameter named 'algoritm'. (did you mean algorithm?)"),
+    ('--gin.fit.algoritm=@mild', "doesn't have a parameter named 'algoritm'. (did you mean algorithm?)"),
     ('--gin.fti.steps=3', "No configurable matching 'fti'. (did you mean fit?)"),
     ('--gin.fit.algorithm=@firn', "'@firn'. (did you mean firm?)"),
     ('--gin.STPES=3', '--gin.STPES=3: nothing here uses STPES (did you mean STEPS?)'),
@@ -282,11 +282,11 @@ def test_unknown_commands_and_flags(refused):
     ('--gin.MODEL_DIR=text', 'In gin a text is quoted; --set takes it bare'),
     ('--gin.STEPS', "'--gin.STEPS' has no value"),
     ('--set=STEPS', 'pass --set NAME=VALUE'),
-    ('--set=ALGORITHM=sofft', "nothing that gin can bind is called 'sofft' (did you mean soft?)"),
-    ('--set=fit.algorithm=sofft', "nothing that gin can bind is called 'sofft' (did you mean soft?)"),
+    ('--set=ALGORITHM=milld', "nothing that gin can bind is called 'milld' (did you mean mild?)"),
+    ('--set=fit.algorithm=milld', "nothing that gin can bind is called 'milld' (did you mean mild?)"),
     ('--set=STEPS=many', "'many' is no number or boolean, and the value so far is 100"),
     ('--init_from=x', '--init_from: nothing here uses INIT_FROM'),
-    ('--gin_file=algorithms/sof.gin', 'did you mean algorithms/soft.gin?'),
+    ('--gin_file=algorithms/mil.gin', 'did you mean algorithms/mild.gin?'),
   ],
 )
 def test_what_nothing_knows_is_refused(refused, argument, message):
@@ -364,7 +364,11 @@ def test_help_lists_flags_and_settings(commands, packaged, capsys):
 def _configure(name, *arguments):
   """Binds a command of the house, every flag that it needs given."""
   text = (door.GIN_CONFIGS / 'runs' / f'{name}.gin').read_text()
-  needed = [f'--{flag}=x' for flag, about in door.FLAGS.items() if f'%{about.macro}' in text]
+  needed = [
+    f'--{flag}={"1" if about.bare else "x"}'
+    for flag, about in door.FLAGS.items()
+    if f'%{about.macro}' in text
+  ]
   return door._configure(name, door.COMMANDS[name], door._parse_flags(name, [*needed, *arguments]))
 
 

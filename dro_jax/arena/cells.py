@@ -1,0 +1,145 @@
+"""Cells: the smallest thing that is run once. Each is a file, there whole or not at all."""
+
+import hashlib
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dro_jax import writers
+from dro_jax.errors import UsageError
+
+_FORMAT = 1
+
+
+class Cell(NamedTuple):
+  """What is run: a method with its hyperparameters, in a suite's world at a point of its axes, and a seed."""
+
+  suite: str
+  algorithm: str
+  hyperparameters: Mapping[str, float]
+  seed: int
+  axes: Mapping[str, Any]
+
+
+class Finished(NamedTuple):
+  """A cell, what came of it (plain JSON), and how long that took."""
+
+  cell: Cell
+  result: Mapping[str, Any]
+  seconds: float
+
+
+def plan(
+  suite: str,
+  trials: Mapping[str, Sequence[Mapping[str, float | int]]],
+  seeds: int,
+  axes: Sequence[Mapping[str, Any]],
+) -> list[Cell]:
+  """All cells of some methods' trials; what shares a world and a seed stays together."""
+  return [
+    Cell(suite, algorithm, dict(trial), seed, dict(point))
+    for point in axes
+    for seed in range(seeds)
+    for algorithm, of_algorithm in trials.items()
+    for trial in of_algorithm
+  ]
+
+
+def file_of(folder: pathlib.Path, cell: Cell) -> pathlib.Path:
+  """Where a cell's result is kept: named by its digest."""
+  return folder / 'cells' / f'{_digest(cell._asdict())[:20]}.json'
+
+
+def write(folder: pathlib.Path, finished: Finished) -> None:
+  """Keeps a result; numbers that are not finite become null."""
+  content = plain({'format': _FORMAT, **finished._asdict(), 'cell': finished.cell._asdict()})
+  file = file_of(folder, finished.cell)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  writers.write_atomically(file, json.dumps(content | {'checksum': _digest(content)}, allow_nan=False) + '\n')
+
+
+def read(folder: pathlib.Path, cell: Cell) -> Finished | None:
+  """A cell's result, or None where it is to be run: it never was, or its file is damaged, which is told."""
+  file = file_of(folder, cell)
+  if not file.exists():
+    return None
+  found = _parse(file)
+  if found is not None and plain(found.cell._asdict()) == plain(cell._asdict()):
+    return found
+  logging.getLogger(__name__).warning(
+    '%s is damaged: it is not what was written there. The cell is run again: %s', file, describe(cell)
+  )
+  return None
+
+
+def read_all(folder: pathlib.Path) -> list[Finished]:
+  """Every finished cell, in a fixed order; damaged files are left out."""
+  found = filter(None, map(_parse, (folder / 'cells').glob('*.json')))
+  return sorted(found, key=lambda finished: json.dumps(finished.cell._asdict(), sort_keys=True))
+
+
+def _parse(file: pathlib.Path) -> Finished | None:
+  """What a file holds, if it is as it was written."""
+  try:
+    content = json.loads(file.read_text(encoding='utf-8'))
+    if content.pop('checksum') != _digest(content) or content['format'] != _FORMAT:
+      return None
+    return Finished(Cell(**content['cell']), content['result'], content['seconds'])
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return None
+
+
+def describe(cell: Cell) -> str:
+  """A cell in a line."""
+  settings = {**cell.axes, **cell.hyperparameters, 'seed': cell.seed}
+  told = ', '.join(
+    f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
+    for name, value in settings.items()
+  )
+  return f'{cell.algorithm} ({told})'
+
+
+def claim(folder: pathlib.Path, suite: str, settings: Mapping[str, Any]) -> None:
+  """Marks a folder as this suite's, with the settings that all of its cells share.
+
+  Raises:
+    UsageError: it holds cells of another suite, world or budget.
+  """
+  mark, wanted = folder / 'arena.json', plain({'suite': suite, **settings})
+  if mark.exists():
+    saved = json.loads(mark.read_text(encoding='utf-8'))
+    for name in sorted(saved.keys() | wanted.keys(), key=lambda name: name != 'suite'):
+      if saved.get(name) != wanted.get(name):
+        raise UsageError(
+          f'{folder} holds cells whose {name} is {saved.get(name)!r}, and now it is {wanted.get(name)!r}: '
+          'results would not compare. Set it back, or pass another --model_dir.'
+        )
+  elif folder.exists() and any(folder.iterdir()):
+    raise UsageError(f'{folder} holds something else than an arena: pass another --model_dir.')
+  folder.mkdir(parents=True, exist_ok=True)
+  writers.write_atomically(mark, json.dumps(wanted, indent=2) + '\n')
+
+
+def plain(value: Any) -> Any:
+  """A value as JSON has it: arrays as lists, what is not finite as null."""
+  if isinstance(value, Mapping):
+    return {str(name): plain(item) for name, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(item) for item in value]
+  if hasattr(value, 'tolist'):
+    return plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def missing(folder: pathlib.Path, cells: Iterable[Cell]) -> list[Cell]:
+  """Those that have no result yet."""
+  return [cell for cell in cells if read(folder, cell) is None]
+
+
+def _digest(value: Any) -> str:
+  return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()

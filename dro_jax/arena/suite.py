@@ -1,0 +1,37 @@
+"""What a suite is: a world, the methods that compete in it, how a cell is run and what is told of all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dro_jax.arena.cells import Cell, Finished
+from dro_jax.arena.tables import Table
+from dro_jax.arena.trials import Grid
+
+
+class Report(NamedTuple):
+  """Tables, and figures by file name: each draws on an empty matplotlib Figure."""
+
+  tables: Sequence[Table]
+  figures: Mapping[str, Callable[[Any], None]] = {}
+
+
+class Suite(NamedTuple):
+  """A suite, ready to run.
+
+  Attributes:
+    name: the suite's.
+    settings: what all cells share, plain JSON: the world, the budget. A folder holds cells of one.
+    grids: what each method may vary, by name. All that compete are here.
+    axes: points of the world's axes; `({},)` where there are none.
+    run: from a cell to its result, plain JSON. What cells share it keeps between calls.
+    report: from finished cells to tables and figures; a pure function.
+    cost: what a run of all cells takes, in words.
+  """
+
+  name: str
+  settings: Mapping[str, Any]
+  grids: Mapping[str, Grid]
+  axes: Sequence[Mapping[str, Any]]
+  run: Callable[[Cell], Mapping[str, Any]]
+  report: Callable[[Sequence[Finished]], Report]
+  cost: str = ''

@@ -1,0 +1,249 @@
+"""Methods as the suites of text train them: by `train`, on one triplet file, within one budget."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dro_jax import (
+  algorithms,
+  checkpoints,
+  flops,
+  networks,
+  optimizers,
+  partitioning,
+  reference,
+  scoring,
+  train,
+  train_state,
+  train_step,
+)
+from dro_jax.arena import trials
+from dro_jax.arena.cells import Cell
+from dro_jax.arena.trials import Range
+from dro_jax.data import layout, loader, plan, tasks, units
+from dro_jax.errors import UsageError
+from dro_jax.models.t5 import T5Config
+
+
+class Method(NamedTuple):
+  """A method that may compete.
+
+  Attributes:
+    algorithm: from its temperature to what is minimised.
+    grid: what it varies; `learning_rate` is also its value network's.
+  """
+
+  algorithm: Callable[[float], algorithms.Algorithm]
+  grid: trials.Grid
+
+
+class Budget(NamedTuple):
+  """What every method may spend, and how.
+
+  Attributes:
+    steps: of DRO-V; other methods take as many as cost the same FLOPs.
+    responses: of a batch, whether it counts responses, pairs or groups.
+    group_size: responses of a group at most.
+    evaluations: how often a run validates and saves.
+  """
+
+  steps: int
+  responses: int
+  group_size: int = 4
+  evaluations: int = 4
+
+
+def _with_temperature(low: float, high: float, rates: Range) -> trials.Grid:
+  return {'temperature': Range(low, high), 'learning_rate': rates}
+
+
+def methods(rates: Range) -> dict[str, Method]:
+  """Everyone whom the triplets suffice, by name; temperatures are for rewards of variance 1.
+
+  Args:
+    rates: learning rates, the same for all.
+  """
+  a = algorithms
+  return {
+    'dro_v': Method(lambda t: a.dro_v(tau=t), _with_temperature(0.1, 0.5, rates)),
+    'dro_p': Method(lambda t: a.dro_p(tau=t), _with_temperature(0.1, 0.5, rates)),
+    'dro_v_binary': Method(lambda t: a.dro_v_binary(tau=t), _with_temperature(0.05, 0.25, rates)),
+    'kto': Method(lambda t: a.kto(beta=t), _with_temperature(0.5, 5.0, rates)),
+    'bco': Method(lambda t: a.bco(beta=t), _with_temperature(0.1, 1.0, rates)),
+    'dpo': Method(lambda t: a.dpo(beta=t), _with_temperature(0.1, 1.0, rates)),
+    'ipo': Method(lambda t: a.ipo(tau=t), _with_temperature(0.1, 1.0, rates)),
+    'copg': Method(lambda t: a.copg(beta=t), _with_temperature(0.1, 0.5, rates)),
+    'agro': Method(lambda t: a.agro(beta=t), _with_temperature(0.1, 0.5, rates)),
+    'rloo': Method(lambda t: a.rloo(beta=t), _with_temperature(0.1, 0.5, rates)),
+    'rebel': Method(lambda t: a.rebel(eta=1 / t), _with_temperature(0.1, 0.5, rates)),
+    'reinforce': Method(lambda t: a.reinforce(beta=t), _with_temperature(0.1, 0.5, rates)),
+    'topr': Method(lambda t: a.topr(), {'learning_rate': rates}),
+    'filtered_sft': Method(lambda t: a.filtered_sft(), {'learning_rate': rates}),
+  }
+
+
+def chosen(known: Mapping[str, Method], names: Sequence[str]) -> dict[str, Method]:
+  """The named methods.
+
+  Raises:
+    UsageError: one is unknown.
+  """
+  for name in names:
+    if name not in known:
+      raise UsageError(f'no method {name!r}: choose from {", ".join(known)}.')
+  return {name: known[name] for name in names}
+
+
+class Data(NamedTuple):
+  """Triplets of a world: `load` reads them, given a vocabulary; `init_from` is the reference's run."""
+
+  load: Callable[..., tasks.Triplets]
+  init_from: str
+
+
+def fit(
+  folder: pathlib.Path, method: Method, cell: Cell, data: Data, budget: Budget, mesh: Callable[[], Mesh]
+) -> dict[str, Any]:
+  """Trains a cell's policy from the reference, or resumes it; returns its run's folder, steps and FLOPs."""
+  algorithm = method.algorithm(cell.hyperparameters.get('temperature', 1.0))
+  cost = functools.partial(flops_per_step, data=data, budget=budget, mesh=mesh())
+  per_step = cost(algorithm)
+  steps = trials.steps_within(budget.steps * cost(algorithms.dro_v()), per_step)
+  rate = cell.hyperparameters['learning_rate']
+  every = -(-steps // budget.evaluations)
+
+  def optimizer():
+    return optimizers.adamw(optimizers.warmup_cosine(rate, steps, max(steps // 20, 1)))
+
+  result = train.train(
+    str(folder),
+    data.load,
+    lambda: algorithm,
+    init_from=data.init_from,
+    policy_optimizer=optimizer,
+    value_optimizer=optimizer,
+    mesh=mesh,
+    schedule=lambda: train.Schedule(
+      steps, log_every=every, eval_every=every, checkpoint_every=every, sample_prompts=0
+    ),
+    batch_size=_batch_size(algorithm, budget),
+    unit_options=lambda: _unit_options(budget),
+    seed=cell.seed,
+  )
+  return {'model_dir': result['model_dir'], 'steps': steps, 'flops': steps * per_step}
+
+
+def _unit_options(budget: Budget) -> units.UnitOptions:
+  return units.UnitOptions(group_size=budget.group_size)
+
+
+def _batch_size(algorithm: algorithms.Algorithm, budget: Budget) -> int:
+  """As many responses for all, counted as the algorithm counts them."""
+  return budget.responses // {'response': 1, 'pair': 2, 'group': budget.group_size}[algorithm.unit]
+
+
+def flops_per_step(algorithm: algorithms.Algorithm, *, data: Data, budget: Budget, mesh: Mesh) -> float:
+  """FLOPs of one of its optimiser steps, all networks and the reference's pass included, from the jaxpr."""
+  config = networks.config_of(data.init_from)
+  nets = networks.build(config, uses_value=algorithm.uses_value)
+  frozen = reference.frozen(scoring.make_score(nets.policy)) if algorithm.uses_reference else None
+  txs = dict.fromkeys(['policy'] + ['value'] * algorithm.uses_value, optimizers.adamw())
+  step = train_step.make_train_step(scoring.make_score(nets.policy, nets.value), algorithm, txs, frozen)
+  state = jax.eval_shape(
+    lambda params: train_state.create(params, txs, frozen is not None, algorithm.statistics),
+    networks.abstract_on(nets, mesh),
+  )
+  return flops.count(step, state, _first_rows(algorithm, data, budget, mesh))
+
+
+def _first_rows(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mesh: Mesh) -> Any:
+  """The rows of a first batch: they have every batch's shape."""
+  words = networks.vocabulary_of(data.init_from)
+  triplets = data.load(vocabulary=words, rewards_required=algorithm.uses_rewards)
+  table = tasks.derive(triplets, algorithm.columns, algorithm.select, algorithm.weights).train
+  size = _batch_size(algorithm, budget)
+  if algorithm.unit == 'response':
+    batches = plan.Plan.of(table, size, 0)
+  else:
+    table, members, _ = units.form(table, algorithm.unit, _unit_options(budget))
+    batches = plan.UnitPlan.of(table, members, size, 0)
+  fitted = layout.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
+  return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched).rows(0)
+
+
+def imitate(
+  folder: pathlib.Path,
+  load: Callable[..., tasks.Triplets],
+  model: T5Config,
+  *,
+  vocabulary: str | None,
+  steps: int,
+  responses: int,
+  learning_rate: float,
+  mesh: Callable[[], Mesh],
+) -> str:
+  """Fits the reference policy by supervised fine-tuning, or resumes that; returns its run's folder."""
+  tx = optimizers.warmup_cosine(learning_rate, steps, max(steps // 20, 1))
+  result = train.train(
+    str(folder), load, algorithms.sft, model=model, vocabulary=vocabulary,
+    policy_optimizer=lambda: optimizers.adamw(tx), mesh=mesh, batch_size=responses, best_metric=None,
+    schedule=lambda: train.Schedule(steps, log_every=max(steps // 4, 1), eval_every=0, checkpoint_every=0),
+  )  # fmt: skip
+  return result['model_dir']
+
+
+def saved(model_dir: str) -> dict[str, str]:
+  """Its last checkpoint, and its best by its own validation loss."""
+  newest = checkpoints.newest_step(model_dir)
+  return {
+    'last': f'{model_dir}/checkpoints/{newest}',
+    'best': str(checkpoints.find_checkpoint(model_dir)),
+  }
+
+
+# --- of trials, the one to report ---------------------------------------------------------------------------
+
+
+class Choice(NamedTuple):
+  """A method's trial that did best on validation prompts.
+
+  Attributes:
+    results: of its seeds.
+    hyperparameters: the trial's.
+    score: its mean validation score over seeds.
+    trials: how many there were.
+    edges: hyperparameters at an end of what was tried.
+  """
+
+  results: list[Mapping[str, Any]]
+  hyperparameters: Mapping[str, float]
+  score: float
+  trials: int
+  edges: list[str]
+
+
+def choose(finished: Sequence[Any], score: Callable[[Mapping[str, Any]], float]) -> dict[str, Choice]:
+  """Each method's best trial by the mean over seeds of a validation score, larger is better.
+
+  Of trials, those with the most seeds are compared.
+  """
+  grouped: dict[str, dict[tuple, list]] = {}
+  for each in finished:
+    trial = tuple(sorted(each.cell.hyperparameters.items()))
+    grouped.setdefault(each.cell.algorithm, {}).setdefault(trial, []).append(each)
+  return {name: _best(of_method, score) for name, of_method in grouped.items()}
+
+
+def _best(of_method: Mapping[tuple, list], score: Callable[[Mapping[str, Any]], float]) -> Choice:
+  most = max(map(len, of_method.values()))
+  complete = {trial: cells for trial, cells in of_method.items() if len(cells) == most}
+  means = {trial: np.mean([score(each.result) for each in cells]) for trial, cells in complete.items()}
+  best = max(means, key=lambda trial: -np.inf if np.isnan(means[trial]) else means[trial])
+  edges = trials.edges(dict(best), [dict(trial) for trial in complete])
+  results = [each.result for each in complete[best]]
+  return Choice(results, dict(best), float(means[best]), len(complete), edges)
