@@ -10,7 +10,7 @@ import numpy as np
 from dro_jax import derived, losses, masked, values
 from dro_jax.batch import Batch
 from dro_jax.errors import UsageError
-from dro_jax.types import Array, LossOutput, LossTerm
+from dro_jax.types import Array, LossOutput, LossTerm, Scalar
 
 
 class Online(NamedTuple):
@@ -243,7 +243,7 @@ def filtered_sft(labels: Callable[[], Labels] = dataset_mean_labels) -> Algorith
 # --- DRO ----------------------------------------------------------------------------------------------------
 
 
-def _value_loss(batch: Batch, rewards: Array, tau: float) -> Array:
+def _value_loss(batch: Batch, rewards: Array, tau: Scalar) -> Array:
   """DRO-V's value loss `[N]`, by response, or by token where the value is read per token."""
   if batch.scores.token_values is None:
     return losses.dro_v_value(batch.policy_logps, batch.reference_logps, rewards, batch.values, tau=tau)
@@ -253,7 +253,7 @@ def _value_loss(batch: Batch, rewards: Array, tau: float) -> Array:
   return losses.dro_v_token_value(policy_NT, reference_NT, batch.token_mask, rewards, values_NT, tau=tau)
 
 
-def _dro_v_loss(rewards_of: Callable[[Batch], Array], tau: float) -> Callable[[Batch], LossOutput]:
+def _dro_v_loss(rewards_of: Callable[[Batch], Array], tau: Scalar) -> Callable[[Batch], LossOutput]:
   def loss(batch: Batch) -> LossOutput:
     rewards = rewards_of(batch)
     policy = losses.dro_v_policy(batch.policy_logps, batch.reference_logps, rewards, batch.values, tau=tau)
@@ -263,14 +263,14 @@ def _dro_v_loss(rewards_of: Callable[[Batch], Array], tau: float) -> Callable[[B
   return loss
 
 
-def dro_v(tau: float = 1.0) -> Algorithm:
+def dro_v(tau: Scalar = 1.0) -> Algorithm:
   """DRO-V: a policy and a value trained together (`losses.dro_v_policy`, `losses.dro_v_value`)."""
   # The policy's loss has no meaning by itself; the value's is ½ (r − V − τρ)², DRO's own objective (Eq. 4).
   loss = _dro_v_loss(lambda batch: batch.rewards, tau)
   return Algorithm('dro_v', loss, tau, criterion='loss/value', uses_value=True)
 
 
-def dro_v_binary(tau: float = 1.0, labels: Callable[[], Labels] = dataset_mean_labels) -> Algorithm:
+def dro_v_binary(tau: Scalar = 1.0, labels: Callable[[], Labels] = dataset_mean_labels) -> Algorithm:
   """DRO-V on thumbs instead of rewards: what the scalar reward is worth."""
   label = labels()
   loss = _dro_v_loss(lambda batch: label.of(batch).astype(jnp.float32), tau)
@@ -280,7 +280,7 @@ def dro_v_binary(tau: float = 1.0, labels: Callable[[], Labels] = dataset_mean_l
   )  # fmt: skip
 
 
-def dro_v_residual(tau: float = 1.0) -> Algorithm:
+def dro_v_residual(tau: Scalar = 1.0) -> Algorithm:
   """DRO's squared residual, nothing stopped (`losses.dro_v_residual`): policy and value share one loss."""
 
   def loss(batch: Batch) -> LossOutput:
@@ -292,7 +292,7 @@ def dro_v_residual(tau: float = 1.0) -> Algorithm:
   return Algorithm('dro_v_residual', loss, tau, uses_value=True)
 
 
-def dro_fixed_value(tau: float = 1.0) -> Algorithm:
+def dro_fixed_value(tau: Scalar = 1.0) -> Algorithm:
   """DRO with a given V, the data's column `value`: a regressed mean reward, or the oracle's V*.
 
   V is part of the solution: any other than V* biases the policy (arXiv 2405.19107, Sect. 3.3).
@@ -308,7 +308,7 @@ def dro_fixed_value(tau: float = 1.0) -> Algorithm:
   return Algorithm('dro_fixed_value', loss, tau, columns={'scaled_value': derived.scaled_value})
 
 
-def dro_p(tau: float = 1.0) -> Algorithm:
+def dro_p(tau: Scalar = 1.0) -> Algorithm:
   """DRO-P: the global batch's mean residual in place of a value (`losses.dro_p`)."""
 
   def loss(batch: Batch) -> LossOutput:
@@ -336,7 +336,7 @@ def regression() -> Algorithm:
 
 
 def kto(
-  beta: float = 1.0,
+  beta: Scalar = 1.0,
   desirable_weight: float = 1.0,
   undesirable_weight: float = 1.0,
   balanced: bool = False,
@@ -377,7 +377,7 @@ def kto(
   )  # fmt: skip
 
 
-def bco(beta: float = 0.1, labels: Callable[[], Labels] = minibatch_mean_labels) -> Algorithm:
+def bco(beta: Scalar = 0.1, labels: Callable[[], Labels] = minibatch_mean_labels) -> Algorithm:
   """BCO (`losses.bco`), its shift δ the running mean of βρ over all examples seen, this batch included."""
   label = labels()
 
@@ -490,7 +490,7 @@ def r_lol(epsilon: float = 0.9) -> Algorithm:
   )
 
 
-def awr(beta: float = 1.0, baseline: Callable[[], Baseline] = value_baseline) -> Algorithm:
+def awr(beta: Scalar = 1.0, baseline: Callable[[], Baseline] = value_baseline) -> Algorithm:
   """Advantage-weighted regression (`losses.awr`), A = r − baseline."""
   base = baseline()
   return by_response(
@@ -505,7 +505,7 @@ def awr(beta: float = 1.0, baseline: Callable[[], Baseline] = value_baseline) ->
 # --- policy gradients on logged responses -------------------------------------------------------------------
 
 
-def reinforce(beta: float = 0.0, baseline: Callable[[], Baseline] = minibatch_mean_baseline) -> Algorithm:
+def reinforce(beta: Scalar = 0.0, baseline: Callable[[], Baseline] = minibatch_mean_baseline) -> Algorithm:
   """Naive off-policy policy gradient (`losses.reinforce`): the biased baseline that CoPG compares with."""
   base = baseline()
   return by_response(
@@ -560,7 +560,7 @@ def data_quantiles() -> derived.Fit:
   return derived.data_quantiles
 
 
-def qrpo(beta: float = 0.1, quantiles: Callable[[], derived.Fit] = prompt_quantiles) -> Algorithm:
+def qrpo(beta: Scalar = 0.1, quantiles: Callable[[], derived.Fit] = prompt_quantiles) -> Algorithm:
   """QRPO (`losses.qrpo`) on quantiles of the logged rewards."""
   return by_response(
     'qrpo',
@@ -572,7 +572,7 @@ def qrpo(beta: float = 0.1, quantiles: Callable[[], derived.Fit] = prompt_quanti
   )  # fmt: skip
 
 
-def oreo(beta: float = 0.03) -> Algorithm:
+def oreo(beta: Scalar = 0.03) -> Algorithm:
   """OREO (`losses.oreo_policy`, `losses.oreo_value`), on a value of each token."""
 
   def loss(batch: Batch) -> LossOutput:
@@ -603,7 +603,7 @@ def _pairs(batch: Batch) -> dict[str, Array]:
   }
 
 
-def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Algorithm:
+def dpo(beta: Scalar = 0.1, label_smoothing: float = 0.0) -> Algorithm:
   """DPO (`losses.dpo`)."""
   return by_pair(
     'dpo',
@@ -612,7 +612,7 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Algorithm:
   )
 
 
-def ipo(tau: float = 0.1, by_length: bool = False) -> Algorithm:
+def ipo(tau: Scalar = 0.1, by_length: bool = False) -> Algorithm:
   """IPO (`losses.ipo`) on summed log-probs, or with `by_length` on means over each response's tokens."""
 
   def per_pair(batch: Batch) -> Array:
@@ -654,17 +654,17 @@ def _without_reference(batch: Batch) -> dict[str, Array]:
   }
 
 
-def copg(beta: float = 0.06) -> Algorithm:
+def copg(beta: Scalar = 0.06) -> Algorithm:
   """CoPG (`losses.copg`): contrastive policy gradient over all pairs of a group."""
   return by_group('copg', lambda batch: losses.copg(**_group(batch), beta=beta), temperature=beta)
 
 
-def agro(beta: float = 0.1) -> Algorithm:
+def agro(beta: Scalar = 0.1) -> Algorithm:
   """AGRO (`losses.agro`): half the variance of r − βρ in a group."""
   return by_group('agro', lambda batch: losses.agro(**_group(batch), beta=beta), temperature=beta)
 
 
-def rebel(eta: float = 1.0, behaviour_sampler: str | None = None) -> Algorithm:
+def rebel(eta: Scalar = 1.0, behaviour_sampler: str | None = None) -> Algorithm:
   """REBEL (`losses.rebel`): regresses reward differences on log-ratios to the logging policy."""
 
   def per_group(batch: Batch) -> Array:
@@ -678,7 +678,7 @@ def rebel(eta: float = 1.0, behaviour_sampler: str | None = None) -> Algorithm:
   )  # fmt: skip
 
 
-def rloo(beta: float = 0.05) -> Algorithm:
+def rloo(beta: Scalar = 0.05) -> Algorithm:
   """RLOO (`losses.rloo`): REINFORCE, its baseline the group's other responses."""
   return by_group('rloo', lambda batch: losses.rloo(**_group(batch), beta=beta), temperature=beta)
 
@@ -694,7 +694,7 @@ def pro(sft_weight: float = 0.05) -> Algorithm:
   )
 
 
-def nca(beta: float = 0.01, alpha: float = 0.01) -> Algorithm:
+def nca(beta: Scalar = 0.01, alpha: float = 0.01) -> Algorithm:
   """NCA (`losses.nca`): noise contrastive alignment of a group's rewards."""
   return by_group('nca', lambda batch: losses.nca(**_group(batch), beta=beta, alpha=alpha), temperature=beta)
 
@@ -720,18 +720,18 @@ def _online(samples: int, epochs: int, token_columns: Callable | None = None) ->
   return Online(samples, epochs, token_columns)
 
 
-def rloo_online(beta: float = 0.05, samples: int = 4) -> Algorithm:
+def rloo_online(beta: Scalar = 0.05, samples: int = 4) -> Algorithm:
   """RLOO (`losses.rloo`) as published: on fresh samples, one step on each batch of them."""
   return _on_fresh_groups(rloo(beta), samples)
 
 
-def copg_online(beta: float = 0.06, samples: int = 4, epochs: int = 1) -> Algorithm:
+def copg_online(beta: Scalar = 0.06, samples: int = 4, epochs: int = 1) -> Algorithm:
   """CoPG (`losses.copg`) on fresh samples; it may take several steps on each batch of them."""
   return _on_fresh_groups(copg(beta), samples, epochs)
 
 
 def ppo_online(
-  beta: float = 0.05, epsilon: float = 0.2, lam: float = 0.95, samples: int = 1, epochs: int = 1
+  beta: Scalar = 0.05, epsilon: float = 0.2, lam: float = 0.95, samples: int = 1, epochs: int = 1
 ) -> Algorithm:
   """PPO by token (`losses.ppo_token`) on fresh samples, as A-LoL's baseline ran it (arXiv 2305.14718).
 

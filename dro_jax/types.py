@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 
 Array = jax.Array
 Params = Any
+# A temperature: a number, or traced, so that one compilation serves a whole grid.
+Scalar = float | Float[Array, '']
 
 
 class Mismatched(NamedTuple):

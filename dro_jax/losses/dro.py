@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from dro_jax import masked, shapes
 from dro_jax import values as value_targets
-from dro_jax.types import Array
+from dro_jax.types import Array, Scalar
 
 
 def dro_v_policy(
@@ -18,7 +18,7 @@ def dro_v_policy(
   reference_logps: Float[Array, ' B'],
   rewards: Float[Array, ' B'],
   values: Float[Array, ' B'],
-  tau: float = 1.0,
+  tau: Scalar = 1.0,
 ) -> Float[Array, ' B']:
   """DRO-V's policy loss: a policy gradient with baseline V, and a quadratic pull to the reference.
 
@@ -50,7 +50,7 @@ def dro_v_value(
   reference_logps: Float[Array, ' B'],
   rewards: Float[Array, ' B'],
   values: Float[Array, ' B'],
-  tau: float = 1.0,
+  tau: Scalar = 1.0,
 ) -> Float[Array, ' B']:
   """DRO-V's value loss: regression on what the policy leaves unexplained.
 
@@ -79,7 +79,7 @@ def dro_v_token_value(
   mask: Bool[Array, 'B T'],
   rewards: Float[Array, ' B'],
   values: Float[Array, 'B T'],
-  tau: float = 1.0,
+  tau: Scalar = 1.0,
 ) -> Float[Array, ' B']:
   """DRO-V's value loss read per token, V_t = V(x, y_<t): what is left of the log-ratio belongs to the future.
 
@@ -113,7 +113,7 @@ def dro_v_residual(
   reference_logps: Float[Array, ' B'],
   rewards: Float[Array, ' B'],
   values: Float[Array, ' B'],
-  tau: float = 1.0,
+  tau: Scalar = 1.0,
 ) -> Float[Array, ' B']:
   """DRO's joint objective with nothing stopped: a diagnostic, and an alternative of its own name.
 
@@ -143,7 +143,7 @@ def dro_p(
   reference_logps: Float[Array, ' B'],
   rewards: Float[Array, ' B'],
   mean: Float[Array, ''],
-  tau: float = 1.0,
+  tau: Scalar = 1.0,
 ) -> Float[Array, ' B']:
   """DRO-P: no value network; the batch's mean residual stands for every V(x).
 

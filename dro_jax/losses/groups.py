@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from dro_jax import masked, shapes
-from dro_jax.types import Array
+from dro_jax.types import Array, Scalar
 
 
 def _pairs(x_GK: Array) -> Array:
@@ -36,7 +36,7 @@ def copg(
   reference_logps: Float[Array, 'G K'],
   rewards: Float[Array, 'G K'],
   mask: Bool[Array, 'G K'],
-  beta: float = 0.06,
+  beta: Scalar = 0.06,
 ) -> Float[Array, ' G']:
   """CoPG: a policy gradient for off-policy data, each response the other's baseline.
 
@@ -65,7 +65,7 @@ def agro(
   reference_logps: Float[Array, 'G K'],
   rewards: Float[Array, 'G K'],
   mask: Bool[Array, 'G K'],
-  beta: float = 0.1,
+  beta: Scalar = 0.1,
 ) -> Float[Array, ' G']:
   """AGRO: at the optimum r − βρ is the same for all responses to a prompt.
 
@@ -92,7 +92,7 @@ def rebel(
   behaviour_logps: Float[Array, 'G K'],
   rewards: Float[Array, 'G K'],
   mask: Bool[Array, 'G K'],
-  eta: float = 1.0,
+  eta: Scalar = 1.0,
 ) -> Float[Array, ' G']:
   """REBEL: differences of rewards regressed on differences of log-ratios to the logging policy.
 
@@ -118,7 +118,7 @@ def rloo(
   reference_logps: Float[Array, 'G K'],
   rewards: Float[Array, 'G K'],
   mask: Bool[Array, 'G K'],
-  beta: float = 0.05,
+  beta: Scalar = 0.05,
 ) -> Float[Array, ' G']:
   """RLOO: REINFORCE whose baseline is the mean of the group's others.
 
@@ -188,7 +188,7 @@ def nca(
   reference_logps: Float[Array, 'G K'],
   rewards: Float[Array, 'G K'],
   mask: Bool[Array, 'G K'],
-  beta: float = 0.01,
+  beta: Scalar = 0.01,
   alpha: float = 0.01,
 ) -> Float[Array, ' G']:
   """NCA: each response against noise, so that a good one's likelihood need not fall with its margin's rise.

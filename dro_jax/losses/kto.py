@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
 from dro_jax import masked, shapes
-from dro_jax.types import Array
+from dro_jax.types import Array, Scalar
 
 
 def kto(
@@ -13,7 +13,7 @@ def kto(
   reference_logps: Float[Array, ' B'],
   labels: Shaped[Array, ' B'],
   reference_point: Float[Array, ''],
-  beta: float = 0.1,
+  beta: Scalar = 0.1,
   desirable_weight: float = 1.0,
   undesirable_weight: float = 1.0,
 ) -> Float[Array, ' B']:
@@ -66,7 +66,7 @@ def bco(
   reference_logps: Float[Array, ' B'],
   labels: Shaped[Array, ' B'],
   shift: Float[Array, ''],
-  beta: float = 0.1,
+  beta: Scalar = 0.1,
 ) -> Float[Array, ' B']:
   """BCO: a binary classifier whose logit is βρ less a running mean δ.
 

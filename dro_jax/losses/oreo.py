@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from dro_jax import masked, shapes
 from dro_jax import values as value_targets
-from dro_jax.types import Array
+from dro_jax.types import Array, Scalar
 
 
 def oreo_value(
@@ -19,7 +19,7 @@ def oreo_value(
   mask: Bool[Array, 'B T'],
   values: Float[Array, 'B T'],
   rewards: Float[Array, ' B'],
-  beta: float = 0.03,
+  beta: Scalar = 0.03,
 ) -> Float[Array, ' B']:
   """OREO's value loss: what the policy's future leaves of the reward.
 
@@ -47,7 +47,7 @@ def oreo_policy(
   mask: Bool[Array, 'B T'],
   values: Float[Array, 'B T'],
   rewards: Float[Array, ' B'],
-  beta: float = 0.03,
+  beta: Scalar = 0.03,
 ) -> Float[Array, ' B']:
   """OREO's policy loss: the same residual, of which only the token's own log-ratio moves.
 

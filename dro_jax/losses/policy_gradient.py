@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from dro_jax import masked, shapes
-from dro_jax.types import Array
+from dro_jax.types import Array, Scalar
 
 
 def reinforce(
@@ -17,7 +17,7 @@ def reinforce(
   reference_logps: Float[Array, ' B'],
   rewards: Float[Array, ' B'],
   baselines: Float[Array, ' B'],
-  beta: float = 0.0,
+  beta: Scalar = 0.0,
 ) -> Float[Array, ' B']:
   """Naive off-policy policy gradient, KL-regularised where β > 0: biased, and its bias moves with b.
 

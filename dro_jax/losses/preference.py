@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from dro_jax import shapes
-from dro_jax.types import Array
+from dro_jax.types import Array, Scalar
 
 
 def dpo(
@@ -17,7 +17,7 @@ def dpo(
   policy_rejected_logps: Float[Array, ' P'],
   reference_chosen_logps: Float[Array, ' P'],
   reference_rejected_logps: Float[Array, ' P'],
-  beta: float = 0.1,
+  beta: Scalar = 0.1,
   label_smoothing: float = 0.0,
 ) -> Float[Array, ' P']:
   """DPO: the pair's label under a Bradley-Terry model whose rewards are βρ.
@@ -47,7 +47,7 @@ def ipo(
   policy_rejected_logps: Float[Array, ' P'],
   reference_chosen_logps: Float[Array, ' P'],
   reference_rejected_logps: Float[Array, ' P'],
-  tau: float = 0.1,
+  tau: Scalar = 0.1,
   chosen_lengths: Float[Array, ' P'] | None = None,
   rejected_lengths: Float[Array, ' P'] | None = None,
 ) -> Float[Array, ' P']:

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from dro_jax import shapes
-from dro_jax.types import Array
+from dro_jax.types import Array, Scalar
 
 
 def qrpo(
   policy_logps: Float[Array, ' B'],
   reference_logps: Float[Array, ' B'],
   quantiles: Float[Array, ' B'],
-  beta: float = 0.1,
+  beta: Scalar = 0.1,
 ) -> Float[Array, ' B']:
   """QRPO: regression on the optimum's log-ratio, whose log Z is exact because quantiles are uniform.
 

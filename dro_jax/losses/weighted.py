@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from dro_jax import shapes
-from dro_jax.types import Array
+from dro_jax.types import Array, Scalar
 
 
 def sft(policy_logps: Float[Array, ' B']) -> Float[Array, ' B']:
@@ -36,7 +36,7 @@ def weighted_bc(policy_logps: Float[Array, ' B'], rewards: Float[Array, ' B']) -
 
 
 def awr(
-  policy_logps: Float[Array, ' B'], advantages: Float[Array, ' B'], beta: float = 1.0
+  policy_logps: Float[Array, ' B'], advantages: Float[Array, ' B'], beta: Scalar = 1.0
 ) -> Float[Array, ' B']:
   """Advantage-weighted regression: imitation weighted by the exponential advantage, cut at 20.
 
