@@ -475,8 +475,10 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
       saving = timing.is_due(timing.checkpoint_every, step + 1) or step + 1 == timing.steps
       # What is saved is measured too, or it could never be the best; but not against a deadline.
       evaluating = (saving or timing.is_due(timing.eval_every, step + 1)) and run.eval_loader is not None
-      if evaluating or saving or stop:
+      pausing = evaluating or saving or stop
+      if pausing or run.responder is not None:  # Fresh responses wait for the step anyway.
         latest, pending = _report(run, writer, pending, timing, clock) or latest, None
+      if pausing:
         measured = _evaluate(run, writer, state, step + 1, timing) if evaluating else {}
         latest = latest | measured
         if saving or stop:
@@ -495,15 +497,16 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
   grid = ' × '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items())
   shape = run.train_loader.layout
   verb = f'resuming after step {first}' if first else 'starting'
+  records = 'responses' if run.responder is None else 'prompts'
   writer.say(
     f'{verb}: {timing.steps} steps on {jax.device_count()} devices ({grid}); parameters: {sizes}; '
-    f'{len(run.train_loader.table):,} responses, {run.train_loader.plan.batch_size} {run.algorithm.unit}s a '
+    f'{len(run.train_loader.table):,} {records}, {run.train_loader.plan.batch_size} {run.algorithm.unit}s a '
     f'batch in {shape.rows} rows of {shape.prompt_length} + {shape.response_length} tokens'
   )
   if run.responder is not None:
     writer.say(
-      'fresh responses, to each prompt {samples} of {max_length} tokens at most, rewarded by {reward}; '
-      '{epochs} optimiser steps on each batch of them'.format(**run.responder.settings)
+      'each prompt gets {samples} fresh responses of {max_length} tokens at most, rewarded by {reward}; '
+      'optimiser steps on each batch of them: {epochs}'.format(**run.responder.settings)
     )
   table, batch = run.train_loader.table, run.train_loader.plan.batch(first)
   prompts = len(np.unique(table.prompt_index[batch]))
@@ -526,8 +529,6 @@ def _answered(run: Run, state: train_state.TrainState, step: int, rows: Any) -> 
   """A batch as loaded, or with fresh responses to its prompts, and the seconds that those took."""
   if run.responder is None:
     return rows, {}
-  # Sampling waits for the last step anyway; its time is its own.
-  jax.block_until_ready(state.params)
   clock = Clock()
   rows = run.responder.respond(state, run.train_loader, step, rows)
   return rows, {'time/generate_seconds': clock.lap()}
