@@ -34,7 +34,9 @@ def count(
   Raises:
     ValueError: there is such a loop, with something to count in it, and no `while_trips`.
   """
-  return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, elementwise, while_trips)
+  # What is jitted keeps its trace for the call to come, and may have options that no inner call takes.
+  jitted = function if hasattr(function, 'trace') else jax.jit(function)
+  return _of_jaxpr(jitted.trace(*args).jaxpr.jaxpr, elementwise, while_trips)
 
 
 def _of_jaxpr(jaxpr: core.Jaxpr, elementwise: bool, while_trips: int | None) -> float:

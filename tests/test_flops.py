@@ -145,3 +145,10 @@ def test_partitioning_changes_no_count():
   with partitioning.use_mesh(partitioning.make_mesh()):
     sharded = flops.count(score, params, ROWS)
   assert sharded == flops.count(score, params, ROWS)
+
+
+def test_what_is_jitted_is_counted_from_its_own_trace():
+  """Compiler options are for the outermost call only: inside another trace they would be refused."""
+  options = {'xla_allow_excess_precision': False}
+  x = jnp.ones((3, 4))
+  assert flops.count(jax.jit(lambda x: x @ x.T, compiler_options=options), x) == 2 * 3 * 3 * 4
