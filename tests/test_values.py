@@ -18,3 +18,26 @@ def test_prompt_means_follow_each_responses_pointer():
 def test_future_sums():
   x, mask = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[True, True, False]])
   np.testing.assert_allclose(values.future_sums(x, mask), [[3.0, 2.0, 0.0]])
+
+
+def test_gae_is_the_weighted_sum_of_later_errors():
+  rewards, state_values = RNG.normal(size=(3, 5)), RNG.normal(size=(3, 5))
+  lengths = (5, 3, 1)
+  mask = np.arange(5)[None] < np.array(lengths)[:, None]
+  gamma, lam = 0.9, 0.8
+  expected = np.zeros((3, 5))
+  for b, length in enumerate(lengths):
+    following = np.append(state_values[b, 1:length], 0.0)
+    errors = rewards[b, :length] + gamma * following - state_values[b, :length]
+    for t in range(length):
+      expected[b, t] = sum((gamma * lam) ** (i - t) * errors[i] for i in range(t, length))
+  inside = [jnp.asarray(np.where(mask, x, 1e6), jnp.float32) for x in (rewards, state_values)]
+  found = values.gae(*inside, jnp.asarray(mask), gamma, lam)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gae_with_lambda_one_is_the_return_less_the_value():
+  rewards, state_values = (jnp.asarray(RNG.normal(size=(2, 4)), jnp.float32) for _ in range(2))
+  mask = jnp.ones((2, 4), bool)
+  found = values.gae(rewards, state_values, mask, 1.0, 1.0)
+  np.testing.assert_allclose(found, values.future_sums(rewards, mask) - state_values, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
 """What every loss is held to."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,3 +59,54 @@ def gradients(loss, arrays, *names):
 
 def float32(arrays):
   return {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
+
+
+def check(loss, inputs, expected, gradient, stopped=(), **settings):
+  """A loss against float64 numpy: its values, its gradient in `policy_logps`, none in `stopped`."""
+  found = loss(
+    **{
+      name: jnp.asarray(x) if np.asarray(x).dtype == bool else jnp.asarray(x, jnp.float32)
+      for name, x in inputs.items()
+    },
+    **settings,
+  )
+  np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+  chosen = gradients(functools.partial(loss, **settings), inputs, 'policy_logps', *stopped)
+  np.testing.assert_allclose(chosen['policy_logps'], gradient, rtol=2e-4, atol=2e-5)
+  for name in stopped:
+    assert not chosen[name].any(), f'a gradient reaches {name}'
+
+
+@pytest.fixture
+def tokens():
+  """Three responses of 4, 2 and 1 tokens in rows of 5; what is outside is no number to be read."""
+  rng = np.random.default_rng(1)
+  mask = np.arange(5)[None] < np.array([4, 2, 1])[:, None]
+
+  def inside(x):
+    return np.where(mask, x, 1e6)
+
+  return {
+    'policy_logps': inside(-rng.gamma(1.0, 1.0, (3, 5))),
+    'reference_logps': inside(-rng.gamma(1.0, 1.0, (3, 5))),
+    'mask': mask,
+    'rewards': rng.normal(size=3),
+    'values': inside(rng.normal(size=(3, 5))),
+  }
+
+
+@pytest.fixture
+def groups():
+  """Four groups of up to four members; what is masked is no number to be read."""
+  rng = np.random.default_rng(2)
+  mask = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]], bool)
+
+  def inside(x):
+    return np.where(mask, x, 1e6)
+
+  return {
+    'policy_logps': inside(-rng.gamma(4.0, 2.0, (4, 4))),
+    'reference_logps': inside(-rng.gamma(4.0, 2.0, (4, 4))),
+    'rewards': inside(rng.normal(size=(4, 4))),
+    'mask': mask,
+  }

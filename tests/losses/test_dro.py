@@ -10,20 +10,6 @@ from tests.losses.conftest import float32, gradients
 TAU = 0.7
 
 
-@pytest.fixture
-def tokens():
-  """Three responses of 4, 2 and 1 tokens in rows of 5."""
-  rng = np.random.default_rng(1)
-  mask = np.arange(5)[None] < np.array([4, 2, 1])[:, None]
-  return {
-    'policy_logps': rng.normal(size=(3, 5)) * mask,
-    'reference_logps': rng.normal(size=(3, 5)) * mask,
-    'mask': mask,
-    'rewards': rng.normal(size=3),
-    'values': rng.normal(size=(3, 5)),
-  }
-
-
 def test_policy_is_equation_8_over_tau(arrays):
   logp, ref, r, v = (arrays[k] for k in ('policy_logps', 'reference_logps', 'rewards', 'values'))
   expected = -(r - v) * logp + TAU / 2 * (logp - ref) ** 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dro_jax import losses
-from tests.losses.conftest import float32, gradients
+from tests.losses.conftest import check, float32, gradients
 
 SETTINGS = {'beta': 0.3, 'desirable_weight': 1.5, 'undesirable_weight': 0.5}
 
@@ -62,6 +62,28 @@ def test_kto_prefers_the_desirable_arm(bandit):
 
   def loss(logps, _, __):
     return losses.kto(logps, bandit.reference_logps, labels, jnp.zeros(()), beta=1.0)
+
+  policy, _ = bandit(loss, num_steps=500)
+  assert policy[2] < 0.05 and policy[0] > 0.3
+
+
+def test_bco_is_a_shifted_classifier(arrays):
+  labels = np.array([1, 0, 1, 1, 0, 0, 1])
+  inputs = {name: arrays[name] for name in ('policy_logps', 'reference_logps')}
+  logits = 0.3 * (inputs['policy_logps'] - inputs['reference_logps']) - 0.4
+  sigma = 1 / (1 + np.exp(-logits))
+  expected = -np.where(labels == 1, np.log(sigma), np.log(1 - sigma))
+  inputs |= {'labels': labels, 'shift': np.array(0.4)}
+  check(losses.bco, inputs, expected, 0.3 * (sigma - labels), ('shift',), beta=0.3)
+  with pytest.raises(ValueError, match='shift has shape'):
+    losses.bco.__wrapped__(**(float32(inputs) | {'shift': jnp.ones(7)}))
+
+
+def test_bco_prefers_the_desirable_arm(bandit):
+  labels = jnp.array([1.0, 1.0, 0.0])
+
+  def loss(logps, _, __):
+    return losses.bco(logps, bandit.reference_logps, labels, jnp.zeros(()), beta=1.0)
 
   policy, _ = bandit(loss, num_steps=500)
   assert policy[2] < 0.05 and policy[0] > 0.3

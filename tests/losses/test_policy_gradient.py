@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dro_jax import losses
+from tests.losses.conftest import check, float32
+from tests.losses.test_preference import FIRST, SECOND, regret
+
+
+@pytest.fixture
+def logged(arrays):
+  """Responses with log-ratios to the behaviour policy on both sides of the window, rewards of both signs."""
+  behaviour = arrays['reference_logps']
+  ratio = np.array([-0.5, -0.1, 0.0, 0.1, 0.5, 1.5, -3.0])
+  rewards = np.array([1.0, -1.0, 0.5, -0.5, 2.0, -2.0, -0.3])
+  return {'policy_logps': behaviour + ratio, 'behaviour_logps': behaviour, 'rewards': rewards}
+
+
+def test_reinforce_stops_its_return(arrays):
+  arrays['baselines'] = arrays.pop('values')
+  rho = arrays['policy_logps'] - arrays['reference_logps']
+  returns = arrays['rewards'] - 0.5 * rho - arrays['baselines']
+  stopped = ('reference_logps', 'rewards', 'baselines')
+  check(losses.reinforce, arrays, -returns * arrays['policy_logps'], -returns, stopped, beta=0.5)
+
+
+def test_ppo_clip_has_no_gradient_where_the_clip_wins(logged):
+  inputs = logged | {'advantages': logged['rewards']}
+  del inputs['rewards']
+  ratio, advantage = np.exp(inputs['policy_logps'] - inputs['behaviour_logps']), inputs['advantages']
+  clipped = np.clip(ratio, 0.8, 1.2)
+  expected = [-min(w * a, c * a) for w, a, c in zip(ratio, advantage, clipped)]
+  passed = ~((advantage > 0) & (ratio > 1.2)) & ~((advantage < 0) & (ratio < 0.8))
+  check(losses.ppo_clip, inputs, expected, np.where(passed, -ratio * advantage, 0))
+  assert 0 < passed.sum() < 7
+
+
+def test_topr_tapers_only_what_is_not_rewarded(logged):
+  ratio = np.exp(logged['policy_logps'] - logged['behaviour_logps'])
+  weight = np.where(logged['rewards'] >= 0, 1.0, np.minimum(1.0, ratio)) * logged['rewards']
+  check(losses.topr, logged, -weight * logged['policy_logps'], -weight, ('behaviour_logps',))
+
+
+def test_gold_weighs_tokens_by_the_policys_own_probability(tokens):
+  inputs = {name: tokens[name] for name in ('policy_logps', 'mask')} | {'rewards': np.array([1.0, 0.5, 2.0])}
+  expected, gradient = np.zeros(3), np.zeros((3, 5))
+  for b, length in enumerate((4, 2, 1)):
+    for t in range(length):
+      logp = tokens['policy_logps'][b, t]
+      weight = inputs['rewards'][b] * max(0.3, np.exp(logp))
+      expected[b] -= weight * logp
+      gradient[b, t] = -weight
+  check(losses.gold, inputs, expected, gradient, floor=0.3)
+
+
+def test_ppo_token_is_a_token_mean(tokens):
+  rng = np.random.default_rng(6)
+  advantages = np.where(tokens['mask'], rng.normal(size=(3, 5)), 1e6)
+  inputs = {
+    'policy_logps': tokens['policy_logps'],
+    'mask': tokens['mask'],
+    'behaviour_logps': tokens['reference_logps'],
+    'advantages': advantages,
+  }
+  expected, gradient = np.zeros(3), np.zeros((3, 5))
+  for b, length in enumerate((4, 2, 1)):
+    for t in range(length):
+      w, a = np.exp(tokens['policy_logps'][b, t] - tokens['reference_logps'][b, t]), advantages[b, t]
+      expected[b] -= min(w * a, min(max(w, 0.8), 1.2) * a) / length
+      outside = (a > 0 and w > 1.2) or (a < 0 and w < 0.8)
+      gradient[b, t] = 0 if outside else -w * a / length
+  check(losses.ppo_token, inputs, expected, gradient)
+
+
+def test_far_ratios_stay_finite(logged):
+  far = float32(logged) | {'policy_logps': jnp.full(7, 200.0), 'behaviour_logps': jnp.full(7, -200.0)}
+  for loss, name in ((losses.ppo_clip, 'advantages'), (losses.topr, 'rewards')):
+    arrays = far | {name: far['rewards']}
+    arrays = {k: x for k, x in arrays.items() if k in ('policy_logps', 'behaviour_logps', name)}
+    slope = jax.grad(lambda x: jnp.sum(loss(**(arrays | {'policy_logps': x}))))(far['policy_logps'])  # noqa: B023
+    assert np.isfinite(slope).all()
+
+
+def test_wrong_shapes_raise(arrays, logged):
+  arrays['baselines'] = arrays.pop('values')
+  with pytest.raises(ValueError, match='baselines has shape'):
+    losses.reinforce.__wrapped__(**(float32(arrays) | {'baselines': jnp.zeros(1)}))
+  with pytest.raises(ValueError, match='advantages has shape'):
+    losses.ppo_clip.__wrapped__(jnp.zeros(3), jnp.zeros(3), jnp.zeros(1))
+  with pytest.raises(ValueError, match='rewards has shape'):
+    losses.topr.__wrapped__(**(float32(logged) | {'rewards': jnp.zeros(1)}))
+  with pytest.raises(ValueError, match='rewards has shape'):
+    losses.gold.__wrapped__(jnp.zeros((2, 3)), jnp.ones((2, 3), bool), jnp.zeros(3))
+  with pytest.raises(ValueError, match='advantages has shape'):
+    losses.ppo_token.__wrapped__(
+      jnp.zeros((2, 3)), jnp.ones((2, 3), bool), jnp.zeros((2, 3)), jnp.zeros((2, 1))
+    )
+
+
+@pytest.mark.parametrize('own_mean, expected', [(False, 0.6378), (True, 0.0148)])
+def test_reinforce_is_biased_by_its_baseline_off_policy(bandit, own_mean, expected):
+  """CoPG's bandit: with b = 0 it follows the log; even with the policy's own mean it misses π*."""
+  behaviour = jnp.asarray((FIRST + SECOND) / 2, jnp.float32)
+
+  def loss(logits):
+    logps = jax.nn.log_softmax(logits)
+    baseline = jnp.sum(jnp.exp(logps) * bandit.rewards) if own_mean else jnp.zeros(())
+    arrays = bandit.reference_logps, bandit.rewards, jnp.full(3, baseline)
+    return jnp.sum(behaviour * losses.reinforce(logps, *arrays, beta=bandit.tau))
+
+  slope = jax.grad(loss)
+  logits = jax.lax.fori_loop(0, 20_000, lambda _, logits: logits - 0.5 * slope(logits), jnp.zeros(3))
+  policy = np.asarray(jax.nn.softmax(logits), np.float64)
+  np.testing.assert_allclose(regret(bandit, policy), expected, atol=1e-4)
+
+
+def test_the_uniform_policys_regret(bandit):
+  np.testing.assert_allclose(bandit.value - regret(bandit, np.full(3, 1 / 3)), 1.83333, atol=1e-5)
