@@ -24,7 +24,7 @@ from dro_jax.data.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 from dro_jax.reference import Reference
 from dro_jax.train_state import TrainState
-from dro_jax.types import Array, Params, Rows, Units
+from dro_jax.types import Array, Params, Rows, Scalar, Units
 
 _TRAINING, _VALIDATION = 0, 1  # Random keys of their own.
 
@@ -74,7 +74,9 @@ class _Answered(NamedTuple):
   logps: np.ndarray
   lengths: np.ndarray
   ended: np.ndarray
-  valid: np.ndarray
+
+
+_Answer = Callable[[TrainState, Loader, int, Rows], _Answered]
 
 
 def prompts_only(triplets: Triplets) -> Triplets:
@@ -130,9 +132,8 @@ def make_responder(
     )
   reward, length = rewards.find(options.reward), options.max_length or max_length
   lay_out = _make_lay_out(nets, algorithm, reference, mesh, chunk_size)
-  reference_logps = _on_mesh(lambda state, rows: reference.scores(state, rows).logps, mesh)
 
-  def make_answer(temperature: float | int, purpose: int):
+  def make_answer(temperature: float | int, purpose: int) -> _Answer:
     sample = _make_sample(nets, mesh, algorithm.online.samples, length, temperature)
     key = jax.random.fold_in(jax.random.key(seed), purpose)
 
@@ -144,33 +145,37 @@ def make_responder(
         first, last = partitioning.host_rows(mesh, len(scored_BK))
         rewards_BK = partitioning.global_rows(mesh, scored_BK[first:last], len(scored_BK))
         rows = lay_out(state, rows, samples, rewards_BK)
-      return _Answered(rows, scored_BK, *_by_prompt(drawn, scored_BK.shape), loader.slots(step)[1])
+      return _Answered(rows, scored_BK, *_by_prompt(drawn, scored_BK.shape))
 
     return answer
 
-  answer_train = make_answer(options.temperature, _TRAINING)
+  answer = make_answer(options.temperature, _TRAINING)
   # KL(π‖π_ref) is a mean over the policy's own samples, those at temperature 1.
-  answer_eval = make_answer(1.0, _VALIDATION)
+  validate = _make_validate(make_answer(1.0, _VALIDATION), reference, mesh, algorithm.temperature)
+  settings = {
+    'samples': algorithm.online.samples, 'epochs': algorithm.online.epochs, 'reward': rewards.name_of(reward),
+    'temperature': options.temperature, 'max_length': length,
+  }  # fmt: skip
+  return Responder(lambda *args: answer(*args).rows, validate, settings)
 
-  def respond(state: TrainState, loader: Loader, step: int, rows: Rows) -> Rows:
-    return answer_train(state, loader, step, rows).rows
+
+def _make_validate(answer: _Answer, reference: Reference, mesh: Mesh, temperature: Scalar):
+  """Returns `validate(state, loader)`: a loader's prompts answered once over, and what that says."""
+  reference_logps = _on_mesh(lambda state, rows: reference.scores(state, rows).logps, mesh)
 
   def validate(state: TrainState, loader: Loader) -> dict[str, float]:
     parts = []
     for step in range(loader.plan.num_batches):
       num_rows = loader.num_rows(step)
       local = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
-      answered = answer_eval(state, loader, step, partitioning.global_batch(mesh, local, num_rows))
+      answered = answer(state, loader, step, partitioning.global_batch(mesh, local, num_rows))
       with partitioning.use_mesh(mesh):
         rho_BK = answered.logps - jax.device_get(reference_logps(state, answered.rows))
-      parts.append([x[answered.valid[:, 0]] for x in (*answered[1:5], rho_BK)])
-    return _summary(*map(np.concatenate, zip(*parts)), algorithm.temperature)
+      used = loader.slots(step)[1][:, 0]
+      parts.append([x_BK[used] for x_BK in (*answered[1:], rho_BK)])
+    return _summary(*map(np.concatenate, zip(*parts)), temperature)
 
-  settings = {
-    'samples': algorithm.online.samples, 'epochs': algorithm.online.epochs, 'reward': rewards.name_of(reward),
-    'temperature': options.temperature, 'max_length': length,
-  }  # fmt: skip
-  return Responder(respond, validate, settings)
+  return validate
 
 
 def _on_mesh(function: Callable, mesh: Mesh) -> Callable:
@@ -269,7 +274,7 @@ def _inside(lengths: Int[Array, 'B K'], length: int) -> Bool[Array, 'B K L']:
 
 def _summary(
   rewards_BK: np.ndarray, logps_BK: np.ndarray, lengths_BK: np.ndarray, ended_BK: np.ndarray,
-  rho_BK: np.ndarray, temperature: float | int,
+  rho_BK: np.ndarray, temperature: Scalar,
 ) -> dict[str, float]:  # fmt: skip
   """Means over samples, and what the best checkpoint has least of: β KL − reward."""
   means = {
