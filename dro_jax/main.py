@@ -106,6 +106,7 @@ FLAGS = {
   'eval_triplets': Flag('EVAL_TRIPLETS', 'triplet files held out for validation', joined=True),
   'init_from': Flag('INIT_FROM', "where parameters come from: a run's or an imported folder"),
   'columns': Flag('COLUMNS', "your files' own names: prompt=question,reward=thumbs", joined=True),
+  'columns_from': Flag('COLUMNS_FROM', "folders of fit_value's, whose values join the data", joined=True),
   'map_reward': Flag('MAP_REWARD', "numbers for your rewards' words: up=1,down=0", joined=True),
   'suite': Flag('SUITE', "the arena's suite: bandit", bare=True),
   'algorithms': Flag('ALGORITHMS', 'who competes, separated by commas', joined=True),

@@ -315,7 +315,7 @@ def _refuse_other_run(folder: pathlib.Path, metadata: Mapping[str, Any]) -> None
 def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   """What decides a run's numbers, by name; speed, length and logging do not."""
   model = {name: value for name, value in metadata['model'].items() if name not in ('scan_layers', 'remat')}
-  names = ('train_records', 'train_prompts', 'selected_records', 'units', 'options')
+  names = ('train_records', 'train_prompts', 'selected_records', 'units', 'options', 'columns_from')
   data = {name: metadata['data'].get(name) for name in names}
   kept = (
     'algorithm', 'temperature', 'value', 'reference', 'vocabulary_fingerprint', 'batch_size', 'seed',

@@ -19,6 +19,15 @@ class _Batch(NamedTuple):
   mismatch: layouts.Mismatch | None
 
 
+class MismatchedPairs(NamedTuple):
+  """Records of the responses and of the prompts `[n]`, and the rows and slots in which they are scored."""
+
+  response: np.ndarray
+  prompt: np.ndarray
+  row: np.ndarray
+  slot: np.ndarray
+
+
 class Loader:
   """Batches of a token table as rows.
 
@@ -50,14 +59,19 @@ class Loader:
     if not 0 <= start <= stop <= batch.placement.rows:
       raise ValueError(f'batch {step} has rows 0..{batch.placement.rows}, not {start}..{stop}')
     here = np.arange(start, stop)
-    mismatched = self._mismatched(batch, here) if self.mismatched else None
+    rewards, example_id, valid, columns = self._per_response(batch, here)
     return Rows(
       *self._prompts(batch, here),
       *self._responses(batch, here, here, batch.placement.response_prompt),
-      *self._per_response(batch, here),
-      mismatched=mismatched,
+      *(rewards, example_id, valid, columns | self._per_pair(batch, here)),
+      mismatched=self._mismatched(batch, here) if self.mismatched else None,
+      token_columns=self._per_token(batch, here),
       units=self._units(step, batch),
     )
+
+  def mismatched_pairs(self, step: int) -> 'MismatchedPairs':
+    """Which responses batch `step` scores under which other prompts."""
+    return self._pairs(self._batch(step))
 
   def slots(self, step: int) -> tuple[np.ndarray, np.ndarray]:
     """(`example_id`, `valid`) of batch `step`, `[rows, slots]`, without reading a token."""
@@ -127,6 +141,42 @@ class Loader:
     columns = {name: spread(column[examples], np.float32) for name, column in self.table.columns.items()}
     rewards = spread(self.table.rewards[examples], np.float32)
     return rewards, spread(examples, np.int32), spread(np.ones(len(mine)), np.bool_), columns
+
+  def _per_token(self, batch: _Batch, here: np.ndarray) -> dict[str, np.ndarray]:
+    """The table's numbers by token, `[B, T]` each."""
+    place = batch.placement
+    filled = {
+      name: np.zeros((len(here), self.layout.response_length), np.float32)
+      for name in self.table.token_columns
+    }
+    for name, values_BT in filled.items():
+      for i in np.flatnonzero(np.isin(place.response_row, here)):
+        values = self.table.token_column(name, int(batch.examples[i]))
+        start = place.response_start[i]
+        values_BT[place.response_row[i] - here[0], start : start + len(values)] = values
+    return filled
+
+  def _per_pair(self, batch: _Batch, here: np.ndarray) -> dict[str, np.ndarray]:
+    """The table's numbers of mismatched pairs, `[B, R]` each, in the slots of the rows that decode them."""
+    if not (self.mismatched and self.table.pair_columns):
+      return {}
+    pairs = MismatchedPairs(*(x[np.isin(self._pairs(batch).row, here)] for x in self._pairs(batch)))
+    digests = self.table.prompt_digests[pairs.prompt], self.table.response_digests(pairs.response)
+    filled = {}
+    for name, lookup in self.table.pair_columns.items():
+      filled[name] = np.zeros((len(here), self.layout.slots), np.float32)
+      if len(pairs.row):
+        filled[name][pairs.row - here[0], pairs.slot] = lookup(*digests)
+    return filled
+
+  def _pairs(self, batch: _Batch) -> MismatchedPairs:
+    place, mismatch = batch.placement, batch.mismatch
+    paired = np.flatnonzero(mismatch.prompt > 0)
+    row = np.argsort(mismatch.source_row)[place.response_row[paired]]
+    copies = {at: i for i, at in enumerate(zip(place.prompt_row.tolist(), place.prompt_segment.tolist()))}
+    copy = [copies[at] for at in zip(row.tolist(), mismatch.prompt[paired].tolist())]
+    prompts = batch.examples[place.prompt_example[np.asarray(copy, np.int64)]]
+    return MismatchedPairs(batch.examples[paired], prompts, row, place.response_segment[paired] - 1)
 
   def _units(self, step: int, batch: _Batch) -> Units | None:
     """Where the members of each pair or group lie in the whole batch; the same on every host."""

@@ -14,12 +14,15 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dro_jax.derived import SAMPLED
 from dro_jax.errors import UsageError
 
 FORMATS = ('.jsonl', '.csv', '.tsv', '.jsonl.gz', '.csv.gz', '.tsv.gz', '.parquet')
 FIELDS = ('prompt', 'response', 'reward', 'id')
 # What a log calls them, and what the rest of the project does.
 _ALIASES = {'behaviour_logprob': 'behaviour_logps', 'reference_logprob': 'reference_logps'}
+# Which text says how a log was drawn, and the number that it becomes: 1 where it was sampled.
+_SAMPLER, _SAMPLED = 'behaviour_sampler', 'behaviour_sampled'
 NUMERIC = (
   'label',
   'behaviour_logps',
@@ -401,6 +404,9 @@ def _columns(
   for theirs, value in fields.items():
     name = carried(theirs)
     if name is None or value is None:
+      continue
+    if name == _SAMPLER:
+      found[_SAMPLED] = float(str(value).strip().lower() in SAMPLED)
       continue
     number = _number(value, textual)
     if number is not None and math.isfinite(number):

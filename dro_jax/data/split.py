@@ -23,8 +23,17 @@ def by_prompt_hash(prompts: Iterable[str] | np.ndarray, fraction: float | int, s
   if not 0 <= fraction < 1:
     raise ValueError(f'the held-out fraction must be at least 0 and below 1, got {fraction}')
   hashes = prompts if isinstance(prompts, np.ndarray) else digests(prompts)
-  mixed = hashes.astype(np.uint64) ^ digests([salt])[0]
-  # splitmix64's finaliser: every bit of the digest and the salt decides.
+  return mix(hashes ^ digests([salt])[0]) < np.uint64(int(fraction * 2**64))
+
+
+def folds(prompt_digests: np.ndarray, num_folds: int, salt: str = 'fold') -> np.ndarray:
+  """The fold 0..K−1 of each prompt, `[N]`, by its hash: the same in every run and file."""
+  return (mix(prompt_digests ^ digests([salt])[0]) % np.uint64(num_folds)).astype(np.int64)
+
+
+def mix(hashes: np.ndarray) -> np.ndarray:
+  """64 bits of which every one depends on all of the input's (splitmix64's finaliser)."""
+  mixed = hashes.astype(np.uint64)
   for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
     mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-  return mixed < np.uint64(int(fraction * 2**64))
+  return mixed

@@ -10,21 +10,19 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax.data import preprocessors, split
+from dro_jax.data import folders, preprocessors, split
 from dro_jax.data.sources import NUMERIC, Record, from_mappings
 from dro_jax.data.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 2048  # Records tokenised at a time.
 _NAMED = 5  # Examples that the report names of each kind.
 
@@ -45,6 +43,13 @@ class Texts(Sequence):
     return self._data[self._offsets[record] : self._offsets[record + 1]].tobytes().decode()
 
 
+class Ragged(NamedTuple):
+  """One number for each token of N responses: record i's begin at `starts[i]` of `flat`."""
+
+  flat: np.ndarray
+  starts: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
   """N records; every array and every index is about these N, also after `subset`.
@@ -60,6 +65,9 @@ class TokenTable:
     weights: sampling weights `[N]` (mixture rates), or None.
     report: what building found: counts, mean lengths, what was cut, dropped or left out.
     directory: where it lies.
+    token_columns: numbers by response token, by name (see `data.columns`).
+    pair_columns: numbers of responses under other prompts than their own, by name: a function from responses'
+      and prompts' digests to numbers (see `data.columns`).
   """
 
   prompt_index: np.ndarray
@@ -79,6 +87,8 @@ class TokenTable:
   directory: str
   _records: np.ndarray = dataclasses.field(repr=False)
   _tokens: dict = dataclasses.field(repr=False)
+  token_columns: dict = dataclasses.field(default_factory=dict)
+  pair_columns: dict = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return len(self.rewards)
@@ -95,14 +105,39 @@ class TokenTable:
     number = self._records[i]
     return tokens[offsets[number] : offsets[number + 1]]
 
+  def token_column(self, name: str, i: int) -> np.ndarray:
+    """Numbers of record i's response tokens."""
+    flat, starts = self.token_columns[name]
+    return flat[starts[i] : starts[i] + self.response_lengths[i]]
+
+  def response_digests(self, indices: np.ndarray | None = None) -> np.ndarray:
+    """64-bit hashes of some records' response texts, or of all."""
+    picked = range(len(self)) if indices is None else indices
+    return split.digests(self.responses[int(i)] for i in picked)
+
   def subset(self, indices: np.ndarray) -> 'TokenTable':
     """A view of some records, numbered afresh; tokens and texts stay where they are."""
     picked = np.flatnonzero(indices) if np.asarray(indices).dtype == bool else np.asarray(indices)
     taken = {name: getattr(self, name)[picked] for name in _PER_RECORD}
     texts = {name: _pick(getattr(self, name), picked) for name in ('ids', 'prompts', 'responses')}
     columns = {name: column[picked] for name, column in self.columns.items()}
+    ragged = {name: Ragged(flat, starts[picked]) for name, (flat, starts) in self.token_columns.items()}
     weights = None if self.weights is None else self.weights[picked]
-    return dataclasses.replace(self, columns=columns, weights=weights, **taken, **texts)
+    return dataclasses.replace(self, columns=columns, token_columns=ragged, weights=weights, **taken, **texts)
+
+  def with_columns(
+    self,
+    columns: Mapping[str, np.ndarray] = {},
+    token_columns: Mapping[str, Ragged] = {},
+    pair_columns: Mapping[str, Any] = {},
+  ) -> 'TokenTable':
+    """The same table with more columns, which replace those of the same names."""
+    return dataclasses.replace(
+      self,
+      columns={**self.columns, **columns},
+      token_columns={**self.token_columns, **token_columns},
+      pair_columns={**self.pair_columns, **pair_columns},
+    )
 
   def scaled(self, scaling) -> 'TokenTable':
     """The same table with `rewards` scaled by a `RewardScaling`."""
@@ -378,7 +413,7 @@ class _Writer:
     meta = meta | {
       'columns': list(columns), 'sources': list(self._sources), 'arrays': list(arrays),
       'flat': tokens | dict.fromkeys(('prompt_texts.bin', 'response_texts.bin', 'ids.bin'), 'uint8'),
-      'report': self._report(columns, partial), 'files': _sizes(self._directory),
+      'report': self._report(columns, partial), 'files': folders.sizes(self._directory),
     }  # fmt: skip
     with open(os.path.join(self._directory, 'table.json'), 'w') as file:
       json.dump(meta, file, indent=1)
@@ -410,68 +445,16 @@ class _Writer:
 # --- the directory ------------------------------------------------------------------------------------------
 
 
-class _replacing:
-  """A temporary directory that takes `directory`'s place when the block ends well, and vanishes if not."""
-
-  def __init__(self, directory: str, mark: str):
-    self._directory, self._mark = directory, mark
-
-  def __enter__(self) -> str:
-    parent = os.path.dirname(self._directory)
-    try:
-      os.makedirs(parent, exist_ok=True)
-      self._building = tempfile.mkdtemp(prefix='.building-', dir=parent)
-    except OSError as error:
-      raise UsageError(
-        f'token table {self._directory}: cannot write there ({error}); pass another cache_dir'
-      ) from error
-    return self._building
-
-  def __exit__(self, kind, error, trace) -> None:
-    try:
-      if kind is None:
-        self._take_place()
-    finally:
-      shutil.rmtree(self._building, ignore_errors=True)
-    if isinstance(error, OSError):
-      raise UsageError(f'token table {self._directory}: cannot write it ({error})') from error
-
-  def _take_place(self) -> None:
-    os.chmod(self._building, 0o755)
-    if os.path.isdir(self._directory):
-      # Another process may have built the same table meanwhile: then its copy stays.
-      if (_read_meta(self._directory) or {}).get('fingerprint') == self._mark:
-        return
-      if os.listdir(self._directory) and not os.path.exists(os.path.join(self._directory, 'table.json')):
-        raise UsageError(
-          f'token table {self._directory}: the directory holds something else; pass another one'
-        )
-      old = tempfile.mkdtemp(prefix='.building-', dir=os.path.dirname(self._directory))
-      os.rename(self._directory, os.path.join(old, 'old'))
-      os.rename(self._building, self._directory)
-      shutil.rmtree(old, ignore_errors=True)
-      return
-    try:
-      os.rename(self._building, self._directory)
-    except OSError:
-      if (_read_meta(self._directory) or {}).get('fingerprint') != self._mark:
-        raise
+def _replacing(directory: str, mark: str) -> folders.Replacing:
+  return folders.Replacing(
+    directory, what='token table', description='table.json', version=_VERSION, mark=mark,
+    elsewhere='another cache_dir',
+  )  # fmt: skip
 
 
-def _sizes(directory: str) -> dict[str, int]:
-  return {name: os.path.getsize(os.path.join(directory, name)) for name in sorted(os.listdir(directory))}
-
-
-def _read_meta(directory: str) -> dict | None:
+def _read_meta(directory: str) -> Mapping | None:
   """The description of a complete table of this version, or None."""
-  try:
-    with open(os.path.join(directory, 'table.json')) as file:
-      meta = json.load(file)
-    sizes = _sizes(directory)
-    intact = all(sizes.get(name) == size for name, size in meta['files'].items())
-    return meta if meta['version'] == _VERSION and intact else None
-  except (OSError, ValueError, KeyError):
-    return None
+  return folders.describe(directory, 'table.json', _VERSION)
 
 
 def _load_if(directory: str, mark: str) -> TokenTable | None:

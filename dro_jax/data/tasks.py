@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dro_jax.data import columns as column_stores
 from dro_jax.data import scaling as scalings
 from dro_jax.data import sources, split, table
 from dro_jax.data.registration import register as register
@@ -64,6 +65,7 @@ def load_triplets(
   task_split: str = 'train',
   eval_task_split: str = 'validation',
   task_modules: str | Sequence[str] = (),
+  columns_from: str | Sequence[str] | None = None,
   data_dir: str | None = None,
   cache_dir: str | None = None,
 ) -> Triplets:
@@ -89,6 +91,8 @@ def load_triplets(
     task_split: a seqio task's split to train on.
     eval_task_split: the split of `eval_triplets`, if that is a seqio task.
     task_modules: modules (dotted names or .py files) to import first: they register one's own tasks.
+    columns_from: column stores of these examples, to be joined (see `data.columns`): folders that `fit_value`
+      wrote, or a comma-separated string.
     data_dir: a folder that holds the public data sets' own; None: they are downloaded.
     cache_dir: where token tables are kept; None: ~/.cache/dro_jax, or under XDG_CACHE_HOME.
 
@@ -132,7 +136,36 @@ def load_triplets(
       'overlong': overlong, 'keep': keep,
     },
   }  # fmt: skip
-  return Triplets(train.scaled(fitted), held_out and held_out.scaled(fitted), fitted, report)
+  found = Triplets(train.scaled(fitted), held_out and held_out.scaled(fitted), fitted, report)
+  return with_columns(found, columns_from) if columns_from else found
+
+
+def with_columns(triplets: Triplets, stores: str | Sequence[str]) -> Triplets:
+  """Joins column stores to both tables; training records that a store leaves out on purpose are left out.
+
+  Args:
+    triplets: of which every example must be in every store.
+    stores: folders, or a comma-separated string of them.
+
+  Raises:
+    UsageError: there is no store, examples are missing from it, or nothing is left to train on.
+  """
+  train, held_out, marks = triplets.train, triplets.eval, []
+  for directory in stores.split(',') if isinstance(stores, str) else stores:
+    store = column_stores.read(directory)
+    train, left_out = column_stores.join(train, store)
+    if left_out.all():
+      raise UsageError(f'column store {directory}: it leaves out every training example')
+    train = train.subset(~left_out) if left_out.any() else train
+    if held_out is not None:
+      held_out, left_out = column_stores.join(held_out, store)
+      held_out = held_out.subset(~left_out) if left_out.any() else held_out
+    marks.append(store.mark)
+  report = triplets.report | {
+    'columns_from': [*triplets.report.get('columns_from', ()), *marks],
+    'train_records': len(train), 'train_prompts': len(np.unique(train.prompt_index)),
+  }  # fmt: skip
+  return triplets._replace(train=train, eval=held_out, report=report)
 
 
 def hold_out(

@@ -65,6 +65,12 @@ def test_known_columns_are_renamed_and_text_is_left_out(tmp_path):
   assert read(path)[0].columns == {'hter': 0.25, 'behaviour_logps': -3.5}
 
 
+@pytest.mark.parametrize('said, sampled', [('sampled', 1), ('Sampling', 1), ('sample', 1), ('beam', 0)])
+def test_what_drew_the_log_becomes_a_number(tmp_path, said, sampled):
+  path = write(tmp_path / 't.jsonl', [dict(RECORDS[0], drawn=said)])
+  assert read(path, 'behaviour_sampler=drawn')[0].columns['behaviour_sampled'] == sampled
+
+
 def test_rewards_that_are_words_are_mapped(tmp_path):
   path = write(tmp_path / 't.jsonl', [dict(RECORDS[0], reward='up'), dict(RECORDS[1], reward='down')])
   for mapping in ('up=1,down=0', {'up': 1, 'down': 0}):
