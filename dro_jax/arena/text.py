@@ -264,6 +264,7 @@ def text(
   model: T5Config = MODEL,
   steps: int = 150,
   batch_size: int = 64,
+  evaluations: int = 4,
   mesh: Callable[[], Mesh] = partitioning.make_mesh,
 ) -> Suite:
   """Generation with a programmed reward.
@@ -275,14 +276,15 @@ def text(
     model: the policy's size.
     steps: of DRO-V; other methods take as many as cost the same FLOPs.
     batch_size: responses of a batch.
+    evaluations: how often a run validates, to find its best checkpoint.
     mesh: devices' arrangement.
 
   Raises:
     UsageError: an unknown method.
   """
   place = Place(pathlib.Path(folder).expanduser().absolute(), world(), model, mesh)
-  competing = training.chosen(training.methods(RATES), methods)
-  budget = training.Budget(steps, batch_size, group_size=place.world.samples)
+  competing = training.chosen(training.methods(RATES, 'sampled'), methods)
+  budget = training.Budget(steps, batch_size, place.world.samples, evaluations)
   settings = {
     'world': place.world._asdict() | {'exercises': place.world.exercises._asdict()},
     'model': vars(model),

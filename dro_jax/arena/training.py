@@ -42,6 +42,9 @@ class Method(NamedTuple):
   grid: trials.Grid
 
 
+_YARDSTICK = algorithms.dro_v  # What a budget's steps are of.
+
+
 class Budget(NamedTuple):
   """What every method may spend, and how.
 
@@ -62,13 +65,14 @@ def _with_temperature(low: float, high: float, rates: Range) -> trials.Grid:
   return {'temperature': Range(low, high), 'learning_rate': rates}
 
 
-def methods(rates: Range) -> dict[str, Method]:
+def methods(rates: Range, behaviour_sampler: str | None = None) -> dict[str, Method]:
   """Everyone whom the triplets suffice, by name; temperatures are for rewards of variance 1.
 
   Args:
     rates: learning rates, the same for all.
+    behaviour_sampler: 'sampled' where the log's log-probs are known to be propensities.
   """
-  a = algorithms
+  a, sampler = algorithms, behaviour_sampler
   return {
     'dro_v': Method(lambda t: a.dro_v(tau=t), _with_temperature(0.1, 0.5, rates)),
     'dro_p': Method(lambda t: a.dro_p(tau=t), _with_temperature(0.1, 0.5, rates)),
@@ -80,9 +84,11 @@ def methods(rates: Range) -> dict[str, Method]:
     'copg': Method(lambda t: a.copg(beta=t), _with_temperature(0.1, 0.5, rates)),
     'agro': Method(lambda t: a.agro(beta=t), _with_temperature(0.1, 0.5, rates)),
     'rloo': Method(lambda t: a.rloo(beta=t), _with_temperature(0.1, 0.5, rates)),
-    'rebel': Method(lambda t: a.rebel(eta=1 / t), _with_temperature(0.1, 0.5, rates)),
+    'rebel': Method(
+      lambda t: a.rebel(eta=1 / t, behaviour_sampler=sampler), _with_temperature(0.1, 0.5, rates)
+    ),
     'reinforce': Method(lambda t: a.reinforce(beta=t), _with_temperature(0.1, 0.5, rates)),
-    'topr': Method(lambda t: a.topr(), {'learning_rate': rates}),
+    'topr': Method(lambda t: a.topr(behaviour_sampler=sampler), {'learning_rate': rates}),
     'filtered_sft': Method(lambda t: a.filtered_sft(), {'learning_rate': rates}),
   }
 
@@ -111,9 +117,9 @@ def fit(
 ) -> dict[str, Any]:
   """Trains a cell's policy from the reference, or resumes it; returns its run's folder, steps and FLOPs."""
   algorithm = method.algorithm(cell.hyperparameters.get('temperature', 1.0))
-  cost = functools.partial(flops_per_step, data=data, budget=budget, mesh=mesh())
-  per_step = cost(algorithm)
-  steps = trials.steps_within(budget.steps * cost(algorithms.dro_v()), per_step)
+  per_step = flops_per_step(method.algorithm, data, budget, mesh())
+  whole = budget.steps * flops_per_step(_YARDSTICK, data, budget, mesh())
+  steps = trials.steps_within(whole, per_step)
   rate = cell.hyperparameters['learning_rate']
   every = -(-steps // budget.evaluations)
 
@@ -147,8 +153,15 @@ def _batch_size(algorithm: algorithms.Algorithm, budget: Budget) -> int:
   return budget.responses // {'response': 1, 'pair': 2, 'group': budget.group_size}[algorithm.unit]
 
 
-def flops_per_step(algorithm: algorithms.Algorithm, *, data: Data, budget: Budget, mesh: Mesh) -> float:
-  """FLOPs of one of its optimiser steps, all networks and the reference's pass included, from the jaxpr."""
+@functools.lru_cache(maxsize=64)
+def flops_per_step(
+  make: Callable[[float], algorithms.Algorithm], data: Data, budget: Budget, mesh: Mesh
+) -> float:
+  """FLOPs of one of its optimiser steps, all networks and the reference's pass included, from the jaxpr.
+
+  No temperature changes them.
+  """
+  algorithm = make(1.0)
   config = networks.config_of(data.init_from)
   nets = networks.build(config, uses_value=algorithm.uses_value)
   frozen = reference.frozen(scoring.make_score(nets.policy)) if algorithm.uses_reference else None
