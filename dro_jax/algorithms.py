@@ -43,6 +43,7 @@ class Algorithm(NamedTuple):
     uses_token_values: whether that must give a value for each token.
     uses_mismatched: whether it reads scores of mismatched pairs.
     uses_rewards: whether it reads rewards.
+    trains_policy: whether the policy gets a gradient.
     couples: whether one example's loss depends on other examples, so that a microbatch alone cannot give its
       gradient.
     requires: the data's columns without which it cannot run.
@@ -64,6 +65,7 @@ class Algorithm(NamedTuple):
   uses_token_values: bool = False
   uses_mismatched: bool = False
   uses_rewards: bool = True
+  trains_policy: bool = True
   couples: bool = False
   requires: tuple[str, ...] = ()
   columns: Mapping[str, derived.Fit] = {}
@@ -329,7 +331,7 @@ def regression() -> Algorithm:
   def loss(batch: Batch) -> LossOutput:
     return LossOutput({'value': LossTerm(jnp.square(batch.values - batch.rewards) / 2, batch.valid)})
 
-  return Algorithm('regression', loss, uses_reference=False, uses_value=True)
+  return Algorithm('regression', loss, uses_reference=False, uses_value=True, trains_policy=False)
 
 
 # --- thumbs -------------------------------------------------------------------------------------------------

@@ -27,9 +27,17 @@ class Networks(NamedTuple):
   value: ValueNetwork | None
 
 
-def build(config: T5Config, *, uses_value: bool, readout: str = 'prompt', shared: bool = False) -> Networks:
+def build(
+  config: T5Config,
+  *,
+  uses_value: bool,
+  readout: str = 'prompt',
+  shared: bool = False,
+  frozen_trunk: bool = False,
+) -> Networks:
   """The networks of a configuration; the value trunk has the policy's architecture."""
-  return Networks(T5(config), ValueNetwork(config, readout=readout, shared=shared) if uses_value else None)
+  value = ValueNetwork(config, readout=readout, shared=shared, frozen_trunk=frozen_trunk)
+  return Networks(T5(config), value if uses_value else None)
 
 
 @functools.lru_cache(maxsize=8)
@@ -192,13 +200,14 @@ def metadata(
   algorithm: algorithms.Algorithm,
   readout: str,
   shared: bool,
+  frozen_trunk: bool = False,
   **settings: Any,
 ) -> dict[str, Any]:
   """What is saved beside every checkpoint: enough to rebuild the networks and read data as the run did."""
-  value = {'readout': readout, 'shared': shared} if algorithm.uses_value else None
+  value = {'readout': readout, 'shared': shared} | ({'frozen_trunk': True} if frozen_trunk else {})
   return {
     'model': dataclasses.asdict(config),
-    'value': value,
+    'value': value if algorithm.uses_value else None,
     'vocabulary': vocabulary.spec,
     'vocabulary_fingerprint': vocabulary.fingerprint,
     'algorithm': algorithm.name,

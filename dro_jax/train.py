@@ -117,6 +117,7 @@ def train(
   vocabulary: str | None = None,
   value_readout: str = 'prompt',
   value_shared: bool = False,
+  value_frozen_trunk: bool = False,
   policy_optimizer: Callable[[], optax.GradientTransformation] = optimizers.adafactor,
   value_optimizer: Callable[[], optax.GradientTransformation] = optimizers.adafactor,
   mesh: Callable[[], Mesh] = partitioning.make_mesh,
@@ -148,8 +149,9 @@ def train(
     model: size and kind of a T5; `None` takes the checkpoint's.
     init_from: a checkpoint whose policy is the start and the reference; `None` starts at random.
     vocabulary: `bytes`, or a SentencePiece model; `None` takes the checkpoint's, or else bytes.
-    value_readout: `prompt`, `token` or `batch` (see `models.value.ValueNetwork`).
+    value_readout: `prompt`, `attention`, `token` or `batch` (see `models.value.ValueNetwork`).
     value_shared: read the value off the policy's own trunk.
+    value_frozen_trunk: fit only what reads that trunk's states, not the trunk.
     policy_optimizer: the policy's (see `optimizers`).
     value_optimizer: the value network's.
     mesh: devices' arrangement.
@@ -190,8 +192,10 @@ def train(
     algorithms.check_columns(chosen, table.columns)
   chosen.check(triplets)
   triplets = tasks.derive(triplets, chosen.columns, chosen.select, chosen.weights)
-  nets = networks.build(config, uses_value=chosen.uses_value, readout=value_readout, shared=value_shared)
-  txs = {'policy': policy_optimizer()} | ({'value': value_optimizer()} if chosen.uses_value else {})
+  value = {'readout': value_readout, 'shared': value_shared, 'frozen_trunk': value_frozen_trunk}
+  nets = networks.build(config, uses_value=chosen.uses_value, **value)
+  tx = policy_optimizer() if chosen.trains_policy else optax.set_to_zero()
+  txs = {'policy': tx} | ({'value': value_optimizer()} if chosen.uses_value else {})
   timing = schedule() if triplets.eval is not None else dataclasses.replace(schedule(), eval_every=0)
   multiple = partitioning.num_row_shards(grid) * num_microbatches
   feed = _feed(triplets, timing, rows(), unit_options(), batch_size, seed, multiple, chosen)
@@ -205,7 +209,7 @@ def train(
       nets, chosen, ref, grid, words, rollouts(), max_length=longest, seed=seed, chunk_size=chunk_size
     )
   metadata = networks.metadata(
-    config, vocabulary=words, algorithm=chosen, readout=value_readout, shared=value_shared,
+    config, vocabulary=words, algorithm=chosen, **value,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
     reference=None if ref is None else dict(ref.settings), uses_reference=ref is not None and ref.is_kept,
     batch_size=batch_size, seed=seed, online=responder and responder.settings,

@@ -98,6 +98,13 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
   return whole if num_microbatches == 1 else in_parts
 
 
+def _policy_held(score: Score) -> Score:
+  """The same scores, which pull nothing back to the policy: its backward pass is never made."""
+  return lambda params, rows, rng: score(
+    {**params, 'policy': jax.lax.stop_gradient(params['policy'])}, rows, rng
+  )
+
+
 def apply_optimizers(
   state: TrainState, gradients: Mapping[str, Params], optimizers: Mapping[str, optax.GradientTransformation]
 ) -> TrainState:
@@ -144,6 +151,7 @@ def make_train_step(
     num_microbatches: M; see `make_gradient`.
     dropout: whether scoring drops (supervised fine-tuning only: log-probs of an alignment loss must not).
   """
+  score = score if algorithm.trains_policy else _policy_held(score)
   gradient = make_gradient(score, algorithm, num_microbatches)
   epochs = 1 if algorithm.online is None else algorithm.online.epochs
 

@@ -260,3 +260,10 @@ def test_losses_module_is_what_the_algorithms_use():
   policy, _, params = init_params(readout=None)
   logps = jax.jit(scoring.make_score(policy))(params, ROWS._replace(mismatched=None)).logps
   np.testing.assert_allclose(metrics['loss'], np.mean(losses.sft(logps.reshape(-1))), rtol=1e-5)
+
+
+def test_a_policy_that_is_not_trained_is_left_alone():
+  step, state = make(algorithms.regression, shared=True)
+  after, output = jax.jit(step)(state, rows_for(algorithms.regression()))
+  jax.tree.map(np.testing.assert_array_equal, after.params['policy'], state.params['policy'])
+  assert float(output.metrics['gradient_norm/policy']) == 0.0 < float(output.metrics['gradient_norm/value'])

@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from dro_jax import masked, values
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5, T5Config
 from dro_jax.types import Array, Params, Rows
 
-READOUTS = ('prompt', 'token', 'batch')
+READOUTS = ('prompt', 'attention', 'token', 'batch')
 
 
 class Head(nn.Module):
@@ -23,6 +23,46 @@ class Head(nn.Module):
     bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ()), (), jnp.float32)
     # A sum, not a product: an accelerator would round a product's inputs to bfloat16.
     return jnp.sum(states.astype(jnp.float32) * kernel_D[None, None, :], axis=-1) + bias
+
+
+class AttentionPool(nn.Module):
+  """A prompt's states pooled by heads of attention, each with one learned query, float32 (A-LoL, 2305.14718).
+
+  p_h = Σ_s α_hs W^v_h x_s,  α_h = softmax_s(q_h · W^k_h x_s / √d) over the prompt's own tokens; the heads'
+  pools are joined.
+  """
+
+  num_heads: int
+  head_dim: int
+
+  @nn.compact
+  def __call__(
+    self,
+    states: Float[Array, 'B S D'],
+    prompt_segments: Int[Array, 'B S'],
+    response_prompts: Int[Array, 'B R'],
+  ) -> Float[Array, 'B R HD']:
+    shape = states.shape[-1], self.num_heads, self.head_dim
+    fan_in = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal', in_axis=0, out_axis=(1, 2))
+    kernel = nn.with_logical_partitioning(fan_in, ('embed', 'heads', 'kv'))
+    query = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('heads', 'kv'))
+    query_HD = self.param('query', query, shape[1:], jnp.float32)
+    keys_BSHD = _project(states, self.param('key', kernel, shape, jnp.float32))
+    values_BSHD = _project(states, self.param('value', kernel, shape, jnp.float32))
+    logits_BHS = jnp.einsum('bshd,hd->bhs', keys_BSHD, query_HD, precision=_EXACT) / self.head_dim**0.5
+    own_BRS = prompt_segments[:, None, :] == response_prompts[:, :, None]
+    logits_BRHS = jnp.where(own_BRS[:, :, None, :], logits_BHS[:, None, :, :], _NEVER)
+    weights_BRHS = jax.nn.softmax(logits_BRHS, axis=-1)
+    pooled_BRHD = jnp.einsum('brhs,bshd->brhd', weights_BRHS, values_BSHD, precision=_EXACT)
+    return pooled_BRHD.reshape(*pooled_BRHD.shape[:2], -1)
+
+
+_EXACT = jax.lax.Precision.HIGHEST
+_NEVER = -1e30  # Finite: an empty slot has no prompt, and must not become nan.
+
+
+def _project(states_BSD: Array, kernel_DHK: Array) -> Array:
+  return jnp.einsum('bsd,dhk->bshk', states_BSD.astype(jnp.float32), kernel_DHK, precision=_EXACT)
 
 
 class Scalar(nn.Module):
@@ -40,22 +80,27 @@ class ValueNetwork(nn.Module):
   Args:
     config: the trunk's T5; only what the read-out needs of it has parameters (no decoder for `prompt`).
     readout: `prompt`: w · (mean of the encoder's states over the response's prompt) + b, which never sees the
-      response. `token`: w · (decoder's state at t) + b = V(x, y_<t); the response's value is V_0, seeing no
-      response token. `batch`: one learned scalar.
+      response. `attention`: the same of an attention pool over those states (A-LoL's). `token`: w ·
+      (decoder's state at t) + b = V(x, y_<t); the response's value is V_0, seeing no response token. `batch`:
+      one learned scalar.
     shared: read the policy's own states, and pull its parameters too, instead of a trunk's.
+    frozen_trunk: no gradient reaches those states: only what reads them is fitted.
 
   Parameters: `{'trunk': a T5's tree, 'head': {'kernel', 'bias'}}`, or `{'head': {'value'}}` for `batch`; no
-  `trunk` when shared.
+  `trunk` when shared; a `pool` for `attention`.
   """
 
   config: T5Config
   readout: str = 'prompt'
   shared: bool = False
+  frozen_trunk: bool = False
 
   def setup(self):
     if self.readout not in READOUTS:
       raise UsageError(f'readout={self.readout!r} reads nothing: pass one of {READOUTS}.')
     self.head = Scalar() if self.readout == 'batch' else Head()
+    if self.readout == 'attention':
+      self.pool = AttentionPool(self.config.num_heads, self.config.head_dim)
     if not self.shared and self.readout != 'batch':
       self.trunk = T5(self.config)
 
@@ -76,6 +121,9 @@ class ValueNetwork(nn.Module):
       rows.response_prompt,
     )
 
+  def _fitted(self, states: Array) -> Array:
+    return jax.lax.stop_gradient(states) if self.frozen_trunk else states
+
   def __call__(
     self,
     rows: Rows,
@@ -92,11 +140,12 @@ class ValueNetwork(nn.Module):
     slots = rows.valid.shape[1]
     if self.readout == 'batch':
       return jnp.where(rows.valid, self.head(), 0.0), None
-    if self.readout == 'prompt':
+    if self.readout in ('prompt', 'attention'):
       prompts_BR = masked.segment_first(rows.response_prompt, rows.response_segments, slots)
-      means_BRD = values.prompt_means(self._encoded(rows, encoded_BSD), rows.prompt_segments, prompts_BR)
-      return jnp.where(rows.valid, self.head(means_BRD), 0.0), None
-    token_values_BT = self.head(self._hidden(rows, hidden_BTD))
+      pool = values.prompt_means if self.readout == 'prompt' else self.pool
+      pooled_BRD = pool(self._fitted(self._encoded(rows, encoded_BSD)), rows.prompt_segments, prompts_BR)
+      return jnp.where(rows.valid, self.head(pooled_BRD), 0.0), None
+    token_values_BT = self.head(self._fitted(self._hidden(rows, hidden_BTD)))
     token_values_BT = jnp.where(rows.response_segments > 0, token_values_BT, 0.0)
     first_BR = masked.segment_first(token_values_BT, rows.response_segments, slots)
     return jnp.where(rows.valid, first_BR, 0.0), token_values_BT

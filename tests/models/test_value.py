@@ -21,9 +21,9 @@ STATES = jnp.zeros((1, 1, 8))
 
 
 @functools.cache
-def make(readout, shared=False):
+def make(readout, shared=False, frozen_trunk=False):
   """(network, random parameters with a head away from 0)."""
-  network = ValueNetwork(CONFIG, readout=readout, shared=shared)
+  network = ValueNetwork(CONFIG, readout=readout, shared=shared, frozen_trunk=frozen_trunk)
   shapes = nn.unbox(
     jax.eval_shape(network.init, jax.random.key(0), smallest_rows(), STATES, STATES)['params']
   )
@@ -43,17 +43,63 @@ def by_example(values, rows):
   return values[valid][np.argsort(ids[valid])]
 
 
-@pytest.mark.parametrize('readout', ['prompt', 'token', 'batch'])
+@pytest.mark.parametrize('readout', ['prompt', 'attention', 'token', 'batch'])
 def test_packed_equals_padded(readout):
   packed, padded = apply(readout, PACKED)[0], apply(readout, PADDED)[0]
   np.testing.assert_allclose(by_example(packed, PACKED), by_example(padded, PADDED), atol=1e-5)
   assert np.ptp(packed) > 0 or readout == 'batch'
 
 
-def test_prompt_values_never_see_the_response():
+@pytest.mark.parametrize('readout', ['prompt', 'attention'])
+def test_prompt_values_never_see_the_response(readout):
   other = PACKED._replace(response_tokens=jnp.where(PACKED.response_segments > 0, 9, 0))
-  np.testing.assert_array_equal(apply('prompt', PACKED)[0], apply('prompt', other)[0])
-  assert set(make('prompt')[1]['trunk']) == {'token_embedder', 'encoder'}
+  np.testing.assert_array_equal(apply(readout, PACKED)[0], apply(readout, other)[0])
+  assert set(make(readout)[1]['trunk']) == {'token_embedder', 'encoder'}
+
+
+def test_the_attention_pool_is_a_softmax_over_the_prompts_own_tokens():
+  """Independent numpy in float64."""
+  network, params = make('attention', shared=True)
+  rng = np.random.default_rng(1)
+  states = rng.normal(size=(*PACKED.prompt_tokens.shape, 8))
+  found = jax.jit(network.apply)({'params': params}, PACKED, jnp.asarray(states, jnp.float32))[0]
+  query, key, value = (np.asarray(params['pool'][name], np.float64) for name in ('query', 'key', 'value'))
+  for row in range(2):
+    for slot in range(2):
+      own = states[row][np.asarray(PACKED.prompt_segments[row]) == slot + 1]
+      pooled = []
+      for head in range(2):
+        logits = own @ key[:, head] @ query[head] / 2.0
+        weights = np.exp(logits) / np.exp(logits).sum()
+        pooled.append(weights @ (own @ value[:, head]))
+      wanted = np.concatenate(pooled) @ np.asarray(params['head']['kernel']) + params['head']['bias']
+      assert float(found[row, slot]) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_padding_changes_no_attention_value():
+  states = jnp.asarray(np.random.default_rng(1).normal(size=(*PACKED.prompt_tokens.shape, 8)), jnp.float32)
+  network, params = make('attention', shared=True)
+  other = jnp.where((PACKED.prompt_segments > 0)[:, :, None], states, 1e3)
+  score = jax.jit(network.apply)
+  found = [score({'params': params}, PACKED, x)[0] for x in (states, other)]
+  np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize('readout', ['prompt', 'attention'])
+def test_a_frozen_trunk_gets_no_gradient(readout):
+  network, params = make(readout, frozen_trunk=True)
+  gradient = jax.jit(jax.grad(lambda params: jnp.sum(network.apply({'params': params}, PACKED)[0])))(params)
+  norms = {name: sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(gradient[name])) for name in gradient}
+  assert norms.pop('trunk') == 0.0 and all(norm > 0 for norm in norms.values())
+  _, thawed = make(readout)
+  jax.tree.map(np.testing.assert_array_equal, params, thawed)
+
+
+def test_a_frozen_shared_trunk_pulls_nothing_of_the_policy():
+  network, params = make('attention', shared=True, frozen_trunk=True)
+  states = jnp.ones((*PACKED.prompt_tokens.shape, 8))
+  gradient = jax.jit(jax.grad(lambda x: jnp.sum(network.apply({'params': params}, PACKED, x)[0])))(states)
+  assert not np.asarray(gradient).any() and 'trunk' not in params
 
 
 def test_prompt_value_is_the_mean_state_read_out():
