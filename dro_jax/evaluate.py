@@ -126,11 +126,11 @@ def score(
   frozen = None
   if run.state.reference is not None:
     frozen = reference.frozen(scoring.make_score(run.networks.policy, chunk_size=chunk_size))
-  score_table = networks.make_scorer(run.networks, _NO_LOSS, frozen, mesh, chunk_size)
+  score_table = networks.make_scorer(run.networks, NO_LOSS, frozen, mesh, chunk_size)
   return score_table(run.state, loader.Loader(table, batches, fitted))
 
 
-_NO_LOSS = algorithms.Algorithm('none', lambda batch: LossOutput({}))
+NO_LOSS = algorithms.Algorithm('none', lambda batch: LossOutput({}))
 
 
 def report(

@@ -90,6 +90,46 @@ def baselines(logps: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
   return {'logp': logps, 'logp_per_token': logps / lengths, 'length': lengths.astype(np.float64)}
 
 
+def of_scores(
+  logps: np.ndarray,
+  lengths: np.ndarray,
+  rewards: np.ndarray,
+  prompts: np.ndarray,
+  *,
+  reference_logps: np.ndarray | None = None,
+  values: np.ndarray | None = None,
+  temperature: float | int = 1.0,
+) -> dict[str, Callable[[np.ndarray], float]]:
+  """Statistics of scored responses by name, each a function of how often each prompt was drawn, `[P]`.
+
+  Prompts are in the order of their numbers. Within a prompt responses are ranked by ρ, which at DRO's optimum
+  is an advantage over τ; across prompts only by V(x) + τρ. What the scores cannot give is left out.
+  """
+  prompt_N, _ = _number(prompts)
+  result = {'reward': mean_of(rewards, prompt_N), 'logp': mean_of(logps, prompt_N)}
+  scores = baselines(logps, lengths)
+  if values is not None:
+    result['value'] = mean_of(values, prompt_N)
+    result['value_explained_variance'] = lambda w_P: explained_variance(values, rewards, w_P[prompt_N])
+  if reference_logps is not None:
+    rho = logps - reference_logps
+    scores = {'log_ratio': rho} | scores
+    result['log_ratio'] = mean_of(rho, prompt_N)
+    result['log_ratio_std'] = lambda w_P: float(np.sqrt(_variance(rho, w_P[prompt_N])))
+    if values is not None:
+      level = values + temperature * rho
+      result['rank_correlation'] = lambda w_P: rank_correlation(level, rewards, w_P[prompt_N])
+  counts = {name: count_pairs(score, rewards, prompts) for name, score in scores.items()}
+  return result | {
+    f'within_prompt_accuracy/{name}': functools.partial(pairwise_accuracy, of) for name, of in counts.items()
+  }
+
+
+def mean_of(x: np.ndarray, prompt_N: np.ndarray | slice = slice(None)) -> Callable[[np.ndarray], float]:
+  """The mean of `x` as a function of how often each prompt was drawn; `prompt_N` numbers their prompts."""
+  return lambda weights_P: _divide(weights_P[prompt_N] @ x, weights_P[prompt_N].sum())
+
+
 def within_prompts(
   scores: Mapping[str, np.ndarray],
   rewards: np.ndarray,

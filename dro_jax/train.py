@@ -23,15 +23,18 @@ from jax.sharding import Mesh
 from dro_jax import (
   algorithms,
   checkpoints,
+  evaluate,
   generate,
   networks,
   online,
   optimizers,
+  own_samples,
   partitioning,
   scoring,
-  statistics,
+  spent,
   train_state,
   train_step,
+  validation,
   writers,
 )
 from dro_jax import reference as references
@@ -60,6 +63,9 @@ class Run(NamedTuple):
   best_metric: str | None
   algorithm: algorithms.Algorithm
   responder: online.Responder | None = None
+  statistics_loader: loader.Loader | None = None
+  score_statistics: Callable | None = None
+  draw: own_samples.Draw | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Schedule:
     checkpoint_every: steps between checkpoints; the last step is saved too.
     eval_examples: held-out responses to validate on at most, `None` for all.
     sample_prompts: held-out prompts answered greedily at each validation.
+    kl_prompts: held-out prompts at most, the answers to which estimate KL(π‖π_ref) at each validation.
   """
 
   steps: int = 1000
@@ -81,6 +88,7 @@ class Schedule:
   checkpoint_every: int = 500
   eval_examples: int | None = 1000
   sample_prompts: int = 3
+  kl_prompts: int = 0
 
   def is_due(self, every: int, step: int) -> bool:
     return every > 0 and (step % every == 0 or step == self.steps)
@@ -191,6 +199,7 @@ def train(
   for table in filter(None, (triplets.train, triplets.eval)):
     algorithms.check_columns(chosen, table.columns)
   chosen.check(triplets)
+  longest, options = int(triplets.train.response_lengths.max()), rollouts()
   triplets = tasks.derive(triplets, chosen.columns, chosen.select, chosen.weights)
   value = {'readout': value_readout, 'shared': value_shared, 'frozen_trunk': value_frozen_trunk}
   nets = networks.build(config, uses_value=chosen.uses_value, **value)
@@ -203,16 +212,23 @@ def train(
   ref = None
   if chosen.uses_reference:
     ref = reference(scoring.make_score(nets.policy, chunk_size=chunk_size))
-  longest, responder = int(triplets.train.response_lengths.max()), None
+  responder = None
   if chosen.online is not None:
     responder = online.make_responder(
-      nets, chosen, ref, grid, words, rollouts(), max_length=longest, seed=seed, chunk_size=chunk_size
+      nets, chosen, ref, grid, words, options, max_length=longest, seed=seed, chunk_size=chunk_size
     )
+  draw, decoding = None, None
+  if timing.eval_every and timing.kl_prompts:
+    draw, decoding = own_samples.make_draw(
+      nets, ref, grid, words, timing.kl_prompts, max_length=options.max_length or longest,
+      reward=options.reward, seed=seed, chunk_size=chunk_size,
+    )  # fmt: skip
   metadata = networks.metadata(
     config, vocabulary=words, algorithm=chosen, **value,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
     reference=None if ref is None else dict(ref.settings), uses_reference=ref is not None and ref.is_kept,
     batch_size=batch_size, seed=seed, online=responder and responder.settings,
+    init_from=init_from, decoding=decoding,
   )  # fmt: skip
   step = train_step.make_train_step(
     scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size), chosen, txs, ref,
@@ -242,7 +258,8 @@ def train(
       nets.policy, grid, max_length=longest if responder is None else responder.settings['max_length'],
       temperature=0.0, batch_size=timing.sample_prompts,
     ),
-    saved, best_metric, chosen, responder,
+    saved, best_metric, chosen, responder, feed.statistics,
+    feed.statistics and networks.make_scorer(nets, evaluate.NO_LOSS, ref, grid, chunk_size), draw,
   )  # fmt: skip
   if jax.process_index() == 0:
     _describe(run.model_dir, metadata, configs())
@@ -331,11 +348,16 @@ def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Feed(NamedTuple):
-  """Batches to train on, to validate on where something is held out, and how units were formed, if any."""
+  """Batches to train on, to validate on where something is held out, and how units were formed, if any.
+
+  `statistics` holds every held-out response where `eval` holds pairs or groups: what is left out of those
+  would make a method's statistics incomparable with another's.
+  """
 
   train: loader.Loader
   eval: loader.Loader | None
   units: Mapping[str, Any] | None
+  statistics: loader.Loader | None = None
 
 
 def _feed(
@@ -379,11 +401,13 @@ def _feed(
     return Feed(train_loader, None, report)
   # By digest, for a file may be sorted.
   chosen = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[: timing.eval_examples])
-  table, members, _ = _formed(triplets.eval.subset(chosen), algorithm.unit, unit_options)
+  held_out = triplets.eval.subset(chosen)
+  table, members, _ = _formed(held_out, algorithm.unit, unit_options)
   once = plan.SequentialPlan(len(table) if members is None else len(members), batch_size)
-  return Feed(
-    train_loader, load(table, once if members is None else plan.UnitPlan(once, members, len(table))), report
-  )
+  if members is None:
+    return Feed(train_loader, load(table, once), report)
+  every = load(held_out, plan.SequentialPlan(len(held_out), batch_size))
+  return Feed(train_loader, load(table, plan.UnitPlan(once, members, len(table))), report, every)
 
 
 def _formed(table: Any, unit: str, options: units.UnitOptions) -> tuple[Any, np.ndarray | None, Any]:
@@ -465,16 +489,18 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
     str(run.model_dir), first_step=first, num_steps=timing.steps, primary=jax.process_index() == 0
   )
   latest: dict[str, Any] = {}
+  total = spent.Spent(run.model_dir / 'metrics.jsonl', run.train_loader, first, run.responder is None)
   with contextlib.closing(writer), contextlib.closing(run.checkpoints), _signal() as stopped:
     _announce(run, writer, state, timing)
     pending, clock = None, Clock()
     for step, rows in _batches(run, first, timing.steps):
       rows, times = _answered(run, state, step, rows)
       with partitioning.use_mesh(run.mesh):
+        so_far = total.add(run.step, step, state, rows, num_rows=len(rows.valid))
         state, output = run.step(state, rows)
       if pending is not None:
         latest = _report(run, writer, pending, timing, clock) or latest
-      pending = _Pending(step + 1, output, times)
+      pending = _Pending(step + 1, output, times | so_far)
       stop = _agreed(stopped, step)
       saving = timing.is_due(timing.checkpoint_every, step + 1) or step + 1 == timing.steps
       # What is saved is measured too, or it could never be the best; but not against a deadline.
@@ -483,10 +509,11 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
       if pausing or run.responder is not None:  # Fresh responses wait for the step anyway.
         latest, pending = _report(run, writer, pending, timing, clock) or latest, None
       if pausing:
-        measured = _evaluate(run, writer, state, step + 1, timing) if evaluating else {}
+        measured = _evaluate(run, writer, state, step + 1, timing, so_far) if evaluating else {}
         latest = latest | measured
         if saving or stop:
           run.checkpoints.save(step + 1, state, measured)
+        _keep_validations(run, step + 1)
         clock.lap()
       if stop:
         run.checkpoints.wait()
@@ -566,21 +593,22 @@ def _refuse_nonfinite(run: Run, step: int, ids: np.ndarray) -> None:
 
 
 def _evaluate(
-  run: Run, writer: writers.RunWriter, state: train_state.TrainState, step: int, timing: Schedule
+  run: Run,
+  writer: writers.RunWriter,
+  state: train_state.TrainState,
+  step: int,
+  timing: Schedule,
+  so_far: Mapping[str, float],
 ) -> dict[str, float]:
   """Validates on held-out prompts and answers a few of them."""
   table = run.eval_loader.table
-  if run.responder is None:
-    scored = run.score_table(state, run.eval_loader)
-    summary = _summary(scored, table, run.algorithm.temperature)
-    # Of all losses: one that is not finite is left out of the summary, and then is nobody's best.
-    summary['criterion'] = scored.losses[run.algorithm.criterion]
-  else:
-    summary = run.responder.validate(state, run.eval_loader)
+  summary, found = _validated(run, state)
+  if jax.process_index() == 0:
+    validation.save(run.model_dir, step, found)
   measured = {f'eval/{name}': value for name, value in summary.items()}
   if run.best_metric is not None and run.best_metric not in measured:
     raise UsageError(f'best_metric={run.best_metric!r} is not measured: pass one of {", ".join(measured)}.')
-  writer.metrics(step, measured)
+  writer.metrics(step, measured | so_far)
   count = min(timing.sample_prompts, len(table))
   if count:
     firsts = np.unique(table.prompt_index, return_index=True)[1]
@@ -589,27 +617,29 @@ def _evaluate(
   return measured
 
 
-def _summary(scored: networks.ScoredTable, table: Any, temperature: float) -> dict[str, float]:
-  """Losses and statistics of a scored table; those that it cannot give are left out."""
-  result = dict(scored.losses) | {'reward': float(scored.rewards.mean()), 'logp': float(scored.logps.mean())}
-  scores = statistics.baselines(scored.logps, scored.lengths)
-  if scored.reference_logps is not None:
-    rho = scored.logps - scored.reference_logps
-    result |= {'log_ratio': float(rho.mean()), 'log_ratio_std': float(rho.std())}
-    scores = {'log_ratio': temperature * rho}
-  for name, score in scores.items():
-    pairs = statistics.count_pairs(score, scored.rewards, table.prompt_index)
-    result[f'within_prompt_accuracy/{name}'] = statistics.pairwise_accuracy(pairs, np.ones(len(pairs.pairs)))
-  if scored.values is not None:
-    everything = np.ones(len(table))
-    result['value'] = float(scored.values.mean())
-    result['value_explained_variance'] = statistics.explained_variance(
-      scored.values, scored.rewards, everything
-    )
-    result['rank_correlation'] = statistics.rank_correlation(
-      scored.values + temperature * rho, scored.rewards, everything
-    )
-  return {name: value for name, value in result.items() if math.isfinite(value)}
+def _validated(run: Run, state: train_state.TrainState) -> tuple[dict[str, float], validation.Validation]:
+  """Losses and statistics of held-out prompts, of responses logged and own; and each response's numbers."""
+  every = run.statistics_loader or run.eval_loader
+  drawn = run.draw and run.draw(state, every.table)
+  own = own_samples.summary(drawn) if drawn else {}
+  if run.responder is not None:
+    found = validation.of(run.algorithm.temperature, every.table, None, drawn)
+    return own | run.responder.validate(state, run.eval_loader), found
+  scored = run.score_table(state, run.eval_loader)
+  losses = scored.losses
+  if run.statistics_loader is not None:
+    scored = run.score_statistics(state, every)
+  found = validation.of(run.algorithm.temperature, every.table, scored, drawn)
+  summary = {**losses, **own, **validation.summary(found)}
+  summary = {name: value for name, value in summary.items() if math.isfinite(value)}
+  # Of all losses: one that is not finite is left out of the summary, and then is nobody's best.
+  return summary | {'criterion': losses[run.algorithm.criterion]}, found
+
+
+def _keep_validations(run: Run, step: int) -> None:
+  """Keeps those of the newest validation and of the checkpoints that are kept."""
+  if jax.process_index() == 0:
+    validation.keep(run.model_dir, (step, run.checkpoints.latest_step(), run.checkpoints.best_step()))
 
 
 def _answers(

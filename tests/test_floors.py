@@ -46,6 +46,9 @@ FLOORS = {
   'generate': 4,
   'evaluate': 4,
   'online': 4,
+  'own_samples': 4,
+  'validation': 4,
+  'spent': 4,
   'train': 4,
   'arena': 4,
   # The doors.

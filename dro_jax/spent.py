@@ -1,0 +1,54 @@
+"""What a run has spent: examples, and FLOPs counted from its step's jaxpr."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from dro_jax import flops
+from dro_jax.data.loader import Loader
+
+
+class Spent:
+  """Counts a run's examples and FLOPs, over all the times that it was resumed.
+
+  A batch of twice the rows has twice the products of matrices, all else being equal, so that one count is
+  enough for batches of every size.
+
+  Args:
+    metrics: the run's metrics.jsonl, which tells what was spent before.
+    loader: of the training batches.
+    first: steps already done.
+    counts_flops: False where a step's jaxpr is not all that a step costs.
+  """
+
+  def __init__(self, metrics: pathlib.Path, loader: Loader, first: int, counts_flops: bool = True):
+    self._loader, self._counts_flops = loader, counts_flops
+    self._step, self._flops = _last_record(metrics, first)
+    self._rows = sum(loader.num_rows(step) for step in range(self._step, first)) if counts_flops else 0
+    self._per_row: float | None = None
+
+  def add(self, step_function: Callable, step: int, *arguments: Any, num_rows: int) -> dict[str, float]:
+    """What is spent after one more step, from its function and that function's arguments."""
+    so_far = {'examples': float((step + 1) * self._loader.plan.batch_size)}
+    if not self._counts_flops:
+      return so_far
+    if self._per_row is None:
+      self._count(step_function, arguments, num_rows)
+    self._rows += num_rows
+    return so_far | {'flops': self._rows * self._per_row}
+
+  def _count(self, step_function: Callable, arguments: tuple, num_rows: int) -> None:
+    self._per_row = flops.count(step_function, *arguments) / num_rows
+    # In rows, which are exact however often a run is resumed.
+    self._rows += round(self._flops / self._per_row) if self._per_row else 0
+
+
+def _last_record(metrics: pathlib.Path, first: int) -> tuple[int, float]:
+  """The last step up to `first` of which metrics.jsonl knows the FLOPs, and those; (0, 0) where none."""
+  last = 0, 0.0
+  for line in metrics.read_text(encoding='utf-8').splitlines() if metrics.exists() else ():
+    record = json.loads(line)
+    if record['step'] <= first and 'flops' in record:
+      last = max(last, (record['step'], record['flops']))
+  return last
