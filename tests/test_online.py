@@ -81,15 +81,14 @@ def run(data):
 # --- training -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-  'algorithm',
-  [
-    functools.partial(algorithms.rloo_online, samples=8),
-    functools.partial(algorithms.copg_online, samples=8, epochs=2),
-    functools.partial(algorithms.ppo_online, samples=8, epochs=2),
-  ],
-  ids=['rloo', 'copg', 'ppo'],
-)
+LEARNERS = {
+  'rloo': functools.partial(algorithms.rloo_online, samples=8),
+  'copg': functools.partial(algorithms.copg_online, samples=8),
+  'ppo': functools.partial(algorithms.ppo_online, samples=8, epochs=2),
+}
+
+
+@pytest.mark.parametrize('algorithm', LEARNERS.values(), ids=LEARNERS)
 def test_the_reward_rises(run, algorithm, tmp_path):
   result = run(tmp_path, algorithm, steps=20, eval_every=20)
   history = [record for record in records(tmp_path) if 'reward' in record]
@@ -106,7 +105,7 @@ def test_the_reward_rises(run, algorithm, tmp_path):
 
 
 def test_resume_is_bit_identical(run, tmp_path):
-  algorithm = functools.partial(algorithms.copg_online, samples=2, epochs=2)
+  algorithm = LEARNERS['ppo']
   run(tmp_path / 'whole', algorithm, steps=4)
   run(tmp_path / 'parts', algorithm, steps=2)
   run(tmp_path / 'parts', algorithm, steps=4)
@@ -276,7 +275,6 @@ def test_settings_out_of_range(settings):
     online.RolloutOptions(**settings)
 
 
-def test_a_bad_reward_stops_the_run(run, tmp_path):
-  bad = functools.partial(online.RolloutOptions, reward=lambda p, r: [float('nan')] * len(r), max_length=2)
+def test_a_bad_reward_stops_the_run(data):
   with pytest.raises(UsageError, match='returned nan for the response'):
-    run(tmp_path, functools.partial(algorithms.rloo_online, samples=2), steps=1, rollouts=bad)
+    rollout(data, PPO, mesh_of(1), reward=lambda prompts, responses: [float('nan')] * len(responses))
