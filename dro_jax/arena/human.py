@@ -27,7 +27,7 @@ from dro_jax.types import LossOutput
 MODEL = T5Config(
   emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2, num_decoder_layers=2
 )
-METHODS = ('dro_v', 'dro_p', 'kto', 'filtered_sft')
+USUAL = ('dro_v', 'dro_p', 'kto', 'filtered_sft')
 RATES = Range(1e-4, 1e-3)
 
 
@@ -257,7 +257,6 @@ def human(
   folder: str,
   feedback: Callable[[], Feedback],
   *,
-  methods: Sequence[str] = METHODS,
   model: T5Config = MODEL,
   steps: int = 200,
   batch_size: int = 32,
@@ -269,7 +268,6 @@ def human(
   Args:
     folder: the arena's.
     feedback: the triplets.
-    methods: who competes (see `training.methods`); pairs and groups need several responses to a prompt.
     model: the policy's size, where no reference is given.
     steps: of DRO-V; other methods take as many as cost the same FLOPs.
     batch_size: responses of a batch.
@@ -277,20 +275,20 @@ def human(
     mesh: devices' arrangement.
 
   Raises:
-    UsageError: an unknown method, or no triplets.
+    UsageError: no triplets.
   """
   given = feedback()
   if not given.triplets:
     raise UsageError('the suite human needs people’s scores: pass --triplets FILE.')
   place = Place(pathlib.Path(folder).expanduser().absolute(), given, model, mesh, batch_size)
-  competing = training.chosen(training.methods(RATES), methods)
+  competing = training.methods(RATES)
   budget = training.Budget(steps, batch_size, evaluations=evaluations)
   settings = {'feedback': given._asdict(), 'model': vars(model), 'budget': budget._asdict()}
   world_of = functools.lru_cache(maxsize=1)(functools.partial(prepare, place))
   return Suite(
     'human', plain(settings), {name: method.grid for name, method in competing.items()}, ({},),
     functools.partial(run, place, competing, budget, world_of),
-    functools.partial(human_report.report, tuple(competing)),
+    functools.partial(human_report.report, tuple(competing)), usual=USUAL,
   )  # fmt: skip
 
 

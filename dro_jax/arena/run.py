@@ -34,7 +34,7 @@ def arena(
   Args:
     model_dir: the arena's folder: cells, tables, plots.
     suite: the world and who competes in it.
-    algorithms: some of the suite's methods, 'dro_v,kto'; None takes all.
+    algorithms: some of the suite's methods, 'dro_v,kto'; None takes its usual ones.
     seeds: repetitions, numbered from 0.
     points: values of each hyperparameter's range.
     widen: steps by which every method's ranges are extended at both ends.
@@ -65,13 +65,13 @@ def arena(
 
 
 def _chosen(world: Suite, algorithms: str | Sequence[str] | None) -> dict[str, trials.Grid]:
-  """The named methods' grids, all without a name.
+  """The named methods' grids; without a name the usual ones'.
 
   Raises:
     UsageError: a name is no method's.
   """
   if algorithms is None:
-    return dict(world.grids)
+    algorithms = list(world.usual or world.grids)
   names = algorithms.split(',') if isinstance(algorithms, str) else list(algorithms)
   for name in names:
     if name not in world.grids:

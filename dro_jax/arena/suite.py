@@ -21,11 +21,12 @@ class Suite(NamedTuple):
   Attributes:
     name: the suite's.
     settings: what all cells share, plain JSON: the world, the budget. A folder holds cells of one.
-    grids: what each method may vary, by name. All that compete are here.
+    grids: what each method may vary, by name. All that can compete are here.
     axes: points of the world's axes; `({},)` where there are none.
     run: from a cell to its result, plain JSON. What cells share it keeps between calls.
     report: from finished cells to tables and figures; a pure function.
     cost: what a run of all cells takes, in words.
+    usual: who competes where nobody is named; None is all.
   """
 
   name: str
@@ -35,3 +36,4 @@ class Suite(NamedTuple):
   run: Callable[[Cell], Mapping[str, Any]]
   report: Callable[[Sequence[Finished]], Report]
   cost: str = ''
+  usual: Sequence[str] | None = None

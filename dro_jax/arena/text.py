@@ -30,7 +30,7 @@ from dro_jax.types import Params
 MODEL = T5Config(
   emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2, num_decoder_layers=2
 )
-METHODS = ('dro_v', 'kto', 'dpo', 'copg', 'filtered_sft')
+USUAL = ('dro_v', 'kto', 'dpo', 'copg', 'filtered_sft')
 RATES = Range(1e-4, 3e-4)
 _PROMPT_LENGTH = 64
 
@@ -260,7 +260,6 @@ def text(
   folder: str,
   world: Callable[[], TextWorld] = TextWorld,
   *,
-  methods: Sequence[str] = METHODS,
   model: T5Config = MODEL,
   steps: int = 150,
   batch_size: int = 64,
@@ -272,18 +271,14 @@ def text(
   Args:
     folder: the arena's.
     world: what is asked, and the log.
-    methods: who competes (see `training.methods`).
     model: the policy's size.
     steps: of DRO-V; other methods take as many as cost the same FLOPs.
     batch_size: responses of a batch.
     evaluations: how often a run validates, to find its best checkpoint.
     mesh: devices' arrangement.
-
-  Raises:
-    UsageError: an unknown method.
   """
   place = Place(pathlib.Path(folder).expanduser().absolute(), world(), model, mesh)
-  competing = training.chosen(training.methods(RATES, 'sampled'), methods)
+  competing = training.methods(RATES, 'sampled')
   budget = training.Budget(steps, batch_size, place.world.samples, evaluations)
   settings = {
     'world': place.world._asdict() | {'exercises': place.world.exercises._asdict()},
@@ -295,7 +290,7 @@ def text(
     'text', plain(settings), {name: method.grid for name, method in competing.items()}, ({},),
     functools.partial(run, place, competing, budget, world_of),
     functools.partial(text_report.report, tuple(competing)),
-    'Two cores take about a minute for the SFT policy and its log, and 40 seconds a cell.',
+    'Two cores take about a minute for the SFT policy and its log, and 40 seconds a cell.', USUAL,
   )  # fmt: skip
 
 

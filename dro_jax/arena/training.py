@@ -26,7 +26,6 @@ from dro_jax.arena import trials
 from dro_jax.arena.cells import Cell
 from dro_jax.arena.trials import Range
 from dro_jax.data import layout, loader, plan, tasks, units
-from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5Config
 
 
@@ -91,18 +90,6 @@ def methods(rates: Range, behaviour_sampler: str | None = None) -> dict[str, Met
     'topr': Method(lambda t: a.topr(behaviour_sampler=sampler), {'learning_rate': rates}),
     'filtered_sft': Method(lambda t: a.filtered_sft(), {'learning_rate': rates}),
   }
-
-
-def chosen(known: Mapping[str, Method], names: Sequence[str]) -> dict[str, Method]:
-  """The named methods.
-
-  Raises:
-    UsageError: one is unknown.
-  """
-  for name in names:
-    if name not in known:
-      raise UsageError(f'no method {name!r}: choose from {", ".join(known)}.')
-  return {name: known[name] for name in names}
 
 
 class Data(NamedTuple):

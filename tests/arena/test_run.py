@@ -85,3 +85,9 @@ def test_what_cannot_be_run_is_refused(tmp_path):
   run.arena(folder, world.suite, algorithms='a', seeds=1)
   with pytest.raises(UsageError, match='steps is 5, and now it is 6'):
     run.arena(folder, lambda: world.suite(steps=6), seeds=1)
+
+
+def test_without_a_name_the_usual_ones_compete(tmp_path):
+  world = World()
+  run.arena(str(tmp_path / 'arena'), lambda: world.suite()._replace(usual=['b']), seeds=1)
+  assert {cell.algorithm for cell in world.ran} == {'b'}

@@ -7,7 +7,6 @@ import pytest
 from dro_jax import off_policy
 from dro_jax.arena import answers, cells, run, text, text_report
 from dro_jax.data import verifiable, vocabularies
-from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5Config
 
 MODEL = T5Config(emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1)
@@ -151,8 +150,3 @@ def test_a_reward_model_sees_no_answer_and_tells_something():
   rising, falling, sum_ = text.features(samples)
   assert (rising != falling).any()
   assert not (sum_ * rising).any()
-
-
-def test_an_unknown_method_is_refused(tmp_path):
-  with pytest.raises(UsageError, match="no method 'dro'"):
-    text.text(str(tmp_path), methods=('dro',))
