@@ -17,16 +17,17 @@ def read(name):
   return nbformat.read(ROOT / 'notebooks' / name, as_version=4)
 
 
+def outputs(name, folder):
+  """Runs a notebook in a folder."""
+  notebook = read(name)
+  resources = {'metadata': {'path': str(folder)}}
+  nbclient.NotebookClient(notebook, timeout=240, kernel_name='python3', resources=resources).execute()
+  return [output for cell in notebook.cells for output in cell.get('outputs', ())]
+
+
 def test_losses_finds_the_optimum():
-  notebook = read('losses.ipynb')
-  resources = {'metadata': {'path': str(ROOT)}}
-  nbclient.NotebookClient(notebook, timeout=120, kernel_name='python3', resources=resources).execute()
-  printed = ''.join(
-    output.text
-    for cell in notebook.cells
-    for output in cell.get('outputs', ())
-    if output.output_type == 'stream'
-  )
+  shown = outputs('losses.ipynb', ROOT)
+  printed = ''.join(output.text for output in shown if output.output_type == 'stream')
   found = {
     name: [float(x) for x in re.findall(rf'^{name} +(.+)$', printed, re.M)[0].split()]
     for name in ('DRO-V', 'optimum')
@@ -35,6 +36,15 @@ def test_losses_finds_the_optimum():
   assert found['DRO-V'] == pytest.approx(found['optimum'], abs=1e-4)
   regrets = {name: float(x) for name, x in re.findall(r'^(\S+) +regret .* = (\S+)$', printed, re.M)}
   assert regrets['DRO-V'] < 1e-3 < regrets['DRO-P'] < regrets['KTO']
+
+
+def test_arena_reads_what_it_has_run(tmp_path, monkeypatch):
+  monkeypatch.setenv('PYTHONPATH', str(ROOT))
+  shown = outputs('arena.ipynb', tmp_path)
+  tables = [output.data['text/markdown'] for output in shown if 'text/markdown' in output.get('data', {})]
+  assert any('Population fixed points' in table and 'dro_v' in table for table in tables)
+  assert sum('image/png' in output.get('data', {}) for output in shown) == 2
+  assert (tmp_path / 'arena' / 'bandit' / 'results.json').exists()
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'notebooks').glob('*.ipynb')), ids=lambda path: path.name)
