@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from dro_jax import shapes
 from dro_jax.types import Array
 
 
@@ -51,7 +52,11 @@ def gae(
     mask: which tokens belong to the response, a prefix of each row.
     gamma: discount γ.
     lam: λ; 1 gives returns less values, 0 one-step differences.
+
+  Raises:
+    ValueError: the arrays are not all `[B, T]`.
   """
+  shapes.check_tokens(mask, per_example={}, rewards=rewards, values=values)
   rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
   following = jnp.concatenate([values[:, 1:], jnp.zeros_like(values[:, :1])], axis=1)
   deltas_NT = rewards + gamma * following - values

@@ -35,7 +35,7 @@ def a_lol(
     epsilon: 0 ≤ ε < 1, half the window of the ratio.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, advantages=advantages)
   ratio = _clipped_ratio(policy_logps - reference_logps, epsilon)
@@ -52,7 +52,7 @@ def a_lol_ref_free(policy_logps: Float[Array, ' B'], advantages: Float[Array, ' 
     advantages: A = r − V(x), reward units.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(policy_logps=policy_logps, advantages=advantages)
   return -jnp.maximum(advantages, 0) * policy_logps
@@ -78,7 +78,7 @@ def a_lol_kl(
     kl_weight: weight of ρ, reward units per nat.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, advantages=advantages)
   return -jnp.maximum(advantages, 0) * policy_logps + kl_weight * (policy_logps - reference_logps)
@@ -130,7 +130,7 @@ def r_lol(
     epsilon: 0 ≤ ε < 1.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   return -rewards * _clipped_ratio(policy_logps - reference_logps, epsilon) * policy_logps

@@ -35,7 +35,7 @@ def dro_v_policy(
     tau: temperature τ > 0.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(
     policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values
@@ -64,7 +64,7 @@ def dro_v_value(
     tau: temperature τ > 0.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(
     policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values
@@ -105,7 +105,7 @@ def dro_v_token_value(
   )
   future_rho = value_targets.future_sums(policy_logps - reference_logps, mask)
   targets = jax.lax.stop_gradient(rewards[:, None] - tau * future_rho)
-  return masked.masked_mean(jnp.square(values - targets) / 2, mask)
+  return masked.masked_mean(jnp.square(jnp.where(mask, values - targets, 0.0)) / 2, mask)
 
 
 def dro_v_residual(
@@ -129,7 +129,7 @@ def dro_v_residual(
     tau: temperature τ > 0.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(
     policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values
@@ -157,7 +157,7 @@ def dro_p(
     tau: temperature τ > 0.
 
   Raises:
-    ValueError: the arrays' shapes differ, or `mean` is not a scalar.
+    ValueError: the arrays are not all `[B]`, or `mean` is not a scalar.
   """
   shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   shapes.check_scalar(mean=mean)

@@ -52,9 +52,9 @@ def copg(
     beta: β > 0, reward units per nat.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, mask=mask)
+  shapes.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   rho, rewards = _clean(mask, policy_logps - reference_logps, rewards)
   delta_rho, delta_r = _pairs(rho), _pairs(rewards)
   return _pair_mean(-(delta_r - beta / 2 * delta_rho) * delta_rho, mask)
@@ -79,9 +79,9 @@ def agro(
     beta: β > 0, reward units per nat.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, mask=mask)
+  shapes.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   (residuals,) = _clean(mask, rewards - beta * (policy_logps - reference_logps))
   centred = residuals - masked.masked_mean(residuals, mask)[:, None]
   return masked.masked_mean(jnp.square(centred), mask) / 2
@@ -106,9 +106,9 @@ def rebel(
     eta: η > 0, nats per reward unit.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_same(policy_logps=policy_logps, behaviour_logps=behaviour_logps, rewards=rewards, mask=mask)
+  shapes.check_groups(mask, policy_logps=policy_logps, behaviour_logps=behaviour_logps, rewards=rewards)
   log_ratio, rewards = _clean(mask, policy_logps - behaviour_logps, rewards)
   return _pair_mean(jnp.square(_pairs(log_ratio) - eta * _pairs(rewards)), mask)
 
@@ -132,9 +132,9 @@ def rloo(
     beta: β ≥ 0, reward units per nat.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, mask=mask)
+  shapes.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   (policy_logps, returns) = _clean(mask, policy_logps, rewards - beta * (policy_logps - reference_logps))
   count = jnp.sum(mask, axis=1, keepdims=True)
   others = (jnp.sum(returns, axis=1, keepdims=True) - returns) / jnp.maximum(count - 1, 1)
@@ -162,9 +162,9 @@ def pro(
     sft_weight: weight of imitating the best.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_same(policy_logps=policy_logps, rewards=rewards, lengths=lengths, mask=mask)
+  shapes.check_groups(mask, policy_logps=policy_logps, rewards=rewards, lengths=lengths)
   # Best first, the masked last; K(K−1)/2 terms.
   order = jnp.argsort(jnp.where(mask, -rewards, jnp.inf), axis=1, stable=True)
   policy_logps, rewards, lengths, mask = (
@@ -204,9 +204,9 @@ def nca(
     alpha: α > 0, reward units: how sharply rewards weigh.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, mask=mask)
+  shapes.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   (rho,) = _clean(mask, policy_logps - reference_logps)
   enough = jnp.sum(mask, axis=1) > 1
   weights = jax.nn.softmax(jnp.where(mask, rewards / alpha, -1e30), axis=1)

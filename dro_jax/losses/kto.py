@@ -31,7 +31,7 @@ def kto(
     undesirable_weight: λ_U.
 
   Raises:
-    ValueError: the arrays' shapes differ, or `reference_point` is not a scalar.
+    ValueError: the arrays are not all `[B]`, or `reference_point` is not a scalar.
   """
   shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, labels=labels)
   shapes.check_scalar(reference_point=reference_point)
@@ -54,7 +54,7 @@ def kto_reference_point(
     weights: 0 for what could not be paired with a prompt of a different text.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, weights=weights)
   mean = masked.weighted_mean(policy_logps - reference_logps, weights)
@@ -80,7 +80,7 @@ def bco(
     beta: β > 0, per nat.
 
   Raises:
-    ValueError: the arrays' shapes differ, or `shift` is not a scalar.
+    ValueError: the arrays are not all `[B]`, or `shift` is not a scalar.
   """
   shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, labels=labels)
   shapes.check_scalar(shift=shift)

@@ -37,6 +37,7 @@ def oreo_value(
     ValueError: token arrays are not all `[B, T]`, or rewards not `[B]`.
   """
   _check(policy_logps, reference_logps, mask, values, rewards)
+  values = jnp.where(mask, values, 0.0)
   future = value_targets.future_sums(jax.lax.stop_gradient(policy_logps - reference_logps), mask)
   return masked.masked_mean(jnp.square(values + beta * future - rewards[:, None]), mask)
 
@@ -65,7 +66,7 @@ def oreo_policy(
     ValueError: token arrays are not all `[B, T]`, or rewards not `[B]`.
   """
   _check(policy_logps, reference_logps, mask, values, rewards)
-  rho = jnp.where(mask, policy_logps - reference_logps, 0.0)
+  rho, values = (jnp.where(mask, x, 0.0) for x in (policy_logps - reference_logps, values))
   later = value_targets.future_sums(rho, mask) - rho
   residuals = jax.lax.stop_gradient(values + beta * later) + beta * rho - rewards[:, None]
   return masked.masked_mean(jnp.square(residuals), mask)

@@ -31,7 +31,7 @@ def reinforce(
     beta: β ≥ 0, reward units per nat.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(
     policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, baselines=baselines
@@ -50,6 +50,8 @@ def ppo_clip(
 
   L = −min(w A, clip(w, 1−ε, 1+ε) A),  w = π/μ        (arXiv 1707.06347, Eq. 7)
 
+  Where A < 0 nothing bounds w: float32 makes do with w ≤ e^40, beyond which there is no gradient.
+
   Args:
     policy_logps: log π(y|x), nats.
     behaviour_logps: log μ(y|x), nats; a propensity only where the log was sampled.
@@ -57,7 +59,7 @@ def ppo_clip(
     epsilon: ε, half the window of the ratio.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(policy_logps=policy_logps, behaviour_logps=behaviour_logps, advantages=advantages)
   return _clipped_surrogate(policy_logps - behaviour_logps, advantages, epsilon)
@@ -82,7 +84,7 @@ def ppo_token(
     epsilon: ε, half the window of the ratio.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B, T]`.
   """
   shapes.check_tokens(
     mask, per_example={}, policy_logps=policy_logps, behaviour_logps=behaviour_logps, advantages=advantages
@@ -92,8 +94,8 @@ def ppo_token(
 
 
 def _clipped_surrogate(log_ratio: Array, advantages: Array, epsilon: float) -> Array:
-  # A ratio beyond e^20 is out of any window, and would overflow.
-  ratio = jnp.exp(jnp.minimum(log_ratio, 20.0))
+  # Beyond e^40 an optimiser's square of the gradient would overflow.
+  ratio = jnp.exp(jnp.minimum(log_ratio, 40.0))
   clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
   return -jnp.minimum(ratio * advantages, clipped * advantages)
 
@@ -111,7 +113,7 @@ def topr(
     rewards: r(x, y), whose sign decides.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(policy_logps=policy_logps, behaviour_logps=behaviour_logps, rewards=rewards)
   taper = jax.lax.stop_gradient(jnp.exp(jnp.minimum(policy_logps - behaviour_logps, 0.0)))

@@ -33,7 +33,7 @@ def dpo(
     label_smoothing: ls in [0, ½), the chance that a label is wrong.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[P]`.
   """
   margins = beta * _delta_rho(
     policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
@@ -66,7 +66,7 @@ def ipo(
     rejected_lengths: of the rejected one; give both or none.
 
   Raises:
-    ValueError: the arrays' shapes differ, or one length is missing.
+    ValueError: the arrays are not all `[P]`, or one length is missing.
   """
   if (chosen_lengths is None) != (rejected_lengths is None):
     raise ValueError('ipo takes both chosen_lengths and rejected_lengths, or neither.')
@@ -99,7 +99,7 @@ def slic(
     sft_weight: weight of the imitation.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[P]`.
   """
   shapes.check_same(policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps)
   hinge = jnp.maximum(0.0, delta - (policy_chosen_logps - policy_rejected_logps))

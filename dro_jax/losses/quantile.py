@@ -1,7 +1,5 @@
 """Quantile Reward Policy Optimisation (arXiv 2507.08068): rewards as quantiles, whose partition is known."""
 
-import math
-
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -19,7 +17,8 @@ def qrpo(
 
   L = (q − β log Z − βρ)²,  Z = β(e^{1/β} − 1)        (arXiv 2507.08068)
 
-  log Z = log β + 1/β + log1p(−e^{−1/β}), which does not overflow.
+  log Z = log β + 1/β + log1p(−e^{−1/β}), which does not overflow; and neither cancels where β is large, its
+  first and last term taken together.
 
   Args:
     policy_logps: log π(y|x), nats, summed over tokens.
@@ -28,8 +27,8 @@ def qrpo(
     beta: β > 0, quantiles per nat.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, quantiles=quantiles)
-  log_z = math.log(beta) + 1 / beta + math.log1p(-math.exp(-1 / beta))
+  log_z = 1 / beta + jnp.log(-beta * jnp.expm1(-1 / beta))
   return jnp.square(quantiles - beta * log_z - beta * (policy_logps - reference_logps))

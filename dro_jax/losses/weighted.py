@@ -15,7 +15,11 @@ def sft(policy_logps: Float[Array, ' B']) -> Float[Array, ' B']:
 
   Args:
     policy_logps: log π(y|x), nats, EOS included.
+
+  Raises:
+    ValueError: it is not `[B]`.
   """
+  shapes.check_same(policy_logps=policy_logps)
   return -policy_logps
 
 
@@ -29,7 +33,7 @@ def weighted_bc(policy_logps: Float[Array, ' B'], rewards: Float[Array, ' B']) -
     rewards: r(x, y) ≥ 0; the caller refuses negative ones, which this would push away without end.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(policy_logps=policy_logps, rewards=rewards)
   return -rewards * policy_logps
@@ -48,7 +52,7 @@ def awr(
     beta: β > 0, reward units.
 
   Raises:
-    ValueError: the arrays' shapes differ.
+    ValueError: the arrays are not all `[B]`.
   """
   shapes.check_same(policy_logps=policy_logps, advantages=advantages)
   weights = jnp.minimum(jnp.exp(jnp.minimum(advantages / beta, 4.0)), 20.0)
