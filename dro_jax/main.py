@@ -36,12 +36,17 @@ GIN_CONFIGS = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
 
 
 class Command(NamedTuple):
-  """What a word after `dro_jax` runs, and what else gin may bind: a MODULE's public names, or MODULE:NAME."""
+  """What a word after `dro_jax` runs.
+
+  configurables  what else gin may bind: a MODULE's public names, or MODULE:NAME.
+  bare           the flag that arguments without a flag belong to.
+  """
 
   module: str
   function: str
   summary: str
   configurables: tuple[str, ...] = ()
+  bare: str | None = None
 
 
 _MODEL = ('dro_jax.models.t5:T5Config', 'dro_jax.partitioning')
@@ -75,7 +80,10 @@ COMMANDS = {
     'dro_jax.arena.run',
     'arena',
     'holds methods to a known optimum, and to each other',
-    ('dro_jax.arena.bandit',),
+    (*_MODEL, 'dro_jax.arena.bandit', 'dro_jax.arena.text', 'dro_jax.arena.human'),
+  ),
+  'report': Command(
+    'dro_jax.report', 'report', 'compares runs: settings, curves, metrics with paired intervals', bare='runs'
   ),
   'import_checkpoint': Command(
     'dro_jax.importers', 'import_checkpoint', 'brings in a Hugging Face T5 folder, for --init_from'
@@ -108,7 +116,9 @@ FLAGS = {
   'columns': Flag('COLUMNS', "your files' own names: prompt=question,reward=thumbs", joined=True),
   'columns_from': Flag('COLUMNS_FROM', "folders of fit_value's, whose values join the data", joined=True),
   'map_reward': Flag('MAP_REWARD', "numbers for your rewards' words: up=1,down=0", joined=True),
-  'suite': Flag('SUITE', "the arena's suite: bandit", bare=True),
+  'runs': Flag('RUNS', "runs' folders; `dro_jax report RUN ...` takes them without the flag", joined=True),
+  'output': Flag('OUTPUT', 'where the result is written'),
+  'suite': Flag('SUITE', "the arena's suite: bandit, text or human", bare=True),
   'algorithms': Flag('ALGORITHMS', 'who competes, separated by commas', joined=True),
   'seeds': Flag('SEEDS', 'repetitions, numbered from 0', bare=True),
   'widen': Flag('WIDEN', "steps by which every method's grid is extended", bare=True, alone='1'),
@@ -157,7 +167,7 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
   if {'--help', '-h'} & set(arguments):
     print(_command_help(name, commands[name]))
     return DONE
-  values = _parse_flags(name, arguments)
+  values = _parse_flags(name, arguments, commands[name].bare)
   result = _call(name, _configure(name, commands[name], values))
   _print_result(result, as_json=values['json'].value)
   return DONE
@@ -166,18 +176,21 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
 # Flags
 
 
-def _parse_flags(name: str, arguments: list[str]) -> flags.FlagValues:
+def _parse_flags(name: str, arguments: list[str], bare: str | None = None) -> flags.FlagValues:
   values = flags.FlagValues()
   for flag, help_text in {'gin_file': 'a gin file', 'gin_binding': 'a binding', 'set': 'a macro'}.items():
     flags.DEFINE_multi_string(flag, [], help_text, flag_values=values)
   for flag, about in FLAGS.items():
     flags.DEFINE_multi_string(flag, [], about.help, flag_values=values)
   flags.DEFINE_boolean('json', False, 'print the result as one JSON object', flag_values=values)
+  values.set_gnu_getopt(True)  # Flags may follow what has no flag.
   try:
     _, *rest = values([name, *map(_as_gin_binding, arguments)])
   except flags.Error as error:
     raise UsageError(f'{error}; `dro_jax {name} --help` lists the flags') from error
-  if rest:
+  if rest and bare:
+    values[bare].value = [*values[bare].value, *rest]
+  elif rest:
     raise UsageError(
       f'{rest[0]!r} is no flag: settings are --set NAME=VALUE, several files are joined by commas'
     )
@@ -454,6 +467,8 @@ def _print_result(result: Any, *, as_json: bool) -> None:
 
 
 def _plain(value: Any) -> Any:
+  elif hasattr(result, '__rich__'):
+    _print_rich(result)
   """A result as JSON has it: arrays as lists, what is not finite as null."""
   if isinstance(value, Mapping):
     return {str(name): _plain(item) for name, item in value.items()}
@@ -471,6 +486,14 @@ def _print_table(result: Mapping[str, Any]) -> None:
   from rich.table import Table
 
   table = Table(box=None, show_header=False)
+def _print_rich(result: Any) -> None:
+  from rich.console import Console
+
+  # What is piped has no width of its own.
+  width = None if sys.stdout.isatty() else 200
+  Console(file=sys.stdout, highlight=False, width=width).print(result)
+
+
   for name, value in _flat(_plain(result)):
     table.add_row(name, f'{value:.6g}' if isinstance(value, float) else str(value))
   Console(file=sys.stdout, soft_wrap=True).print(table)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from dro_jax import flops
-from dro_jax.data.loader import Loader
 
 
 class Spent:
@@ -17,20 +16,29 @@ class Spent:
 
   Args:
     metrics: the run's metrics.jsonl, which tells what was spent before.
-    loader: of the training batches.
+    num_rows: rows of each step's batch.
+    batch_size: examples of each.
     first: steps already done.
     counts_flops: False where a step's jaxpr is not all that a step costs.
   """
 
-  def __init__(self, metrics: pathlib.Path, loader: Loader, first: int, counts_flops: bool = True):
-    self._loader, self._counts_flops = loader, counts_flops
-    self._step, self._flops = _last_record(metrics, first)
-    self._rows = sum(loader.num_rows(step) for step in range(self._step, first)) if counts_flops else 0
+  def __init__(
+    self,
+    metrics: pathlib.Path,
+    num_rows: Callable[[int], int],
+    batch_size: int,
+    *,
+    first: int = 0,
+    counts_flops: bool = True,
+  ):
+    self._batch_size, self._counts_flops = batch_size, counts_flops
+    step, self._flops = _last_record(metrics, first)
+    self._rows = sum(map(num_rows, range(step, first))) if counts_flops else 0
     self._per_row: float | None = None
 
   def add(self, step_function: Callable, step: int, *arguments: Any, num_rows: int) -> dict[str, float]:
     """What is spent after one more step, from its function and that function's arguments."""
-    so_far = {'examples': float((step + 1) * self._loader.plan.batch_size)}
+    so_far = {'examples': float((step + 1) * self._batch_size)}
     if not self._counts_flops:
       return so_far
     if self._per_row is None:

@@ -489,7 +489,10 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
     str(run.model_dir), first_step=first, num_steps=timing.steps, primary=jax.process_index() == 0
   )
   latest: dict[str, Any] = {}
-  total = spent.Spent(run.model_dir / 'metrics.jsonl', run.train_loader, first, run.responder is None)
+  total = spent.Spent(
+    run.model_dir / 'metrics.jsonl', run.train_loader.num_rows, run.train_loader.plan.batch_size,
+    first=first, counts_flops=run.responder is None,
+  )  # fmt: skip
   with contextlib.closing(writer), contextlib.closing(run.checkpoints), _signal() as stopped:
     _announce(run, writer, state, timing)
     pending, clock = None, Clock()
