@@ -47,7 +47,9 @@ def arena(
     UsageError: there is no such method, or the folder is another world's.
   """
   world, folder = suite(), pathlib.Path(model_dir).expanduser().absolute()
-  chosen = trials.of(_chosen(world, algorithms), points, int(widen))
+  # Of the whole suite, so that the number of trials is the same whoever competes.
+  tried = trials.of(world.grids, points, int(widen))
+  chosen = {name: tried[name] for name in _names(world, algorithms)}
   if seeds < 1:
     raise UsageError(f'seeds={seeds}: pass 1 or more (--seeds=2).')
   planned = cells.plan(world.name, chosen, seeds, world.axes)
@@ -64,8 +66,8 @@ def arena(
   return {'model_dir': str(folder), 'cells': len(planned), 'cells_run': ran, 'files': ', '.join(files)}
 
 
-def _chosen(world: Suite, algorithms: str | Sequence[str] | None) -> dict[str, trials.Grid]:
-  """The named methods' grids; without a name the usual ones'.
+def _names(world: Suite, algorithms: str | Sequence[str] | None) -> list[str]:
+  """The methods that are named, without a name the usual ones.
 
   Raises:
     UsageError: a name is no method's.
@@ -80,7 +82,7 @@ def _chosen(world: Suite, algorithms: str | Sequence[str] | None) -> dict[str, t
       raise UsageError(
         f'nobody in the suite {world.name} is called {name!r}{hint}: choose from {", ".join(world.grids)}.'
       )
-  return {name: world.grids[name] for name in dict.fromkeys(names)}
+  return list(dict.fromkeys(names))
 
 
 def _run(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], console: Console) -> int:

@@ -23,7 +23,7 @@ class World:
 
   def run(self, cell):
     self.ran.append(cell)
-    return {'score': cell.hyperparameters['temperature']}
+    return {'score': cell.hyperparameters.get('temperature')}
 
 
 def report(finished):
@@ -48,6 +48,13 @@ def test_only_what_is_missing_is_run(tmp_path):
   assert arena(seeds=2, noise=(0, 1)) == 16
   assert arena(seeds=1, noise=(1,), widen=True) == 2 * (16 - 4)
   assert len(set(map(cells.describe, world.ran))) == len(world.ran)
+
+
+def test_whoever_competes_gets_as_many_trials(tmp_path):
+  world = World()
+  suite = world.suite()
+  suite = suite._replace(grids=suite.grids | {'c': {'learning_rate': Range(1e-3, 1e-2)}})
+  assert run.arena(str(tmp_path / 'arena'), lambda: suite, algorithms='c', seeds=1)['cells_run'] == 4
 
 
 def test_a_cell_that_fails_loses_no_other(tmp_path):
