@@ -14,6 +14,7 @@ from dro_jax import (
   networks,
   partitioning,
   reference,
+  reference_store,
   scoring,
   statistics,
   train_state,
@@ -40,6 +41,7 @@ def evaluate(
   data: Callable[..., tasks.Triplets] = tasks.load_triplets,
   *,
   vocabulary: str | None = None,
+  init_from: str | None = None,
   mesh: Callable[[], Mesh] = partitioning.make_mesh,
   batch_size: int = 32,
   chunk_size: int | None = None,
@@ -52,6 +54,7 @@ def evaluate(
     model_dir: a run's folder (its best step, or the newest where no best was measured), or one checkpoint.
     data: the triplets; all of what is not held out is scored (see `data.tasks.load_triplets`).
     vocabulary: where the run's lies now; `None` takes it from where it lay.
+    init_from: where the checkpoint lies now from which the run started, if its reference was cached.
     mesh: devices' arrangement.
     batch_size: responses scored at once.
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
@@ -66,7 +69,7 @@ def evaluate(
     UsageError: there is no such checkpoint, or data that cannot be read as the run read its own.
   """
   grid = mesh()
-  run = load_run(model_dir, grid, vocabulary)
+  run = load_run(model_dir, grid, vocabulary, init_from)
   triplets = data(vocabulary=run.vocabulary, rewards_required=True, **run.data_options)
   table = triplets.train.scaled(run.scaling)
   scored = score(run, table, grid, batch_size=batch_size, chunk_size=chunk_size)
@@ -83,13 +86,16 @@ def evaluate(
   )
 
 
-def load_run(model_dir: str, mesh: Mesh, vocabulary: str | None = None) -> TrainedRun:
+def load_run(
+  model_dir: str, mesh: Mesh, vocabulary: str | None = None, init_from: str | None = None
+) -> TrainedRun:
   """A run's best or newest checkpoint: policy, value and reference, without its optimisers.
 
-  An imported policy has no temperature, no value, no reference and no reward scaling of its own.
+  An imported policy has no temperature, no value, no reference and no reward scaling of its own. A cached
+  reference is the policy from which the run started: it is read from there, or from `init_from`.
 
   Raises:
-    UsageError: there is no such checkpoint.
+    UsageError: there is no such checkpoint, or the reference is not where it lay.
   """
   # Found once: a run that goes on may have a better step the next time one looks.
   model_dir = str(checkpoints.find_checkpoint(model_dir))
@@ -101,14 +107,23 @@ def load_run(model_dir: str, mesh: Mesh, vocabulary: str | None = None) -> Train
     step=jnp.asarray(saved.get('step', 0)),
     params={name: _restore(model_dir, ('params', name), tree) for name, tree in abstract.items()},
     opt_state={},
-    reference=_restore(model_dir, ('reference',), abstract['policy'])
-    if saved.get('uses_reference')
-    else None,
+    reference=_reference(model_dir, saved, init_from, config, abstract['policy']),
   )
   data = saved.get('data', {})
   fitted = scaling.from_json(data['scaling']) if 'scaling' in data else scaling.RewardScaling()
   words = networks.vocabulary_of(model_dir, vocabulary)
   return TrainedRun(nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}))
+
+
+def _reference(
+  model_dir: str, saved: Mapping[str, Any], init_from: str | None, config: T5Config, abstract: Params
+) -> Params | None:
+  """The reference's parameters as the run kept them, or as its store was made of them."""
+  if saved.get('uses_reference'):
+    return _restore(model_dir, ('reference',), abstract)
+  if (saved.get('reference') or {}).get('scheme') == 'cached':
+    return reference_store.load_reference(saved, init_from, config, abstract)
+  return None
 
 
 def _restore(model_dir: str, path: tuple[str, ...], abstract: Params) -> Params:

@@ -52,22 +52,27 @@ class Command(NamedTuple):
 _MODEL = ('dro_jax.models.t5:T5Config', 'dro_jax.partitioning')
 _DATA = ('dro_jax.data.tasks:load_triplets',)
 
+_TRAIN = (
+  *_MODEL,
+  *_DATA,
+  'dro_jax.algorithms',
+  'dro_jax.optimizers',
+  'dro_jax.reference',
+  'dro_jax.data.units:UnitOptions',
+  'dro_jax.online',
+  'dro_jax.rewards',
+  'dro_jax.train',
+)
+
 COMMANDS = {
   'train': Command(
     'dro_jax.train',
     'train',
     'aligns a policy with (prompt, response, reward) triplets, or resumes a run',
-    (
-      *_MODEL,
-      *_DATA,
-      'dro_jax.algorithms',
-      'dro_jax.optimizers',
-      'dro_jax.reference',
-      'dro_jax.data.units:UnitOptions',
-      'dro_jax.online',
-      'dro_jax.rewards',
-      'dro_jax.train',
-    ),
+    _TRAIN,
+  ),
+  'cache_reference': Command(
+    'dro_jax.cache_reference', 'cache_reference', "takes a reference's log-probs once, for any run", _TRAIN
   ),
   'evaluate': Command(
     'dro_jax.evaluate',
@@ -178,12 +183,12 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
 
 def _parse_flags(name: str, arguments: list[str], bare: str | None = None) -> flags.FlagValues:
   values = flags.FlagValues()
+  values.set_gnu_getopt(True)  # Flags may follow what has no flag.
   for flag, help_text in {'gin_file': 'a gin file', 'gin_binding': 'a binding', 'set': 'a macro'}.items():
     flags.DEFINE_multi_string(flag, [], help_text, flag_values=values)
   for flag, about in FLAGS.items():
     flags.DEFINE_multi_string(flag, [], about.help, flag_values=values)
   flags.DEFINE_boolean('json', False, 'print the result as one JSON object', flag_values=values)
-  values.set_gnu_getopt(True)  # Flags may follow what has no flag.
   try:
     _, *rest = values([name, *map(_as_gin_binding, arguments)])
   except flags.Error as error:
@@ -215,6 +220,7 @@ def _as_gin_binding(argument: str) -> str:
 def _configure(name: str, command: Command, values: flags.FlagValues) -> Callable[..., Any]:
   """Binds everything that the command line and its files say, and returns the command, bound."""
   function = _register(command)
+  gin.add_config_file_search_path(str(GIN_CONFIGS))
   with gin.unlock_config():
     gin.clear_config()
     default = GIN_CONFIGS / 'runs' / f'{name}.gin'
@@ -254,7 +260,6 @@ def _configurable(module: str, name: str) -> Callable[..., Any]:
 
 def _read_files(files: Iterable[str]) -> dict[str, str]:
   """Reads gin files in order; returns the macros that they bring, each with its file."""
-  gin.add_config_file_search_path(str(GIN_CONFIGS))
   given = {}
   for file in files:
     before = _macros()
@@ -462,13 +467,13 @@ def _print_result(result: Any, *, as_json: bool) -> None:
     return
   if as_json:
     print(json.dumps(_plain(result), allow_nan=False))
+  elif hasattr(result, '__rich__'):
+    _print_rich(result)
   else:
     _print_table(result)
 
 
 def _plain(value: Any) -> Any:
-  elif hasattr(result, '__rich__'):
-    _print_rich(result)
   """A result as JSON has it: arrays as lists, what is not finite as null."""
   if isinstance(value, Mapping):
     return {str(name): _plain(item) for name, item in value.items()}
@@ -481,11 +486,6 @@ def _plain(value: Any) -> Any:
   return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def _print_table(result: Mapping[str, Any]) -> None:
-  from rich.console import Console
-  from rich.table import Table
-
-  table = Table(box=None, show_header=False)
 def _print_rich(result: Any) -> None:
   from rich.console import Console
 
@@ -494,6 +494,11 @@ def _print_rich(result: Any) -> None:
   Console(file=sys.stdout, highlight=False, width=width).print(result)
 
 
+def _print_table(result: Mapping[str, Any]) -> None:
+  from rich.console import Console
+  from rich.table import Table
+
+  table = Table(box=None, show_header=False)
   for name, value in _flat(_plain(result)):
     table.add_row(name, f'{value:.6g}' if isinstance(value, float) else str(value))
   Console(file=sys.stdout, soft_wrap=True).print(table)
@@ -522,8 +527,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped by a signal af
 
 
 def _command_help(name: str, command: Command) -> str:
-  default = GIN_CONFIGS / 'runs' / f'{name}.gin'
-  text = default.read_text(encoding='utf-8') if default.exists() else ''
+  text = default_text(name)
   taken = {flag: about for flag, about in FLAGS.items() if f'%{about.macro}' in text or not text}
   flag_rows = ''.join(f'  --{flag:22} {about.help}\n' for flag, about in taken.items())
   return f"""dro_jax {name}: {command.summary}
@@ -533,6 +537,14 @@ def _command_help(name: str, command: Command) -> str:
   --gin.NAME=VALUE         any gin binding, in gin's own syntax
   --json                   the result as one JSON object on standard output
 {_settings(text)}"""
+
+
+def default_text(name: str) -> str:
+  """A command's own gin file, if it has one, with what it includes in place."""
+  path = GIN_CONFIGS / 'runs' / f'{name}.gin'
+  text = path.read_text(encoding='utf-8') if path.exists() else ''
+  included = lambda match: (GIN_CONFIGS / match[1]).read_text(encoding='utf-8')  # noqa: E731
+  return re.sub(r"^include '(.*)'$", included, text, flags=re.MULTILINE)
 
 
 def _settings(text: str) -> str:

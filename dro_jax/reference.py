@@ -9,10 +9,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dro_jax import masked
 from dro_jax.errors import UsageError
 from dro_jax.scoring import Score
 from dro_jax.train_state import TrainState
 from dro_jax.types import Rows, Scores
+
+# What a store of the reference's log-probs calls them: by token, and of mismatched pairs.
+TOKEN_LOGPS, MISMATCHED_LOGPS = 'reference_token_logps', 'reference_mismatched_logps'
+
+
+class Stored(NamedTuple):
+  """Where a cached reference's log-probs lie, and how they are tried at the start of a run.
+
+  Attributes:
+    directory: a column store that `cache_reference` wrote.
+    sample: responses that are scored again.
+    tolerance: nats by which a token's log-prob may differ from the stored one; `None`: .001, and .1 in
+      bfloat16.
+  """
+
+  directory: str
+  sample: int = 64
+  tolerance: float | int | None = None
 
 
 class Reference(NamedTuple):
@@ -23,12 +42,14 @@ class Reference(NamedTuple):
     update: from the state after an optimiser step to the state that the next one sees.
     is_kept: whether the state holds the reference's parameters.
     settings: what decides the run's numbers, recorded with it.
+    stored: the store whose log-probs the rows must bring; `None` where the reference is scored.
   """
 
   scores: Callable[[TrainState, Rows], Scores]
   update: Callable[[TrainState], TrainState]
   is_kept: bool
   settings: Mapping[str, Any]
+  stored: Stored | None = None
 
 
 def live_scores(score: Score) -> Callable[[TrainState, Rows], Scores]:
@@ -44,16 +65,61 @@ def live_scores(score: Score) -> Callable[[TrainState, Rows], Scores]:
   return scores
 
 
-def frozen(score: Score) -> Reference:
+def frozen(score: Score, store: str | None = None) -> Reference:
   """π_ref is the run's initial policy.
 
   Args:
     score: the policy's scoring function.
+    store: none: see `cached`.
+
+  Raises:
+    UsageError: a store is given.
   """
+  _refuse_store(store, 'is scored afresh at every step', '; to read the store')
   return Reference(live_scores(score), lambda state: state, True, {'scheme': 'frozen'})
 
 
-def soft(score: Score, alpha: float | int = 0.6, every: int = 512) -> Reference:
+def cached(
+  score: Score, store: str | None = None, sample: int = 64, tolerance: float | int | None = None
+) -> Reference:
+  """π_ref's log-probs were taken once, by `cache_reference`, and come with the rows.
+
+  The numbers are those of `frozen` to rounding; no parameters of π_ref are held, and no pass of it is made.
+
+  Args:
+    score: not used: nothing is scored.
+    store: the column store.
+    sample: see `Stored`.
+    tolerance: see `Stored`.
+
+  Raises:
+    UsageError: no store is given.
+  """
+  if store is None:
+    raise UsageError(
+      'a cached reference reads a store: write one with `dro_jax cache_reference`, and pass it as '
+      '--set REFERENCE_STORE=DIR.'
+    )
+
+  def scores(state: TrainState, rows: Rows) -> Scores:
+    token_logps_BT = rows.token_columns[TOKEN_LOGPS]
+    logps_BR = masked.segment_sum(token_logps_BT, rows.response_segments, rows.valid.shape[1])
+    return Scores(logps_BR, token_logps_BT, rows.columns.get(MISMATCHED_LOGPS))
+
+  return Reference(
+    scores, lambda state: state, False, {'scheme': 'cached'}, Stored(str(store), sample, tolerance)
+  )
+
+
+def _refuse_store(store: str | None, why: str, remedy: str) -> None:
+  if store is not None:
+    raise UsageError(
+      f'REFERENCE_STORE={store} holds the log-probs of a reference that stays as it is, and this one {why}: '
+      f'remove REFERENCE_STORE{remedy}, pass --gin_file=references/cached.gin alone.'
+    )
+
+
+def soft(score: Score, alpha: float | int = 0.6, every: int = 512, store: str | None = None) -> Reference:
   """A trust region's soft update (TR-DPO, arXiv 2404.09656, Sect. 3): π_ref follows π.
 
   After each `every` optimiser steps: θ_ref ← α·θ + (1 − α)·θ_ref, in float32 (bfloat16 loses a small α).
@@ -62,10 +128,12 @@ def soft(score: Score, alpha: float | int = 0.6, every: int = 512) -> Reference:
     score: the policy's scoring function.
     alpha: the weight of the *policy* (most moving averages mean the opposite), 0 < α ≤ 1.
     every: optimiser steps, not microbatches, between updates.
+    store: none: what moves cannot be cached.
 
   Raises:
-    UsageError: a setting is out of its range.
+    UsageError: a setting is out of its range, or a store is given.
   """
+  _refuse_store(store, 'moves with the policy, so that they hold for its first steps only', ', or')
   if not 0 < alpha <= 1 or every < 1:
     raise UsageError(
       f'alpha={alpha}, every={every}: pass 0 < alpha ≤ 1 (the weight of the policy) and every ≥ 1 steps.'
@@ -86,17 +154,18 @@ def soft(score: Score, alpha: float | int = 0.6, every: int = 512) -> Reference:
   return Reference(live_scores(score), update, True, settings)
 
 
-def hard(score: Score, every: int = 512) -> Reference:
+def hard(score: Score, every: int = 512, store: str | None = None) -> Reference:
   """A trust region's hard update (TR-DPO, arXiv 2404.09656, Sect. 3): every so often π_ref becomes π.
 
   Args:
     score: the policy's scoring function.
     every: optimiser steps between updates.
+    store: none: what moves cannot be cached.
 
   Raises:
-    UsageError: `every` is less than 1.
+    UsageError: `every` is less than 1, or a store is given.
   """
-  return soft(score, 1.0, every)
+  return soft(score, 1.0, every, store)
 
 
-__all__ = ['frozen', 'hard', 'soft']
+__all__ = ['cached', 'frozen', 'hard', 'soft']

@@ -30,6 +30,7 @@ from dro_jax import (
   optimizers,
   own_samples,
   partitioning,
+  reference_store,
   scoring,
   spent,
   train_state,
@@ -207,11 +208,13 @@ def train(
   txs = {'policy': tx} | ({'value': value_optimizer()} if chosen.uses_value else {})
   timing = schedule() if triplets.eval is not None else dataclasses.replace(schedule(), eval_every=0)
   multiple = partitioning.num_row_shards(grid) * num_microbatches
+  ref = reference(scoring.make_score(nets.policy, chunk_size=chunk_size)) if chosen.uses_reference else None
+  opened = reference_store.open_for(ref, chosen, config, words, triplets)
+  triplets = opened.triplets
   feed = _feed(triplets, timing, rows(), unit_options(), batch_size, seed, multiple, chosen)
+  if opened.store is not None and chosen.uses_mismatched:
+    opened.refuse_other_plan(reference_store.plan_of(feed.train, feed.eval, seed, timing.steps))
   where = networks.shardings(nets, grid)
-  ref = None
-  if chosen.uses_reference:
-    ref = reference(scoring.make_score(nets.policy, chunk_size=chunk_size))
   responder = None
   if chosen.online is not None:
     responder = online.make_responder(
@@ -226,7 +229,7 @@ def train(
   metadata = networks.metadata(
     config, vocabulary=words, algorithm=chosen, **value,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
-    reference=None if ref is None else dict(ref.settings), uses_reference=ref is not None and ref.is_kept,
+    reference=opened.settings, uses_reference=ref is not None and ref.is_kept,
     batch_size=batch_size, seed=seed, online=responder and responder.settings,
     init_from=init_from, decoding=decoding,
   )  # fmt: skip
@@ -241,6 +244,7 @@ def train(
   newest = checkpoints.newest_step(folder)
   if newest is None:
     state = _fresh_state(create, nets, grid, where, seed, init_from)
+    metadata |= opened.try_out(nets.policy, state.params['policy'], grid, triplets.train, chunk_size)
   else:
     _refuse_other_run(folder, metadata)
   # Nothing is written before all that could be refused has been looked at.
@@ -358,6 +362,28 @@ class Feed(NamedTuple):
   eval: loader.Loader | None
   units: Mapping[str, Any] | None
   statistics: loader.Loader | None = None
+
+
+def feed_of(
+  triplets: tasks.Triplets,
+  algorithm: algorithms.Algorithm,
+  timing: Schedule,
+  rows: RowOptions,
+  unit_options: units.UnitOptions,
+  *,
+  batch_size: int,
+  seed: int,
+  multiple: int,
+) -> Feed:
+  """The batches that a run with these settings will see (see `train`), for who prepares something for them.
+
+  `multiple` is the number of parts into which the mesh and the microbatches cut a batch's rows.
+  """
+  algorithm.check(triplets)
+  triplets = tasks.derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
+  if triplets.eval is None:
+    timing = dataclasses.replace(timing, eval_every=0)
+  return _feed(triplets, timing, rows, unit_options, batch_size, seed, multiple, algorithm)
 
 
 def _feed(

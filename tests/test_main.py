@@ -363,7 +363,7 @@ def test_help_lists_flags_and_settings(commands, packaged, capsys):
 
 def _configure(name, *arguments):
   """Binds a command of the house, every flag that it needs given."""
-  text = (door.GIN_CONFIGS / 'runs' / f'{name}.gin').read_text()
+  text = door.default_text(name)
   needed = [
     f'--{flag}={"1" if about.bare else "x"}'
     for flag, about in door.FLAGS.items()

@@ -73,6 +73,11 @@ class Loader:
     """Which responses batch `step` scores under which other prompts."""
     return self._pairs(self._batch(step))
 
+  def places(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(record, row, first position in the row) of batch `step`'s responses, `[n]` each."""
+    batch = self._batch(step)
+    return batch.examples, batch.placement.response_row, batch.placement.response_start
+
   def slots(self, step: int) -> tuple[np.ndarray, np.ndarray]:
     """(`example_id`, `valid`) of batch `step`, `[rows, slots]`, without reading a token."""
     batch = self._batch(step)
