@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dro_jax import values
 
@@ -41,3 +42,9 @@ def test_gae_with_lambda_one_is_the_return_less_the_value():
   mask = jnp.ones((2, 4), bool)
   found = values.gae(rewards, state_values, mask, 1.0, 1.0)
   np.testing.assert_allclose(found, values.future_sums(rewards, mask) - state_values, rtol=1e-4, atol=1e-5)
+
+
+def test_gae_refuses_what_would_broadcast():
+  x, mask = jnp.zeros((2, 4)), jnp.ones((2, 4), bool)
+  with pytest.raises(ValueError, match='values has shape'):
+    values.gae.__wrapped__(x, x[:, :1], mask)

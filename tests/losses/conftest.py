@@ -1,6 +1,6 @@
 """What every loss is held to."""
 
-import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,9 @@ def arrays():
 def bandit():
   """CoPG's bandit (arXiv 2406.19185, Sect. 5), and a loss's population fixed point by gradient descent."""
 
-  def solve(loss, num_steps=3000, learning_rate=0.5):
+  def solve(loss, num_steps=3000, learning_rate=0.5, behaviour=(0.2, 0.3, 0.5)):
     """Minimises Σ_y μ(y) loss(logits, value)(y) and returns (π, V)."""
-    behaviour = jnp.array([0.2, 0.3, 0.5])
+    behaviour = jnp.asarray(behaviour, jnp.float32)
 
     def objective(params):
       return jnp.sum(behaviour * loss(jax.nn.log_softmax(params['logits']), params['value'], behaviour))
@@ -39,12 +39,31 @@ def bandit():
     params, _ = jax.lax.scan(step, params, None, length=num_steps)
     return jax.nn.softmax(params['logits']), params['value']
 
+  solve.behaviour = jnp.array([0.2, 0.3, 0.5])
   solve.rewards = jnp.array([2.5, 2.0, 1.0])
   solve.reference_logps = jnp.log(jnp.full(3, 1 / 3))
   solve.optimum = np.array([0.70538, 0.25950, 0.03512])
   solve.tau = 0.5
   solve.value = 2.12520
   return solve
+
+
+# CoPG's bandit (arXiv 2406.19185, Sect. 5): pairs of its two behaviour policies.
+FIRST, SECOND = np.array([0.1, 0.2, 0.7]), np.array([0.05, 0.05, 0.9])
+
+
+def fixed_point(bandit, pair_loss, steps=6000):
+  """The policy that minimises the population's mean of `pair_loss(logps of y, logps of y', y, y')`."""
+  y, other = (jnp.array(column) for column in zip(*itertools.product(range(3), repeat=2)))
+  weights = jnp.array(np.outer(FIRST, SECOND).ravel(), jnp.float32)
+  slope = jax.grad(lambda logits: jnp.sum(weights * pair_loss(jax.nn.log_softmax(logits), y, other)))
+  logits = jax.lax.fori_loop(0, steps, lambda _, logits: logits - 0.5 * slope(logits), jnp.zeros(3))
+  return np.asarray(jax.nn.softmax(logits), np.float64)
+
+
+def regret(bandit, policy):
+  objective = policy @ np.asarray(bandit.rewards) - bandit.tau * policy @ np.log(3 * policy)
+  return bandit.value - objective
 
 
 def gradients(loss, arrays, *names):
@@ -63,18 +82,24 @@ def float32(arrays):
 
 def check(loss, inputs, expected, gradient, stopped=(), **settings):
   """A loss against float64 numpy: its values, its gradient in `policy_logps`, none in `stopped`."""
-  found = loss(
-    **{
-      name: jnp.asarray(x) if np.asarray(x).dtype == bool else jnp.asarray(x, jnp.float32)
-      for name, x in inputs.items()
-    },
-    **settings,
-  )
-  np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
-  chosen = gradients(functools.partial(loss, **settings), inputs, 'policy_logps', *stopped)
-  np.testing.assert_allclose(chosen['policy_logps'], gradient, rtol=2e-4, atol=2e-5)
+  arrays = {
+    name: jnp.asarray(x) if np.asarray(x).dtype == bool else jnp.asarray(x, jnp.float32)
+    for name, x in inputs.items()
+  }
+
+  @jax.jit
+  def values_and_gradients(arrays):
+    def total(moving):
+      per_example = loss(**(arrays | moving), **settings)
+      return jnp.sum(per_example), per_example
+
+    return jax.grad(total, has_aux=True)({name: arrays[name] for name in ('policy_logps', *stopped)})
+
+  found, per_example = values_and_gradients(arrays)
+  np.testing.assert_allclose(per_example, expected, rtol=2e-5, atol=2e-5)
+  np.testing.assert_allclose(found['policy_logps'], gradient, rtol=2e-4, atol=2e-5)
   for name in stopped:
-    assert not chosen[name].any(), f'a gradient reaches {name}'
+    assert not np.asarray(found[name]).any(), f'a gradient reaches {name}'
 
 
 @pytest.fixture

@@ -100,3 +100,33 @@ def test_a_lol_raises_what_is_better_than_the_value(bandit):
 
   policy, _ = bandit(loss)
   np.testing.assert_allclose(policy, np.array([0.2 * 1.0, 0.3 * 0.5, 0]) / 0.35, atol=2e-3)
+
+
+def one_token(loss):
+  """A loss of token arrays, on answers of one token."""
+
+  def on_answers(policy_logps, reference_logps, advantages):
+    mask = jnp.ones((3, 1), bool)
+    return loss(policy_logps[:, None], reference_logps[:, None], mask, advantages)
+
+  return on_answers
+
+
+@pytest.mark.parametrize('loss', [losses.a_lol, one_token(losses.a_lol_sequence)])
+def test_a_lols_ratio_feeds_on_itself_up_to_its_window(bandit, loss):
+  """The best arm's ratio is cut at 1.9, the next one's is 3π: .45 π² − .83 π + .38 = 0, π = .8444."""
+  advantages = bandit.rewards - 1.5
+  policy, _ = bandit(lambda logps, *_: loss(logps, bandit.reference_logps, advantages), num_steps=4000)
+  np.testing.assert_allclose(policy, [0.84444, 0.15556, 0], atol=3e-3)
+
+
+def test_r_lol_is_where_its_weights_are_its_policy(bandit):
+  policy, _ = bandit(lambda logps, *_: losses.r_lol(logps, bandit.reference_logps, bandit.rewards))
+  weights = np.asarray(bandit.behaviour * bandit.rewards) * np.clip(3 * np.asarray(policy), 0.1, 1.9)
+  np.testing.assert_allclose(policy, weights / weights.sum(), atol=1e-4)
+
+
+def test_a_lol_kl_clones_by_what_is_left_of_advantages(bandit):
+  advantages = jnp.array([1.0, 0.5, 0.2])
+  policy, _ = bandit(lambda logps, *_: losses.a_lol_kl(logps, bandit.reference_logps, advantages))
+  np.testing.assert_allclose(policy, np.array([0.2 * 0.9, 0.3 * 0.4, 0.5 * 0.1]) / 0.35, atol=1e-4)

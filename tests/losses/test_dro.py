@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dro_jax import losses
-from tests.losses.conftest import float32, gradients
+from tests.losses.conftest import FIRST, SECOND, float32, gradients, regret
 
 TAU = 0.7
 
@@ -52,15 +52,6 @@ def test_token_value_counts_the_future_alone(tokens):
   assert not g['values'][~tokens['mask']].any() and g['values'][tokens['mask']].all()
 
 
-def test_token_value_ignores_what_padding_holds(tokens):
-  inputs = float32(tokens) | {'mask': jnp.asarray(tokens['mask'])}
-  dirty = {
-    k: jnp.where(inputs['mask'], inputs[k], 1e9) for k in ('policy_logps', 'reference_logps', 'values')
-  }
-  clean = losses.dro_v_token_value(**inputs)
-  np.testing.assert_array_equal(losses.dro_v_token_value(**(inputs | dirty)), clean)
-
-
 def test_residual_holds_both_gradients(arrays):
   residual = gradients(functools.partial(losses.dro_v_residual, tau=TAU), arrays, 'policy_logps', 'values')
   policy = gradients(functools.partial(losses.dro_v_policy, tau=TAU), arrays, 'policy_logps')
@@ -96,15 +87,45 @@ def test_wrong_shapes_raise_for_tokens_and_statistics(tokens, arrays):
     losses.dro_p.__wrapped__(**float32(arrays), mean=jnp.zeros(7))
 
 
-def test_dro_v_solves_the_bandit(bandit):
+@pytest.mark.parametrize('tau', [0.5, 2.0])
+def test_dro_v_solves_the_bandit_at_its_temperature(bandit, tau):
+  """From CoPG's log. With ½ for τ/2 the temperature would be lost."""
+
   def loss(logps, value, _):
-    values = jnp.full(3, value)
-    args = (logps, bandit.reference_logps, bandit.rewards, values, bandit.tau)
+    args = (logps, bandit.reference_logps, bandit.rewards, jnp.full(3, value), tau)
     return losses.dro_v_policy(*args) + losses.dro_v_value(*args)
 
+  policy, value = bandit(loss, behaviour=(FIRST + SECOND) / 2)
+  tilted = np.exp(np.asarray(bandit.rewards, np.float64) / tau)
+  np.testing.assert_allclose(policy, tilted / tilted.sum(), atol=1e-4)
+  np.testing.assert_allclose(value, tau * np.log(tilted.mean()), atol=1e-4)
+  if tau == bandit.tau:
+    np.testing.assert_allclose(policy, bandit.optimum, atol=1e-4)
+    np.testing.assert_allclose(value, bandit.value, atol=1e-4)
+    np.testing.assert_allclose(regret(bandit, np.asarray(policy, np.float64)), 0, atol=1e-4)
+
+
+def test_dro_v_residual_solves_the_bandit(bandit):
+  def loss(logps, value, _):
+    return losses.dro_v_residual(
+      logps, bandit.reference_logps, bandit.rewards, jnp.full(3, value), bandit.tau
+    )
+
   policy, value = bandit(loss)
-  np.testing.assert_allclose(policy, bandit.optimum, atol=1e-5)
-  np.testing.assert_allclose(value, bandit.value, atol=1e-5)
+  np.testing.assert_allclose(policy, bandit.optimum, atol=1e-4)
+  np.testing.assert_allclose(value, bandit.value, atol=1e-4)
+
+
+def test_the_token_value_of_one_token_solves_the_bandit(bandit):
+  def loss(logps, value, _):
+    rest = bandit.rewards, jnp.full((3, 1), value), bandit.tau
+    tokens = logps[:, None], bandit.reference_logps[:, None], jnp.ones((3, 1), bool)
+    policy = losses.dro_v_policy(logps, bandit.reference_logps, rest[0], rest[1][:, 0], bandit.tau)
+    return policy + losses.dro_v_token_value(*tokens, *rest)
+
+  policy, value = bandit(loss)
+  np.testing.assert_allclose(policy, bandit.optimum, atol=1e-4)
+  np.testing.assert_allclose(value, bandit.value, atol=1e-4)
 
 
 def test_dro_p_solves_the_bandit(bandit):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from dro_jax import losses
-from tests.losses.conftest import check, float32, gradients
-from tests.losses.test_preference import FIRST, SECOND, fixed_point
+from tests.losses.conftest import FIRST, SECOND, check, fixed_point, float32, regret
 
 SIZES = (4, 3, 2, 1)
 REGULARISED = (losses.copg, losses.agro, losses.rloo, losses.nca)
@@ -105,18 +104,6 @@ def test_pro_ranks_the_list(groups):
 
 
 @pytest.mark.parametrize('loss', REGULARISED)
-def test_what_is_masked_changes_nothing_and_gets_no_gradient(groups, loss):
-  names = ('policy_logps', 'reference_logps', 'rewards')
-  other = groups | {name: np.where(groups['mask'], groups[name], -1e6) for name in names}
-  arrays = [{**float32(x), 'mask': jnp.asarray(groups['mask'])} for x in (groups, other)]
-  np.testing.assert_array_equal(loss(**arrays[0]), loss(**arrays[1]))
-  g = gradients(loss, groups, *names)
-  for name in names:
-    assert not g[name][~groups['mask']].any()
-    assert np.isfinite(g[name]).all()
-
-
-@pytest.mark.parametrize('loss', REGULARISED)
 def test_wrong_shapes_raise(groups, loss):
   arrays = {**float32(groups), 'mask': jnp.asarray(groups['mask'])}
   with pytest.raises(ValueError, match='rewards has shape'):
@@ -157,9 +144,8 @@ def test_copg_is_rebel_around_the_reference():
 
 
 def slopes(loss, arrays, **settings):
-  return jax.grad(
-    lambda x: jnp.sum(loss(**(arrays | {'policy_logps': x}), **settings))
-  )(arrays['policy_logps'])  # fmt: skip
+  moved = jax.jit(jax.grad(lambda x: jnp.sum(loss(**(arrays | {'policy_logps': x}), **settings))))
+  return moved(arrays['policy_logps'])
 
 
 def test_agro_on_pairs_is_copg():
@@ -203,11 +189,39 @@ def test_rebel_from_the_reference_finds_the_optimum(bandit):
   np.testing.assert_allclose(fixed_point(bandit, group_loss(bandit, loss)), bandit.optimum, atol=1e-4)
 
 
-def test_nca_and_pro_prefer_the_better(bandit):
-  nca = fixed_point(bandit, group_loss(bandit, losses.nca, beta=1.0, alpha=1.0), steps=2000)
-  # The log hardly ever compares the two good arms with each other.
-  assert nca[2] < 1 / 3 < min(nca[0], nca[1])
+def test_copgs_recipe_ends_near_the_optimum_and_still_falling(bandit):
+  """The paper's 2000 Adam steps of 1e-3, here on the whole population of pairs: regret ≈ .013."""
+  y, other = (jnp.array(column) for column in zip(*itertools.product(range(3), repeat=2)))
+  weights = jnp.array(np.outer(FIRST, SECOND).ravel(), jnp.float32)
+  pair_loss = group_loss(bandit, losses.copg, beta=bandit.tau)
+  slope = jax.grad(lambda logits: jnp.sum(weights * pair_loss(jax.nn.log_softmax(logits), y, other)))
 
+  def step(carry, count):
+    logits, first, second = carry
+    gradient = slope(logits)
+    first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+    update = first / (1 - 0.9**count) / (jnp.sqrt(second / (1 - 0.999**count)) + 1e-8)
+    return (logits - 1e-3 * update, first, second), logits
+
+  _, path = jax.lax.scan(step, (jnp.zeros(3),) * 3, jnp.arange(1.0, 2001.0))
+  start, late, end = (regret(bandit, np.asarray(jax.nn.softmax(path[i]), np.float64)) for i in (0, 1900, -1))
+  np.testing.assert_allclose(start, 2.12520 - 1.83333, atol=1e-5)
+  np.testing.assert_allclose(end, 0.0128, atol=3e-4)
+  assert late > end + 0.001
+
+
+def test_nca_of_all_answers_is_the_tilted_reference(bandit):
+  """K p = π/π_ref at β = 1: π = softmax(R/α), for any log."""
+
+  def loss(logps, y, other):
+    everything = jnp.ones((1, 3), bool)
+    arrays = logps[None], bandit.reference_logps[None], bandit.rewards[None], everything
+    return losses.nca(*arrays, beta=1.0, alpha=bandit.tau)
+
+  np.testing.assert_allclose(fixed_point(bandit, loss), bandit.optimum, atol=1e-4)
+
+
+def test_pro_prefers_the_better(bandit):
   def pro(logps, y, other):
     members = jnp.stack([y, other], axis=1)
     ones = jnp.ones(members.shape)
@@ -222,12 +236,14 @@ def test_rloo_on_its_own_samples_climbs_to_the_optimum(bandit):
   logits = jnp.log(jnp.asarray(bandit.optimum, jnp.float32))
   y, other = (jnp.array(column) for column in zip(*itertools.product(range(3), repeat=2)))
 
-  def objective(logits, weights):
+  @jax.jit
+  @jax.grad
+  def slope(logits, weights):
     logps = jax.nn.log_softmax(logits)
     return jnp.sum(weights * group_loss(bandit, losses.rloo, beta=bandit.tau)(logps, y, other))
 
   on_policy = jnp.outer(jnp.asarray(bandit.optimum), jnp.asarray(bandit.optimum)).ravel()
   off_policy = jnp.outer(jnp.asarray(FIRST), jnp.asarray(SECOND)).ravel()
-  np.testing.assert_allclose(jax.grad(objective)(logits, on_policy), 0, atol=1e-4)
+  np.testing.assert_allclose(slope(logits, on_policy), 0, atol=1e-4)
   # At π* every return is the same, whoever sampled: that is why logged groups serve too.
-  np.testing.assert_allclose(jax.grad(objective)(logits, off_policy), 0, atol=1e-4)
+  np.testing.assert_allclose(slope(logits, off_policy), 0, atol=1e-4)

@@ -87,3 +87,18 @@ def test_bco_prefers_the_desirable_arm(bandit):
 
   policy, _ = bandit(loss, num_steps=500)
   assert policy[2] < 0.05 and policy[0] > 0.3
+
+
+def test_bco_solves_the_bandit_whose_thumbs_are_its_rewards(bandit):
+  """Thumbs drawn from σ(R − 2): βρ − δ = R − 2 is π* where δ = 2 − V*, for any log."""
+
+  def loss(logps, _, __):
+    chance, shift = jax.nn.sigmoid(bandit.rewards - 2), jnp.float32(2 - bandit.value)
+    up, down = (
+      losses.bco(logps, bandit.reference_logps, jnp.full(3, label), shift, beta=bandit.tau)
+      for label in (1.0, 0.0)
+    )
+    return chance * up + (1 - chance) * down
+
+  policy, _ = bandit(loss, num_steps=6000, learning_rate=2.0)
+  np.testing.assert_allclose(policy, bandit.optimum, atol=5e-4)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from dro_jax import losses
-from tests.losses.conftest import check, float32
-from tests.losses.test_preference import FIRST, SECOND, regret
+from tests.losses.conftest import FIRST, SECOND, check, float32, regret
 
 
 @pytest.fixture
@@ -73,13 +72,16 @@ def test_ppo_token_is_a_token_mean(tokens):
   check(losses.ppo_token, inputs, expected, gradient)
 
 
-def test_far_ratios_stay_finite(logged):
-  far = float32(logged) | {'policy_logps': jnp.full(7, 200.0), 'behaviour_logps': jnp.full(7, -200.0)}
-  for loss, name in ((losses.ppo_clip, 'advantages'), (losses.topr, 'rewards')):
-    arrays = far | {name: far['rewards']}
-    arrays = {k: x for k, x in arrays.items() if k in ('policy_logps', 'behaviour_logps', name)}
-    slope = jax.grad(lambda x: jnp.sum(loss(**(arrays | {'policy_logps': x}))))(far['policy_logps'])  # noqa: B023
-    assert np.isfinite(slope).all()
+@pytest.mark.parametrize('log_ratio, bounded', [(30.0, False), (200.0, True)])
+def test_nothing_bounds_the_ratio_of_what_is_worse(log_ratio, bounded):
+  """Where A < 0, −wA is the loss; float32 ends at e^40."""
+
+  def loss(logps):
+    return losses.ppo_clip(logps, logps * 0 - log_ratio, jnp.full(1, -2.0))[0]
+
+  value, slope = jax.value_and_grad(loss)(jnp.zeros(1))
+  np.testing.assert_allclose(value, 2 * np.exp(min(log_ratio, 40)), rtol=1e-4)
+  np.testing.assert_allclose(slope[0], 0 if bounded else 2 * np.exp(log_ratio), rtol=1e-4)
 
 
 def test_wrong_shapes_raise(arrays, logged):
@@ -117,3 +119,39 @@ def test_reinforce_is_biased_by_its_baseline_off_policy(bandit, own_mean, expect
 
 def test_the_uniform_policys_regret(bandit):
   np.testing.assert_allclose(bandit.value - regret(bandit, np.full(3, 1 / 3)), 1.83333, atol=1e-5)
+
+
+def ppo_of_one_token(policy_logps, behaviour_logps, advantages):
+  mask = jnp.ones((3, 1), bool)
+  return losses.ppo_token(policy_logps[:, None], mask, behaviour_logps[:, None], advantages[:, None])
+
+
+@pytest.mark.parametrize('loss', [losses.ppo_clip, ppo_of_one_token])
+def test_ppo_stops_at_the_windows_edge(bandit, loss):
+  """From π/μ = (1.67, 1.11, .67) and A = (1, ½, −½) only the middle arm has a way to go, to 1.2 · .3."""
+
+  def of_log(logps, _, behaviour):
+    return loss(logps, jnp.log(behaviour), bandit.rewards - 1.5)
+
+  policy, _ = bandit(of_log, num_steps=2000, learning_rate=0.01)
+  np.testing.assert_allclose(policy, [0.32, 0.36, 0.32], atol=1e-3)
+
+
+def test_topr_stops_pushing_what_is_gone(bandit):
+  """What is worse dies out, what is better is cloned by μ·r."""
+
+  def loss(logps, _, behaviour):
+    return losses.topr(logps, jnp.log(behaviour), bandit.rewards - 1.5)
+
+  policy, _ = bandit(loss, num_steps=4000)
+  np.testing.assert_allclose(policy, np.array([0.2 * 1, 0.3 * 0.5, 0]) / 0.35, atol=2e-3)
+
+
+def test_gold_gathers_on_what_it_already_says(bandit):
+  """μ·r = (.5, .6, .5): the likeliest arm weighs .6 π, the others fall to the floor, and Σ weights = .6."""
+
+  def loss(logps, _, __):
+    return losses.gold(logps[:, None], jnp.ones((3, 1), bool), bandit.rewards)
+
+  policy, _ = bandit(loss)
+  np.testing.assert_allclose(policy, np.array([1, 10, 1]) / 12, atol=1e-3)

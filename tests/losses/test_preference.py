@@ -1,5 +1,4 @@
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +6,7 @@ import numpy as np
 import pytest
 
 from dro_jax import losses
-from tests.losses.conftest import float32
+from tests.losses.conftest import fixed_point, float32, regret
 
 NAMES = (
   'policy_chosen_logps',
@@ -89,22 +88,7 @@ def test_wrong_shapes_raise(pairs, loss):
     losses.slic.__wrapped__(jnp.zeros(3), jnp.zeros(1))
 
 
-# CoPG's bandit (arXiv 2406.19185, Sect. 5): pairs of its two behaviour policies.
-FIRST, SECOND = np.array([0.1, 0.2, 0.7]), np.array([0.05, 0.05, 0.9])
-
-
-def fixed_point(bandit, pair_loss, steps=6000):
-  """The policy that minimises the population's mean of `pair_loss(logps of y, logps of y', y, y')`."""
-  y, other = (jnp.array(column) for column in zip(*itertools.product(range(3), repeat=2)))
-  weights = jnp.array(np.outer(FIRST, SECOND).ravel(), jnp.float32)
-  slope = jax.grad(lambda logits: jnp.sum(weights * pair_loss(jax.nn.log_softmax(logits), y, other)))
-  logits = jax.lax.fori_loop(0, steps, lambda _, logits: logits - 0.5 * slope(logits), jnp.zeros(3))
-  return np.asarray(jax.nn.softmax(logits), np.float64)
-
-
-def regret(bandit, policy):
-  objective = policy @ np.asarray(bandit.rewards) - bandit.tau * policy @ np.log(3 * policy)
-  return bandit.value - objective
+# --- CoPG's bandit ------------------------------------------------------------------------------------------
 
 
 def by_preference(bandit, loss):

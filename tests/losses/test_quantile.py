@@ -13,7 +13,7 @@ def inputs(arrays):
   return {name: arrays[name] for name in ('policy_logps', 'reference_logps')} | {'quantiles': quantiles}
 
 
-@pytest.mark.parametrize('beta', [0.01, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize('beta', [0.01, 0.1, 1.0, 10.0, 100.0])
 def test_qrpo_regresses_on_the_optimums_log_ratio(inputs, beta):
   """Z by quadrature: quantiles of the reference's own rewards are uniform, Z = ∫ e^{q/β} dq."""
   middles = (np.arange(1_000_000) + 0.5) / 1_000_000
