@@ -85,7 +85,14 @@ COMMANDS = {
     'dro_jax.arena.run',
     'arena',
     'holds methods to a known optimum, and to each other',
-    (*_MODEL, 'dro_jax.arena.bandit', 'dro_jax.arena.text', 'dro_jax.arena.human'),
+    (
+      *_MODEL,
+      'dro_jax.arena.bandit',
+      'dro_jax.arena.exact',
+      'dro_jax.arena.exact_world:ExactSettings',
+      'dro_jax.arena.text',
+      'dro_jax.arena.human',
+    ),
   ),
   'report': Command(
     'dro_jax.report', 'report', 'compares runs: settings, curves, metrics with paired intervals', bare='runs'
@@ -123,7 +130,7 @@ FLAGS = {
   'map_reward': Flag('MAP_REWARD', "numbers for your rewards' words: up=1,down=0", joined=True),
   'runs': Flag('RUNS', "runs' folders; `dro_jax report RUN ...` takes them without the flag", joined=True),
   'output': Flag('OUTPUT', 'where the result is written'),
-  'suite': Flag('SUITE', "the arena's suite: bandit, text or human", bare=True),
+  'suite': Flag('SUITE', "the arena's suite: bandit, exact, text or human", bare=True),
   'algorithms': Flag('ALGORITHMS', 'who competes, separated by commas', joined=True),
   'seeds': Flag('SEEDS', 'repetitions, numbered from 0', bare=True),
   'widen': Flag('WIDEN', "steps by which every method's grid is extended", bare=True, alone='1'),
@@ -347,8 +354,9 @@ def _gin_value(text: str) -> str:
   words = {'true': 'True', 'false': 'False', 'none': 'None'}
   if text.lower() in words:
     return words[text.lower()]
-  if _literal(text) is not None:
-    return text
+  if (literal := _literal(text)) is not None:
+    # Several, bare: gin wants the tuple's parentheses.
+    return f'({text})' if isinstance(literal, tuple) and not text.startswith('(') else text
   return f'@{text}' if _is_configurable(text) else repr(text)
 
 

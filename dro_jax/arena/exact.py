@@ -6,6 +6,7 @@ regret, divergences and distance to the frontier are exact; only the log and the
 """
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -110,7 +111,7 @@ SHARE = Column('label', best_share)
 def methods(tau: float) -> dict[str, Method]:
   """Everyone, by name. `tau` is the objective's temperature in stars per nat."""
   rates = Range(3e-4, 1e-3)
-  stars = {'temperature': Range(tau, 2 * tau), 'learning_rate': rates}
+  stars = {'temperature': Range(tau / 2, tau), 'learning_rate': rates}
 
   def vary(low: float, high: float) -> Grid:
     return {'temperature': Range(low, high), 'learning_rate': rates}
@@ -290,12 +291,15 @@ def _landmarks(place: Place) -> dict[str, Any]:
 # --- the suite ----------------------------------------------------------------------------------------------
 
 
+Axis = float | int | Sequence[float | int]
+
+
 def exact(
   folder: str,
-  spread: Sequence[float | int] = (1.0,),
-  noise: Sequence[float | int] = (1.0,),
-  responses: Sequence[int] = (4,),
-  coverage: Sequence[float | int] = (1.0,),
+  spread: Axis = 1.0,
+  noise: Axis = 1.0,
+  responses: int | Sequence[int] = 4,
+  coverage: Axis = 1.0,
   settings: Callable[[], ExactSettings] = ExactSettings,
 ) -> Suite:
   """A T5 that must find a known optimum, at every combination of points of four axes.
@@ -311,15 +315,17 @@ def exact(
   Raises:
     UsageError: a setting makes no world.
   """
-  if min(responses) < 1:
-    raise UsageError(f'exact.responses={responses}: pass 1 or more responses a prompt.')
+  axes = [
+    Point(float(a), float(b), int(c), float(d))
+    for a, b, c, d in itertools.product(*map(_several, (spread, noise, responses, coverage)))
+  ]
+  fewest = min(point.responses for point in axes)
+  if fewest < 1:
+    raise UsageError(f'exact.responses={responses}: pass 1 or more responses a prompt (--set RESPONSES=4).')
   chosen = settings()
   shared = pathlib.Path(folder).expanduser().absolute() / 'shared'
-  axes = [
-    Point(float(a), float(b), c, float(d)) for a in spread for b in noise for c in responses for d in coverage
-  ]
   competing = methods(chosen.tau)
-  if min(responses) < 2:
+  if fewest < 2:
     competing = {name: method for name, method in competing.items() if name not in COMPARING}
   return Suite(
     name='exact',
@@ -330,6 +336,10 @@ def exact(
     report=functools.partial(exact_report.report, {name: method.about for name, method in competing.items()}),
     cost='About 10 s a cell on two cores, and a minute for each seed and point.',
   )
+
+
+def _several(axis: Axis) -> Sequence[float | int]:
+  return axis if isinstance(axis, Sequence) else (axis,)
 
 
 __all__ = ['exact']
