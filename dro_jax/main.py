@@ -74,6 +74,15 @@ COMMANDS = {
   'cache_reference': Command(
     'dro_jax.cache_reference', 'cache_reference', "takes a reference's log-probs once, for any run", _TRAIN
   ),
+  'fit_value': Command(
+    'dro_jax.fit_value', 'fit_value', 'fits V(x) on other prompts, for methods that read a value', _TRAIN
+  ),
+  'a_lol': Command(
+    'dro_jax.a_lol',
+    'a_lol_stages',
+    'A-LoL in its stages: fits a value, keeps what beats it, trains on that',
+    (*_TRAIN, 'dro_jax.fit_value'),
+  ),
   'evaluate': Command(
     'dro_jax.evaluate',
     'evaluate',
@@ -557,7 +566,9 @@ def default_text(name: str) -> str:
 
 def _settings(text: str) -> str:
   macros = re.findall(r'^([A-Z][A-Z0-9_]*) *= *(.*?) *(?:# *(.*))?$', text, re.MULTILINE)
-  rows = ''.join(f'  {name + "=" + value:32} {meaning}\n' for name, value, meaning in macros)
+  # What includes others' defaults may say its own after them.
+  last = {name: (value, meaning) for name, value, meaning in macros}
+  rows = ''.join(f'  {name + "=" + value:32} {meaning}\n' for name, (value, meaning) in last.items())
   return f'\nSettings and their defaults:\n{rows}' if rows else ''
 
 

@@ -38,6 +38,14 @@ class RewardScaling(NamedTuple):
       return np.interp(rewards, values, quantiles)
     return (rewards - self.shift) / self.scale
 
+  def invert(self, scaled: np.ndarray | Sequence) -> np.ndarray:
+    """Back to the reward's own units, float64; for quantiles, the reward at each."""
+    scaled = np.asarray(scaled, np.float64)
+    if self.kind == 'quantile':
+      values, quantiles = np.asarray(self.knots).T
+      return np.interp(scaled, quantiles, values)
+    return scaled * self.scale + self.shift
+
   def effective_temperature(self, temperature: float | int) -> float | None:
     """τ in the reward's own units; None for quantiles, which stretch rewards unevenly."""
     return None if self.kind == 'quantile' else temperature * self.scale

@@ -91,3 +91,10 @@ def test_equal_rewards_cannot_be_scaled(kind):
 def test_an_unknown_kind_is_refused():
   with pytest.raises(UsageError, match="'zscore' is unknown; choose from none, standardise"):
     scaling.fit('zscore', REWARDS)
+
+
+@pytest.mark.parametrize('kind', scaling.KINDS)
+def test_inversion_gives_rewards_in_their_own_units(kind):
+  rewards = np.random.default_rng(0).normal(3.0, 20.0, 50)
+  fitted = scaling.fit(kind, rewards)
+  np.testing.assert_allclose(fitted.invert(fitted.apply(rewards)), rewards, rtol=1e-9)
