@@ -9,6 +9,7 @@ import time
 import pytest
 
 from dro_jax import main as door
+from dro_jax.errors import UsageError
 
 _COMMANDS_MODULE = """
   import dataclasses
@@ -175,6 +176,8 @@ def test_gin_files_include_packaged_ones(fit, tmp_path):
     ('False', 'False', False),
     ('none', 'None', None),
     ('[1, 2]', '[1, 2]', [1, 2]),
+    ('0,1.5', '(0,1.5)', [0, 1.5]),
+    ('(0, 1)', '(0, 1)', [0, 1]),
     ('"quoted"', '"quoted"', 'quoted'),
     ('bytes', "'bytes'", 'bytes'),
     ('gs://bucket/a b=c', "'gs://bucket/a b=c'", 'gs://bucket/a b=c'),
@@ -188,6 +191,23 @@ def test_set_reads_bare_words(commands, packaged, capsys, text, gin_text, value)
   output = capsys.readouterr()
   assert f'gin: fit.extra = {gin_text}\n' in output.err
   assert json.loads(output.out)['extra'] == value
+
+
+def test_a_flag_that_is_bare_is_read_like_set_and_may_stand_alone():
+  def bindings(*arguments):
+    return dict(door._command_line_bindings(door._parse_flags('arena', ['--model_dir=x', *arguments])))
+
+  door._register(door.COMMANDS['arena'])
+  assert bindings('--suite=bandit', '--seeds=3', '--widen') == {
+    '--model_dir': "MODEL_DIR = 'x'",
+    '--suite': 'SUITE = @bandit',
+    '--seeds': 'SEEDS = 3',
+    '--widen': 'WIDEN = 1',
+  }
+  assert bindings('--widen=2', '--algorithms=dro_v')['--widen'] == 'WIDEN = 2'
+  assert bindings('--algorithms=dro_v,kto')['--algorithms'] == "ALGORITHMS = 'dro_v,kto'"
+  with pytest.raises(UsageError, match=r'nothing here is called so \(did you mean bandit\?\)'):
+    bindings('--suite=bandti')
 
 
 def test_plain_flags_become_macros(fit):

@@ -453,10 +453,12 @@ def draw_curves(finished: Sequence[Finished], figure: Any) -> None:
   """Regret by step for each method, on a log scale: the mean over seeds, and their range."""
   figure.set_size_inches(8, 5)
   axes = figure.subplots()
-  for name, group in _by_method(finished).items():
+  for number, (name, group) in enumerate(_by_method(finished).items()):
     curves = np.maximum([cell.result['sample']['regret'] for cell in group], 1e-6)
     steps = group[0].result['sample']['step']
-    (line,) = axes.plot(steps, curves.mean(0), label=name)
+    # Some methods learn alike to the pixel: dashes let the one below be seen.
+    style = {'linestyle': ('-', '--', ':')[number % 3], 'linewidth': 2}
+    (line,) = axes.plot(steps, curves.mean(0), label=name, **style)
     axes.fill_between(steps, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
   axes.set(xlabel='steps', ylabel='regret J* − J', yscale='log', title="CoPG's bandit, by its paper's recipe")
   axes.legend(fontsize='small', ncols=2)

@@ -11,6 +11,7 @@ from dro_jax.arena.cells import Finished
 from dro_jax.arena.results import CHECKPOINTS, Chosen
 from dro_jax.arena.suite import Report
 from dro_jax.arena.tables import Table
+from dro_jax.statistics import Estimate
 
 BASELINE = 'dro_v'
 # What changes from the first method to the second, and nothing else.
@@ -37,7 +38,7 @@ def report(about: Mapping[str, str], finished: Sequence[Finished]) -> Report:
     chosen = {checkpoint: results.choose(here, about, checkpoint) for checkpoint in CHECKPOINTS}
     where = _where(axes) if len(points) > 1 else ''
     tables += [
-      frontier_table(chosen['best'], about, where),
+      frontier_table(chosen, about, where),
       regret_table(chosen, where),
       ladder_table(chosen['best'], where),
       trials_table(chosen['best'], where),
@@ -68,23 +69,29 @@ def _ordered(chosen: Mapping[str, Chosen], measure: str) -> list[str]:
   return sorted(chosen, key=key)
 
 
-def frontier_table(chosen: Mapping[str, Chosen], about: Mapping[str, str], where: str) -> Table:
+def frontier_table(chosen: Choices, about: Mapping[str, str], where: str) -> Table:
   """Reward, divergence and the distance to the most reward at that divergence; landmarks beside."""
+  best = chosen['best']
+
+  def mean(name: str, measure: str, checkpoint: str = 'best') -> Estimate:
+    return results.mean(results.by_prompt(chosen[checkpoint][name], checkpoint, measure))
+
   rows = [
     {
       'method': name,
-      'below the frontier': results.mean(results.by_prompt(chosen[name], 'best', 'below_frontier')),
-      'reward': results.mean(results.by_prompt(chosen[name], 'best', 'reward')).value,
-      'KL(π‖π_ref)': results.mean(results.by_prompt(chosen[name], 'best', 'kl_to_reference')).value,
-      'no word': results.mean(results.by_prompt(chosen[name], 'best', 'no_word')).value,
+      'below the frontier': mean(name, 'below_frontier'),
+      'the same, last': mean(name, 'below_frontier', 'last').value,
+      'reward': mean(name, 'reward').value,
+      'KL(π‖π_ref)': mean(name, 'kl_to_reference').value,
+      'no word': mean(name, 'no_word').value,
       'what it is': about[name],
     }
-    for name in _ordered(chosen, 'below_frontier')
+    for name in _ordered(best, 'below_frontier')
   ]
   return Table(
-    _titled('Reward against divergence', where), rows + _landmark_rows(chosen),
-    'Stars and nats, means over test prompts and seeds with 95 % intervals; best checkpoint by validation. '
-    'Below the frontier: reward missing to the most that there is at an equal KL.',
+    _titled('Reward against divergence', where), rows + _landmark_rows(best),
+    'Stars and nats, means over test prompts and seeds with 95 % intervals; the checkpoint that is best by '
+    'validation, unless it says last. Below the frontier: reward missing to the most at an equal KL.',
   )  # fmt: skip
 
 
