@@ -58,8 +58,7 @@ class World:
         GROUP_SIZE = 4
         PROMPT_LENGTH = 16
         RESPONSE_LENGTH = 8
-        ROW_PROMPT_LENGTH = 64
-        ROW_RESPONSE_LENGTH = 64
+        PACKED = False
       """)
     )
 
@@ -84,9 +83,8 @@ def world(tmp_path_factory):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_gin_file_binds_an_algorithm(name):
-  values = door._parse_flags(
-    'train', ['--triplets=x', '--model_dir=y', f'--gin_file=algorithms/{name}.gin']
-  )  # fmt: skip
+  flags = ['--triplets=x', '--model_dir=y', f'--gin_file=algorithms/{name}.gin']
+  values = door._parse_flags('train', flags)
   door._configure('train', door.COMMANDS['train'], values)
   made = door.gin.get_bindings('dro_jax.train.train')['algorithm']()
   assert isinstance(made, algorithms.Algorithm)
@@ -105,7 +103,7 @@ def test_a_gin_file_is_a_run(world, name):
   assert records[0]['gradient_norm/policy'] > 0
 
 
-@pytest.mark.parametrize('name, reference', [('dro_v', 'soft'), ('dpo', 'hard'), ('kto', 'soft')])
+@pytest.mark.parametrize('name, reference', [('dro_v', 'soft'), ('dpo', 'hard')])
 def test_a_trust_region_is_two_gin_files(world, name, reference):
   code, records = world.train(
     f'tr_{name}', f'--gin_file=algorithms/{name}.gin', f'--gin_file=references/{reference}.gin', '--set',
