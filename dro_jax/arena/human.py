@@ -28,7 +28,7 @@ MODEL = T5Config(
   emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2, num_decoder_layers=2
 )
 USUAL = ('dro_v', 'dro_p', 'kto', 'filtered_sft')
-RATES = Range(1e-4, 1e-3)
+RATES = Range(1e-4, 5e-4)
 
 
 class Feedback(NamedTuple):
@@ -243,13 +243,18 @@ def run(
   method = methods[cell.algorithm]
   trained = training.fit(folder, method, cell, world.data, budget, place.mesh)
   saved = training.saved(trained['model_dir'])
+  temperature = float(method.algorithm(cell.hyperparameters.get('temperature', 1.0)).temperature)
   found = {path: scored(place, path, world.tables) for path in set(saved.values())}
+  judged = {
+    path: {**scores, 'validation': -human_report.agreement(scores['validation'], world.about, temperature)}
+    for path, scores in found.items()
+  }
   return {
     'steps': trained['steps'],
     'flops': trained['flops'],
-    'temperature': method.algorithm(cell.hyperparameters.get('temperature', 1.0)).temperature,
-    **{name: found[path] for name, path in saved.items()},
-    'about': world.about,
+    'temperature': temperature,
+    **{name: judged[path] for name, path in saved.items()},
+    'about': {name: about for name, about in world.about.items() if name != 'validation'},
   }
 
 

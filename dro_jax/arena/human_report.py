@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dro_jax import statistics
-from dro_jax.arena import training
+from dro_jax.arena import results, training
 from dro_jax.arena.cells import Finished
 from dro_jax.arena.suite import Report
 from dro_jax.arena.tables import Table
@@ -93,14 +93,18 @@ def has_pairs(about: Mapping[str, Any]) -> bool:
   return bool(counts.pairs.sum() > 0)
 
 
-def validation_score(result: Mapping[str, Any]) -> float:
-  """What trials are chosen by: accuracy within prompts where they have pairs, else rank correlation."""
-  about, scores = result['about']['validation'], result['last']['validation']
-  if has_pairs(about):
-    statistic = within_prompts(tau_rho(scores, about, result['temperature']), about)
+def agreement(scores: Mapping[str, Any], about: Mapping[str, Any], temperature: float) -> float:
+  """What trials are chosen by, on the validation table: more is better, −1 where nothing can be told.
+
+  Accuracy within prompts where they have pairs, else rank correlation.
+  """
+  table = about['validation']
+  if has_pairs(table):
+    statistic = within_prompts(tau_rho(scores, table, temperature), table)
   else:
-    statistic = across_prompts(level(scores, about, result['temperature']), about)
-  return statistic(np.ones(int(np.max(about['prompts'])) + 1))
+    statistic = across_prompts(level(scores, table, temperature), table)
+  value = statistic(np.ones(int(np.max(table['prompts'])) + 1))
+  return value if np.isfinite(value) else -1.0
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -126,43 +130,28 @@ def measure_corrections(result: Mapping[str, Any], which: str, score: Score) -> 
   return corrections(before, after, result['about']['test'])
 
 
-def table(
-  title: str, note: str, measure: Measure, own: Score, chosen: Mapping[str, training.Choice]
-) -> Table:
+def table(title: str, note: str, measure: Measure, own: Score, chosen: Mapping[str, results.Chosen]) -> Table:
   """A row for each method and each baseline: its own score, and its plain log-probs."""
-  first = next(iter(chosen.values())).results[0]
-  return Table(
-    title, [*_method_rows(measure, own, chosen), *_baseline_rows(measure, first)], f'{note} {_NOTE}'
-  )
+  first = _seeds(next(iter(chosen.values())))[0]
+  rows = [_method_row(name, _seeds(choice), measure, own) for name, choice in chosen.items()]
+  return Table(title, [*rows, *_baseline_rows(measure, first)], f'{note} 95 % intervals over prompts.')
 
 
-_NOTE = (
-  '95 % intervals over prompts. Trials are chosen on validation prompts; ≤, ≥: the best value was at an end '
-  'of what was tried.'
-)
+def _seeds(choice: results.Chosen) -> list[Mapping[str, Any]]:
+  return list(choice.results.values())
 
 
-def _method_rows(measure: Measure, own: Score, chosen: Mapping[str, training.Choice]) -> list[dict[str, Any]]:
-  rows = []
-  for name, choice in chosen.items():
-    prompts = choice.results[0]['about']['test']['prompts']
+def _method_row(name: str, of_seeds: list[Mapping[str, Any]], measure: Measure, own: Score) -> dict[str, Any]:
+  def told(which: str, score: Score) -> Estimate:
+    statistics_ = [measure(result, which, score) for result in of_seeds]
+    return estimate(statistics_, of_seeds[0]['about']['test']['prompts'])
 
-    def over_seeds(which: str, score: Score, results=choice.results, prompts=prompts) -> Estimate:
-      return estimate([measure(result, which, score) for result in results], prompts)
-
-    rows.append(
-      {
-        'score of': name,
-        'its own': over_seeds('last', own),
-        **{title: over_seeds('last', score) for title, score in PLAIN.items()},
-        'its own, best checkpoint': over_seeds('best', own),
-        'chosen': ', '.join(f'{key} {value:g}' for key, value in choice.hyperparameters.items()),
-        'at an edge': ', '.join(choice.edges),
-        'trials': choice.trials,
-        'seeds': len(choice.results),
-      }
-    )
-  return rows
+  return {
+    'score of': name,
+    'its own': told('last', own),
+    'best checkpoint’s': told('best', own),
+    **{title: told('last', score) for title, score in PLAIN.items()},
+  }
 
 
 def _baseline_rows(measure: Measure, result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -195,9 +184,8 @@ def draw(tables: Sequence[Table], figure: Any) -> None:
 
 def report(order: Sequence[str], finished: Sequence[Finished]) -> Report:
   """The suite's tables and figure, methods in this order."""
-  found = training.choose(finished, validation_score)
-  chosen = {name: found[name] for name in order if name in found}
-  about = next(iter(chosen.values())).results[0]['about']
+  chosen = results.choose(finished, order, 'last')
+  about = _seeds(next(iter(chosen.values())))[0]['about']
   tables = [
     table(
       'Rank correlation with human scores, all test prompts',
@@ -221,4 +209,5 @@ def report(order: Sequence[str], finished: Sequence[Finished]) -> Report:
         tau_rho, chosen,
       )
     )  # fmt: skip
-  return Report(tables, {'agreement.png': functools.partial(draw, tables)})
+  figures = {'agreement.png': functools.partial(draw, tables)}
+  return Report([*tables, training.choices(chosen)], figures)

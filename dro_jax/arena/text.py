@@ -31,7 +31,7 @@ MODEL = T5Config(
   emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2, num_decoder_layers=2
 )
 USUAL = ('dro_v', 'kto', 'dpo', 'copg', 'filtered_sft')
-RATES = Range(1e-4, 3e-4)
+RATES = Range(5e-5, 2.5e-4)
 _PROMPT_LENGTH = 64
 
 
@@ -56,7 +56,7 @@ class TextWorld(NamedTuple):
   demonstrations: int = 2000
   sft_steps: int = 400
   sft_learning_rate: float = 2e-3
-  prompts: int = 1500
+  prompts: int = 4000
   samples: int = 4
   validation_prompts: int = 96
   test_prompts: int = 192
@@ -241,7 +241,10 @@ def run(
 
 
 def judge(logged: Logged, checkpoint: str, num: int, seed: int) -> dict[str, Any]:
-  """What a policy's own answers are worth, by prompt, `[P]`; and its w on the test prompts' log, `[N]`."""
+  """What a policy's own answers are worth, by test prompt, `[P]`; and its w on those prompts' log, `[N]`.
+
+  `validation` is less for better: trials are chosen by the mean reward on validation prompts.
+  """
   policy = evaluate.load_run(checkpoint, logged.tools.mesh).state.params['policy']
   found = {}
   for split, log in logged.heldout.items():
@@ -253,7 +256,11 @@ def judge(logged: Logged, checkpoint: str, num: int, seed: int) -> dict[str, Any
       'expected': answers.by_prompt(logged.predict(own), num),
     }
   log = logged.heldout['test']
-  return {**found, 'ratios': off_policy.ratios(logged.tools.score(policy, log), log.logps)}
+  return {
+    'validation': -float(found['validation']['reward'].mean()),
+    'test': found['test'],
+    'ratios': off_policy.ratios(logged.tools.score(policy, log), log.logps),
+  }
 
 
 def text(
@@ -261,7 +268,7 @@ def text(
   world: Callable[[], TextWorld] = TextWorld,
   *,
   model: T5Config = MODEL,
-  steps: int = 150,
+  steps: int = 400,
   batch_size: int = 64,
   evaluations: int = 4,
   mesh: Callable[[], Mesh] = partitioning.make_mesh,

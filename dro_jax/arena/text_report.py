@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dro_jax import off_policy, statistics
-from dro_jax.arena import training
+from dro_jax.arena import results, training
 from dro_jax.arena.answers import GRAMS
 from dro_jax.arena.cells import Finished
 from dro_jax.arena.suite import Report
@@ -15,119 +15,117 @@ from dro_jax.arena.tables import Table
 from dro_jax.statistics import Estimate
 
 DRAWS = 1000
+Results = Sequence[Mapping[str, Any]]
 
 
-def _mean(results: Sequence[Mapping[str, Any]], path: Sequence[str]) -> np.ndarray:
-  """An array of the results, averaged over seeds."""
-  found = [functools.reduce(lambda at, name: at[name], path, each) for each in results]
-  return np.asarray(np.mean(np.array(found, np.float64), axis=0))
+def _arrays(found: Results, *path: str) -> np.ndarray:
+  """A measure of every seed, `[seeds, ...]`."""
+  return np.array([functools.reduce(lambda at, name: at[name], path, each) for each in found], np.float64)
 
 
-def over_prompts(x_P: np.ndarray) -> Estimate:
-  """A mean over prompts and its interval."""
-  return statistics.bootstrap(lambda weights_P: float(weights_P @ x_P / weights_P.sum()), len(x_P), DRAWS, 0)
+def _estimate(found: Results, *path: str) -> Estimate:
+  return results.crossed_bootstrap(_arrays(found, *path))
 
 
-def validation_reward(result: Mapping[str, Any]) -> float:
-  """What trials are chosen by: the last checkpoint's mean reward on validation prompts."""
-  return float(np.mean(result['last']['validation']['reward']))
+def _mean(found: Results, *path: str) -> float:
+  return float(_arrays(found, *path).mean())
 
 
-def score_table(chosen: Mapping[str, training.Choice]) -> Table:
+def _seeds(choice: results.Chosen) -> Results:
+  return list(choice.results.values())
+
+
+def _policies(chosen: Mapping[str, results.Chosen]) -> dict[str, tuple[Results, tuple[str, ...]]]:
+  """The reference and everyone chosen: results, and where in them its answers are told of."""
+  first = _seeds(next(iter(chosen.values())))
+  return {'SFT (reference)': (first, ('log',))} | {
+    name: (_seeds(choice), ('last', 'test')) for name, choice in chosen.items()
+  }
+
+
+def score_table(chosen: Mapping[str, results.Chosen]) -> Table:
   """Each method's answers to test prompts, beside the reference's."""
-  log = next(iter(chosen.values())).results
-  rows = [_reference_row(log)] + [_row(name, choice) for name, choice in chosen.items()]
+  rows = []
+  for name, (found, path) in _policies(chosen).items():
+    is_reference = path == ('log',)
+    rows.append(
+      {
+        'method': name,
+        'reward': _estimate(found, *path, 'reward'),
+        'win rate': 0.5 if is_reference else _estimate(found, *path, 'win'),
+        'right': _mean(found, *path, 'exact'),
+        'KL': 0.0 if is_reference else _estimate(found, *path, 'kl'),
+        'best checkpoint’s reward': None if is_reference else _estimate(found, 'best', 'test', 'reward'),
+      }
+    )
   return Table(
     'Answers to test prompts', rows,
     'reward: 1 − edits to the right answer / length. win rate: against an SFT answer to the same prompt, '
-    'ties half. KL: log π − log π_ref of own answers, nats. Trials are chosen by the reward on validation '
-    'prompts; 95 % intervals over prompts; ≤, ≥: the best value was at an end of what was tried.',
+    'ties half. right: share of answers. KL: log π − log π_ref of own answers, nats. 95 % intervals over '
+    'prompts, and over seeds where there are several.',
   )  # fmt: skip
 
 
-def _reference_row(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  return {
-    'method': 'SFT (reference)',
-    'reward': over_prompts(_mean(results, ('log', 'reward'))),
-    'win rate': 0.5,
-    'right': _number(results, 'log', 'exact'),
-    'KL': 0.0,
-    **_shape_of(results, ('log',)),
-    'reward at best checkpoint': None,
-    'best of K': over_prompts(_mean(results, ('log', 'best'))),
-  }
-
-
-def _row(name: str, choice: training.Choice) -> dict[str, Any]:
-  results, test = choice.results, ('last', 'test')
-  return {
-    'method': name,
-    'reward': over_prompts(_mean(results, (*test, 'reward'))),
-    'win rate': over_prompts(_mean(results, (*test, 'win'))),
-    'right': _number(results, *test, 'exact'),
-    'KL': over_prompts(_mean(results, (*test, 'kl'))),
-    **_shape_of(results, test),
-    'reward at best checkpoint': over_prompts(_mean(results, ('best', 'test', 'reward'))),
-    'best of K': over_prompts(_mean(results, (*test, 'best'))),
-    'chosen': ', '.join(f'{key} {value:g}' for key, value in choice.hyperparameters.items()),
-    'at an edge': ', '.join(choice.edges),
-    'trials': choice.trials,
-    'steps': results[0]['steps'],
-    'seeds': len(results),
-  }
-
-
-def _number(results: Sequence[Mapping[str, Any]], *path: str) -> float:
-  return float(np.mean(_mean(results, path)))
-
-
-def _shape_of(results: Sequence[Mapping[str, Any]], path: Sequence[str]) -> dict[str, float]:
-  return {
-    'tokens': _number(results, *path, 'length'),
-    **{f'distinct-{n}': _number(results, *path, f'distinct_{n}') for n in GRAMS},
-    'different of K': _number(results, *path, 'different'),
-  }
-
-
-def difference_table(chosen: Mapping[str, training.Choice]) -> Table:
-  """Rewards less the first method's, paired by prompt."""
-  (first, base), *others = chosen.items()
-  base_P = _mean(base.results, ('last', 'test', 'reward'))
+def shape_table(chosen: Mapping[str, results.Chosen]) -> Table:
+  """How long and how different answers are."""
   rows = [
     {
       'method': name,
-      f'reward less {first}’s': over_prompts(_mean(choice.results, ('last', 'test', 'reward')) - base_P),
+      'tokens': _mean(found, *path, 'length'),
+      **{f'distinct-{n}': _mean(found, *path, f'distinct_{n}') for n in GRAMS},
+      'different of K': _mean(found, *path, 'different'),
+      'best of K': _estimate(found, *path, 'best'),
     }
-    for name, choice in others
+    for name, (found, path) in _policies(chosen).items()
   ]
-  return Table(f'Against {first}, paired by prompt', rows, 'An interval that holds 0 tells no difference.')
+  return Table(
+    'How they differ', rows,
+    'distinct-n: different n-grams of tokens over all. different of K: of the K answers to a prompt. best of '
+    'K: the reward of the best of them.',
+  )  # fmt: skip
 
 
-def log_of(results: Sequence[Mapping[str, Any]]) -> off_policy.Log:
+def difference_table(chosen: Mapping[str, results.Chosen]) -> Table:
+  """Rewards less the first method's, paired by seed and prompt."""
+  (first, base), *others = chosen.items()
+  rewards = {name: results.by_prompt(choice, 'last', 'reward') for name, choice in others}
+  rows = [
+    {
+      'method': name,
+      f'reward less {first}’s': results.difference(of_seeds, results.by_prompt(base, 'last', 'reward')),
+    }
+    for name, of_seeds in rewards.items()
+  ]
+  return Table(
+    f'Against {first}, paired by seed and prompt', rows, 'An interval that holds 0 tells no difference.'
+  )
+
+
+def log_of(found: Results) -> off_policy.Log:
   """What the log of the test prompts says of a policy: all seeds' logs, one after the other."""
 
   def joined(*path: str) -> np.ndarray:
-    return np.concatenate([functools.reduce(lambda at, name: at[name], path, each) for each in results])
+    return np.concatenate([functools.reduce(lambda at, name: at[name], path, each) for each in found])
 
   rewards_N, expected_P = joined('log', 'rewards'), joined('last', 'test', 'expected')
   num = len(rewards_N) // len(expected_P)
-  prompts = np.tile(np.arange(len(expected_P) // len(results)), len(results))
+  prompts = np.tile(np.arange(len(expected_P) // len(found)), len(found))
   return off_policy.Log(
     joined('last', 'ratios'), rewards_N, joined('log', 'predicted'), np.repeat(expected_P, num),
     np.repeat(prompts, num),
   )  # fmt: skip
 
 
-def value_table(chosen: Mapping[str, training.Choice]) -> Table:
+def value_table(chosen: Mapping[str, results.Chosen]) -> Table:
   """What the SFT policy's log says of each policy, and what is true."""
   rows = []
   for name, choice in chosen.items():
-    log = log_of(choice.results)
+    log = log_of(_seeds(choice))
     size = off_policy.effective_sample_size(log.ratios)
     rows.append(
       {
         'method': name,
-        'truth': over_prompts(_mean(choice.results, ('last', 'test', 'reward'))),
+        'truth': _estimate(_seeds(choice), 'last', 'test', 'reward'),
         **{_ESTIMATORS[key]: value for key, value in off_policy.estimates(log, resamples=DRAWS).items()},
         'effective samples': size,
         'of': len(log.ratios),
@@ -172,19 +170,19 @@ def trust_table(finished: Sequence[Finished]) -> Table:
   return Table(f'Estimates of {len(truth)} policies: every trial', rows)
 
 
-def draw_frontier(finished: Sequence[Finished], chosen: Mapping[str, training.Choice], figure: Any) -> None:
+def draw_frontier(finished: Sequence[Finished], chosen: Mapping[str, results.Chosen], figure: Any) -> None:
   """Reward against KL on test prompts: every trial small, the chosen ones large."""
   figure.set_size_inches(7, 5)
   axes = figure.subplots()
   for name, choice in chosen.items():
     tried = [each.result for each in finished if each.cell.algorithm == name]
-    points = [[_number([each], 'last', 'test', of) for of in ('kl', 'reward')] for each in tried]
+    points = [[_mean([each], 'last', 'test', of) for of in ('kl', 'reward')] for each in tried]
     dots = axes.scatter(*np.array(points).T, s=15, alpha=0.5)
-    best = [_number(choice.results, 'last', 'test', of) for of in ('kl', 'reward')]
+    best = [_mean(_seeds(choice), 'last', 'test', of) for of in ('kl', 'reward')]
     axes.scatter(*best, s=90, color=dots.get_facecolor()[0], alpha=1, label=name)
-  log = next(iter(chosen.values())).results
-  axes.scatter(0, _number(log, 'log', 'reward'), marker='s', color='0.3', label='SFT (reference)')
-  axes.axhline(_number(log, 'log', 'best'), color='0.7', linestyle=':', label='SFT, best of K')
+  log = _seeds(next(iter(chosen.values())))
+  axes.scatter(0, _mean(log, 'log', 'reward'), marker='s', color='0.3', label='SFT (reference)')
+  axes.axhline(_mean(log, 'log', 'best'), color='0.7', linestyle=':', label='SFT, best of K')
   axes.set(xlabel='KL(π‖π_ref), nats', ylabel='mean reward', title='Answers to test prompts')
   axes.legend(fontsize='small')
 
@@ -192,7 +190,7 @@ def draw_frontier(finished: Sequence[Finished], chosen: Mapping[str, training.Ch
 def draw_values(finished: Sequence[Finished], figure: Any) -> None:
   """Estimates against the truth, a panel each, every trial a dot."""
   figure.set_size_inches(12, 3.6)
-  truth = [_number([each.result], 'last', 'test', 'reward') for each in finished]
+  truth = [_mean([each.result], 'last', 'test', 'reward') for each in finished]
   made = [off_policy.estimates(log_of([each.result]), resamples=1) for each in finished]
   for axes, (name, title) in zip(figure.subplots(1, len(_ESTIMATORS), sharey=True), _ESTIMATORS.items()):
     axes.scatter(truth, [each[name].value for each in made], s=15)
@@ -202,9 +200,11 @@ def draw_values(finished: Sequence[Finished], figure: Any) -> None:
 
 def report(order: Sequence[str], finished: Sequence[Finished]) -> Report:
   """The suite's tables and figures, methods in this order."""
-  found = training.choose(finished, validation_reward)
-  chosen = {name: found[name] for name in order if name in found}
-  tables = [score_table(chosen), difference_table(chosen), value_table(chosen), trust_table(finished)]
+  chosen = results.choose(finished, order, 'last')
+  tables = [
+    score_table(chosen), difference_table(chosen), shape_table(chosen), value_table(chosen),
+    trust_table(finished), training.choices(chosen),
+  ]  # fmt: skip
   figures = {
     'frontier.png': functools.partial(draw_frontier, finished, chosen),
     'values.png': functools.partial(draw_values, finished),

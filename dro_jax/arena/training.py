@@ -2,11 +2,10 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from dro_jax import (
@@ -22,8 +21,9 @@ from dro_jax import (
   train_state,
   train_step,
 )
-from dro_jax.arena import trials
+from dro_jax.arena import results, trials
 from dro_jax.arena.cells import Cell
+from dro_jax.arena.tables import Table
 from dro_jax.arena.trials import Range
 from dro_jax.data import layout, loader, plan, tasks, units
 from dro_jax.models.t5 import T5Config
@@ -60,10 +60,6 @@ class Budget(NamedTuple):
   evaluations: int = 4
 
 
-def _with_temperature(low: float, high: float, rates: Range) -> trials.Grid:
-  return {'temperature': Range(low, high), 'learning_rate': rates}
-
-
 def methods(rates: Range, behaviour_sampler: str | None = None) -> dict[str, Method]:
   """Everyone whom the triplets suffice, by name; temperatures are for rewards of variance 1.
 
@@ -72,21 +68,24 @@ def methods(rates: Range, behaviour_sampler: str | None = None) -> dict[str, Met
     behaviour_sampler: 'sampled' where the log's log-probs are known to be propensities.
   """
   a, sampler = algorithms, behaviour_sampler
+
+  def varied(low: float, high: float) -> trials.Grid:
+    return {'temperature': Range(low, high), 'learning_rate': rates}
+
   return {
-    'dro_v': Method(lambda t: a.dro_v(tau=t), _with_temperature(0.1, 0.5, rates)),
-    'dro_p': Method(lambda t: a.dro_p(tau=t), _with_temperature(0.1, 0.5, rates)),
-    'dro_v_binary': Method(lambda t: a.dro_v_binary(tau=t), _with_temperature(0.05, 0.25, rates)),
-    'kto': Method(lambda t: a.kto(beta=t), _with_temperature(0.5, 5.0, rates)),
-    'bco': Method(lambda t: a.bco(beta=t), _with_temperature(0.1, 1.0, rates)),
-    'dpo': Method(lambda t: a.dpo(beta=t), _with_temperature(0.1, 1.0, rates)),
-    'ipo': Method(lambda t: a.ipo(tau=t), _with_temperature(0.1, 1.0, rates)),
-    'copg': Method(lambda t: a.copg(beta=t), _with_temperature(0.1, 0.5, rates)),
-    'agro': Method(lambda t: a.agro(beta=t), _with_temperature(0.1, 0.5, rates)),
-    'rloo': Method(lambda t: a.rloo(beta=t), _with_temperature(0.1, 0.5, rates)),
-    'rebel': Method(
-      lambda t: a.rebel(eta=1 / t, behaviour_sampler=sampler), _with_temperature(0.1, 0.5, rates)
-    ),
-    'reinforce': Method(lambda t: a.reinforce(beta=t), _with_temperature(0.1, 0.5, rates)),
+    'dro_v': Method(lambda t: a.dro_v(tau=t), varied(0.2, 1.0)),
+    'dro_p': Method(lambda t: a.dro_p(tau=t), varied(0.2, 1.0)),
+    'dro_v_binary': Method(lambda t: a.dro_v_binary(tau=t), varied(0.1, 0.5)),
+    'kto': Method(lambda t: a.kto(beta=t), varied(1.0, 5.0)),
+    'kto_prompt': Method(lambda t: a.kto(beta=t, labels=a.prompt_mean_labels), varied(1.0, 5.0)),
+    'bco': Method(lambda t: a.bco(beta=t), varied(0.2, 1.0)),
+    'dpo': Method(lambda t: a.dpo(beta=t), varied(0.3, 1.5)),
+    'ipo': Method(lambda t: a.ipo(tau=t), varied(0.3, 1.5)),
+    'copg': Method(lambda t: a.copg(beta=t), varied(0.2, 1.0)),
+    'agro': Method(lambda t: a.agro(beta=t), varied(0.2, 1.0)),
+    'rloo': Method(lambda t: a.rloo(beta=t), varied(0.2, 1.0)),
+    'reinforce': Method(lambda t: a.reinforce(beta=t), varied(0.2, 1.0)),
+    'rebel': Method(lambda t: a.rebel(eta=1 / t, behaviour_sampler=sampler), varied(0.2, 1.0)),
     'topr': Method(lambda t: a.topr(behaviour_sampler=sampler), {'learning_rate': rates}),
     'filtered_sft': Method(lambda t: a.filtered_sft(), {'learning_rate': rates}),
   }
@@ -206,44 +205,20 @@ def saved(model_dir: str) -> dict[str, str]:
   }
 
 
-# --- of trials, the one to report ---------------------------------------------------------------------------
-
-
-class Choice(NamedTuple):
-  """A method's trial that did best on validation prompts.
-
-  Attributes:
-    results: of its seeds.
-    hyperparameters: the trial's.
-    score: its mean validation score over seeds.
-    trials: how many there were.
-    edges: hyperparameters at an end of what was tried.
-  """
-
-  results: list[Mapping[str, Any]]
-  hyperparameters: Mapping[str, float]
-  score: float
-  trials: int
-  edges: list[str]
-
-
-def choose(finished: Sequence[Any], score: Callable[[Mapping[str, Any]], float]) -> dict[str, Choice]:
-  """Each method's best trial by the mean over seeds of a validation score, larger is better.
-
-  Of trials, those with the most seeds are compared.
-  """
-  grouped: dict[str, dict[tuple, list]] = {}
-  for each in finished:
-    trial = tuple(sorted(each.cell.hyperparameters.items()))
-    grouped.setdefault(each.cell.algorithm, {}).setdefault(trial, []).append(each)
-  return {name: _best(of_method, score) for name, of_method in grouped.items()}
-
-
-def _best(of_method: Mapping[tuple, list], score: Callable[[Mapping[str, Any]], float]) -> Choice:
-  most = max(map(len, of_method.values()))
-  complete = {trial: cells for trial, cells in of_method.items() if len(cells) == most}
-  means = {trial: np.mean([score(each.result) for each in cells]) for trial, cells in complete.items()}
-  best = max(means, key=lambda trial: -np.inf if np.isnan(means[trial]) else means[trial])
-  edges = trials.edges(dict(best), [dict(trial) for trial in complete])
-  results = [each.result for each in complete[best]]
-  return Choice(results, dict(best), float(means[best]), len(complete), edges)
+def choices(chosen: Mapping[str, results.Chosen]) -> Table:
+  """What each method's trials chose, and what they cost."""
+  rows = [
+    {
+      'method': name,
+      **{key: float(value) for key, value in sorted(choice.hyperparameters.items(), reverse=True)},
+      'at an edge': ', '.join(choice.edges),
+      'trials': choice.trials,
+      'seeds': len(choice.results),
+      'steps': next(iter(choice.results.values()))['steps'],
+      'FLOPs': next(iter(choice.results.values()))['flops'],
+    }
+    for name, choice in chosen.items()
+  ]
+  return Table(
+    'Chosen on validation prompts', rows, '≤, ≥: the best value was at an end of what was tried: --widen.'
+  )

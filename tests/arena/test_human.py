@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from dro_jax.arena import cells, human, human_report, run
+from dro_jax.arena import cells, human, human_report, run, trials
 from dro_jax.data import sources, vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5Config
@@ -37,25 +37,30 @@ def suite_of(folder, one_device, triplets, **feedback):
 
 @pytest.fixture(scope='module')
 def arena(tmp_path_factory, one_device):
-  """One response to a prompt and its correction; one method's two trials and a cell of another."""
+  """One response to a prompt and its correction; two methods, and copies for one's other trials."""
   base = tmp_path_factory.mktemp('human')
   make = suite_of(base / 'arena', one_device, write(base / 'a.jsonl', 120, 0))
-  assert run.arena(str(base / 'arena'), make, algorithms='filtered_sft', seeds=1)['cells_run'] == 2
-  suite = make()
-  cell = cells.Cell('human', 'dro_v', {'temperature': 0.3, 'learning_rate': 1e-3}, 0, {})
-  cells.write(base / 'arena', cells.Finished(cell, suite.run(cell), 1.0))
-  return base / 'arena', make
+  folder, suite = base / 'arena', make()
+  cells.claim(folder, 'human', suite.settings)
+  for name in ('filtered_sft', 'dro_v'):
+    tried = trials.of(suite.grids, 2)[name]
+    cell = cells.Cell('human', name, tried[0], 0, {})
+    result = suite.run(cell)
+    for trial in tried if name == 'filtered_sft' else tried[:1]:
+      cells.write(folder, cells.Finished(cell._replace(hyperparameters=trial), result, 1.0))
+  return folder, make
 
 
 def test_agreement_is_told_with_intervals_beside_baselines(arena):
   folder, make = arena
   assert run.arena(str(folder), make, algorithms='filtered_sft', seeds=1)['cells_run'] == 0
-  correlation, corrections = json.loads((folder / 'results.json').read_text())['tables']
+  correlation, corrections, choices = json.loads((folder / 'results.json').read_text())['tables']
   for shown in (correlation, corrections):
     assert [row['score of'] for row in shown['rows']] == [
       'dro_v', 'filtered_sft', 'the reference', 'the length',
     ]  # fmt: skip
     assert {'its own', 'log-prob', 'log-prob by token'} <= shown['rows'][0].keys()
+  assert [row['trials'] for row in choices['rows']] == [1, 4]
   own = corrections['rows'][0]['its own']
   assert own['low'] <= own['value'] <= own['high']
   assert corrections['rows'][3]['its own']['value'] == 1  # Every correction is longer.
@@ -66,7 +71,7 @@ def test_a_value_is_scored_where_there_is_one(arena):
   results = {each.cell.algorithm: each.result for each in cells.read_all(arena[0])}
   assert 'values' in results['dro_v']['last']['test']
   assert 'values' not in results['filtered_sft']['last']['test']
-  assert results['dro_v']['temperature'] == 0.3
+  assert results['dro_v']['temperature'] == 0.2
   assert results['dro_v']['last']['test']['logps'] != results['dro_v']['about']['test']['reference']
 
 
@@ -116,18 +121,17 @@ def test_corrections_weigh_by_hter_and_ties_half():
   assert np.isnan(share(np.array([0.0, 0, 0, 1])))
 
 
-def result(values, prompts, rewards):
-  of = about(rewards, prompts)
-  scores = {'logps': [-1.0] * len(rewards), 'values': values}
-  return {'last': {'validation': scores}, 'about': {'validation': of}, 'temperature': 1.0}
+def agreement(values, prompts):
+  of = {'validation': about([1.0, 2.0, 3.0, 4.0], prompts)}
+  return human_report.agreement({'logps': [-1.0] * 4, 'values': values}, of, 1.0)
 
 
 def test_trials_are_chosen_by_what_the_validation_prompts_can_tell():
   """One response to a prompt: rank correlation, to which V adds. Several: accuracy, to which it does not."""
-  rewards = [1.0, 2.0, 3.0, 4.0]
-  assert human_report.validation_score(result([1, 2, 3, 4], [0, 1, 2, 3], rewards)) == pytest.approx(1)
-  assert human_report.validation_score(result([4, 3, 2, 1], [0, 1, 2, 3], rewards)) == pytest.approx(-1)
-  assert human_report.validation_score(result([1, 2, 3, 4], [0, 0, 1, 1], rewards)) == 0.5
+  assert agreement([1, 2, 3, 4], [0, 1, 2, 3]) == pytest.approx(1)
+  assert agreement([4, 3, 2, 1], [0, 1, 2, 3]) == pytest.approx(-1)
+  assert agreement([1, 2, 3, 4], [0, 0, 1, 1]) == 0.5
+  assert agreement([1, 1, 1, 1], [0, 1, 2, 3]) == -1
 
 
 def test_responses_to_one_prompt_are_ranked():

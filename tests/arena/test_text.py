@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dro_jax import off_policy
-from dro_jax.arena import answers, cells, run, text, text_report
+from dro_jax.arena import answers, cells, run, text, text_report, trials
 from dro_jax.data import verifiable, vocabularies
 from dro_jax.models.t5 import T5Config
 
@@ -27,15 +27,16 @@ def suite(tmp_path_factory, one_device):
 
 @pytest.fixture(scope='module')
 def results(suite):
-  """An arena of one method's two trials, and by hand a cell each of methods by response, pair and group."""
+  """A run of methods by response and by pair, and for one of them copies in the place of its other trials."""
   folder, make = suite
-  assert run.arena(str(folder), make, algorithms='filtered_sft', seeds=1)['cells_run'] == 2
-  found = {}
-  made = make()
-  for name in ('dro_v', 'dpo'):
-    cell = cells.Cell('text', name, {'temperature': 0.3, 'learning_rate': 1e-3}, 0, {})
+  made, found = make(), {}
+  cells.claim(folder, 'text', made.settings)
+  for name in ('filtered_sft', 'dro_v', 'dpo'):
+    tried = trials.of(made.grids, 2)[name]
+    cell = cells.Cell('text', name, tried[0], 0, {})
     found[name] = made.run(cell)
-    cells.write(folder, cells.Finished(cell, found[name], 1.0))
+    for trial in tried if name == 'filtered_sft' else tried[:1]:
+      cells.write(folder, cells.Finished(cell._replace(hyperparameters=trial), found[name], 1.0))
   return found
 
 
@@ -66,17 +67,19 @@ def test_answers_are_told_with_intervals(suite, results):
   folder, make = suite
   report = run.save(folder, 'text', make().report(cells.read_all(folder)))
   assert report == ['results.json', 'results.md', 'frontier.png', 'values.png']
-  scores, differences, values, trust = json.loads((folder / 'results.json').read_text())['tables']
+  scores, differences, shapes, values, trust, choices = json.loads((folder / 'results.json').read_text())[
+    'tables'
+  ]
   assert [row['method'] for row in scores['rows']] == ['SFT (reference)', 'dro_v', 'dpo', 'filtered_sft']
   for row in scores['rows'][1:]:
     assert row['reward']['low'] <= row['reward']['value'] <= row['reward']['high']
     assert 0 <= row['win rate']['value'] <= 1
-  assert scores['rows'][3]['trials'] == 2
-  assert scores['rows'][3]['at an edge']
+  assert [row['method'] for row in shapes['rows']] == [row['method'] for row in scores['rows']]
+  assert [row['trials'] for row in choices['rows']] == [1, 1, 4]
   assert [row['method'] for row in differences['rows']] == ['dpo', 'filtered_sft']
   assert {'truth', 'IPS', 'self-normalised', 'doubly robust', 'effective samples'} <= values['rows'][0].keys()
   assert len(trust['rows']) == 4
-  assert '4 policies' in trust['title']
+  assert '6 policies' in trust['title']
 
 
 def test_no_prompt_is_in_two_splits(suite, logged):

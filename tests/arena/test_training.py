@@ -1,38 +1,8 @@
 import numpy as np
 import pytest
 
-from dro_jax.arena import cells, training
+from dro_jax.arena import results, training
 from dro_jax.arena.trials import Range
-
-
-def finished(algorithm, rate, seed, validation, test=0.0):
-  cell = cells.Cell('mine', algorithm, {'learning_rate': rate}, seed, {})
-  return cells.Finished(cell, {'validation': validation, 'test': test}, 1.0)
-
-
-def choose(cells):
-  return training.choose(cells, lambda result: result['validation'])
-
-
-def test_a_trial_is_chosen_by_validation_and_its_edge_told():
-  tried = [finished('a', 0.1, 0, 1.0, test=9.0), finished('a', 0.2, 0, 3.0), finished('a', 0.4, 0, 2.0)]
-  chosen = choose(tried)['a']
-  assert (chosen.hyperparameters, chosen.score, chosen.trials) == ({'learning_rate': 0.2}, 3.0, 3)
-  assert chosen.edges == []
-  assert choose(tried[:2])['a'].edges == ['learning_rate ≥ 0.2']
-
-
-def test_trials_of_as_many_seeds_are_compared():
-  tried = [finished('a', 0.1, 0, 1.0), finished('a', 0.1, 1, 2.0), finished('a', 0.2, 0, 5.0)]
-  chosen = choose(tried)['a']
-  assert chosen.hyperparameters == {'learning_rate': 0.1}
-  assert chosen.score == 1.5
-  assert len(chosen.results) == 2
-
-
-def test_what_is_not_a_number_is_not_chosen():
-  tried = [finished('a', 0.1, 0, float('nan')), finished('a', 0.2, 0, 0.5)]
-  assert choose(tried)['a'].hyperparameters == {'learning_rate': 0.2}
 
 
 @pytest.mark.parametrize('name, method', training.methods(Range(1e-4, 1e-3)).items())
@@ -41,3 +11,13 @@ def test_every_method_takes_its_temperature(name, method):
   assert 'learning_rate' in method.grid
   if 'temperature' in method.grid:
     assert float(np.asarray(algorithm.temperature)) == 0.25
+
+
+def test_choices_say_what_was_at_an_edge():
+  result = {'steps': 5, 'flops': 1e6}
+  chosen = results.Chosen({'learning_rate': 0.1, 'temperature': 2.0}, {0: result}, 4, ['temperature ≥ 2'])
+  (row,) = training.choices({'dro_v': chosen}).rows
+  assert row == {
+    'method': 'dro_v', 'temperature': 2.0, 'learning_rate': 0.1, 'at an edge': 'temperature ≥ 2', 'trials': 4,
+    'seeds': 1, 'steps': 5, 'FLOPs': 1e6,
+  }  # fmt: skip
