@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dro_jax import algorithms, evaluate, partitioning, statistics
@@ -75,6 +76,8 @@ def fit_value(
   report = {'columns': str(columns_dir), **_report(fitted)}
   if jax.process_index() == 0:
     _write(columns_dir, fitted, {'request': request, 'report': report})
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('columns')
   return report
 
 

@@ -133,7 +133,9 @@ def soft(score: Score, alpha: float | int = 0.6, every: int = 512, store: str | 
   Raises:
     UsageError: a setting is out of its range, or a store is given.
   """
-  _refuse_store(store, 'moves with the policy, so that they hold for its first steps only', ', or')
+  _refuse_store(
+    store, 'moves with the policy, so that they hold for its first steps only', '; to keep it frozen'
+  )
   if not 0 < alpha <= 1 or every < 1:
     raise UsageError(
       f'alpha={alpha}, every={every}: pass 0 < alpha ≤ 1 (the weight of the policy) and every ≥ 1 steps.'
