@@ -190,9 +190,7 @@ class Opened(NamedTuple):
         '`dro_jax cache_reference` again with this run’s settings.'
       )
 
-  def try_out(
-    self, policy: T5, params: Params, mesh: Mesh, table: TokenTable, chunk_size: int | None = None
-  ) -> dict[str, Any]:
+  def try_out(self, policy: T5, params: Params, mesh: Mesh, chunk_size: int | None = None) -> dict[str, Any]:
     """Scores a sample of responses again by the run's initial policy; says by how much they differ at most.
 
     Raises:
@@ -202,7 +200,7 @@ class Opened(NamedTuple):
       return {}
     saved = self.store.fingerprint['parameters']
     self._refuse('holds another reference’s log-probs', {'parameters': digest(params)}, {'parameters': saved})
-    stored = self.reference.stored
+    stored, table = self.reference.stored, self.triplets.train
     count = min(stored.sample, len(table))
     some = table.subset(np.unique(np.linspace(0, len(table) - 1, count).astype(int)))
     score = make_scorer(policy, mesh, chunk_size)

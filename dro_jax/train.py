@@ -244,7 +244,7 @@ def train(
   newest = checkpoints.newest_step(folder)
   if newest is None:
     state = _fresh_state(create, nets, grid, where, seed, init_from)
-    metadata |= opened.try_out(nets.policy, state.params['policy'], grid, triplets.train, chunk_size)
+    metadata |= opened.try_out(nets.policy, state.params['policy'], grid, chunk_size)
   else:
     _refuse_other_run(folder, metadata)
   # Nothing is written before all that could be refused has been looked at.
