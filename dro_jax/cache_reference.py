@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dro_jax import algorithms, networks, partitioning, reference_store, train
+from dro_jax import algorithms, feeds, networks, partitioning, reference_store
 from dro_jax.data import columns, tasks, units
 from dro_jax.errors import UsageError
+from dro_jax.feeds import RowOptions
 from dro_jax.reference import MISMATCHED_LOGPS, TOKEN_LOGPS
-from dro_jax.train import RowOptions, Schedule
+from dro_jax.train import Schedule
 
 
 def cache_reference(
@@ -82,9 +83,13 @@ def cache_reference(
   flat, lengths = (np.concatenate(parts) for parts in zip(*taken))
   origin, pairs = {'init_from': init_from, 'triplets': triplets.report.get('triplets')}, None
   if chosen.uses_mismatched:
-    feed = train.feed_of(
-      triplets, chosen, schedule(), rows(), unit_options(), batch_size=batch_size, seed=seed,
-      multiple=partitioning.num_row_shards(grid) * num_microbatches,
+    chosen.check(triplets)
+    triplets = tasks.derive(triplets, chosen.columns, chosen.select, chosen.weights)
+    validates = schedule().eval_every > 0
+    feed = feeds.make(
+      triplets if validates else triplets._replace(eval=None), chosen, rows(), unit_options(),
+      batch_size=batch_size, seed=seed, multiple=partitioning.num_row_shards(grid) * num_microbatches,
+      eval_examples=schedule().eval_examples,
     )  # fmt: skip
     origin['plan'] = reference_store.plan_of(feed.train, feed.eval, seed, schedule().steps)
     pairs = _mismatched(score, params, feed, schedule().steps, grid)
@@ -103,7 +108,7 @@ def cache_reference(
 
 
 def _mismatched(
-  score: reference_store.Scorer, params: Any, feed: train.Feed, steps: int, mesh: Mesh
+  score: reference_store.Scorer, params: Any, feed: feeds.Feed, steps: int, mesh: Mesh
 ) -> columns.Pairs:
   """The pairs of every batch that the run will see."""
   feeds = {feed.train: steps} | ({feed.eval: feed.eval.plan.num_batches} if feed.eval else {})

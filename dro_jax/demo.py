@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dro_jax import algorithms, evaluate, optimizers, partitioning, train, writers
+from dro_jax import algorithms, evaluate, feeds, optimizers, partitioning, train, writers
 from dro_jax.data import tasks, toy
 from dro_jax.models.t5 import T5Config
 
@@ -180,7 +180,7 @@ def fit(
     value_optimizer=optimizer(method.value_learning_rate),
     schedule=lambda: train.Schedule(steps, log_every=100, eval_every=0, checkpoint_every=0),
     mesh=partitioning.make_mesh,
-    rows=lambda: train.RowOptions(prompt_length=32, response_length=16),
+    rows=lambda: feeds.RowOptions(prompt_length=32, response_length=16),
     batch_size=settings.batch_size,
     best_metric=None,
     seed=settings.seed,

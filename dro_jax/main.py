@@ -61,6 +61,7 @@ _TRAIN = (
   'dro_jax.data.units:UnitOptions',
   'dro_jax.online',
   'dro_jax.rewards',
+  'dro_jax.feeds',
   'dro_jax.train',
 )
 

@@ -24,6 +24,7 @@ from dro_jax import (
   algorithms,
   checkpoints,
   evaluate,
+  feeds,
   generate,
   networks,
   online,
@@ -39,7 +40,7 @@ from dro_jax import (
   writers,
 )
 from dro_jax import reference as references
-from dro_jax.data import layout, loader, plan, tasks, units, vocabularies
+from dro_jax.data import loader, tasks, units, vocabularies
 from dro_jax.errors import Stopped, UsageError
 from dro_jax.models.t5 import T5Config
 
@@ -95,26 +96,6 @@ class Schedule:
     return every > 0 and (step % every == 0 or step == self.steps)
 
 
-@dataclasses.dataclass(frozen=True)
-class RowOptions:
-  """How a batch is laid out in rows; changes speed, never a number (see `data.layout.Layout.fit`).
-
-  Args:
-    packed: many responses a row; otherwise one.
-    encode_once: responses to one prompt in one row share its encoding.
-    prompt_length: prompt tokens of a row; `None` takes what fits the data best.
-    response_length: response tokens of a row; `None` likewise.
-    coverage: share of batches that the usual number of rows must hold; the rest take more, which is another
-      compilation. Below 1 pays where a few prompts have very many or very long responses.
-  """
-
-  packed: bool = True
-  encode_once: bool = True
-  prompt_length: int | None = None
-  response_length: int | None = None
-  coverage: float | int = 1.0
-
-
 def train(
   model_dir: str,
   data: Callable[..., tasks.Triplets] = tasks.load_triplets,
@@ -133,7 +114,7 @@ def train(
   schedule: Callable[[], Schedule] = Schedule,
   batch_size: int = 32,
   num_microbatches: int = 1,
-  rows: Callable[[], RowOptions] = RowOptions,
+  rows: Callable[[], feeds.RowOptions] = feeds.RowOptions,
   unit_options: Callable[[], units.UnitOptions] = units.UnitOptions,
   rollouts: Callable[[], online.RolloutOptions] = online.RolloutOptions,
   chunk_size: int | None = None,
@@ -187,63 +168,48 @@ def train(
     FloatingPointError: a loss is not finite.
     Stopped: SIGTERM came; the state is saved.
   """
-  if num_microbatches < 1:
-    raise UsageError(f'num_microbatches={num_microbatches}: pass 1 or more (--set MICROBATCHES=1).')
-  chosen, words = algorithm(), _vocabulary(vocabulary, init_from)
+  chosen, words, options = algorithm(), _vocabulary(vocabulary, init_from), rollouts()
   config = _model_config(
     model, init_from, words, dtype=dtype, scan_layers=scan_layers, remat=remat, dropout_rate=dropout_rate
   )
-  _refuse_dropout(dropout_rate, chosen)
-  _refuse_readout(value_readout, chosen)
-  folder, grid = _local_folder(model_dir), mesh()
-  triplets = data(vocabulary=words, rewards_required=chosen.uses_rewards)
-  for table in filter(None, (triplets.train, triplets.eval)):
-    algorithms.check_columns(chosen, table.columns)
-  chosen.check(triplets)
-  longest, options = int(triplets.train.response_lengths.max()), rollouts()
+  _refuse_settings(chosen, dropout_rate, value_readout, num_microbatches)
+  folder, grid, timing = _local_folder(model_dir), mesh(), schedule()
+  triplets = _read(data, chosen, words)
+  longest = int(triplets.train.response_lengths.max())
   triplets = tasks.derive(triplets, chosen.columns, chosen.select, chosen.weights)
+  timing, triplets = _without_validation(timing, triplets)
   value = {'readout': value_readout, 'shared': value_shared, 'frozen_trunk': value_frozen_trunk}
   nets = networks.build(config, uses_value=chosen.uses_value, **value)
   tx = policy_optimizer() if chosen.trains_policy else optax.set_to_zero()
   txs = {'policy': tx} | ({'value': value_optimizer()} if chosen.uses_value else {})
-  timing = schedule() if triplets.eval is not None else dataclasses.replace(schedule(), eval_every=0)
-  multiple = partitioning.num_row_shards(grid) * num_microbatches
   ref = reference(scoring.make_score(nets.policy, chunk_size=chunk_size)) if chosen.uses_reference else None
   opened = reference_store.open_for(ref, chosen, config, words, triplets)
-  triplets = opened.triplets
-  feed = _feed(triplets, timing, rows(), unit_options(), batch_size, seed, multiple, chosen)
+  feed = feeds.make(
+    opened.triplets, chosen, rows(), unit_options(), batch_size=batch_size, seed=seed,
+    multiple=partitioning.num_row_shards(grid) * num_microbatches, eval_examples=timing.eval_examples,
+  )  # fmt: skip
   if opened.store is not None and chosen.uses_mismatched:
     opened.refuse_other_plan(reference_store.plan_of(feed.train, feed.eval, seed, timing.steps))
-  where = networks.shardings(nets, grid)
-  responder = None
-  if chosen.online is not None:
-    responder = online.make_responder(
-      nets, chosen, ref, grid, words, options, max_length=longest, seed=seed, chunk_size=chunk_size
-    )
-  draw, decoding = None, None
-  if timing.eval_every and timing.kl_prompts:
-    draw, decoding = own_samples.make_draw(
-      nets, ref, grid, words, timing.kl_prompts, max_length=options.max_length or longest,
-      reward=options.reward, seed=seed, chunk_size=chunk_size,
-    )  # fmt: skip
+  responder, draw, decoding = _samplers(
+    nets, chosen, ref, grid, words, options, timing, longest=longest, seed=seed, chunk_size=chunk_size
+  )
+  is_kept = ref is not None and ref.is_kept
   metadata = networks.metadata(
     config, vocabulary=words, algorithm=chosen, **value,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
-    reference=opened.settings, uses_reference=ref is not None and ref.is_kept,
-    batch_size=batch_size, seed=seed, online=responder and responder.settings,
-    init_from=init_from, decoding=decoding,
+    reference=opened.settings, uses_reference=is_kept, batch_size=batch_size, seed=seed,
+    online=responder and responder.settings, init_from=init_from, decoding=decoding,
   )  # fmt: skip
   step = train_step.make_train_step(
     scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size), chosen, txs, ref,
     seed=seed, num_microbatches=num_microbatches, dropout=dropout_rate > 0,
   )  # fmt: skip
   create = functools.partial(
-    train_state.create, optimizers=txs, uses_reference=ref is not None and ref.is_kept,
-    statistics=chosen.statistics,
-  )  # fmt: skip
-  newest = checkpoints.newest_step(folder)
+    train_state.create, optimizers=txs, uses_reference=is_kept, statistics=chosen.statistics
+  )
+  abstract, newest = _abstract_state(create, nets, grid), checkpoints.newest_step(folder)
   if newest is None:
-    state = _fresh_state(create, nets, grid, where, seed, init_from)
+    state = _fresh_state(create, nets, grid, abstract, seed, init_from)
     metadata |= opened.try_out(nets.policy, state.params['policy'], grid, chunk_size)
   else:
     _refuse_other_run(folder, metadata)
@@ -254,20 +220,69 @@ def train(
     best_mode=best_mode, metadata=metadata,
   )  # fmt: skip
   if newest is not None:
-    state = saved.restore(newest, _abstract_state(create, nets, grid, where))
+    state = saved.restore(newest, abstract)
+  most = longest if responder is None else responder.settings['max_length']
+  greedy = generate.make_generator(
+    nets.policy, grid, max_length=most, temperature=0.0, batch_size=timing.sample_prompts
+  )
+  score_table = functools.partial(networks.make_scorer, nets, reference=ref, mesh=grid, chunk_size=chunk_size)
   run = Run(
     folder, grid, nets, words, _compiled(step, state, grid), feed.train, feed.eval,
-    networks.make_scorer(nets, chosen, ref, grid, chunk_size),
-    generate.make_generator(
-      nets.policy, grid, max_length=longest if responder is None else responder.settings['max_length'],
-      temperature=0.0, batch_size=timing.sample_prompts,
-    ),
-    saved, best_metric, chosen, responder, feed.statistics,
-    feed.statistics and networks.make_scorer(nets, evaluate.NO_LOSS, ref, grid, chunk_size), draw,
+    score_table(algorithm=chosen), greedy, saved, best_metric, chosen, responder, feed.statistics,
+    feed.statistics and score_table(algorithm=evaluate.NO_LOSS), draw,
   )  # fmt: skip
   if jax.process_index() == 0:
     _describe(run.model_dir, metadata, configs())
   return _loop(run, state, timing)
+
+
+def _read(
+  data: Callable[..., tasks.Triplets], algorithm: algorithms.Algorithm, words: vocabularies.Vocabulary
+) -> tasks.Triplets:
+  """The triplets, of which the algorithm can learn.
+
+  Raises:
+    UsageError: it cannot.
+  """
+  triplets = data(vocabulary=words, rewards_required=algorithm.uses_rewards)
+  for table in filter(None, (triplets.train, triplets.eval)):
+    algorithms.check_columns(algorithm, table.columns)
+  algorithm.check(triplets)
+  return triplets
+
+
+def _samplers(
+  nets: networks.Networks,
+  algorithm: algorithms.Algorithm,
+  ref: references.Reference | None,
+  mesh: Mesh,
+  words: vocabularies.Vocabulary,
+  options: online.RolloutOptions,
+  timing: Schedule,
+  *,
+  longest: int,
+  seed: int,
+  chunk_size: int | None,
+) -> tuple[online.Responder | None, own_samples.Draw | None, Mapping[str, Any] | None]:
+  """What makes an online algorithm's batches; what draws samples to validate on, and how it decodes."""
+  responder, draw, decoding = None, None, None
+  if algorithm.online is not None:
+    responder = online.make_responder(
+      nets, algorithm, ref, mesh, words, options, max_length=longest, seed=seed, chunk_size=chunk_size
+    )
+  if timing.eval_every and timing.kl_prompts:
+    draw, decoding = own_samples.make_draw(
+      nets, ref, mesh, words, timing.kl_prompts, max_length=options.max_length or longest,
+      reward=options.reward, seed=seed, chunk_size=chunk_size,
+    )  # fmt: skip
+  return responder, draw, decoding
+
+
+def _without_validation(timing: Schedule, triplets: tasks.Triplets) -> tuple[Schedule, tasks.Triplets]:
+  """Neither of them, where one is missing: when to validate, or on what."""
+  if triplets.eval is None:
+    return dataclasses.replace(timing, eval_every=0), triplets
+  return timing, triplets if timing.eval_every else triplets._replace(eval=None)
 
 
 def _local_folder(model_dir: str) -> pathlib.Path:
@@ -306,15 +321,16 @@ def _model_config(
   return dataclasses.replace(model, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _refuse_dropout(rate: float | int, algorithm: algorithms.Algorithm) -> None:
-  if rate > 0 and (algorithm.uses_reference or algorithm.uses_value):
+def _refuse_settings(
+  algorithm: algorithms.Algorithm, dropout_rate: float | int, readout: str, num_microbatches: int
+) -> None:
+  if num_microbatches < 1:
+    raise UsageError(f'num_microbatches={num_microbatches}: pass 1 or more (--set MICROBATCHES=1).')
+  if dropout_rate > 0 and (algorithm.uses_reference or algorithm.uses_value):
     raise UsageError(
       'dropout is for supervised fine-tuning: with it, an alignment loss would compare log-probs of two '
       'different networks. Pass --set DROPOUT_RATE=0.'
     )
-
-
-def _refuse_readout(readout: str, algorithm: algorithms.Algorithm) -> None:
   if algorithm.uses_token_values and readout != 'token':
     raise UsageError(
       f'{algorithm.name} reads a value for each token, and the value is read out by {readout}: pass --set '
@@ -351,96 +367,6 @@ def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
 
 
-class Feed(NamedTuple):
-  """Batches to train on, to validate on where something is held out, and how units were formed, if any.
-
-  `statistics` holds every held-out response where `eval` holds pairs or groups: what is left out of those
-  would make a method's statistics incomparable with another's.
-  """
-
-  train: loader.Loader
-  eval: loader.Loader | None
-  units: Mapping[str, Any] | None
-  statistics: loader.Loader | None = None
-
-
-def feed_of(
-  triplets: tasks.Triplets,
-  algorithm: algorithms.Algorithm,
-  timing: Schedule,
-  rows: RowOptions,
-  unit_options: units.UnitOptions,
-  *,
-  batch_size: int,
-  seed: int,
-  multiple: int,
-) -> Feed:
-  """The batches that a run with these settings will see (see `train`), for who prepares something for them.
-
-  `multiple` is the number of parts into which the mesh and the microbatches cut a batch's rows.
-  """
-  algorithm.check(triplets)
-  triplets = tasks.derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
-  if triplets.eval is None:
-    timing = dataclasses.replace(timing, eval_every=0)
-  return _feed(triplets, timing, rows, unit_options, batch_size, seed, multiple, algorithm)
-
-
-def _feed(
-  triplets: tasks.Triplets,
-  timing: Schedule,
-  rows: RowOptions,
-  unit_options: units.UnitOptions,
-  batch_size: int,
-  seed: int,
-  multiple: int,
-  algorithm: algorithms.Algorithm,
-) -> Feed:
-  """The run's batches.
-
-  Raises:
-    UsageError: a batch cannot give every part of the mesh and every microbatch its rows, or the data has no
-      units for the algorithm.
-  """
-  if algorithm.online is not None:
-    # Rows of one prompt each, which its fresh responses join: a layout of logged ones says nothing of them.
-    triplets = online.prompts_only(triplets)
-    rows = dataclasses.replace(rows, packed=False, response_length=None)
-  if batch_size < multiple or (not rows.packed and batch_size % multiple):
-    raise UsageError(
-      f'a batch of {batch_size} {algorithm.unit}s does not divide over the {multiple} parts that the mesh '
-      f'and the microbatches cut its rows into: pass a multiple of {multiple} (--set BATCH=...), '
-      'or a smaller mesh.'
-    )
-
-  def load(table, batches) -> loader.Loader:
-    fitted = layout.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
-    return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
-
-  table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
-  if members is None:
-    endless = plan.Plan.of(table, batch_size, seed)
-  else:
-    endless = plan.UnitPlan.of(table, members, batch_size, seed)
-  train_loader = load(table, endless)
-  if not timing.eval_every:
-    return Feed(train_loader, None, report)
-  # By digest, for a file may be sorted.
-  chosen = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[: timing.eval_examples])
-  held_out = triplets.eval.subset(chosen)
-  table, members, _ = _formed(held_out, algorithm.unit, unit_options)
-  once = plan.SequentialPlan(len(table) if members is None else len(members), batch_size)
-  if members is None:
-    return Feed(train_loader, load(table, once), report)
-  every = load(held_out, plan.SequentialPlan(len(held_out), batch_size))
-  return Feed(train_loader, load(table, plan.UnitPlan(once, members, len(table))), report, every)
-
-
-def _formed(table: Any, unit: str, options: units.UnitOptions) -> tuple[Any, np.ndarray | None, Any]:
-  """(the table, its pairs or groups, how they were formed); responses stay as they are."""
-  return units.form(table, unit, options) if unit in ('pair', 'group') else (table, None, None)
-
-
 def _compiled(step: Callable, state: train_state.TrainState, mesh: Mesh) -> Callable:
   where = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(
@@ -451,24 +377,17 @@ def _compiled(step: Callable, state: train_state.TrainState, mesh: Mesh) -> Call
   )
 
 
-def _abstract_state(
-  create: Callable, nets: networks.Networks, mesh: Mesh, params_where: Mapping[str, Any]
-) -> train_state.TrainState:
+def _abstract_state(create: Callable, nets: networks.Networks, mesh: Mesh) -> train_state.TrainState:
   """Shapes and shardings of the state."""
-  abstract = jax.eval_shape(create, networks.abstract_on(nets, mesh))
-  return networks.with_shardings(abstract, partitioning.state_shardings(abstract, params_where, mesh))
+  abstract, where = jax.eval_shape(create, networks.abstract_on(nets, mesh)), networks.shardings(nets, mesh)
+  return networks.with_shardings(abstract, partitioning.state_shardings(abstract, where, mesh))
 
 
 def _fresh_state(
-  create: Callable,
-  nets: networks.Networks,
-  mesh: Mesh,
-  params_where: Mapping[str, Any],
-  seed: int,
-  init_from: str | None,
+  create: Callable, nets: networks.Networks, mesh: Mesh, abstract: Any, seed: int, init_from: str | None
 ) -> train_state.TrainState:
   """Shapes first, then shardings, then arrays born sharded."""
-  where = jax.tree.map(lambda x: x.sharding, _abstract_state(create, nets, mesh, params_where))
+  where = jax.tree.map(lambda x: x.sharding, abstract)
   return jax.jit(create, out_shardings=where)(networks.initial_params(nets, mesh, seed, init_from))
 
 
@@ -705,4 +624,4 @@ def _agreed(stopped: threading.Event, step: int) -> bool:
   return stopped.is_set()
 
 
-__all__ = ['RowOptions', 'Schedule', 'train']
+__all__ = ['Schedule', 'train']

@@ -11,6 +11,7 @@ from dro_jax import (
   cache_reference,
   checkpoints,
   evaluate,
+  feeds,
   networks,
   optimizers,
   partitioning,
@@ -178,7 +179,7 @@ def test_another_plan_of_mismatched_pairs_is_refused(store, data, policy, tmp_pa
     ({'seed': 1}, 'seed: 0 there, 1 here'),
     ({'batch_size': 16}, 'train.batch_size: 8 there, 16 here'),
     ({'schedule': functools.partial(TIMING, steps=4)}, 'steps: 3 there, 4 here'),
-    ({'rows': functools.partial(train.RowOptions, packed=False)}, 'train.layout.packed: True there'),
+    ({'rows': functools.partial(feeds.RowOptions, packed=False)}, 'train.layout.packed: True there'),
   ):
     with pytest.raises(UsageError, match=said):
       run(tmp_path / 'run', data, policy, 'kto', cached(store), **changes)

@@ -53,6 +53,7 @@ FLOORS = {
   'own_samples': 4,
   'validation': 4,
   'spent': 4,
+  'feeds': 4,
   'train': 4,
   'arena': 4,
   'report': 4,

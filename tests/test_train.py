@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dro_jax import algorithms, checkpoints, networks, optimizers, partitioning, train
+from dro_jax import algorithms, checkpoints, feeds, networks, optimizers, partitioning, train
 from dro_jax.data import tasks
 from dro_jax.errors import Stopped, UsageError
 from tests.examples import CONFIG
@@ -198,13 +198,13 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
     'dropout is for supervised': {'dropout_rate': 0.1},
     'num_microbatches=0': {'num_microbatches': 0},
     'rows hold 8 prompt and 4 response tokens': {
-      'rows': functools.partial(train.RowOptions, prompt_length=8, response_length=4)
+      'rows': functools.partial(feeds.RowOptions, prompt_length=8, response_length=4)
     },
     'local or mounted folder': {'model_dir': 'gs://bucket/run'},
     'batch of 4 responses does not divide over the 8 parts': {'batch_size': 4},
     'batch of 12 responses does not': {
       'batch_size': 12,
-      'rows': functools.partial(train.RowOptions, packed=False),
+      'rows': functools.partial(feeds.RowOptions, packed=False),
     },
   }
   for message, changes in cases.items():

@@ -1,0 +1,116 @@
+"""A run's batches: to train on, and to validate on, laid out in rows for its mesh."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax import algorithms, online
+from dro_jax.data import layout, loader, plan, tasks, units
+from dro_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOptions:
+  """How a batch is laid out in rows; changes speed, never a number (see `data.layout.Layout.fit`).
+
+  Args:
+    packed: many responses a row; otherwise one.
+    encode_once: responses to one prompt in one row share its encoding.
+    prompt_length: prompt tokens of a row; `None` takes what fits the data best.
+    response_length: response tokens of a row; `None` likewise.
+    coverage: share of batches that the usual number of rows must hold; the rest take more, which is another
+      compilation. Below 1 pays where a few prompts have very many or very long responses.
+  """
+
+  packed: bool = True
+  encode_once: bool = True
+  prompt_length: int | None = None
+  response_length: int | None = None
+  coverage: float | int = 1.0
+
+
+class Feed(NamedTuple):
+  """Batches to train on, to validate on where something is held out, and how units were formed, if any.
+
+  `statistics` holds every held-out response where `eval` holds pairs or groups: what is left out of those
+  would make a method's statistics incomparable with another's.
+  """
+
+  train: loader.Loader
+  eval: loader.Loader | None
+  units: Mapping[str, Any] | None
+  statistics: loader.Loader | None = None
+
+
+def make(
+  triplets: tasks.Triplets,
+  algorithm: algorithms.Algorithm,
+  rows: RowOptions,
+  unit_options: units.UnitOptions,
+  *,
+  batch_size: int,
+  seed: int,
+  multiple: int,
+  eval_examples: int | None,
+) -> Feed:
+  """The batches that a run with these settings will see.
+
+  Args:
+    triplets: with the algorithm's own columns (see `data.tasks.derive`).
+    algorithm: decides what a batch counts.
+    rows: how a batch is laid out.
+    unit_options: how pairs and groups are formed.
+    batch_size: responses, pairs, groups or prompts.
+    seed: of the order.
+    multiple: parts into which the mesh and the microbatches cut a batch's rows.
+    eval_examples: held-out responses to validate on at most; `None` for all.
+
+  Raises:
+    UsageError: a batch cannot give every part of the mesh and every microbatch its rows, or the data has no
+      units for the algorithm.
+  """
+  if algorithm.online is not None:
+    # Rows of one prompt each, which its fresh responses join: a layout of logged ones says nothing of them.
+    triplets = online.prompts_only(triplets)
+    rows = dataclasses.replace(rows, packed=False, response_length=None)
+  _refuse_indivisible(batch_size, algorithm.unit, rows.packed, multiple)
+
+  def load(table, batches) -> loader.Loader:
+    fitted = layout.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
+    return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
+
+  table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
+  if members is None:
+    train_loader = load(table, plan.Plan.of(table, batch_size, seed))
+  else:
+    train_loader = load(table, plan.UnitPlan.of(table, members, batch_size, seed))
+  if triplets.eval is None:
+    return Feed(train_loader, None, report)
+  # By digest, for a file may be sorted.
+  chosen = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[:eval_examples])
+  held_out = triplets.eval.subset(chosen)
+  every = load(held_out, plan.SequentialPlan(len(held_out), batch_size))
+  table, members, _ = _formed(held_out, algorithm.unit, unit_options)
+  if members is None:
+    return Feed(train_loader, every, report)
+  once = plan.UnitPlan(plan.SequentialPlan(len(members), batch_size), members, len(table))
+  return Feed(train_loader, load(table, once), report, every)
+
+
+def _refuse_indivisible(batch_size: int, unit: str, packed: bool, multiple: int) -> None:
+  if batch_size < multiple or (not packed and batch_size % multiple):
+    raise UsageError(
+      f'a batch of {batch_size} {unit}s does not divide over the {multiple} parts that the mesh and the '
+      f'microbatches cut its rows into: pass a multiple of {multiple} (--set BATCH=...), '
+      'or a smaller mesh.'
+    )
+
+
+def _formed(table: Any, unit: str, options: units.UnitOptions) -> tuple[Any, np.ndarray | None, Any]:
+  """(the table, its pairs or groups, how they were formed); responses stay as they are."""
+  return units.form(table, unit, options) if unit in ('pair', 'group') else (table, None, None)
+
+
+__all__ = ['RowOptions']
