@@ -297,7 +297,7 @@ def text(
     'text', plain(settings), {name: method.grid for name, method in competing.items()}, ({},),
     functools.partial(run, place, competing, budget, world_of),
     functools.partial(text_report.report, tuple(competing)),
-    'Two cores take about a minute for the SFT policy and its log, and 40 seconds a cell.', USUAL,
+    'About 3 minutes for each seed’s log and 1 to 2 minutes a cell, on two cores.', USUAL,
   )  # fmt: skip
 
 
