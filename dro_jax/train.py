@@ -395,8 +395,7 @@ def _describe(folder: pathlib.Path, metadata: Mapping[str, Any], configs: Mappin
   """Writes what the run is: configuration, data report, versions."""
   folder.mkdir(parents=True, exist_ok=True)
   packages = ('dro_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  found = {dist.metadata['Name']: dist.version for dist in importlib.metadata.distributions()}
-  versions = {name: found[name] for name in packages if name in found}
+  versions = {name: version for name in packages if (version := _version(name))}
   versions |= {'python': platform.python_version(), 'device': jax.devices()[0].device_kind}
   texts = {
     'run.json': json.dumps(metadata, indent=2) + '\n',
@@ -405,6 +404,13 @@ def _describe(folder: pathlib.Path, metadata: Mapping[str, Any], configs: Mappin
   }
   for name, text in texts.items():
     writers.write_atomically(folder / name, text)
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
 
 
 class _Pending(NamedTuple):
