@@ -230,7 +230,9 @@ def _train(
   )
   for begin in range(0, steps, every):
     state = stretch(state, inmemory.part(rows, begin, begin + every), *traced)
-    checkpoints.append(_checkpoint(place, begin + every, state.params, temperature, algorithm.uses_value))
+    # A value of thumbs is in no unit of V*.
+    has_value = algorithm.uses_value and method.in_rewards
+    checkpoints.append(_checkpoint(place, begin + every, state.params, temperature, has_value))
   return checkpoints, {'steps': steps, 'flops': steps * per_step + before, 'flops_per_step': per_step}
 
 
