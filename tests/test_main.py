@@ -290,7 +290,7 @@ def test_unknown_commands_and_flags(refused):
   'argument, message',
   [
     ('--gin.fit.algoritm=@mild', "doesn't have a parameter named 'algoritm'. (did you mean algorithm?)"),
-    ('--gin.fti.steps=3', "No configurable matching 'fti'. (did you mean fit?)"),
+    ('--gin.fitt.steps=3', "No configurable matching 'fitt'. (did you mean fit?)"),
     ('--gin.fit.algorithm=@firn', "'@firn'. (did you mean firm?)"),
     ('--gin.STPES=3', '--gin.STPES=3: nothing here uses STPES (did you mean STEPS?)'),
     ('--set=STPES=3', '--set STPES=3: nothing here uses STPES (did you mean STEPS?)'),
