@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from dro_jax import (
   algorithms,
   checkpoints,
+  feeds,
   flops,
   networks,
   optimizers,
@@ -25,7 +26,7 @@ from dro_jax.arena import results, trials
 from dro_jax.arena.cells import Cell
 from dro_jax.arena.tables import Table
 from dro_jax.arena.trials import Range
-from dro_jax.data import layout, loader, plan, tasks, units
+from dro_jax.data import tasks, units
 from dro_jax.models.t5 import T5Config
 
 
@@ -164,15 +165,13 @@ def _first_rows(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mes
   """The rows of a first batch: they have every batch's shape."""
   words = networks.vocabulary_of(data.init_from)
   triplets = data.load(vocabulary=words, rewards_required=algorithm.uses_rewards)
-  table = tasks.derive(triplets, algorithm.columns, algorithm.select, algorithm.weights).train
-  size = _batch_size(algorithm, budget)
-  if algorithm.unit == 'response':
-    batches = plan.Plan.of(table, size, 0)
-  else:
-    table, members, _ = units.form(table, algorithm.unit, _unit_options(budget))
-    batches = plan.UnitPlan.of(table, members, size, 0)
-  fitted = layout.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
-  return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched).rows(0)
+  triplets = tasks.derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
+  feed = feeds.make(
+    triplets._replace(eval=None), algorithm, feeds.RowOptions(), _unit_options(budget),
+    batch_size=_batch_size(algorithm, budget), seed=0, multiple=partitioning.num_row_shards(mesh),
+    eval_examples=None,
+  )  # fmt: skip
+  return feed.train.rows(0)
 
 
 def imitate(
