@@ -77,7 +77,7 @@ def cache_reference(
   score = reference_store.make_scorer(nets.policy, grid, chunk_size)
   tables = [table for table in (triplets.train, triplets.eval) if table is not None]
   taken = [
-    reference_store.token_logps(score, params, reference_store.loader_of(table, grid, score_batch_size), grid)
+    reference_store.token_logps(score, params, feeds.once(table, grid, score_batch_size), grid)
     for table in tables
   ]
   flat, lengths = (np.concatenate(parts) for parts in zip(*taken))
@@ -111,9 +111,9 @@ def _mismatched(
   score: reference_store.Scorer, params: Any, feed: feeds.Feed, steps: int, mesh: Mesh
 ) -> columns.Pairs:
   """The pairs of every batch that the run will see."""
-  feeds = {feed.train: steps} | ({feed.eval: feed.eval.plan.num_batches} if feed.eval else {})
-  logging.getLogger(__name__).info('scoring the mismatched pairs of %d batches', sum(feeds.values()))
-  keys, logps = zip(*reference_store.mismatched_logps(score, params, feeds, mesh))
+  steps_of = {feed.train: steps} | ({feed.eval: feed.eval.plan.num_batches} if feed.eval else {})
+  logging.getLogger(__name__).info('scoring the mismatched pairs of %d batches', sum(steps_of.values()))
+  keys, logps = zip(*reference_store.mismatched_logps(score, params, steps_of, mesh))
   return columns.Pairs(np.concatenate(keys), {MISMATCHED_LOGPS: np.concatenate(logps)})
 
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from dro_jax import (
   algorithms,
   checkpoints,
+  feeds,
   networks,
   partitioning,
   reference,
@@ -19,7 +20,7 @@ from dro_jax import (
   statistics,
   train_state,
 )
-from dro_jax.data import layout, loader, plan, scaling, tasks, vocabularies
+from dro_jax.data import scaling, tasks, vocabularies
 from dro_jax.data.table import TokenTable
 from dro_jax.models.t5 import T5Config
 from dro_jax.types import LossOutput, Params
@@ -136,13 +137,11 @@ def score(
   run: TrainedRun, table: TokenTable, mesh: Mesh, *, batch_size: int = 32, chunk_size: int | None = None
 ) -> networks.ScoredTable:
   """Scores every response of a table exactly once, as training does, but for the losses."""
-  batches = plan.SequentialPlan(len(table), batch_size)
-  fitted = layout.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
   frozen = None
   if run.state.reference is not None:
     frozen = reference.frozen(scoring.make_score(run.networks.policy, chunk_size=chunk_size))
   score_table = networks.make_scorer(run.networks, NO_LOSS, frozen, mesh, chunk_size)
-  return score_table(run.state, loader.Loader(table, batches, fitted))
+  return score_table(run.state, feeds.once(table, mesh, batch_size))
 
 
 NO_LOSS = algorithms.Algorithm('none', lambda batch: LossOutput({}))

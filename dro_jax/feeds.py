@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
-from dro_jax import algorithms, online
+from dro_jax import algorithms, online, partitioning
 from dro_jax.data import layout, loader, plan, tasks, units
+from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
 
 
@@ -97,6 +99,13 @@ def make(
     return Feed(train_loader, every, report)
   once = plan.UnitPlan(plan.SequentialPlan(len(members), batch_size), members, len(table))
   return Feed(train_loader, load(table, once), report, every)
+
+
+def once(table: TokenTable, mesh: Mesh, batch_size: int) -> loader.Loader:
+  """Every record of a table once, in order, in rows that fit it best."""
+  batches = plan.SequentialPlan(len(table), batch_size)
+  fitted = layout.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
+  return loader.Loader(table, batches, fitted)
 
 
 def _refuse_indivisible(batch_size: int, unit: str, packed: bool, multiple: int) -> None:

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from dro_jax import algorithms, evaluate, partitioning, statistics
 from dro_jax import train as training
 from dro_jax.data import columns, split, tasks
-from dro_jax.data import scaling as scalings
 from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
 
@@ -105,12 +104,7 @@ def _of_part(data: Callable[..., tasks.Triplets], part: _Part) -> Callable[..., 
     train = triplets.train.subset(_checked(part.fits(triplets.train.prompt_digests), part, triplets.train))
     # Quantiles are a scale of their own: their mean is not the quantile of a mean.
     kind = 'quantile' if triplets.scaling.kind == 'quantile' else 'standardise'
-    fitted = scalings.fit(kind, train.raw_rewards, train.prompt_index)
-    report = triplets.report | {
-      'train_records': len(train), 'train_prompts': len(np.unique(train.prompt_index)), 'part': part.name,
-    }  # fmt: skip
-    held_out = triplets.eval and triplets.eval.scaled(fitted)
-    return tasks.Triplets(train.scaled(fitted), held_out, fitted, report)
+    return tasks.scaled(train, triplets.eval, kind, triplets.report | {'part': part.name})
 
   return load
 

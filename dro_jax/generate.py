@@ -71,7 +71,8 @@ def make_generator(
   def generate(params: Params, prompts: Sequence[np.ndarray], ids: Sequence[int]) -> Iterator[Answer]:
     for start in range(0, len(prompts), num_rows):
       chunk = prompts[start : start + num_rows]
-      arrays = _padded(chunk, ids[start : start + num_rows], num_rows)
+      length = -(-max(map(len, chunk)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
+      arrays = padded(chunk, ids[start : start + num_rows], num_rows, length)
       first, last = partitioning.host_rows(mesh, num_rows)
       local = tuple(array[first:last] for array in arrays)
       with partitioning.use_mesh(mesh):
@@ -82,9 +83,10 @@ def make_generator(
   return generate
 
 
-def _padded(prompts: Sequence[np.ndarray], ids: Sequence[int], num_rows: int) -> tuple[np.ndarray, ...]:
-  """Tokens and segments `[num_rows, S]`, ids `[num_rows]`; rows beyond the prompts are padding."""
-  length = -(-max(map(len, prompts)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
+def padded(
+  prompts: Sequence[np.ndarray], ids: Sequence[int] | np.ndarray, num_rows: int, length: int
+) -> tuple[np.ndarray, ...]:
+  """Tokens and segments `[num_rows, length]`, ids `[num_rows]`; rows beyond the prompts are padding."""
   tokens, segments = np.zeros((2, num_rows, length), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)], segments[row, : len(prompt)] = prompt, 1

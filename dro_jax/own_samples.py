@@ -1,6 +1,6 @@
 """The policy's own answers to held-out prompts: KL(π‖π_ref), length, and reward where there is a function."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dro_jax import decoding, networks, online, partitioning, rewards, scoring
+from dro_jax import decoding, generate, networks, online, partitioning, rewards, scoring
 from dro_jax.data.table import TokenTable
 from dro_jax.data.vocabularies import Vocabulary
 from dro_jax.reference import Reference
@@ -72,11 +72,13 @@ def make_draw(
   def draw(state: TrainState, table: TokenTable) -> OwnSamples:
     records = chosen(table, count)
     digests, drawn = table.prompt_digests[records], []
+    ids = (digests & np.uint64(0x7FFFFFFF)).astype(np.int32)
     num_rows = partitioning.num_row_shards(mesh) * -(-_BATCH // partitioning.num_row_shards(mesh))
     length = max(len(table.prompt(int(i))) for i in records)
     for start in range(0, len(records), num_rows):
       some = records[start : start + num_rows]
-      arrays = _padded([table.prompt(int(i)) for i in some], digests[start:], num_rows, length)
+      prompts = [table.prompt(int(i)) for i in some]
+      arrays = generate.padded(prompts, ids[start : start + num_rows], num_rows, length)
       first, last = partitioning.host_rows(mesh, num_rows)
       local = tuple(array[first:last] for array in arrays)
       with partitioning.use_mesh(mesh):
@@ -149,15 +151,3 @@ def _prompt_rows(tokens_BS: Array, segments_BS: Array) -> Rows:
     tokens_BS, segments_BS, positions_BS, *[zeros_B1] * 4, zeros_B1.astype(jnp.float32), zeros_B1,
     segments_BS[:, :1] > 0,
   )  # fmt: skip
-
-
-def _padded(
-  prompts: Sequence[np.ndarray], digests: np.ndarray, num_rows: int, length: int
-) -> tuple[np.ndarray, ...]:
-  """Tokens and segments `[num_rows, length]`, ids `[num_rows]`; rows beyond the prompts are padding."""
-  tokens, segments = np.zeros((2, num_rows, length), np.int32)
-  ids = np.zeros(num_rows, np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens[row, : len(prompt)], segments[row, : len(prompt)] = prompt, 1
-    ids[row] = digests[row] & np.uint64(0x7FFFFFFF)
-  return tokens, segments, ids

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dro_jax import algorithms, networks, partitioning, scoring
-from dro_jax.data import columns, layout, loader, plan, tasks, vocabularies
-from dro_jax.data.table import TokenTable
+from dro_jax import algorithms, feeds, networks, partitioning, scoring
+from dro_jax.data import columns, loader, tasks, vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models import t5
 from dro_jax.models.t5 import T5, T5Config
@@ -110,14 +109,6 @@ def make_scorer(policy: T5, mesh: Mesh, chunk_size: int | None = None) -> Scorer
   return run
 
 
-def loader_of(table: TokenTable, mesh: Mesh, batch_size: int) -> loader.Loader:
-  """Every record of a table once."""
-  batches = plan.SequentialPlan(len(table), batch_size)
-  return loader.Loader(
-    table, batches, layout.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
-  )
-
-
 def token_logps(
   score: Scorer, params: Params, feed: loader.Loader, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -134,10 +125,10 @@ def token_logps(
 
 
 def mismatched_logps(
-  score: Scorer, params: Params, feeds: Mapping[loader.Loader, int], mesh: Mesh
+  score: Scorer, params: Params, steps_of: Mapping[loader.Loader, int], mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """(keys, log-probs) of each batch's mismatched pairs; feeds with their numbers of batches."""
-  for feed, steps in feeds.items():
+  """(keys, log-probs) of each batch's mismatched pairs; `steps_of` says how many of each loader's."""
+  for feed, steps in steps_of.items():
     for step in range(steps):
       num_rows, pairs = feed.num_rows(step), feed.mismatched_pairs(step)
       rows = feed.rows(step, *partitioning.host_rows(mesh, num_rows))
@@ -204,7 +195,7 @@ class Opened(NamedTuple):
     count = min(stored.sample, len(table))
     some = table.subset(np.unique(np.linspace(0, len(table) - 1, count).astype(int)))
     score = make_scorer(policy, mesh, chunk_size)
-    found, _ = token_logps(score, params, loader_of(some, mesh, min(32, count)), mesh)
+    found, _ = token_logps(score, params, feeds.once(some, mesh, min(32, count)), mesh)
     kept = np.concatenate([some.token_column(TOKEN_LOGPS, i) for i in range(len(some))])
     largest = float(np.abs(found - kept).max())
     tolerance = _TOLERANCE[policy.config.dtype] if stored.tolerance is None else stored.tolerance

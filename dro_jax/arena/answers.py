@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dro_jax import generate, partitioning, rewards, scoring
+from dro_jax import generate, reference_store, rewards
 from dro_jax.data import vocabularies
 from dro_jax.models.t5 import T5
 from dro_jax.types import Params, Rows
@@ -64,10 +63,7 @@ def _prompt_tokens(words: vocabularies.Vocabulary, prompts: Sequence[str]) -> li
 
 def _make_score(policy: T5, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int) -> Callable:
   """Scores tokens as they were sampled: text that is tokenised again need not be the same."""
-  score = jax.jit(
-    lambda params, rows: scoring.make_score(policy)({'policy': params}, rows, None).logps,
-    out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS,
-  )  # fmt: skip
+  score = reference_store.make_scorer(policy, mesh)
 
   def logps(params: Params, samples: Samples) -> np.ndarray:
     found, asked = [], _prompt_tokens(words, samples.prompts)
@@ -75,8 +71,7 @@ def _make_score(policy: T5, words: vocabularies.Vocabulary, mesh: Mesh, response
     for start in range(0, len(asked), _BATCH):
       part = slice(start, start + _BATCH)
       rows = _rows(asked[part], samples.tokens[part], _BATCH, length, response_length)
-      with partitioning.use_mesh(mesh):
-        found.append(jax.device_get(score(params, partitioning.global_batch(mesh, rows, _BATCH)))[:, 0])
+      found.append(score(params, rows, _BATCH)[0][:, 0])
     return np.concatenate(found)[: len(asked)].astype(np.float64)
 
   return logps

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from dro_jax import algorithms, networks
 from dro_jax.arena import enumeration, inmemory
-from dro_jax.data import scaling, table, tasks, toy, units, vocabularies
+from dro_jax.data import table, tasks, toy, units, vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5Config
 from dro_jax.types import Params
@@ -161,8 +161,7 @@ def triplets_of(records: list[dict[str, Any]], folder: pathlib.Path, kind: str) 
   built = table.build(
     records, vocabularies.vocabulary(), folder, prompt_length=PROMPT_TOKENS, response_length=WORD_TOKENS
   )
-  fitted = scaling.fit(kind, built.raw_rewards, built.prompt_index)
-  return tasks.Triplets(built.scaled(fitted), None, fitted, built.report)
+  return tasks.scaled(built, None, kind, built.report)
 
 
 # --- the reference ------------------------------------------------------------------------------------------

@@ -13,20 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from dro_jax import algorithms, evaluate, networks, partitioning
+from dro_jax import evaluate, feeds, networks, partitioning
 from dro_jax.arena import human_report, training
 from dro_jax.arena.cells import Cell, file_of, plain
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.trials import Range
-from dro_jax.data import layout, loader, plan, scaling, sources, split, tasks
+from dro_jax.data import sources, split, tasks
 from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5Config
-from dro_jax.types import LossOutput
 
-MODEL = T5Config(
-  emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2, num_decoder_layers=2
-)
 USUAL = ('dro_v', 'dro_p', 'kto', 'filtered_sft')
 RATES = Range(1e-4, 5e-4)
 
@@ -153,16 +149,6 @@ def corrected(triplets: str | Sequence[str], field: str | None) -> bool:
   return isinstance(first.get(field), str)
 
 
-def _triplets(train: TokenTable, held_out: TokenTable | None, report: Mapping[str, Any], kind: str):
-  """Two tables as `train` takes them."""
-  fitted = scaling.fit(kind, train.raw_rewards, train.prompt_index)
-  counts = {'train_records': len(train), 'train_prompts': len(np.unique(train.prompt_index))}
-  return tasks.Triplets(
-    train.scaled(fitted), held_out and held_out.scaled(fitted), fitted,
-    {**report, **counts, 'scaling': fitted.to_json()},
-  )  # fmt: skip
-
-
 def prepare(place: Place) -> World:
   """Deals the prompts out, fits the reference where none is given, and scores with it."""
   given = place.feedback
@@ -175,7 +161,7 @@ def prepare(place: Place) -> World:
   tables = {'validation': dealt.validation, 'test': dealt.test}
   if has_edits:
     tables['corrections'] = parts(place, words, given.post_edit).test
-  load = lambda **_: _triplets(dealt.train, dealt.validation, dealt.report, 'standardise')  # noqa: E731
+  load = lambda **_: tasks.scaled(dealt.train, dealt.validation, 'standardise', dealt.report)  # noqa: E731
   logps = scored(place, reference, tables)
   about = {name: _about(table) | {'reference': logps[name]['logps']} for name, table in tables.items()}
   return World(training.Data(load, reference), tables, about)
@@ -186,7 +172,7 @@ def _reference(place: Place, post_edit: str | None) -> str:
 
   def load(vocabulary: Any, **_: Any) -> tasks.Triplets:
     dealt = parts(place, vocabulary, post_edit)
-    return _triplets(dealt.reference, None, dealt.report, 'none')
+    return tasks.scaled(dealt.reference, None, 'none', dealt.report)
 
   return training.imitate(
     place.folder / 'world' / 'sft', load, place.model, vocabulary=place.feedback.vocabulary or 'bytes',
@@ -211,8 +197,7 @@ def _about(table: TokenTable) -> dict[str, np.ndarray]:
 @functools.lru_cache(maxsize=4)
 def _scorer(nets: networks.Networks, mesh: Mesh) -> Callable[..., networks.ScoredTable]:
   """Compiled once for all cells with the same networks."""
-  nothing = algorithms.Algorithm('none', lambda batch: LossOutput({}))
-  return networks.make_scorer(nets, nothing, None, mesh)
+  return networks.make_scorer(nets, evaluate.NO_LOSS, None, mesh)
 
 
 def scored(
@@ -223,9 +208,7 @@ def scored(
   run = evaluate.load_run(checkpoint, mesh)
   state, found = run.state._replace(reference=None), {}
   for name, table in tables.items():
-    batches = plan.SequentialPlan(len(table), place.batch_size)
-    fitted = layout.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
-    result = _scorer(run.networks, mesh)(state, loader.Loader(table, batches, fitted))
+    result = _scorer(run.networks, mesh)(state, feeds.once(table, mesh, place.batch_size))
     found[name] = {'logps': result.logps} | ({} if result.values is None else {'values': result.values})
   return found
 
@@ -262,7 +245,7 @@ def human(
   folder: str,
   feedback: Callable[[], Feedback],
   *,
-  model: T5Config = MODEL,
+  model: T5Config = training.MODEL,
   steps: int = 200,
   batch_size: int = 32,
   evaluations: int = 2,

@@ -3,7 +3,6 @@
 What a run does is the train step of `train_step`, as everywhere; only the loop around it differs.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -121,9 +120,8 @@ def fitted_to(
     UsageError: the algorithm cannot learn from this data.
   """
   triplets = source.triplets
-  read = triplets.train.columns | dict(columns)
-  triplets = triplets._replace(train=dataclasses.replace(triplets.train, columns=read))
-  algorithms.check_columns(algorithm, read)
+  triplets = triplets._replace(train=triplets.train.with_columns(columns))
+  algorithms.check_columns(algorithm, triplets.train.columns)
   algorithm.check(triplets)
   derived = tasks.derive(triplets, algorithm.columns).train.columns
   wanted = {name: derived[name] for name in (*algorithm.columns, *algorithm.requires)}

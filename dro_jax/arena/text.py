@@ -27,9 +27,6 @@ from dro_jax.data.verifiable import Exercises as Exercises
 from dro_jax.models.t5 import T5Config
 from dro_jax.types import Params
 
-MODEL = T5Config(
-  emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2, num_decoder_layers=2
-)
 USUAL = ('dro_v', 'kto', 'dpo', 'copg', 'filtered_sft')
 RATES = Range(5e-5, 2.5e-4)
 _PROMPT_LENGTH = 64
@@ -267,7 +264,7 @@ def text(
   folder: str,
   world: Callable[[], TextWorld] = TextWorld,
   *,
-  model: T5Config = MODEL,
+  model: T5Config = training.MODEL,
   steps: int = 400,
   batch_size: int = 64,
   evaluations: int = 4,

@@ -29,6 +29,11 @@ from dro_jax.arena.trials import Range
 from dro_jax.data import tasks, units
 from dro_jax.models.t5 import T5Config
 
+# A policy that two cores can train.
+MODEL = T5Config(
+  emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2, num_decoder_layers=2
+)
+
 
 class Method(NamedTuple):
   """A method that may compete.

@@ -165,7 +165,8 @@ class Loader:
     """The table's numbers of mismatched pairs, `[B, R]` each, in the slots of the rows that decode them."""
     if not (self.mismatched and self.table.pair_columns):
       return {}
-    pairs = MismatchedPairs(*(x[np.isin(self._pairs(batch).row, here)] for x in self._pairs(batch)))
+    pairs = self._pairs(batch)
+    pairs = MismatchedPairs(*(x[np.isin(pairs.row, here)] for x in pairs))
     digests = self.table.prompt_digests[pairs.prompt], self.table.response_digests(pairs.response)
     filled = {}
     for name, lookup in self.table.pair_columns.items():

@@ -125,19 +125,31 @@ def load_triplets(
   else:
     train, held_out = hold_out(train, validation_fraction, split_salt)
     report['split'] = {'by': 'prompt hash', 'fraction': validation_fraction, 'salt': split_salt}
-  fitted = scalings.fit(scaling, train.rewards, train.prompt_index)
-  report |= {
-    'train_records': len(train), 'train_prompts': len(np.unique(train.prompt_index)),
-    'eval_records': len(held_out) if held_out else 0,
-    'eval_prompts': len(np.unique(held_out.prompt_index)) if held_out else 0,
-    'scaling': fitted.to_json(),
-    'options': {
-      'template': template, 'prompt_length': prompt_length, 'response_length': response_length,
-      'overlong': overlong, 'keep': keep,
-    },
+  report['options'] = {
+    'template': template, 'prompt_length': prompt_length, 'response_length': response_length,
+    'overlong': overlong, 'keep': keep,
   }  # fmt: skip
-  found = Triplets(train.scaled(fitted), held_out and held_out.scaled(fitted), fitted, report)
+  found = scaled(train, held_out, scaling, report)
   return with_columns(found, columns_from) if columns_from else found
+
+
+def scaled(train: TokenTable, held_out: TokenTable | None, kind: str, report: Mapping[str, Any]) -> Triplets:
+  """Triplets of two tables, their rewards scaled as the training part's ask for, and counted in the report.
+
+  Raises:
+    UsageError: an unknown kind of scaling, or rewards that are all equal.
+  """
+  fitted = scalings.fit(kind, train.raw_rewards, train.prompt_index)
+  counts = _counts('train', train) | _counts('eval', held_out)
+  return Triplets(
+    train.scaled(fitted), held_out and held_out.scaled(fitted), fitted,
+    {**report, **counts, 'scaling': fitted.to_json()},
+  )  # fmt: skip
+
+
+def _counts(part: str, table: TokenTable | None) -> dict[str, int]:
+  records, prompts = (len(table), len(np.unique(table.prompt_index))) if table else (0, 0)
+  return {f'{part}_records': records, f'{part}_prompts': prompts}
 
 
 def with_columns(triplets: Triplets, stores: str | Sequence[str]) -> Triplets:
@@ -161,10 +173,8 @@ def with_columns(triplets: Triplets, stores: str | Sequence[str]) -> Triplets:
       held_out, left_out = column_stores.join(held_out, store)
       held_out = held_out.subset(~left_out) if left_out.any() else held_out
     marks.append(store.mark)
-  report = triplets.report | {
-    'columns_from': [*triplets.report.get('columns_from', ()), *marks],
-    'train_records': len(train), 'train_prompts': len(np.unique(train.prompt_index)),
-  }  # fmt: skip
+  joined = [*triplets.report.get('columns_from', ()), *marks]
+  report = triplets.report | {'columns_from': joined} | _counts('train', train)
   return triplets._replace(train=train, eval=held_out, report=report)
 
 
@@ -207,9 +217,7 @@ def derive(
   made = {name: fit(triplets) for name, fit in columns.items()}
 
   def extended(table: TokenTable | None) -> TokenTable | None:
-    return table and dataclasses.replace(
-      table, columns=table.columns | {name: column(table) for name, column in made.items()}
-    )
+    return table and table.with_columns({name: column(table) for name, column in made.items()})
 
   train, report = extended(triplets.train), triplets.report
   if select is not None:
