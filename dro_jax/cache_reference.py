@@ -98,7 +98,7 @@ def cache_reference(
     columns.write(
       model_dir, np.concatenate([columns.keys(table) for table in tables]),
       token_columns={TOKEN_LOGPS: (flat, lengths)}, pairs=pairs,
-      fingerprint={**made_of, 'parameters': reference_store.digest(params)}, origin=origin,
+      fingerprint={**made_of, 'parameters': reference_store.digest_of(params)}, origin=origin,
     )  # fmt: skip
   return {
     'model_dir': model_dir, 'responses': len(lengths), 'tokens': int(lengths.sum()),

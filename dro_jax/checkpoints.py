@@ -9,6 +9,7 @@ folder, a run's folder, or one STEP of it, and reads the policy's parameters onl
 
 import functools
 import json
+import logging
 import math
 import operator
 from collections.abc import Iterator, Mapping
@@ -18,13 +19,19 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from dro_jax import digest
 from dro_jax.errors import UsageError
 from dro_jax.types import Params
 
-# Where the metadata says what "best" meant to the run.
-_BEST_METRIC, _BEST_MODE = 'best_metric', 'best_mode'
+# Where the metadata says what "best" meant to the run, and what the state was.
+_BEST_METRIC, _BEST_MODE, _DIGEST = 'best_metric', 'best_mode', 'digest'
+# Errors that say nothing of a checkpoint; reading a torn one may end in any other, orbax's assertions too.
+_NOT_ITS_FAULT = (UsageError, PermissionError, MemoryError, jax.errors.JaxRuntimeError)
+# Where a run's damaged checkpoints go.
+DAMAGED = 'damaged'
 
 
 class Checkpoints:
@@ -42,7 +49,7 @@ class Checkpoints:
     self,
     directory: str | epath.PathLike,
     *,
-    keep_last: int = 1,
+    keep_last: int = 2,
     keep_best: int = 1,
     best_metric: str | None = None,
     best_mode: str = 'max',
@@ -62,9 +69,8 @@ class Checkpoints:
     """Starts to save `state` as `step`; a step that is already there is left as it is."""
     if step in self._manager.all_steps():
       return
-    arguments = ocp.args.Composite(
-      state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave({**self._metadata, 'step': step})
-    )
+    metadata = {**self._metadata, 'step': step, _DIGEST: digest.of(state)}
+    arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(metadata))
     self._manager.save(step, args=arguments, metrics=self._rankable(metrics or {}), force=True)
 
   def _rankable(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
@@ -83,11 +89,54 @@ class Checkpoints:
     """The state saved as `step`, bit for bit, laid out as `abstract_state`'s shardings say.
 
     `abstract_state` is a tree of `jax.ShapeDtypeStruct`: the mesh need not be the one that saved it.
+
+    Raises:
+      UsageError: there is no such step, or it holds another tree.
+      Damaged: it is not what was saved.
     """
     folder = epath.Path(self._manager.directory)
     if step not in self._manager.all_steps():
       raise UsageError(f'no checkpoint of step {step} in {folder}: it has {self._manager.all_steps()}')
-    return _read_tree(folder / str(step) / 'state', (), abstract_state)
+    return _read_intact(folder / str(step), abstract_state)
+
+  def restore_newest(self, abstract_state: Any) -> Any:
+    """The newest intact state, as `restore` gives it; newer ones that are damaged are put aside, loudly.
+
+    Raises:
+      UsageError: there is none, or it holds another tree.
+    """
+    folder, damaged = epath.Path(self._manager.directory), {}
+    for step in sorted(_numbered(folder), reverse=True):
+      try:
+        state = _read_intact(folder / str(step), abstract_state)
+      except Damaged as error:
+        damaged[step] = str(error)
+      else:
+        self._put_aside(damaged, instead=step)
+        return state
+    found = '; '.join(damaged.values()) or 'it is empty'
+    raise UsageError(
+      f'no intact checkpoint in {folder}: {found}. Bring back a copy, or choose another --model_dir'
+    )
+
+  def _put_aside(self, damaged: Mapping[int, str], instead: int) -> None:
+    """What stayed would be taken for the run's own when that step comes again."""
+    folder = epath.Path(self._manager.directory)
+    for step, error in damaged.items():
+      place = folder.parent / DAMAGED / str(step)
+      logging.getLogger(__name__).error(
+        'DAMAGED: %s. The run goes on from step %d; the damaged one is put aside, in %s',
+        error,
+        instead,
+        place,
+      )
+      if jax.process_index() == 0:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.rmtree(missing_ok=True)
+        (folder / str(step)).rename(place)
+    if damaged:
+      _wait_for_all('damaged checkpoints put aside')
+      self._manager.reload()
 
   def wait(self) -> None:
     """Blocks until what was saved is on disk."""
@@ -95,6 +144,43 @@ class Checkpoints:
 
   def close(self) -> None:
     self._manager.close()
+
+
+class Damaged(Exception):
+  """A checkpoint cannot be read, or what is read is not what was saved."""
+
+
+def _read_intact(folder: epath.Path, abstract_state: Any) -> Any:
+  """A step's state, which all processes could read, and which has the digest that it was saved with."""
+  state, error = None, None
+  try:
+    saved = _read_metadata(folder)
+    state = _read_tree(folder / 'state', (), abstract_state)
+  except _NOT_ITS_FAULT:
+    raise
+  except Exception as found:
+    error = found
+  if not _all_agree(error is None):
+    reason = _first_line(error) if error else 'another process cannot'
+    raise Damaged(f'{folder} cannot be read: {reason}') from error
+  if saved.get(_DIGEST) not in (None, digest.of(state)):
+    raise Damaged(f'{folder} holds other numbers than were saved there')
+  return state
+
+
+def _first_line(error: Exception) -> str:
+  # Tensorstore adds all that it was asked for.
+  return (str(error) or type(error).__name__).splitlines()[0].partition(' [tensorstore_spec=')[0]
+
+
+def _all_agree(mine: bool) -> bool:
+  """Whether every process says so."""
+  return bool(mine if jax.process_count() == 1 else multihost_utils.process_allgather(mine).all())
+
+
+def _wait_for_all(what: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
 
 
 def _options(
@@ -147,7 +233,15 @@ def load_params(
   folder = find_checkpoint(directory)
   imported = (folder / 'params').exists()
   item, path = (folder / 'params', ()) if imported else (folder / 'state', ('params', 'policy'))
-  return _read_tree(item, path, abstract), _read_metadata(folder)
+  try:
+    return _read_tree(item, path, abstract), _read_metadata(folder)
+  except _NOT_ITS_FAULT:
+    raise
+  except Exception as error:
+    reason = _first_line(error)
+    raise UsageError(
+      f"{folder} cannot be read: {reason}. Pass another of the run's checkpoints/STEP, or a copy"
+    ) from error
 
 
 def load_part(directory: str | epath.PathLike, path: tuple[str, ...], abstract: Any) -> Any:
@@ -185,9 +279,14 @@ def _is_checkpoint(folder: epath.Path) -> bool:
 
 
 def _steps(folder: epath.Path) -> list[int]:
+  return [step for step in _numbered(folder) if _is_checkpoint(folder / str(step))]
+
+
+def _numbered(folder: epath.Path) -> list[int]:
+  """The steps that a folder has something of, complete or not."""
   if not folder.is_dir():
     return []
-  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and _is_checkpoint(path))
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 def _preferred_step(folder: epath.Path, steps: list[int]) -> int:

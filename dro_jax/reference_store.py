@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dro_jax import algorithms, feeds, networks, partitioning, scoring
+from dro_jax import algorithms, digest, feeds, networks, partitioning, scoring
 from dro_jax.data import columns, loader, tasks, vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models import t5
@@ -31,38 +30,15 @@ _TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.1}
 def fingerprint(
   config: T5Config, words: vocabularies.Vocabulary, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Of the policy's architecture, vocabulary and way of reading data; its parameters' is `digest`'s."""
+  """Of the policy's architecture, vocabulary and way of reading data; its parameters' is `digest_of`'s."""
   model = {name: x for name, x in dataclasses.asdict(config).items() if name not in _INDIFFERENT}
   found = {'model': model, 'vocabulary': words.fingerprint, 'data': dict(options)}
   return json.loads(json.dumps(found))
 
 
-def digest(params: Params) -> str:
-  """A hash of parameters, the same for any mesh, scanned or not: taken on the devices, in whole numbers."""
-
-  @jax.jit
-  def sums(params: Params) -> Params:
-    return jax.tree.map(_sums, t5.convert_layers(params, scan=False))
-
-  found = jax.tree_util.tree_leaves_with_path(
-    jax.device_get(sums(params)), is_leaf=lambda x: type(x) is tuple
-  )
-  parts = sorted((jax.tree_util.keystr(path), [int(x) for x in pair]) for path, pair in found)
-  return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-def _sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Two sums modulo 2³² over bits mixed with their places: no order of adding changes them."""
-  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-  place = jnp.zeros(x.shape, jnp.uint32)
-  for axis, size in enumerate(x.shape):
-    place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-
-  def mixed(factor: int) -> jax.Array:
-    y = (bits ^ (place * jnp.uint32(0x9E3779B1))) * jnp.uint32(factor)
-    return jnp.sum((y ^ (y >> 15)) * jnp.uint32(0xC2B2AE35), dtype=jnp.uint32)
-
-  return mixed(0x85EBCA6B), mixed(0x27D4EB2F)
+def digest_of(params: Params) -> str:
+  """A hash of parameters, the same for any mesh, scanned or not."""
+  return digest.of(t5.convert_layers(params, scan=False))
 
 
 def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, steps: int) -> dict[str, Any]:
@@ -190,7 +166,9 @@ class Opened(NamedTuple):
     if self.store is None:
       return {}
     saved = self.store.fingerprint['parameters']
-    self._refuse('holds another reference’s log-probs', {'parameters': digest(params)}, {'parameters': saved})
+    self._refuse(
+      'holds another reference’s log-probs', {'parameters': digest_of(params)}, {'parameters': saved}
+    )
     stored, table = self.reference.stored, self.triplets.train
     count = min(stored.sample, len(table))
     some = table.subset(np.unique(np.linspace(0, len(table) - 1, count).astype(int)))
@@ -275,7 +253,7 @@ def load_reference(
       f'the run read its reference’s log-probs from a store and kept no parameters of it; they are those of '
       f'{directory}, which is not readable here ({error}). Pass --init_from=DIR, where they lie now.'
     ) from error
-  if digest(params) != saved['reference']['parameters']:
+  if digest_of(params) != saved['reference']['parameters']:
     raise UsageError(
       f'{directory} holds another policy than this run’s reference: pass --init_from=DIR, a folder with the '
       'policy from which the run started.'

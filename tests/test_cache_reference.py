@@ -136,7 +136,7 @@ def test_evaluate_has_the_reference_of_a_cached_run(finished, data, policy, tmp_
   assert np.isfinite(found['statistics']['log_ratio'])
   (tmp_path / 'moved').symlink_to(policy)
   moved = evaluate.load_run(folder, one_device(), init_from=str(tmp_path / 'moved'))
-  assert reference_store.digest(moved.state.reference) == reference_store.digest(
+  assert reference_store.digest_of(moved.state.reference) == reference_store.digest_of(
     checkpoints.load_params(policy)[0]
   )
   with pytest.raises(UsageError, match=r'kept no parameters of it[\s\S]*Pass --init_from'):
@@ -215,11 +215,11 @@ def test_the_digest_tells_parameters_apart_and_layouts_not():
   rng = np.random.default_rng(0)
   stack = {f'layers_{i}': {'kernel': rng.normal(size=(3, 4)).astype(np.float32)} for i in range(2)}
   params = {'encoder': stack, 'scale': np.ones(4, np.float32)}
-  found = reference_store.digest(params)
+  found = reference_store.digest_of(params)
   where = partitioning.rows_sharding(partitioning.make_mesh())
   sharded = jax.device_put({'kernel': np.arange(16.0, dtype=np.float32)}, where)
-  assert reference_store.digest(sharded) == reference_store.digest(jax.device_get(sharded))
-  assert reference_store.digest(convert_layers(params, scan=True)) == found
+  assert reference_store.digest_of(sharded) == reference_store.digest_of(jax.device_get(sharded))
+  assert reference_store.digest_of(convert_layers(params, scan=True)) == found
   for change in (lambda x: x[::-1], lambda x: x.reshape(4, 3).T, np.negative):
     other = {**params, 'encoder': {**stack, 'layers_1': {'kernel': change(stack['layers_1']['kernel'])}}}
-    assert reference_store.digest(other) != found
+    assert reference_store.digest_of(other) != found

@@ -1,5 +1,7 @@
 """What is saved comes back bit for bit, on any mesh, whole or not at all."""
 
+import json
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -171,6 +173,7 @@ def test_a_failure_to_write_is_raised(tmp_path):
 
 def test_the_policy_of_a_run_starts_another(run):
   params, metadata = checkpoints.load_params(run)
+  assert metadata.pop('digest')
   assert metadata == {'vocabulary': 'bytes', 'best_metric': 'accuracy', 'best_mode': 'max', 'step': 2}
   _assert_identical(params, _state(_mesh(4, 2), 2).params['policy'])
   newest, metadata = checkpoints.load_params(run / 'checkpoints' / '5')
@@ -217,3 +220,77 @@ def test_a_missing_step_and_bad_settings_are_refused(run):
     checkpoints.Checkpoints(run, keep_last=0)
   with pytest.raises(UsageError, match="best_mode is 'largest'"):
     checkpoints.Checkpoints(run, best_mode='largest')
+
+
+def _largest_file(step):
+  """Of arrays' bytes."""
+  return max((step / 'state').rglob('d/*'), key=lambda file: file.stat().st_size)
+
+
+def _truncated(step):
+  file = _largest_file(step)
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _one_bit_flipped(step):
+  file = _largest_file(step)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+
+
+def _without_description(step):
+  (step / 'metadata' / 'metadata').write_text('')
+
+
+def _of_other_numbers(step):
+  file = step / 'metadata' / 'metadata'
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'digest': 'another'}))
+
+
+def _emptied(step):
+  shutil.rmtree(step / 'state')
+
+
+# One array: of several, reads still under way when the first fails would complain in threads of their own.
+def _numbers(step):
+  return {'x': jax.random.normal(jax.random.key(step), (2**15,))}
+
+
+_ABSTRACT = jax.eval_shape(_numbers, 0)
+
+
+@pytest.mark.parametrize(
+  'damage', [_truncated, _one_bit_flipped, _without_description, _of_other_numbers, _emptied]
+)
+def test_a_damaged_newest_checkpoint_is_put_aside_for_the_one_before(tmp_path, damage, caplog):
+  saver = checkpoints.Checkpoints(tmp_path / 'checkpoints')
+  for step in (4, 5):
+    saver.save(step, _numbers(step))
+  saver.wait()
+  damage(tmp_path / 'checkpoints' / '5')
+  _assert_identical(_numbers(4), saver.restore_newest(_ABSTRACT))
+  assert 'DAMAGED' in caplog.text and 'goes on from step 4' in caplog.text
+  assert (tmp_path / 'damaged' / '5').is_dir() and saver.latest_step() == 4
+  saver.save(5, _numbers(5))
+  saver.wait()
+  _assert_identical(_numbers(5), saver.restore_newest(_ABSTRACT))
+  saver.close()
+
+
+def test_where_all_are_damaged_nothing_is_touched(run):
+  for step in (2, 4, 5):
+    _emptied(run / 'checkpoints' / str(step))
+  saver = checkpoints.Checkpoints(run / 'checkpoints')
+  with pytest.raises(UsageError, match=r'no intact checkpoint in .*: .*5 cannot be read.*Bring back a copy'):
+    saver.restore_newest(_abstract(_state(_mesh(4, 2)), _mesh(4, 2)))
+  saver.close()
+  assert sorted(path.name for path in run.iterdir()) == ['checkpoints']
+
+
+def test_a_damaged_start_is_refused_by_name(tmp_path):
+  checkpoints.save_params(tmp_path / 'start', _numbers(0), {})
+  for file in (tmp_path / 'start' / 'params').rglob('d/*'):
+    file.write_bytes(b'')
+  with pytest.raises(UsageError, match=r'start cannot be read: .*Pass another'):
+    checkpoints.load_params(tmp_path / 'start')

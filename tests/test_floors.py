@@ -43,6 +43,7 @@ FLOORS = {
   'networks': 4,
   'importers': 4,
   'decoding': 4,
+  'digest': 3,
   'generate': 4,
   'evaluate': 4,
   'online': 4,

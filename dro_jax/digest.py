@@ -1,0 +1,42 @@
+"""A hash of arrays, taken on the devices that hold them."""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def of(tree: Any) -> str:
+  """A hash of a tree's arrays and their paths, the same for any mesh and number of processes.
+
+  Two sums modulo 2³² an array, over bits mixed with their places: no order of adding changes them, and one
+  changed bit does. Floats are taken in float32, whole numbers and booleans in 32 bits.
+  """
+  found = jax.tree_util.tree_leaves_with_path(jax.device_get(_sums_of_leaves(tree)))
+  parts = sorted((jax.tree_util.keystr(path), sums.tolist()) for path, sums in found)
+  return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+@jax.jit
+def _sums_of_leaves(tree: Any) -> Any:
+  return jax.tree.map(_sums, tree)
+
+
+def _sums(x: jax.Array) -> jax.Array:
+  bits = _bits(x)
+  place = jnp.zeros(x.shape, jnp.uint32)
+  for axis, size in enumerate(x.shape):
+    place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+
+  def mixed(factor: int) -> jax.Array:
+    y = (bits ^ (place * jnp.uint32(0x9E3779B1))) * jnp.uint32(factor)
+    return jnp.sum((y ^ (y >> 15)) * jnp.uint32(0xC2B2AE35), dtype=jnp.uint32)
+
+  return jnp.stack([mixed(0x85EBCA6B), mixed(0x27D4EB2F)])
+
+
+def _bits(x: jax.Array) -> jax.Array:
+  if jnp.issubdtype(x.dtype, jnp.floating):
+    return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+  return x.astype(jnp.uint32)
