@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import gin
 from absl import flags
 
+from dro_jax import cluster
 from dro_jax.errors import Stopped, UsageError
 
 DONE, BAD_USAGE, STOPPED = 0, 2, 75
@@ -150,7 +151,8 @@ FLAGS = {
 def run() -> None:
   """The console script."""
   _prepare_process()
-  sys.exit(main(sys.argv[1:]))
+  with cluster.failing_at_once():
+    sys.exit(main(sys.argv[1:]))
 
 
 def _prepare_process() -> None:
@@ -190,8 +192,11 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
     print(_command_help(name, commands[name]))
     return DONE
   values = _parse_flags(name, arguments, commands[name].bare)
-  result = _call(name, _configure(name, commands[name], values))
-  _print_result(result, as_json=values['json'].value)
+  command = _configure(name, commands[name], values)
+  cluster.join()
+  result = _call(name, command)
+  if cluster.is_first():
+    _print_result(result, as_json=values['json'].value)
   return DONE
 
 

@@ -13,6 +13,7 @@ FLOORS = {
   # Arrays: what they are called, how they are reduced.
   'types': 0,
   'errors': 0,
+  'cluster': 0,
   'shapes': 0,
   'masked': 0,
   # What is read from a network's outputs.
@@ -55,6 +56,8 @@ FLOORS = {
   'validation': 4,
   'spent': 4,
   'feeds': 4,
+  'claims': 4,
+  'replays': 4,
   'train': 4,
   'arena': 4,
   'report': 4,

@@ -1,0 +1,14 @@
+"""Words for whoever watches."""
+
+import sys
+from typing import TextIO
+
+
+def say(text: str, *, stream: TextIO | None = None) -> None:
+  """Writes a line; a reader that went away (a closed terminal, `| head`) must not stop a clean-up."""
+  stream = stream or sys.stderr
+  try:
+    stream.write(text + '\n')
+    stream.flush()
+  except (OSError, ValueError):
+    pass

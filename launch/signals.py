@@ -1,0 +1,62 @@
+"""Signals as the launcher wants them: noted when they come, told to whoever waits, never in between.
+
+A handler that raised could do so between a machine's creation and the line that remembers it.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(Exception):
+  """A signal came."""
+
+  def __init__(self, number: int):
+    super().__init__(f'stopped by {signal.Signals(number).name}')
+    self.number = number
+
+  @property
+  def exit_code(self) -> int:
+    return 128 + self.number
+
+
+class Watch:
+  """What came so far. `shielded` waits do not hear of it."""
+
+  def __init__(self):
+    self._came = threading.Event()
+    self._number: int | None = None
+
+  def note(self, number: int) -> None:
+    self._number = number
+    self._came.set()
+
+  def check(self) -> None:
+    """Raises `Interrupted`, once for each signal."""
+    if self._came.is_set():
+      self._came.clear()
+      raise Interrupted(self._number)
+
+  def pause(self, seconds: float | int, *, shielded: bool = False) -> None:
+    """Sleeps; raises `Interrupted` as soon as a signal comes."""
+    if shielded:
+      time.sleep(seconds)
+    else:
+      self._came.wait(seconds)
+      self.check()
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watch]:
+  """Notes SIGINT, SIGTERM and SIGHUP (a closed terminal) until the block ends."""
+  watch = Watch()
+  before = {number: signal.signal(number, lambda number, _: watch.note(number)) for number in STOPPING}
+  try:
+    yield watch
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
