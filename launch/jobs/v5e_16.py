@@ -1,0 +1,12 @@
+"""Sixteen v5e chips, on four machines: T5-L. Spot machines by --job.spot=True."""
+
+from ml_collections import config_dict
+
+from launch import tpu_vm
+
+
+def get_config() -> config_dict.ConfigDict:
+  job = tpu_vm.spec()
+  job.name = 'dro-jax-v5e-16'
+  job.accelerator_type = 'v5litepod-16'
+  return job

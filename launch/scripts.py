@@ -1,0 +1,89 @@
+"""The shell that runs on a pod's workers: POSIX sh, each script whole in itself.
+
+~/dro_jax_job/{checkout, venv}          what `install` makes
+~/dro_jax_job/attempt-N/{run.sh, shell, pid, log, code}    a run, which outlives the connection that began it
+"""
+
+import shlex
+from collections.abc import Sequence
+
+BUNDLE = 'dro_jax_job.tar.gz'
+STATUS = 'dro_jax-status'
+RUNNING, MISSING, GONE = 'running', 'missing', 'gone'
+
+
+def install(python: str, extra: str) -> str:
+  """Unpacks the bundle and makes its environment from the lock of that Python ('3.11'); may be repeated."""
+  lock = f'checkout/requirements/py{python.replace(".", "")}.txt'
+  accelerator = f' {shlex.quote(f"jax[{extra}]")}' if extra else ''
+  return f"""set -eu
+cd "$HOME"
+rm -rf dro_jax_job
+mkdir -p dro_jax_job/checkout
+tar -xzf {BUNDLE} -C dro_jax_job/checkout
+cd dro_jax_job
+python3 -m pip install --quiet --user uv
+uv="$HOME/.local/bin/uv"
+"$uv" venv --quiet --python {shlex.quote(python)} venv
+"$uv" pip install --quiet --python venv/bin/python --requirement {shlex.quote(lock)}{accelerator}
+"$uv" pip install --quiet --python venv/bin/python --no-deps --editable checkout
+"""
+
+
+def start(attempt: int, arguments: Sequence[str], cluster: str) -> str:
+  """Begins `dro_jax ARGUMENTS` in the checkout and returns; one that has begun is not begun again."""
+  run = f"""cd "$HOME/dro_jax_job/checkout" || exit 1
+here="$HOME/dro_jax_job/attempt-{attempt}"
+echo $$ > "$here/shell"
+DRO_JAX_CLUSTER={shlex.quote(cluster)} PYTHONUNBUFFERED=1 \\
+  ../venv/bin/python -m dro_jax.main {shlex.join(arguments)} > "$here/log" 2>&1 &
+echo $! > "$here/pid"
+code=0
+wait $! || code=$?
+echo "$code" > "$here/code.new"
+mv "$here/code.new" "$here/code"
+"""
+  end = 'END_OF_RUN'
+  while end in run:
+    end += '_'
+  return f"""set -eu
+cd "$HOME/dro_jax_job"
+if mkdir attempt-{attempt} 2> /dev/null; then
+  cat > attempt-{attempt}/run.sh << '{end}'
+{run}{end}
+  setsid nohup sh attempt-{attempt}/run.sh < /dev/null > /dev/null 2>&1 &
+fi
+"""
+
+
+def status(attempt: int) -> str:
+  """Says `dro_jax-status HOST STATE`; a state is running, missing, gone or the exit code."""
+  return f"""state={MISSING}
+if cd "$HOME/dro_jax_job/attempt-{attempt}" 2> /dev/null && [ -s shell ]; then
+  state={GONE}
+  if kill -0 "$(cat shell)" 2> /dev/null; then state={RUNNING}; fi
+  if [ -e code ]; then state=$(cat code); fi
+fi
+echo "{STATUS} $(hostname) $state"
+"""
+
+
+def follow(attempt: int, offset: int, limit: int) -> str:
+  """The log's bytes from `offset`, at most `limit`."""
+  return f"""cd "$HOME/dro_jax_job/attempt-{attempt}" 2> /dev/null || exit 0
+if [ -e log ]; then tail -c +{offset + 1} log | head -c {limit}; fi
+"""
+
+
+def last_lines(attempt: int, count: int) -> str:
+  """The log's end, each line with its host."""
+  return f"""cd "$HOME/dro_jax_job/attempt-{attempt}" || exit 0
+tail -n {count} log | sed "s/^/[$(hostname)] /"
+"""
+
+
+def stop(attempt: int) -> str:
+  """Asks the run to save and end."""
+  return f"""cd "$HOME/dro_jax_job/attempt-{attempt}" || exit 0
+if [ -s pid ]; then kill -TERM "$(cat pid)" 2> /dev/null || true; fi
+"""
