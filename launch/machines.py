@@ -1,6 +1,7 @@
 """TPU machines through gcloud: asked for, looked at, reached, and surely deleted."""
 
 import json
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,6 +44,29 @@ def _tpus(machine: Machine, *words: str) -> list[str]:
   return ['gcloud', 'compute', 'tpus', *words, *place]
 
 
+class Report:
+  """Says states that are new."""
+
+  def __init__(self, machine: Machine):
+    self._machine, self._last, self._heard = machine, None, time.monotonic()
+
+  def wait(self, now: str, described: dict) -> None:
+    """Waits until the next look.
+
+    Raises:
+      Failed: gcloud has not answered for too long.
+    """
+    job, why = self._machine.job, described.get('why', '')
+    if now != UNKNOWN:
+      self._heard = time.monotonic()
+    elif time.monotonic() > self._heard + job.silence_seconds:
+      raise Failed(f'gcloud has said nothing of {self._machine.name} for {job.silence_seconds:g} s: {why}')
+    if now != self._last:
+      say(f'launch: {self._machine.name} is {now}{": " if why else ""}{why}')
+    self._last = now
+    self._machine.commands.pause(job.poll_seconds)
+
+
 def create(machine: Machine) -> None:
   """Asks for the machine.
 
@@ -57,9 +81,15 @@ def create(machine: Machine) -> None:
     what += [f'--runtime-version={job.runtime_version}', *until]
   else:
     what = ['tpu-vm', 'create', name, *node, f'--version={job.runtime_version}']
-  result = machine.commands.call(_tpus(machine, *what, *job.create_flags))
-  if result.code:
-    raise Failed(f'{name} could not be created: {result.err}')
+  for attempt in range(1, job.create_attempts + 1):
+    result = machine.commands.call(_tpus(machine, *what, *job.create_flags))
+    # Nobody else has the name: an attempt that seemed to fail did not.
+    if not result.code or (attempt > 1 and 'ALREADY_EXISTS' in result.err):
+      return
+    say(f'launch: creating {name} failed ({attempt} of {job.create_attempts}): {result.err}')
+    if attempt < job.create_attempts:
+      machine.commands.pause(job.retry_seconds)
+  raise Failed(f'{name} could not be created')
 
 
 def _describe(machine: Machine, kind: str, pretend: str, *, shielded: bool = False) -> dict:
@@ -67,7 +97,7 @@ def _describe(machine: Machine, kind: str, pretend: str, *, shielded: bool = Fal
   command = _tpus(machine, kind, 'describe', machine.name, '--format=json')
   result = machine.commands.call(command, pretend=pretend, shielded=shielded)
   if result.code:
-    return {'state': NOT_FOUND if _is_not_found(result) else UNKNOWN}
+    return {'state': NOT_FOUND} if _is_not_found(result) else {'state': UNKNOWN, 'why': result.err}
   try:
     return json.loads(result.out)
   except ValueError:
@@ -94,7 +124,7 @@ def wait_until_ready(machine: Machine) -> int:
     _wait_in_queue(machine)
   workers = max(1, hosts(machine.job.accelerator_type))
   pretend = json.dumps({'state': READY, 'networkEndpoints': [{}] * workers})
-  last = None
+  report = Report(machine)
   while True:
     node = _describe(machine, 'tpu-vm', pretend)
     now = node.get('state', UNKNOWN)
@@ -102,11 +132,11 @@ def wait_until_ready(machine: Machine) -> int:
       return len(node.get('networkEndpoints', ())) or workers
     if now not in _BORN:
       raise Lost(f'{machine.name} is {now} before it was ready')
-    last = _report(machine, now, last)
+    report.wait(now, node)
 
 
 def _wait_in_queue(machine: Machine) -> None:
-  last = None
+  report = Report(machine)
   while True:
     found = _describe(machine, 'queued-resources', '{"state": {"state": "ACTIVE"}}')
     detail = found.get('state', UNKNOWN)
@@ -118,15 +148,7 @@ def _wait_in_queue(machine: Machine) -> None:
       raise Failed(f'the request for {machine.name} failed: {reason}')
     if now in _QUEUE_ENDS:
       raise Lost(f'the request for {machine.name} is {now}')
-    last = _report(machine, now, last)
-
-
-def _report(machine: Machine, now: str, last: str | None) -> str:
-  """Says a state that is new, and waits."""
-  if now != last:
-    say(f'launch: {machine.name} is {now}')
-  machine.commands.pause(machine.job.poll_seconds)
-  return now
+    report.wait(now, found)
 
 
 def hosts(accelerator_type: str) -> int:

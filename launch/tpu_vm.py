@@ -1,11 +1,12 @@
 """The `tpu_vm` backend: a slice of TPUs, got for one run and given back after it.
 
 The run is begun on the workers and looked at from here, so a connection that breaks ends nothing. Whatever
-happens here, the machine is deleted: its name is ours alone, and is remembered before the machine is asked for.
+happens here but SIGKILL, the machine is deleted: its name is nobody else's, and known before it is asked for.
 """
 
 import codecs
 import functools
+import itertools
 import math
 import pathlib
 import posixpath
@@ -28,6 +29,7 @@ from launch.say import say
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _LOG_BYTES = 1_000_000  # Of a log, at most, at each look.
+_ODD_LOOKS = 3  # That a worker knows nothing of its run, before that is believed.
 
 
 def spec() -> config_dict.ConfigDict:
@@ -54,8 +56,10 @@ def spec() -> config_dict.ConfigDict:
   job.max_restarts = 20  # times that a run which was stopped or preempted goes on
   job.poll_seconds = 20.0  # between looks at the queue, the machine and the run
   job.retry_seconds = 15.0  # between attempts of what failed
+  job.create_attempts = 3
   job.ssh_attempts = 8
   job.delete_attempts = 20
+  job.silence_seconds = 1800.0  # how long gcloud or the workers may not answer
   job.save_seconds = 600.0  # how long the run may take to save after Ctrl-C or SIGTERM
   job.tail = 30  # last lines of a failed run that are shown
   return job
@@ -90,7 +94,7 @@ def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool 
   """Gets a machine, runs `dro_jax ARGUMENTS` on all its workers until it is done, deletes the machine."""
   refuse(job, arguments)
   if dry_run:
-    return _launch(job, arguments, commands.dry(), 'BUNDLE.tar.gz')
+    return _launch(job, arguments, commands.dry(), scripts.BUNDLE)
   if not shutil.which('gcloud'):
     raise UsageError("there is no gcloud on the PATH: install Google Cloud's CLI and `gcloud auth login`")
   with tempfile.TemporaryDirectory() as folder, signals.watching() as watch:
@@ -132,7 +136,7 @@ def _is_in(folder: str, shared_dir: str) -> bool:
 
 def model_dir(arguments: Sequence[str]) -> str | None:
   """The run's folder, as dro_jax's arguments name it in any of their ways; the last one wins."""
-  pairs = [f'{flag}={value}' for flag, value in zip(arguments, arguments[1:]) if '=' not in flag]
+  pairs = [f'{flag}={value}' for flag, value in itertools.pairwise(arguments) if '=' not in flag]
   pattern = r'--?(?:model_dir=|set=MODEL_DIR\s*=|gin\.MODEL_DIR\s*=|gin_binding=MODEL_DIR\s*=)\s*(.*)'
   matches = [re.fullmatch(pattern, text, re.DOTALL) for text in (*arguments, *pairs)]
   return next((match[1].strip('\'"') for match in reversed(matches) if match), None)
@@ -259,9 +263,7 @@ def _run_once(machine: Machine, workers: int, arguments: Sequence[str], attempt:
     code = _follow(machine, workers, attempt, log)
   except signals.Interrupted as interrupted:
     say(f'launch: {interrupted}; asking the run to save. Once more, and the machine is deleted at once')
-    machines.shell(machine, scripts.stop(attempt))
-    code = _follow(machine, workers, attempt, log, patience=machine.job.save_seconds)
-    raise Asked(interrupted.exit_code if code == outcomes.DONE else code) from interrupted
+    raise Asked(_stop(machine, workers, attempt, log, interrupted.exit_code)) from interrupted
   if outcomes.is_failure(code):
     # A worker that is taken away takes the others' runs with it, some seconds before gcloud knows.
     machine.commands.pause(machine.job.retry_seconds if machine.job.spot else 0)
@@ -271,6 +273,16 @@ def _run_once(machine: Machine, workers: int, arguments: Sequence[str], attempt:
   return code
 
 
+def _stop(machine: Machine, workers: int, attempt: int, log: Log, otherwise: int) -> int:
+  """Asks the run to save and end; returns its folded code, or `otherwise` where it cannot be had."""
+  try:
+    machines.insist(machine, scripts.stop(attempt), 'stopping')
+    return _follow(machine, workers, attempt, log, patience=machine.job.save_seconds)
+  except (Lost, Failed) as error:
+    say(f'launch: {error}')
+    return otherwise
+
+
 def _follow(machine: Machine, workers: int, attempt: int, log: Log, patience: float | int = math.inf) -> int:
   """Shows the first worker's log until all workers have ended, or one has failed; returns the folded code.
 
@@ -278,19 +290,20 @@ def _follow(machine: Machine, workers: int, attempt: int, log: Log, patience: fl
     Lost: the machine is no more, or has forgotten the run, or does not answer.
   """
   job, codes, odd = machine.job, {}, 0
-  deadline = time.monotonic() + patience
+  deadline, heard = time.monotonic() + patience, time.monotonic()
   while True:
     states = _states(machine, workers, attempt)
     log.show()
     codes |= {host: int(state) for host, state in states.items() if state.isdigit()}
     if len(codes) == workers or any(map(outcomes.is_failure, codes.values())):
       return outcomes.fold(codes.values())
-    usual = len(states) == workers and not {scripts.GONE, scripts.MISSING} & set(states.values())
-    odd = 0 if usual else odd + 1
-    if odd:
+    if len(states) == workers:
+      heard = time.monotonic()
+      odd = odd + 1 if {scripts.GONE, scripts.MISSING} & set(states.values()) else 0
+    else:
       machines.refuse_lost(machine)
-    if odd >= job.ssh_attempts:
-      raise Lost(f'{machine.name} does not answer for its run')
+    if odd >= _ODD_LOOKS or time.monotonic() > heard + job.silence_seconds:
+      raise Lost(f'{machine.name} does not know of its run, or does not answer')
     if codes:
       deadline = min(deadline, time.monotonic() + job.save_seconds)
     if time.monotonic() > deadline:
