@@ -111,6 +111,16 @@ def test_scanned_layers_sample_the_same():
   np.testing.assert_allclose(actual.logps, expected.logps, rtol=1e-5)
 
 
+def test_a_bias_of_each_layer_that_is_the_shared_one_samples_the_same():
+  own, tree = dataclasses.replace(CONFIG, relative_bias_per_layer=True), params()
+  for side in ('encoder', 'decoder'):
+    rest = {name: x for name, x in tree[side].items() if name != 'relpos_bias'}
+    bias = {'relpos_bias': tree[side]['relpos_bias']}
+    layers = {name: x | bias for name, x in rest.items() if name.startswith('layers_')}
+    tree = tree | {side: rest | layers}
+  np.testing.assert_array_equal(sample(own, tree).tokens, sample().tokens)
+
+
 def numpy_truncate(logits, top_k, top_p):
   kept = np.full(logits.shape, -np.inf)
   order = np.argsort(-logits)

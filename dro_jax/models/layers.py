@@ -219,7 +219,7 @@ def toeplitz(vector_HL: Float[Array, 'H L'], queries: int, keys: int) -> Float[A
 
 
 class RelativeBias(nn.Module):
-  """T5's attention bias: one number per head and bucket of relative position, shared by all layers."""
+  """T5's attention bias: one number per head and bucket of relative position."""
 
   num_heads: int
   num_buckets: int

@@ -1,13 +1,16 @@
 """T5 (1.0, 1.1, FLAN) over packed rows, with T5X's parameter tree."""
 
 import dataclasses
+import itertools
 import operator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
@@ -36,6 +39,7 @@ class T5Config:
     dropout_rate: used only where a caller enables dropout.
     relative_attention_num_buckets: buckets of relative positions.
     relative_attention_max_distance: distances beyond it share a bucket.
+    relative_bias_per_layer: each layer has its own, as in umT5 and T5X's scalable_t5; a T5's side shares one.
     dtype: activations, `float32` or `bfloat16`; parameters, norms, softmax and logits are float32.
     scan_layers: one compiled layer run over stacked parameters: compiles faster, the same numbers.
     remat: recompute each layer in the backward pass: less memory, the same numbers.
@@ -56,6 +60,7 @@ class T5Config:
   dropout_rate: float = 0.0
   relative_attention_num_buckets: int = 32
   relative_attention_max_distance: int = 128
+  relative_bias_per_layer: bool = False
   dtype: str = 'float32'
   scan_layers: bool = False
   remat: bool = False
@@ -90,9 +95,9 @@ class Cache(NamedTuple):
 
 
 class _Context(NamedTuple):
-  """What all layers of a stack share."""
+  """What all layers of a stack share; no bias where each has its own."""
 
-  bias: Array
+  bias: Array | None
   mask: Array
   encoded: Array | None = None
   cross_mask: Array | None = None
@@ -117,14 +122,22 @@ def _dropout(config: T5Config, x_BTD: Array, deterministic: bool) -> Array:
   return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(x_BTD, deterministic)
 
 
-def _relative_bias(config: T5Config, *, bidirectional: bool) -> layers.RelativeBias:
-  return layers.RelativeBias(
+def _relative_bias(
+  config: T5Config, keys: int, position: Array | None = None, *, bidirectional: bool
+) -> Float[Array, '1 H T S']:
+  """The bias of every query, or of the one at `position`."""
+  relative = layers.RelativeBias(
     config.num_heads,
     config.relative_attention_num_buckets,
     config.relative_attention_max_distance,
     bidirectional,
     name='relpos_bias',
   )
+  return relative(keys, keys) if position is None else relative.at(position, keys)
+
+
+def _shared_bias(config: T5Config, *args, **kwargs) -> Array | None:
+  return None if config.relative_bias_per_layer else _relative_bias(config, *args, **kwargs)
 
 
 class EncoderLayer(nn.Module):
@@ -138,7 +151,10 @@ class EncoderLayer(nn.Module):
     cfg = self.config
     y_BSD = _norm(cfg, 'pre_attention_layer_norm')(x_BSD)
     attention = _attention(cfg, 'attention')
-    y_BSD = attention(y_BSD, attention.keys_values(y_BSD), context.bias, context.mask, self.deterministic)
+    bias = context.bias
+    if bias is None:
+      bias = _relative_bias(cfg, x_BSD.shape[1], bidirectional=True)
+    y_BSD = attention(y_BSD, attention.keys_values(y_BSD), bias, context.mask, self.deterministic)
     x_BSD = layers.constrain_hidden(x_BSD + _dropout(cfg, y_BSD, self.deterministic))
     y_BSD = _mlp(cfg)(_norm(cfg, 'pre_mlp_layer_norm')(x_BSD), self.deterministic)
     return layers.constrain_hidden(x_BSD + _dropout(cfg, y_BSD, self.deterministic)), None
@@ -164,7 +180,10 @@ class DecoderLayer(nn.Module):
     attention = _attention(cfg, 'self_attention')
     new = attention.keys_values(y_BTD)
     response = new if cache is None else _write(cache.response, new, context.position, axis=1)
-    y_BTD = attention(y_BTD, response, context.bias, context.mask, self.deterministic)
+    bias = context.bias
+    if bias is None:
+      bias = _relative_bias(cfg, context.mask.shape[-1], context.position, bidirectional=False)
+    y_BTD = attention(y_BTD, response, bias, context.mask, self.deterministic)
     x_BTD = layers.constrain_hidden(x_BTD + _dropout(cfg, y_BTD, self.deterministic))
 
     y_BTD = _norm(cfg, 'pre_cross_attention_layer_norm')(x_BTD)
@@ -224,7 +243,7 @@ class Encoder(nn.Module):
   ) -> Float[Array, 'B S D']:
     cfg = self.config
     length = x_BSD.shape[1]
-    bias = _relative_bias(cfg, bidirectional=True)(length, length)
+    bias = _shared_bias(cfg, length, bidirectional=True)
     context = _Context(bias, (segments_BS[:, :, None] == segments_BS[:, None, :])[:, None])
     x_BSD = _dropout(cfg, x_BSD, deterministic)
     x_BSD, _ = _run_stack(
@@ -255,8 +274,7 @@ class Decoder(nn.Module):
     position: Int[Array, ''] | None = None,
   ) -> tuple[Float[Array, 'B T D'], LayerCache | None]:
     cfg = self.config
-    relative, keys = _relative_bias(cfg, bidirectional=False), mask_BTT.shape[-1]
-    bias = relative(keys, keys) if cache is None else relative.at(position, keys)
+    bias = _shared_bias(cfg, mask_BTT.shape[-1], position, bidirectional=False)
     context = _Context(bias, mask_BTT[:, None], encoded_BSD, cross_mask_BTS[:, None], position)
     x_BTD = _dropout(cfg, x_BTD, deterministic)
     x_BTD, kept = _run_stack(
@@ -386,29 +404,47 @@ def smallest_rows() -> Rows:
   )  # fmt: skip
 
 
-def _convert_stack(stack: dict[str, Any], name: str, scan: bool) -> dict[str, Any]:
-  rest = {key: value for key, value in stack.items() if key != name and not key.startswith('layers_')}
-  unrolled = [stack[f'layers_{i}'] for i in range(len(stack)) if f'layers_{i}' in stack]
-  if scan and unrolled:
-    # numpy stays numpy: an importer's arrays are not yet meant for a device.
-    stacked = jax.tree.map(
-      lambda *leaves: (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves, axis=1), *unrolled
-    )
-    return rest | {name: stacked}
-  if not scan and name in stack:
-    length = jax.tree.leaves(stack[name])[0].shape[1]
-    return rest | {
-      f'layers_{i}': jax.tree.map(operator.itemgetter((slice(None), i)), stack[name]) for i in range(length)
-    }
-  return stack
+Path = tuple[str, ...]
+
+
+def in_stack(path: Path) -> tuple[Path, int] | None:
+  """Where an unrolled layer's parameter lies in a scanned tree: its stack's path, and its layer."""
+  if len(path) < 2 or not path[1].startswith('layers_'):
+    return None
+  return (path[0], path[0], *path[2:]), int(path[1].removeprefix('layers_'))
+
+
+def is_stack(path: Path) -> bool:
+  """Whether a parameter holds all layers of a side, on axis 1."""
+  return len(path) > 2 and path[0] == path[1] and path[0] in ('encoder', 'decoder')
+
+
+def convert_leaves(flat: dict[Path, Array], *, scan: bool) -> Iterator[tuple[Path, Array]]:
+  """`convert_layers`, one parameter after the other: each leaves `flat` once it is converted."""
+  for path in list(flat):
+    stacked = in_stack(path)
+    if scan and stacked:
+      if path in flat:
+        yield stacked[0], _stack(flat, stacked[0])
+    elif not scan and is_stack(path):
+      stack = flat.pop(path)
+      for i in range(stack.shape[1]):
+        yield (path[0], f'layers_{i}', *path[2:]), stack[:, i]
+    else:
+      yield path, flat.pop(path)
+
+
+def _stack(flat: dict[Path, Array], stack: Path) -> Array:
+  of_layer = lambda i: (stack[0], f'layers_{i}', *stack[2:])  # noqa: E731
+  count = next(i for i in itertools.count() if of_layer(i) not in flat)
+  leaves = [flat.pop(of_layer(i)) for i in range(count)]
+  # numpy stays numpy: an importer's arrays are not yet meant for a device.
+  return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves, axis=1)
 
 
 def convert_layers(params: Params, *, scan: bool) -> Params:
   """The same parameters as one stack a side (`encoder/encoder`, axis 1) or by layer (`encoder/layers_0`)."""
-  return {
-    key: _convert_stack(value, key, scan) if key in ('encoder', 'decoder') else value
-    for key, value in params.items()
-  }
+  return traverse_util.unflatten_dict(dict(convert_leaves(traverse_util.flatten_dict(params), scan=scan)))
 
 
 __all__ = ['T5Config']

@@ -110,12 +110,15 @@ def test_shift_right_starts_every_segment_with_0():
   np.testing.assert_array_equal(shift_right(tokens, positions), [[0, 5, 0, 7, 0]])
 
 
-def test_scanned_equals_unrolled():
-  scanned, params = dataclasses.replace(DEEP, scan_layers=True), init(DEEP)
+@pytest.mark.parametrize('per_layer', [False, True], ids=['shared bias', 'bias by layer'])
+def test_scanned_equals_unrolled(per_layer):
+  plain = dataclasses.replace(DEEP, relative_bias_per_layer=per_layer)
+  scanned, params = dataclasses.replace(plain, scan_layers=True), init(plain)
+  assert ('relpos_bias' in params['decoder']['layers_1']) == per_layer
   stacked = convert_layers(params, scan=True)
   own = nn.unbox(jax.eval_shape(T5(scanned).init, jax.random.key(0), smallest_rows())['params'])
   assert jax.tree.map(np.shape, stacked) == jax.tree.map(np.shape, own)
-  np.testing.assert_allclose(logits(scanned, stacked, ROWS), logits(DEEP, params, ROWS), atol=1e-5)
+  np.testing.assert_allclose(logits(scanned, stacked, ROWS), logits(plain, params, ROWS), atol=1e-5)
   jax.tree.map(np.testing.assert_array_equal, convert_layers(stacked, scan=False), params)
   jax.tree.map(np.testing.assert_array_equal, convert_layers(stacked, scan=True), stacked)
 
