@@ -1,5 +1,8 @@
 """What a run may end with, other than a result or a fault of ours."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UsageError(ValueError):
   """Bad usage or bad data: the message names file, line and field, and says what to do. Exit code 2."""
@@ -7,3 +10,10 @@ class UsageError(ValueError):
 
 class Stopped(Exception):
   """A signal stopped the run after its state was saved: the same command resumes it. Exit code 75."""
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+  """The candidate that is nearest to what was typed, as a question in brackets; '' where none is near."""
+  by_lower = {candidate.lower(): candidate for candidate in candidates}
+  close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+  return f' (did you mean {by_lower[close[0]]}?)' if close else ''

@@ -8,13 +8,10 @@ Exit codes: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped by a signal af
 
 import ast
 import contextlib
-import difflib
 import functools
 import importlib
 import inspect
-import json
 import logging
-import math
 import os
 import pathlib
 import re
@@ -25,8 +22,8 @@ from typing import Any, NamedTuple
 import gin
 from absl import flags
 
-from dro_jax import cluster
-from dro_jax.errors import Stopped, UsageError
+from dro_jax import cluster, config_files, config_tables, configs, printing, usage
+from dro_jax.errors import Stopped, UsageError, did_you_mean
 
 DONE, BAD_USAGE, STOPPED = 0, 2, 75
 
@@ -41,6 +38,8 @@ class Command(NamedTuple):
 
   configurables  what else gin may bind: a MODULE's public names, or MODULE:NAME.
   bare           the flag that arguments without a flag belong to.
+  usage          lines for its help.
+  own            the door does it itself, and gin binds nothing to it.
   """
 
   module: str
@@ -48,6 +47,8 @@ class Command(NamedTuple):
   summary: str
   configurables: tuple[str, ...] = ()
   bare: str | None = None
+  usage: tuple[str, ...] = ()
+  own: bool = False
 
 
 _MODEL = ('dro_jax.models.t5:T5Config', 'dro_jax.partitioning')
@@ -111,6 +112,20 @@ COMMANDS = {
   'import_checkpoint': Command(
     'dro_jax.importers', 'import_checkpoint', 'brings in a Hugging Face T5 folder, for --init_from'
   ),
+  'configs': Command(
+    'dro_jax.main',
+    'main',
+    'lists gin files; shows every setting, whence it comes and what it means; says what differs',
+    bare='words',
+    usage=(
+      'configs list [FOLDER]                 the packaged gin files',
+      'configs show COMMAND [settings]       what a command line would run with',
+      'configs show MODEL_DIR|FILE           what a run was made with, or what a file binds',
+      'configs diff A B                      of runs, files or commands; and whether A may be resumed as B',
+      '',
+    ),
+    own=True,
+  ),
 }
 
 
@@ -140,6 +155,7 @@ FLAGS = {
   'columns_from': Flag('COLUMNS_FROM', "folders of fit_value's, whose values join the data", joined=True),
   'map_reward': Flag('MAP_REWARD', "numbers for your rewards' words: up=1,down=0", joined=True),
   'runs': Flag('RUNS', "runs' folders; `dro_jax report RUN ...` takes them without the flag", joined=True),
+  'words': Flag('WORDS', 'what to list, show or compare; `dro_jax configs` takes it without the flag'),
   'output': Flag('OUTPUT', 'where the result is written'),
   'suite': Flag('SUITE', "the arena's suite: bandit, exact, text or human", bare=True),
   'algorithms': Flag('ALGORITHMS', 'who competes, separated by commas', joined=True),
@@ -181,22 +197,27 @@ def main(argv: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> int
 
 def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
   if not argv:
-    raise UsageError('which command? ' + _listed(commands) + '; `dro_jax --help` says what they do')
+    raise UsageError('which command? ' + usage.listed(commands) + '; `dro_jax --help` says what they do')
   name, *arguments = argv
   if name in ('--help', '-h', 'help'):
-    print(_overview(commands))
+    print(usage.overview(commands))
     return DONE
   if name not in commands:
-    raise UsageError(f'no command {name!r}{_did_you_mean(name, commands)}. The commands: {_listed(commands)}')
+    raise UsageError(
+      f'no command {name!r}{did_you_mean(name, commands)}. The commands: {usage.listed(commands)}'
+    )
   if {'--help', '-h'} & set(arguments):
-    print(_command_help(name, commands[name]))
+    print(usage.of_command(name, commands[name], FLAGS, GIN_CONFIGS))
     return DONE
   values = _parse_flags(name, arguments, commands[name].bare)
+  if commands[name].own:
+    printing.print_result(_answer_configs(values, commands), as_json=values['json'].value)
+    return DONE
   command = _configure(name, commands[name], values)
   cluster.join()
   result = _call(name, command)
   if cluster.is_first():
-    _print_result(result, as_json=values['json'].value)
+    printing.print_result(result, as_json=values['json'].value)
   return DONE
 
 
@@ -239,8 +260,13 @@ def _as_gin_binding(argument: str) -> str:
 # Gin
 
 
-def _configure(name: str, command: Command, values: flags.FlagValues) -> Callable[..., Any]:
-  """Binds everything that the command line and its files say, and returns the command, bound."""
+def _configure(
+  name: str, command: Command, values: flags.FlagValues, *, complete: bool = True
+) -> Callable[..., Any]:
+  """Binds everything that the command line and its files say, and returns the command, bound.
+
+  With `complete`, macros without a value are refused.
+  """
   function = _register(command)
   gin.add_config_file_search_path(str(GIN_CONFIGS))
   with gin.unlock_config():
@@ -252,7 +278,8 @@ def _configure(name: str, command: Command, values: flags.FlagValues) -> Callabl
     for origin, line in _command_line_bindings(values):
       _read(gin.parse_config, line, origin=origin)
       given[line.partition('=')[0].strip()] = origin
-    _refuse_undefined_macros()
+    if complete:
+      _refuse_undefined_macros()
     _refuse_unused_macros(given)
     gin.finalize()
   return function
@@ -285,19 +312,10 @@ def _read_files(files: Iterable[str]) -> dict[str, str]:
   given = {}
   for file in files:
     before = _macros()
-    path = _find_gin_file(file)
+    path = config_files.find(file, GIN_CONFIGS)
     _read(gin.parse_config_file, str(path), origin=file)
     given.update(dict.fromkeys(_macros() - before, file))
   return given
-
-
-def _find_gin_file(file: str) -> pathlib.Path:
-  """A gin file as named from here, else among the packaged ones."""
-  for path in (pathlib.Path(file), GIN_CONFIGS / file):
-    if path.is_file():
-      return path
-  packaged = [str(path.relative_to(GIN_CONFIGS)) for path in sorted(GIN_CONFIGS.rglob('*.gin'))]
-  raise UsageError(f'no gin file {file!r} here or in {GIN_CONFIGS}{_did_you_mean(file, packaged)}')
 
 
 def _command_line_bindings(values: flags.FlagValues) -> Iterator[tuple[str, str]]:
@@ -317,9 +335,7 @@ def _flag_value(flag: str, about: Flag, text: str) -> str:
     return repr(text)
   value = _gin_value(text)
   if value == repr(text):
-    raise UsageError(
-      f'--{flag}={text}: nothing here is called so{_did_you_mean(text, _configurable_names())}'
-    )
+    raise UsageError(f'--{flag}={text}: nothing here is called so{did_you_mean(text, _configurable_names())}')
   return value
 
 
@@ -339,7 +355,7 @@ def _gin_line(setting: str) -> str:
 def _refuse_misplaced_word(setting: str, bound: Any, word: str) -> None:
   """A word where a number or a configurable stands so far is a slip: it would fail later, far from here."""
   if isinstance(bound, gin.config.ConfigurableReference):
-    suggestion = _did_you_mean(word, _configurable_names())
+    suggestion = did_you_mean(word, _configurable_names())
     raise UsageError(f'--set {setting}: nothing that gin can bind is called {word!r}{suggestion}')
   if isinstance(bound, (bool, int, float)):
     raise UsageError(f'--set {setting}: {word!r} is no number or boolean, and the value so far is {bound!r}')
@@ -405,9 +421,9 @@ def _suggest(message: str) -> str:
   """A did-you-mean for what gin says that it does not know."""
   if match := re.search(r"doesn't have a parameter named '(\w+)'", message):
     configurable = gin.get_configurable(re.search(r"Configurable '([\w.]+)'", message)[1])
-    return _did_you_mean(match[1], inspect.signature(configurable).parameters)
+    return did_you_mean(match[1], inspect.signature(configurable).parameters)
   if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message):
-    return _did_you_mean(match[1], _configurable_names())
+    return did_you_mean(match[1], _configurable_names())
   return ''
 
 
@@ -437,9 +453,12 @@ def _macros_used() -> dict[str, str]:
 def _refuse_undefined_macros() -> None:
   for macro, reader in _macros_used().items():
     if macro not in _macros():
-      flag = next((f'--{flag}' for flag, about in FLAGS.items() if about.macro == macro), None)
-      remedy = f'pass {flag}' if flag else f'pass --set {macro}=VALUE{_did_you_mean(macro, _macros())}'
-      raise UsageError(f'{reader} needs {macro}, which has no value: {remedy}')
+      raise UsageError(f'{reader} needs {macro}, which has no value: {_remedy(macro)}')
+
+
+def _remedy(macro: str) -> str:
+  flag = next((f'--{flag}' for flag, about in FLAGS.items() if about.macro == macro), None)
+  return f'pass {flag}' if flag else f'pass --set {macro}=VALUE{did_you_mean(macro, _macros())}'
 
 
 def _refuse_unused_macros(given: Mapping[str, str]) -> None:
@@ -447,13 +466,7 @@ def _refuse_unused_macros(given: Mapping[str, str]) -> None:
   used = _macros_used()
   for macro in given.keys() & _macros():
     if macro not in used:
-      raise UsageError(f'{given[macro]}: nothing here uses {macro}{_did_you_mean(macro, used)}')
-
-
-def _did_you_mean(word: str, candidates: Iterable[str]) -> str:
-  by_lower = {candidate.lower(): candidate for candidate in candidates}
-  close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-  return f' (did you mean {by_lower[close[0]]}?)' if close else ''
+      raise UsageError(f'{given[macro]}: nothing here uses {macro}{did_you_mean(macro, used)}')
 
 
 # Running
@@ -462,7 +475,7 @@ def _did_you_mean(word: str, candidates: Iterable[str]) -> str:
 def _call(name: str, function: Callable[..., Any]) -> Any:
   """Runs the command; standard output is the result's alone."""
   wants_configs = 'configs' in inspect.signature(function).parameters
-  arguments = {'configs': _config_texts} if wants_configs else {}
+  arguments = {'configs': functools.partial(_config_texts, function.__name__)} if wants_configs else {}
   try:
     with contextlib.redirect_stdout(sys.stderr):
       return function(**arguments)
@@ -475,9 +488,26 @@ def _call(name: str, function: Callable[..., Any]) -> Any:
     raise UsageError(f'{name} needs values for {missing[1]}: bind them with --gin.NAME=VALUE') from error
 
 
-def _config_texts() -> dict[str, str]:
-  """What a run saves of its configuration: all that was bound, and all that was used so far."""
-  return {'config.gin': gin.config_str(), 'operative_config.gin': gin.operative_config_str()}
+def _config_texts(root: str) -> dict[str, str]:
+  """What a run saves of its configuration: what was bound, what was used so far, and what else holds."""
+  bound = gin.config_str()
+  config = configs.collect(configs.read(bound, 'config.gin'))
+  return {
+    'config.gin': bound,
+    'operative_config.gin': gin.operative_config_str(),
+    'defaults.gin': configs.defaults_text(config, [root], _known_parameters()),
+  }
+
+
+def _known_parameters() -> dict[str, dict[str, configs.Parameter]]:
+  """The parameters of all that gin may bind, by the shortest name that gin takes for it."""
+  registry = gin.config._REGISTRY
+  names = {registry.minimal_selector(selector): selector for selector, _ in registry.items()}
+  return {
+    name: configs.parameters(gin.get_configurable(selector))
+    for name, selector in names.items()
+    if not selector.startswith('gin.')
+  }
 
 
 def _own_words(error: Exception) -> str:
@@ -485,101 +515,65 @@ def _own_words(error: Exception) -> str:
   return str(error).split('\n  In call to configurable')[0]
 
 
-def _print_result(result: Any, *, as_json: bool) -> None:
-  if not result:
-    return
-  if as_json:
-    print(json.dumps(_plain(result), allow_nan=False))
-  elif hasattr(result, '__rich__'):
-    _print_rich(result)
-  else:
-    _print_table(result)
+# The command `configs`
 
 
-def _plain(value: Any) -> Any:
-  """A result as JSON has it: arrays as lists, what is not finite as null."""
-  if isinstance(value, Mapping):
-    return {str(name): _plain(item) for name, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_plain(item) for item in value]
-  if hasattr(value, 'tolist'):
-    return _plain(value.tolist())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+def _answer_configs(values: flags.FlagValues, commands: Mapping[str, Command]) -> printing.Sections:
+  """`configs list`, `configs show` and `configs diff`."""
+  words, values['words'].value = values['words'].value, []
+  word, *rest = words or ['']
+  subwords = ('list', 'show', 'diff')
+  if word not in subwords:
+    asked = f'there is no {word!r}{did_you_mean(word, subwords)}' if word else 'what of them?'
+    raise UsageError(f'configs: {asked} Pass list [FOLDER], show COMMAND|MODEL_DIR|FILE, or diff A B')
+  if word == 'show':
+    return _show(rest, values, commands)
+  _refuse_settings(values)
+  if word == 'list':
+    summaries = {name: command.summary for name, command in commands.items()}
+    return config_tables.listed(GIN_CONFIGS, rest, summaries)
+  return config_tables.compared(GIN_CONFIGS, rest, commands, functools.partial(_parameters_of_runs, commands))
 
 
-def _print_rich(result: Any) -> None:
-  from rich.console import Console
-
-  # What is piped has no width of its own.
-  width = None if sys.stdout.isatty() else 200
-  Console(file=sys.stdout, highlight=False, width=width).print(result)
-
-
-def _print_table(result: Mapping[str, Any]) -> None:
-  from rich.console import Console
-  from rich.table import Table
-
-  table = Table(box=None, show_header=False)
-  for name, value in _flat(_plain(result)):
-    table.add_row(name, f'{value:.6g}' if isinstance(value, float) else str(value))
-  Console(file=sys.stdout, soft_wrap=True).print(table)
-
-
-def _flat(result: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-  for name, value in result.items():
-    if isinstance(value, Mapping):
-      yield from _flat(value, f'{prefix}{name}/')
-    else:
-      yield prefix + name, value
+def _show(
+  words: Sequence[str], values: flags.FlagValues, commands: Mapping[str, Command]
+) -> printing.Sections:
+  if len(words) != 1:
+    raise UsageError(
+      f'configs show takes one command, folder or file, not {len(words)}: `dro_jax configs show train`'
+    )
+  [name] = words
+  if name in commands and not commands[name].own:
+    _configure(name, commands[name], values, complete=False)
+    bindings = _sources(name, values)
+    return config_tables.shown(bindings, [commands[name].function], _known_parameters(), _remedy)
+  _refuse_settings(values)
+  bindings = config_tables.bindings_of(GIN_CONFIGS, name, commands)
+  return config_tables.shown(bindings, configs.ROOTS, {}, _remedy)
 
 
-# Help, which imports nothing
+def _sources(name: str, values: flags.FlagValues) -> list[configs.Binding]:
+  """Every binding of a command line, in gin's order, with the place where it stands."""
+  paths = [GIN_CONFIGS / 'runs' / f'{name}.gin']
+  paths = [path for path in paths if path.exists()]
+  paths += [config_files.find(file, GIN_CONFIGS) for file in values['gin_file'].value]
+  bindings = [binding for path in paths for binding in config_files.of_file(path, GIN_CONFIGS)]
+  for typed, line in _command_line_bindings(values):
+    bindings += [binding._replace(origin=typed) for binding in configs.read(line, typed)]
+  return bindings
 
 
-def _overview(commands: Mapping[str, Command]) -> str:
-  width = max(map(len, commands))
-  rows = '\n'.join(f'  {name:{width}}  {command.summary}' for name, command in commands.items())
-  return f"""dro_jax COMMAND [--gin_file=F ...] [--gin.NAME=VALUE ...] [--set NAME=VALUE ...] [flags]
-
-Commands (`dro_jax COMMAND --help` lists the flags and settings of one):
-{rows}
-
-Exit codes: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped by a signal after saving."""
+def _parameters_of_runs(commands: Mapping[str, Command]) -> dict[str, dict[str, configs.Parameter]]:
+  for command in commands.values():
+    if command.function in configs.ROOTS:
+      _register(command)
+  return _known_parameters()
 
 
-def _command_help(name: str, command: Command) -> str:
-  text = default_text(name)
-  taken = {flag: about for flag, about in FLAGS.items() if f'%{about.macro}' in text or not text}
-  flag_rows = ''.join(f'  --{flag:22} {about.help}\n' for flag, about in taken.items())
-  return f"""dro_jax {name}: {command.summary}
-
-{flag_rows}  --set NAME=VALUE         a setting: a number, true, a word (a configurable's name, else text)
-  --gin_file=F             a gin file, of yours or of {GIN_CONFIGS}
-  --gin.NAME=VALUE         any gin binding, in gin's own syntax
-  --json                   the result as one JSON object on standard output
-{_settings(text)}"""
-
-
-def default_text(name: str) -> str:
-  """A command's own gin file, if it has one, with what it includes in place."""
-  path = GIN_CONFIGS / 'runs' / f'{name}.gin'
-  text = path.read_text(encoding='utf-8') if path.exists() else ''
-  included = lambda match: (GIN_CONFIGS / match[1]).read_text(encoding='utf-8')  # noqa: E731
-  return re.sub(r"^include '(.*)'$", included, text, flags=re.MULTILINE)
-
-
-def _settings(text: str) -> str:
-  macros = re.findall(r'^([A-Z][A-Z0-9_]*) *= *(.*?) *(?:# *(.*))?$', text, re.MULTILINE)
-  # What includes others' defaults may say its own after them.
-  last = {name: (value, meaning) for name, value, meaning in macros}
-  rows = ''.join(f'  {name + "=" + value:32} {meaning}\n' for name, (value, meaning) in last.items())
-  return f'\nSettings and their defaults:\n{rows}' if rows else ''
-
-
-def _listed(names: Iterable[str]) -> str:
-  return ', '.join(names)
+def _refuse_settings(values: flags.FlagValues) -> None:
+  files = [f'--gin_file={file}' for file in values['gin_file'].value]
+  for typed in [*files, *(typed for typed, _ in _command_line_bindings(values))]:
+    raise UsageError(f'{typed}: settings belong to a command: `dro_jax configs show train {typed}`')
 
 
 if __name__ == '__main__':

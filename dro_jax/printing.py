@@ -1,0 +1,91 @@
+"""A command's result on standard output: JSON, tables, or lines."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+class Sections(dict):
+  """Lists of rows, by their titles, which show themselves as one table.
+
+  Args:
+    content: what JSON has.
+    rows: texts by column, by title.
+    note: a line below.
+  """
+
+  def __init__(
+    self,
+    content: Mapping[str, Any],
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    note: str = '',
+  ):
+    super().__init__(content)
+    self._rows, self._note = rows, note
+
+  def __rich__(self) -> Any:
+    from rich import console, text
+    from rich import table as tables
+
+    parts = []
+    for title, rows in self._rows.items():
+      table = tables.Table(box=None, header_style='bold', pad_edge=False)
+      for column in dict.fromkeys(name for row in rows for name in row):
+        table.add_column(column, overflow='fold')
+      for row in rows:
+        table.add_row(*(text.Text('' if value is None else str(value)) for value in row.values()))
+      parts += [text.Text(f'\n{title}', style='bold'), table] if rows else []
+    return console.Group(*parts, *([text.Text(f'\n{self._note}')] if self._note else []))
+
+
+def print_result(result: Any, *, as_json: bool) -> None:
+  """Prints what a command returned, if it returned anything."""
+  if not result:
+    return
+  if as_json:
+    print(json.dumps(_plain(result), allow_nan=False))
+  elif hasattr(result, '__rich__'):
+    _print_rich(result)
+  else:
+    _print_table(result)
+
+
+def _plain(value: Any) -> Any:
+  """A result as JSON has it: arrays as lists, what is not finite as null."""
+  if isinstance(value, Mapping):
+    return {str(name): _plain(item) for name, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(item) for item in value]
+  if hasattr(value, 'tolist'):
+    return _plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _print_rich(result: Any) -> None:
+  from rich.console import Console
+
+  # What is piped has no width of its own.
+  width = None if sys.stdout.isatty() else 200
+  Console(file=sys.stdout, highlight=False, width=width).print(result)
+
+
+def _print_table(result: Mapping[str, Any]) -> None:
+  from rich.console import Console
+  from rich.table import Table
+
+  table = Table(box=None, show_header=False)
+  for name, value in _flat(_plain(result)):
+    table.add_row(name, f'{value:.6g}' if isinstance(value, float) else str(value))
+  Console(file=sys.stdout, soft_wrap=True).print(table)
+
+
+def _flat(result: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for name, value in result.items():
+    if isinstance(value, Mapping):
+      yield from _flat(value, f'{prefix}{name}/')
+    else:
+      yield prefix + name, value

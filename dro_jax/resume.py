@@ -1,0 +1,236 @@
+"""Whether a run may go on with other settings, and the record of those it was given.
+
+A run's folder keeps `config.gin`, what it was started with, and a `config.STEP.gin` for each later
+configuration that it went on with.
+"""
+
+import ast
+import json
+import logging
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dro_jax import config_files, configs, writers
+from dro_jax.errors import UsageError
+
+CONFIG, DEFAULTS = 'config.gin', 'defaults.gin'
+
+_LENGTH = 'the length and the clock of records: what was done stays as it was'
+_SPEED = 'memory and speed: no number changes beyond rounding'
+_LAYOUT = 'layout: no number changes beyond rounding, though KTO may draw other mismatched pairs'
+_KEEPING = 'which checkpoints are kept'
+_PLACE = 'a place: what lies there is compared itself'
+_ELSEWHERE = 'not of these numbers'
+
+# What cannot change the numbers so far, and why. A parameter that is in neither table decides them.
+ACCEPTED: Mapping[str, Mapping[str, str]] = {
+  'train': {
+    'model_dir': _PLACE, 'vocabulary': _PLACE, 'mesh': _LAYOUT, 'num_microbatches': _SPEED,
+    'chunk_size': _SPEED, 'remat': _SPEED, 'keep_last': _KEEPING, 'keep_best': _KEEPING,
+    'best_metric': _KEEPING, 'best_mode': _KEEPING,
+  },
+  'Schedule': dict.fromkeys(
+    (
+      'steps', 'log_every', 'eval_every', 'checkpoint_every', 'eval_examples', 'sample_prompts', 'kl_prompts',
+    ),
+    _LENGTH,
+  ),
+  'RowOptions': dict.fromkeys(
+    ('packed', 'encode_once', 'prompt_length', 'response_length', 'coverage'), _LAYOUT
+  ),
+  'make_mesh': dict.fromkeys(('data', 'fsdp', 'model'), _LAYOUT),
+  'load_triplets': dict.fromkeys(
+    ('triplets', 'eval_triplets', 'columns_from', 'data_dir', 'cache_dir'), _PLACE
+  ),
+  'cached': {'store': _PLACE, 'tolerance': 'what a check of the store forgives'},
+  'frozen': {'store': _PLACE},
+  'soft': {'store': _PLACE},
+  'hard': {'store': _PLACE},
+  'fit_value': {
+    'model_dir': _PLACE, 'columns_dir': _PLACE, 'mesh': _LAYOUT, 'score_batch_size': _ELSEWHERE,
+    'chunk_size': _SPEED,
+  },
+  'a_lol_stages': {'model_dir': _PLACE},
+}  # fmt: skip
+
+# What decides a run's numbers, of those who have both kinds; all parameters of algorithms, references,
+# optimisers and models do.
+DECISIVE: Mapping[str, Sequence[str]] = {
+  'train': (
+    'data', 'algorithm', 'reference', 'model', 'init_from', 'value_readout', 'value_shared',
+    'value_frozen_trunk', 'policy_optimizer', 'value_optimizer', 'schedule', 'batch_size', 'rows',
+    'unit_options', 'rollouts', 'dropout_rate', 'dtype', 'scan_layers', 'seed',
+  ),
+  'load_triplets': (
+    'columns', 'map_reward', 'rewards_required', 'template', 'prompt_length', 'response_length', 'overlong',
+    'keep', 'scaling', 'validation_fraction', 'split_salt', 'task_split', 'eval_task_split', 'task_modules',
+  ),
+  'fit_value': ('data', 'train', 'folds', 'held_out'),
+  'a_lol_stages': ('data', 'algorithm', 'fit', 'train'),
+}  # fmt: skip
+
+_WHY = {
+  'decay_steps': 'the learning rates so far decayed towards the earlier end',
+  'scan_layers': 'checkpoints hold the other layout of layers',
+  'train_fingerprint': 'the records are not those that the run was trained on so far',
+  'eval_fingerprint': 'the held-out records are not those that the run was measured on so far',
+  'init_from': 'the run started there; a folder that was moved keeps its name',
+}
+
+
+def accepted(difference: configs.Difference) -> str | None:
+  """Why a run may be resumed across a difference; None where it may not."""
+  _, selector, parameter = configs.split(difference.name)
+  if parameter == 'init_from' and _has_same_name(difference):
+    return 'a folder of the same name: the run has started already'
+  return ACCEPTED.get(selector.rpartition('.')[2], {}).get(parameter)
+
+
+def _has_same_name(difference: configs.Difference) -> bool:
+  then, now = (ast.literal_eval(value or 'None') for value in (difference.then, difference.now))
+  return bool(then and now) and pathlib.PurePath(then).name == pathlib.PurePath(now).name
+
+
+def why_not(difference: configs.Difference) -> str:
+  """Why a run may not be resumed across a difference."""
+  _, _, parameter = configs.split(difference.name)
+  return _WHY.get(parameter, "decides the run's numbers")
+
+
+def rows(differences: Sequence[configs.Difference]) -> list[dict[str, Any]]:
+  """Differences with whether a run may be resumed across them, and why; a macro's are said once."""
+  found = []
+  for difference in differences:
+    reason = accepted(difference)
+    row = {
+      'setting': difference.macro or difference.name,
+      'a': difference.then,
+      'b': difference.now,
+      'resumable': reason is not None,
+      'why': reason or why_not(difference),
+    }
+    if row not in found:
+      found.append(row)
+  return found
+
+
+def refuse_other_run(
+  folder: pathlib.Path,
+  saved: Mapping[str, Any],
+  metadata: Mapping[str, Any],
+  texts: Mapping[str, str],
+) -> None:
+  """Refuses to resume with settings that would make another run.
+
+  Args:
+    folder: the run's.
+    saved: what its newest checkpoint says of it.
+    metadata: the same, of now: data and vocabularies by what they hold.
+    texts: `config.gin` and `defaults.gin` of now; a run of Python has none.
+
+  Raises:
+    UsageError: names each setting, its value then and now, and what to do.
+  """
+  differences = differing(folder, texts)
+  refused = [difference for difference in differences if accepted(difference) is None]
+  if not refused and (seen := list(_described(identity(saved), identity(json.loads(json.dumps(metadata)))))):
+    refused = [difference for difference in differences if accepted(difference) == _PLACE] + seen
+  if refused:
+    raise UsageError(
+      f'{folder} holds a run with other settings, and resuming would make neither run (then → now):\n'
+      f'{listed(refused)}\n{_remedy(refused)}'
+    )
+
+
+def differing(folder: pathlib.Path, texts: Mapping[str, str]) -> list[configs.Difference]:
+  """Settings that are not as the run last had them; none where either has no configuration."""
+  newest = newest_text(folder, CONFIG)
+  if newest is None or CONFIG not in texts:
+    return []
+  then, now = (configs.collect(configs.read(text, CONFIG)) for text in (newest, texts[CONFIG]))
+  known = configs.defaults_in(texts.get(DEFAULTS, ''))
+  # What a run of an earlier version did not know of had the value that is the default now.
+  earlier = configs.defaults_in(newest_text(folder, DEFAULTS) or '')
+  before = {name: known.get(name, {}) | earlier.get(name, {}) for name in known | earlier}
+  found = configs.differences(then, now, configs.ROOTS, (before, known))
+  return [difference for difference in found if not difference.name.endswith('.model_dir')]
+
+
+def listed(differences: Sequence[configs.Difference]) -> str:
+  """A line for each setting: then → now; a macro's is said once."""
+  lines = {}
+  for difference in differences:
+    setting = difference.macro or difference.name
+    _, _, parameter = configs.split(difference.name)
+    why = f'  ({_WHY[parameter]})' if parameter in _WHY else ''
+    lines[f'  {setting}: {_shown(difference.then)} → {_shown(difference.now)}{why}'] = None
+  return '\n'.join(lines)
+
+
+def _shown(value: str | None) -> str:
+  return 'not set' if value is None else value
+
+
+def _remedy(differences: Sequence[configs.Difference]) -> str:
+  macros = {difference.macro: difference.then for difference in differences if difference.macro}
+  back = ' '.join(f'--set {macro}={value}' for macro, value in macros.items() if value)
+  return f'Set them back{f" ({back})" if back else ""}, or choose another --model_dir.'
+
+
+# What gin cannot see
+
+
+def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
+  """What decides a run's numbers, by name, of what is saved beside its checkpoints."""
+  model = {name: value for name, value in metadata['model'].items() if name not in ('scan_layers', 'remat')}
+  names = (
+    'train_records', 'train_prompts', 'train_fingerprint', 'eval_fingerprint', 'selected_records', 'units',
+    'options', 'columns_from',
+  )  # fmt: skip
+  data = {name: metadata['data'].get(name) for name in names}
+  kept = (
+    'algorithm', 'temperature', 'value', 'reference', 'vocabulary_fingerprint', 'batch_size', 'seed',
+    'online',
+  )  # fmt: skip
+  scaling = {name: metadata['data']['scaling'][name] for name in ('kind', 'shift', 'scale')}
+  decisive = {name: metadata.get(name) for name in kept}
+  return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
+
+
+def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[configs.Difference]:
+  """What differs of two identities; what one of them does not say is passed over."""
+  for name, value in now.items():
+    before = then.get(name)
+    if isinstance(before, Mapping) and isinstance(value, Mapping):
+      for difference in _described(before, value):
+        yield difference._replace(name=f'{name}.{difference.name}')
+    elif None not in (before, value) and before != value:
+      yield configs.Difference(name, repr(before), repr(value), None)
+
+
+# The record
+
+
+def newest_text(folder: pathlib.Path, name: str) -> str | None:
+  """The newest text of a name that a run's folder keeps."""
+  paths = config_files.records(folder, name)
+  return paths[-1].read_text(encoding='utf-8') if paths else None
+
+
+def record(folder: pathlib.Path, texts: Mapping[str, str], step: int) -> None:
+  """Keeps the texts of a run that starts, or goes on after `step`; says what changed.
+
+  A run's first texts stay; later ones lie beside them where they are others, as NAME.STEP.
+  """
+  differences = differing(folder, texts) if step else []
+  if differences:
+    said = listed(differences)
+    logging.getLogger(__name__).info('resuming with other settings, which change no number so far:\n%s', said)
+  for name, text in texts.items():
+    if not step:
+      for stale in config_files.records(folder, name):
+        stale.unlink()
+    if newest_text(folder, name) != text:
+      stem, _, suffix = name.rpartition('.')
+      writers.write_atomically(folder / (f'{stem}.{step}.{suffix}' if step else name), text)

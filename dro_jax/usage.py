@@ -1,0 +1,53 @@
+"""What `--help` says, from the tables of commands and flags and the packaged gin files; imports nothing."""
+
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def overview(commands: Mapping[str, Any]) -> str:
+  """The text of `dro_jax --help`."""
+  width = max(map(len, commands))
+  rows = '\n'.join(f'  {name:{width}}  {command.summary}' for name, command in commands.items())
+  return f"""dro_jax COMMAND [--gin_file=F ...] [--gin.NAME=VALUE ...] [--set NAME=VALUE ...] [flags]
+
+Commands (`dro_jax COMMAND --help` lists the flags and settings of one):
+{rows}
+
+Exit codes: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped by a signal after saving."""
+
+
+def of_command(name: str, command: Any, flags: Mapping[str, Any], packaged: pathlib.Path) -> str:
+  """The text of `dro_jax COMMAND --help`."""
+  text = default_text(name, packaged)
+  taken = {flag: about for flag, about in flags.items() if f'%{about.macro}' in text or not text}
+  flag_rows = ''.join(f'  --{flag:22} {about.help}\n' for flag, about in taken.items())
+  rows = ''.join(f'  {line}\n' for line in command.usage) + flag_rows
+  return f"""dro_jax {name}: {command.summary}
+
+{rows}  --set NAME=VALUE         a setting: a number, true, a word (a configurable's name, else text)
+  --gin_file=F             a gin file, of yours or of {packaged}
+  --gin.NAME=VALUE         any gin binding, in gin's own syntax
+  --json                   the result as one JSON object on standard output
+{_settings(text)}"""
+
+
+def default_text(name: str, packaged: pathlib.Path) -> str:
+  """A command's own gin file, if it has one, with what it includes in place."""
+  path = packaged / 'runs' / f'{name}.gin'
+  text = path.read_text(encoding='utf-8') if path.exists() else ''
+  included = lambda match: (packaged / match[1]).read_text(encoding='utf-8')  # noqa: E731
+  return re.sub(r"^include '(.*)'$", included, text, flags=re.MULTILINE)
+
+
+def _settings(text: str) -> str:
+  macros = re.findall(r'^([A-Z][A-Z0-9_]*) *= *(.*?) *(?:# *(.*))?$', text, re.MULTILINE)
+  # What includes others' defaults may say its own after them.
+  last = {name: (value, meaning) for name, value, meaning in macros}
+  rows = ''.join(f'  {name + "=" + value:32} {meaning}\n' for name, (value, meaning) in last.items())
+  return f'\nSettings and their defaults:\n{rows}' if rows else ''
+
+
+def listed(names: Iterable[str]) -> str:
+  return ', '.join(names)
