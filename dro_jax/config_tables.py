@@ -80,7 +80,8 @@ def compared(
 
 
 def _judged(row: Mapping[str, Any], a: str, b: str) -> dict[str, str]:
-  values = {a: row['a'] or 'not set', b: row['b'] or 'not set'}
+  given = [None if configs.macro_of(row[side] or '') else row[side] for side in ('a', 'b')]
+  values = dict(zip((a, b), (value or 'not set' for value in given)))
   return (
     {'setting': row['setting']}
     | values

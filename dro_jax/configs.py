@@ -393,11 +393,13 @@ def table(
   shown = [_row(name, config, meanings) for name in config.last if name in macros]
   shown += [_row(name, config, meanings, remedy(name)) for name in macros if name not in config.last]
   read_names = {*macros, *(binding.name for binding in bindings)}
-  unread = [_row(name, config, {}) for name in config.last if name not in read_names]
+  unread = [
+    name for name, binding in config.last.items() if not (name in read_names or macro_of(binding.value))
+  ]
   return {
     'settings': shown,
     'parameters': list(_parameter_rows(config, found, meanings)),
-    'bound_but_not_read': unread,
+    'bound_but_not_read': [_row(name, config, {}) for name in unread],
   }
 
 

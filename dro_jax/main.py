@@ -276,12 +276,14 @@ def _configure(
       _read(gin.parse_config_file, str(default), origin=str(default))
     given = _read_files(values['gin_file'].value)
     for origin, line in _command_line_bindings(values):
+      if origin.startswith('--set'):
+        print(f'gin: {line}', file=sys.stderr)
       _read(gin.parse_config, line, origin=origin)
       given[line.partition('=')[0].strip()] = origin
+    _refuse_unused_macros(given)
     if complete:
       _refuse_undefined_macros()
-    _refuse_unused_macros(given)
-    gin.finalize()
+      gin.finalize()
   return function
 
 
@@ -340,16 +342,14 @@ def _flag_value(flag: str, about: Flag, text: str) -> str:
 
 
 def _gin_line(setting: str) -> str:
-  """`--set`'s text as the gin line that it becomes, which is shown."""
+  """`--set`'s text as the gin line that it becomes."""
   name, equals, text = (part.strip() for part in setting.partition('='))
   if not (name and equals):
     raise UsageError(f'--set {setting}: pass --set NAME=VALUE')
   value = _gin_value(text)
   if value == repr(text):
     _refuse_misplaced_word(setting, _bound(name), text)
-  line = f'{name} = {value}'
-  print(f'gin: {line}', file=sys.stderr)
-  return line
+  return f'{name} = {value}'
 
 
 def _refuse_misplaced_word(setting: str, bound: Any, word: str) -> None:
@@ -502,12 +502,14 @@ def _config_texts(root: str) -> dict[str, str]:
 def _known_parameters() -> dict[str, dict[str, configs.Parameter]]:
   """The parameters of all that gin may bind, by the shortest name that gin takes for it."""
   registry = gin.config._REGISTRY
-  names = {registry.minimal_selector(selector): selector for selector, _ in registry.items()}
-  return {
-    name: configs.parameters(gin.get_configurable(selector))
-    for name, selector in names.items()
-    if not selector.startswith('gin.')
+  selectors = [selector for selector, _ in registry.items() if not selector.startswith('gin.')]
+  known = {
+    registry.minimal_selector(selector): configs.parameters(gin.get_configurable(selector))
+    for selector in selectors
   }
+  for parameters in known.values():
+    parameters.pop('configs', None)  # The door's own to pass.
+  return known
 
 
 def _own_words(error: Exception) -> str:
