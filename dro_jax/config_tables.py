@@ -70,7 +70,7 @@ def compared(
   a, b = words
   sides = [configs.collect(_whole(packaged, name, commands)) for name in words]
   defaults = configs.defaults_of(known())
-  rows = resume.rows(configs.differences(*sides, configs.ROOTS, (defaults, defaults)))
+  rows = resume.rows(resume.between(*sides, (defaults, defaults)))
   possible = all(row['resumable'] for row in rows)
   content = {'a': a, 'b': b, 'resumable': possible, 'differences': rows}
   if not rows:

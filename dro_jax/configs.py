@@ -130,6 +130,8 @@ def _statements(text: str, origin: str) -> Iterator[tuple[int, bool, list[tokeni
   try:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
       depth += {tokenize.INDENT: 1, tokenize.DEDENT: -1}.get(token.type, 0)
+      if token.type == tokenize.ERRORTOKEN:
+        raise SyntaxError(f'line {token.start[0]}: {token.line.strip()}')
       if token.type == tokenize.COMMENT:
         comment = token.string.lstrip('# ') if tokens else ''
       elif token.type in (tokenize.NEWLINE, tokenize.ENDMARKER):

@@ -28,7 +28,7 @@ ACCEPTED: Mapping[str, Mapping[str, str]] = {
   'train': {
     'model_dir': _PLACE, 'vocabulary': _PLACE, 'mesh': _LAYOUT, 'num_microbatches': _SPEED,
     'chunk_size': _SPEED, 'remat': _SPEED, 'keep_last': _KEEPING, 'keep_best': _KEEPING,
-    'best_metric': _KEEPING, 'best_mode': _KEEPING,
+    'best_metric': _KEEPING, 'best_mode': _KEEPING, 'replay': 'a look at a batch, which writes nothing',
   },
   'Schedule': dict.fromkeys(
     (
@@ -41,7 +41,7 @@ ACCEPTED: Mapping[str, Mapping[str, str]] = {
   ),
   'make_mesh': dict.fromkeys(('data', 'fsdp', 'model'), _LAYOUT),
   'load_triplets': dict.fromkeys(
-    ('triplets', 'eval_triplets', 'columns_from', 'data_dir', 'cache_dir'), _PLACE
+    ('triplets', 'eval_triplets', 'vocabulary', 'columns_from', 'data_dir', 'cache_dir'), _PLACE
   ),
   'cached': {'store': _PLACE, 'tolerance': 'what a check of the store forgives'},
   'frozen': {'store': _PLACE},
@@ -153,7 +153,12 @@ def differing(folder: pathlib.Path, texts: Mapping[str, str]) -> list[configs.Di
   # What a run of an earlier version did not know of had the value that is the default now.
   earlier = configs.defaults_in(newest_text(folder, DEFAULTS) or '')
   before = {name: known.get(name, {}) | earlier.get(name, {}) for name in known | earlier}
-  found = configs.differences(then, now, configs.ROOTS, (before, known))
+  return between(then, now, (before, known))
+
+
+def between(then: configs.Config, now: configs.Config, defaults: tuple[Any, Any]) -> list[configs.Difference]:
+  """What differs of two runs, their folders aside; see `configs.differences`."""
+  found = configs.differences(then, now, configs.ROOTS, defaults)
   return [difference for difference in found if not difference.name.endswith('.model_dir')]
 
 

@@ -1,0 +1,140 @@
+import inspect
+import logging
+
+import pytest
+
+from dro_jax import a_lol, configs, feeds, fit_value, partitioning, reference, resume, train
+from dro_jax.data import tasks
+from dro_jax.errors import UsageError
+
+TEXT = """
+STEPS = {steps}
+RATE = {rate}
+MODEL_DIR = '{folder}'
+INIT_FROM = '{init}'
+train.model_dir = %MODEL_DIR
+train.init_from = %INIT_FROM
+train.schedule = @Schedule
+train.policy_optimizer = @policy/adam
+train.num_microbatches = {microbatches}
+Schedule.steps = %STEPS
+policy/adam.learning_rate = @policy/warmup_cosine()
+warmup_cosine.peak_value = %RATE
+warmup_cosine.decay_steps = {decay}
+"""
+
+
+def texts(defaults='', steps=10, rate=1e-4, microbatches=1, decay=100, folder='a', init='/data/t5', more=''):
+  values = {'steps': steps, 'rate': rate, 'microbatches': microbatches, 'decay': decay}
+  return {'config.gin': TEXT.format(folder=folder, init=init, **values) + more, 'defaults.gin': defaults}
+
+
+def metadata(seed=0, fingerprint='x', **model):
+  data = {'train_fingerprint': fingerprint, 'scaling': {'kind': 'none', 'shift': 0.0, 'scale': 1.0}}
+  return {'seed': seed, 'model': {'emb_dim': 8, 'remat': False} | model, 'data': data}
+
+
+@pytest.fixture
+def refusal(tmp_path):
+  """What resuming a run made with the first texts with the second ones is refused for, or None."""
+
+  def check(before, now, saved=None, described=None):
+    resume.record(tmp_path, before, 0)
+    try:
+      resume.refuse_other_run(tmp_path, saved or metadata(), described or metadata(), now)
+    except UsageError as error:
+      return str(error)
+    return None
+
+  return check
+
+
+def test_what_changes_no_number_is_accepted(refusal):
+  assert refusal(texts(), texts(steps=20, microbatches=2, folder='b')) is None
+
+
+def test_another_learning_rate_is_refused_with_both_values_and_what_to_do(refusal):
+  message = refusal(texts(), texts(rate=3e-4, steps=20))
+  assert '\n  RATE: 0.0001 → 0.0003\n' in message
+  assert 'Set them back (--set RATE=0.0001), or choose another --model_dir.' in message
+  assert 'STEPS' not in message
+
+
+def test_a_longer_run_is_another_where_its_learning_rate_decays_to_the_end(refusal):
+  message = refusal(texts(decay='%STEPS'), texts(decay='%STEPS', steps=20))
+  assert 'STEPS: 10 → 20  (the learning rates so far decayed towards the earlier end)' in message
+
+
+@pytest.mark.parametrize('more', ['train.unheard_of = 1', 'policy/adam.b1 = 0.5', 'adam.b1 = 0.5'])
+def test_what_nobody_classified_is_refused(refusal, more):
+  name = more.split(' ')[0].replace('policy/', '').replace('adam', 'policy/adam')
+  assert f'{name}: not set → ' in refusal(texts(), texts(more=more))
+
+
+def test_a_parameter_that_a_later_version_adds_is_accepted_at_its_default(refusal):
+  known = 'train.unheard_of = 1\n'
+  assert refusal(texts(), texts(known, more='train.unheard_of = 1')) is None
+  assert 'unheard_of: 1 → 2' in refusal(texts(), texts(known, more='train.unheard_of = 2'))
+
+
+def test_another_default_of_a_later_version_is_refused(refusal):
+  assert 'train.seed: 0 → 1' in refusal(texts('train.seed = 0'), texts('train.seed = 1'))
+
+
+def test_a_start_that_was_moved_keeps_its_name(refusal):
+  assert refusal(texts(), texts(init='/elsewhere/t5')) is None
+  assert "INIT_FROM: '/data/t5' → '/data/t6'" in refusal(texts(), texts(init='/data/t6'))
+
+
+def test_what_gin_cannot_see_is_refused_by_what_it_holds(refusal):
+  message = refusal({}, {}, metadata(emb_dim=8), metadata(emb_dim=16, remat=True))
+  assert 'model.emb_dim: 8 → 16' in message
+  assert 'remat' not in message
+  place = "train.data = @load_triplets\nload_triplets.triplets = '{}'\n"
+  files = [texts(more=place.format(name)) for name in ('a', 'b')]
+  assert refusal(*files) is None
+  message = refusal(*files, described=metadata(fingerprint='y'))
+  assert "load_triplets.triplets: 'a' → 'b'" in message
+  assert 'the records are not those that the run was trained on' in message
+
+
+def test_metadata_of_before_a_name_was_kept_is_passed_over(refusal):
+  assert refusal({}, {}, metadata(fingerprint=None), metadata()) is None
+
+
+def test_a_resumed_run_keeps_its_first_texts_and_records_the_later_ones(tmp_path, caplog):
+  caplog.set_level(logging.INFO, logger='dro_jax')
+  resume.record(tmp_path, texts(), 0)
+  resume.record(tmp_path, texts(), 5)
+  assert not caplog.messages
+  for _ in range(2):
+    resume.record(tmp_path, texts(steps=20), 7)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['config.7.gin', 'config.gin', 'defaults.gin']
+  assert 'STEPS = 10' in (tmp_path / 'config.gin').read_text()
+  [message] = caplog.messages
+  assert 'STEPS: 10 → 20' in message
+  # A run that starts anew leaves nothing of the one before.
+  resume.record(tmp_path, texts(steps=3), 0)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['config.gin', 'defaults.gin']
+  assert 'STEPS = 3' in (tmp_path / 'config.gin').read_text()
+
+
+_CARRIERS = (
+  train.train, train.Schedule, feeds.RowOptions, partitioning.make_mesh, tasks.load_triplets,
+  fit_value.fit_value, a_lol.a_lol_stages,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('function', _CARRIERS, ids=lambda function: function.__name__)
+def test_every_parameter_is_in_one_class(function):
+  accepted = set(resume.ACCEPTED.get(function.__name__, {}))
+  decisive = set(resume.DECISIVE.get(function.__name__, ()))
+  assert accepted | decisive == set(inspect.signature(function).parameters) - {'configs'}
+  assert not accepted & decisive
+
+
+def test_references_say_where_stores_lie():
+  for name in ('frozen', 'soft', 'hard', 'cached'):
+    assert set(resume.ACCEPTED[name]) < set(inspect.signature(getattr(reference, name)).parameters)
+  difference = configs.Difference('soft.alpha', '0.5', '0.6', None)
+  assert resume.accepted(difference) is None
