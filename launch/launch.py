@@ -62,7 +62,16 @@ def parse(ours: Sequence[str]) -> tuple[config_dict.ConfigDict, bool]:
   flags.DEFINE_boolean('dry_run', False, 'print every command, run none', flag_values=values)
   try:
     _, *rest = values(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, OSError) as error:
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    SyntaxError,
+    ImportError,
+    OSError,
+  ) as error:
     raise UsageError(_in_words(error, ours)) from error
   if rest:
     raise UsageError(f"{rest[0]!r} is no flag of ours: dro_jax's arguments follow --")
@@ -113,13 +122,16 @@ def _in_words(error: Exception, ours: Sequence[str]) -> str:
     if f'job.{field}' in str(error):
       kind = type(job[field]).__name__
       return f'{argument}: {field} is of type {kind} ({job[field]!r} unless given), and {value!r} is not'
-  return str(error).splitlines()[0]
+  job_file = next((argument for argument in ours if argument.startswith('--job=')), '--job')
+  place = '' if isinstance(error, flags.Error) else f'{job_file}: '
+  return place + str(error).splitlines()[0]
 
 
 def _without_overrides(ours: Sequence[str]) -> config_dict.ConfigDict | None:
-  """The job as its file has it, if the file can be read."""
+  """The job as its file has it, if that is not what cannot be read."""
+  plain = [argument for argument in ours if not argument.startswith(('--job.', '--nojob.'))]
   try:
-    return parse([argument for argument in ours if not argument.startswith(('--job.', '--nojob.'))])[0]
+    return parse(plain)[0] if plain != list(ours) else None
   except UsageError:
     return None
 

@@ -29,6 +29,7 @@ def spec() -> config_dict.ConfigDict:
   """The fields of a local job."""
   job = config_dict.ConfigDict()
   job.backend = 'launch.local:run'
+  job.module = 'dro_jax.main'  # what each process runs
   job.processes = 2  # processes, which find each other through jax.distributed
   job.devices = 4  # CPU devices of each
   job.max_restarts = 0  # times that a run which stopped after saving (75) is started again
@@ -51,7 +52,7 @@ def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool 
   for field in ('processes', 'devices'):
     if job[field] < 1:
       raise UsageError(f'--job.{field}={job[field]}: pass 1 or more')
-  command = [sys.executable, '-m', 'dro_jax.main', *arguments]
+  command = [sys.executable, '-m', job.module, *arguments]
   if dry_run:
     _show(job, command)
     return outcomes.DONE
@@ -88,12 +89,10 @@ def _variables(job: config_dict.ConfigDict, index: int, port: int | str) -> dict
 
 def _run_once(job: config_dict.ConfigDict, command: Sequence[str], watch: signals.Watch) -> tuple[int, bool]:
   """The folded exit code, and whether we were asked to stop."""
-  port = _free_port()
-  processes = [
-    _start(index, command, _variables(job, index, port), job.tail) for index in range(job.processes)
-  ]
-  signalled = False
+  port, processes, signalled = _free_port(), [], False
   try:
+    for index in range(job.processes):
+      processes.append(_start(index, command, _variables(job, index, port), job.tail))
     ended = _wait(job, processes, watch)
   except signals.Interrupted as interrupted:
     signalled = True
@@ -136,10 +135,11 @@ def _start(index: int, command: Sequence[str], variables: Mapping[str, str], tai
 
 def _pump(index: int, source: IO[bytes], to: IO[str], last: collections.deque) -> None:
   """Passes lines on, each with its process's index."""
-  for line in source:
-    text = line.decode(errors='replace').rstrip('\n')
-    last.append(text)
-    say(f'[{index}] {text}', stream=to)
+  with source:
+    for line in source:
+      text = line.decode(errors='replace').rstrip('\n')
+      last.append(text)
+      say(f'[{index}] {text}', stream=to)
 
 
 def _wait(

@@ -171,8 +171,8 @@ def _launch(
   for attempt in attempts:
     try:
       return _life(Machine(f'{name}-{attempt}', job, how), arguments, bundle, attempt, attempts)
-    except Lost as lost:
-      say(f'launch: {lost}; {job.max_restarts + 1 - attempt} restarts are left')
+    except Lost:
+      say('launch: the run goes on on another machine')
     except Failed as failed:
       say(f'launch: {failed}')
       return outcomes.FAILED
@@ -206,7 +206,8 @@ def _life(
       say(f'launch: stopped after saving; attempt {following} on the same machine')
       attempt = following
     return code
-  except Lost:
+  except Lost as error:
+    say(f'launch: {error}')
     lost = True
     raise
   finally:

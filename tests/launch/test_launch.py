@@ -1,0 +1,73 @@
+import pytest
+
+from launch import launch, tpu_vm
+
+# ml_collections loads a job's file in a way that importlib would rather it did not.
+pytestmark = pytest.mark.filterwarnings('default:the load_module:DeprecationWarning')
+
+LOCAL = ['--job=launch/jobs/local.py']
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """What a backend that only remembers was called with."""
+  made = []
+  monkeypatch.setattr(tpu_vm, 'run', lambda *call, **named: made.append((*call, named)) or 75)
+  return made
+
+
+def test_a_job_goes_to_its_backend_with_its_fields_and_the_arguments_verbatim(calls):
+  theirs = ['train', '--job.spot=False', '--', '--set', 'A=b c 🙂 \'"', '--dry_run']
+  ours = ['--job=launch/jobs/v5e_16.py', '--job.spot=True', '--job.poll_seconds=1', '--job.max_restarts=3']
+  assert launch.main([*ours, '--', *theirs]) == 75
+  ((job, arguments, named),) = calls
+  assert (job.spot, job.poll_seconds, job.max_restarts) == (True, 1.0, 3)
+  assert job.accelerator_type == 'v5litepod-16'
+  assert arguments == theirs
+  assert named == {'dry_run': False}
+
+
+@pytest.mark.parametrize('name, kind', [('v5e_16', 'v5litepod-16'), ('v5e_32', 'v5litepod-32')])
+def test_jobs_may_be_named_without_their_folder(calls, name, kind):
+  assert launch.main([f'--job={name}', '--dry_run', '--', 'train']) == 75
+  ((job, _, named),) = calls
+  assert job.accelerator_type == kind
+  assert named == {'dry_run': True}
+
+
+@pytest.mark.parametrize(
+  'argv, words',
+  [
+    ([*LOCAL, '--job.procesess=3', '--', 'train'], "no field 'procesess' (did you mean processes?)"),
+    (
+      [*LOCAL, '--job.processes=two', '--', 'train'],
+      'processes is of type int (2 unless given)',
+    ),
+    ([*LOCAL, '--job.peer_seconds=x', '--', 'train'], 'peer_seconds is of type float'),
+    (['--job=v5e_16', '--job.spot=perhaps', '--', 'train'], 'spot is of type bool'),
+    (['--job=v5e', '--', 'train'], "no job spec 'v5e' (did you mean v5e_"),
+    (['--', 'train'], 'which job? Pass --job=launch/jobs/NAME.py'),
+    (LOCAL, 'what shall dro_jax do?'),
+    ([*LOCAL, 'train'], "'train' is no flag of ours: dro_jax's arguments follow --"),
+    ([*LOCAL, '--dri_run', '--', 'train'], 'dri_run'),
+    ([*LOCAL, '--job.backend=launch.slurm:run', '--', 'train'], 'Pass MODULE:FUNCTION'),
+    ([*LOCAL, '--job.processes=0', '--', 'train'], '--job.processes=0: pass 1 or more'),
+  ],
+)
+def test_bad_usage_is_said_in_one_line(capsys, argv, words):
+  assert launch.main(argv) == 2
+  said = capsys.readouterr().err
+  assert words in said
+  assert said.count('\n') == 1
+
+
+def test_a_file_that_is_no_job_is_said(tmp_path, capsys):
+  for text in ('get_config = 3', 'def get_config(:', 'import no_such_module_at_all'):
+    (tmp_path / 'mine.py').write_text(text)
+    assert launch.main([f'--job={tmp_path}/mine.py', '--', 'train']) == 2
+    assert capsys.readouterr().err.startswith(f'launch: --job={tmp_path}/mine.py: ')
+
+
+def test_help_names_the_jobs(capsys):
+  assert launch.main(['--help']) == 0
+  assert 'launch/jobs/v5e_16.py' in capsys.readouterr().out

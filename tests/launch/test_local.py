@@ -1,0 +1,103 @@
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import local
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# A member of the run that is no dro_jax: its arguments are a line of Python for each process.
+MEMBER = """
+import os, signal, sys, time
+index, count = os.environ['DRO_JAX_CLUSTER'].partition('@')[0].split('/')
+exec(sys.argv[1 + int(index)])
+"""
+SUM = """
+import jax, numpy as np
+from dro_jax import cluster
+cluster.join()
+mesh = jax.make_mesh((jax.device_count(),), ('all',), axis_types=(jax.sharding.AxisType.Auto,))
+on = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+some = jax.make_array_from_callback((4,), on('all'), lambda index: np.arange(4.)[index])
+total = jax.jit(lambda x: x.sum(), out_shardings=on())(some)
+print(cluster.is_first(), jax.process_count(), jax.local_device_count(), float(total))
+"""
+ENDLESS = "print('up', flush=True); time.sleep(60)"
+SAVES = f'signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); {ENDLESS}'
+DEAF = f'signal.signal(signal.SIGTERM, signal.SIG_IGN); {ENDLESS}'
+
+
+@pytest.fixture
+def member(tmp_path, monkeypatch):
+  (tmp_path / 'member.py').write_text(MEMBER)
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+
+
+def job(**fields):
+  spec = local.spec()
+  spec.update({'module': 'member', 'devices': 2, 'peer_seconds': 0.1, 'grace_seconds': 0.2, **fields})
+  return spec
+
+
+def test_processes_are_one_run_over_all_their_devices(member, capfd):
+  assert local.run(job(), [SUM, SUM]) == 0
+  shown = capfd.readouterr().out.splitlines()
+  assert sorted(line for line in shown if 'Gloo' not in line) == ['[0] True 2 2 6.0', '[1] False 2 2 6.0']
+
+
+@pytest.mark.parametrize(
+  'first, second, code',
+  [
+    ('sys.exit(0)', 'sys.exit(0)', 0),
+    ('sys.exit(75)', 'sys.exit(75)', 75),
+    ('sys.exit(75)', 'sys.exit(2)', 2),
+    (ENDLESS, "sys.exit('no such file')", 1),
+    (DEAF, 'os.kill(os.getpid(), signal.SIGKILL)', 137),
+    ('sys.exit(75)', DEAF, 137),
+  ],
+)
+def test_codes_are_folded_and_nobody_outlives_a_failure(member, capfd, first, second, code):
+  began = time.monotonic()
+  assert local.run(job(), [first, second]) == code
+  assert time.monotonic() - began < 10
+  if 'no such file' in second:
+    assert 'process 1 ended first, by exit code 1:\nlaunch: [1] no such file\n' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('restarts, times', [(0, 1), (2, 3)])
+def test_a_run_that_stopped_is_begun_again_where_asked(member, tmp_path, restarts, times):
+  line = f"open({str(tmp_path / 'log')!r}, 'a').write('x'); sys.exit(75)"
+  assert local.run(job(processes=1, max_restarts=restarts), [line]) == 75
+  assert len((tmp_path / 'log').read_text()) == times
+
+
+@pytest.mark.parametrize(
+  'lines, names, code',
+  [((SAVES, SAVES), ['SIGINT'], 75), ((SAVES, SAVES), ['SIGTERM'], 75), ((SAVES, DEAF), ['SIGINT'] * 2, 137)],
+)
+def test_a_signal_asks_all_to_save_and_a_second_one_kills(member, lines, names, code):
+  command = [sys.executable, str(ROOT / 'launch' / 'launch.py'), '--job=local', '--job.module=member']
+  # Once they have stopped, they are not begun again.
+  process = subprocess.Popen(
+    [*command, '--job.max_restarts=3', '--', *lines],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert {process.stdout.readline(), process.stdout.readline()} == {'[0] up\n', '[1] up\n'}
+  for name in names:
+    process.send_signal(getattr(signal, name))
+    time.sleep(0.3)
+  process.communicate(timeout=20)
+  assert process.returncode == code
+
+
+def test_a_dry_run_prints_one_command_a_process(capsys):
+  assert local.run(job(processes=3), ['train', 'a b'], dry_run=True) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 3
+  assert 'DRO_JAX_CLUSTER=2/3@localhost:PORT' in lines[2] and lines[2].endswith("train 'a b'")
