@@ -32,6 +32,7 @@ from dro_jax import (
   own_samples,
   partitioning,
   reference_store,
+  resume,
   scoring,
   spent,
   train_state,
@@ -212,7 +213,7 @@ def train(
     state = _fresh_state(create, nets, grid, abstract, seed, init_from)
     metadata |= opened.try_out(nets.policy, state.params['policy'], grid, chunk_size)
   else:
-    _refuse_other_run(folder, metadata)
+    resume.refuse_other_run(folder, checkpoints.load_metadata(folder), metadata, configs())
   # Nothing is written before all that could be refused has been looked at.
   best_metric = best_metric if timing.eval_every else None
   saved = checkpoints.Checkpoints(
@@ -232,7 +233,7 @@ def train(
     feed.statistics and score_table(algorithm=evaluate.NO_LOSS), draw,
   )  # fmt: skip
   if jax.process_index() == 0:
-    _describe(run.model_dir, metadata, configs())
+    _describe(run.model_dir, metadata, configs(), int(state.step))
   return _loop(run, state, timing)
 
 
@@ -338,35 +339,6 @@ def _refuse_settings(
     )
 
 
-def _refuse_other_run(folder: pathlib.Path, metadata: Mapping[str, Any]) -> None:
-  """Refuses to resume with settings that would change the numbers so far.
-
-  Raises:
-    UsageError: names the first setting that differs.
-  """
-  saved = _identity(checkpoints.load_metadata(folder))
-  for name, now in _identity(json.loads(json.dumps(metadata))).items():
-    if saved[name] is not None and saved[name] != now:
-      raise UsageError(
-        f'{folder} holds a run whose {name} is {saved[name]!r}, and now it is {now!r}: resuming would make '
-        'neither run. Set it back, or choose another --model_dir.'
-      )
-
-
-def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
-  """What decides a run's numbers, by name; speed, length and logging do not."""
-  model = {name: value for name, value in metadata['model'].items() if name not in ('scan_layers', 'remat')}
-  names = ('train_records', 'train_prompts', 'selected_records', 'units', 'options', 'columns_from')
-  data = {name: metadata['data'].get(name) for name in names}
-  kept = (
-    'algorithm', 'temperature', 'value', 'reference', 'vocabulary_fingerprint', 'batch_size', 'seed',
-    'online',
-  )  # fmt: skip
-  scaling = {name: metadata['data']['scaling'][name] for name in ('kind', 'shift', 'scale')}
-  decisive = {name: metadata.get(name) for name in kept}
-  return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
-
-
 def _compiled(step: Callable, state: train_state.TrainState, mesh: Mesh) -> Callable:
   where = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(
@@ -391,19 +363,16 @@ def _fresh_state(
   return jax.jit(create, out_shardings=where)(networks.initial_params(nets, mesh, seed, init_from))
 
 
-def _describe(folder: pathlib.Path, metadata: Mapping[str, Any], configs: Mapping[str, str]) -> None:
-  """Writes what the run is: configuration, data report, versions."""
+def _describe(
+  folder: pathlib.Path, metadata: Mapping[str, Any], configs: Mapping[str, str], step: int
+) -> None:
+  """Writes what the run is: data report, versions, configuration; what it was before `step` stays."""
   folder.mkdir(parents=True, exist_ok=True)
   packages = ('dro_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   versions = {name: version for name in packages if (version := _version(name))}
   versions |= {'python': platform.python_version(), 'device': jax.devices()[0].device_kind}
-  texts = {
-    'run.json': json.dumps(metadata, indent=2) + '\n',
-    'versions.json': json.dumps(versions, indent=2) + '\n',
-    **configs,
-  }
-  for name, text in texts.items():
-    writers.write_atomically(folder / name, text)
+  writers.write_atomically(folder / 'run.json', json.dumps(metadata, indent=2) + '\n')
+  resume.record(folder, {'versions.json': json.dumps(versions, indent=2) + '\n', **configs}, step)
 
 
 def _version(package: str) -> str | None:

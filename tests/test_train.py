@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -230,19 +231,33 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path):
     networks.vocabulary_of(str(tmp_path / 'unnamed'))
 
 
-def test_a_run_is_not_resumed_as_another(whole, run):
+def test_a_run_is_not_resumed_as_another(whole, run, tmp_path):
+  triplets = write_triplets(tmp_path / 'others.jsonl', reward=2.5)
   before = (whole[0] / 'run.json').read_text()
   cases = {
-    r'temperature is 1\.0, and now it is 5\.0': {'algorithm': functools.partial(algorithms.dro_v, tau=5.0)},
-    "algorithm is 'dro_v'": {'algorithm': algorithms.dro_p},
-    'seed is 0': {'seed': 1},
-    'batch_size is 8': {'batch_size': 16},
-    'model is': {'model': dataclasses.replace(MODEL, mlp_dim=8)},
+    r'temperature: 1\.0 → 5\.0': {'algorithm': functools.partial(algorithms.dro_v, tau=5.0)},
+    "algorithm: 'dro_v' → 'dro_p'": {'algorithm': algorithms.dro_p},
+    'seed: 0 → 1': {'seed': 1},
+    'batch_size: 8 → 16': {'batch_size': 16},
+    r'model\.mlp_dim: \d+ → 8': {'model': dataclasses.replace(MODEL, mlp_dim=8)},
+    'train_fingerprint: .*the records are not': {'files': triplets},
   }
   for message, changes in cases.items():
     with pytest.raises(UsageError, match=message):
       run(whole[0], **changes)
   assert (whole[0] / 'run.json').read_text() == before
+
+
+def test_a_resumed_run_keeps_its_configuration_and_records_the_next(whole, run, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(whole[0], folder)
+  text = 'train.schedule = @Schedule\nSchedule.log_every = {}\ntrain.policy_optimizer = @{}\n'
+  (folder / 'config.gin').write_text(text.format(1, 'adamw'))
+  with pytest.raises(UsageError, match='train.policy_optimizer: @adamw → @adafactor'):
+    run(folder, configs=lambda: {'config.gin': text.format(1, 'adafactor')})
+  assert run(folder, configs=lambda: {'config.gin': text.format(2, 'adamw')})['step'] == 4
+  assert (folder / 'config.gin').read_text() == text.format(1, 'adamw')
+  assert (folder / 'config.4.gin').read_text() == text.format(2, 'adamw')
 
 
 def test_the_best_checkpoint_is_the_criterions(run, tmp_path):

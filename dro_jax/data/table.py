@@ -115,6 +115,20 @@ class TokenTable:
     picked = range(len(self)) if indices is None else indices
     return split.digests(self.responses[int(i)] for i in picked)
 
+  def fingerprint(self) -> str:
+    """A hash of the records: texts, lengths in tokens, rewards as they came, sampling weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    parts = (
+      self.prompt_digests,
+      self.response_digests(),
+      self.response_lengths,
+      self.raw_rewards,
+      self.weights,
+    )
+    for part in parts:
+      digest.update(b'-' if part is None else np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
   def subset(self, indices: np.ndarray) -> 'TokenTable':
     """A view of some records, numbered afresh; tokens and texts stay where they are."""
     picked = np.flatnonzero(indices) if np.asarray(indices).dtype == bool else np.asarray(indices)

@@ -147,9 +147,11 @@ def scaled(train: TokenTable, held_out: TokenTable | None, kind: str, report: Ma
   )  # fmt: skip
 
 
-def _counts(part: str, table: TokenTable | None) -> dict[str, int]:
+def _counts(part: str, table: TokenTable | None) -> dict[str, int | str | None]:
+  """How much a part holds, and a hash of it."""
   records, prompts = (len(table), len(np.unique(table.prompt_index))) if table else (0, 0)
-  return {f'{part}_records': records, f'{part}_prompts': prompts}
+  mark = table.fingerprint() if table else None
+  return {f'{part}_records': records, f'{part}_prompts': prompts, f'{part}_fingerprint': mark}
 
 
 def with_columns(triplets: Triplets, stores: str | Sequence[str]) -> Triplets:
