@@ -49,11 +49,16 @@ def vocabulary(spec: str = 'bytes') -> Vocabulary:
   """
   if spec == 'bytes':
     return Vocabulary(spec, 256 + _BYTE_OFFSET, 'bytes', _encode_bytes, _decode_bytes)
+  return _sentencepiece(spec, *parse(spec))
+
+
+def parse(spec: str) -> tuple[str, int]:
+  """The SentencePiece file that a string names, and the number of ids added to it."""
   path, _, option = spec.partition('#')
   key, _, number = option.partition('=')
   if option and (key != 'extra_ids' or not number.isdigit()):
     raise UsageError(f"vocabulary '{spec}': after # only extra_ids=NUMBER is known, got '{option}'")
-  return _sentencepiece(spec, path, int(number) if option else _EXTRA_IDS)
+  return path, int(number) if option else _EXTRA_IDS
 
 
 def _encode_bytes(texts: Sequence[str]) -> list[np.ndarray]:
@@ -73,7 +78,7 @@ def _to_eos(ids: Iterable) -> list[int]:
 def _sentencepiece(spec: str, path: str, extra_ids: int) -> Vocabulary:
   import sentencepiece
 
-  model = _with_extra_ids(_read(path), extra_ids, path)
+  model = _with_extra_ids(read_model(path), extra_ids, path)
   processor = sentencepiece.SentencePieceProcessor()
   processor.LoadFromSerializedProto(model)
   special = processor.pad_id(), processor.eos_id(), processor.unk_id()
@@ -93,7 +98,12 @@ def _sentencepiece(spec: str, path: str, extra_ids: int) -> Vocabulary:
   return Vocabulary(spec, size, hashlib.blake2b(model, digest_size=16).hexdigest(), encode_batch, decode)
 
 
-def _read(path: str) -> bytes:
+def read_model(path: str) -> bytes:
+  """A SentencePiece file, local or with a scheme.
+
+  Raises:
+    UsageError: it cannot be read.
+  """
   try:
     if '://' in path:
       import tensorflow as tf

@@ -1,8 +1,10 @@
 """Checkpoints of other projects, brought in for `--init_from`."""
 
 import dataclasses
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -10,54 +12,139 @@ from etils import epath
 from dro_jax import checkpoints
 from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.importers import huggingface
+from dro_jax.importers import huggingface, t5x
+from dro_jax.models.t5 import T5Config
+from dro_jax.types import Params
 
 _SENTENCEPIECE = 'spiece.model'
+_ACCEPTED = (
+  'a Hugging Face folder (config.json and model.safetensors or pytorch_model.bin) or a name on its hub, or a '
+  'T5X checkpoint: its msgpack file, or its folder checkpoint_STEP'
+)
+
+_log = logging.getLogger(__name__)
 
 
-def import_checkpoint(source: str, model_dir: str, vocabulary: str | None = None) -> dict[str, Any]:
-  """The `import_checkpoint` command: writes a Hugging Face T5 as a folder that `--init_from` takes.
+class _Imported(NamedTuple):
+  """A model from elsewhere: how its weights were stored, and what its vocabulary is made from, if known."""
+
+  config: T5Config
+  params: Params
+  stored_dtype: str
+  vocabulary: str | None
+
+
+def import_checkpoint(
+  source: str, model_dir: str, vocabulary: str | None = None, mlp_activations: Sequence[str] | None = None
+) -> dict[str, Any]:
+  """The `import_checkpoint` command: writes another project's T5 as a folder that `--init_from` takes.
 
   Args:
-    source: a folder with config.json and model.safetensors or pytorch_model.bin, or a name on the hub.
+    source: a Hugging Face folder or name, or a T5X checkpoint, on disk or at gs://.
     model_dir: the folder to write, which must not exist.
-    vocabulary: `bytes` or a SentencePiece file; by default what the source names: its spiece.model, which is
-      copied beside the checkpoint, or bytes for a ByT5.
+    vocabulary: `bytes` or a SentencePiece file; by default what the source names or its size tells. A
+      SentencePiece file that the source names is copied beside the checkpoint.
+    mlp_activations: of a T5X checkpoint, whose shapes do not tell them: `('gelu', 'linear')`.
 
   Raises:
     UsageError: the source cannot be imported, or the folder exists.
   """
-  folder = huggingface.find_folder(source)
   target = epath.Path(model_dir).expanduser().absolute()
   if target.exists():
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
-  config, params = huggingface.load(folder)
-  copied = None if vocabulary else _sentencepiece(folder)
-  words = vocabularies.vocabulary(vocabulary or (str(copied) if copied else _bytes(folder)))
-  model, vocabulary = dataclasses.asdict(config), str(target / copied.name) if copied else words.spec
-  metadata = {'model': model, 'vocabulary': vocabulary, 'vocabulary_fingerprint': words.fingerprint}
+  imported = _load(source, mlp_activations)
+  words = _words(source, imported, vocabulary)
   # Under another name until all of it is there.
   staged = target.with_name(f'.{target.name}.importing')
   staged.rmtree(missing_ok=True)
-  checkpoints.save_params(staged, params, metadata)
-  if copied:
-    (staged / copied.name).write_bytes(copied.read_bytes())
+  spec = str(target / _SENTENCEPIECE) + words.option if words.model else words.spec
+  metadata = {
+    'model': dataclasses.asdict(imported.config), 'vocabulary': spec,
+    'vocabulary_fingerprint': words.fingerprint, 'stored_dtype': imported.stored_dtype,
+  }  # fmt: skip
+  checkpoints.save_params(staged, imported.params, metadata)
+  if words.model:
+    (staged / _SENTENCEPIECE).write_bytes(words.model)
   staged.rename(target)
-  count = sum(leaf.size for leaf in jax.tree.leaves(params))
-  return {'model_dir': str(target), 'parameters': count, 'vocabulary': vocabulary, 'model': model}
+  return {
+    'model_dir': str(target),
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(imported.params)),
+    'vocabulary': spec,
+    'model': metadata['model'],
+    'check': f'dro_jax check --init_from={target}',
+  }
 
 
-def _sentencepiece(folder: Path) -> Path | None:
-  file = folder / _SENTENCEPIECE
-  return file if file.is_file() else None
+def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
+  """Reads whichever kind of checkpoint `source` is."""
+  path = epath.Path(source).expanduser()
+  if (path / 'config.json').is_file() or not path.exists():
+    if source.startswith('gs://'):
+      raise UsageError(f'{source}: nothing that can be imported lies there. Pass {_ACCEPTED}.')
+    folder = huggingface.find_folder(source)
+    config, params = huggingface.load(folder)
+    return _Imported(config, params, huggingface.stored_dtype(folder), _spec(folder))
+  file = t5x.find(path)
+  if file is None:
+    raise UsageError(f'{source} {_contents(path)}. Pass {_ACCEPTED}.')
+  chosen = None if mlp_activations is None else tuple(mlp_activations)
+  config, params, vocabulary = t5x.load(file, chosen)
+  return _Imported(config, params, t5x.stored_dtype(file), vocabulary)
 
 
-def _bytes(folder: Path) -> str:
-  file = folder / 'tokenizer_config.json'
-  tokenizer = huggingface.read_json(file).get('tokenizer_class') if file.is_file() else None
-  if tokenizer != 'ByT5Tokenizer':
+def _contents(folder: epath.Path) -> str:
+  names = sorted(path.name for path in folder.iterdir())
+  if {'params', 'metadata'} <= {*names} or 'checkpoints' in names:
+    return "is dro_jax's own: --init_from takes it as it is, without an import"
+  if any('.ckpt' in name for name in names):
+    return 'is a TensorFlow checkpoint: convert it with T5X (t5x/scripts/convert_tf_checkpoint.py)'
+  return f'holds {", ".join(names[:8]) or "nothing"}, and no checkpoint that can be imported'
+
+
+class _Words(NamedTuple):
+  """A vocabulary to record: what it is made from, and the file to copy, if the source named one."""
+
+  spec: str
+  fingerprint: str | None
+  model: bytes | None = None
+  option: str = ''
+
+
+def _words(source: str, imported: _Imported, chosen: str | None) -> _Words:
+  spec, rows = chosen or imported.vocabulary, imported.config.vocab_size
+  if spec is None:
     raise UsageError(
-      f'{folder} has no {_SENTENCEPIECE}, and nothing says that it reads bytes: pass --set VOCABULARY=bytes, '
-      'or the path of the SentencePiece model that it was trained with.'
+      f'{source} has no {_SENTENCEPIECE}, and nothing says which vocabulary its {rows} rows embed: '
+      'pass --set VOCABULARY=bytes, or the path of the SentencePiece model that it was trained with.'
     )
-  return 'bytes'
+  remote = chosen is None and '://' in spec
+  try:
+    words = vocabularies.vocabulary(spec)
+    model = None if chosen or spec == 'bytes' else vocabularies.read_model(vocabularies.parse(spec)[0])
+  except UsageError as error:
+    if not remote:
+      raise
+    # The weights are good without it, and whoever uses them may have it under another name.
+    _log.warning(
+      "its vocabulary cannot be read here: pass --set VOCABULARY=FILE to this command, or to those that use "
+      'the checkpoint (%s)', error,
+    )  # fmt: skip
+    return _Words(spec, None)
+  if words.size > rows:
+    raise UsageError(
+      f'the vocabulary {spec!r} has {words.size} ids, but {source} embeds {rows}: pass the one that it was '
+      'trained with as --set VOCABULARY=FILE.'
+    )
+  _, mark, option = spec.partition('#')
+  return _Words(words.spec, words.fingerprint, model, mark + option)
+
+
+def _spec(folder: Path) -> str | None:
+  """What a Hugging Face folder says of its vocabulary."""
+  file = folder / 'tokenizer_config.json'
+  tokenizer = huggingface.read_json(file) if file.is_file() else {}
+  extra_ids = tokenizer.get('extra_ids', 100)
+  if (folder / _SENTENCEPIECE).is_file():
+    option = '' if extra_ids == 100 else f'#extra_ids={extra_ids}'
+    return f'{folder / _SENTENCEPIECE}{option}'
+  return 'bytes' if tokenizer.get('tokenizer_class') == 'ByT5Tokenizer' else None

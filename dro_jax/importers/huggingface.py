@@ -1,23 +1,30 @@
-"""Hugging Face T5 folders (1.0, 1.1, FLAN, ByT5) to T5X's parameter tree."""
+"""Hugging Face T5 folders (1.0, 1.1, FLAN, ByT5, mT5, umT5) to T5X's parameter tree."""
 
 import functools
 import importlib
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from dro_jax.errors import UsageError
+from dro_jax.importers import names
 from dro_jax.models.t5 import T5Config
 from dro_jax.types import Params
 
 Weights = Mapping[str, Callable[[], np.ndarray]]
 
-ARCHITECTURES = ('T5ForConditionalGeneration', 'T5WithLMHeadModel')
+# By model_type; an mT5 is a T5 in all but its name.
+ARCHITECTURES = {
+  't5': ('T5ForConditionalGeneration', 'T5WithLMHeadModel'),
+  'mt5': ('MT5ForConditionalGeneration',),
+  'umt5': ('UMT5ForConditionalGeneration',),
+}
 _ACTIVATIONS = {
   'relu': 'relu',
   'gelu_new': 'gelu',
@@ -110,16 +117,19 @@ def read_config(raw: Mapping[str, Any], folder: Path) -> T5Config:
     logits_via_embedding=_is_tied(raw),
     relative_attention_num_buckets=raw.get('relative_attention_num_buckets', 32),
     relative_attention_max_distance=raw.get('relative_attention_max_distance', 128),
+    relative_bias_per_layer=raw['model_type'] == 'umt5',
   )
 
 
 def _check_kind(raw: Mapping[str, Any], where: Path) -> None:
-  if raw.get('model_type') != 't5':
-    raise UsageError(f"{where}: model_type is {raw.get('model_type')!r}: only 't5' can be imported.")
+  kind = raw.get('model_type')
+  if kind not in ARCHITECTURES:
+    raise UsageError(f'{where}: model_type is {kind!r}: only {", ".join(ARCHITECTURES)} can be imported.')
   architectures = raw.get('architectures') or []
-  if architectures and not set(architectures) & set(ARCHITECTURES):
+  if architectures and not set(architectures) & set(ARCHITECTURES[kind]):
     raise UsageError(
-      f'{where}: architectures is {architectures}, which has no decoder with logits: pass {ARCHITECTURES[0]}.'
+      f'{where}: architectures is {architectures}, which has no decoder with logits: '
+      f'pass {ARCHITECTURES[kind][0]}.'
     )
   if raw.get('layer_norm_epsilon', 1e-6) != 1e-6:
     raise UsageError(f'{where}: layer_norm_epsilon is {raw["layer_norm_epsilon"]}: every T5 here has 1e-06.')
@@ -145,97 +155,41 @@ def _is_tied(raw: Mapping[str, Any]) -> bool:
   return bool(raw.get('scale_decoder_outputs', raw.get('tie_word_embeddings', True)))
 
 
-def _names(config: T5Config) -> Iterator[tuple[str, tuple[str, ...]]]:
-  """(Hugging Face name, path in the tree) of every weight but the embedding and the logits."""
-  for side, num_layers in (('encoder', config.num_encoder_layers), ('decoder', config.num_decoder_layers)):
-    first = f'{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
-    yield first, (side, 'relpos_bias', 'rel_embedding')
-    yield f'{side}.final_layer_norm.weight', (side, f'{side}_norm', 'scale')
-    for i in range(num_layers):
-      for theirs, ours in _layer_names(side, len(config.mlp_activations)):
-        yield f'{side}.block.{i}.layer.{theirs}.weight', (side, f'layers_{i}', *ours)
-
-
-def _layer_names(side: str, num_activations: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-  attentions = [('SelfAttention', 'attention', 'pre_attention_layer_norm')]
-  if side == 'decoder':
-    attentions = [
-      ('SelfAttention', 'self_attention', 'pre_self_attention_layer_norm'),
-      ('EncDecAttention', 'encoder_decoder_attention', 'pre_cross_attention_layer_norm'),
-    ]
-  for i, (theirs, ours, norm) in enumerate(attentions):
-    yield f'{i}.layer_norm', (norm, 'scale')
-    for letter, name in (('q', 'query'), ('k', 'key'), ('v', 'value'), ('o', 'out')):
-      yield f'{i}.{theirs}.{letter}', (ours, name, 'kernel')
-  inputs = ['wi'] if num_activations == 1 else [f'wi_{i}' for i in range(num_activations)]
-  yield f'{len(attentions)}.layer_norm', ('pre_mlp_layer_norm', 'scale')
-  for name in (*inputs, 'wo'):
-    yield f'{len(attentions)}.DenseReluDense.{name}', ('mlp', name, 'kernel')
-
-
 def _build_tree(config: T5Config, weights: Weights, folder: Path, *, tied_without_scale: bool) -> Params:
-  names = dict(_names(config))
+  wanted = names.unrolled(config)
   embedding = next((name for name in (_SHARED, *_EMBEDDING_ALIASES) if name in weights), _SHARED)
-  copies = [name for name in _EMBEDDING_ALIASES if name in weights]
-  logits = _LM_HEAD
+  wanted[names.EMBEDDING] = embedding
+  copies = [name for name in _EMBEDDING_ALIASES if name in weights and name != embedding]
   if config.logits_via_embedding:
     copies += [name for name in (_LM_HEAD,) if name in weights]
   elif tied_without_scale and _LM_HEAD not in weights:
     # transformers 5 leaves out logits that equal the embedding, also where it does not scale them.
-    logits = embedding
-  else:
-    names[_LM_HEAD] = ('decoder', 'logits_dense', 'kernel')
-  _check_names({*names, embedding}, {*weights} - {*copies, _UNREAD}, folder)
-
-  table = _read(weights, embedding, folder, (config.vocab_size, config.emb_dim))
+    wanted[names.LOGITS] = embedding
+  found = {*weights} - {*copies} - ({_UNREAD} - {*wanted.values()})
+  names.check(folder, {*wanted.values()}, found, 'its config.json')
   for name in copies:
-    if not np.array_equal(_read(weights, name, folder, table.shape), table):
-      raise UsageError(f'{folder}: {name} differs from {embedding}, but config.json says that they are one.')
-  tree: Params = {'token_embedder': {'embedding': table}}
-  for name, path in names.items():
-    # torch keeps [out, in]; here it is [in, out].
-    _put(tree, path, np.ascontiguousarray(_read(weights, name, folder, _shape(config, path)[::-1]).T))
-  if logits == embedding and not config.logits_via_embedding:
-    _put(tree, ('decoder', 'logits_dense', 'kernel'), np.ascontiguousarray(table.T))
-  return tree
+    _check_copy(weights, name, embedding, folder)
+  flat = {path: _read(weights, name, folder, config, path) for path, name in wanted.items()}
+  return traverse_util.unflatten_dict(flat)
 
 
-def _check_names(wanted: set[str], found: set[str], folder: Path) -> None:
-  missing, left_over = sorted(wanted - found), sorted(found - wanted)
-  if missing:
-    raise UsageError(
-      f'{folder}: {len(missing)} weights of its config.json are missing, the first is {missing[0]}.'
-    )
-  if left_over:
-    raise UsageError(
-      f'{folder}: {len(left_over)} weights have no place in its config.json, the first is {left_over[0]}.'
-    )
+def _check_copy(weights: Weights, name: str, embedding: str, folder: Path) -> None:
+  if not np.array_equal(weights[name](), weights[embedding]()):
+    raise UsageError(f'{folder}: {name} differs from {embedding}, but config.json says that they are one.')
 
 
-def _shape(config: T5Config, path: tuple[str, ...]) -> tuple[int, ...]:
-  joined = config.num_heads * config.head_dim
-  shapes = {
-    'scale': (config.emb_dim,),
-    'rel_embedding': (config.num_heads, config.relative_attention_num_buckets),
-    'logits_dense': (config.emb_dim, config.vocab_size),
-    'out': (joined, config.emb_dim),
-    'wo': (config.mlp_dim, config.emb_dim),
-  }
-  inner = config.mlp_dim if path[-2].startswith('wi') else joined
-  return shapes.get(path[-1]) or shapes.get(path[-2]) or (config.emb_dim, inner)
+def _read(weights: Weights, name: str, folder: Path, config: T5Config, path: names.Path) -> np.ndarray:
+  array, shape = weights[name](), names.shape(config, path)
+  transposed = is_transposed(path)
+  expected = shape[::-1] if transposed else shape
+  if array.shape != expected:
+    raise UsageError(f'{folder}: {name} has shape {array.shape}; its config.json makes it {expected}.')
+  return np.ascontiguousarray(array.T if transposed else array, np.float32)
 
 
-def _read(weights: Weights, name: str, folder: Path, shape: tuple[int, ...]) -> np.ndarray:
-  array = np.asarray(weights[name](), np.float32)
-  if array.shape != shape:
-    raise UsageError(f'{folder}: {name} has shape {array.shape}; its config.json makes it {shape}.')
-  return array
-
-
-def _put(tree: Params, path: tuple[str, ...], value: np.ndarray) -> None:
-  for key in path[:-1]:
-    tree = tree.setdefault(key, {})
-  tree[path[-1]] = value
+def is_transposed(path: names.Path) -> bool:
+  """Whether torch keeps a parameter the other way round: kernels are [out, in] there, here [in, out]."""
+  return path != names.EMBEDDING
 
 
 def _require(module: str, purpose: str) -> ModuleType:
@@ -248,35 +202,71 @@ def _require(module: str, purpose: str) -> ModuleType:
     ) from error
 
 
-def _open_weights(folder: Path) -> Weights:
-  for whole, open_files in (('model.safetensors', _open_safetensors), ('pytorch_model.bin', _open_torch)):
+def stored_dtype(source: str | Path) -> str:
+  """`bfloat16` or `float16` where every weight of a folder's safetensors is, else `float32`."""
+  files = [file for file in _weight_files(find_folder(source)) if file.suffix == '.safetensors']
+  found = set()
+  for file in files:
+    with _opened(file) as opened:
+      found |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+  short = {'BF16': 'bfloat16', 'F16': 'float16'}
+  return short.get(found.pop(), 'float32') if len(found) == 1 else 'float32'
+
+
+def _weight_files(folder: Path) -> list[Path]:
+  for whole in ('model.safetensors', 'pytorch_model.bin'):
     if (folder / whole).is_file():
-      return open_files([folder / whole])
+      return [folder / whole]
     index = folder / f'{whole}.index.json'
     if index.is_file():
-      return open_files([folder / shard for shard in sorted(set(read_json(index)['weight_map'].values()))])
+      return [folder / shard for shard in _shards(index)]
   raise UsageError(f'{folder} has neither model.safetensors nor pytorch_model.bin, whole or in shards.')
 
 
-def _open_safetensors(files: list[Path]) -> Weights:
-  safetensors = _require('safetensors', f'read {files[0]}')
+def _shards(index: Path) -> list[str]:
+  shards = read_json(index).get('weight_map')
+  if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+    raise UsageError(f"{index}: weight_map is no object of weights' names and file names.")
+  for shard in sorted(set(shards.values())):
+    # An index from elsewhere must not name files elsewhere.
+    if Path(shard).name != shard or shard in ('', '.', '..'):
+      raise UsageError(f'{index}: weight_map names {shard!r}, which is no file of this folder.')
+    if not (index.parent / shard).is_file():
+      raise UsageError(f'{index}: weight_map names {shard}, which is not there: copy every shard.')
+  return sorted(set(shards.values()))
+
+
+def _open_weights(folder: Path) -> Weights:
   weights = {}
-  for file in files:
-    try:
-      opened = safetensors.safe_open(str(file), framework='numpy')
-    except (OSError, safetensors.SafetensorError) as error:
-      raise UsageError(f'{file}: not a safetensors file: {error}') from error
-    weights |= {name: functools.partial(opened.get_tensor, name) for name in opened.keys()}  # noqa: SIM118
+  for file in _weight_files(folder):
+    weights |= _open_torch(file) if file.suffix == '.bin' else _open_safetensors(file)
   return weights
 
 
-def _open_torch(files: list[Path]) -> Weights:
-  torch = _require('torch', f'read {files[0]}')
-  weights = {}
-  for file in files:
-    try:
-      state = torch.load(file, map_location='cpu', weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-      raise UsageError(f'{file}: torch cannot load it as weights only: {error}') from error
-    weights |= {name: tensor.detach().float().numpy for name, tensor in state.items()}
-  return weights
+def _opened(file: Path) -> Any:
+  safetensors = _require('safetensors', f'read {file}')
+  try:
+    return safetensors.safe_open(str(file), framework='numpy')
+  except (OSError, safetensors.SafetensorError) as error:
+    raise UsageError(f'{file}: not a safetensors file: {error}') from error
+
+
+def _open_safetensors(file: Path) -> Weights:
+  with _opened(file) as opened:
+    return {name: functools.partial(_read_tensor, file, name) for name in opened.keys()}  # noqa: SIM118
+
+
+def _read_tensor(file: Path, name: str) -> np.ndarray:
+  # Opened for each: what an open file has mapped so far counts as our memory.
+  with _opened(file) as opened:
+    return opened.get_tensor(name)
+
+
+def _open_torch(file: Path) -> Weights:
+  torch = _require('torch', f'read {file}')
+  try:
+    state = torch.load(file, map_location='cpu', weights_only=True)
+  except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+    raise UsageError(f'{file}: torch cannot load it as weights only: {error}') from error
+  read = lambda tensor: tensor.detach().float().numpy()  # noqa: E731
+  return {name: functools.partial(read, tensor) for name, tensor in state.items()}
