@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dro_jax import checkpoints, decoding, networks, partitioning
-from dro_jax.data import preprocessors, sources
+from dro_jax.data import chat, preprocessors, sources
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5
 from dro_jax.types import Params
@@ -101,6 +101,7 @@ def generate(
   output: str | None = None,
   columns: str | None = None,
   template: str | None = None,
+  chat_template: str | None = None,
   vocabulary: str | None = None,
   mesh: Callable[[], Mesh] = partitioning.make_mesh,
   max_length: int = 128,
@@ -121,6 +122,7 @@ def generate(
     output: the file to write, `None` for standard output.
     columns: the file's own names: `prompt=question`.
     template: the prompt's text around the file's; `None` takes the run's.
+    chat_template: of each turn where the file's prompts are conversations; `None` takes the run's.
     vocabulary: where the run's lies now; `None` takes it from where it lay.
     mesh: devices' arrangement.
     max_length: most tokens of a response.
@@ -139,7 +141,8 @@ def generate(
   saved, words = checkpoints.load_metadata(model_dir), networks.vocabulary_of(model_dir, vocabulary)
   options = saved.get('data', {}).get('options', {})
   template = preprocessors.check_template(template or options.get('template', '{prompt}'))
-  asked = _asked(prompts, prompt, columns)
+  turn = chat_template or options.get('chat_template', chat.TEMPLATE)
+  asked = _asked(prompts, prompt, columns, turn)
   texts = [template.format(prompt=text) for _, text in asked]
   length, keep = options.get('prompt_length', 512), options.get('keep', 'start')
   cut = [preprocessors.prompt_tokens(ids, length, keep) for ids in words.encode_batch(texts)]
@@ -169,14 +172,16 @@ def generate(
   return {} if output is None else {'prompts': len(tokens), 'responses': count, 'output': output}
 
 
-def _asked(prompts: str | None, prompt: str | None, columns: str | None) -> list[tuple[str, str]]:
+def _asked(
+  prompts: str | None, prompt: str | None, columns: str | None, chat_template: str
+) -> list[tuple[str, str]]:
   """(id, text) of every prompt to answer, each text once."""
   if (prompts is None) == (prompt is None):
     raise UsageError('pass --triplets FILE with the prompts to answer, or one as --set PROMPT=TEXT')
   if prompt is not None:
     return [('0', prompt)]
   first_id = {}
-  for record_id, text in sources.read_prompts(prompts, columns):
+  for record_id, text in sources.read_prompts(prompts, columns, chat_template=chat_template):
     first_id.setdefault(text, record_id)
   return [(record_id, text) for text, record_id in first_id.items()]
 

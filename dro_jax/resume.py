@@ -63,8 +63,9 @@ DECISIVE: Mapping[str, Sequence[str]] = {
     'unit_options', 'rollouts', 'dropout_rate', 'dtype', 'scan_layers', 'seed',
   ),
   'load_triplets': (
-    'columns', 'map_reward', 'rewards_required', 'template', 'prompt_length', 'response_length', 'overlong',
-    'keep', 'scaling', 'validation_fraction', 'split_salt', 'task_split', 'eval_task_split', 'task_modules',
+    'columns', 'map_reward', 'rewards_required', 'template', 'chat_template', 'prompt_length',
+    'response_length', 'overlong', 'keep', 'scaling', 'validation_fraction', 'split_salt', 'task_split',
+    'eval_task_split', 'task_modules',
   ),
   'fit_value': ('data', 'train', 'folds', 'held_out'),
   'a_lol_stages': ('data', 'algorithm', 'fit', 'train'),

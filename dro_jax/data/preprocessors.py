@@ -1,6 +1,7 @@
 """Small steps from a record's fields to a model's tokens: templates, truncation, EOS."""
 
 import string
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,15 +18,22 @@ def check_template(template: str) -> str:
 
   A template is Python's format syntax with one field: 'Translate Romanian to English: {prompt}'.
   """
+  return check_fields(template, 'prompt template', needed='prompt')
+
+
+def check_fields(template: str, what: str, *, needed: str, optional: Sequence[str] = ()) -> str:
+  """Refuses a template (Python's format syntax) that lacks a field, has others, or does not take text."""
   try:
-    fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-  except ValueError as error:
-    raise UsageError(
-      f"prompt template '{template}': {error}; write {{{{ and }}}} for braces themselves"
-    ) from error
-  if not fields or set(fields) != {'prompt'}:
-    raise UsageError(f"prompt template '{template}' must contain {{prompt}}, and no other field")
-  return template
+    fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+    if needed in fields and fields <= {needed, *optional}:
+      template.format(**dict.fromkeys((needed, *optional), 'text'))
+      return template
+  except (ValueError, LookupError) as error:
+    raise UsageError(f"{what} '{template}': {error}; write {{{{ and }}}} for braces themselves") from error
+  others = ' and '.join(f'{{{field}}}' for field in optional)
+  raise UsageError(
+    f"{what} '{template}' must contain {{{needed}}}, and no other field{f' but {others}' if others else ''}"
+  )
 
 
 def prompt_tokens(ids: np.ndarray, length: int, keep: str = 'start') -> tuple[np.ndarray, bool]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dro_jax.data import sources, table
+from dro_jax.data import chat, sources, table
 from dro_jax.errors import UsageError
 
 _TEXTS = ('id', 'prompt', 'response')
@@ -26,6 +26,7 @@ def register(
   *,
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
+  chat_template: str = chat.TEMPLATE,
   preprocessors: Sequence[Callable] = (),
 ) -> Any:
   """Registers triplet files as a seqio task, so that mixtures can hold them and preprocessors change them.
@@ -33,10 +34,10 @@ def register(
   Args:
     name: the task's.
     files: by split: {'train': 'a.jsonl', 'validation': 'b.jsonl'}.
-    columns, map_reward: as `tasks.load_triplets`.
+    columns, map_reward, chat_template: as `tasks.load_triplets`.
     preprocessors: from a tf.data.Dataset of {id, prompt, response, reward} to another.
   """
-  options = {'columns': columns, 'map_reward': map_reward}
+  options = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
 
   def triplets(split: str) -> Iterator[dict]:
     for record in sources.read_triplets(files[split], **options):

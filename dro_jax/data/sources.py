@@ -4,21 +4,20 @@ Formats by name: .jsonl, .csv, .tsv, each also .gz, and .parquet. Whatever is wr
 that names the file, the line and the field, and says what to do.
 """
 
-import csv
 import glob
-import gzip
-import json
 import math
 import os
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dro_jax.data import chat, readers, reward_words
+from dro_jax.data.readers import FORMATS as FORMATS
+from dro_jax.data.readers import located as located
+from dro_jax.data.readers import shown
 from dro_jax.derived import SAMPLED
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, did_you_mean
 
-FORMATS = ('.jsonl', '.csv', '.tsv', '.jsonl.gz', '.csv.gz', '.tsv.gz', '.parquet')
-FIELDS = ('prompt', 'response', 'reward', 'id')
+FIELDS = ('prompt', 'response', 'reward', 'id', 'messages')
 # What a log calls them, and what the rest of the project does.
 _ALIASES = {'behaviour_logprob': 'behaviour_logps', 'reference_logprob': 'reference_logps'}
 # Which text says how a log was drawn, and the number that it becomes: 1 where it was sampled.
@@ -28,7 +27,7 @@ NUMERIC = (
   'behaviour_logps',
   'reference_logps',
 )  # Columns that mean something: text in them is an error.
-_CSV_FIELD_LIMIT = 2**27
+_SHOWN = 20  # Fields that an error names.
 
 
 class Record(NamedTuple):
@@ -56,20 +55,34 @@ def expand(paths: str | Sequence[str]) -> list[str]:
   """File names from one path, several, a comma-separated string or glob patterns, in order.
 
   Raises:
-    UsageError: nothing there, or a format that is not known.
+    UsageError: nothing there, no file, one file twice, or a format that is not known.
   """
   if isinstance(paths, str):
     paths = [paths] if os.path.exists(paths) else paths.split(',')
   found = []
-  for path in map(os.path.expanduser, map(os.fspath, paths)):
+  for path in map(os.path.expanduser, map(str, paths)):
     matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
-    if not matches or not all(map(os.path.isfile, matches)):
-      raise UsageError(f"triplets '{path}': there is no such file")
-    found += matches
+    found += [_file(match, path) for match in matches or ['']]
   for path in found:
     if not path.endswith(FORMATS):
       raise UsageError(f"triplets '{path}': unknown format; the name must end in one of {', '.join(FORMATS)}")
+  real = [os.path.realpath(path) for path in found]
+  if repeated := [path for i, path in enumerate(found) if real[i] in real[:i]]:
+    raise UsageError(
+      f"triplets '{repeated[0]}': the file is named twice, so each of its records would count twice; name it "
+      'once'
+    )
   return found
+
+
+def _file(path: str, pattern: str) -> str:
+  if os.path.isdir(path):
+    raise UsageError(f"triplets '{path}': it is a folder; pass its files: '{os.path.join(path, '*.jsonl')}'")
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise UsageError(f"triplets '{path}': a pipe or device, which cannot be read twice; pass a file")
+  if not os.path.isfile(path):
+    raise UsageError(f"triplets '{pattern}': there is no such file")
+  return path
 
 
 def parse_pairs(pairs: str | Mapping[str, Any] | None, what: str) -> dict[str, Any]:
@@ -81,7 +94,10 @@ def parse_pairs(pairs: str | Mapping[str, Any] | None, what: str) -> dict[str, A
   parts = [part.partition('=') for part in pairs.split(',')]
   if not all(key.strip() and equals and value.strip() for key, equals, value in parts):
     raise UsageError(f"{what} '{pairs}': pass NAME=VALUE pairs separated by commas")
-  return {key.strip(): value.strip() for key, _, value in parts}
+  found = {key.strip(): value.strip() for key, _, value in parts}
+  if len(found) < len(parts):
+    raise UsageError(f"{what} '{pairs}': a name has two values; give it one")
+  return found
 
 
 def read_triplets(
@@ -90,165 +106,64 @@ def read_triplets(
   *,
   rewards_required: bool = True,
   map_reward: str | Mapping[str, float | int] | None = None,
+  chat_template: str = chat.TEMPLATE,
 ) -> Iterator[Record]:
   """Records of triplet files, one after the other.
+
+  A prompt may be a conversation (see `chat`), and a response its one turn. A record of neither may have
+  `messages`, whose last turn, the assistant's, is the response.
+
+  Ids must differ, or the record is refused: errors, samples and replays name an example by its id. (What is
+  joined to examples later goes by their texts.)
 
   Args:
     paths: see `expand`.
     columns: our name to the file's: 'prompt=question,response=answer,reward=thumbs'.
     rewards_required: False where rewards are of no use (imitation): a missing or unusable one is None.
-    map_reward: numbers for rewards that are words: 'up=1,down=0'.
+    map_reward: numbers for rewards that are words: 'up=1,down=0' (see `reward_words`).
+    chat_template: of a turn of a conversation.
 
   Raises:
     UsageError: names file:line and field.
   """
   files = expand(paths)
   raw = (pair for path in files for pair in located(path))
-  options = {'columns': columns, 'rewards_required': rewards_required, 'map_reward': map_reward}
-  typeless = {path for path in files if _format(path) in ('csv', 'tsv')}
-  return _records(raw, typeless=typeless, **options)
+  options = {
+    'columns': columns, 'rewards_required': rewards_required, 'map_reward': map_reward,
+    'chat_template': chat_template,
+  }  # fmt: skip
+  typeless = {path for path in files if readers.format_of(path) in ('csv', 'tsv')}
+  return _records(raw, typeless=typeless, name=', '.join(map(os.path.basename, files[:3])), **options)
 
 
 def read_prompts(
-  paths: str | Sequence[str], columns: str | Mapping[str, str] | None = None
+  paths: str | Sequence[str],
+  columns: str | Mapping[str, str] | None = None,
+  *,
+  chat_template: str = chat.TEMPLATE,
 ) -> Iterator[tuple[str, str]]:
-  """(id, prompt) of the records of files that need not hold more; arguments and errors as `read_triplets`."""
-  names = parse_pairs(columns, 'columns')
+  """(id, prompt) of the records of files that need not hold more; arguments and errors as `read_triplets`.
+
+  Of `messages` it is what comes before the assistant's last turn, or all, if the last turn is another's.
+  """
+  names = _names(columns)
+  chat.check_template(chat_template)
   ids: dict[str, str] = {}
   for path in expand(paths):
     for where, fields in located(path):
       record_id = _id(fields, names, where, ids)
       ids[record_id] = where
-      yield record_id, _text(fields, names, 'prompt', where)
+      if _is_conversation(fields, names, ('prompt',)):
+        yield record_id, _of_messages(chat.question, fields, names, where, chat_template)
+      else:
+        yield record_id, _text(fields, names, 'prompt', where, chat_template)
 
 
 def from_mappings(
   mappings: Iterable[Mapping[str, Any]], where: str = 'record', **options
 ) -> Iterator[Record]:
   """Records from dicts in memory, checked like those of files; options as `read_triplets`."""
-  return _records(((f'{where}:{i}', fields) for i, fields in enumerate(mappings, 1)), **options)
-
-
-def located(path: str) -> Iterator[tuple[str, dict]]:
-  """(file:line, fields) of one file, unchecked; it must hold something.
-
-  A `.json`, which no triplet file is, holds JSON lines or one array of objects.
-  """
-  where = None
-  for line, fields in _READERS[_format(path)](path):
-    where = f'{path}:{line}'
-    yield where, fields
-  if where is None:
-    raise UsageError(f'{path}: the file holds no records; pass one that does')
-
-
-# --- files to fields ----------------------------------------------------------------------------------------
-
-
-def _format(path: str) -> str:
-  return path.removesuffix('.gz').rpartition('.')[2]
-
-
-def _lines(path: str) -> Iterator[tuple[int, str]]:
-  """Numbered lines of text, unzipped."""
-  number = 0
-  try:
-    with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
-      for number, line in enumerate(file, 1):
-        yield number, line.decode('utf-8-sig' if number == 1 else 'utf-8')
-  except UnicodeDecodeError as error:
-    raise UsageError(
-      f'{path}:{number}: not UTF-8 text ({error.reason}); convert the file to UTF-8'
-    ) from error
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise UsageError(
-      f'{path}:{number + 1}: the gzip data is damaged or cut short ({error}); make or download the file again'
-    ) from error
-  except OSError as error:
-    raise UsageError(f'{path}: cannot read it ({error})') from error
-
-
-def _read_jsonl(path: str) -> Iterator[tuple[int, dict]]:
-  for number, line in _lines(path):
-    if not line.strip():
-      continue
-    try:
-      fields = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-      raise UsageError(f'{path}:{number}: not JSON ({error}); write one JSON object a line') from error
-    if not isinstance(fields, dict):
-      raise UsageError(
-        f'{path}:{number}: a JSON {type(fields).__name__}, not an object; write one object a line'
-      )
-    yield number, fields
-
-
-def _read_csv(path: str, delimiter: str = ',') -> Iterator[tuple[int, dict]]:
-  csv.field_size_limit(_CSV_FIELD_LIMIT)
-  reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
-  try:
-    header = next(reader, [])
-    if len(set(header)) < len(header):
-      raise UsageError(f'{path}:1: a column name occurs twice in the header {header}; give each its own')
-    for row in reader:
-      if row and len(row) != len(header):
-        raise UsageError(
-          f'{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}; quote fields that '
-          'hold the delimiter or a line break'
-        )
-      if row:
-        yield reader.line_num, {name: value for name, value in zip(header, row) if value != ''}
-  except csv.Error as error:
-    raise UsageError(
-      f'{path}:{reader.line_num}: {error}; quote fields that hold quotes (doubled), delimiters or line '
-      'breaks, or write .jsonl'
-    ) from error
-
-
-def _read_tsv(path: str) -> Iterator[tuple[int, dict]]:
-  return _read_csv(path, '\t')
-
-
-def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-
-  number = 0
-  try:
-    with pq.ParquetFile(path) as file:
-      for batch in file.iter_batches(batch_size=4096):
-        names = batch.schema.names
-        for values in zip(*(column.to_pylist() for column in batch.columns)):
-          number += 1
-          yield number, dict(zip(names, values))
-  except (pa.ArrowException, OSError) as error:
-    raise UsageError(
-      f'{path}:{number + 1}: not readable as parquet ({error}); write the file again'
-    ) from error
-
-
-def _read_json(path: str) -> Iterator[tuple[int, dict]]:
-  text = ''.join(line for _, line in _lines(path))
-  if not text.lstrip().startswith('['):
-    yield from _read_jsonl(path)
-    return
-  try:
-    objects = json.loads(text)
-  except (json.JSONDecodeError, RecursionError) as error:
-    raise UsageError(f'{path}: not JSON ({error}); download the file again') from error
-  for number, fields in enumerate(objects, 1):
-    if not isinstance(fields, dict):
-      raise UsageError(f'{path}:{number}: a JSON {type(fields).__name__}, not an object')
-    yield number, fields
-
-
-_READERS = {
-  'jsonl': _read_jsonl,
-  'json': _read_json,
-  'csv': _read_csv,
-  'tsv': _read_tsv,
-  'parquet': _read_parquet,
-}
+  return _records(((f'{where}:{i}', fields) for i, fields in enumerate(mappings, 1)), name=where, **options)
 
 
 # --- fields to records --------------------------------------------------------------------------------------
@@ -260,31 +175,35 @@ def _records(
   columns: str | Mapping[str, str] | None = None,
   rewards_required: bool = True,
   map_reward: str | Mapping[str, float | int] | None = None,
+  chat_template: str = chat.TEMPLATE,
   typeless: Collection[str] = (),
+  name: str = 'records',
 ) -> Iterator[Record]:
-  names = parse_pairs(columns, 'columns')
-  carried, mapped = _carried(names), _reward_map(map_reward)
+  names = _names(columns)
+  chat.check_template(chat_template)
+  carried, rewards = _carried(names), reward_words.Rewards(reward_words.parse(map_reward))
   ids: dict[str, str] = {}
   for where, fields in raw:
     textual = where.rpartition(':')[0] in typeless
     record = Record(
       _id(fields, names, where, ids),
-      _text(fields, names, 'prompt', where),
-      _text(fields, names, 'response', where),
-      _reward(fields, names, where, mapped, textual, rewards_required),
+      *_texts(fields, names, where, chat_template),
+      _reward(fields, names, where, rewards, textual, rewards_required),
       _columns(fields, names, carried, where, textual),
       where,
     )
     ids[record.id] = where
     yield record
+  rewards.warn(name)
 
 
-def _reward_map(map_reward: str | Mapping[str, float | int] | None) -> dict[str, float]:
-  mapped = parse_pairs(map_reward, 'map_reward')
-  try:
-    return {str(word): float(value) for word, value in mapped.items()}
-  except ValueError as error:
-    raise UsageError(f"map_reward '{map_reward}': {error}; pass WORD=NUMBER pairs") from error
+def _names(columns: str | Mapping[str, str] | None) -> dict[str, str]:
+  """Our names to the file's; a number of ours has its own field."""
+  names = parse_pairs(columns, 'columns')
+  fields = [field for name, field in names.items() if name not in FIELDS]
+  if repeated := [field for i, field in enumerate(fields) if field in fields[:i]]:
+    raise UsageError(f"columns '{columns}': field '{repeated[0]}' is given two names; give it one")
+  return names
 
 
 def _called(name: str, names: Mapping[str, str]) -> str:
@@ -294,11 +213,19 @@ def _called(name: str, names: Mapping[str, str]) -> str:
 
 
 def _missing(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str) -> UsageError:
-  known = ', '.join(map(str, fields)) or 'no fields'
-  return UsageError(
-    f'{where}: field {_called(name, names)} is missing or empty; the record has {known}. Say which one it is '
-    f'with --columns {name}=FIELD, or fill it in'
+  known = (
+    ', '.join(map(str, list(fields)[:_SHOWN])) + (', ...' if len(fields) > _SHOWN else '') or 'no fields'
   )
+  near = did_you_mean(names.get(name, name), [str(field) for field in fields if str(field) not in FIELDS])
+  talk = ' (or, of a whole conversation, --columns messages=FIELD)' if _has_list(fields) else ''
+  return UsageError(
+    f'{where}: field {_called(name, names)} is missing or empty; the record has {known}{near}. Say which one '
+    f'it is with --columns {name}=FIELD{talk}, or fill it in'
+  )
+
+
+def _has_list(fields: Mapping[str, Any]) -> bool:
+  return any(isinstance(value, list) for value in fields.values())
 
 
 def _id(fields: Mapping[str, Any], names: Mapping[str, str], where: str, seen: Mapping[str, str]) -> str:
@@ -308,59 +235,85 @@ def _id(fields: Mapping[str, Any], names: Mapping[str, str], where: str, seen: M
     raise _missing(fields, names, 'id', where)
   if value is None:
     short = os.path.basename(where)
-    return where if short in seen else short
-  if not isinstance(value, str | int):
+    value = where if short in seen else short
+  what = f'{where}: field {_called("id", names)}'
+  if not isinstance(value, str | int) or isinstance(value, bool):
+    raise UsageError(f'{what} is {shown(value)}; an id must be text or a whole number')
+  text = _sound(str(value), what)
+  if text in seen:
     raise UsageError(
-      f'{where}: field {_called("id", names)} is {value!r}; an id must be text or a whole number'
-    )
-  if str(value) in seen:
-    raise UsageError(
-      f'{where}: id {value!r} (field {_called("id", names)}) was used before at {seen[str(value)]}; give '
+      f'{where}: id {shown(value)} (field {_called("id", names)}) was used before at {seen[text]}; give '
       'every record its own id, or remove the field and ids will be FILE:LINE'
     )
-  return str(value)
+  return text
 
 
-def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str) -> str:
+def _texts(fields: Mapping[str, Any], names: Mapping[str, str], where: str, template: str) -> tuple[str, str]:
+  """(prompt, response)."""
+  if _is_conversation(fields, names, ('prompt', 'response')):
+    return _of_messages(chat.split, fields, names, where, template)
+  return tuple(_text(fields, names, name, where, template) for name in ('prompt', 'response'))
+
+
+def _is_conversation(fields: Mapping[str, Any], names: Mapping[str, str], instead_of: Sequence[str]) -> bool:
+  """Whether `messages` stands for these fields: it is asked for, or they are neither named nor there."""
+  named = any(name in names for name in instead_of)
+  there = any(fields.get(name) is not None for name in instead_of)
+  return 'messages' in names or (not named and not there and fields.get('messages') is not None)
+
+
+def _of_messages(read: Callable, fields, names: Mapping[str, str], where: str, template: str) -> Any:
+  value = fields.get(names.get('messages', 'messages'))
+  if value is None:
+    raise _missing(fields, names, 'messages', where)
+  what = f'{where}: field {_called("messages", names)}'
+  found = read(value, template, what)
+  for text in [found] if isinstance(found, str) else found:
+    _sound(text, what)
+  return found
+
+
+def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str, template: str) -> str:
   value = fields.get(names.get(name, name))
+  what = f'{where}: field {_called(name, names)}'
   if value is None:
     raise _missing(fields, names, name, where)
+  if isinstance(value, list) and (not value or isinstance(value[0], dict)):
+    value = chat.prompt(value, template, what) if name == 'prompt' else chat.response(value, what)
   if not isinstance(value, str):
-    raise UsageError(
-      f'{where}: field {_called(name, names)} is {value!r}, a {type(value).__name__}; it must be text'
-    )
+    raise UsageError(f'{what} is {shown(value)}, a {type(value).__name__}; it must be text')
   if not value.strip():
-    raise UsageError(f'{where}: field {_called(name, names)} is empty; remove the record or fill it in')
+    raise UsageError(f'{what} is empty; remove the record or fill it in')
+  return _sound(value, what)
+
+
+def _sound(text: str, what: str) -> str:
+  """Text that every file and tokeniser can hold."""
+  if '\0' in text:
+    raise UsageError(f'{what} holds a NUL character, which ends a text for some; remove it')
   try:
-    value.encode()
+    text.encode()
   except UnicodeEncodeError as error:
-    raise UsageError(
-      f'{where}: field {_called(name, names)} holds half a surrogate pair; repair the text'
-    ) from error
-  return value
+    raise UsageError(f'{what} holds half a surrogate pair; repair the text') from error
+  return text
 
 
 def _reward(
-  fields, names, where: str, mapped: Mapping[str, float], textual: bool, required: bool
+  fields, names, where: str, rewards: reward_words.Rewards, textual: bool, required: bool
 ) -> float | None:
   """The reward; None where it is missing or no number, and may be."""
   value = fields.get(names.get('reward', 'reward'))
-  number = mapped[str(value)] if str(value) in mapped else _number(value, textual)
+  number = rewards(value, _number(value, textual))
   if number is not None and math.isfinite(number):
     return number
   if not required:
     return None
   if value is None:
     raise _missing(fields, names, 'reward', where)
+  what = f'{where}: field {_called("reward", names)} is {shown(value)}'
   if number is None:
-    raise UsageError(
-      f'{where}: field {_called("reward", names)} is {value!r}, not a number; write a number, or give each '
-      'word a value with --map_reward WORD=NUMBER,...'
-    )
-  raise UsageError(
-    f'{where}: field {_called("reward", names)} is {value!r}; a reward must be finite: remove the record, or '
-    'write the number that is meant'
-  )
+    raise UsageError(f'{what}, {rewards.why_not(value)}')
+  raise UsageError(f'{what}; a reward must be finite: remove the record, or write the number that is meant')
 
 
 def _number(value: Any, textual: bool) -> float | None:
@@ -370,7 +323,7 @@ def _number(value: Any, textual: bool) -> float | None:
       return float(value)
     if textual and isinstance(value, str):
       lowered = value.strip().lower()
-      return float(lowered == 'true') if lowered in ('true', 'false') else float(value)
+      return float(lowered == 'true') if lowered in ('true', 'false') else reward_words.as_number(value)
     return float(value) if hasattr(value, '__float__') and not isinstance(value, str) else None
   except OverflowError:
     return math.inf
@@ -412,7 +365,7 @@ def _columns(
     if number is not None and math.isfinite(number):
       found[name] = number
     elif name in NUMERIC or theirs in names.values():
-      raise UsageError(f"{where}: field '{theirs}' is {value!r}; it must be a finite number")
+      raise UsageError(f"{where}: field '{theirs}' is {shown(value)}; it must be a finite number")
   if found.get('label', 0) not in (0, 1):
     raise UsageError(f"{where}: field 'label' is {found['label']}; a label must be 0 or 1")
   return found

@@ -269,11 +269,18 @@ def fingerprint(*parts: Any) -> str:
 
 
 def files_fingerprint(paths: Iterable[str]) -> str:
-  """A hash of files' contents and base names (which name their records)."""
+  """A hash of files' contents and base names (which name their records).
+
+  Raises:
+    UsageError: one cannot be read.
+  """
   hashes = []
   for path in paths:
-    with open(path, 'rb') as file:
-      hashes.append((os.path.basename(path), hashlib.file_digest(file, 'blake2b').hexdigest()))
+    try:
+      with open(path, 'rb') as file:
+        hashes.append((os.path.basename(path), hashlib.file_digest(file, 'blake2b').hexdigest()))
+    except OSError as error:
+      raise UsageError(f'{path}: cannot read it ({error})') from error
   return fingerprint(*hashes)
 
 

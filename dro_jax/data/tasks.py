@@ -18,15 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dro_jax.data import chat, sources, split, table
 from dro_jax.data import columns as column_stores
 from dro_jax.data import scaling as scalings
-from dro_jax.data import sources, split, table
 from dro_jax.data.registration import register as register
 from dro_jax.data.registration import text_features as text_features
 from dro_jax.data.sources import Record
 from dro_jax.data.table import TokenTable
 from dro_jax.data.vocabularies import Vocabulary, vocabulary
 from dro_jax.errors import UsageError
+
+_NAME_LENGTH = 100  # Characters of a source that name its folder; file systems allow 255 bytes.
 
 
 class Triplets(NamedTuple):
@@ -54,6 +56,7 @@ def load_triplets(
   map_reward: str | Mapping[str, float | int] | None = None,
   rewards_required: bool = True,
   template: str = '{prompt}',
+  chat_template: str = chat.TEMPLATE,
   vocabulary: str | Vocabulary = 'bytes',
   prompt_length: int = 512,
   response_length: int = 512,
@@ -77,9 +80,12 @@ def load_triplets(
       separated by commas, stand for all their records. Public data sets have names: see `data.public`.
     eval_triplets: the same for validation; without it prompts are held out of `triplets` by their hash.
     columns: our names to the files': 'prompt=question,response=answer,reward=thumbs'.
-    map_reward: numbers for rewards that are words: 'up=1,down=0'.
+    map_reward: numbers for rewards that are words: 'up=1,down=0'; or a rule, 'numbers' or 'stars' (see
+      `data.reward_words`).
     rewards_required: False where rewards are of no use (SFT): a missing or unusable one is 0, and counted.
     template: of the prompt text: 'Translate: {prompt}'.
+    chat_template: of each turn where a file's prompts are conversations, with {role} and {content} (see
+      `data.chat`).
     vocabulary: 'bytes', or a SentencePiece model's path.
     prompt_length: prompt tokens at most, EOS included.
     response_length: response tokens at most, EOS included.
@@ -104,8 +110,8 @@ def load_triplets(
 
   def build(name, task_split: str) -> TokenTable:
     source = find(
-      name, columns=columns, map_reward=map_reward, rewards_required=rewards_required, split=task_split,
-      data_dir=data_dir,
+      name, columns=columns, map_reward=map_reward, rewards_required=rewards_required,
+      chat_template=chat_template, split=task_split, data_dir=data_dir,
     )  # fmt: skip
     return build_table(
       source, vocabulary, cache_dir, prompt_length=prompt_length, response_length=response_length,
@@ -127,7 +133,7 @@ def load_triplets(
     report['split'] = {'by': 'prompt hash', 'fraction': validation_fraction, 'salt': split_salt}
   report['options'] = {
     'template': template, 'prompt_length': prompt_length, 'response_length': response_length,
-    'overlong': overlong, 'keep': keep,
+    'overlong': overlong, 'keep': keep, 'chat_template': chat_template,
   }  # fmt: skip
   found = scaled(train, held_out, scaling, report)
   return with_columns(found, columns_from) if columns_from else found
@@ -246,19 +252,48 @@ def find(
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
   rewards_required: bool = True,
+  chat_template: str = chat.TEMPLATE,
   split: str = 'train',
   data_dir: str | None = None,
 ) -> Source:
   """The source that triplet files, or the names of seqio tasks or mixtures, stand for."""
-  options = {'columns': columns, 'map_reward': map_reward, 'rewards_required': rewards_required}
+  options = {
+    'columns': columns, 'map_reward': map_reward, 'rewards_required': rewards_required,
+    'chat_template': chat_template,
+  }  # fmt: skip
   if not name:
     raise UsageError('no triplets given; pass --triplets FILE')
   if not sources.is_files(name):
     names = [part.strip() for text in _names(name) for part in text.split(',')]
     return _joined([_find_task(part, split, options, data_dir) for part in names])
   files = sources.expand(name)
+  before = _stamps(files)
   mark = table.fingerprint(table.files_fingerprint(files), sorted(options.items()))
-  return Source(os.path.basename(files[0]), lambda: sources.read_triplets(files, **options), mark)
+
+  def records() -> Iterator[Record]:
+    yield from sources.read_triplets(files, **options)
+    _refuse_changed(before)
+
+  return Source(os.path.basename(files[0]), records, mark)
+
+
+def _stamps(files: Sequence[str]) -> dict[str, tuple[int, int] | None]:
+  """What changes with a file: its size and time; None where it is gone."""
+  found = {}
+  for path in files:
+    try:
+      stat = os.stat(path)
+      found[path] = (stat.st_size, stat.st_mtime_ns)
+    except OSError:
+      found[path] = None
+  return found
+
+
+def _refuse_changed(before: Mapping[str, tuple[int, int] | None]) -> None:
+  """A table of other records than its fingerprint says would be taken for the right one for ever."""
+  changed = [path for path, stamp in _stamps(list(before)).items() if stamp != before[path]]
+  if changed:
+    raise UsageError(f'{changed[0]}: the file changed while it was read; run again when it is complete')
 
 
 def _joined(parts: Sequence[Source]) -> Source:
@@ -286,7 +321,8 @@ def build_table(
     cache_dir or os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'dro_jax')
   )
   mark = table.fingerprint(source.fingerprint, words.fingerprint, sorted(options.items()))
-  directory = os.path.join(root, f'{source.name.partition(".jsonl")[0]}-{mark[:12]}')
+  name = source.name.partition('.jsonl')[0][:_NAME_LENGTH]
+  directory = os.path.join(root, f'{name}-{mark[:12]}')
   built = table.build(
     source.records(), words, directory, rates=source.rates, source_fingerprint=source.fingerprint, **options
   )

@@ -158,7 +158,7 @@ def test_empty_cells_are_missing(tmp_path):
     ('t.csv', b'prompt,response,reward\n', 'holds no records'),
     ('t.jsonl', b'{"prompt": "p"\n', r't.jsonl:1: not JSON.*one JSON object a line'),
     ('t.jsonl', b'[1, 2]\n', 't.jsonl:1: a JSON list, not an object'),
-    ('t.jsonl', b'\xff\xfe{}\n', 't.jsonl:1: not UTF-8'),
+    ('t.jsonl', b'\xff\xfe{}\n', 't.jsonl:1: .*UTF-16'),
     ('t.jsonl.gz', b'not gzip', 'gzip data is damaged'),
     (
       't.jsonl.gz',

@@ -1,0 +1,287 @@
+"""Files to fields: a mapping for each line or row with where it stands, or an error that says what is wrong.
+
+Formats by name: .jsonl, .csv, .tsv, each also .gz, and .parquet. Memory is bounded by one line (`LINE_LIMIT`)
+or one batch of rows.
+"""
+
+import collections
+import csv
+import gzip
+import json
+import os
+import reprlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from dro_jax.errors import UsageError
+
+FORMATS = ('.jsonl', '.csv', '.tsv', '.jsonl.gz', '.csv.gz', '.tsv.gz', '.parquet')
+LINE_LIMIT = 2**26  # Bytes of a line, and characters of a csv field.
+_HEAD = 512  # Bytes that tell what a file is.
+_BATCH = 1024  # Rows of parquet at a time.
+
+# How other files begin, what they are, and what to do.
+_KINDS = (
+  (b'\x1f\x8b', 'gzip data', 'give its name the ending .gz'),
+  (b'PK\x03\x04', 'a zip archive', 'unpack it'),
+  (b'PAR1', 'a parquet file', 'give its name the ending .parquet'),
+  (b'\x28\xb5\x2f\xfd', 'zstandard data', 'unpack it'),
+  (b'BZh', 'bzip2 data', 'unpack it'),
+  (b'\xfd7zXZ\0', 'xz data', 'unpack it'),
+  (b'version https://git-lfs', 'a Git LFS pointer without the data', 'run `git lfs pull`'),
+  (b'\xff\xfe', 'UTF-16 text', 'convert it: iconv -f UTF-16 -t UTF-8'),
+  (b'\xfe\xff', 'UTF-16 text', 'convert it: iconv -f UTF-16 -t UTF-8'),
+)
+_MARKUP = (b'<!doctype', b'<html', b'<?xml')
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 80
+
+
+def shown(value: Any) -> str:
+  """A value as errors show it: a few words, however long or deep it is."""
+  return _brief.repr(value)
+
+
+def format_of(path: str) -> str:
+  """'jsonl', 'csv', 'tsv' or 'parquet'."""
+  return path.removesuffix('.gz').rpartition('.')[2]
+
+
+def located(path: str) -> Iterator[tuple[str, dict]]:
+  """(file:line, fields) of one file, unchecked; it must hold something.
+
+  A `.json`, which no triplet file is, holds JSON lines or one array of objects.
+
+  Raises:
+    UsageError: the file is not what its name says, damaged, or not readable.
+  """
+  where = None
+  for line, fields in _READERS[format_of(path)](path):
+    where = f'{path}:{line}'
+    yield where, fields
+  if where is None:
+    raise UsageError(f'{path}: the file holds no records; pass one that does')
+
+
+# --- bytes to lines -----------------------------------------------------------------------------------------
+
+
+def _kind(head: bytes) -> str:
+  """What a file that begins like this is, and what to do; '' for text."""
+  for magic, what, remedy in _KINDS:
+    if head.startswith(magic):
+      return f'it is {what}: {remedy}'
+  if head.lstrip().lower().startswith(_MARKUP):
+    return 'it is a web page or XML, perhaps an error that was saved instead of a download: get it again'
+  if head.count(0) > len(head) // 4:
+    return 'every other byte is 0, as in UTF-16 text: convert it: iconv -f UTF-16 -t UTF-8'
+  return ''
+
+
+def _kind_of(path: str) -> str:
+  try:
+    with open(path, 'rb') as file:
+      return _kind(file.read(_HEAD))
+  except OSError:
+    return ''
+
+
+def _lines(path: str, limit: int | None = None) -> Iterator[tuple[int, str]]:
+  """Numbered lines of text, unzipped, of `limit` bytes at most; -1 sets none."""
+  limit = LINE_LIMIT if limit is None else limit
+  number = offset = 0
+  line = b''
+  try:
+    with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
+      while line := file.readline(limit + 1 if limit > 0 else -1):
+        number += 1
+        _check_line(line, limit, path, number)
+        yield number, line.decode('utf-8-sig' if number == 1 else 'utf-8')
+        offset += len(line)
+  except UnicodeDecodeError as error:
+    raise _not_utf8(f'{path}:{number}', line, offset, error) from error
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    remedy = _kind_of(path)
+    if number or remedy.startswith('it is gzip'):
+      remedy = 'make or download the file again'
+    raise UsageError(
+      f'{path}:{number + 1}: the gzip data is damaged or cut short ({error}) after {number} whole lines; '
+      f'{remedy or "if it is plain text, take .gz off its name"}'
+    ) from error
+  except OSError as error:
+    raise UsageError(f'{path}: cannot read it ({error})') from error
+
+
+def _check_line(line: bytes, limit: int, path: str, number: int) -> None:
+  if 0 < limit < len(line):
+    raise UsageError(
+      f'{path}:{number}: the line is longer than {limit // 2**20} MiB, the most that one may have; write one '
+      'record a line (a JSON array becomes lines by: jq -c ".[]")'
+    )
+  if number == 1 and (kind := _kind(line[:_HEAD])):
+    raise UsageError(f'{path}:1: not .{format_of(path)}; {kind}')
+
+
+def _not_utf8(where: str, line: bytes, offset: int, error: UnicodeDecodeError) -> UsageError:
+  # A byte order mark is not in what the decoder complains of.
+  at = offset + len(line) - len(error.object) + error.start
+  if error.reason == 'unexpected end of data' and not line.endswith(b'\n'):
+    likely = 'the file seems to be cut short'
+  else:
+    name = _likely_encoding(line)
+    likely = f'it is likely {name}: convert it by iconv -f {name} -t UTF-8'
+  return UsageError(f'{where}: not UTF-8 text: byte {at} of the file is 0x{line[at - offset]:02x}; {likely}')
+
+
+def _likely_encoding(line: bytes) -> str:
+  """A guess for an error's words: nothing is read by it."""
+  high = sum(byte > 127 for byte in line)
+  for name in ('SHIFT_JIS', 'GB18030'):
+    try:
+      text = line.decode(name)
+    except UnicodeDecodeError:
+      continue
+    # In both a character takes two bytes, in Latin letters' encodings one.
+    if high > 3 and sum('\u3040' <= letter <= '\u9fff' for letter in text) * 2 >= 0.9 * high:
+      return name
+  return 'WINDOWS-1252'
+
+
+# --- lines to fields ----------------------------------------------------------------------------------------
+
+
+class _Repeated(ValueError):
+  """A key that one JSON object has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    counts = collections.Counter(key for key, _ in pairs)
+    raise _Repeated(f'the key {shown(counts.most_common(1)[0][0])} occurs twice in one object')
+  return found
+
+
+_decode: Callable[[str], Any] = json.JSONDecoder(object_pairs_hook=_object).decode
+
+
+def _parsed(text: str, where: str, remedy: str) -> Any:
+  try:
+    return _decode(text)
+  except json.JSONDecodeError as error:
+    at = f'{error.msg}, character {error.pos + 1}'
+    if '\r' in text.rstrip('\r\n'):
+      remedy = r"lines end in a lone carriage return: convert it by tr '\r' '\n'"
+    raise UsageError(f'{where}: not JSON ({at}); {remedy}') from error
+  except _Repeated as error:
+    raise UsageError(f'{where}: {error}; give each its own name') from error
+  except (RecursionError, ValueError) as error:  # Too deep; a number of too many digits.
+    raise UsageError(f'{where}: not JSON that can be read ({error}); {remedy}') from error
+
+
+def _read_jsonl(path: str) -> Iterator[tuple[int, dict]]:
+  for number, line in _lines(path):
+    if not line.strip():
+      continue
+    fields = _parsed(line, f'{path}:{number}', 'write one JSON object a line')
+    if not isinstance(fields, dict):
+      raise UsageError(
+        f'{path}:{number}: a JSON {type(fields).__name__}, not an object; write one object a line'
+      )
+    yield number, fields
+
+
+def _read_json(path: str) -> Iterator[tuple[int, dict]]:
+  text = ''.join(line for _, line in _lines(path, limit=-1))
+  if not text.lstrip().startswith('['):
+    yield from _read_jsonl(path)
+    return
+  for number, fields in enumerate(_parsed(text, path, 'download the file again'), 1):
+    if not isinstance(fields, dict):
+      raise UsageError(f'{path}:{number}: a JSON {type(fields).__name__}, not an object')
+    yield number, fields
+
+
+def _read_csv(path: str, delimiter: str = ',') -> Iterator[tuple[int, dict]]:
+  csv.field_size_limit(LINE_LIMIT)
+  reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
+  begins = 1
+  try:
+    header = next(filter(None, reader), [])
+    _check_header(header, path, delimiter)
+    begins = reader.line_num + 1
+    for row in reader:
+      if row and len(row) != len(header):
+        raise UsageError(
+          f'{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}; quote fields that '
+          'hold the delimiter or a line break'
+        )
+      if row:
+        yield reader.line_num, {name: value for name, value in zip(header, row) if value != ''}
+      begins = reader.line_num + 1
+  except csv.Error as error:
+    # A quote that is never closed is told at the file's end.
+    row = f' in the row that begins at line {begins}' if begins < reader.line_num else ''
+    raise UsageError(
+      f'{path}:{reader.line_num}: {error}{row}; quote fields that hold quotes (doubled), delimiters or line '
+      'breaks, end lines in a line feed, or write .jsonl'
+    ) from error
+
+
+def _read_tsv(path: str) -> Iterator[tuple[int, dict]]:
+  return _read_csv(path, '\t')
+
+
+def _check_header(header: list[str], path: str, delimiter: str) -> None:
+  if len(set(header)) < len(header):
+    raise UsageError(f'{path}:1: a column name occurs twice in the header {shown(header)}; give each its own')
+  other = next((mark for mark in ',;\t|' if mark != delimiter and mark in ''.join(header)), None)
+  if len(header) == 1 and other:
+    raise UsageError(
+      f'{path}:1: the header is one field, {shown(header[0])}; a .{format_of(path)} file is delimited by '
+      f'{delimiter!r}, and this one seems to be by {other!r}'
+    )
+
+
+def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  number = 0
+  try:
+    if not os.path.getsize(path):
+      return
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+      _check_names(file.schema_arrow.names, path)
+      for batch in file.iter_batches(batch_size=_BATCH):
+        for fields in _rows(batch.schema.names, batch.columns):
+          number += 1
+          yield number, fields
+  # Text that is not UTF-8, dates that Python has not: ValueErrors that Arrow does not raise as its own.
+  except (pa.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError) as error:
+    if isinstance(error, UsageError):
+      raise
+    remedy = _kind_of(path)
+    remedy = remedy if remedy and not remedy.startswith('it is a parquet') else 'write the file again'
+    raise UsageError(f'{path}:{number + 1}: not readable as parquet ({error}); {remedy}') from error
+
+
+def _check_names(names: list[str], path: str) -> None:
+  if len(set(names)) < len(names):
+    raise UsageError(f'{path}: a column name occurs twice in {shown(names)}; give each its own')
+
+
+def _rows(names: list[str], columns: Iterable[Any]) -> Iterator[dict]:
+  for values in zip(*(column.to_pylist() for column in columns)):
+    yield dict(zip(names, values))
+
+
+_READERS = {
+  'jsonl': _read_jsonl,
+  'json': _read_json,
+  'csv': _read_csv,
+  'tsv': _read_tsv,
+  'parquet': _read_parquet,
+}
