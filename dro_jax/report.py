@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import checkpoints, statistics, validation, writers
+from dro_jax import checkpoints, configs, resume, statistics, validation, writers
 from dro_jax.arena import tables
 from dro_jax.errors import UsageError
 from dro_jax.validation import Validation
@@ -123,10 +123,9 @@ def read(folder: str, name: str) -> Run:
     )
   best = _best_step(path)
   best = best if best in steps else steps[-1]
-  config = path / 'config.gin'
   return Run(
     name, path, json.loads((path / 'run.json').read_text(encoding='utf-8')),
-    bindings(config.read_text(encoding='utf-8')) if config.exists() else {},
+    bindings(path),
     [json.loads(line) for line in (path / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()],
     validation.load(path, steps[-1]), steps[-1], validation.load(path, best), best,
   )  # fmt: skip
@@ -144,18 +143,10 @@ def _names(folders: Sequence[str]) -> list[str]:
   return names if len(set(names)) == len(names) else list(folders)
 
 
-def bindings(text: str) -> dict[str, str]:
-  """What a config.gin binds, by name; a value may go over several lines."""
-  result, name = {}, None
-  for line in text.splitlines():
-    if line.startswith('#') or not line.strip():
-      name = None
-    elif line.endswith(' = \\') or (not line.startswith(' ') and ' = ' in line):
-      name, _, value = line.partition(' =')
-      result[name] = value.strip(' \\')
-    elif name is not None:
-      result[name] = f'{result[name]} {line.strip()}'.strip()
-  return result
+def bindings(folder: pathlib.Path) -> dict[str, str]:
+  """What the configuration that a run last went on with binds, by name; nothing, where a run is Python's."""
+  text = resume.newest_text(folder, resume.CONFIG) or ''
+  return {binding.name: binding.value for binding in configs.read(text, resume.CONFIG) if binding.name}
 
 
 # --- whether they can be compared ---------------------------------------------------------------------------

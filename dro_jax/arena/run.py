@@ -1,6 +1,5 @@
 """The `arena` command: runs the cells that are missing, then tells of all that are there."""
 
-import difflib
 import json
 import pathlib
 import sys
@@ -13,7 +12,7 @@ from rich.console import Console
 from dro_jax import writers
 from dro_jax.arena import cells, tables, trials
 from dro_jax.arena.suite import Report, Suite
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, did_you_mean
 
 
 def arena(
@@ -77,8 +76,7 @@ def _names(world: Suite, algorithms: str | Sequence[str] | None) -> list[str]:
   names = algorithms.split(',') if isinstance(algorithms, str) else list(algorithms)
   for name in names:
     if name not in world.grids:
-      close = difflib.get_close_matches(name, world.grids, n=1)
-      hint = f' (did you mean {close[0]}?)' if close else ''
+      hint = did_you_mean(name, world.grids)
       raise UsageError(
         f'nobody in the suite {world.name} is called {name!r}{hint}: choose from {", ".join(world.grids)}.'
       )
