@@ -22,8 +22,10 @@ rm -rf dro_jax_job
 mkdir -p dro_jax_job/checkout
 tar -xzf {BUNDLE} -C dro_jax_job/checkout
 cd dro_jax_job
-python3 -m pip install --quiet --user uv
-uv="$HOME/.local/bin/uv"
+uv=$(command -v uv || echo "$HOME/.local/bin/uv")
+if [ ! -x "$uv" ]; then
+  python3 -m pip install --quiet --user uv || python3 -m pip install --quiet --user --break-system-packages uv
+fi
 "$uv" venv --quiet --python {shlex.quote(python)} venv
 "$uv" pip install --quiet --python venv/bin/python --requirement {shlex.quote(lock)}{accelerator}
 "$uv" pip install --quiet --python venv/bin/python --no-deps --editable checkout

@@ -29,6 +29,8 @@ from launch.say import say
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _LOG_BYTES = 1_000_000  # Of a log, at most, at each look.
+# Git wants a name even for a commit that nobody sees.
+_NOBODY = ('-c', 'user.name=launch', '-c', 'user.email=launch@localhost')
 _ODD_LOOKS = 3  # That a worker knows nothing of its run, before that is believed.
 
 
@@ -149,7 +151,7 @@ def pack(bundle: str) -> None:
     UsageError: this is no checkout.
   """
   git = lambda *words: subprocess.run(  # noqa: E731
-    ['git', '-C', str(ROOT), *words], capture_output=True, text=True
+    ['git', '-C', str(ROOT), *_NOBODY, *words], capture_output=True, text=True
   )
   # A commit of what is changed but not committed, which no branch knows of.
   changed = git('stash', 'create')
