@@ -11,6 +11,7 @@ file it came in, however that was split or selected: equal texts share what is s
 import hashlib
 import json
 import os
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from dro_jax.data import folders, split
 from dro_jax.data.table import Ragged, TokenTable
 from dro_jax.errors import UsageError
 
-_VERSION = 1
+_VERSION = 2
 _DESCRIPTION = 'columns.json'
 _NAMED = 5  # Examples that an error names.
 
@@ -106,15 +107,18 @@ def write(
     elsewhere='another folder',
   ) as building:  # fmt: skip
     for name, array in arrays.items():
-      np.save(os.path.join(building, f'{name}.npy'), array)
+      np.save(os.path.join(building, _file(name)), array)
     meta = {
       'version': _VERSION, 'fingerprint': mark, 'made_of': description['fingerprint'],
       'origin': description['origin'], 'examples': len(keys), 'arrays': list(arrays),
-      'files': folders.sizes(building),
     }  # fmt: skip
-    with open(os.path.join(building, _DESCRIPTION), 'w') as file:
-      json.dump(meta, file, indent=1)
+    folders.seal(building, _DESCRIPTION, meta)
   return read(directory)
+
+
+def _file(array: str) -> str:
+  """The file of an array, whatever its column is called."""
+  return f'{urllib.parse.quote(array, safe="")}.npy'
 
 
 def _ragged(flat: np.ndarray, lengths: np.ndarray, picked: np.ndarray) -> dict[str, np.ndarray]:
@@ -150,7 +154,9 @@ def read(directory: str | os.PathLike) -> Store:
       '`dro_jax cache_reference` wrote, or make it again'
     )
   folder, meta = found
-  arrays = {name: np.load(os.path.join(folder, f'{name}.npy'), mmap_mode='r') for name in meta['arrays']}
+  if damaged := folders.damaged(folder, meta):
+    raise UsageError(f'{folder}: the column store is damaged ({", ".join(damaged)}); make it again')
+  arrays = {name: np.load(os.path.join(folder, _file(name)), mmap_mode='r') for name in meta['arrays']}
 
   def of(kind: str) -> dict[str, np.ndarray]:
     prefix = f'{kind}.'

@@ -1,10 +1,16 @@
-"""Folders of arrays that are there whole or not at all: built beside their place, put there by one rename."""
+"""Folders of arrays that are there whole or not at all: built beside their place, put there by one rename.
+
+A description, written last, holds the checksum of every file and its own: what was torn or has rotted is
+never read as if it were sound.
+"""
 
 import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Mapping
+from typing import Any
 
 from dro_jax.errors import UsageError
 
@@ -40,14 +46,16 @@ class Replacing:
     try:
       if kind is None:
         self._take_place()
+    except OSError as failure:
+      error = failure
     finally:
       shutil.rmtree(self._building, ignore_errors=True)
     if isinstance(error, OSError):
-      raise UsageError(f'{self._what}: cannot write it ({error})') from error
+      raise UsageError(f'{self._what}: cannot write it ({error}); pass {self._elsewhere}') from error
 
   def _is_there(self) -> bool:
     found = describe(self._directory, self._description, self._version)
-    return (found or {}).get('fingerprint') == self._mark
+    return found is not None and found['fingerprint'] == self._mark and not damaged(self._directory, found)
 
   def _take_place(self) -> None:
     os.chmod(self._building, 0o755)
@@ -68,18 +76,45 @@ class Replacing:
         raise
 
 
-def sizes(directory: str) -> dict[str, int]:
-  """Bytes of each file, by name."""
-  return {name: os.path.getsize(os.path.join(directory, name)) for name in sorted(os.listdir(directory))}
+def seal(directory: str, description: str, meta: Mapping[str, Any]) -> None:
+  """Writes the description of a folder whose other files are complete."""
+  names = sorted(os.listdir(directory))
+  files = {name: os.path.getsize(os.path.join(directory, name)) for name in names}
+  checksums = {name: _checksum(os.path.join(directory, name)) for name in names}
+  sealed = json.loads(json.dumps({**meta, 'files': files, 'checksums': checksums}))
+  with open(os.path.join(directory, description), 'w') as file:
+    json.dump({**sealed, 'seal': _seal(sealed)}, file, indent=1)
 
 
 def describe(directory: str, description: str, version: int) -> Mapping | None:
-  """The description of a complete folder of this version, or None."""
+  """The description of a complete folder of this version, or None; the files' bytes are not looked at."""
   try:
     with open(os.path.join(directory, description)) as file:
       meta = json.load(file)
-    there = sizes(directory)
-    intact = all(there.get(name) == size for name, size in meta['files'].items())
-    return meta if meta['version'] == version and intact else None
-  except (OSError, ValueError, KeyError):
+    intact = meta.pop('seal') == _seal(meta) and meta['version'] == version
+    same = all(os.path.getsize(os.path.join(directory, name)) == x for name, x in meta['files'].items())
+    return meta if intact and same else None
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
     return None
+
+
+def damaged(directory: str, meta: Mapping) -> list[str]:
+  """Files of a described folder that hold other bytes than they were given."""
+  checksums = meta['checksums'].items()
+  return [name for name, checksum in checksums if _checksum(os.path.join(directory, name)) != checksum]
+
+
+def _seal(meta: Mapping) -> int:
+  return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+def _checksum(path: str) -> int | None:
+  """Of a file's bytes; None where it cannot be read."""
+  checksum = 0
+  try:
+    with open(path, 'rb') as file:
+      while block := file.read(2**20):
+        checksum = zlib.crc32(block, checksum)
+  except OSError:
+    return None
+  return checksum

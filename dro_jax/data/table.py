@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import time
 from array import array
@@ -22,7 +23,8 @@ from dro_jax.data.sources import NUMERIC, Record, from_mappings
 from dro_jax.data.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
-_VERSION = 2
+_VERSION = 3
+_DESCRIPTION = 'table.json'
 _CHUNK = 2048  # Records tokenised at a time.
 _NAMED = 5  # Examples that the report names of each kind.
 
@@ -231,6 +233,12 @@ def load(directory: str | os.PathLike) -> TokenTable:
   meta = _read_meta(directory)
   if meta is None:
     raise UsageError(f'{directory}: no complete token table of version {_VERSION}; build it again')
+  if damaged := folders.damaged(directory, meta):
+    raise UsageError(f'{directory}: the token table is damaged ({", ".join(damaged)}); build it again')
+  return _open(directory, meta)
+
+
+def _open(directory: str, meta: Mapping) -> TokenTable:
   read = {name: _array(directory, name) for name in meta['arrays']}
   flat = {name: np.memmap(os.path.join(directory, name), dtype, 'r') for name, dtype in meta['flat'].items()}
   rows = read['prompt_index']
@@ -241,7 +249,7 @@ def load(directory: str | os.PathLike) -> TokenTable:
     response_lengths=np.diff(read['response_offsets']),
     rewards=read['rewards'],
     raw_rewards=read['rewards'],
-    columns={name: read[f'column.{name}'] for name in meta['columns']},
+    columns={name: read[f'column.{i}'] for i, name in enumerate(meta['columns'])},
     ids=Texts(flat['ids.bin'], read['id_offsets'], everything),
     prompts=Texts(flat['prompt_texts.bin'], read['prompt_text_offsets'], rows),
     responses=Texts(flat['response_texts.bin'], read['response_text_offsets'], everything),
@@ -427,17 +435,18 @@ class _Writer:
       'response_offsets': self._flat['response_tokens'].offsets,
       'prompt_text_offsets': self._flat['prompt_texts'].offsets, 'id_offsets': self._flat['ids'].offsets,
       'response_text_offsets': self._flat['response_texts'].offsets,
-    } | {f'column.{name}': column for name, column in columns.items()}  # fmt: skip
+    }  # fmt: skip
+    # Numbered: a name of the data's may be no name of a file.
+    arrays |= {f'column.{i}': column for i, column in enumerate(columns.values())}
     for name, values in arrays.items():
       np.save(os.path.join(self._directory, f'{name}.npy'), np.asarray(values))
     tokens = {'prompt_tokens.bin': self._dtype.name, 'response_tokens.bin': self._dtype.name}
     meta = meta | {
       'columns': list(columns), 'sources': list(self._sources), 'arrays': list(arrays),
       'flat': tokens | dict.fromkeys(('prompt_texts.bin', 'response_texts.bin', 'ids.bin'), 'uint8'),
-      'report': self._report(columns, partial), 'files': folders.sizes(self._directory),
+      'report': self._report(columns, partial),
     }  # fmt: skip
-    with open(os.path.join(self._directory, 'table.json'), 'w') as file:
-      json.dump(meta, file, indent=1)
+    folders.seal(self._directory, _DESCRIPTION, meta)
 
   def _report(self, columns: Iterable[str], partial: list[str]) -> dict:
     prompts, responses = (np.diff(self._flat[f'{side}_tokens'].offsets) for side in ('prompt', 'response'))
@@ -468,18 +477,25 @@ class _Writer:
 
 def _replacing(directory: str, mark: str) -> folders.Replacing:
   return folders.Replacing(
-    directory, what='token table', description='table.json', version=_VERSION, mark=mark,
+    directory, what='token table', description=_DESCRIPTION, version=_VERSION, mark=mark,
     elsewhere='another cache_dir',
   )  # fmt: skip
 
 
 def _read_meta(directory: str) -> Mapping | None:
   """The description of a complete table of this version, or None."""
-  return folders.describe(directory, 'table.json', _VERSION)
+  return folders.describe(directory, _DESCRIPTION, _VERSION)
 
 
 def _load_if(directory: str, mark: str) -> TokenTable | None:
-  return load(directory) if (_read_meta(directory) or {}).get('fingerprint') == mark else None
+  meta = _read_meta(directory)
+  if meta is None or meta['fingerprint'] != mark:
+    return None
+  if damaged := folders.damaged(directory, meta):
+    log = logging.getLogger(__name__)
+    log.warning('%s: the token table is damaged (%s) and built again', directory, ', '.join(damaged))
+    return None
+  return _open(directory, meta)
 
 
 def _array(directory: str, name: str) -> np.ndarray:

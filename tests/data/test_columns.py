@@ -150,3 +150,19 @@ def test_folds_are_of_prompts_and_independent_of_the_split(table):
 def test_differences_are_named():
   ours, theirs = {'a': 1, 'model': {'width': 8, 'depth': 2}}, {'a': 1, 'model': {'width': 16, 'depth': 2}}
   assert list(columns.differences(ours, theirs)) == ['model.width: 16 there, 8 here']
+
+
+def test_a_damaged_store_is_refused(table, store):
+  path = os.path.join(store.directory, 'column.value.npy')
+  with open(path, 'rb') as file:
+    sound = file.read()
+  with open(path, 'wb') as file:
+    file.write(sound[:-1] + bytes([sound[-1] ^ 1]))
+  with pytest.raises(UsageError, match=r'the column store is damaged \(column.value.npy\); make it again'):
+    columns.read(store.directory)
+
+
+def test_a_columns_name_cannot_leave_the_folder(table, tmp_path):
+  found = columns.write(tmp_path / 's', columns.keys(table), {'../../up': table.rewards})
+  assert list(found.columns) == ['../../up']
+  assert os.listdir(tmp_path) == ['s']

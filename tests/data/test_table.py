@@ -282,3 +282,40 @@ print([name for name in ('tensorflow', 'seqio', 'flax', 'pyarrow') if name in sy
 def test_the_report_is_json(tmp_path):
   report = build(tmp_path / 't').report
   assert json.loads(json.dumps(report)) == report
+
+
+# --- names and damage
+
+
+def test_a_columns_name_is_no_files(tmp_path):
+  names = ['a/b', '../../up', '..', '', 'x' * 300, 'ü\n']
+  found = build(tmp_path / 't', [dict(TRIPLETS[0], **{name: float(i) for i, name in enumerate(names)})])
+  assert {name: found.columns[name].tolist() for name in names} == {
+    name: [float(i)] for i, name in enumerate(names)
+  }
+  assert os.listdir(tmp_path) == ['t']
+  assert not any(os.path.isdir(tmp_path / 't' / name) for name in os.listdir(tmp_path / 't'))
+
+
+@pytest.mark.parametrize('name', ['response_tokens.bin', 'rewards.npy', 'prompt_texts.bin', 'table.json'])
+def test_a_bit_that_flips_is_seen(tmp_path, name, caplog):
+  build(tmp_path / 't')
+  path = tmp_path / 't' / name
+  sound = path.read_bytes()
+  path.write_bytes(sound[:-2] + bytes([sound[-2] ^ 1]) + sound[-1:])
+  with pytest.raises(UsageError, match='damaged|no complete token table'):
+    table.load(tmp_path / 't')
+  with caplog.at_level('WARNING', 'dro_jax.data.table'):
+    build(tmp_path / 't')
+  assert name == 'table.json' or f'damaged ({name}) and built again' in caplog.text
+  assert (name == 'table.json') or path.read_bytes() == sound
+  table.load(tmp_path / 't')
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"seal": 0}', '[' * 100_000, '{"version": 3, "files": 1}'])
+def test_a_description_that_is_none_is_no_table(tmp_path, text):
+  build(tmp_path / 't')
+  (tmp_path / 't' / 'table.json').write_text(text)
+  with pytest.raises(UsageError, match='no complete token table'):
+    table.load(tmp_path / 't')
+  assert len(build(tmp_path / 't')) == 3
