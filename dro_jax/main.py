@@ -110,7 +110,13 @@ COMMANDS = {
     'dro_jax.report', 'report', 'compares runs: settings, curves, metrics with paired intervals', bare='runs'
   ),
   'import_checkpoint': Command(
-    'dro_jax.importers', 'import_checkpoint', 'brings in a Hugging Face T5 folder, for --init_from'
+    'dro_jax.importers', 'import_checkpoint', 'brings in a T5 of Hugging Face or T5X, for --init_from'
+  ),
+  'export_checkpoint': Command(
+    'dro_jax.exporters', 'export_checkpoint', 'writes a policy for transformers or T5X'
+  ),
+  'check': Command(
+    'dro_jax.check', 'check', 'shows that a checkpoint scores and answers: ρ = 0 against itself, five answers'
   ),
   'configs': Command(
     'dro_jax.main',

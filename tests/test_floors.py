@@ -43,6 +43,8 @@ FLOORS = {
   'writers': 4,
   'networks': 4,
   'importers': 4,
+  'exporters': 4,
+  'check': 4,
   'decoding': 4,
   'digest': 3,
   'generate': 4,

@@ -67,7 +67,7 @@ def find_folder(source: str | Path) -> Path:
     raise UsageError(
       f'{name} is no folder: pass a Hugging Face T5 folder, or a hub name like google/flan-t5-small.'
     )
-  hub = _require('huggingface_hub', f'download {name}')
+  hub = require('huggingface_hub', f'download {name}')
   patterns = ['config.json', 'tokenizer_config.json', 'spiece.model']
   try:
     folder = Path(
@@ -192,7 +192,12 @@ def is_transposed(path: names.Path) -> bool:
   return path != names.EMBEDDING
 
 
-def _require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str) -> ModuleType:
+  """A module that only the extra `hf` installs, or torch.
+
+  Raises:
+    UsageError: it is not installed.
+  """
   try:
     return importlib.import_module(module)
   except ImportError as error:
@@ -244,7 +249,7 @@ def _open_weights(folder: Path) -> Weights:
 
 
 def _opened(file: Path) -> Any:
-  safetensors = _require('safetensors', f'read {file}')
+  safetensors = require('safetensors', f'read {file}')
   try:
     return safetensors.safe_open(str(file), framework='numpy')
   except (OSError, safetensors.SafetensorError) as error:
@@ -263,7 +268,7 @@ def _read_tensor(file: Path, name: str) -> np.ndarray:
 
 
 def _open_torch(file: Path) -> Weights:
-  torch = _require('torch', f'read {file}')
+  torch = require('torch', f'read {file}')
   try:
     state = torch.load(file, map_location='cpu', weights_only=True)
   except (OSError, RuntimeError, pickle.UnpicklingError) as error:

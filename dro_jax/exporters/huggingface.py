@@ -1,0 +1,166 @@
+"""A policy as the folder that transformers' `from_pretrained` takes."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from dro_jax.data.vocabularies import parse, read_model
+from dro_jax.errors import UsageError
+from dro_jax.importers import names
+from dro_jax.importers.huggingface import ARCHITECTURES, is_transposed, require
+from dro_jax.models.t5 import Path, T5Config, convert_leaves
+from dro_jax.types import Array
+
+SHARD_BYTES = 10**9
+# ByT5's tokenizer counts its sentinels from the end of the rows.
+_BYTE_IDS, _BYTE_EXTRA_IDS = 259, 125
+_GATED = {'gelu': 'gated-gelu', 'relu': 'gated-relu', 'silu': 'gated-silu'}
+# transformers means the exact function by a plain gelu; ours is the tanh approximation.
+_PLAIN = {'gelu': 'gelu_new', 'relu': 'relu', 'silu': 'silu'}
+
+
+def write(
+  folder: epath.Path,
+  flat: dict[Path, Array],
+  config: T5Config,
+  *,
+  dtype: str,
+  vocabulary: str | None,
+  shard_bytes: int = SHARD_BYTES,
+) -> list[str]:
+  """Writes config, weights and tokenizer into an empty folder; returns what could not be written.
+
+  Args:
+    folder: exists, and is empty.
+    flat: the parameters by path; each leaves it once it is written.
+    config: the model's.
+    dtype: of the weights.
+    vocabulary: what its vocabulary is made from, if known.
+    shard_bytes: of a file of weights at most.
+  """
+  written = read_config(config, dtype)
+  _write_json(folder / 'config.json', written)
+  special = {key: written[key] for key in ('decoder_start_token_id', 'eos_token_id', 'pad_token_id')}
+  _write_json(folder / 'generation_config.json', {'_from_model_config': True, **special})
+  _write_weights(folder, flat, config, np.dtype(getattr(ml_dtypes, dtype, dtype)), shard_bytes)
+  return _write_tokenizer(folder, vocabulary, config.vocab_size)
+
+
+def read_config(config: T5Config, dtype: str) -> dict[str, Any]:
+  """What config.json says of a model."""
+  kind = 'umt5' if config.relative_bias_per_layer else 't5'
+  return {
+    'architectures': [ARCHITECTURES[kind][0]],
+    'model_type': kind,
+    'is_encoder_decoder': True,
+    'vocab_size': config.vocab_size,
+    'd_model': config.emb_dim,
+    'd_kv': config.head_dim,
+    'd_ff': config.mlp_dim,
+    'num_layers': config.num_encoder_layers,
+    'num_decoder_layers': config.num_decoder_layers,
+    'num_heads': config.num_heads,
+    'feed_forward_proj': _feed_forward(config.mlp_activations),
+    'relative_attention_num_buckets': config.relative_attention_num_buckets,
+    'relative_attention_max_distance': config.relative_attention_max_distance,
+    'layer_norm_epsilon': 1e-6,
+    'dropout_rate': config.dropout_rate,
+    'tie_word_embeddings': config.logits_via_embedding,
+    # transformers 5 ties nothing by the field above, and reads whether logits are scaled from this one.
+    'scale_decoder_outputs': config.logits_via_embedding,
+    'pad_token_id': 0,
+    'eos_token_id': 1,
+    'decoder_start_token_id': 0,
+    'torch_dtype': dtype,
+  }
+
+
+def _feed_forward(activations: tuple[str, ...]) -> str:
+  match activations:
+    case (name,) if name in _PLAIN:
+      return _PLAIN[name]
+    case (name, 'linear') if name in _GATED:
+      return _GATED[name]
+  raise UsageError(
+    f'mlp_activations={activations}: transformers has one activation, plain or times a linear one. '
+    'Export with --set FORMAT=t5x.'
+  )
+
+
+def _write_json(file: epath.Path, value: dict[str, Any]) -> None:
+  file.write_text(json.dumps(value, indent=2) + '\n')
+
+
+# Weights
+
+
+def _write_weights(
+  folder: epath.Path, flat: dict[Path, Array], config: T5Config, dtype: np.dtype, shard_bytes: int
+) -> None:
+  safetensors = require('safetensors.numpy', f'write {folder}')
+  counts = _plan(flat, dtype.itemsize, shard_bytes)
+  leaves = _renamed(flat, config, dtype)
+  index, total = {}, 0
+  for i, count in enumerate(counts):
+    file = f'model-{i + 1:05}-of-{len(counts):05}.safetensors' if len(counts) > 1 else 'model.safetensors'
+    tensors = dict(next(leaves) for _ in range(count))
+    safetensors.save_file(tensors, str(folder / file), metadata={'format': 'pt'})
+    index |= dict.fromkeys(tensors, file)
+    total += sum(tensor.nbytes for tensor in tensors.values())
+  if len(counts) > 1:
+    _write_json(
+      folder / 'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': index}
+    )
+
+
+def _renamed(flat: dict[Path, Array], config: T5Config, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+  theirs = names.unrolled(config)
+  for path, array in convert_leaves(flat, scan=False):
+    yield theirs[path], np.ascontiguousarray(array.T if is_transposed(path) else array, dtype)
+
+
+def _plan(flat: dict[Path, Array], itemsize: int, shard_bytes: int) -> list[int]:
+  """How many weights each file holds, in the order in which they come."""
+  # Arrays of the same shapes, of one byte each.
+  hollow = {path: np.broadcast_to(np.int8(0), array.shape) for path, array in flat.items()}
+  counts, filled = [0], 0
+  for _, array in convert_leaves(hollow, scan=False):
+    size = array.size * itemsize
+    if counts[-1] and filled + size > shard_bytes:
+      counts.append(0)
+      filled = 0
+    counts[-1] += 1
+    filled += size
+  return counts
+
+
+# Tokenizer
+
+
+def _write_tokenizer(folder: epath.Path, spec: str | None, rows: int) -> list[str]:
+  if spec == 'bytes':
+    extra_ids = min(_BYTE_EXTRA_IDS, max(rows - _BYTE_IDS, 0))
+    _write_tokenizer_config(folder, 'ByT5Tokenizer', extra_ids)
+    return []
+  if spec is None:
+    return ['its tokenizer: nothing says which vocabulary it has; pass --set VOCABULARY=FILE']
+  path, extra_ids = parse(spec)
+  try:
+    model = read_model(path)
+  except UsageError as error:
+    return [f'its tokenizer: {error}']
+  (folder / 'spiece.model').write_bytes(model)
+  _write_tokenizer_config(folder, 'T5Tokenizer', extra_ids)
+  return []
+
+
+def _write_tokenizer_config(folder: epath.Path, tokenizer: str, extra_ids: int) -> None:
+  special = {'eos_token': '</s>', 'pad_token': '<pad>', 'unk_token': '<unk>'}
+  sentinels = [f'<extra_id_{i}>' for i in range(extra_ids)]
+  _write_json(folder / 'special_tokens_map.json', special | {'additional_special_tokens': sentinels})
+  settings = {'tokenizer_class': tokenizer, 'extra_ids': extra_ids, 'additional_special_tokens': sentinels}
+  _write_json(folder / 'tokenizer_config.json', special | settings)
