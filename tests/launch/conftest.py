@@ -21,7 +21,7 @@ code=$(cut -d' ' -f"$number" "$STAND_IN/codes-$WORKER")
 trap 'exit 75' TERM
 echo "run $number of worker $WORKER 🙂 of $DRO_JAX_CLUSTER"
 if [ "$code" = preempted ]; then echo > "$STAND_IN/preempted"; fi
-case $code in wait|preempted) while [ ! -e "$HOME/deleted" ]; do sleep 0.02; done ;; esac
+case $code in wait|preempted) while [ -d "$HOME" ] && [ ! -e "$HOME/deleted" ]; do sleep 0.02; done ;; esac
 exit "$code"
 """,
 }
