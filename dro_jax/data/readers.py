@@ -95,9 +95,11 @@ def _lines(path: str, limit: int | None = None) -> Iterator[tuple[int, str]]:
   line = b''
   try:
     with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
+      _check_head(file.peek(_HEAD)[:_HEAD], path)
       while line := file.readline(limit + 1 if limit > 0 else -1):
         number += 1
-        _check_line(line, limit, path, number)
+        if 0 < limit < len(line):
+          raise _too_long(f'{path}:{number}', limit)
         yield number, line.decode('utf-8-sig' if number == 1 else 'utf-8')
         offset += len(line)
   except UnicodeDecodeError as error:
@@ -114,14 +116,16 @@ def _lines(path: str, limit: int | None = None) -> Iterator[tuple[int, str]]:
     raise UsageError(f'{path}: cannot read it ({error})') from error
 
 
-def _check_line(line: bytes, limit: int, path: str, number: int) -> None:
-  if 0 < limit < len(line):
-    raise UsageError(
-      f'{path}:{number}: the line is longer than {limit // 2**20} MiB, the most that one may have; write one '
-      'record a line (a JSON array becomes lines by: jq -c ".[]")'
-    )
-  if number == 1 and (kind := _kind(line[:_HEAD])):
+def _check_head(head: bytes, path: str) -> None:
+  if kind := _kind(head):
     raise UsageError(f'{path}:1: not .{format_of(path)}; {kind}')
+
+
+def _too_long(where: str, limit: int) -> UsageError:
+  return UsageError(
+    f'{where}: the line is longer than {limit // 2**20} MiB, the most that one may have; write one record a '
+    'line (a JSON array becomes lines by: jq -c ".[]")'
+  )
 
 
 def _not_utf8(where: str, line: bytes, offset: int, error: UnicodeDecodeError) -> UsageError:

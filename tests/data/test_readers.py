@@ -1,0 +1,224 @@
+import gzip
+import io
+import json
+import os
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dro_jax.data import readers, sources, tasks
+from dro_jax.errors import UsageError
+
+LINE = b'{"prompt": "p", "response": "r", "reward": 1}\n'
+
+
+def read(path, **options) -> list[sources.Record]:
+  return list(sources.read_triplets(str(path), **options))
+
+
+def zipped() -> bytes:
+  buffer = io.BytesIO()
+  with zipfile.ZipFile(buffer, 'w') as file:
+    file.writestr('t.jsonl', LINE)
+  return buffer.getvalue()
+
+
+def deep(depth: int) -> bytes:
+  return b'{"prompt": ' + b'[' * depth + b']' * depth + b', "response": "r", "reward": 1}\n'
+
+
+TEXT = '{"prompt": "Übergröße", "response": "naïve café", "reward": 1}\n'
+MARK = b'\xef\xbb\xbf'
+TOO_DEEP = r":1: (not JSON that can be read|field 'prompt')"
+BAD = {
+  'Windows-1252': ('t.jsonl', LINE + TEXT.encode('cp1252'), ':2: not UTF-8 .*: byte 58 .* 0xdc;.*WINDOWS'),
+  'Windows-1252 after a mark': ('t.jsonl', MARK + TEXT.encode('cp1252'), 'byte 15 of the file is 0xdc'),
+  'Shift-JIS': ('t.jsonl', '{"prompt": "日本語のテキスト"}'.encode('shift_jis'), ':1: not UTF-8.*SHIFT_JIS'),
+  'UTF-16': ('t.jsonl', TEXT.encode('utf-16'), ':1: not .jsonl; it is UTF-16 text.*iconv'),
+  'UTF-16 without a mark': ('t.csv', 'prompt,response,reward\n'.encode('utf-16-le'), 'every other byte is 0'),
+  'cut in a letter': ('t.jsonl', LINE + TEXT.encode()[:13], ':2: .*byte 58.*cut short'),
+  'gzip by another name': ('t.jsonl', gzip.compress(LINE), ':1: .*gzip data: give its name the ending .gz'),
+  'text called gzip': ('t.csv.gz', b'prompt,response,reward\n', 'plain text, take .gz off its name'),
+  'cut gzip': ('t.jsonl.gz', gzip.compress(LINE)[:-9], 't.jsonl.gz:.* cut short .*whole lines'),
+  'zip': ('t.jsonl', zipped(), ':1: .*a zip archive: unpack it'),
+  'zip called gzip': ('t.jsonl.gz', zipped(), 'a zip archive: unpack it'),
+  'zip called parquet': ('t.parquet', zipped(), 'a zip archive: unpack it'),
+  'web page': ('t.csv', b'\n <!DOCTYPE html><html>no such file</html>', 'web page'),
+  'web page called parquet': ('t.parquet', b'<html>404</html>', 'web page'),
+  'LFS': ('t.jsonl', b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
+  'parquet by another name': ('t.jsonl', b'PAR1\0\0\0', 'the ending .parquet'),
+  'empty parquet': ('t.parquet', b'', 'holds no records'),
+  'empty gzip': ('t.jsonl.gz', b'', 'holds no records'),
+  'zipped nothing': ('t.jsonl.gz', gzip.compress(b''), 'holds no records'),
+  'lone CR': ('t.jsonl', LINE.replace(b'\n', b'\r') * 3, r"lone carriage return: convert it by tr"),
+  'lone CR in csv': ('t.csv', b'prompt,response,reward\rp,r,1\r', ':1: .*end lines in a line feed'),
+  'other delimiter': ('t.csv', b'prompt;response;reward\np;r;1\n', "by ',', and this one seems to be by ';'"),
+  'tabs in csv': ('t.csv', b'prompt\tresponse\n', r"by '\\t'"),
+  'quote never closed': ('t.csv', b'prompt,response\n\n"p,r\np,r\n', 'row that begins at line 3'),
+  'NUL in JSON': ('t.jsonl', LINE.replace(b'p"', b'\0"', 1), ':1: not JSON'),
+  'NUL by escape': ('t.jsonl', LINE.replace(b'"r"', b'"\\u0000"', 1), "field 'response' holds a NUL"),
+  'NUL in csv': ('t.csv', b'prompt,response,reward\np\0,r,1\n', 'holds a NUL|contains NUL'),
+  'two keys': ('t.jsonl', b'{"reward": 1, "prompt": "p", "reward": 0}\n', "'reward' occurs twice"),
+  'two keys below': ('t.jsonl', b'{"a": {"b": 1, "b": 1}}\n', "'b' occurs twice"),
+  'deep': ('t.jsonl', deep(100_000), TOO_DEEP),
+  'less deep': ('t.jsonl', deep(900), TOO_DEEP),
+  'huge int': ('t.jsonl', LINE.replace(b'1', b'1' * 5000), ':1: not JSON that can be read'),
+  'large int': ('t.jsonl', LINE.replace(b'1', b'1' * 4000), 'a reward must be finite'),
+  'infinity': ('t.jsonl', LINE.replace(b'1', b'-Infinity'), 'a reward must be finite'),
+  'boolean id': ('t.jsonl', LINE.replace(b'{', b'{"id": true, '), "'id' is True; an id must be"),
+  'id of a line': ('t.jsonl', LINE + LINE.replace(b'{', b'{"id": "t.jsonl:1", '), "'t.jsonl:1' .*before"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_a_bad_file_is_one_clear_error(tmp_path, case):
+  name, content, message = BAD[case]
+  path = tmp_path / name
+  path.write_bytes(content)
+  with pytest.raises(UsageError, match=message) as error:
+    read(path)
+  assert str(error.value).startswith(str(path))
+  assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize(
+  'name, content',
+  [
+    ('t.jsonl', b'\xef\xbb\xbf' + LINE),
+    ('t.jsonl', LINE.replace(b'\n', b'\r\n') + b'\r\n'),
+    ('t.jsonl', b'\n\n' + LINE.strip()),
+    ('t.jsonl', LINE.replace(b'"p"', b'"p", "n": NaN')),
+    ('t.csv', b'\xef\xbb\xbfprompt,response,reward\r\np,r,1\r\n'),
+    ('t.csv', b'\r\n\r\nprompt,response,reward\n\np,r,1'),
+    ('t.tsv', b'prompt\tresponse\treward\np\tr\t1\n'),
+    ('t.jsonl.gz', gzip.compress(b'') + gzip.compress(LINE[:9]) + gzip.compress(LINE[9:]) + b'\0' * 9),
+  ],
+)
+def test_odd_files_that_say_it_all_the_same(tmp_path, name, content):
+  (tmp_path / name).write_bytes(content)
+  (record,) = read(tmp_path / name)
+  assert record[1:4] == ('p', 'r', 1.0)
+
+
+def test_surrogate_pairs_are_one_letter(tmp_path):
+  (tmp_path / 't.jsonl').write_bytes(LINE.replace(b'"p"', b'"\\ud83d\\udc4d"'))
+  assert read(tmp_path / 't.jsonl')[0].prompt == '👍'
+
+
+@pytest.mark.parametrize('name', ['t.jsonl', 't.jsonl.gz', 't.csv'])
+def test_a_line_has_a_limit(tmp_path, monkeypatch, name):
+  monkeypatch.setattr(readers, 'LINE_LIMIT', 2**20)
+  text = b'prompt,response,reward\n' if name.endswith('csv') else LINE
+  content = text + b'"' + b'x' * (2**20 + 1)
+  (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith('gz') else content)
+  with pytest.raises(UsageError, match=rf'{name}:2: the line is longer than 1 MiB.*jq'):
+    read(tmp_path / name)
+
+
+def test_a_field_of_many_lines_has_a_limit(tmp_path, monkeypatch):
+  monkeypatch.setattr(readers, 'LINE_LIMIT', 2**10)
+  (tmp_path / 't.csv').write_bytes(b'prompt,response,reward\n"' + b'x\n' * 2**10)
+  with pytest.raises(UsageError, match='larger than field limit .1024. in the row that begins at line 2'):
+    read(tmp_path / 't.csv')
+
+
+def test_a_cut_gzip_says_how_much_was_read(tmp_path):
+  parts = gzip.compress(LINE * 3) + gzip.compress(LINE * 5)[:-9]
+  (tmp_path / 't.jsonl.gz').write_bytes(parts)
+  with pytest.raises(UsageError, match=r't.jsonl.gz:\d: .*cut short .* after [3-8] whole lines'):
+    read(tmp_path / 't.jsonl.gz')
+
+
+@pytest.mark.parametrize(
+  'field, values, message',
+  [
+    ('prompt', [3], "'prompt' is 3, a int; it must be text"),
+    ('prompt', [b'\xff'], r"'prompt' is b'\\xff', a bytes"),
+    ('prompt', [{'a': 1}], "'prompt' is {'a': 1}, a dict"),
+    ('reward', ['1'], "'reward' is '1', not a number"),
+    ('reward', [[1.0]], r"'reward' is \[1.0\], not a number"),
+    ('reward', [float('nan')], "'reward' is nan; a reward must be finite"),
+    ('id', [1.5], "'id' is 1.5; an id must be text"),
+  ],
+)
+def test_parquet_of_other_types_is_named(tmp_path, field, values, message):
+  columns = {'prompt': ['p'], 'response': ['r'], 'reward': [1.0]} | {field: values}
+  pq.write_table(pa.table(columns), tmp_path / 't.parquet')
+  with pytest.raises(UsageError, match=rf't.parquet:1: field {message}'):
+    read(tmp_path / 't.parquet')
+
+
+def test_parquet_of_odd_columns(tmp_path):
+  names = ['prompt', 'prompt']
+  pq.write_table(pa.Table.from_arrays([pa.array(['p'])] * 2, names), tmp_path / 't.parquet')
+  with pytest.raises(UsageError, match='a column name occurs twice'):
+    read(tmp_path / 't.parquet')
+  bad = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b'\xff')]
+  )
+  pq.write_table(pa.table({'prompt': bad, 'response': ['r'], 'reward': [1]}), tmp_path / 'u.parquet')
+  with pytest.raises(UsageError, match=r'u.parquet:1: not readable as parquet'):
+    read(tmp_path / 'u.parquet')
+
+
+def test_what_is_no_file_is_named(tmp_path):
+  (tmp_path / 'd.jsonl').mkdir()
+  with pytest.raises(UsageError, match=r"d.jsonl': it is a folder; pass its files: '.*\*.jsonl'"):
+    read(tmp_path / 'd.jsonl')
+  os.mkfifo(tmp_path / 'p.jsonl')
+  with pytest.raises(UsageError, match='a pipe or device'):
+    read(tmp_path / 'p.jsonl')
+
+
+def test_a_file_named_twice_is_refused(tmp_path):
+  (tmp_path / 't.jsonl').write_bytes(LINE)
+  with pytest.raises(UsageError, match='t.jsonl.: the file is named twice'):
+    read(f'{tmp_path}/t.jsonl,{tmp_path}/*.jsonl')
+
+
+def test_ids_of_files_of_one_name_differ(tmp_path):
+  for name in 'ab':
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 't.jsonl').write_bytes(LINE)
+  found = read(f'{tmp_path}/*/t.jsonl')
+  assert [record.id for record in found] == ['t.jsonl:1', f'{tmp_path}/b/t.jsonl:1']
+
+
+def test_a_file_that_vanishes_or_cannot_be_read_is_named(tmp_path, monkeypatch):
+  path = tmp_path / 't.jsonl'
+  path.write_bytes(LINE)
+  records = sources.read_triplets(str(path))
+  source = tasks.find(str(path))
+  path.unlink()
+  for reading, message in ((records, 't.jsonl: cannot read it'), (source.records(), 'there is no such file')):
+    with pytest.raises(UsageError, match=message):
+      list(reading)
+
+  def refuse(*args, **options):
+    raise PermissionError(13, 'Permission denied')
+
+  path.write_bytes(LINE)
+  monkeypatch.setattr('builtins.open', refuse)
+  for start in (lambda: read(path), lambda: tasks.find(str(path))):
+    with pytest.raises(UsageError, match=r't.jsonl: cannot read it .*Permission denied'):
+      start()
+
+
+def test_a_file_that_changes_while_it_is_read_makes_no_table(tmp_path):
+  path = tmp_path / 't.jsonl'
+  path.write_bytes(LINE)
+  source = tasks.find(str(path))
+  path.write_bytes(LINE * 2)
+  with pytest.raises(UsageError, match='changed while it was read'):
+    list(source.records())
+
+
+def test_errors_show_little_of_what_is_long(tmp_path):
+  record = {'prompt': 'p', 'response': ['x' * 10**5] * 50, 'reward': 1} | {f'c{i}': 'x' for i in range(1000)}
+  (tmp_path / 't.jsonl').write_text(json.dumps(record))
+  for columns in (None, 'response=none'):
+    with pytest.raises(UsageError) as error:
+      read(tmp_path / 't.jsonl', columns=columns)
+    assert len(str(error.value)) < 700
