@@ -62,7 +62,7 @@ def check(
   texts = _first_prompts(prompts, columns) if prompts else PROMPTS
   tokens = [preprocessors.prompt_tokens(ids, _PROMPT_LENGTH)[0] for ids in words.encode_batch(texts)]
   run = generate.make_generator(
-    nets.policy, grid, max_length=max_length, temperature=0, batch_size=len(tokens)
+    nets.policy, grid, max_length=max_length, temperature=0.0, batch_size=len(tokens)
   )
   answers = list(run(params, tokens, range(len(tokens))))
   logps, reference_logps = _score(nets, params, grid, tokens, [answer.tokens for answer in answers])

@@ -13,7 +13,6 @@ from dro_jax.errors import UsageError
 from dro_jax.importers import names
 from dro_jax.importers.huggingface import ARCHITECTURES, is_transposed, require
 from dro_jax.models.t5 import Path, T5Config, convert_leaves
-from dro_jax.types import Array
 
 SHARD_BYTES = 10**9
 # ByT5's tokenizer counts its sentinels from the end of the rows.
@@ -25,7 +24,7 @@ _PLAIN = {'gelu': 'gelu_new', 'relu': 'relu', 'silu': 'silu'}
 
 def write(
   folder: epath.Path,
-  flat: dict[Path, Array],
+  flat: dict[Path, np.ndarray],
   config: T5Config,
   *,
   dtype: str,
@@ -99,7 +98,7 @@ def _write_json(file: epath.Path, value: dict[str, Any]) -> None:
 
 
 def _write_weights(
-  folder: epath.Path, flat: dict[Path, Array], config: T5Config, dtype: np.dtype, shard_bytes: int
+  folder: epath.Path, flat: dict[Path, np.ndarray], config: T5Config, dtype: np.dtype, shard_bytes: int
 ) -> None:
   safetensors = require('safetensors.numpy', f'write {folder}')
   counts = _plan(flat, dtype.itemsize, shard_bytes)
@@ -117,13 +116,15 @@ def _write_weights(
     )
 
 
-def _renamed(flat: dict[Path, Array], config: T5Config, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+def _renamed(
+  flat: dict[Path, np.ndarray], config: T5Config, dtype: np.dtype
+) -> Iterator[tuple[str, np.ndarray]]:
   theirs = names.unrolled(config)
   for path, array in convert_leaves(flat, scan=False):
     yield theirs[path], np.ascontiguousarray(array.T if is_transposed(path) else array, dtype)
 
 
-def _plan(flat: dict[Path, Array], itemsize: int, shard_bytes: int) -> list[int]:
+def _plan(flat: dict[Path, np.ndarray], itemsize: int, shard_bytes: int) -> list[int]:
   """How many weights each file holds, in the order in which they come."""
   # Arrays of the same shapes, of one byte each.
   hollow = {path: np.broadcast_to(np.int8(0), array.shape) for path, array in flat.items()}

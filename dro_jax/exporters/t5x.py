@@ -13,7 +13,6 @@ from dro_jax.data.vocabularies import parse
 from dro_jax.importers import names
 from dro_jax.importers.t5x import FILE, kvstore
 from dro_jax.models.t5 import Path, T5Config, convert_leaves, is_stack
-from dro_jax.types import Array
 
 # T5X's: the version since bfloat16 is tensorstore's own, and the size of a chunk.
 _VERSION = 3
@@ -27,7 +26,7 @@ _KEPT = ('chunks', 'compressor', 'shape')
 
 def write(
   folder: epath.Path,
-  flat: dict[Path, Array],
+  flat: dict[Path, np.ndarray],
   config: T5Config,
   *,
   dtype: str,

@@ -419,7 +419,7 @@ def is_stack(path: Path) -> bool:
   return len(path) > 2 and path[0] == path[1] and path[0] in ('encoder', 'decoder')
 
 
-def convert_leaves(flat: dict[Path, Array], *, scan: bool) -> Iterator[tuple[Path, Array]]:
+def convert_leaves(flat: dict[Path, Any], *, scan: bool) -> Iterator[tuple[Path, Any]]:
   """`convert_layers`, one parameter after the other: each leaves `flat` once it is converted."""
   for path in list(flat):
     stacked = in_stack(path)
@@ -434,7 +434,7 @@ def convert_leaves(flat: dict[Path, Array], *, scan: bool) -> Iterator[tuple[Pat
       yield path, flat.pop(path)
 
 
-def _stack(flat: dict[Path, Array], stack: Path) -> Array:
+def _stack(flat: dict[Path, Any], stack: Path) -> Any:
   of_layer = lambda i: (stack[0], f'layers_{i}', *stack[2:])  # noqa: E731
   count = next(i for i in itertools.count() if of_layer(i) not in flat)
   leaves = [flat.pop(of_layer(i)) for i in range(count)]
