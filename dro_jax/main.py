@@ -16,6 +16,8 @@ import os
 import pathlib
 import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,6 +93,12 @@ COMMANDS = {
     'evaluate',
     'scores a triplet file: statistics, ranking accuracy, baselines',
     (*_MODEL, *_DATA),
+  ),
+  'train_vocabulary': Command(
+    'dro_jax.train_vocabulary',
+    'train_vocabulary',
+    'trains a SentencePiece model on the texts of triplets',
+    bare='triplets',
   ),
   'generate': Command('dro_jax.generate', 'generate', 'samples responses to prompts', _MODEL),
   'arena': Command(
@@ -209,6 +217,10 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
     print(usage.overview(commands))
     return DONE
   if name not in commands:
+    if name.startswith('-'):
+      raise UsageError(
+        f'the command comes first: dro_jax COMMAND {name} ... The commands: {usage.listed(commands)}'
+      )
     raise UsageError(
       f'no command {name!r}{did_you_mean(name, commands)}. The commands: {usage.listed(commands)}'
     )
@@ -241,7 +253,8 @@ def _parse_flags(name: str, arguments: list[str], bare: str | None = None) -> fl
   try:
     _, *rest = values([name, *map(_as_gin_binding, arguments)])
   except flags.Error as error:
-    raise UsageError(f'{error}; `dro_jax {name} --help` lists the flags') from error
+    setting = _misplaced_setting(name, str(error), arguments)
+    raise UsageError(f'{error}{setting}; `dro_jax {name} --help` lists the flags') from error
   if rest and bare:
     values[bare].value = [*values[bare].value, *rest]
   elif rest:
@@ -249,6 +262,18 @@ def _parse_flags(name: str, arguments: list[str], bare: str | None = None) -> fl
       f'{rest[0]!r} is no flag: settings are --set NAME=VALUE, several files are joined by commas'
     )
   return values
+
+
+def _misplaced_setting(name: str, message: str, arguments: Sequence[str]) -> str:
+  """What to type instead, where an unknown flag is a setting."""
+  unknown = re.search(r"Unknown command line flag '([^']+)'", message)
+  macro = unknown[1].upper() if unknown else ''
+  if not macro or not re.search(
+    rf'^{re.escape(macro)} *=', usage.default_text(name, GIN_CONFIGS), re.MULTILINE
+  ):
+    return ''
+  typed = next((text for text in arguments if text.lstrip('-').startswith(unknown[1])), '')
+  return f': it is a setting, --set {macro}={typed.partition("=")[2] or "VALUE"}'
 
 
 def _as_gin_binding(argument: str) -> str:
@@ -286,7 +311,8 @@ def _configure(
         print(f'gin: {line}', file=sys.stderr)
       _read(gin.parse_config, line, origin=origin)
       given[line.partition('=')[0].strip()] = origin
-    _refuse_unused_macros(given)
+    _refuse_unused_macros(name, given)
+    _refuse_wrong_types(given)
     if complete:
       _refuse_undefined_macros()
       gin.finalize()
@@ -355,6 +381,8 @@ def _gin_line(setting: str) -> str:
   value = _gin_value(text)
   if value == repr(text):
     _refuse_misplaced_word(setting, _bound(name), text)
+  elif value.startswith('@'):
+    _refuse_other_kind(setting, _bound(name), value)
   return f'{name} = {value}'
 
 
@@ -365,6 +393,18 @@ def _refuse_misplaced_word(setting: str, bound: Any, word: str) -> None:
     raise UsageError(f'--set {setting}: nothing that gin can bind is called {word!r}{suggestion}')
   if isinstance(bound, (bool, int, float)):
     raise UsageError(f'--set {setting}: {word!r} is no number or boolean, and the value so far is {bound!r}')
+
+
+def _refuse_other_kind(setting: str, bound: Any, reference: str) -> None:
+  """An algorithm is no optimiser: of our own configurables, one takes another's place in its module only."""
+  selector = reference.strip('@()').rpartition('/')[2]
+  if not (isinstance(bound, gin.config.ConfigurableReference) and _is_configurable(selector)):
+    return
+  here, there = (gin.get_configurable(name).__module__ for name in (bound.selector, selector))
+  if here != there and here.startswith('dro_jax.') and there.startswith('dro_jax.'):
+    raise UsageError(
+      f'--set {setting}: {selector} is of {there}, and what stands there so far, {bound.selector}, of {here}'
+    )
 
 
 def _bound(name: str) -> Any | None:
@@ -417,8 +457,11 @@ def _read(parse: Callable[[str], Any], source: str, *, origin: str) -> None:
   try:
     parse(source)
   except (ValueError, KeyError, TypeError, SyntaxError, ImportError, OSError) as error:
-    hint = '. In gin a text is quoted; --set takes it bare' if isinstance(error, SyntaxError) else ''
     lines = str(error).splitlines()
+    if lines[0].startswith('malformed node'):
+      lines[0] = f'{source.partition("=")[2].strip()} is no value of gin'
+    bare = isinstance(error, SyntaxError) or 'is no value of gin' in lines[0]
+    hint = '. In gin a text is quoted, and a configurable is @NAME; --set takes both bare' if bare else ''
     place = '' if origin.startswith('--') else ' ' + ' '.join(line.strip() for line in lines[1:])
     raise UsageError(f'{origin}: {lines[0]}{_suggest(lines[0])}{hint}{place}') from error
 
@@ -467,12 +510,46 @@ def _remedy(macro: str) -> str:
   return f'pass {flag}' if flag else f'pass --set {macro}=VALUE{did_you_mean(macro, _macros())}'
 
 
-def _refuse_unused_macros(given: Mapping[str, str]) -> None:
+def _refuse_unused_macros(name: str, given: Mapping[str, str]) -> None:
   """Gin takes a misspelled macro without a word, and the run would go on with the old value."""
   used = _macros_used()
   for macro in given.keys() & _macros():
     if macro not in used:
-      raise UsageError(f'{given[macro]}: nothing here uses {macro}{did_you_mean(macro, used)}')
+      hint = did_you_mean(macro, used) or f'; `dro_jax {name} --help` lists the settings'
+      raise UsageError(f'{given[macro]}: nothing here uses {macro}{hint}')
+
+
+def _refuse_wrong_types(given: Mapping[str, str]) -> None:
+  """Numbers, booleans and texts that a parameter's annotation does not admit would fail later, far from here."""
+  for (_, selector), parameters in gin.config._CONFIG.items():
+    signature = (
+      {} if selector == 'gin.macro' else inspect.signature(gin.get_configurable(selector)).parameters
+    )
+    for parameter, value in parameters.items():
+      macro = _macro_of(value)
+      if macro is not None and macro not in _macros():
+        continue
+      value = _bound(macro) if macro else value
+      admitted = _admitted(signature[parameter].annotation) if parameter in signature else None
+      if admitted is None or isinstance(value, gin.config.ConfigurableReference) or _fits(value, admitted):
+        continue
+      name = f'{selector.rsplit(".", 1)[-1]}.{parameter}'
+      origin = given.get(macro) or given.get(name) or f'{macro or name}={value!r}'
+      kinds = ' or '.join(_KINDS[kind] for kind in admitted)
+      raise UsageError(f'{origin}: {name} takes {kinds}, and it is {value!r}')
+
+
+_KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text', type(None): 'none'}
+
+
+def _admitted(annotation: Any) -> tuple[type, ...] | None:
+  """The plain types of an annotation that has no others."""
+  kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+  return kinds if all(kind in _KINDS for kind in kinds) else None
+
+
+def _fits(value: Any, admitted: Sequence[type]) -> bool:
+  return type(value) in admitted or (type(value) is int and float in admitted)
 
 
 # Running

@@ -69,6 +69,7 @@ FLOORS = {
   'train': 4,
   'arena': 4,
   'report': 4,
+  'train_vocabulary': 4,
   # The doors.
   'main': 5,
   'demo': 5,
