@@ -39,7 +39,7 @@ def export_checkpoint(
     vocabulary: where the checkpoint's lies now; `None` takes it from where it lay.
 
   Returns:
-    Where it lies, and `left_out`: what is not part of it.
+    Where it lies, and `notes`: what is not part of it, and what else its reader must know.
 
   Raises:
     UsageError: there is no such checkpoint, the format cannot hold it, or `output` exists.
@@ -56,12 +56,12 @@ def export_checkpoint(
   staged.mkdir(parents=True)
   flat = traverse_util.flatten_dict(checkpoints.load_params(init_from)[0])
   count = sum(leaf.size for leaf in flat.values())
-  missing = writer(staged, flat, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
+  notes = writer(staged, flat, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
   staged.rename(target)
-  left_out = [*missing, *_not_exported(saved)]
-  for what in left_out:
-    _log.info('%s is without %s', target, what)
-  return {'output': str(target), 'parameters': count, 'dtype': dtype, 'left_out': left_out}
+  notes += _left_out(saved)
+  for note in notes:
+    _log.info('%s: %s', target, note)
+  return {'output': str(target), 'parameters': count, 'dtype': dtype, 'notes': notes}
 
 
 def _writer(format: str, dtype: str, scan_layers: bool, step: int) -> Callable[..., list[str]]:
@@ -74,10 +74,10 @@ def _writer(format: str, dtype: str, scan_layers: bool, step: int) -> Callable[.
   return huggingface.write
 
 
-def _not_exported(saved: dict[str, Any]) -> list[str]:
+def _left_out(saved: dict[str, Any]) -> list[str]:
   """What a run has beside its policy."""
-  value = ['the value network, which only dro_jax knows'] if saved.get('value') else []
-  return value + (['optimisers and reference'] if 'step' in saved else [])
+  value = ['without the value network, which only dro_jax knows'] if saved.get('value') else []
+  return value + (['without the optimisers and the reference'] if 'step' in saved else [])
 
 
 __all__ = ['export_checkpoint']

@@ -15,6 +15,10 @@ from dro_jax.importers.huggingface import ARCHITECTURES, is_transposed, require
 from dro_jax.models.t5 import Path, T5Config, convert_leaves
 
 SHARD_BYTES = 10**9
+_SCALED = (
+  "an umT5's logits are divided by √d in transformers 5, whatever config.json says: "
+  'set model.config.tie_word_embeddings = False once it is loaded'
+)
 # ByT5's tokenizer counts its sentinels from the end of the rows.
 _BYTE_IDS, _BYTE_EXTRA_IDS = 259, 125
 _GATED = {'gelu': 'gated-gelu', 'relu': 'gated-relu', 'silu': 'gated-silu'}
@@ -31,7 +35,7 @@ def write(
   vocabulary: str | None,
   shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
-  """Writes config, weights and tokenizer into an empty folder; returns what could not be written.
+  """Writes config, weights and tokenizer into an empty folder; returns what its reader must know.
 
   Args:
     folder: exists, and is empty.
@@ -46,12 +50,18 @@ def write(
   special = {key: written[key] for key in ('decoder_start_token_id', 'eos_token_id', 'pad_token_id')}
   _write_json(folder / 'generation_config.json', {'_from_model_config': True, **special})
   _write_weights(folder, flat, config, np.dtype(getattr(ml_dtypes, dtype, dtype)), shard_bytes)
-  return _write_tokenizer(folder, vocabulary, config.vocab_size)
+  return _write_tokenizer(folder, vocabulary, config.vocab_size) + (
+    [_SCALED] if config.relative_bias_per_layer else []
+  )
 
 
 def read_config(config: T5Config, dtype: str) -> dict[str, Any]:
   """What config.json says of a model."""
   kind = 'umt5' if config.relative_bias_per_layer else 't5'
+  if kind == 'umt5' and config.logits_via_embedding:
+    raise UsageError(
+      'an umT5 of transformers never ties logits to the embedding: export with --set FORMAT=t5x.'
+    )
   return {
     'architectures': [ARCHITECTURES[kind][0]],
     'model_type': kind,
@@ -148,12 +158,12 @@ def _write_tokenizer(folder: epath.Path, spec: str | None, rows: int) -> list[st
     _write_tokenizer_config(folder, 'ByT5Tokenizer', extra_ids)
     return []
   if spec is None:
-    return ['its tokenizer: nothing says which vocabulary it has; pass --set VOCABULARY=FILE']
+    return ['without a tokenizer: nothing says which vocabulary it has; pass --set VOCABULARY=FILE']
   path, extra_ids = parse(spec)
   try:
     model = read_model(path)
   except UsageError as error:
-    return [f'its tokenizer: {error}']
+    return [f'without a tokenizer: {error}']
   (folder / 'spiece.model').write_bytes(model)
   _write_tokenizer_config(folder, 'T5Tokenizer', extra_ids)
   return []

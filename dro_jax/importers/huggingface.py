@@ -52,9 +52,8 @@ def load(source: str | Path) -> tuple[T5Config, Params]:
   raw = read_json(folder / 'config.json')
   config = read_config(raw, folder)
   weights = _open_weights(folder)
-  return config, _build_tree(
-    config, weights, folder, tied_without_scale=raw.get('scale_decoder_outputs') is False
-  )
+  unscaled = raw['model_type'] != 't5' or raw.get('scale_decoder_outputs') is False
+  return config, _build_tree(config, weights, folder, tied_without_scale=unscaled)
 
 
 def find_folder(source: str | Path) -> Path:
@@ -151,8 +150,11 @@ def _activations(name: str, where: Path) -> tuple[str, ...]:
 
 
 def _is_tied(raw: Mapping[str, Any]) -> bool:
-  # transformers 5 writes tie_word_embeddings: true for every T5, and the truth under another name.
-  return bool(raw.get('scale_decoder_outputs', raw.get('tie_word_embeddings', True)))
+  # transformers 5 writes tie_word_embeddings: true for all of them. The truth is under another name for T5,
+  # and no mT5 or umT5 is tied.
+  return raw['model_type'] == 't5' and bool(
+    raw.get('scale_decoder_outputs', raw.get('tie_word_embeddings', True))
+  )
 
 
 def _build_tree(config: T5Config, weights: Weights, folder: Path, *, tied_without_scale: bool) -> Params:

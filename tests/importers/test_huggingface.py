@@ -143,6 +143,30 @@ def test_folders_that_are_none(tmp_path):
     huggingface.load(tmp_path)
 
 
+@pytest.mark.parametrize('shard', ['../model.safetensors', '/model.safetensors', '..', ''])
+def test_an_index_cannot_lead_out_of_its_folder(tmp_path, shard):
+  make_torch('1.0').config.save_pretrained(tmp_path)
+  index = tmp_path / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'weight_map': {'shared.weight': shard}}))
+  with pytest.raises(UsageError, match='which is no file of this folder'):
+    huggingface.load(tmp_path)
+  index.write_text(json.dumps({'weight_map': {'shared.weight': 'absent.safetensors'}}))
+  with pytest.raises(UsageError, match='which is not there'):
+    huggingface.load(tmp_path)
+
+
+def test_no_pickle_is_run(tmp_path):
+  class Harm:
+    def __reduce__(self):
+      return (open, (str(tmp_path / 'harm'), 'w'))
+
+  make_torch('1.0').config.save_pretrained(tmp_path)
+  torch.save({'shared.weight': Harm()}, tmp_path / 'pytorch_model.bin')
+  with pytest.raises(UsageError, match='torch cannot load it as weights only'):
+    huggingface.load(tmp_path)
+  assert not (tmp_path / 'harm').exists()
+
+
 def test_hub_name_is_downloaded(saved, monkeypatch):
   _, folder = saved
   asked = []
