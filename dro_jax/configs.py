@@ -10,6 +10,8 @@ import io
 import itertools
 import re
 import tokenize
+import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -342,6 +344,21 @@ def _arguments(documentation: str) -> dict[str, str]:
     elif name and line.strip():
       meanings[name] += ' ' + line.strip()
   return {name: meaning for names, meaning in meanings.items() for name in names.split(', ')}
+
+
+KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text', type(None): 'none'}
+
+
+def kinds(annotation: Any) -> tuple[type, ...] | None:
+  """The plain types of an annotation that has no others, else None."""
+  parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+  return parts if all(part in KINDS for part in parts) else None
+
+
+def admits(parts: Sequence[type], value: Any) -> bool:
+  """Whether plain types take a value; what gin is to make of a reference is not known yet."""
+  whole = type(value) is int and float in parts
+  return whole or type(value) in parts or type(value) not in (*KINDS, list, tuple, dict)
 
 
 def defaults_text(config: Config, roots: Sequence[str], known: Mapping[str, Mapping[str, Parameter]]) -> str:

@@ -16,8 +16,6 @@ import os
 import pathlib
 import re
 import sys
-import types
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -253,8 +251,8 @@ def _parse_flags(name: str, arguments: list[str], bare: str | None = None) -> fl
   try:
     _, *rest = values([name, *map(_as_gin_binding, arguments)])
   except flags.Error as error:
-    setting = _misplaced_setting(name, str(error), arguments)
-    raise UsageError(f'{error}{setting}; `dro_jax {name} --help` lists the flags') from error
+    problem = _misplaced_setting(name, str(error), arguments) or error
+    raise UsageError(f'{problem}; `dro_jax {name} --help` lists the flags') from error
   if rest and bare:
     values[bare].value = [*values[bare].value, *rest]
   elif rest:
@@ -264,16 +262,15 @@ def _parse_flags(name: str, arguments: list[str], bare: str | None = None) -> fl
   return values
 
 
-def _misplaced_setting(name: str, message: str, arguments: Sequence[str]) -> str:
+def _misplaced_setting(name: str, message: str, arguments: Sequence[str]) -> str | None:
   """What to type instead, where an unknown flag is a setting."""
   unknown = re.search(r"Unknown command line flag '([^']+)'", message)
   macro = unknown[1].upper() if unknown else ''
-  if not macro or not re.search(
-    rf'^{re.escape(macro)} *=', usage.default_text(name, GIN_CONFIGS), re.MULTILINE
-  ):
-    return ''
+  settings = re.findall(r'^([A-Z][A-Z0-9_]*) *=', usage.default_text(name, GIN_CONFIGS), re.MULTILINE)
+  if macro not in settings:
+    return None
   typed = next((text for text in arguments if text.lstrip('-').startswith(unknown[1])), '')
-  return f': it is a setting, --set {macro}={typed.partition("=")[2] or "VALUE"}'
+  return f'no flag --{unknown[1]}: it is a setting, --set {macro}={typed.partition("=")[2] or "VALUE"}'
 
 
 def _as_gin_binding(argument: str) -> str:
@@ -520,36 +517,21 @@ def _refuse_unused_macros(name: str, given: Mapping[str, str]) -> None:
 
 
 def _refuse_wrong_types(given: Mapping[str, str]) -> None:
-  """Numbers, booleans and texts that a parameter's annotation does not admit would fail later, far from here."""
+  """Numbers, booleans and texts that an annotation does not admit would fail later, far from here."""
   for (_, selector), parameters in gin.config._CONFIG.items():
-    signature = (
-      {} if selector == 'gin.macro' else inspect.signature(gin.get_configurable(selector)).parameters
-    )
+    if selector == 'gin.macro':
+      continue
+    signature = inspect.signature(gin.get_configurable(selector)).parameters
     for parameter, value in parameters.items():
       macro = _macro_of(value)
-      if macro is not None and macro not in _macros():
-        continue
       value = _bound(macro) if macro else value
-      admitted = _admitted(signature[parameter].annotation) if parameter in signature else None
-      if admitted is None or isinstance(value, gin.config.ConfigurableReference) or _fits(value, admitted):
-        continue
-      name = f'{selector.rsplit(".", 1)[-1]}.{parameter}'
-      origin = given.get(macro) or given.get(name) or f'{macro or name}={value!r}'
-      kinds = ' or '.join(_KINDS[kind] for kind in admitted)
-      raise UsageError(f'{origin}: {name} takes {kinds}, and it is {value!r}')
-
-
-_KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text', type(None): 'none'}
-
-
-def _admitted(annotation: Any) -> tuple[type, ...] | None:
-  """The plain types of an annotation that has no others."""
-  kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-  return kinds if all(kind in _KINDS for kind in kinds) else None
-
-
-def _fits(value: Any, admitted: Sequence[type]) -> bool:
-  return type(value) in admitted or (type(value) is int and float in admitted)
+      kinds = configs.kinds(signature[parameter].annotation) if parameter in signature else None
+      known = macro is None or macro in _macros()
+      if kinds and known and not configs.admits(kinds, value):
+        name = f'{selector.rsplit(".", 1)[-1]}.{parameter}'
+        origin = given.get(macro) or given.get(name) or f'{macro or name}={value!r}'
+        takes = ' or '.join(configs.KINDS[kind] for kind in kinds)
+        raise UsageError(f'{origin}: {name} takes {takes}, and not {value!r}')
 
 
 # Running

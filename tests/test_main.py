@@ -28,8 +28,8 @@ _COMMANDS_MODULE = """
   class Config:
     width: int = 8
 
-  def fit(triplets, algorithm, steps, batch_size=1, model_dir=None, columns=None, rewards=None, config=None,
-          extra=None, configs=None):
+  def fit(triplets, algorithm, steps, batch_size: int = 1, model_dir=None, columns=None, rewards=None,
+          config=None, extra=None, configs=None):
     print('a line that is no result')
     result = dict(triplets=triplets, algorithm=algorithm(), steps=steps, batch_size=batch_size,
                   model_dir=model_dir, columns=columns, rewards=rewards, extra=extra, nan=float('nan'))
@@ -286,6 +286,7 @@ def test_unknown_commands_and_flags(refused):
   assert 'did you mean fit?' in refused('fti')
   assert 'fit, stop, break_down, refuse' in refused()
   assert 'Did you mean: model_dir' in refused('fit', '--modle_dir=x')
+  assert 'the command comes first: dro_jax COMMAND --triplets=a' in refused('--triplets=a', 'fit')
   assert "'b.jsonl' is no flag" in refused('fit', '--triplets', 'a.jsonl', 'b.jsonl')
 
 
@@ -302,18 +303,32 @@ def test_unknown_commands_and_flags(refused):
       '--gin.fit.steps=%STEP',
       'fit.steps needs STEP, which has no value: pass --set STEP=VALUE (did you mean STEPS?)',
     ),
-    ('--gin.MODEL_DIR=text', 'In gin a text is quoted; --set takes it bare'),
+    ('--gin.MODEL_DIR=text', 'text is no value of gin. In gin a text is quoted'),
     ('--gin.STEPS', "'--gin.STEPS' has no value"),
     ('--set=STEPS', 'pass --set NAME=VALUE'),
     ('--set=ALGORITHM=milld', "nothing that gin can bind is called 'milld' (did you mean mild?)"),
     ('--set=fit.algorithm=milld', "nothing that gin can bind is called 'milld' (did you mean mild?)"),
     ('--set=STEPS=many', "'many' is no number or boolean, and the value so far is 100"),
-    ('--init_from=x', '--init_from: nothing here uses INIT_FROM'),
+    ('--init_from=x', '--init_from: nothing here uses INIT_FROM; `dro_jax fit --help` lists the settings'),
+    ('--steps=7', 'no flag --steps: it is a setting, --set STEPS=7'),
+    ('--set=BATCH=none', '--set BATCH=none: fit.batch_size takes a whole number, and not None'),
+    (
+      '--gin.fit.batch_size=1.5',
+      '--gin.fit.batch_size=1.5: fit.batch_size takes a whole number, and not 1.5',
+    ),
     ('--gin_file=algorithms/mil.gin', 'did you mean algorithms/mild.gin?'),
   ],
 )
 def test_what_nothing_knows_is_refused(refused, argument, message):
   assert message in refused('fit', '--triplets=a', argument)
+
+
+def test_a_configurable_takes_the_place_of_its_own_kind():
+  with pytest.raises(
+    UsageError, match=r'adafactor is of dro_jax.optimizers, and .*, dro_v, of dro_jax.algori'
+  ):
+    _configure('train', '--set=ALGORITHM=adafactor')
+  assert callable(_configure('train', '--set=ALGORITHM=kto', '--set=train.policy_optimizer=@policy/adamw'))
 
 
 def test_a_setting_without_a_value_names_its_flag(refused):
@@ -336,6 +351,77 @@ def test_a_gin_file_is_refused_with_its_line(refused, tmp_path):
   )
   (tmp_path / 'mine.gin').write_text('import no_such_module\n')
   assert "No module named 'no_such_module'" in refused('fit', '--triplets=a', '--gin_file=mine.gin')
+
+
+# Configurations
+
+
+@pytest.fixture
+def asked(commands, packaged, capsys):
+  """What `configs` answers, as JSON and as text."""
+
+  def run(*arguments):
+    house = commands | {'configs': door.COMMANDS['configs']}
+    answers = []
+    for format in ([], ['--json']):
+      assert door.main(['configs', *arguments, *format], house) == 0
+      answers.append(capsys.readouterr().out)
+    return json.loads(answers[1]), answers[0]
+
+  return run
+
+
+def test_configs_lists_the_packaged_files(asked):
+  found, text = asked('list', 'runs')
+  assert found['files'] == [
+    {'file': 'runs/fit.gin', 'about': 'The defaults of `dro_jax fit`, which fits a model.'}
+  ]
+  assert 'runs/fit.gin' in text
+
+
+def test_configs_shows_values_origins_and_meanings(asked, tmp_path):
+  (tmp_path / 'mine.gin').write_text("include 'algorithms/mild.gin'\nSTEPS = 7\n")
+  found, text = asked('show', 'fit', '--gin_file=mine.gin', '--set', 'BATCH=3', '--model_dir=x')
+  rows = {row['setting']: row for part in found.values() for row in part}
+  steps = rows['STEPS']
+  assert (steps['value'], steps['origin'], steps['meaning']) == ('7', 'mine.gin:2', 'optimiser steps')
+  assert steps['overrode'] == {'value': '100', 'origin': 'runs/fit.gin:3'}
+  assert rows['BATCH']['origin'] == '--set BATCH=3'
+  assert rows['MODEL_DIR']['origin'] == '--model_dir'
+  assert rows['TRIPLETS'] | {'meaning': ''} == {
+    'setting': 'TRIPLETS', 'value': None, 'origin': 'pass --triplets', 'overrode': None, 'meaning': '',
+  }  # fmt: skip
+  assert rows['fit.algorithm']['origin'] == 'algorithms/mild.gin:1'
+  assert (rows['mild.tau']['value'], rows['mild.tau']['origin']) == ('5.0', 'default')
+  assert 'firm.tau' not in rows
+  assert 'mine.gin:2 (over 100, runs/fit.gin:3)' in text
+
+
+def test_configs_refuses_what_it_does_not_know(commands, packaged, refused):
+  commands['configs'] = door.COMMANDS['configs']
+  assert 'did you mean list?' in refused('configs', 'lst')
+  assert 'Pass list [FOLDER]' in refused('configs')
+  assert 'did you mean fit?' in refused('configs', 'show', 'fti')
+  assert 'did you mean STEPS?' in refused('configs', 'show', 'fit', '--set=STPES=3')
+  assert 'settings belong to a command' in refused('configs', 'list', '--set=STEPS=3')
+  assert 'takes one command' in refused('configs', 'show')
+  assert 'takes two runs' in refused('configs', 'diff', 'fit')
+
+
+def test_configs_tells_whether_a_run_can_be_resumed_as_another(tmp_path, capsys):
+  text = 'train.schedule = @Schedule\nSchedule.steps = {}\ntrain.model_dir = "{}"\ntrain.seed = {}\n'
+  for name, settings in {'a': (1, 'a', 0), 'b': (2, 'b', 0), 'c': (1, 'c', 1)}.items():
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.gin').write_text(text.format(*settings))
+
+  def diff(*names):
+    assert door.main(['configs', 'diff', *(str(tmp_path / name) for name in names), '--json']) == 0
+    found = json.loads(capsys.readouterr().out)
+    return found['resumable'], [(row['setting'], row['a'], row['b']) for row in found['differences']]
+
+  assert diff('a', 'a') == (True, [])
+  assert diff('a', 'b') == (True, [('Schedule.steps', '1', '2')])
+  assert diff('a', 'c') == (False, [('train.seed', '0', '1')])
 
 
 # How it exits

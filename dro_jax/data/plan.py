@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dro_jax.errors import UsageError
+
 _SWEEPS = 40  # Rounds of swaps at most; they end when a round takes less than 2 % off the squared excess.
 _LITTLE = 0.02
 
@@ -182,7 +184,7 @@ class SequentialPlan:
 
   def __init__(self, num_examples: int, batch_size: int):
     if num_examples < 1 or batch_size < 1:
-      raise ValueError(f'num_examples and batch_size must be positive, got {num_examples} and {batch_size}')
+      raise UsageError(f'{num_examples} records in batches of {batch_size}: pass 1 or more (--set BATCH=32)')
     self.num_examples, self.batch_size = int(num_examples), int(batch_size)
     self.num_batches = -(-self.num_examples // self.batch_size)
 

@@ -26,7 +26,7 @@ from dro_jax.data.registration import text_features as text_features
 from dro_jax.data.sources import Record
 from dro_jax.data.table import TokenTable
 from dro_jax.data.vocabularies import Vocabulary, vocabulary
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, did_you_mean
 
 _NAME_LENGTH = 100  # Characters of a source that name its folder; file systems allow 255 bytes.
 
@@ -203,7 +203,7 @@ def hold_out(
     prompts = len(np.unique(whole.prompt_index))
     raise UsageError(
       f'holding out {fraction:.0%} of {prompts} prompts by their hash leaves no record on one side; pass '
-      '--eval_triplets, another validation_fraction (0 holds out none) or another split_salt'
+      '--eval_triplets, another share (--set VALIDATION_FRACTION=0.2; 0 holds out none) or another split_salt'
     )
   return whole.subset(~held), whole.subset(held)
 
@@ -379,12 +379,11 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
   try:
     found = seqio.get_mixture_or_task(name)
   except ValueError as error:
-    known = (
-      ', '.join(sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})) or 'none is registered'
-    )
+    known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
     raise UsageError(
-      f"triplets '{name}': neither a triplet file ({', '.join(sources.FORMATS)}) nor a seqio task or mixture "
-      f'({known}); pass task_modules to import the module that registers it'
+      f"triplets '{name}'{did_you_mean(name, known)}: neither a triplet file ({', '.join(sources.FORMATS)}) "
+      f'nor a data set, seqio task or mixture ({", ".join(known) or "none is registered"}); for your own '
+      'pass the module that registers it: --gin.load_triplets.task_modules="\'FILE.py\'"'
     ) from error
   mixed = isinstance(found, seqio.Mixture)
   tasks = found.tasks if mixed else [found]
