@@ -140,7 +140,7 @@ class Opened(NamedTuple):
     if self.store is None:
       return
     saved = self.store.origin.get('plan')
-    if saved is None:
+    if not isinstance(saved, Mapping) or not isinstance(saved.get('steps'), int):
       raise UsageError(
         f'the reference store {self.store.directory} has no mismatched pairs, which this algorithm reads: '
         'they depend on the run’s batches. Run `dro_jax cache_reference` with this run’s algorithm, seed, '

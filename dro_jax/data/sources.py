@@ -28,6 +28,7 @@ NUMERIC = (
   'reference_logps',
 )  # Columns that mean something: text in them is an error.
 _SHOWN = 20  # Fields that an error names.
+_NAME_LENGTH = 40  # Letters of a field's name that it shows whole.
 
 
 class Record(NamedTuple):
@@ -213,15 +214,18 @@ def _called(name: str, names: Mapping[str, str]) -> str:
 
 
 def _missing(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str) -> UsageError:
-  known = (
-    ', '.join(map(str, list(fields)[:_SHOWN])) + (', ...' if len(fields) > _SHOWN else '') or 'no fields'
-  )
+  known = ', '.join(map(_short, list(fields)[:_SHOWN])) or 'no fields'
+  known += ', ...' if len(fields) > _SHOWN else ''
   near = did_you_mean(names.get(name, name), [str(field) for field in fields if str(field) not in FIELDS])
   talk = ' (or, of a whole conversation, --columns messages=FIELD)' if _has_list(fields) else ''
   return UsageError(
     f'{where}: field {_called(name, names)} is missing or empty; the record has {known}{near}. Say which one '
     f'it is with --columns {name}=FIELD{talk}, or fill it in'
   )
+
+
+def _short(name: Any) -> str:
+  return str(name) if len(str(name)) <= _NAME_LENGTH else shown(str(name))
 
 
 def _has_list(fields: Mapping[str, Any]) -> bool:
