@@ -7,13 +7,12 @@ usual one is another shape, which costs one more compilation.
 """
 
 import argparse
-import collections
 import json
 import tempfile
 import time
 from typing import Any
 
-from dro_jax.data.layout import Layout
+from dro_jax.data.layout import Layout, fill
 from dro_jax.data.plan import Plan
 from dro_jax.data.tasks import build_table, find
 from dro_jax.data.vocabularies import vocabulary
@@ -37,32 +36,18 @@ def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:
       encode_once=not options.repeat_prompts, row_multiple=options.row_multiple, coverage=options.coverage,
     )  # fmt: skip
     began = time.perf_counter()
-    filled, rows = _fill(table, layout, batches)
+    filled = fill(table, layout, batches)
     placed = time.perf_counter() - began
     report = table.report
     return {
       'file': path, 'records': len(table), 'prompts': report['prompts'],
       'mean_lengths': [round(report['mean_prompt_length'], 2), round(report['mean_response_length'], 2)],
       'overlong': [report['truncated_prompts'], report['overlong_responses']],
-      'rows': dict(sorted(rows.items())), 'row_lengths': [layout.prompt_length, layout.response_length],
-      'slots': layout.slots, 'fill': filled,
+      'rows': filled.rows, 'row_lengths': [layout.prompt_length, layout.response_length],
+      'slots': layout.slots, 'fill': [round(filled.prompt, 4), round(filled.response, 4)],
       'table_megabytes_a_second': round(report['text_megabytes'] / built, 1),
       'batches_planned_a_second': round(steps / planned), 'batches_placed_a_second': round(steps / placed),
     }  # fmt: skip
-
-
-def _fill(table, layout: Layout, batches: list) -> tuple[list[float], collections.Counter]:
-  """Fill of the prompt and the response side, and how many batches have how many rows."""
-  tokens, rows = [0, 0], collections.Counter()
-  for batch in batches:
-    lengths = table.prompt_lengths[batch], table.response_lengths[batch]
-    placement = layout.place(*lengths, table.prompt_index[batch])
-    tokens[0] += int(lengths[0][placement.prompt_example].sum())
-    tokens[1] += int(lengths[1].sum())
-    rows[placement.rows] += 1
-  area = sum(count * number for count, number in rows.items())
-  sides = layout.prompt_length, layout.response_length
-  return [round(count / area / side, 4) for count, side in zip(tokens, sides)], rows
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -46,6 +46,18 @@ class Feed(NamedTuple):
   statistics: loader.Loader | None = None
 
 
+def admitted(triplets: tasks.Triplets, algorithm: algorithms.Algorithm) -> tasks.Triplets:
+  """The triplets with the columns that an algorithm makes of them, those responses only that it trains on.
+
+  Raises:
+    UsageError: it cannot learn from them.
+  """
+  for table in filter(None, (triplets.train, triplets.eval)):
+    algorithms.check_columns(algorithm, table.columns)
+  algorithm.check(triplets)
+  return tasks.derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
+
+
 def make(
   triplets: tasks.Triplets,
   algorithm: algorithms.Algorithm,
@@ -60,7 +72,7 @@ def make(
   """The batches that a run with these settings will see.
 
   Args:
-    triplets: with the algorithm's own columns (see `data.tasks.derive`).
+    triplets: with the algorithm's own columns (see `admitted`).
     algorithm: decides what a batch counts.
     rows: how a batch is laid out.
     unit_options: how pairs and groups are formed.

@@ -35,6 +35,7 @@ FLOORS = {
   'partitioning': 3,
   'metrics': 3,
   'statistics': 3,
+  'survey': 3,
   'off_policy': 3,
   'train_step': 3,
   'flops': 3,

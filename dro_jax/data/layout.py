@@ -4,8 +4,9 @@ A layout changes speed, never membership and never a number. It works on lengths
 compute the placement of a whole batch without reading a token of it.
 """
 
+import collections
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -106,6 +107,34 @@ class Layout(NamedTuple):
       if placement is not None:
         return placement
     raise AssertionError('unreachable: one response a row always fits')
+
+
+class Fill(NamedTuple):
+  """How full rows are: the share of their positions that hold tokens, and how many batches take how many rows.
+
+  prompt, response  of the encoder's and of the decoder's positions.
+  total             of both together.
+  rows              batches by their number of rows; each number is a shape to compile.
+  """
+
+  prompt: float
+  response: float
+  total: float
+  rows: Mapping[int, int]
+
+
+def fill(table, layout: Layout, batches: Iterable[np.ndarray]) -> Fill:
+  """Places batches of record numbers, and looks how much of the rows they take; table as for `Layout.fit`."""
+  lengths = _Lengths(table.prompt_lengths, table.response_lengths, table.prompt_index)
+  tokens, rows = np.zeros(2, np.int64), collections.Counter()
+  for batch in batches:
+    of_batch = lengths.of(batch)
+    placement = layout.place(*of_batch)
+    tokens += of_batch.prompt[placement.prompt_example].sum(), of_batch.response.sum()
+    rows[placement.rows] += 1
+  sides = np.array([layout.prompt_length, layout.response_length])
+  area = sum(count * number for count, number in rows.items()) * sides
+  return Fill(*(tokens / area).tolist(), float(tokens.sum() / area.sum()), dict(sorted(rows.items())))
 
 
 class _Lengths(NamedTuple):

@@ -1,0 +1,189 @@
+"""What a table of triplets holds, in numbers: lengths, rewards, their variance, ties, duplicates. Numpy.
+
+Axes: N responses, P distinct prompts. Everything returned is plain JSON.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax import statistics
+from dro_jax.data import columns
+from dro_jax.data.table import TokenTable
+from dro_jax.data.vocabularies import UNKNOWN, Vocabulary
+
+_PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
+_BARS = 12  # Of a histogram; as many distinct values are shown one by one.
+_NAMED = 3  # Examples named of each kind.
+_SAMPLED = 20_000  # Responses at most that are searched for unknown tokens.
+
+
+class Lengths(NamedTuple):
+  """Of whole texts, before any limit cuts them; tokens count EOS.
+
+  prompt_tokens, prompt_characters      by distinct prompt, `[P]`.
+  response_tokens, response_characters  by response, `[N]`.
+  """
+
+  prompt_tokens: np.ndarray
+  prompt_characters: np.ndarray
+  response_tokens: np.ndarray
+  response_characters: np.ndarray
+
+
+def whole_lengths(table: TokenTable, words: Vocabulary, prompt_length: int) -> Lengths:
+  """Lengths as they were before the table's limits; only what was cut is tokenised again.
+
+  Args:
+    table: not a subset that left out what was over-long.
+    words: the table's vocabulary.
+    prompt_length: its limit of prompt tokens.
+  """
+  first = _first_of_prompts(table)
+  prompts = _restored(
+    table.prompts, first, table.prompt_lengths[first], table.prompt_lengths[first] >= prompt_length, words
+  )
+  everything = np.arange(len(table))
+  responses = _restored(table.responses, everything, table.response_lengths, table.truncated, words)
+  return Lengths(
+    prompts, _characters(table.prompts, first), responses, _characters(table.responses, everything)
+  )
+
+
+def _first_of_prompts(table: TokenTable) -> np.ndarray:
+  return np.unique(table.prompt_index, return_index=True)[1]
+
+
+def _restored(texts, records: np.ndarray, lengths: np.ndarray, cut: np.ndarray, words) -> np.ndarray:
+  lengths, cut = lengths.copy(), np.flatnonzero(cut)
+  for i in cut.tolist():
+    lengths[i] = len(words.encode(texts[int(records[i])])) + 1
+  return lengths
+
+
+def _characters(texts, records: np.ndarray) -> np.ndarray:
+  return np.fromiter((len(texts[i]) for i in records.tolist()), np.int64, len(records))
+
+
+def spread(x: np.ndarray) -> dict[str, float]:
+  """Mean, standard deviation, extremes and percentiles."""
+  found = {'mean': x.mean(), 'sd': x.std(), 'min': x.min(), 'max': x.max()}
+  found |= {f'p{q}': value for q, value in zip(_PERCENTILES, np.percentile(x, _PERCENTILES))}
+  return {name: float(value) for name, value in found.items()}
+
+
+def truncation(whole: np.ndarray, limit: int) -> dict[str, Any]:
+  """How many of some texts a limit of tokens cuts, the share of all their tokens that goes, and what limit
+  keeps 99 % of the texts whole."""
+  over = np.maximum(whole - limit, 0)
+  return {
+    'limit': limit,
+    'cut': int((over > 0).sum()),
+    'share_cut': float((over > 0).mean()),
+    'share_of_tokens_lost': float(over.sum() / whole.sum()),
+    'limit_for_99_percent': int(np.percentile(whole, 99, method='inverted_cdf')),
+  }
+
+
+def responses_per_prompt(prompts: np.ndarray) -> dict[str, Any]:
+  """The distribution of the number of responses to a prompt: how many prompts have 1, 2, ..."""
+  counts_P = np.unique(prompts, return_counts=True)[1]
+  sizes, times = np.unique(counts_P, return_counts=True)
+  return {
+    'mean': float(counts_P.mean()), 'max': int(counts_P.max()), 'single': int((counts_P == 1).sum()),
+    'prompts_by_responses': dict(zip(sizes.tolist(), times.tolist())),
+  }  # fmt: skip
+
+
+def unknown_share(table: TokenTable) -> float:
+  """Share of the first responses' tokens that the vocabulary does not know."""
+  sampled = [table.response(i) for i in range(min(len(table), _SAMPLED))]
+  return float(sum(int((ids == UNKNOWN).sum()) for ids in sampled) / max(sum(map(len, sampled)), 1))
+
+
+def rewards(rewards: np.ndarray) -> dict[str, Any]:
+  """Of all rewards, in their own units: their spread, how many values, whether two only, a histogram."""
+  values, counts = np.unique(rewards, return_counts=True)
+  if len(values) <= _BARS:
+    bars = [(value, value, count) for value, count in zip(values.tolist(), counts.tolist())]
+  else:
+    numbers, edges = np.histogram(rewards, _BARS)
+    bars = list(zip(edges[:-1].tolist(), edges[1:].tolist(), numbers.tolist()))
+  return {
+    **spread(rewards), 'distinct': len(values), 'is_binary': len(values) == 2,
+    'histogram': [{'from': low, 'to': high, 'count': count} for low, high, count in bars],
+  }  # fmt: skip
+
+
+def variance(rewards: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
+  """The reward's variance between and within prompts, one-way, for prompts of any number of responses.
+
+      Σᵢ (rᵢ − r̄)²  =  Σₚ nₚ (r̄ₚ − r̄)²  +  Σᵢ (rᵢ − r̄ₚ₍ᵢ₎)²
+      total            between, P − 1      within, N − P degrees of freedom
+
+  `component_*` are unbiased (by moments): σ²_within = MS_within, σ²_between = (MS_between − MS_within) / n₀
+  with n₀ = (N − Σₚ nₚ² / N) / (P − 1), not below 0; their share is the intraclass correlation. None where one
+  response a prompt, or one prompt, cannot tell.
+  """
+  _, prompt_N, n_P = np.unique(prompts, return_inverse=True, return_counts=True)
+  N, P = len(rewards), len(n_P)
+  mean, mean_P = rewards.mean(), np.bincount(prompt_N, rewards) / n_P
+  between, within = float(n_P @ (mean_P - mean) ** 2), float(((rewards - mean_P[prompt_N]) ** 2).sum())
+  total = between + within
+  found = {'between': between, 'within': within, 'between_freedom': P - 1, 'within_freedom': N - P}
+  found |= {'share_within': within / total if total else None, 'component_within': None}
+  found |= {'component_between': None, 'intraclass_correlation': None}
+  if N > P:
+    found['component_within'] = within / (N - P)
+  if N > P > 1:
+    size = (N - float(n_P @ n_P) / N) / (P - 1)
+    component = max(between / (P - 1) - within / (N - P), 0.0) / size
+    whole = component + within / (N - P)
+    found |= {'component_between': component, 'intraclass_correlation': component / whole if whole else None}
+  return found
+
+
+def comparisons(rewards: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
+  """Every two responses to one prompt: how many are tied, and how often the longer one has the higher reward.
+
+  `length_correlation` is Spearman's over all responses.
+  """
+  counts = statistics.count_pairs(lengths, rewards, prompts)
+  pairs, ties = int(counts.pairs.sum()), int(counts.ties.sum())
+  everyone = np.ones(len(rewards))
+  return {
+    'pairs': pairs + ties,
+    'tied_pairs': ties,
+    'share_tied': ties / (pairs + ties) if pairs + ties else None,
+    'prompts_with_comparisons': int((counts.pairs > 0).sum()),
+    'prompts_all_tied': int(((counts.pairs == 0) & (counts.ties > 0)).sum()),
+    'longer_is_better': _or_none(statistics.pairwise_accuracy(counts, np.ones(len(counts.pairs)))),
+    'length_correlation': _or_none(statistics.rank_correlation(lengths, rewards, everyone)),
+  }
+
+
+def _or_none(x: float) -> float | None:
+  return x if np.isfinite(x) else None
+
+
+def duplicates(table: TokenTable) -> dict[str, Any]:
+  """Records of the same prompt and response, and those among them whose rewards differ."""
+  _, text_N, n_T = np.unique(columns.keys(table), return_inverse=True, return_counts=True)
+  order = np.lexsort((table.raw_rewards, text_N))
+  ends = np.cumsum(n_T)
+  gap_T = table.raw_rewards[order[ends - 1]] - table.raw_rewards[order[ends - n_T]]
+  named = [table.ids[int(order[ends[t] - 1])] for t in np.argsort(-gap_T, kind='stable')[:_NAMED] if gap_T[t]]
+  return {
+    'duplicates': len(table) - len(n_T),
+    'texts_repeated': int((n_T > 1).sum()),
+    'texts_with_conflicting_rewards': int((gap_T > 0).sum()),
+    'largest_conflict': float(gap_T.max()),
+    'examples': named,
+  }
+
+
+def extra_columns(table: TokenTable) -> Mapping[str, Any]:
+  """The numbers that come along: those of every record, and those of some, which are left out."""
+  found = {name: {'mean': float(x.mean()), 'sd': float(x.std())} for name, x in table.columns.items()}
+  return {'columns': found, 'left_out': list(table.report['columns_left_out'])}
