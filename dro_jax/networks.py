@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,15 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from dro_jax import algorithms, checkpoints, partitioning, scoring, train_state, train_step
 from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5, T5Config, convert_layers, smallest_rows
+from dro_jax.models.t5 import T5, T5Config, convert_leaves, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
 from dro_jax.reference import Reference
 from dro_jax.types import Params, Rows
+
+_log = logging.getLogger(__name__)
 
 
 class Networks(NamedTuple):
@@ -85,11 +89,22 @@ def initial_params(networks: Networks, mesh: Mesh, seed: int, init_from: str | N
   init = jax.jit(lambda key: nn.unbox(_init(networks, key)), out_shardings=where)
   params = init(jax.random.key(seed))
   if init_from is not None:
+    del params['policy']  # Never two of them.
     params['policy'] = load_policy(init_from, networks.policy.config, abstract_on(networks, mesh)['policy'])
   if networks.value is not None:
     start = jax.jit(start_from_policy, out_shardings=where['value'])
     params['value'] = start(params['value'], params['policy'])
+    if init_from is not None:
+      _log.info('%s', _say_fresh(params['value'], init_from))
   return params
+
+
+def _say_fresh(value: Params, init_from: str) -> str:
+  """What of a value network is new."""
+  trunk = "its trunk is a copy of the policy's" if 'trunk' in value else 'it has no trunk of its own'
+  has = checkpoints.load_metadata(init_from).get('value')
+  why = 'that of a checkpoint is never taken' if has else 'the checkpoint has none'
+  return f'{init_from}: V starts fresh, for {why}: {trunk}, its head starts anew'
 
 
 def load_policy(directory: str, config: T5Config, abstract: Params) -> Params:
@@ -97,9 +112,16 @@ def load_policy(directory: str, config: T5Config, abstract: Params) -> Params:
   saved = checkpoints.load_metadata(directory).get('model', {})
   if saved.get('scan_layers', False) == config.scan_layers:
     return checkpoints.load_params(directory, abstract)[0]
-  params = convert_layers(checkpoints.load_params(directory)[0], scan=config.scan_layers)
+  flat = traverse_util.flatten_dict(checkpoints.load_params(directory)[0])
+  wanted = traverse_util.flatten_dict(abstract)
+  placed = {}
+  # One by one: the host never holds the tree in both layouts.
+  for path, x in convert_leaves(flat, scan=config.scan_layers):
+    fits = path in wanted and wanted[path].shape == x.shape
+    placed[path] = jax.device_put(x, wanted[path].sharding) if fits else x
+  params = traverse_util.unflatten_dict(placed)
   checkpoints.refuse_other_tree(directory, params, abstract)
-  return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, abstract)
+  return params
 
 
 def config_of(directory: str) -> T5Config:

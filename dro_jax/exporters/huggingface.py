@@ -59,9 +59,7 @@ def read_config(config: T5Config, dtype: str) -> dict[str, Any]:
   """What config.json says of a model."""
   kind = 'umt5' if config.relative_bias_per_layer else 't5'
   if kind == 'umt5' and config.logits_via_embedding:
-    raise UsageError(
-      'an umT5 of transformers never ties logits to the embedding: export with --set FORMAT=t5x.'
-    )
+    raise UsageError('no umT5 of transformers ties its logits to the embedding: pass --set FORMAT=t5x.')
   return {
     'architectures': [ARCHITECTURES[kind][0]],
     'model_type': kind,
