@@ -204,3 +204,44 @@ def test_a_planted_violation_is_caught(module, line, message):
   sources = _sources()
   planted = {**sources, module: f'{sources.get(module, "")}\n{line}\n'}
   assert any(message in violation for violation in violations(planted))
+
+
+# --- what reads a file runs none of it
+
+_UNPICKLES = ('dill', 'cloudpickle', 'joblib', 'shelve', 'marshal')
+
+
+def unpickling(source: str) -> list[str]:
+  """What in a module could run code that a data file or checkpoint holds."""
+  found = [name for name in _imports(source, {}) if _room(name) in _UNPICKLES]
+  for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+    name, options = ast.unparse(call.func), {word.arg: ast.unparse(word.value) for word in call.keywords}
+    unsafe = (
+      name in ('pickle.load', 'pickle.loads', 'pickle.Unpickler', 'eval', 'exec', 'yaml.load')
+      or (name == 'torch.load' and options.get('weights_only') != 'True')
+      or options.get('allow_pickle', 'False') != 'False'
+      or name.endswith('read_pickle')
+    )
+    found += [name] if unsafe else []
+  return found
+
+
+def test_no_file_is_unpickled():
+  assert {module: found for module, source in _sources().items() if (found := unpickling(source))} == {}
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    'pickle.load(file)',
+    'torch.load(file)',
+    'torch.load(file, weights_only=False)',
+    'np.load(file, allow_pickle=True)',
+    'import joblib',
+    'eval(text)',
+    'pd.read_pickle(file)',
+  ],
+)
+def test_a_planted_unpickling_is_caught(line):
+  assert unpickling(line)
+  assert not unpickling('torch.load(file, weights_only=True)\nnp.load(file)\nast.literal_eval(text)')

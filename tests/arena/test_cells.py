@@ -55,6 +55,11 @@ def test_a_damaged_cell_is_run_again_and_that_is_told(tmp_path, caplog, damage):
   assert cells.missing(tmp_path, [CELL]) == []
 
 
+def test_no_name_leads_out_of_the_folder(tmp_path):
+  outside = CELL._replace(suite='../..', algorithm='../../up', axes={'/etc': '..'})
+  assert cells.file_of(tmp_path, outside).parent == tmp_path / 'cells'
+
+
 def test_a_plan_keeps_together_what_shares_a_world_and_a_seed():
   planned = cells.plan('exact', {'a': [{'x': 1}, {'x': 2}], 'b': [{'x': 1}]}, 2, [{'noise': 0}, {'noise': 1}])
   assert len(planned) == 12

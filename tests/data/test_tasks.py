@@ -139,6 +139,42 @@ def test_bad_input_leaves_nothing_behind(tmp_path, cache):
   assert not cache.exists() or os.listdir(cache) == []
 
 
+def test_no_name_in_the_data_leads_out_of_the_cache(tmp_path, cache):
+  up = '../../up'
+  triplets = [
+    {'id': f'{up}/{i}', 'prompt': up, 'response': up, 'reward': i, up: 1, '/up': 2, 'behaviour_sampler': up}
+    for i in range(3)
+  ]
+  long = tmp_path / 'in' / f'..{"x" * 240}.jsonl'
+  long.parent.mkdir()
+  train = load(write(long, triplets), validation_fraction=0).train
+  assert set(train.columns) == {up, '/up', 'behaviour_sampled'}
+  assert set(train.ids) == {f'{up}/{i}' for i in range(3)}
+  assert set(os.listdir(tmp_path)) == {'in', 'cache'} and os.listdir(tmp_path / 'cache') == ['dro_jax']
+  (folder,) = os.listdir(cache)
+  assert folder.startswith('..xxx') and all(
+    os.path.isfile(cache / folder / n) for n in os.listdir(cache / folder)
+  )
+
+
+def test_a_damaged_cached_table_is_built_again(files, cache):
+  before = load(files[0], validation_fraction=0).train
+  (folder,) = os.listdir(cache)
+  rewards = cache / folder / 'rewards.npy'
+  rewards.write_bytes(rewards.read_bytes()[:-8] + bytes(8))
+  np.testing.assert_array_equal(load(files[0], validation_fraction=0).train.rewards, before.rewards)
+
+
+def test_conversations_are_rendered_by_the_runs_template(tmp_path):
+  talk = [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]
+  path = write(tmp_path / 't.jsonl', [{'messages': talk, 'thumb': '👍'}])
+  options = {'columns': 'reward=thumb', 'map_reward': '👍=1', 'validation_fraction': 0}
+  found = [load(path, **options), load(path, chat_template='{content}', **options)]
+  assert [list(triplets.train.prompts) for triplets in found] == [['user: q'], ['q']]
+  assert [t.report['options']['chat_template'] for t in found] == ['{role}: {content}', '{content}']
+  assert found[0].train.rewards.tolist() == [1.0]
+
+
 def test_nothing_given_is_refused():
   with pytest.raises(UsageError, match='pass --triplets'):
     load('')
