@@ -222,6 +222,21 @@ def load_metadata(directory: str | epath.PathLike) -> dict[str, Any]:
   return _read_metadata(find_checkpoint(directory))
 
 
+def run_metadata(model_dir: str | epath.PathLike) -> dict[str, Any]:
+  """What was saved beside the newest checkpoint of a run's folder whose metadata can be read.
+
+  Raises:
+    UsageError: none can.
+  """
+  folder = _absolute(model_dir) / 'checkpoints'
+  for step in reversed(_numbered(folder)):
+    try:
+      return _read_metadata(folder / str(step))
+    except (OSError, ValueError):
+      continue
+  raise UsageError(f'no checkpoint in {folder} can be read. Bring back a copy, or pass another --model_dir')
+
+
 def load_params(
   directory: str | epath.PathLike, abstract: Params | None = None
 ) -> tuple[Params, dict[str, Any]]:
@@ -252,6 +267,11 @@ def load_part(directory: str | epath.PathLike, path: tuple[str, ...], abstract: 
 def newest_step(model_dir: str | epath.PathLike) -> int | None:
   """The newest complete checkpoint of a run's folder; `None` where there is none."""
   return max(_steps(_absolute(model_dir) / 'checkpoints'), default=None)
+
+
+def has_any(model_dir: str | epath.PathLike) -> bool:
+  """Whether a run's folder holds checkpoints, intact or not."""
+  return bool(_numbered(_absolute(model_dir) / 'checkpoints'))
 
 
 def find_checkpoint(directory: str | epath.PathLike) -> epath.Path:

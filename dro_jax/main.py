@@ -172,6 +172,7 @@ FLAGS = {
   'suite': Flag('SUITE', "the arena's suite: bandit, exact, text or human", bare=True),
   'algorithms': Flag('ALGORITHMS', 'who competes, separated by commas', joined=True),
   'seeds': Flag('SEEDS', 'repetitions, numbered from 0', bare=True),
+  'replay': Flag('REPLAY', 'goes again to a batch whose loss was not finite: MODEL_DIR/nonfinite/STEP'),
   'widen': Flag('WIDEN', "steps by which every method's grid is extended", bare=True, alone='1'),
 }
 

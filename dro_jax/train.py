@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from dro_jax import (
   algorithms,
   checkpoints,
+  claims,
   evaluate,
   feeds,
   generate,
@@ -32,6 +33,7 @@ from dro_jax import (
   own_samples,
   partitioning,
   reference_store,
+  replays,
   resume,
   scoring,
   spent,
@@ -50,6 +52,21 @@ MANY_PROMPTS = 8  # Below it a mean over a batch says little of other prompts.
 VOCABULARY_MULTIPLE = 128
 
 
+class Samplers(NamedTuple):
+  """What draws from the policy during a run.
+
+  greedy     answers held-out prompts, for people to read.
+  responder  makes an online algorithm's batches.
+  draw       draws the samples to validate on.
+  decoding   how it decodes.
+  """
+
+  greedy: generate.Generator
+  responder: online.Responder | None = None
+  draw: own_samples.Draw | None = None
+  decoding: Mapping[str, Any] | None = None
+
+
 class Run(NamedTuple):
   """All that the loop needs, built once."""
 
@@ -61,14 +78,12 @@ class Run(NamedTuple):
   train_loader: loader.Loader
   eval_loader: loader.Loader | None
   score_table: Callable
-  generate: generate.Generator
-  checkpoints: checkpoints.Checkpoints
+  samplers: Samplers
   best_metric: str | None
   algorithm: algorithms.Algorithm
-  responder: online.Responder | None = None
   statistics_loader: loader.Loader | None = None
   score_statistics: Callable | None = None
-  draw: own_samples.Draw | None = None
+  checkpoints: 'checkpoints.Checkpoints | None' = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +138,12 @@ def train(
   dtype: str | None = None,
   scan_layers: bool | None = None,
   remat: bool | None = None,
-  keep_last: int = 1,
+  keep_last: int = 2,
   keep_best: int = 1,
   best_metric: str | None = 'eval/criterion',
   best_mode: str = 'min',
   seed: int = 0,
+  replay: str | None = None,
   configs: Callable[[], Mapping[str, str]] = dict,
 ) -> dict[str, Any]:
   """Trains a policy, or resumes the run in `model_dir`; returns its last metrics.
@@ -157,15 +173,17 @@ def train(
     dtype: activations' type, where it is to differ from the model's.
     scan_layers: one compiled layer for all, where it is to differ from the model's.
     remat: recompute layers in the backward pass, where it is to differ from the model's.
-    keep_last: newest checkpoints kept.
+    keep_last: newest checkpoints kept: where the newest is damaged, the run goes on from the one before.
     keep_best: best checkpoints kept.
     best_metric: what best means, by default the algorithm's own criterion; `None` keeps the newest only.
     best_mode: `min` or `max`.
     seed: decides initial parameters, batches and random keys.
+    replay: a batch whose loss was not finite, MODEL_DIR/nonfinite/STEP: goes there again from the newest
+      checkpoint, says what the batch looks like and where its first NaN arises, and writes nothing.
     configs: texts to save with the run, by file name.
 
   Raises:
-    UsageError: settings or data cannot make a run.
+    UsageError: settings or data cannot make a run, or another run has the folder.
     FloatingPointError: a loss is not finite.
     Stopped: SIGTERM came; the state is saved.
   """
@@ -175,14 +193,11 @@ def train(
   )
   _refuse_settings(chosen, dropout_rate, value_readout, num_microbatches)
   folder, grid, timing = _local_folder(model_dir), mesh(), schedule()
-  triplets = _read(data, chosen, words)
-  longest = int(triplets.train.response_lengths.max())
-  triplets = tasks.derive(triplets, chosen.columns, chosen.select, chosen.weights)
-  timing, triplets = _without_validation(timing, triplets)
+  triplets, timing, longest = _prepared(data, chosen, words, timing)
   value = {'readout': value_readout, 'shared': value_shared, 'frozen_trunk': value_frozen_trunk}
   nets = networks.build(config, uses_value=chosen.uses_value, **value)
-  tx = policy_optimizer() if chosen.trains_policy else optax.set_to_zero()
-  txs = {'policy': tx} | ({'value': value_optimizer()} if chosen.uses_value else {})
+  txs = {'policy': policy_optimizer() if chosen.trains_policy else optax.set_to_zero()}
+  txs |= {'value': value_optimizer()} if chosen.uses_value else {}
   ref = reference(scoring.make_score(nets.policy, chunk_size=chunk_size)) if chosen.uses_reference else None
   opened = reference_store.open_for(ref, chosen, config, words, triplets)
   feed = feeds.make(
@@ -191,65 +206,63 @@ def train(
   )  # fmt: skip
   if opened.store is not None and chosen.uses_mismatched:
     opened.refuse_other_plan(reference_store.plan_of(feed.train, feed.eval, seed, timing.steps))
-  responder, draw, decoding = _samplers(
+  samplers = _samplers(
     nets, chosen, ref, grid, words, options, timing, longest=longest, seed=seed, chunk_size=chunk_size
   )
   is_kept = ref is not None and ref.is_kept
   metadata = networks.metadata(
     config, vocabulary=words, algorithm=chosen, **value,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
-    reference=opened.settings, uses_reference=is_kept, batch_size=batch_size, seed=seed,
-    online=responder and responder.settings, init_from=init_from, decoding=decoding,
+    reference=opened.settings, uses_reference=is_kept, batch_size=batch_size, seed=seed, init_from=init_from,
+    online=samplers.responder and samplers.responder.settings, decoding=samplers.decoding,
   )  # fmt: skip
+  score = scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size)
   step = train_step.make_train_step(
-    scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size), chosen, txs, ref,
-    seed=seed, num_microbatches=num_microbatches, dropout=dropout_rate > 0,
-  )  # fmt: skip
-  create = functools.partial(
-    train_state.create, optimizers=txs, uses_reference=is_kept, statistics=chosen.statistics
+    score, chosen, txs, ref, seed=seed, num_microbatches=num_microbatches, dropout=dropout_rate > 0
   )
-  abstract, newest = _abstract_state(create, nets, grid), checkpoints.newest_step(folder)
-  if newest is None:
-    state = _fresh_state(create, nets, grid, abstract, seed, init_from)
-    metadata |= opened.try_out(nets.policy, state.params['policy'], grid, chunk_size)
-  else:
-    resume.refuse_other_run(folder, checkpoints.load_metadata(folder), metadata, configs())
-  # Nothing is written before all that could be refused has been looked at.
-  best_metric = best_metric if timing.eval_every else None
-  saved = checkpoints.Checkpoints(
-    folder / 'checkpoints', keep_last=keep_last, keep_best=keep_best, best_metric=best_metric,
-    best_mode=best_mode, metadata=metadata,
-  )  # fmt: skip
-  if newest is not None:
-    state = saved.restore(newest, abstract)
-  most = longest if responder is None else responder.settings['max_length']
-  greedy = generate.make_generator(
-    nets.policy, grid, max_length=most, temperature=0.0, batch_size=timing.sample_prompts
-  )
+  kinds = {'optimizers': txs, 'uses_reference': is_kept, 'statistics': chosen.statistics}
+  create = functools.partial(train_state.create, **kinds)
+  abstract = _abstract_state(create, nets, grid)
   score_table = functools.partial(networks.make_scorer, nets, reference=ref, mesh=grid, chunk_size=chunk_size)
+  best_metric = best_metric if timing.eval_every else None
   run = Run(
-    folder, grid, nets, words, _compiled(step, state, grid), feed.train, feed.eval,
-    score_table(algorithm=chosen), greedy, saved, best_metric, chosen, responder, feed.statistics,
-    feed.statistics and score_table(algorithm=evaluate.NO_LOSS), draw,
+    folder, grid, nets, words, _compiled(step, abstract, grid), feed.train, feed.eval,
+    score_table(algorithm=chosen), samplers, best_metric, chosen, feed.statistics,
+    feed.statistics and score_table(algorithm=evaluate.NO_LOSS),
   )  # fmt: skip
-  if jax.process_index() == 0:
-    _describe(run.model_dir, metadata, configs(), int(state.step))
-  return _loop(run, state, timing)
+  with claims.claimed(folder):
+    # Nothing is written before all that could be refused has been looked at.
+    resumes = checkpoints.has_any(folder)
+    if resumes:
+      resume.refuse_other_run(folder, checkpoints.run_metadata(folder), metadata, configs())
+    else:
+      state = _fresh_state(create, nets, grid, abstract, seed, init_from)
+      metadata |= opened.try_out(nets.policy, state.params['policy'], grid, chunk_size)
+    saved = checkpoints.Checkpoints(
+      folder / 'checkpoints', keep_last=keep_last, keep_best=keep_best, best_metric=best_metric,
+      best_mode=best_mode, metadata=metadata,
+    )  # fmt: skip
+    state = saved.restore_newest(abstract) if resumes else state
+    if replay is not None:
+      return _replay(run, state, replay, step, train_step.make_evaluate(score, chosen, ref))
+    if jax.process_index() == 0:
+      _describe(folder, metadata, configs(), int(state.step))
+    return _loop(run._replace(checkpoints=saved), state, timing)
 
 
-def _read(
-  data: Callable[..., tasks.Triplets], algorithm: algorithms.Algorithm, words: vocabularies.Vocabulary
-) -> tasks.Triplets:
-  """The triplets, of which the algorithm can learn.
-
-  Raises:
-    UsageError: it cannot.
-  """
+def _prepared(
+  data: Callable[..., tasks.Triplets],
+  algorithm: algorithms.Algorithm,
+  words: vocabularies.Vocabulary,
+  timing: Schedule,
+) -> tuple[tasks.Triplets, Schedule, int]:
+  """The triplets with what the algorithm makes of them, when to validate, and the longest response."""
   triplets = data(vocabulary=words, rewards_required=algorithm.uses_rewards)
-  for table in filter(None, (triplets.train, triplets.eval)):
-    algorithms.check_columns(algorithm, table.columns)
-  algorithm.check(triplets)
-  return triplets
+  longest = int(triplets.train.response_lengths.max())
+  triplets = feeds.admitted(triplets, algorithm)
+  if triplets.eval is None:
+    return triplets, dataclasses.replace(timing, eval_every=0), longest
+  return triplets if timing.eval_every else triplets._replace(eval=None), timing, longest
 
 
 def _samplers(
@@ -264,8 +277,7 @@ def _samplers(
   longest: int,
   seed: int,
   chunk_size: int | None,
-) -> tuple[online.Responder | None, own_samples.Draw | None, Mapping[str, Any] | None]:
-  """What makes an online algorithm's batches; what draws samples to validate on, and how it decodes."""
+) -> Samplers:
   responder, draw, decoding = None, None, None
   if algorithm.online is not None:
     responder = online.make_responder(
@@ -276,14 +288,11 @@ def _samplers(
       nets, ref, mesh, words, timing.kl_prompts, max_length=options.max_length or longest,
       reward=options.reward, seed=seed, chunk_size=chunk_size,
     )  # fmt: skip
-  return responder, draw, decoding
-
-
-def _without_validation(timing: Schedule, triplets: tasks.Triplets) -> tuple[Schedule, tasks.Triplets]:
-  """Neither of them, where one is missing: when to validate, or on what."""
-  if triplets.eval is None:
-    return dataclasses.replace(timing, eval_every=0), triplets
-  return timing, triplets if timing.eval_every else triplets._replace(eval=None)
+  most = longest if responder is None else responder.settings['max_length']
+  greedy = generate.make_generator(
+    nets.policy, mesh, max_length=most, temperature=0.0, batch_size=timing.sample_prompts
+  )
+  return Samplers(greedy, responder, draw, decoding)
 
 
 def _local_folder(model_dir: str) -> pathlib.Path:
@@ -339,8 +348,8 @@ def _refuse_settings(
     )
 
 
-def _compiled(step: Callable, state: train_state.TrainState, mesh: Mesh) -> Callable:
-  where = jax.tree.map(lambda x: x.sharding, state)
+def _compiled(step: Callable, abstract: train_state.TrainState, mesh: Mesh) -> Callable:
+  where = jax.tree.map(lambda x: x.sharding, abstract)
   return jax.jit(
     step,
     donate_argnums=0,
@@ -386,6 +395,7 @@ class _Pending(NamedTuple):
   """A step whose numbers may still be in the making."""
 
   step: int
+  rows: Any
   output: train_step.StepOutput
   times: Mapping[str, float]
 
@@ -411,7 +421,7 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
   latest: dict[str, Any] = {}
   total = spent.Spent(
     run.model_dir / 'metrics.jsonl', run.train_loader.num_rows, run.train_loader.plan.batch_size,
-    first=first, counts_flops=run.responder is None,
+    first=first, counts_flops=run.samplers.responder is None,
   )  # fmt: skip
   with contextlib.closing(writer), contextlib.closing(run.checkpoints), _signal() as stopped:
     _announce(run, writer, state, timing)
@@ -423,13 +433,13 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
         state, output = run.step(state, rows)
       if pending is not None:
         latest = _report(run, writer, pending, timing, clock) or latest
-      pending = _Pending(step + 1, output, times | so_far)
+      pending = _Pending(step + 1, rows, output, times | so_far)
       stop = _agreed(stopped, step)
       saving = timing.is_due(timing.checkpoint_every, step + 1) or step + 1 == timing.steps
       # What is saved is measured too, or it could never be the best; but not against a deadline.
       evaluating = (saving or timing.is_due(timing.eval_every, step + 1)) and run.eval_loader is not None
       pausing = evaluating or saving or stop
-      if pausing or run.responder is not None:  # Fresh responses wait for the step anyway.
+      if pausing or run.samplers.responder is not None:  # Fresh responses wait for the step anyway.
         latest, pending = _report(run, writer, pending, timing, clock) or latest, None
       if pausing:
         measured = _evaluate(run, writer, state, step + 1, timing, so_far) if evaluating else {}
@@ -451,16 +461,16 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
   grid = ' × '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items())
   shape = run.train_loader.layout
   verb = f'resuming after step {first}' if first else 'starting'
-  records = 'responses' if run.responder is None else 'prompts'
+  records = 'responses' if run.samplers.responder is None else 'prompts'
   writer.say(
     f'{verb}: {timing.steps} steps on {jax.device_count()} devices ({grid}); parameters: {sizes}; '
     f'{len(run.train_loader.table):,} {records}, {run.train_loader.plan.batch_size} {run.algorithm.unit}s a '
     f'batch in {shape.rows} rows of {shape.prompt_length} + {shape.response_length} tokens'
   )
-  if run.responder is not None:
+  if run.samplers.responder is not None:
     writer.say(
       'each prompt gets {samples} fresh responses of {max_length} tokens at most, rewarded by {reward}; '
-      'optimiser steps on each batch of them: {epochs}'.format(**run.responder.settings)
+      'optimiser steps on each batch of them: {epochs}'.format(**run.samplers.responder.settings)
     )
   table, batch = run.train_loader.table, run.train_loader.plan.batch(first)
   prompts = len(np.unique(table.prompt_index[batch]))
@@ -481,10 +491,10 @@ def _batches(run: Run, first: int, last: int) -> Iterator[tuple[int, Any]]:
 
 def _answered(run: Run, state: train_state.TrainState, step: int, rows: Any) -> tuple[Any, dict[str, float]]:
   """A batch as loaded, or with fresh responses to its prompts, and the seconds that those took."""
-  if run.responder is None:
+  if run.samplers.responder is None:
     return rows, {}
   clock = Clock()
-  rows = run.responder.respond(state, run.train_loader, step, rows)
+  rows = run.samplers.responder.respond(state, run.train_loader, step, rows)
   return rows, {'time/generate_seconds': clock.lap()}
 
 
@@ -494,7 +504,7 @@ def _report(
   """Waits for a step's numbers; refuses what is not finite, and records them when it is time."""
   scalars, ids = jax.device_get((pending.output.metrics, pending.output.nonfinite_ids))
   seconds = clock.lap()
-  _refuse_nonfinite(run, pending.step, ids)
+  _refuse_nonfinite(run, pending, ids)
   writer.advance(pending.step)
   if not timing.is_due(timing.log_every, pending.step):
     return None
@@ -505,14 +515,43 @@ def _report(
   return scalars | times
 
 
-def _refuse_nonfinite(run: Run, step: int, ids: np.ndarray) -> None:
-  bad = sorted(set(ids[ids >= 0].tolist()))
-  if bad:
-    names = ', '.join(run.train_loader.table.ids[i] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
-    raise FloatingPointError(
-      f'the loss of step {step} is not finite, in {len(bad)} examples: {names}. Earlier checkpoints are '
-      'intact. Look at these examples; lower the learning rate or raise τ if they are sound.'
+def _refuse_nonfinite(run: Run, pending: _Pending, ids: np.ndarray) -> None:
+  bad, table = np.unique(ids[ids >= 0]), run.train_loader.table
+  if not len(bad):
+    return
+  names = ', '.join(table.ids[int(i)] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
+  folder = replays.keep(run.model_dir, pending.step, pending.rows, bad, table, run.vocabulary)
+  raise FloatingPointError(
+    f'the loss of step {pending.step} is not finite, in {len(bad)} examples: {names}. Earlier checkpoints '
+    f'are intact. {folder / "examples.jsonl"} shows the batch; the same command with --replay={folder} goes '
+    'there again and says where it arises. Lower the learning rate or raise τ if the examples are sound.'
+  )
+
+
+def _replay(run: Run, state: train_state.TrainState, folder: str, step: Callable, score: Callable):
+  """Steps from a state to a kept batch, and tells what is not finite there."""
+  last, first = replays.step_of(folder), int(state.step)
+  if first >= last:
+    raise UsageError(
+      f"--replay={folder}: the newest checkpoint is of step {first}, after it. Copy the run's folder without "
+      f'the checkpoints of step {last} and later, and pass it as --model_dir.'
     )
+  for i, rows in _batches(run, first, last):
+    rows, _ = _answered(run, state, i, rows)
+    if i + 1 < last:
+      with partitioning.use_mesh(run.mesh):
+        state, _ = run.step(state, rows)
+  rows, where = replays.load(folder, rows), partitioning.replicated(run.mesh)
+  with partitioning.use_mesh(run.mesh):
+    examples = replays.examine(jax.jit(score, out_shardings=where), state, rows, run.train_loader.table)
+    found = replays.origin(step, state, rows)
+    _, output = run.step(state, rows)
+  scalars = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
+  wrong = {name: value for name, value in scalars.items() if not math.isfinite(value)}
+  return {
+    'step': last, 'from_checkpoint': first, 'not_finite': bool(wrong or examples), 'first_nan': found,
+    'examples': examples, 'metrics': wrong,
+  }  # fmt: skip
 
 
 def _evaluate(
@@ -543,11 +582,11 @@ def _evaluate(
 def _validated(run: Run, state: train_state.TrainState) -> tuple[dict[str, float], validation.Validation]:
   """Losses and statistics of held-out prompts, of responses logged and own; and each response's numbers."""
   every = run.statistics_loader or run.eval_loader
-  drawn = run.draw and run.draw(state, every.table)
+  drawn = run.samplers.draw and run.samplers.draw(state, every.table)
   own = own_samples.summary(drawn) if drawn else {}
-  if run.responder is not None:
+  if run.samplers.responder is not None:
     found = validation.of(run.algorithm.temperature, every.table, None, drawn)
-    return own | run.responder.validate(state, run.eval_loader), found
+    return own | run.samplers.responder.validate(state, run.eval_loader), found
   scored = run.score_table(state, run.eval_loader)
   losses = scored.losses
   if run.statistics_loader is not None:
@@ -570,7 +609,7 @@ def _answers(
 ) -> list[dict[str, Any]]:
   """Greedy responses to some records' prompts."""
   prompts = [table.prompt(int(i)) for i in records]
-  answers = run.generate(state.params['policy'], prompts, records.tolist())
+  answers = run.samplers.greedy(state.params['policy'], prompts, records.tolist())
   return [
     {'prompt': table.prompts[int(i)], 'response': run.vocabulary.decode(answer.tokens), 'logp': answer.logp}
     for i, answer in zip(records, answers)

@@ -269,6 +269,7 @@ def test_a_damaged_newest_checkpoint_is_put_aside_for_the_one_before(tmp_path, d
     saver.save(step, _numbers(step))
   saver.wait()
   damage(tmp_path / 'checkpoints' / '5')
+  assert checkpoints.run_metadata(tmp_path)['step'] == (4 if damage is _without_description else 5)
   _assert_identical(_numbers(4), saver.restore_newest(_ABSTRACT))
   assert 'DAMAGED' in caplog.text and 'goes on from step 4' in caplog.text
   assert (tmp_path / 'damaged' / '5').is_dir() and saver.latest_step() == 4

@@ -2,15 +2,17 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from dro_jax import algorithms, checkpoints, feeds, networks, optimizers, partitioning, train
+from dro_jax import algorithms, checkpoints, claims, feeds, networks, optimizers, partitioning, train
 from dro_jax.data import tasks
 from dro_jax.errors import Stopped, UsageError
 from tests.examples import CONFIG
@@ -178,9 +180,42 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_examples(run, triple
     loaded.train.rewards[7] = np.nan
     return loaded
 
-  with pytest.raises(FloatingPointError, match=r'loss of step \d is not finite.*: r7\.'):
-    run(tmp_path / 'run', data=data, steps=12, checkpoint_every=0)
-  assert not list((tmp_path / 'run' / 'checkpoints').iterdir())
+  folder = tmp_path / 'run'
+  with pytest.raises(FloatingPointError, match=r'loss of step \d is not finite.*: r7\..*--replay') as error:
+    run(folder, data=data, steps=12, checkpoint_every=1, eval_every=0)
+  step = int(re.search(r'step (\d)', str(error.value))[1])
+  assert checkpoints.newest_step(folder) < step
+  kept = folder / 'nonfinite' / str(step)
+  examples = [json.loads(line) for line in (kept / 'examples.jsonl').read_text().splitlines()]
+  assert len(examples) == 8 and [e['id'] for e in examples if not e['finite']] == ['r7']
+  written = {json.loads(line)['id']: json.loads(line) for line in Path(triplets).read_text().splitlines()}
+  assert all(written[e['id']]['response'] == e['response'] for e in examples)
+
+  before = sorted(folder.rglob('*'))
+  found = run(folder, data=data, steps=12, checkpoint_every=1, eval_every=0, replay=str(kept))
+  assert (found['step'], found['not_finite']) == (step, True)
+  assert list(found['examples']) == ['r7'] and np.isnan(found['examples']['r7']['reward'])
+  assert np.isfinite(found['examples']['r7']['logp'])
+  assert 'self.rows.rewards' in found['first_nan']
+  assert sorted(folder.rglob('*')) == before
+  with pytest.raises(UsageError, match='pass a folder MODEL_DIR/nonfinite/STEP'):
+    run(folder, data=data, replay=str(folder))
+
+
+def test_a_second_run_in_the_same_folder_is_refused(whole, run):
+  before = records(whole[0])
+  with claims.claimed(whole[0]), pytest.raises(UsageError, match='in use by another run'):
+    run(whole[0], steps=6)
+  assert records(whole[0]) == before
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_only(whole, run, tmp_path, caplog):
+  run(tmp_path, steps=3, checkpoint_every=1)
+  (tmp_path / 'checkpoints' / '3' / 'metadata' / 'metadata').write_text('')
+  run(tmp_path)
+  assert 'DAMAGED' in caplog.text
+  assert [r for r in records(tmp_path) if r['step'] == 3] == [r for r in records(whole[0]) if r['step'] == 3]
+  jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(whole[0]))
 
 
 def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_path):

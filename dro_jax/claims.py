@@ -1,0 +1,82 @@
+"""A run's folder, claimed: two runs in one folder would make neither."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dro_jax.errors import UsageError
+
+LOCK = '.lock'
+
+
+@contextlib.contextmanager
+def claimed(folder: pathlib.Path) -> Iterator[None]:
+  """Makes the folder where it is missing, and keeps other runs out of it until the block ends.
+
+  The claim is the operating system's (`flock`) on `.lock`, so it ends with the process, however that ends.
+  The first of several processes claims for all. On a mount without locks across machines it keeps out only
+  this machine's runs. A folder that was made here and got nothing else is removed again.
+
+  Raises:
+    UsageError: another run has it, or nothing can be written there.
+  """
+  error, lock, made = None, None, False
+  if jax.process_index() == 0:
+    try:
+      made = not folder.exists()
+      lock = _lock(folder)
+    except UsageError as found:
+      error = found
+  _refuse_together(folder, error)
+  try:
+    yield
+  finally:
+    if lock is not None:
+      if made and os.listdir(folder) == [LOCK]:
+        (folder / LOCK).unlink()
+        folder.rmdir()
+      os.close(lock)
+
+
+def _lock(folder: pathlib.Path) -> int:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+  except OSError as error:
+    raise UsageError(
+      f'cannot write to {folder}: {error.strerror}. Pass a --model_dir that can be written'
+    ) from error
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    os.close(lock)
+    raise UsageError(
+      f'{folder} is in use by another run{_holder(folder)}. Wait for it, stop it, or pass another --model_dir'
+    ) from error
+  os.truncate(lock, 0)
+  os.write(lock, json.dumps({'host': platform.node(), 'process': os.getpid()}).encode())
+  return lock
+
+
+def _holder(folder: pathlib.Path) -> str:
+  try:
+    return ' (process {process} on {host})'.format(**json.loads((folder / LOCK).read_text(encoding='utf-8')))
+  except (OSError, ValueError, KeyError):
+    return ''
+
+
+def _refuse_together(folder: pathlib.Path, error: UsageError | None) -> None:
+  """Every process raises where the first must."""
+  refused = error is not None
+  if jax.process_count() > 1:
+    refused = bool(multihost_utils.broadcast_one_to_all(np.asarray(refused)))
+  if refused:
+    raise error or UsageError(f'{folder}: the first process could not claim it')
