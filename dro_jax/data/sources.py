@@ -240,10 +240,11 @@ def _id(fields: Mapping[str, Any], names: Mapping[str, str], where: str, seen: M
   if value is None:
     short = os.path.basename(where)
     value = where if short in seen else short
-  what = f'{where}: field {_called("id", names)}'
   if not isinstance(value, str | int) or isinstance(value, bool):
-    raise UsageError(f'{what} is {shown(value)}; an id must be text or a whole number')
-  text = _sound(str(value), what)
+    raise _wrong('id', names, where, f'is {shown(value)}; an id must be text or a whole number')
+  text = str(value)
+  if reason := _unsound(text):
+    raise _wrong('id', names, where, reason)
   if text in seen:
     raise UsageError(
       f'{where}: id {shown(value)} (field {_called("id", names)}) was used before at {seen[text]}; give '
@@ -270,36 +271,39 @@ def _of_messages(read: Callable, fields, names: Mapping[str, str], where: str, t
   value = fields.get(names.get('messages', 'messages'))
   if value is None:
     raise _missing(fields, names, 'messages', where)
-  what = f'{where}: field {_called("messages", names)}'
-  found = read(value, template, what)
-  for text in [found] if isinstance(found, str) else found:
-    _sound(text, what)
+  found = read(value, template, f'{where}: field {_called("messages", names)}')
+  if reason := _unsound(found if isinstance(found, str) else ''.join(found)):
+    raise _wrong('messages', names, where, reason)
   return found
 
 
 def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str, template: str) -> str:
   value = fields.get(names.get(name, name))
-  what = f'{where}: field {_called(name, names)}'
   if value is None:
     raise _missing(fields, names, name, where)
   if isinstance(value, list) and (not value or isinstance(value[0], dict)):
+    what = f'{where}: field {_called(name, names)}'
     value = chat.prompt(value, template, what) if name == 'prompt' else chat.response(value, what)
   if not isinstance(value, str):
-    raise UsageError(f'{what} is {shown(value)}, a {type(value).__name__}; it must be text')
-  if not value.strip():
-    raise UsageError(f'{what} is empty; remove the record or fill it in')
-  return _sound(value, what)
+    raise _wrong(name, names, where, f'is {shown(value)}, a {type(value).__name__}; it must be text')
+  if reason := 'is empty; remove the record or fill it in' if not value.strip() else _unsound(value):
+    raise _wrong(name, names, where, reason)
+  return value
 
 
-def _sound(text: str, what: str) -> str:
-  """Text that every file and tokeniser can hold."""
+def _wrong(name: str, names: Mapping[str, str], where: str, what: str) -> UsageError:
+  return UsageError(f'{where}: field {_called(name, names)} {what}')
+
+
+def _unsound(text: str) -> str:
+  """Why some file or tokeniser could not hold a text; '' where all can."""
   if '\0' in text:
-    raise UsageError(f'{what} holds a NUL character, which ends a text for some; remove it')
+    return 'holds a NUL character, which ends a text for some; remove it'
   try:
     text.encode()
-  except UnicodeEncodeError as error:
-    raise UsageError(f'{what} holds half a surrogate pair; repair the text') from error
-  return text
+  except UnicodeEncodeError:
+    return 'holds half a surrogate pair; repair the text'
+  return ''
 
 
 def _reward(
