@@ -7,6 +7,7 @@ Each STEP and each IMPORTED_DIR appears by one rename, complete or not at all. `
 folder, a run's folder, or one STEP of it, and reads the policy's parameters only.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -23,7 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from dro_jax import digest
-from dro_jax.errors import UsageError
+from dro_jax.errors import Failed, UsageError
 from dro_jax.types import Params
 
 # Where the metadata says what "best" meant to the run, and what the state was.
@@ -42,7 +43,7 @@ class Checkpoints:
   is needed to rebuild the model before its arrays are read.
 
   Saving returns once the arrays are copied off the devices, so their buffers may be donated to the next step;
-  a failure to write is raised by the next call. All processes make the same calls.
+  a failure to write is raised by the next call, as `Failed` where the disk is at fault. All processes make the same calls.
   """
 
   def __init__(
@@ -140,7 +141,18 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Blocks until what was saved is on disk."""
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, ValueError) as error:  # The latter is tensorstore's, for whatever a disk refuses.
+      raise Failed(
+        f'a checkpoint could not be written in {self._manager.directory}: {_first_line(error)}. Those written '
+        'before are intact: once there is room and leave to write, the same command goes on from there.'
+      ) from error
 
   def close(self) -> None:
     self._manager.close()
@@ -279,6 +291,11 @@ def find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
   directory = _absolute(directory)
   if _is_checkpoint(directory):
     return directory
+  if directory.exists() and not directory.is_dir():
+    raise UsageError(
+      f"{directory} is a file, and a checkpoint is a folder: pass a run's model_dir, or what `dro_jax "
+      'import_checkpoint` made of that file'
+    )
   for steps_folder in (directory / 'checkpoints', directory):
     steps = _steps(steps_folder)
     if steps:

@@ -23,9 +23,9 @@ import gin
 from absl import flags
 
 from dro_jax import cluster, config_files, config_tables, configs, printing, usage
-from dro_jax.errors import Stopped, UsageError, did_you_mean
+from dro_jax.errors import Failed, Stopped, UsageError, did_you_mean
 
-DONE, BAD_USAGE, STOPPED = 0, 2, 75
+DONE, FAILED, BAD_USAGE, STOPPED = 0, 1, 2, 75
 
 _HERE = pathlib.Path(__file__).resolve().parent
 # Installed, the gin files are inside the package; in a checkout they are beside it.
@@ -203,6 +203,9 @@ def main(argv: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> int
   except UsageError as error:
     print(f'dro_jax: {_own_words(error)}', file=sys.stderr)
     return BAD_USAGE
+  except Failed as failed:
+    print(f'dro_jax: {_own_words(failed)}', file=sys.stderr)
+    return FAILED
   except Stopped as stopped:
     print(f'dro_jax: {_own_words(stopped)}', file=sys.stderr)
     return STOPPED
@@ -398,7 +401,7 @@ def _refuse_other_kind(setting: str, bound: Any, reference: str) -> None:
   selector = reference.strip('@()').rpartition('/')[2]
   if not (isinstance(bound, gin.config.ConfigurableReference) and _is_configurable(selector)):
     return
-  here, there = (gin.get_configurable(name).__module__ for name in (bound.selector, selector))
+  here, there = (_original(name).__module__ for name in (bound.selector, selector))
   if here != there and here.startswith('dro_jax.') and there.startswith('dro_jax.'):
     raise UsageError(
       f'--set {setting}: {selector} is of {there}, and what stands there so far, {bound.selector}, of {here}'
@@ -467,11 +470,16 @@ def _read(parse: Callable[[str], Any], source: str, *, origin: str) -> None:
 def _suggest(message: str) -> str:
   """A did-you-mean for what gin says that it does not know."""
   if match := re.search(r"doesn't have a parameter named '(\w+)'", message):
-    configurable = gin.get_configurable(re.search(r"Configurable '([\w.]+)'", message)[1])
-    return did_you_mean(match[1], inspect.signature(configurable).parameters)
+    configurable = re.search(r"Configurable '([\w.]+)'", message)[1]
+    return did_you_mean(match[1], configs.parameters(_original(configurable)))
   if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message):
     return did_you_mean(match[1], _configurable_names())
   return ''
+
+
+def _original(selector: str) -> Callable[..., Any]:
+  """What gin wraps: a class that it wraps has lost its signature."""
+  return gin.config._REGISTRY.get_match(selector).wrapped
 
 
 def _configurable_names() -> list[str]:
@@ -522,7 +530,7 @@ def _refuse_wrong_types(given: Mapping[str, str]) -> None:
   for (_, selector), parameters in gin.config._CONFIG.items():
     if selector == 'gin.macro':
       continue
-    signature = inspect.signature(gin.get_configurable(selector)).parameters
+    signature = inspect.signature(_original(selector)).parameters
     for parameter, value in parameters.items():
       macro = _macro_of(value)
       value = _bound(macro) if macro else value
@@ -570,8 +578,7 @@ def _known_parameters() -> dict[str, dict[str, configs.Parameter]]:
   registry = gin.config._REGISTRY
   selectors = [selector for selector, _ in registry.items() if not selector.startswith('gin.')]
   known = {
-    registry.minimal_selector(selector): configs.parameters(gin.get_configurable(selector))
-    for selector in selectors
+    registry.minimal_selector(selector): configs.parameters(_original(selector)) for selector in selectors
   }
   for parameters in known.values():
     parameters.pop('configs', None)  # The door's own to pass.

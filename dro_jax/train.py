@@ -44,7 +44,7 @@ from dro_jax import (
 )
 from dro_jax import reference as references
 from dro_jax.data import loader, tasks, units, vocabularies
-from dro_jax.errors import Stopped, UsageError
+from dro_jax.errors import NotFinite, Stopped, UsageError
 from dro_jax.models.t5 import T5Config
 
 MANY_PROMPTS = 8  # Below it a mean over a batch says little of other prompts.
@@ -107,6 +107,13 @@ class Schedule:
   eval_examples: int | None = 1000
   sample_prompts: int = 3
   kl_prompts: int = 0
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if value is not None and value < 0:
+        raise UsageError(
+          f'{name}={value}: pass 0 or more (--set {name.upper()}=...); 0 steps between is never.'
+        )
 
   def is_due(self, every: int, step: int) -> bool:
     return every > 0 and (step % every == 0 or step == self.steps)
@@ -184,7 +191,8 @@ def train(
 
   Raises:
     UsageError: settings or data cannot make a run, or another run has the folder.
-    FloatingPointError: a loss is not finite.
+    NotFinite: a loss is not finite.
+    Failed: the disk is full, or otherwise not to be written.
     Stopped: SIGTERM came; the state is saved.
   """
   chosen, words, options = algorithm(), _vocabulary(vocabulary, init_from), rollouts()
@@ -230,7 +238,7 @@ def train(
     score_table(algorithm=chosen), samplers, best_metric, chosen, feed.statistics,
     feed.statistics and score_table(algorithm=evaluate.NO_LOSS),
   )  # fmt: skip
-  with claims.claimed(folder):
+  with claims.claimed(folder), writers.disk_of(folder):
     # Nothing is written before all that could be refused has been looked at.
     resumes = checkpoints.has_any(folder)
     if resumes:
@@ -298,7 +306,10 @@ def _samplers(
 def _local_folder(model_dir: str) -> pathlib.Path:
   if '://' in model_dir:
     raise UsageError(f'model_dir={model_dir!r}: metrics are appended to, so pass a local or mounted folder.')
-  return pathlib.Path(model_dir).expanduser().absolute()
+  folder = pathlib.Path(model_dir).expanduser().absolute()
+  if not model_dir or folder.is_file():
+    raise UsageError(f'model_dir={model_dir!r} is no folder: pass a new one, or that of a run to resume.')
+  return folder
 
 
 def _vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Vocabulary:
@@ -521,7 +532,7 @@ def _refuse_nonfinite(run: Run, pending: _Pending, ids: np.ndarray) -> None:
     return
   names = ', '.join(table.ids[int(i)] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
   folder = replays.keep(run.model_dir, pending.step, pending.rows, bad, table, run.vocabulary)
-  raise FloatingPointError(
+  raise NotFinite(
     f'the loss of step {pending.step} is not finite, in {len(bad)} examples: {names}. Earlier checkpoints '
     f'are intact. {folder / "examples.jsonl"} shows the batch; the same command with --replay={folder} goes '
     'there again and says where it arises. Lower the learning rate or raise τ if the examples are sound.'

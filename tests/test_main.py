@@ -323,6 +323,14 @@ def test_what_nothing_knows_is_refused(refused, argument, message):
   assert message in refused('fit', '--triplets=a', argument)
 
 
+def test_a_class_has_its_parameters():
+  with pytest.raises(UsageError, match=r'did you mean log_every\?'):
+    _configure('train', '--gin.Schedule.log_evry=3')
+  with pytest.raises(UsageError, match='--set STEPS=1.5: Schedule.steps takes a whole number'):
+    _configure('train', '--set=STEPS=1.5')
+  assert door._known_parameters()['Schedule']['steps'] == ('1000', "the run's length.")
+
+
 def test_a_configurable_takes_the_place_of_its_own_kind():
   with pytest.raises(
     UsageError, match=r'adafactor is of dro_jax.optimizers, and .*, dro_v, of dro_jax.algori'
