@@ -8,6 +8,14 @@ class UsageError(ValueError):
   """Bad usage or bad data: the message names file, line and field, and says what to do. Exit code 2."""
 
 
+class Failed(Exception):
+  """What ends a run though nobody misused it, such as a full disk: the message says what to do. Exit code 1."""
+
+
+class NotFinite(Failed, FloatingPointError):
+  """A loss that is not finite."""
+
+
 class Stopped(Exception):
   """A signal stopped the run after its state was saved: the same command resumes it. Exit code 75."""
 

@@ -1,17 +1,39 @@
 """A run's records: metrics.jsonl, TensorBoard events, and a line or a bar for whoever watches."""
 
+import contextlib
+import errno
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from dro_jax.errors import Failed
+
 SHOWN = ('loss', 'reward', 'log_ratio', 'value_explained_variance', 'time/step_seconds')
+
+
+# What a disk can end a run with, whatever the run did.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
+
+
+@contextlib.contextmanager
+def disk_of(folder: str | os.PathLike) -> Iterator[None]:
+  """A block that writes a run's folder; what its disk refuses is raised as `Failed`, in words."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _DISK:
+      raise
+    raise Failed(
+      f'{error.filename or folder}: {error.strerror}. What was saved before is intact: once there is room and '
+      'leave to write, the same command goes on from there.'
+    ) from error
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
