@@ -149,6 +149,7 @@ def mutated(data: bytes, rng: random.Random, most: int = 6) -> bytes:
     if kind == 0 and at < len(found):
       found[at] ^= 1 << rng.randrange(8)
     elif kind == 1:
+      at = _at_a_value(found, at) if rng.random() < 0.5 else at
       found[at:at] = rng.choice(TOKENS)
     elif kind == 2:
       del found[at : min(other, at + rng.choice([1, 4, 10**9]))]
@@ -161,6 +162,12 @@ def mutated(data: bytes, rng: random.Random, most: int = 6) -> bytes:
     elif at < len(found):
       found[at] = rng.choice([0, 255, 10, 13, 34, 44])
   return bytes(found)
+
+
+def _at_a_value(data: bytearray, at: int) -> int:
+  """The next place where a field of text begins."""
+  found = [place for mark in (b': ', b', ', b',', b'\t', b'\n') if (place := data.find(mark, at)) >= 0]
+  return min(found) + (2 if data[min(found) + 1 : min(found) + 2] == b' ' else 1) if found else at
 
 
 def _pairs(names: tuple[str, ...], values: tuple[str, ...], rng: random.Random) -> str:
