@@ -131,7 +131,7 @@ COMMANDS = {
     bare='words',
     usage=(
       'configs list [FOLDER]                 the packaged gin files',
-      'configs show COMMAND [settings]       what a command line would run with',
+      'configs show COMMAND [flags]          what a command line would run with, given its own flags',
       'configs show MODEL_DIR|FILE           what a run was made with, or what a file binds',
       'configs diff A B                      of runs, files or commands; and whether A may be resumed as B',
       '',
@@ -185,11 +185,13 @@ def run() -> None:
 
 
 def _prepare_process() -> None:
-  """Logs go to standard error, of third parties only errors; gin files may import from the current folder."""
+  """Logs go to standard error, ours only; gin files may import from the current folder."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format='%(message)s')
   logging.getLogger('dro_jax').setLevel(logging.INFO)
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # What they call errors is raised to us as well, and would be said for every array.
+  for third_party in ('absl', 'asyncio'):
+    logging.getLogger(third_party).setLevel(logging.CRITICAL)
   # Gin looks for an included file in several places, and reports each where it is not.
   logging.getLogger().handlers[0].addFilter(lambda record: not str(record.msg).startswith('Path not found'))
   if os.getcwd() not in sys.path:

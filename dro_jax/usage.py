@@ -21,7 +21,8 @@ Exit codes: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped by a signal af
 def of_command(name: str, command: Any, flags: Mapping[str, Any], packaged: pathlib.Path) -> str:
   """The text of `dro_jax COMMAND --help`."""
   text = default_text(name, packaged)
-  taken = {flag: about for flag, about in flags.items() if f'%{about.macro}' in text or not text}
+  everything = not (text or command.own)
+  taken = {flag: about for flag, about in flags.items() if f'%{about.macro}' in text or everything}
   flag_rows = ''.join(f'  --{flag:22} {about.help}\n' for flag, about in taken.items())
   rows = ''.join(f'  {line}\n' for line in command.usage) + flag_rows
   return f"""dro_jax {name}: {command.summary}
