@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers, type_handlers
 
 from dro_jax import digest
 from dro_jax.errors import Failed, UsageError
@@ -223,9 +223,17 @@ def save_params(directory: str | epath.PathLike, params: Params, metadata: Mappi
   if directory.exists():
     raise UsageError(f'{directory} exists already: name a folder that does not, or remove it first')
   arguments = ocp.args.Composite(
-    params=ocp.args.PyTreeSave(params), metadata=ocp.args.JsonSave(dict(metadata))
+    params=ocp.args.PyTreeSave(jax.tree.map(np.asarray, params)), metadata=ocp.args.JsonSave(dict(metadata))
   )
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+  # As it is: orbax would copy the arrays first, and its one-file format buffers them once more.
+  as_is = type_handlers.create_type_handler_registry(
+    (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False))
+  )
+  handlers = {
+    'params': ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=as_is),
+    'metadata': ocp.JsonCheckpointHandler(),
+  }
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
     checkpointer.save(directory, args=arguments)
 
 
