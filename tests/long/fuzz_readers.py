@@ -446,7 +446,7 @@ def main() -> int:
   parser.add_argument('--minutes', type=float, default=5)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--cases', type=int, default=10**9)
-  parser.add_argument('--output', default='fuzz_failures')
+  parser.add_argument('--output', default=os.path.join(tempfile.gettempdir(), 'dro_jax_fuzz'))
   parser.add_argument('--worker', type=float, default=0, help=argparse.SUPPRESS)
   given = parser.parse_args()
   output = pathlib.Path(given.output)
