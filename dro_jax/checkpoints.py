@@ -43,7 +43,8 @@ class Checkpoints:
   is needed to rebuild the model before its arrays are read.
 
   Saving returns once the arrays are copied off the devices, so their buffers may be donated to the next step;
-  a failure to write is raised by the next call, as `Failed` where the disk is at fault. All processes make the same calls.
+  a failure to write is raised by the next call, as `Failed` where the disk is at fault. All processes make
+  the same calls.
   """
 
   def __init__(
@@ -72,7 +73,8 @@ class Checkpoints:
       return
     metadata = {**self._metadata, 'step': step, _DIGEST: digest.of(state)}
     arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(metadata))
-    self._manager.save(step, args=arguments, metrics=self._rankable(metrics or {}), force=True)
+    with self._writing():
+      self._manager.save(step, args=arguments, metrics=self._rankable(metrics or {}), force=True)
 
   def _rankable(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
     # A checkpoint whose metric was not measured, or is not finite, is nobody's best.
@@ -150,12 +152,13 @@ class Checkpoints:
       yield
     except (OSError, ValueError) as error:  # The latter is tensorstore's, for whatever a disk refuses.
       raise Failed(
-        f'a checkpoint could not be written in {self._manager.directory}: {_first_line(error)}. Those written '
-        'before are intact: once there is room and leave to write, the same command goes on from there.'
+        f'a checkpoint could not be written in {self._manager.directory}: {_first_line(error)}. Those '
+        'written before are intact: once there is room and leave to write, the same command resumes.'
       ) from error
 
   def close(self) -> None:
-    self._manager.close()
+    with self._writing():
+      self._manager.close()
 
 
 class Damaged(Exception):

@@ -57,11 +57,15 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def failing_at_once() -> Iterator[None]:
-  """Ends a process that failed without waiting for the others, as jax would for minutes: they do not know."""
+  """Ends a process that failed without waiting for the others, as jax would for minutes: they do not know.
+
+  Nor, where it is alone and failed in words (exit code 1), for the saves under way, which would fail too.
+  """
   try:
     yield
   except SystemExit as error:
-    if not os.environ.get(VARIABLE) or (error.code or 0) in _TOGETHER:
+    alone = not os.environ.get(VARIABLE)
+    if (error.code or 0) in _TOGETHER or (alone and error.code != 1):
       raise
     _end(error.code if isinstance(error.code, int) else 1)
   except BaseException:

@@ -9,7 +9,7 @@ class UsageError(ValueError):
 
 
 class Failed(Exception):
-  """What ends a run though nobody misused it, such as a full disk: the message says what to do. Exit code 1."""
+  """What ends a run that nobody misused, as a full disk does: the message says what to do. Exit code 1."""
 
 
 class NotFinite(Failed, FloatingPointError):

@@ -31,8 +31,8 @@ def disk_of(folder: str | os.PathLike) -> Iterator[None]:
     if error.errno not in _DISK:
       raise
     raise Failed(
-      f'{error.filename or folder}: {error.strerror}. What was saved before is intact: once there is room and '
-      'leave to write, the same command goes on from there.'
+      f'{error.filename or folder}: {error.strerror}. What was saved before is intact: once there is room '
+      'and leave to write, the same command resumes.'
     ) from error
 
 

@@ -1,8 +1,11 @@
+import contextlib
 import json
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dro_jax import writers
+from dro_jax.errors import Failed
 
 
 def test_records_reach_the_file_and_tensorboard(tmp_path):
@@ -30,3 +33,19 @@ def test_other_processes_write_nothing(tmp_path):
   writer.say('hello')
   writer.close()
   assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_in_words(tmp_path):
+  writer = writers.RunWriter(str(tmp_path), first_step=0, num_steps=1)
+  (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+  with (
+    contextlib.closing(writer),
+    pytest.raises(Failed, match='No space left on device.*the same command resumes'),
+    writers.disk_of(tmp_path),
+  ):
+    writer.metrics(1, {'loss': 1.0})
+
+
+def test_an_error_of_ours_is_none_of_the_disks(tmp_path):
+  with pytest.raises(FileNotFoundError), writers.disk_of(tmp_path):
+    (tmp_path / 'absent').read_text()
