@@ -1,5 +1,6 @@
 """Imported T5s give transformers' torch logits; what cannot be imported says why."""
 
+import json
 import shutil
 
 import jax
