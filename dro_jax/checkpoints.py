@@ -29,6 +29,8 @@ from dro_jax.types import Params
 
 # Where the metadata says what "best" meant to the run, and what the state was.
 _BEST_METRIC, _BEST_MODE, _DIGEST = 'best_metric', 'best_mode', 'digest'
+# Bytes of arrays that are read at once into the host's memory.
+_AT_ONCE = 2 * 10**8
 # Errors that say nothing of a checkpoint; reading a torn one may end in any other, orbax's assertions too.
 _NOT_ITS_FAULT = (UsageError, PermissionError, MemoryError, jax.errors.JaxRuntimeError)
 # Where a run's damaged checkpoints go.
@@ -360,6 +362,10 @@ def _read_tree(folder: epath.Path, path: tuple[str, ...], abstract: Any | None) 
   """The subtree at `path` of the tree saved in `folder`; nothing beside it is read."""
   handler = ocp.PyTreeCheckpointHandler()
   saved = _subtree(handler.metadata(folder).tree, path)
+  if abstract is None:
+    # A whole tree for the host, which may hardly have room for it: few arrays are decompressed at once.
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(_AT_ONCE, largest) / 10**9)
   abstract = _shapes_only(saved) if abstract is None else abstract
   refuse_other_tree(folder.parent, saved, abstract)
   item = abstract
