@@ -13,6 +13,8 @@ _REQUIRES = [
   'jaxtyping',
   'matplotlib',
   'ml-collections',
+  'ml-dtypes',
+  'msgpack',
   'numpy',
   'optax>=0.2.5',
   'orbax-checkpoint>=0.11',
@@ -24,6 +26,7 @@ _REQUIRES = [
   'tensorboard',
   'tensorboardX',
   'tensorflow-datasets',
+  'tensorstore>=0.1.70',
 ]
 
 _HF = ['huggingface_hub', 'safetensors']
