@@ -127,9 +127,14 @@ def examine(evaluate: Callable, state: TrainState, rows: Rows, table: TokenTable
     columns['units'] = _losses_of_units(rows, output)
   finite = np.all([np.isfinite(x_BR) for x_BR in columns.values()], axis=0)
   return {
-    table.ids[int(rows.example_id[row, slot])]: {name: float(x[row, slot]) for name, x in columns.items()}
+    table.ids[int(rows.example_id[row, slot])]: {name: shown(x[row, slot]) for name, x in columns.items()}
     for row, slot in np.argwhere(rows.valid & ~finite)
   }
+
+
+def shown(x: Any) -> float | str:
+  """A number, or the word for what is none, which JSON lacks."""
+  return float(x) if np.isfinite(x) else str(float(x))
 
 
 def _losses_of_units(rows: Rows, output: Any) -> np.ndarray:

@@ -557,8 +557,8 @@ def _replay(run: Run, state: train_state.TrainState, folder: str, step: Callable
     examples = replays.examine(jax.jit(score, out_shardings=where), state, rows, run.train_loader.table)
     found = replays.origin(step, state, rows)
     _, output = run.step(state, rows)
-  scalars = {name: float(value) for name, value in jax.device_get(output.metrics).items()}
-  wrong = {name: value for name, value in scalars.items() if not math.isfinite(value)}
+  scalars = jax.device_get(output.metrics)
+  wrong = {name: replays.shown(value) for name, value in scalars.items() if not np.isfinite(value)}
   return {
     'step': last, 'from_checkpoint': first, 'not_finite': bool(wrong or examples), 'first_nan': found,
     'examples': examples, 'metrics': wrong,

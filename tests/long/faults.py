@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-KILLS, STEPS = 50, 1200
+KILLS, STEPS = 50, 1000
 SETTINGS = (
   'BATCH=8 LOG_EVERY=1 EVAL_EVERY=100 KL_PROMPTS=0 CHECKPOINT_EVERY=20 VALIDATION_FRACTION=0.2 '
   'PROMPT_LENGTH=32 RESPONSE_LENGTH=16 POLICY_LEARNING_RATE=1e-3 VALUE_LEARNING_RATE=1e-3'
@@ -53,7 +53,7 @@ def kill(folder: pathlib.Path) -> None:
   while kills < KILLS:
     # A new table cache now and then: or tables would be built in the first run alone.
     cache = f'tables{kills // 10}'
-    phase = chosen.choice(['anything', 'building', 'compiling', 'stepping', 'stepping', 'saving'])
+    phase = chosen.choice(['anything', 'compiling', 'stepping', 'saving']) if kills % 10 else 'building'
     run = start(command(folder, 'killed', STEPS, cache))
     reached = wait_for(run, PHASES[phase], folder / 'killed', folder / cache)
     time.sleep(chosen.uniform(0, {'stepping': 1.0, 'compiling': 8.0, 'anything': 8.0}.get(phase, 0.05)))
@@ -75,7 +75,7 @@ def kill(folder: pathlib.Path) -> None:
 PHASES: dict[str, Callable[[pathlib.Path, pathlib.Path], bool]] = {
   'anything': lambda run, cache: True,
   'building': lambda run, cache: any(cache.glob('**/.building-*')),
-  'compiling': lambda run, cache: any(cache.glob('t-*')),
+  'compiling': lambda run, cache: any(cache.glob('triplets-*')),
   'stepping': lambda run, cache: stepping(run),
   'saving': lambda run, cache: any((run / 'checkpoints').glob('*.orbax-checkpoint-tmp')),
 }
@@ -89,7 +89,7 @@ def stepping(run: pathlib.Path) -> bool:
 
 def wait_for(run: subprocess.Popen, reached: Callable, *folders: pathlib.Path) -> bool:
   """Until a phase is reached, or the run ends, or so long that it is not."""
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + 40
   while time.monotonic() < deadline and run.poll() is None:
     if reached(*folders):
       return True
