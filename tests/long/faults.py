@@ -72,26 +72,41 @@ def kill(folder: pathlib.Path) -> None:
   expect(kills, KILLS, 'kills before the run was done (raise STEPS)')
 
 
-PHASES: dict[str, Callable[[pathlib.Path, pathlib.Path], bool]] = {
-  'anything': lambda run, cache: True,
-  'building': lambda run, cache: any(cache.glob('**/.building-*')),
-  'compiling': lambda run, cache: any(cache.glob('triplets-*')),
-  'stepping': lambda run, cache: stepping(run),
-  'saving': lambda run, cache: any((run / 'checkpoints').glob('*.orbax-checkpoint-tmp')),
+# From the run's folder, the tables' and the time when the process was started.
+PHASES: dict[str, Callable[[pathlib.Path, pathlib.Path, float], bool]] = {
+  'anything': lambda run, cache, since: True,
+  'building': lambda run, cache, since: any(cache.glob('.building-*')),
+  'compiling': lambda run, cache, since: any(cache.glob('triplets-*')),
+  'stepping': lambda run, cache, since: has_stepped(run, since),
+  'saving': lambda run, cache, since: any(
+    changed(path) > since for path in (run / 'checkpoints').glob('*.orbax-checkpoint-tmp')
+  ),
 }
 
 
-def stepping(run: pathlib.Path) -> bool:
-  """Whether the last seconds wrote metrics."""
+def has_stepped(run: pathlib.Path, since: float) -> bool:
+  """Whether there are records of a later step than the newest checkpoint's, of this process."""
   file = run / 'metrics.jsonl'
-  return file.exists() and time.time() - file.stat().st_mtime < 0.5
+  if not file.exists() or changed(file) < since:
+    return False
+  whole = file.read_bytes().rpartition(b'\n')[0].splitlines()
+  return bool(whole) and json.loads(whole[-1])['step'] > (newest(run) or 0)
+
+
+def changed(path: pathlib.Path) -> float:
+  """When; long ago for what is no more."""
+  try:
+    return path.stat().st_mtime
+  except FileNotFoundError:
+    return 0.0
 
 
 def wait_for(run: subprocess.Popen, reached: Callable, *folders: pathlib.Path) -> bool:
   """Until a phase is reached, or the run ends, or so long that it is not."""
+  since = time.time()
   deadline = time.monotonic() + 40
   while time.monotonic() < deadline and run.poll() is None:
-    if reached(*folders):
+    if reached(*folders, since):
       return True
     time.sleep(0.005)
   return False
