@@ -92,6 +92,12 @@ COMMANDS = {
     'scores a triplet file: statistics, ranking accuracy, baselines',
     (*_MODEL, *_DATA),
   ),
+  'inspect': Command(
+    'dro_jax.inspection',
+    'inspect_triplets',
+    'says what a triplet file holds, which methods it admits, and how to train on it',
+    bare='triplets',
+  ),
   'train_vocabulary': Command(
     'dro_jax.train_vocabulary',
     'train_vocabulary',

@@ -14,6 +14,7 @@ class Sections(dict):
     content: what JSON has.
     rows: texts by column, by title.
     note: a line below.
+    verbatim: a text after all, to be copied: never folded.
   """
 
   def __init__(
@@ -21,9 +22,10 @@ class Sections(dict):
     content: Mapping[str, Any],
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
     note: str = '',
+    verbatim: str = '',
   ):
     super().__init__(content)
-    self._rows, self._note = rows, note
+    self._rows, self._note, self.verbatim = rows, note, verbatim
 
   def __rich__(self) -> Any:
     from rich import console, text
@@ -31,8 +33,10 @@ class Sections(dict):
 
     parts = []
     for title, rows in self._rows.items():
-      table = tables.Table(box=None, header_style='bold', pad_edge=False)
-      for column in dict.fromkeys(name for row in rows for name in row):
+      columns = list(dict.fromkeys(name for row in rows for name in row))
+      named = any(map(str.strip, columns))
+      table = tables.Table(box=None, header_style='bold', pad_edge=False, show_header=named)
+      for column in columns:
         table.add_column(column, overflow='fold')
       for row in rows:
         table.add_row(*(text.Text('' if value is None else str(value)) for value in row.values()))
@@ -71,6 +75,8 @@ def _print_rich(result: Any) -> None:
   # What is piped has no width of its own.
   width = None if sys.stdout.isatty() else 200
   Console(file=sys.stdout, highlight=False, width=width).print(result)
+  if verbatim := getattr(result, 'verbatim', ''):
+    print(f'\n{verbatim}')
 
 
 def _print_table(result: Mapping[str, Any]) -> None:

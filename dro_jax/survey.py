@@ -132,7 +132,8 @@ def variance(rewards: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
   between, within = float(n_P @ (mean_P - mean) ** 2), float(((rewards - mean_P[prompt_N]) ** 2).sum())
   total = between + within
   found = {'between': between, 'within': within, 'between_freedom': P - 1, 'within_freedom': N - P}
-  found |= {'share_within': within / total if total else None, 'component_within': None}
+  # Of one response a prompt, none of the variance is seen to be within.
+  found |= {'share_within': within / total if total and N > P else None, 'component_within': None}
   found |= {'component_between': None, 'intraclass_correlation': None}
   if N > P:
     found['component_within'] = within / (N - P)

@@ -71,6 +71,9 @@ FLOORS = {
   'arena': 4,
   'report': 4,
   'train_vocabulary': 4,
+  'admission': 4,
+  'inspection': 4,
+  'inspection_tables': 4,
   # The doors.
   'main': 5,
   'demo': 5,

@@ -110,7 +110,7 @@ class Layout(NamedTuple):
 
 
 class Fill(NamedTuple):
-  """How full rows are: the share of their positions that hold tokens, and how many batches take how many rows.
+  """How full rows are: the share of their positions that hold tokens, and how many rows batches take.
 
   prompt, response  of the encoder's and of the decoder's positions.
   total             of both together.
