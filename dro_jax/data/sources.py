@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dro_jax.data import chat, readers, reward_words
 from dro_jax.data.readers import FORMATS as FORMATS
 from dro_jax.data.readers import located as located
@@ -312,7 +314,7 @@ def _reward(
   """The reward; None where it is missing or no number, and may be."""
   value = fields.get(names.get('reward', 'reward'))
   number = rewards(value, _number(value, textual))
-  if number is not None and math.isfinite(number):
+  if number is not None and _is_finite(number):
     return number
   if not required:
     return None
@@ -321,7 +323,14 @@ def _reward(
   what = f'{where}: field {_called("reward", names)} is {shown(value)}'
   if number is None:
     raise UsageError(f'{what}, {rewards.why_not(value)}')
-  raise UsageError(f'{what}; a reward must be finite: remove the record, or write the number that is meant')
+  raise UsageError(
+    f'{what}; a reward must be finite in float32: remove the record, or write the number that is meant'
+  )
+
+
+def _is_finite(number: float) -> bool:
+  """As the networks have it: in float32."""
+  return abs(number) <= np.finfo(np.float32).max
 
 
 def _number(value: Any, textual: bool) -> float | None:
@@ -370,7 +379,7 @@ def _columns(
       found[_SAMPLED] = float(str(value).strip().lower() in SAMPLED)
       continue
     number = _number(value, textual)
-    if number is not None and math.isfinite(number):
+    if number is not None and _is_finite(number):
       found[name] = number
     elif name in NUMERIC or theirs in names.values():
       raise UsageError(f"{where}: field '{theirs}' is {shown(value)}; it must be a finite number")

@@ -111,6 +111,7 @@ BAD = {
   'NaN reward': (dict(RECORDS[1], reward=math.nan), "'reward' is nan; a reward must be finite"),
   'infinite reward': (dict(RECORDS[1], reward=-math.inf), "'reward' is -inf; a reward must be finite"),
   'huge reward': (dict(RECORDS[1], reward=10**400), 'a reward must be finite'),
+  'reward past float32': (dict(RECORDS[1], reward=1e300), 'must be finite in float32'),
   'list reward': (dict(RECORDS[1], reward=[1]), r"'reward' is \[1\], not a number"),
   'empty response': (dict(RECORDS[1], response=''), "'response' is empty"),
   'blank response': (dict(RECORDS[1], response=' \n'), "'response' is empty"),
