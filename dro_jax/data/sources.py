@@ -328,9 +328,12 @@ def _reward(
   )
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def _is_finite(number: float) -> bool:
   """As the networks have it: in float32."""
-  return abs(number) <= np.finfo(np.float32).max
+  return abs(number) <= _LARGEST
 
 
 def _number(value: Any, textual: bool) -> float | None:
