@@ -1,0 +1,184 @@
+import json
+import shlex
+
+import numpy as np
+import pytest
+
+from dro_jax import inspection, main, usage
+from dro_jax.data import layout, plan, split, table, tasks
+from dro_jax.errors import UsageError
+
+_CONFIGS = main.GIN_CONFIGS
+
+
+packing = inspection.packing
+PACKED = {
+  'prompt_length': 8,
+  'response_length': 8,
+  'prompt': 0.5,
+  'response': 0.5,
+  'total': 0.5,
+  'rows': {1: 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_packing(monkeypatch):
+  """Packing takes seconds with shapes checked; one test does it."""
+  kinds = [PACKED | {'settings': {}}, PACKED | {'settings': {'ROW_COVERAGE': 0.9}}]
+  found = {'kinds': kinds, 'settings': {'ROW_COVERAGE': 0.9}}
+  monkeypatch.setattr(inspection, 'packing', lambda table, batch_size: found)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+  """Writes a file of records beside which the command is run; 40 prompts, two responses each."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+  def write(name='mine.jsonl', records=80, **changes):
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(records):
+      record = {'prompt': f'p{i // 2}', 'response': 'x' * int(rng.integers(1, 30)) + str(i), 'reward': i % 3}
+      record |= {key: value(i) for key, value in changes.items()}
+      lines.append(json.dumps({key: value for key, value in record.items() if value is not None}))
+    (tmp_path / name).write_text('\n'.join(lines) + '\n')
+    return name
+
+  return write
+
+
+@pytest.fixture
+def inspected(capsys):
+  """`dro_jax inspect ... --json`."""
+
+  def run(*arguments):
+    assert main.main(['inspect', *arguments, '--json']) == 0
+    return json.loads(capsys.readouterr().out)
+
+  return run
+
+
+def bound(command):
+  """A printed command as the door binds it; gin's own words for what it bound."""
+  program, name, *arguments = shlex.split(command)
+  assert (program, name) == ('dro_jax', 'train')
+  values = main._parse_flags(name, arguments)
+  main._configure(name, main.COMMANDS[name], values)
+  return {macro: main._bound(macro) for macro in (*inspection.DEFAULTS, 'TRIPLETS', 'INIT_FROM', 'ALGORITHM')}
+
+
+def test_a_file_is_inspected_and_its_command_reads_it_so(write, inspected, capsys):
+  found = inspected(write("it's mine.jsonl"), '--set=TEMPLATE="{prompt}"?', '--set=RESPONSE_LENGTH=24')
+  assert (found['records'], found['prompts']) == (80, 40)
+  assert found['responses_per_prompt']['prompts_by_responses'] == {'2': 40}
+  assert found['truncation']['response']['cut'] > 0
+  assert found['scaling']['kind'] == 'standardise'  # 0, 1, 2 are off centre.
+  settings = bound(found['command'])
+  assert settings['TRIPLETS'] == "it's mine.jsonl" and settings['TEMPLATE'] == '"{prompt}"?'
+  assert (settings['RESPONSE_LENGTH'], settings['REWARD_SCALING']) == (24, 'standardise')
+  assert settings['ALGORITHM'].selector.endswith('dro_v')
+  capsys.readouterr()
+  # In a terminal it is folded at blanks only, and still is one command.
+  assert (
+    main.main(['inspect', "it's mine.jsonl", '--set=TEMPLATE="{prompt}"?', '--set=RESPONSE_LENGTH=24']) == 0
+  )
+  shown = capsys.readouterr().out
+  folded = shown[shown.index('dro_jax train') :].replace('\\\n', '')  # As a shell does it.
+  assert shlex.split(folded) == shlex.split(found['command'])
+  assert 'Variance of the reward' in shown and 'dro_fixed_value' in shown
+
+
+def test_the_command_takes_what_the_data_admits(write, inspected):
+  labelled = inspected(write('a.jsonl', reward=lambda i: None, label=lambda i: i % 2))
+  assert 'a.jsonl:1' in labelled['rewards_problem'] and labelled['rewards'] is None
+  assert 'Rewards cannot be read' in labelled['warnings'][0]
+  assert '--set ALGORITHM=dro_v_binary --set dro_v_binary.labels=column_labels' in labelled['command']
+  assert bound(labelled['command'])['ALGORITHM'].selector.endswith('dro_v_binary')
+  same = inspected(write('b.jsonl', reward=lambda i: 3))
+  assert '--set ALGORITHM=sft' in same['command'] and 'All rewards are 3' in same['warnings'][0]
+  thumbs = {'reward': lambda i: 'up' if i % 2 else 'down'}
+  words = inspected(write('c.jsonl', **thumbs), '--map_reward=up=1,down=-1', '--set=TAU=0.5')
+  settings = bound(words['command'])
+  assert '--map_reward=up=1,down=-1' in words['command'] and settings['TAU'] == 0.5
+  assert words['scaling']['kind'] == 'none' and words['scaling']['effective_temperature'] == 0.5
+
+
+def test_few_records_make_a_command_that_runs(write, inspected):
+  found = inspected(write(records=1))
+  settings = bound(found['command'])
+  assert (settings['BATCH'], settings['VALIDATION_FRACTION']) == (1, 0)
+  taken = inspected(write(records=3))
+  fraction = bound(taken['command'])['VALIDATION_FRACTION']
+  held = split.by_prompt_hash(split.digests(['p0', 'p1']), fraction, '')
+  assert held.any() and not held.all()
+
+
+def test_a_run_of_the_same_name_is_not_resumed(write, inspected, tmp_path):
+  (tmp_path / 'runs' / 'dro_v').mkdir(parents=True)
+  assert '--model_dir=runs/dro_v_2 ' in inspected(write())['command']
+
+
+def test_tokens_are_read_once(write, inspected, monkeypatch):
+  inspected(write())
+  monkeypatch.setattr(table._Writer, 'add', lambda *_: pytest.fail('the table was built again'))
+  inspected('mine.jsonl')
+
+
+def test_prompts_that_cannot_be_read_are_refused(write):
+  with pytest.raises(UsageError, match="field 'prompt' is missing"):
+    inspection.inspect_triplets(write(prompt=lambda i: None))
+
+
+def test_rows_are_as_full_as_the_placement_says(write):
+  table = tasks.load_triplets(write(records=16), validation_fraction=0).train
+  found = packing(table, 8)
+  own, padded, *others = found['kinds']
+  assert own['settings'] == {} and padded['settings'] == {'PACKED': False} and len(others) == 5
+  # Padded: 8 rows of the longest texts, and two batches an epoch that hold each text once.
+  assert padded['rows'] == {8: 8}
+  sides = padded['prompt_length'], padded['response_length']
+  tokens = int(table.prompt_lengths.sum()), int(table.response_lengths.sum())
+  assert padded['prompt'] == pytest.approx(tokens[0] / (16 * sides[0]))
+  assert padded['total'] == pytest.approx(sum(tokens) / (16 * sum(sides)))
+  fitted = layout.Layout.fit(table, plan.Plan.of(table, 8, 0))
+  assert (own['prompt_length'], own['response_length']) == (fitted.prompt_length, fitted.response_length)
+  best = max(found['kinds'], key=lambda kind: kind['total'] - 0.02 * (len(kind['rows']) - 1))
+  assert found['settings'] == (best['settings'] if best['total'] > own['total'] + 0.02 else {})
+
+
+@pytest.mark.parametrize(
+  'found, message',
+  [
+    ({'mean': 5.0, 'sd': 1.0, 'max': 6.0, 'min': 4.0}, '5 sd from 0'),
+    ({'mean': 0.0, 'sd': 1.0, 'max': 12.0, 'min': -1.0}, '12 sd from the mean'),
+    ({'mean': 0.0, 'sd': 0.0, 'max': 0.0, 'min': 0.0}, 'only imitation'),
+  ],
+)
+def test_what_matters_of_rewards_is_said(found, message):
+  scaling = {'kind': 'standardise', 'temperature': 1.0, 'effective_temperature': found['sd']}
+  said = list(inspection._of_rewards(found, scaling, {'texts_with_conflicting_rewards': 0}))
+  assert any(message in each for each in said)
+
+
+def test_settings_mean_what_they_mean_to_train():
+  macros = {}
+  for name in ('train', 'inspect'):
+    text = usage.default_text(name, _CONFIGS)
+    macros[name] = dict(line.partition(' = ')[::2] for line in text.splitlines() if ' = ' in line)
+    macros[name] = {key: value.partition('  #')[0].strip() for key, value in macros[name].items()}
+  for name, value in macros['inspect'].items():
+    if name.isupper() and name != 'REWARD_SCALING':  # Which is proposed.
+      assert macros['train'][name] == value, name
+  for name, value in inspection.DEFAULTS.items():
+    assert macros['train'][name] in (repr(value), 'None'), name
+
+
+def test_real_data(data_dir, inspected, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  found = inspected(str(data_dir / 'wmt_mqm' / 'ted_en-de.jsonl.gz'), '--set=PROMPT_LENGTH=400')
+  assert (found['records'], found['prompts'], found['duplicates']['duplicates']) == (4523, 521, 0)
+  assert found['responses_per_prompt']['max'] == 14
+  assert found['variance']['share_within'] == pytest.approx(0.696, abs=0.001)
+  assert found['comparisons']['share_tied'] == pytest.approx(0.304, abs=0.001)
