@@ -13,13 +13,14 @@ import json
 import logging
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers, type_handlers
 
@@ -29,8 +30,6 @@ from dro_jax.types import Params
 
 # Where the metadata says what "best" meant to the run, and what the state was.
 _BEST_METRIC, _BEST_MODE, _DIGEST = 'best_metric', 'best_mode', 'digest'
-# Bytes of arrays that are read at once into the host's memory.
-_AT_ONCE = 2 * 10**8
 # Errors that say nothing of a checkpoint; reading a torn one may end in any other, orbax's assertions too.
 _NOT_ITS_FAULT = (UsageError, PermissionError, MemoryError, jax.errors.JaxRuntimeError)
 # Where a run's damaged checkpoints go.
@@ -271,16 +270,40 @@ def load_params(
   has, of `jax.ShapeDtypeStruct`: with shardings the arrays are born sharded. Without it: numpy arrays.
   """
   folder = find_checkpoint(directory)
+  with _refusing_torn(folder):
+    return _read_tree(*_policy_item(folder), abstract), _read_metadata(folder)
+
+
+def open_params(directory: str | epath.PathLike) -> dict[tuple[str, ...], Callable[[], np.ndarray]]:
+  """What reads each parameter of the policy that `load_params` reads, alone, by its path in the tree."""
+  folder = find_checkpoint(directory)
+  with _refusing_torn(folder):
+    item, path = _policy_item(folder)
+    tree = _subtree(ocp.PyTreeCheckpointHandler().metadata(item).tree, path)
+    shapes = traverse_util.flatten_dict(_shapes_only(tree))
+
+  def read(leaf: tuple[str, ...]) -> np.ndarray:
+    with _refusing_torn(folder):
+      return _read_tree(item, (*path, *leaf), shapes[leaf])
+
+  return {leaf: functools.partial(read, leaf) for leaf in shapes}
+
+
+def _policy_item(folder: epath.Path) -> tuple[epath.Path, tuple[str, ...]]:
+  """Where a policy's tree lies: what orbax wrote, and the path in it."""
   imported = (folder / 'params').exists()
-  item, path = (folder / 'params', ()) if imported else (folder / 'state', ('params', 'policy'))
+  return (folder / 'params', ()) if imported else (folder / 'state', ('params', 'policy'))
+
+
+@contextlib.contextmanager
+def _refusing_torn(folder: epath.Path) -> Iterator[None]:
   try:
-    return _read_tree(item, path, abstract), _read_metadata(folder)
+    yield
   except _NOT_ITS_FAULT:
     raise
   except Exception as error:
-    reason = _first_line(error)
     raise UsageError(
-      f"{folder} cannot be read: {reason}. Pass another of the run's checkpoints/STEP, or a copy"
+      f"{folder} cannot be read: {_first_line(error)}. Pass another of the run's checkpoints/STEP, or a copy"
     ) from error
 
 
@@ -362,10 +385,6 @@ def _read_tree(folder: epath.Path, path: tuple[str, ...], abstract: Any | None) 
   """The subtree at `path` of the tree saved in `folder`; nothing beside it is read."""
   handler = ocp.PyTreeCheckpointHandler()
   saved = _subtree(handler.metadata(folder).tree, path)
-  if abstract is None:
-    # A whole tree for the host, which may hardly have room for it: few arrays are decompressed at once.
-    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(_AT_ONCE, largest) / 10**9)
   abstract = _shapes_only(saved) if abstract is None else abstract
   refuse_other_tree(folder.parent, saved, abstract)
   item = abstract

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -112,11 +113,10 @@ def load_policy(directory: str, config: T5Config, abstract: Params) -> Params:
   saved = checkpoints.load_metadata(directory).get('model', {})
   if saved.get('scan_layers', False) == config.scan_layers:
     return checkpoints.load_params(directory, abstract)[0]
-  flat = traverse_util.flatten_dict(checkpoints.load_params(directory)[0])
-  wanted = traverse_util.flatten_dict(abstract)
-  placed = {}
-  # One by one: the host never holds the tree in both layouts.
-  for path, x in convert_leaves(flat, scan=config.scan_layers):
+  wanted, placed = traverse_util.flatten_dict(abstract), {}
+  readers = checkpoints.open_params(directory)
+  # One by one: the host never holds the tree.
+  for path, x in convert_leaves(readers, scan=config.scan_layers, read=operator.call):
     fits = path in wanted and wanted[path].shape == x.shape
     placed[path] = jax.device_put(x, wanted[path].sharding) if fits else x
   params = traverse_util.unflatten_dict(placed)

@@ -2,15 +2,16 @@
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
 from etils import epath
-from flax import traverse_util
 
 from dro_jax import checkpoints
 from dro_jax.errors import UsageError
 from dro_jax.exporters import huggingface, t5x
+from dro_jax.importers import names
 from dro_jax.models.t5 import T5Config
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -54,13 +55,13 @@ def export_checkpoint(
   staged = target.with_name(f'.{target.name}.exporting')
   staged.rmtree(missing_ok=True)
   staged.mkdir(parents=True)
-  flat = traverse_util.flatten_dict(checkpoints.load_params(init_from)[0])
-  count = sum(leaf.size for leaf in flat.values())
-  notes = writer(staged, flat, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
+  readers = checkpoints.open_params(init_from)
+  notes = writer(staged, readers, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
   staged.rename(target)
   notes += _left_out(saved)
   for note in notes:
     _log.info('%s: %s', target, note)
+  count = sum(math.prod(shape) for shape in names.shapes(config).values())
   return {'output': str(target), 'parameters': count, 'dtype': dtype, 'notes': notes}
 
 

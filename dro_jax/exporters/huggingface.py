@@ -1,7 +1,8 @@
 """A policy as the folder that transformers' `from_pretrained` takes."""
 
 import json
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +14,8 @@ from dro_jax.errors import UsageError
 from dro_jax.importers import names
 from dro_jax.importers.huggingface import ARCHITECTURES, is_transposed, require
 from dro_jax.models.t5 import Path, T5Config, convert_leaves
+
+Readers = Mapping[Path, Callable[[], np.ndarray]]
 
 SHARD_BYTES = 10**9
 _SCALED = (
@@ -28,7 +31,7 @@ _PLAIN = {'gelu': 'gelu_new', 'relu': 'relu', 'silu': 'silu'}
 
 def write(
   folder: epath.Path,
-  flat: dict[Path, np.ndarray],
+  readers: Readers,
   config: T5Config,
   *,
   dtype: str,
@@ -39,7 +42,7 @@ def write(
 
   Args:
     folder: exists, and is empty.
-    flat: the parameters by path; each leaves it once it is written.
+    readers: what reads each parameter, by its path in the tree.
     config: the model's.
     dtype: of the weights.
     vocabulary: what its vocabulary is made from, if known.
@@ -49,7 +52,7 @@ def write(
   _write_json(folder / 'config.json', written)
   special = {key: written[key] for key in ('decoder_start_token_id', 'eos_token_id', 'pad_token_id')}
   _write_json(folder / 'generation_config.json', {'_from_model_config': True, **special})
-  _write_weights(folder, flat, config, np.dtype(getattr(ml_dtypes, dtype, dtype)), shard_bytes)
+  _write_weights(folder, readers, config, np.dtype(getattr(ml_dtypes, dtype, dtype)), shard_bytes)
   return _write_tokenizer(folder, vocabulary, config.vocab_size) + (
     [_SCALED] if config.relative_bias_per_layer else []
   )
@@ -106,11 +109,12 @@ def _write_json(file: epath.Path, value: dict[str, Any]) -> None:
 
 
 def _write_weights(
-  folder: epath.Path, flat: dict[Path, np.ndarray], config: T5Config, dtype: np.dtype, shard_bytes: int
+  folder: epath.Path, readers: Readers, config: T5Config, dtype: np.dtype, shard_bytes: int
 ) -> None:
   safetensors = require('safetensors.numpy', f'write {folder}')
-  counts = _plan(flat, dtype.itemsize, shard_bytes)
-  leaves = _renamed(flat, config, dtype)
+  counts = _plan(config, dtype.itemsize, shard_bytes)
+  # In the plan's order.
+  leaves = _renamed({path: readers[path] for path in names.shapes(config)}, config, dtype)
   index, total = {}, 0
   for i, count in enumerate(counts):
     file = f'model-{i + 1:05}-of-{len(counts):05}.safetensors' if len(counts) > 1 else 'model.safetensors'
@@ -124,18 +128,16 @@ def _write_weights(
     )
 
 
-def _renamed(
-  flat: dict[Path, np.ndarray], config: T5Config, dtype: np.dtype
-) -> Iterator[tuple[str, np.ndarray]]:
+def _renamed(readers: Readers, config: T5Config, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
   theirs = names.unrolled(config)
-  for path, array in convert_leaves(flat, scan=False):
+  for path, array in convert_leaves(readers, scan=False, read=operator.call):
     yield theirs[path], np.ascontiguousarray(array.T if is_transposed(path) else array, dtype)
 
 
-def _plan(flat: dict[Path, np.ndarray], itemsize: int, shard_bytes: int) -> list[int]:
+def _plan(config: T5Config, itemsize: int, shard_bytes: int) -> list[int]:
   """How many weights each file holds, in the order in which they come."""
-  # Arrays of the same shapes, of one byte each.
-  hollow = {path: np.broadcast_to(np.int8(0), array.shape) for path, array in flat.items()}
+  # Arrays of the shapes, of one byte each.
+  hollow = {path: np.broadcast_to(np.int8(0), shape) for path, shape in names.shapes(config).items()}
   counts, filled = [0], 0
   for _, array in convert_leaves(hollow, scan=False):
     size = array.size * itemsize

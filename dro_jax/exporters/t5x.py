@@ -1,6 +1,8 @@
 """A policy as the folder `checkpoint_STEP` that T5X restores: zarr arrays beside a msgpack file."""
 
 import dataclasses
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +16,8 @@ from dro_jax.importers import names
 from dro_jax.importers.t5x import FILE, kvstore
 from dro_jax.models.t5 import Path, T5Config, convert_leaves, is_stack
 
+Readers = Mapping[Path, Callable[[], np.ndarray]]
+
 # T5X's: the version since bfloat16 is tensorstore's own, and the size of a chunk.
 _VERSION = 3
 _CHUNK_BYTES = 64 * 2**20
@@ -26,7 +30,7 @@ _KEPT = ('chunks', 'compressor', 'shape')
 
 def write(
   folder: epath.Path,
-  flat: dict[Path, np.ndarray],
+  readers: Readers,
   config: T5Config,
   *,
   dtype: str,
@@ -38,7 +42,7 @@ def write(
 
   Args:
     folder: exists, and is empty.
-    flat: the parameters by path; each leaves it once it is written.
+    readers: what reads each parameter, by its path in the tree.
     config: the model's.
     dtype: of the weights.
     vocabulary: what its vocabulary is made from, if known.
@@ -49,7 +53,7 @@ def write(
   checkpoint.mkdir()
   own = dataclasses.replace(config, scan_layers=scan_layers)
   target, precision = {}, np.dtype(getattr(ml_dtypes, dtype, dtype))
-  for path, array in convert_leaves(flat, scan=scan_layers):
+  for path, array in convert_leaves(dict(readers), scan=scan_layers, read=operator.call):
     for theirs, leaf in _renamed(path, array, own) if scan_layers else [(path, array)]:
       target[theirs] = _write_zarr(checkpoint, theirs, np.asarray(leaf, precision))
   state = {'param_states': {}, 'step': np.int32(step)}

@@ -78,9 +78,10 @@ def import_checkpoint(
 def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
   """Reads whichever kind of checkpoint `source` is."""
   path = epath.Path(source).expanduser()
+  _check_reach(source, path)
   if (path / 'config.json').is_file() or not path.exists():
-    if source.startswith('gs://'):
-      raise UsageError(f'{source}: nothing that can be imported lies there. Pass {_ACCEPTED}.')
+    if '://' in source:
+      raise UsageError(f'{source}: no T5X checkpoint lies there. Pass {_ACCEPTED}.')
     folder = huggingface.find_folder(source)
     config, params = huggingface.load(folder)
     return _Imported(config, params, huggingface.stored_dtype(folder), _spec(folder))
@@ -90,6 +91,15 @@ def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
   chosen = None if mlp_activations is None else tuple(mlp_activations)
   config, params, vocabulary = t5x.load(file, chosen)
   return _Imported(config, params, t5x.stored_dtype(file), vocabulary)
+
+
+def _check_reach(source: str, path: epath.Path) -> None:
+  try:
+    path.exists()
+  except Exception as error:  # Every kind of storage has its own.
+    raise UsageError(
+      f'{source} cannot be reached from here ({error}): log in, or copy it to a disk and pass that folder.'
+    ) from error
 
 
 def _contents(folder: epath.Path) -> str:

@@ -196,6 +196,17 @@ def test_a_buckets_zarr_folders_are_opened_there():
   assert t5x.kvstore(epath.Path('/ours/target.a')) == {'driver': 'file', 'path': '/ours/target.a/'}
 
 
+def test_a_bucket_that_cannot_be_reached(tmp_path, monkeypatch):
+  def exists(path):
+    raise RuntimeError('no network')
+
+  bucket = epath.Path('gs://ours/t5')
+  plain = type(bucket).exists
+  monkeypatch.setattr(type(bucket), 'exists', lambda path: exists(path) if path == bucket else plain(path))
+  with pytest.raises(UsageError, match=r'cannot be reached from here \(no network\)'):
+    importers.import_checkpoint('gs://ours/t5', str(tmp_path / 'ours'))
+
+
 # What cannot be imported says why
 
 

@@ -39,17 +39,14 @@ def synthesise(scale: int, folder: str) -> None:
   from dro_jax.exporters import t5x
   from dro_jax.importers import names
 
-  class Lazy(dict):
-    """Arrays that are made when they leave."""
-
-    def pop(self, path):
-      shape = super().pop(path)
-      return np.random.default_rng(len(self)).standard_normal(shape, np.float32)
+  def reader(seed, shape):
+    return lambda: np.random.default_rng(seed).standard_normal(shape, np.float32)
 
   target = epath.Path(folder)
   target.mkdir(parents=True)
   model = config(scale)
-  t5x.write(target, Lazy(names.shapes(model)), model, dtype='float32', vocabulary='bytes')
+  readers = {path: reader(i, shape) for i, (path, shape) in enumerate(names.shapes(model).items())}
+  t5x.write(target, readers, model, dtype='float32', vocabulary='bytes')
 
 
 def bring_in(source: str, target: str) -> None:
