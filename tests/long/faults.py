@@ -53,10 +53,18 @@ def kill(folder: pathlib.Path) -> None:
   while kills < KILLS:
     # A new table cache now and then: or tables would be built in the first run alone.
     cache = f'tables{kills // 10}'
-    phase = chosen.choice(['anything', 'compiling', 'stepping', 'saving']) if kills % 10 else 'building'
+    phase = (
+      chosen.choice(['anything', 'compiling', 'starting', 'stepping', 'stepping', 'saving'])
+      if kills % 10
+      else 'building'
+    )
     run = start(command(folder, 'killed', STEPS, cache))
     reached = wait_for(run, PHASES[phase], folder / 'killed', folder / cache)
-    time.sleep(chosen.uniform(0, {'stepping': 1.0, 'compiling': 8.0, 'anything': 8.0}.get(phase, 0.05)))
+    time.sleep(
+      chosen.uniform(
+        0, {'starting': 2.0, 'stepping': 1.0, 'compiling': 8.0, 'anything': 8.0}.get(phase, 0.05)
+      )
+    )
     if run.poll() is not None:
       break
     run.send_signal(signal.SIGKILL)
@@ -77,7 +85,10 @@ PHASES: dict[str, Callable[[pathlib.Path, pathlib.Path, float], bool]] = {
   'anything': lambda run, cache, since: True,
   'building': lambda run, cache, since: any(cache.glob('.building-*')),
   'compiling': lambda run, cache, since: any(cache.glob('triplets-*')),
-  'stepping': lambda run, cache, since: has_stepped(run, since),
+  'starting': lambda run, cache, since: has_stepped(run, since),
+  'stepping': lambda run, cache, since: any(
+    changed(path) > since for path in (run / 'checkpoints').glob('*') if path.name.isdigit()
+  ),
   'saving': lambda run, cache, since: any(
     changed(path) > since for path in (run / 'checkpoints').glob('*.orbax-checkpoint-tmp')
   ),
