@@ -125,6 +125,7 @@ def inspect_triplets(
   batch_size = min(batch_size, len(read.triplets.train))  # A larger one would hold records several times.
   asked = admission.admissions(read.triplets, scaling=chosen, rewards_problem=read.problem)
   found = surveyed(read, words, **limits) | {
+    'init_from': init_from,
     'scaling': read.problem is None and _scaling(read.triplets, chosen, temperature),
     'batch': {'size': batch_size, 'batches_an_epoch': len(read.triplets.train) / batch_size},
     'rows': packing(read.triplets.train, batch_size),
@@ -360,7 +361,7 @@ def _of_texts(found: Mapping[str, Any]) -> Iterator[str]:
       f'{vocabulary["unknown_share"]:.1%} of the response tokens are unknown to the vocabulary, and cannot '
       'be generated: pass one that spells them (`dro_jax train_vocabulary` makes one), or bytes.'
     )
-  if vocabulary['name'] == 'bytes':
+  if vocabulary['name'] == 'bytes' and found['init_from'] is None:
     yield 'Lengths are in bytes: with --init_from or --set VOCABULARY they are in the model’s own tokens.'
   if left_out := found['extra_columns']['left_out']:
     yield f'Columns that only some records have are left out: {", ".join(left_out)}.'
