@@ -1,13 +1,14 @@
-"""What a pod does to a run in its first night: `python tests/long/faults.py [kill|counts|disk ...]`.
+"""What a pod does to a run in its first night: `python tests/long/faults.py [kill|counts|peer|disk ...]`.
 
     kill     SIGKILL at 50 random instants (building the table, compiling, stepping, saving): the final state,
              metrics and samples are those of the undisturbed run, to the bit. About 15 minutes on 2 cores.
     counts   the same with 1, 2 and 4 processes in turn, over 4 devices: the same examples in every batch, and
              numbers to float32's rounding. About 8 minutes.
+    peer     SIGKILL of one process of two, either one: the other ends by itself, in the time stated.
     disk     a full disk and a read-only one (needs root, for a mount of its own): exit 1 with a sentence, and
              the same command goes on once there is room.
 
-Without a name it does all three. It prints what it saw, and fails at the first thing that is not so.
+Without a name it does all four. It prints what it saw, and fails at the first thing that is not so.
 """
 
 import contextlib
@@ -23,9 +24,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from dro_jax import cluster  # noqa: E402
+
 KILLS, STEPS = 50, 1000
 SETTINGS = (
   'BATCH=8 LOG_EVERY=1 EVAL_EVERY=100 KL_PROMPTS=0 CHECKPOINT_EVERY=20 VALIDATION_FRACTION=0.2 '
@@ -40,7 +45,7 @@ def main(folder: pathlib.Path, names: list[str]) -> None:
       words = ' '.join(rng.choice(['good', 'bad', 'fair', 'odd'], rng.integers(1, 4)))
       record = {'id': f'r{i}', 'prompt': f'say {rng.integers(400)}', 'response': words}
       file.write(json.dumps(record | {'reward': float(rng.normal())}) + '\n')
-  for name in names or ('kill', 'counts', 'disk'):
+  for name in names or ('kill', 'counts', 'peer', 'disk'):
     globals()[name](folder)
 
 
@@ -145,6 +150,23 @@ def counts(folder: pathlib.Path) -> None:
   worst = max(abs(a['loss'] - b['loss']) / (abs(a['loss']) + 1) for a, b in zip(whole, moved) if 'loss' in a)
   expect(worst < 1e-3, True, f'losses agree to {worst:.1e}')
   print(f'6 kills at 1, 2 and 4 processes: the same examples in all {steps} batches, losses to {worst:.1e}')
+
+
+def peer(folder: pathlib.Path) -> None:
+  """Waits for the one that is left; nobody but jax tells it."""
+  for victim in (0, 1):
+    runs = start_all(command(folder, f'peer{victim}', 100_000), 2, 2)
+    while newest(folder / f'peer{victim}') is None:
+      expect([run.poll() for run in runs], [None, None], 'two processes under way')
+      time.sleep(0.05)
+    runs[victim].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    code = runs[1 - victim].wait(timeout=cluster.HEARTBEAT_SECONDS + 20)
+    runs[victim].wait()
+    expect(code != 0, True, 'a run that lost a process has not done well')
+    print(
+      f'process {victim} of 2 killed: the other ended in {time.monotonic() - began:.0f} s, exit code {code}'
+    )
 
 
 def disk(folder: pathlib.Path) -> None:
