@@ -1,6 +1,5 @@
 """The `evaluate` command: what a run's policy and value say of any triplet file."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from dro_jax import (
 from dro_jax.data import scaling, tasks, vocabularies
 from dro_jax.data.table import TokenTable
 from dro_jax.models.t5 import T5Config
+from dro_jax.plain import plain
 from dro_jax.types import LossOutput, Params
 
 
@@ -74,7 +74,7 @@ def evaluate(
   triplets = data(vocabulary=run.vocabulary, rewards_required=True, **run.data_options)
   table = triplets.train.scaled(run.scaling)
   scored = score(run, table, grid, batch_size=batch_size, chunk_size=chunk_size)
-  return _plain(
+  return plain(
     {
       'model_dir': str(model_dir),
       'step': int(run.state.step),
@@ -180,14 +180,3 @@ def report(
     'within_prompts': statistics.within_prompts(own | baselines, rewards, prompts, **draws),
     'across_prompts': statistics.across_prompts(levelled | baselines, rewards, prompts, **draws),
   }
-
-
-def _plain(value: Any) -> Any:
-  """JSON's own types: estimates by name, and null for what is undefined."""
-  if isinstance(value, statistics.Estimate):
-    value = value._asdict()
-  if isinstance(value, Mapping):
-    return {name: _plain(item) for name, item in value.items()}
-  if isinstance(value, float | np.floating):
-    return float(value) if math.isfinite(value) else None
-  return value

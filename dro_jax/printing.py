@@ -1,10 +1,11 @@
 """A command's result on standard output: JSON, tables, or lines."""
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from dro_jax.plain import plain
 
 
 class Sections(dict):
@@ -49,24 +50,11 @@ def print_result(result: Any, *, as_json: bool) -> None:
   if not result:
     return
   if as_json:
-    print(json.dumps(_plain(result), allow_nan=False))
+    print(json.dumps(plain(result), allow_nan=False, default=str))
   elif hasattr(result, '__rich__'):
     _print_rich(result)
   else:
     _print_table(result)
-
-
-def _plain(value: Any) -> Any:
-  """A result as JSON has it: arrays as lists, what is not finite as null."""
-  if isinstance(value, Mapping):
-    return {str(name): _plain(item) for name, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_plain(item) for item in value]
-  if hasattr(value, 'tolist'):
-    return _plain(value.tolist())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def _print_rich(result: Any) -> None:
@@ -84,7 +72,7 @@ def _print_table(result: Mapping[str, Any]) -> None:
   from rich.table import Table
 
   table = Table(box=None, show_header=False)
-  for name, value in _flat(_plain(result)):
+  for name, value in _flat(plain(result)):
     table.add_row(name, f'{value:.6g}' if isinstance(value, float) else str(value))
   Console(file=sys.stdout, soft_wrap=True).print(table)
 

@@ -10,6 +10,7 @@ import numpy as np
 from dro_jax import checkpoints, configs, resume, statistics, validation, writers
 from dro_jax.arena import tables
 from dro_jax.errors import UsageError
+from dro_jax.plain import plain
 from dro_jax.validation import Validation
 
 # What means the same for every algorithm, and how it is called.
@@ -395,23 +396,12 @@ def save(
 ) -> None:
   """Writes report.md, report.json and curves.png."""
   folder.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
+  text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
   writers.write_atomically(folder / 'report.json', text)
   body = '\n'.join(map(tables.for_markdown, shown))
   title = ' against '.join(run.name for run in runs)
   writers.write_atomically(folder / 'report.md', f'# {title}\n\n{body}\n![curves](curves.png)\n')
   plot({run.name: curves(run) for run in runs}, folder / 'curves.png')
-
-
-def _finite(value: Any) -> Any:
-  """Plain values, null for what is undefined."""
-  if isinstance(value, Mapping):
-    return {str(name): _finite(item) for name, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [_finite(item) for item in value]
-  if isinstance(value, float | np.floating):
-    return float(value) if np.isfinite(value) else None
-  return value
 
 
 def plot(points: Mapping[str, Sequence[Mapping[str, Any]]], file: pathlib.Path) -> None:

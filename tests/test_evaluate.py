@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dro_jax import algorithms, checkpoints, evaluate, optimizers, partitioning, statistics, train
+from dro_jax import algorithms, checkpoints, evaluate, optimizers, partitioning, train
 from dro_jax.data import tasks
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5Config
@@ -126,12 +126,6 @@ def test_an_imported_policy_has_the_baselines(files, dro_v, result, tmp_path):
   assert alone['statistics']['logp'] == pytest.approx(result['statistics']['logp'], rel=1e-6)
   assert 'log_ratio' not in alone['statistics']
   assert alone['across_prompts'].keys() == {'logp', 'logp_per_token', 'length'}
-
-
-def test_what_is_undefined_is_null():
-  assert evaluate._plain({'a': statistics.Estimate(0.5, np.nan, np.nan)}) == {
-    'a': {'value': 0.5, 'low': None, 'high': None}
-  }
 
 
 def test_a_missing_run_is_named(files, tmp_path):

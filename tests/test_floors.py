@@ -13,6 +13,7 @@ FLOORS = {
   # Arrays: what they are called, how they are reduced.
   'types': 0,
   'errors': 0,
+  'plain': 0,
   'cluster': 0,
   'shapes': 0,
   'masked': 0,

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import logging
-import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax import writers
 from dro_jax.errors import UsageError
+from dro_jax.plain import plain
 
 _FORMAT = 1
 
@@ -121,19 +121,6 @@ def claim(folder: pathlib.Path, suite: str, settings: Mapping[str, Any]) -> None
     raise UsageError(f'{folder} holds something else than an arena: pass another --model_dir.')
   folder.mkdir(parents=True, exist_ok=True)
   writers.write_atomically(mark, json.dumps(wanted, indent=2) + '\n')
-
-
-def plain(value: Any) -> Any:
-  """A value as JSON has it: arrays as lists, what is not finite as null."""
-  if isinstance(value, Mapping):
-    return {str(name): plain(item) for name, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [plain(item) for item in value]
-  if hasattr(value, 'tolist'):
-    return plain(value.tolist())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
 
 
 def missing(folder: pathlib.Path, cells: Iterable[Cell]) -> list[Cell]:

@@ -13,6 +13,7 @@ from dro_jax import writers
 from dro_jax.arena import cells, tables, trials
 from dro_jax.arena.suite import Report, Suite
 from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.plain import plain
 
 
 def arena(
@@ -107,7 +108,7 @@ def save(folder: pathlib.Path, name: str, report: Report) -> list[str]:
   from matplotlib.figure import Figure
 
   content = {'suite': name, 'tables': [tables.for_json(table) for table in report.tables]}
-  text = json.dumps(cells.plain(content), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
+  text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
   writers.write_atomically(folder / 'results.json', text)
   body = f'# Arena: {name}\n\n' + '\n'.join(map(tables.for_markdown, report.tables))
   body += ''.join(f'\n![{figure}]({figure})\n' for figure in report.figures)
