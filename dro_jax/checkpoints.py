@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,8 +32,12 @@ from dro_jax.types import Params
 _BEST_METRIC, _BEST_MODE, _DIGEST = 'best_metric', 'best_mode', 'digest'
 # Errors that say nothing of a checkpoint; reading a torn one may end in any other, orbax's assertions too.
 _NOT_ITS_FAULT = (UsageError, PermissionError, MemoryError, jax.errors.JaxRuntimeError)
+# Of the parts in which a tree is read for the host, which may hardly have room for it.
+_PART_BYTES = 2**28
 # Where a run's damaged checkpoints go.
 DAMAGED = 'damaged'
+
+Path = tuple[str, ...]
 
 
 class Checkpoints:
@@ -274,19 +278,37 @@ def load_params(
     return _read_tree(*_policy_item(folder), abstract), _read_metadata(folder)
 
 
-def open_params(directory: str | epath.PathLike) -> dict[tuple[str, ...], Callable[[], np.ndarray]]:
-  """What reads each parameter of the policy that `load_params` reads, alone, by its path in the tree."""
+def stream_params(
+  directory: str | epath.PathLike, together: Callable[[Path], Hashable] = lambda path: path
+) -> Iterator[dict[Path, np.ndarray]]:
+  """The parameters that `load_params` reads, part after part, by their paths in the tree.
+
+  Args:
+    directory: see `load_params`.
+    together: parameters for which it is equal come in one part.
+  """
   folder = find_checkpoint(directory)
   with _refusing_torn(folder):
     item, path = _policy_item(folder)
     tree = _subtree(ocp.PyTreeCheckpointHandler().metadata(item).tree, path)
     shapes = traverse_util.flatten_dict(_shapes_only(tree))
+    for names in _parts(shapes, together):
+      part = traverse_util.unflatten_dict({name: shapes[name] for name in names})
+      yield traverse_util.flatten_dict(_read_some(item, path, part, partial=True))
 
-  def read(leaf: tuple[str, ...]) -> np.ndarray:
-    with _refusing_torn(folder):
-      return _read_tree(item, (*path, *leaf), shapes[leaf])
 
-  return {leaf: functools.partial(read, leaf) for leaf in shapes}
+def _parts(shapes: Mapping[Path, Any], together: Callable[[Path], Hashable]) -> Iterator[list[Path]]:
+  groups: dict[Hashable, list[Path]] = {}
+  for path in shapes:
+    groups.setdefault(together(path), []).append(path)
+  part, filled = [], 0
+  for group in groups.values():
+    size = sum(math.prod(shapes[path].shape) * shapes[path].dtype.itemsize for path in group)
+    if part and filled + size > _PART_BYTES:
+      yield part
+      part, filled = [], 0
+    part, filled = part + group, filled + size
+  yield part
 
 
 def _policy_item(folder: epath.Path) -> tuple[epath.Path, tuple[str, ...]]:
@@ -383,17 +405,21 @@ def _read_metadata(folder: epath.Path) -> dict[str, Any]:
 
 def _read_tree(folder: epath.Path, path: tuple[str, ...], abstract: Any | None) -> Any:
   """The subtree at `path` of the tree saved in `folder`; nothing beside it is read."""
-  handler = ocp.PyTreeCheckpointHandler()
-  saved = _subtree(handler.metadata(folder).tree, path)
+  saved = _subtree(ocp.PyTreeCheckpointHandler().metadata(folder).tree, path)
   abstract = _shapes_only(saved) if abstract is None else abstract
   refuse_other_tree(folder.parent, saved, abstract)
+  return _read_some(folder, path, abstract, partial=bool(path))
+
+
+def _read_some(folder: epath.Path, path: tuple[str, ...], abstract: Any, *, partial: bool) -> Any:
+  """What `abstract` holds of the subtree at `path`."""
   item = abstract
   for name in reversed(path):
     item = {name: item}
   arguments = ocp.args.PyTreeRestore(
-    item=item, restore_args=jax.tree.map(_restore_args, item), partial_restore=bool(path)
+    item=item, restore_args=jax.tree.map(_restore_args, item), partial_restore=partial
   )
-  return _subtree(handler.restore(folder, args=arguments), path)
+  return _subtree(ocp.PyTreeCheckpointHandler().restore(folder, args=arguments), path)
 
 
 def _subtree(tree: Any, path: tuple[str, ...]) -> Any:

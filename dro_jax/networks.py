@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import logging
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from jax.sharding import Mesh
 from dro_jax import algorithms, checkpoints, partitioning, scoring, train_state, train_step
 from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5, T5Config, convert_leaves, smallest_rows
+from dro_jax.models.t5 import T5, Path, T5Config, convert_leaves, in_stack, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
 from dro_jax.reference import Reference
 from dro_jax.types import Params, Rows
@@ -114,14 +113,19 @@ def load_policy(directory: str, config: T5Config, abstract: Params) -> Params:
   if saved.get('scan_layers', False) == config.scan_layers:
     return checkpoints.load_params(directory, abstract)[0]
   wanted, placed = traverse_util.flatten_dict(abstract), {}
-  readers = checkpoints.open_params(directory)
-  # One by one: the host never holds the tree.
-  for path, x in convert_leaves(readers, scan=config.scan_layers, read=operator.call):
+  for path, x in stream_policy(directory, scan=config.scan_layers):
     fits = path in wanted and wanted[path].shape == x.shape
     placed[path] = jax.device_put(x, wanted[path].sharding) if fits else x
   params = traverse_util.unflatten_dict(placed)
   checkpoints.refuse_other_tree(directory, params, abstract)
   return params
+
+
+def stream_policy(directory: str, *, scan: bool) -> Iterator[tuple[Path, np.ndarray]]:
+  """The parameters of the policy saved in `directory`, scanned or not; the host never holds all of them."""
+  together = lambda path: (in_stack(path) or (path,))[0] if scan else path  # noqa: E731
+  for part in checkpoints.stream_params(directory, together):
+    yield from convert_leaves(part, scan=scan)
 
 
 def config_of(directory: str) -> T5Config:

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from dro_jax import checkpoints
+from dro_jax import checkpoints, networks
 from dro_jax.errors import UsageError
 from dro_jax.exporters import huggingface, t5x
 from dro_jax.importers import names
@@ -55,8 +55,8 @@ def export_checkpoint(
   staged = target.with_name(f'.{target.name}.exporting')
   staged.rmtree(missing_ok=True)
   staged.mkdir(parents=True)
-  readers = checkpoints.open_params(init_from)
-  notes = writer(staged, readers, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
+  stream = functools.partial(networks.stream_policy, init_from)
+  notes = writer(staged, stream, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
   staged.rename(target)
   notes += _left_out(saved)
   for note in notes:

@@ -1,8 +1,7 @@
 """A policy as the folder that transformers' `from_pretrained` takes."""
 
 import json
-import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -13,9 +12,9 @@ from dro_jax.data.vocabularies import parse, read_model
 from dro_jax.errors import UsageError
 from dro_jax.importers import names
 from dro_jax.importers.huggingface import ARCHITECTURES, is_transposed, require
-from dro_jax.models.t5 import Path, T5Config, convert_leaves
+from dro_jax.models.t5 import Path, T5Config
 
-Readers = Mapping[Path, Callable[[], np.ndarray]]
+Stream = Callable[..., Iterator[tuple[Path, np.ndarray]]]
 
 SHARD_BYTES = 10**9
 _SCALED = (
@@ -31,7 +30,7 @@ _PLAIN = {'gelu': 'gelu_new', 'relu': 'relu', 'silu': 'silu'}
 
 def write(
   folder: epath.Path,
-  readers: Readers,
+  stream: Stream,
   config: T5Config,
   *,
   dtype: str,
@@ -42,7 +41,7 @@ def write(
 
   Args:
     folder: exists, and is empty.
-    readers: what reads each parameter, by its path in the tree.
+    stream: makes an iterator over the parameters and their paths, scanned or not.
     config: the model's.
     dtype: of the weights.
     vocabulary: what its vocabulary is made from, if known.
@@ -52,7 +51,7 @@ def write(
   _write_json(folder / 'config.json', written)
   special = {key: written[key] for key in ('decoder_start_token_id', 'eos_token_id', 'pad_token_id')}
   _write_json(folder / 'generation_config.json', {'_from_model_config': True, **special})
-  _write_weights(folder, readers, config, np.dtype(getattr(ml_dtypes, dtype, dtype)), shard_bytes)
+  _write_weights(folder, stream, config, np.dtype(getattr(ml_dtypes, dtype, dtype)), shard_bytes)
   return _write_tokenizer(folder, vocabulary, config.vocab_size) + (
     [_SCALED] if config.relative_bias_per_layer else []
   )
@@ -109,44 +108,40 @@ def _write_json(file: epath.Path, value: dict[str, Any]) -> None:
 
 
 def _write_weights(
-  folder: epath.Path, readers: Readers, config: T5Config, dtype: np.dtype, shard_bytes: int
+  folder: epath.Path, stream: Stream, config: T5Config, dtype: np.dtype, shard_bytes: int
 ) -> None:
   safetensors = require('safetensors.numpy', f'write {folder}')
-  counts = _plan(config, dtype.itemsize, shard_bytes)
-  # In the plan's order.
-  leaves = _renamed({path: readers[path] for path in names.shapes(config)}, config, dtype)
-  index, total = {}, 0
-  for i, count in enumerate(counts):
-    file = f'model-{i + 1:05}-of-{len(counts):05}.safetensors' if len(counts) > 1 else 'model.safetensors'
-    tensors = dict(next(leaves) for _ in range(count))
-    safetensors.save_file(tensors, str(folder / file), metadata={'format': 'pt'})
-    index |= dict.fromkeys(tensors, file)
-    total += sum(tensor.nbytes for tensor in tensors.values())
-  if len(counts) > 1:
-    _write_json(
-      folder / 'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': index}
-    )
+  written, total = [], 0
+  for shard in _shards(_renamed(stream, config, dtype), shard_bytes):
+    safetensors.save_file(shard, str(folder / f'{len(written)}.tmp'), metadata={'format': 'pt'})
+    written.append([*shard])
+    total += sum(tensor.nbytes for tensor in shard.values())
+  index = {}
+  # A file's name says how many there are.
+  for i, weights in enumerate(written):
+    file = f'model-{i + 1:05}-of-{len(written):05}.safetensors' if len(written) > 1 else 'model.safetensors'
+    (folder / f'{i}.tmp').rename(folder / file)
+    index |= dict.fromkeys(weights, file)
+  if len(written) > 1:
+    content = {'metadata': {'total_size': total}, 'weight_map': index}
+    _write_json(folder / 'model.safetensors.index.json', content)
 
 
-def _renamed(readers: Readers, config: T5Config, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+def _renamed(stream: Stream, config: T5Config, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
   theirs = names.unrolled(config)
-  for path, array in convert_leaves(readers, scan=False, read=operator.call):
+  for path, array in stream(scan=False):
     yield theirs[path], np.ascontiguousarray(array.T if is_transposed(path) else array, dtype)
 
 
-def _plan(config: T5Config, itemsize: int, shard_bytes: int) -> list[int]:
-  """How many weights each file holds, in the order in which they come."""
-  # Arrays of the shapes, of one byte each.
-  hollow = {path: np.broadcast_to(np.int8(0), shape) for path, shape in names.shapes(config).items()}
-  counts, filled = [0], 0
-  for _, array in convert_leaves(hollow, scan=False):
-    size = array.size * itemsize
-    if counts[-1] and filled + size > shard_bytes:
-      counts.append(0)
-      filled = 0
-    counts[-1] += 1
-    filled += size
-  return counts
+def _shards(weights: Iterator[tuple[str, np.ndarray]], shard_bytes: int) -> Iterator[dict[str, np.ndarray]]:
+  shard, filled = {}, 0
+  for name, array in weights:
+    if shard and filled + array.nbytes > shard_bytes:
+      yield shard
+      shard, filled = {}, 0
+    shard[name] = array
+    filled += array.nbytes
+  yield shard
 
 
 # Tokenizer

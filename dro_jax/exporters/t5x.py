@@ -1,8 +1,7 @@
 """A policy as the folder `checkpoint_STEP` that T5X restores: zarr arrays beside a msgpack file."""
 
 import dataclasses
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -14,9 +13,9 @@ from flax import serialization, traverse_util
 from dro_jax.data.vocabularies import parse
 from dro_jax.importers import names
 from dro_jax.importers.t5x import FILE, kvstore
-from dro_jax.models.t5 import Path, T5Config, convert_leaves, is_stack
+from dro_jax.models.t5 import Path, T5Config, is_stack
 
-Readers = Mapping[Path, Callable[[], np.ndarray]]
+Stream = Callable[..., Iterator[tuple[Path, np.ndarray]]]
 
 # T5X's: the version since bfloat16 is tensorstore's own, and the size of a chunk.
 _VERSION = 3
@@ -30,7 +29,7 @@ _KEPT = ('chunks', 'compressor', 'shape')
 
 def write(
   folder: epath.Path,
-  readers: Readers,
+  stream: Stream,
   config: T5Config,
   *,
   dtype: str,
@@ -42,7 +41,7 @@ def write(
 
   Args:
     folder: exists, and is empty.
-    readers: what reads each parameter, by its path in the tree.
+    stream: makes an iterator over the parameters and their paths, scanned or not.
     config: the model's.
     dtype: of the weights.
     vocabulary: what its vocabulary is made from, if known.
@@ -53,7 +52,7 @@ def write(
   checkpoint.mkdir()
   own = dataclasses.replace(config, scan_layers=scan_layers)
   target, precision = {}, np.dtype(getattr(ml_dtypes, dtype, dtype))
-  for path, array in convert_leaves(dict(readers), scan=scan_layers, read=operator.call):
+  for path, array in stream(scan=scan_layers):
     for theirs, leaf in _renamed(path, array, own) if scan_layers else [(path, array)]:
       target[theirs] = _write_zarr(checkpoint, theirs, np.asarray(leaf, precision))
   state = {'param_states': {}, 'step': np.int32(step)}

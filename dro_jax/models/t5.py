@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -419,33 +419,25 @@ def is_stack(path: Path) -> bool:
   return len(path) > 2 and path[0] == path[1] and path[0] in ('encoder', 'decoder')
 
 
-def convert_leaves(
-  flat: dict[Path, Any], *, scan: bool, read: Callable[[Any], Any] = lambda leaf: leaf
-) -> Iterator[tuple[Path, Any]]:
-  """`convert_layers`, one parameter after the other: each leaves `flat` once it is converted.
-
-  Args:
-    flat: parameters, or what `read` makes them from, by path.
-    scan: whether to stack layers or to take stacks apart.
-    read: called on what leaves `flat`, when it is needed.
-  """
+def convert_leaves(flat: dict[Path, Any], *, scan: bool) -> Iterator[tuple[Path, Any]]:
+  """`convert_layers`, one parameter after the other: each leaves `flat` once it is converted."""
   for path in list(flat):
     stacked = in_stack(path)
     if scan and stacked:
       if path in flat:
-        yield stacked[0], _stack(flat, stacked[0], read)
+        yield stacked[0], _stack(flat, stacked[0])
     elif not scan and is_stack(path):
-      stack = read(flat.pop(path))
+      stack = flat.pop(path)
       for i in range(stack.shape[1]):
         yield (path[0], f'layers_{i}', *path[2:]), stack[:, i]
     else:
-      yield path, read(flat.pop(path))
+      yield path, flat.pop(path)
 
 
-def _stack(flat: dict[Path, Any], stack: Path, read: Callable[[Any], Any]) -> Any:
+def _stack(flat: dict[Path, Any], stack: Path) -> Any:
   of_layer = lambda i: (stack[0], f'layers_{i}', *stack[2:])  # noqa: E731
   count = next(i for i in itertools.count() if of_layer(i) not in flat)
-  leaves = [read(flat.pop(of_layer(i))) for i in range(count)]
+  leaves = [flat.pop(of_layer(i)) for i in range(count)]
   # numpy stays numpy: an importer's arrays are not yet meant for a device.
   return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves, axis=1)
 

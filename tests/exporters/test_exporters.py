@@ -105,9 +105,9 @@ def test_large_models_are_written_in_shards(tmp_path):
   params = random_tree()
   (tmp_path / 'theirs').mkdir()
   flat = traverse_util.flatten_dict(params)
-  readers = {path: lambda x=flat[path]: x for path in reversed(flat)}
+  stream = lambda scan: iter(flat.items())  # noqa: E731
   huggingface.write(
-    epath.Path(tmp_path / 'theirs'), readers, CONFIG, dtype='float32', vocabulary=None, shard_bytes=30_000
+    epath.Path(tmp_path / 'theirs'), stream, CONFIG, dtype='float32', vocabulary=None, shard_bytes=30_000
   )
   index = json.loads((tmp_path / 'theirs' / 'model.safetensors.index.json').read_text())
   files = sorted(tmp_path.glob('theirs/*.safetensors'))

@@ -39,14 +39,14 @@ def synthesise(scale: int, folder: str) -> None:
   from dro_jax.exporters import t5x
   from dro_jax.importers import names
 
-  def reader(seed, shape):
-    return lambda: np.random.default_rng(seed).standard_normal(shape, np.float32)
+  def stream(scan):
+    for i, (path, shape) in enumerate(names.shapes(model).items()):
+      yield path, np.random.default_rng(i).standard_normal(shape, np.float32)
 
   target = epath.Path(folder)
   target.mkdir(parents=True)
   model = config(scale)
-  readers = {path: reader(i, shape) for i, (path, shape) in enumerate(names.shapes(model).items())}
-  t5x.write(target, readers, model, dtype='float32', vocabulary='bytes')
+  t5x.write(target, stream, model, dtype='float32', vocabulary='bytes')
 
 
 def bring_in(source: str, target: str) -> None:
