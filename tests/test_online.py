@@ -111,7 +111,7 @@ def test_resume_is_bit_identical(run, tmp_path):
   run(tmp_path / 'parts', algorithm, steps=4)
   assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
   hot = functools.partial(online.RolloutOptions, reward=low_letters, max_length=LENGTH, temperature=0.5)
-  with pytest.raises(UsageError, match="online is .*'temperature': 1.0"):
+  with pytest.raises(UsageError, match=r'online\.temperature: 1.0 → 0.5'):
     run(tmp_path / 'whole', algorithm, steps=4, rollouts=hot)
 
 
