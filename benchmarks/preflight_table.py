@@ -3,10 +3,12 @@
   python benchmarks/preflight_table.py [--models large,xl] [--algorithms dro_v] [--slices v5e:4x4] [--json]
   python benchmarks/preflight_table.py --scaling          # T5 base's bytes a chip, 4 to 256 chips, by mesh
 
-Every cell compiles for minutes. Cells are kept in --cache as they come, and are not made again.
+Every cell compiles for minutes. Cells are kept in --cache as they come, but for those that fail, and are made
+again only for another command, jax or libtpu: after a change of the code that they measure, remove them.
 """
 
 import argparse
+import importlib.metadata
 import json
 import pathlib
 import subprocess
@@ -45,28 +47,41 @@ def chips_of(topology: str) -> int:
   return total
 
 
-def preflight(model: str, algorithm: str, topology: str, batch: int, family: str = 'fsdp') -> dict:
-  """One command's JSON, or what it says to standard error where it fails."""
+def arguments(model: str, algorithm: str, topology: str, batch: int, family: str = 'fsdp') -> list[str]:
+  """Of `dro_jax preflight`."""
   pairs = batch // 2 if algorithm == 'dpo' else batch
   mesh = mesh_of(chips_of(topology), batch, family)
-  command = [
-    sys.executable, '-m', 'dro_jax.main', 'preflight', f'--gin_file=models/t5_1_1_{model}.gin',
-    '--gin_file=meshes/fsdp.gin', f'--gin_file=algorithms/{algorithm}.gin', '--gin_file=compilers/tpu.gin',
-    f'--topology={topology}', f'--set=BATCH={pairs}', *(f'--set={setting}' for setting in SETTINGS), '--json',
+  return [
+    f'--gin_file=models/t5_1_1_{model}.gin', '--gin_file=meshes/fsdp.gin',
+    f'--gin_file=algorithms/{algorithm}.gin', '--gin_file=compilers/tpu.gin', f'--topology={topology}',
+    f'--set=BATCH={pairs}', *(f'--set={setting}' for setting in SETTINGS), '--json',
     *(f'--gin.make_mesh.{axis}={size}' for axis, size in mesh.items()),
   ]  # fmt: skip
+
+
+def preflight(given: list[str]) -> dict:
+  """One command's JSON, or what it says to standard error where it fails."""
   start = time.monotonic()
+  command = [sys.executable, '-m', 'dro_jax.main', 'preflight', *given]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
-  found = json.loads(done.stdout) if done.stdout else {'failed': done.stderr.strip().splitlines()[-1]}
-  return found | {'model_name': model, 'family': family, 'seconds_in_all': time.monotonic() - start}
+  last = (done.stderr.strip().splitlines() or ['nothing said'])[-1]
+  found = {'failed': f'exit {done.returncode}: {last}'} if done.returncode else json.loads(done.stdout)
+  return found | {'seconds_in_all': time.monotonic() - start}
 
 
 def kept(cache: pathlib.Path, *cell) -> dict:
+  """A cell as it was made by the same command and versions, or made now; one that fails is not kept."""
   path = cache / ('-'.join(map(str, cell)).replace(':', '_') + '.json')
-  if not path.exists():
+  given = arguments(*cell)
+  made_with = {'arguments': given} | {name: importlib.metadata.version(name) for name in ('jax', 'libtpu')}
+  found = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+  if found.get('made_with') == made_with:
+    return found
+  found = preflight(given) | {'model_name': cell[0], 'family': cell[4] if cell[4:] else 'fsdp'}
+  if 'failed' not in found:
     cache.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(preflight(*cell)), encoding='utf-8')
-  return json.loads(path.read_text(encoding='utf-8'))
+    path.write_text(json.dumps(found | {'made_with': made_with}), encoding='utf-8')
+  return found
 
 
 def row(cell: dict) -> dict[str, str]:
