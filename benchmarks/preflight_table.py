@@ -50,7 +50,8 @@ def chips_of(topology: str) -> int:
 def arguments(model: str, algorithm: str, topology: str, batch: int, family: str = 'fsdp') -> list[str]:
   """Of `dro_jax preflight`."""
   pairs = batch // 2 if algorithm == 'dpo' else batch
-  mesh = mesh_of(chips_of(topology), batch, family)
+  # A mesh cuts rows at most as many ways as a batch has pairs.
+  mesh = mesh_of(chips_of(topology), pairs, family)
   return [
     f'--gin_file=models/t5_1_1_{model}.gin', '--gin_file=meshes/fsdp.gin',
     f'--gin_file=algorithms/{algorithm}.gin', '--gin_file=compilers/tpu.gin', f'--topology={topology}',
