@@ -104,7 +104,8 @@ def find(name: str) -> Slice:
     )
   except Exception as error:  # What libtpu refuses has a class of jaxlib's that jax does not name.
     raise UsageError(
-      f'--topology={name}: libtpu knows no such slice: {str(error).splitlines()[0]}'
+      f'--topology={name}: libtpu does not lay out this slice: {str(error).splitlines()[0]}. Is it a shape '
+      'that is rented, and is no other program on this machine using libtpu?'
     ) from error
   return Slice(name, kind, shape, num_slices, found.devices)
 
@@ -154,7 +155,8 @@ def traffic(found: Iterable[Collective], devices: Sequence[Any], where: Slice) -
       totals[2] += one.count * one.sent
       totals[3] += one.count * one.sent / where.chip.dcn
     elif one.kind == 'collective-permute':
-      totals[0] += one.count * one.sent
+      crosses = any(slice_of(devices[source]) != slice_of(devices[target]) for source, target in one.groups)
+      totals[2 if crosses else 0] += one.count * one.sent
       # Bytes by the link that they take; another slice's is the network.
       for source, target in one.groups:
         for link in route(devices[source], devices[target], where):
@@ -172,13 +174,12 @@ def _of_group(one: Collective, group: Sequence[Any], where: Slice) -> Traffic:
   """A collective among the chips of one group, within each slice first, and then, of a part, between them."""
   slices = len({slice_of(device) for device in group})
   within = [device for device in group if slice_of(device) == slice_of(group[0])]
-  size, links = len(within), _links(within, where)
+  size, along = len(within), _along(within, where)
   gathers = one.kind == 'all-gather'
   local = one.among(size) * (slices if gathers else 1)
   between = one.among(slices) / (size if one.kind in ('all-reduce', 'reduce-scatter') else 1)
-  return Traffic(
-    local, local / (links * where.chip.link) if local else 0.0, between, between / where.chip.dcn
-  )
+  carried = one.bytes * _crossed(along) if 'all-to-all' in one.kind else local / _links(along)
+  return Traffic(local, carried / where.chip.link, between, between / where.chip.dcn)
 
 
 def slice_of(device: Any) -> int:
@@ -191,14 +192,36 @@ def place_of(device: Any) -> tuple[int, ...]:
   return tuple(getattr(device, 'coords', (device.id, 0, 0)))
 
 
-def _links(group: Sequence[Any], where: Slice) -> int:
-  """Links by which every chip of a group can send at once: two along a ring, one along a line."""
-  links = 0
+class _Along(NamedTuple):
+  """How a group lies along one axis: how many places, how far apart, and whether they close a ring."""
+
+  places: int
+  hop: int
+  closed: bool
+
+
+def _along(group: Sequence[Any], where: Slice) -> list[_Along]:
+  """Along each axis that the group extends along."""
+  found = []
   for axis, length in enumerate(where.shape):
-    extent = len({place_of(device)[axis] for device in group})
-    if extent > 1:
-      links += 2 if extent == length and _wraps(length, where) else 1
-  return max(links, 1)
+    at = sorted({place_of(device)[axis] for device in group})
+    if len(at) > 1:
+      hop = max(later - earlier for earlier, later in itertools.pairwise(at))
+      found.append(_Along(len(at), hop, _wraps(length, where) and length - at[-1] + at[0] == hop))
+  return found
+
+
+def _links(along: Sequence[_Along]) -> float | int:
+  """Links by which every chip of a group can send at once: two along a ring, one along a line.
+
+  Between members that are not neighbours lie those of other groups, which share the links among them.
+  """
+  return sum((2 if axis.closed else 1) / axis.hop for axis in along) or 1
+
+
+def _crossed(along: Sequence[_Along]) -> float | int:
+  """What the busiest link carries of an all-to-all, by what a chip brings: most passes through others."""
+  return max((axis.places * axis.hop / (8 if axis.closed else 4) for axis in along), default=0)
 
 
 def _wraps(length: int, where: Slice) -> bool:

@@ -8,6 +8,7 @@ import collections
 import functools
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -156,12 +157,23 @@ def runs(module: Module) -> Runs:
   count, inside = collections.Counter({module.entry: 1.0}), {}
   for name in reversed(module.computations):
     for instruction in module.computations[name].instructions.values():
-      trips = trip_count(module, name, instruction) if instruction.opcode == 'while' else 1
+      trips = _trips(module, name, instruction) if instruction.opcode == 'while' else 1
       for callee in _callees(instruction):
         count[callee] += count[name] * trips
         if instruction.opcode == 'fusion':
           inside[callee] = inside.get(name, name)
   return Runs(count, inside)
+
+
+def _trips(module: Module, caller: str, loop: Instruction) -> int:
+  trips = trip_count(module, caller, loop)
+  if trips is None:
+    warnings.warn(
+      f'{loop.name}: how often this loop of the compiled program runs cannot be read. It counts once, so the '
+      'step takes longer than is said here.',
+      stacklevel=2,
+    )
+  return 1 if trips is None else trips
 
 
 def _callees(instruction: Instruction) -> Iterator[str]:
@@ -179,14 +191,14 @@ def _callees(instruction: Instruction) -> Iterator[str]:
   yield from filter(None, map(instruction.attribute, names))
 
 
-def trip_count(module: Module, caller: str, loop: Instruction) -> int:
-  """How often a while loop runs: as the compiler notes, or from its counter's start, step and limit; or 1."""
+def trip_count(module: Module, caller: str, loop: Instruction) -> int | None:
+  """How often a while loop runs: as the compiler notes, or from its counter's start, step and limit."""
   if noted := re.search(r'known_trip_count[^\d]+(\d+)', loop.attributes):
     return int(noted[1])
   condition = module.computations[loop.attribute('condition')]
   limit = _limit(module, condition)
   if limit is None:
-    return 1
+    return None
   index, last = limit
   first = _constant(module.computations[caller], _element(module.computations[caller], loop, index))
   body = module.computations[loop.attribute('body')]
@@ -389,11 +401,19 @@ def collectives(module: Module, num_devices: int) -> list[Collective]:
       if computation.name not in inside:
         found.append(one._replace(where=computation.name))
         continue
-      key = one.kind, instruction.attribute('channel_id')
+      if one.kind == 'all-reduce' and _is_cut(computation, instruction):
+        one = one._replace(kind='reduce-scatter')
+      key = instruction.opcode, instruction.attribute('channel_id')
       if key not in hidden or one.count < hidden[key].count:
         hidden[key] = one._replace(where=inside[computation.name])
   # In a group of one nothing is sent.
   return [one for one in (*found, *hidden.values()) if one.groups and len(one.groups[0]) > 1]
+
+
+def _is_cut(fusion: Computation, reduce: Instruction) -> bool:
+  """Whether a fusion's reduction is read only to be cut: so TPUs write a reduce-scatter."""
+  users = [one.opcode for one in fusion.instructions.values() if reduce.name in one.operands]
+  return users == ['dynamic-slice']
 
 
 def _is_collective(instruction: Instruction) -> bool:
@@ -413,12 +433,19 @@ def _collective(
   kind = across or instruction.opcode.removesuffix('-start')
   shapes = tuple(s for name in instruction.operands for s in computation.instructions[name].shapes)
   if across:
-    slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', instruction.attributes)
-    groups = (_ints(slices[1]),) if slices else ((0, 1),)
-    return Collective(kind, shapes, groups, count, instruction.name, network=True)
+    return Collective(kind, shapes, (_slices(instruction),), count, instruction.name, network=True)
   groups = _pairs(instruction) if kind == 'collective-permute' else _groups(instruction, num_devices)
   origin = re.search(r'op_name="([^"]*)"', instruction.attributes)
   return Collective(kind, shapes, groups, count, origin[1] if origin else instruction.name)
+
+
+def _slices(send: Instruction) -> tuple[int, ...]:
+  """The slices of a collective between them, written {1,2} or {1:2}."""
+  found = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', send.attributes)
+  if found is None:
+    raise ValueError(f'{send.name}: cannot read which slices it is sent to: {send.attributes[:300]}')
+  ends = [part.split(':') for part in found[1].split(',')]
+  return tuple(i for part in ends for i in range(int(part[0]), int(part[-1]) + 1))
 
 
 def _pairs(instruction: Instruction) -> tuple[tuple[int, ...], ...]:
@@ -565,10 +592,7 @@ def _uses(module: Module, inner: Computation, i: int, size: float | int) -> Iter
 
 def _written(module: Module, computation: Computation, instruction: Instruction) -> float | int:
   """Bytes that an instruction writes to main memory."""
-  if instruction.opcode in ('copy-start', 'slice-start'):
-    return next((s.bytes for s in instruction.shapes[:: -1 if 'slice' in instruction.opcode else 1]
-                 if s.dims and not s.space), 0.0)  # fmt: skip
-  whole = sum(shape.bytes for shape in instruction.shapes if not shape.space)
+  whole = sum(shape.bytes for shape in _made(instruction) if not shape.space)
   if not whole:
     return 0.0
   if instruction.opcode in ('dynamic-update-slice', 'scatter'):
@@ -578,6 +602,18 @@ def _written(module: Module, computation: Computation, instruction: Instruction)
     inner = module.computations[instruction.attribute('calls')]
     return min(whole, sum(_results(module, inner, inner.instructions[inner.root])))
   return whole
+
+
+def _made(instruction: Instruction) -> tuple[Shape, ...]:
+  """What an instruction puts out; one that only starts something also names what that reads."""
+  given = len(instruction.operands)
+  if instruction.opcode == 'copy-start':
+    return instruction.shapes[:1]
+  if instruction.opcode in ('slice-start', 'dynamic-slice-start'):
+    return instruction.shapes[1:2]
+  if instruction.opcode in ('all-gather-start', 'collective-permute-start'):
+    return instruction.shapes[given : 2 * given]
+  return instruction.shapes
 
 
 def _results(module: Module, inner: Computation, root: Instruction) -> Iterator[float | int]:

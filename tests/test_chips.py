@@ -1,3 +1,6 @@
+import collections
+import itertools
+import math
 from typing import NamedTuple
 
 import pytest
@@ -78,3 +81,51 @@ def test_what_crosses_slices_goes_over_the_network():
   # Reduced within a slice first, a quarter of it is left to each chip.
   assert found.dcn_bytes == 2 * 1 / 2 * 4096 / 4
   assert found.dcn_seconds == pytest.approx(found.dcn_bytes / chips.CHIPS['v5e'].dcn)
+
+
+def test_groups_that_interleave_share_the_links_between_them():
+  where, link = grid(1, 16), chips.CHIPS['v5e'].link
+  halves = chips.traffic([collective('all-gather', ((0, 8), (1, 9)))], where.devices, where)
+  # Round the ring both ways, and eight groups on each link.
+  assert halves.ici_seconds == pytest.approx(4096 / (2 / 8 * link))
+  near = chips.traffic([collective('all-gather', ((0, 1), (2, 3)))], where.devices, where)
+  assert near.ici_seconds == pytest.approx(4096 / link)
+
+
+def busiest(length, ring):
+  """Messages on the busiest link where each place sends each other one; half each way where equally far."""
+  loads = collections.Counter()
+  for source, target in itertools.permutations(range(length), 2):
+    ways = [target - source] + ([target - source - math.copysign(length, target - source)] if ring else [])
+    ways = [way for way in ways if abs(way) == min(map(abs, ways))]
+    for way in ways:
+      step = 1 if way > 0 else -1
+      for i in range(int(abs(way))):
+        loads[(source + i * step) % length, step] += 1 / len(ways)
+  return max(loads.values())
+
+
+@pytest.mark.parametrize('length, ring', [(16, True), (8, False)])
+def test_an_all_to_all_passes_through_the_chips_between(length, ring):
+  where, link = grid(1, length), chips.CHIPS['v5e'].link
+  found = chips.traffic([collective('all-to-all', (tuple(range(length)),))], where.devices, where)
+  assert found.ici_seconds == pytest.approx(busiest(length, ring) * 4096 / length / link)
+
+
+def test_a_route_takes_the_shorter_way_round_a_ring():
+  where = grid(1, 16)
+  assert [link[2] for link in chips.route(where.devices[1], where.devices[15], where)] == [1, 0]
+  assert {link[-1] for link in chips.route(where.devices[1], where.devices[15], where)} == {-1}
+
+
+def test_a_cube_closes_rings_where_all_its_sides_do():
+  cube = chips.Slice('test', 'v5p', (4, 4, 4), 1, ())
+  assert chips._wraps(4, cube) and not chips._wraps(4, cube._replace(shape=(4, 4, 2)))
+
+
+def test_a_slice_is_laid_out_by_libtpu():
+  pytest.importorskip('libtpu')
+  found = chips.find('v5e:2x2')
+  assert len(found.devices) == 4 and {chips.place_of(device)[:2] for device in found.devices} == {
+    (0, 0), (0, 1), (1, 0), (1, 1),
+  }  # fmt: skip

@@ -178,3 +178,57 @@ def test_a_compiled_scan_has_the_operations_of_its_jaxpr():
 def test_what_is_no_module_is_refused():
   with pytest.raises(ValueError, match='compiled.as_text'):
     hlo.parse('nothing')
+
+
+STARTED = """HloModule started
+
+%cut (g: bf16[32,16]) -> bf16[8,16] {
+  %g = bf16[32,16]{1,0} parameter(0)
+  %r = bf16[32,16]{1,0} all-reduce(%g), channel_id=3, replica_groups={{0,1,2,3}}, to_apply=%add
+  %i = s32[] constant(8)
+  %o = s32[] constant(0)
+  ROOT %mine = bf16[8,16]{1,0} dynamic-slice(%r, %i, %o), dynamic_slice_sizes={8,16}
+}
+
+ENTRY %main (x: f32[16,8], g.1: bf16[32,16]) -> bf16[8,16] {
+  %x = f32[16,8]{1,0} parameter(0)
+  %g.1 = bf16[32,16]{1,0} parameter(1)
+  %s = ((f32[16,8]{1,0}), f32[4,8]{1,0:S(1)}, s32[]) slice-start(%x), slice={[0:4], [0:8]}
+  %t = f32[4,8]{1,0:S(1)} slice-done(%s)
+  %c = (f32[4,8]{1,0}, f32[4,8]{1,0:S(1)}, u32[]) copy-start(%t)
+  %d = f32[4,8]{1,0} copy-done(%c)
+  %a = (f32[4,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%d), replica_groups={{0,1,2,3}}, dimensions={0}
+  %b = f32[16,8]{1,0} all-gather-done(%a)
+  ROOT %f = bf16[8,16]{1,0} fusion(%g.1), kind=kCustom, calls=%cut
+}
+"""
+
+
+def test_what_is_fetched_onto_the_chip_is_not_written_to_memory():
+  fetched, put_back, gathered = 128, 128, 128 + 512
+  reduced = 1024 + 256
+  assert hlo.memory_bytes(hlo.parse(STARTED)) == fetched + put_back + gathered + reduced
+
+
+def test_a_reduction_that_is_only_cut_is_a_reduce_scatter():
+  gather, scatter = hlo.collectives(hlo.parse(STARTED), 4)
+  assert (gather.kind, gather.sent) == ('all-gather', 3 * 128)
+  assert (scatter.kind, scatter.bytes, scatter.sent) == ('reduce-scatter', 1024, 3 / 4 * 1024)
+  read_again = STARTED.replace('ROOT %mine', '%twice = bf16[32,16]{1,0} negate(%r)\n  ROOT %mine')
+  assert hlo.collectives(hlo.parse(read_again), 4)[1].kind == 'all-reduce'
+
+
+def test_a_loop_that_cannot_be_counted_is_told():
+  text = LOOP.replace('constant(10)', 'get-tuple-element(%state.1), index=0')
+  with pytest.warns(UserWarning, match='loop: how often this loop'):
+    assert hlo.runs(hlo.parse(text)).count['body'] == 1
+
+
+def test_slices_are_read_in_both_forms():
+  def read(target):
+    line = 'token[] send(%x), frontend_attributes={_xla_megascale_target="{' + target + '}x{0:3}"}'
+    return hlo._slices(hlo._instruction('s', line))
+
+  assert read('1,2') == (1, 2) and read('1:4') == (1, 2, 3, 4)
+  with pytest.raises(ValueError, match='which slices'):
+    read('all')
