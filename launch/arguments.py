@@ -20,10 +20,11 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 
 def values(arguments: Sequence[str], flag: str) -> Iterator[str]:
-  """A flag's, in order: `--flag=`, `--set FLAG=`, `--gin.FLAG=` or `--gin_binding=FLAG=`."""
-  for argument in joined(arguments):
-    if match := _match(argument, flag):
-      yield match[1].strip('\'"')
+  """A flag's, in dro_jax's order: `--gin.FLAG=` or `--gin_binding=FLAG=`, `--set FLAG=`, `--flag=`."""
+  for way in _ways(flag):
+    for argument in joined(arguments):
+      if match := re.fullmatch(rf'--?(?:{way})\s*(.*)', argument, re.DOTALL):
+        yield match[1].strip('\'"')
 
 
 def value(arguments: Sequence[str], flag: str) -> str | None:
@@ -33,13 +34,14 @@ def value(arguments: Sequence[str], flag: str) -> str | None:
 
 def without(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
   """The arguments but for those that give these flags."""
-  return [text for text in joined(arguments) if not any(_match(text, flag) for flag in flags)]
+  given = '|'.join(way for flag in flags for way in _ways(flag))
+  return [text for text in joined(arguments) if not (given and re.match(rf'--?(?:{given})', text))]
 
 
-def _match(argument: str, flag: str) -> re.Match | None:
+def _ways(flag: str) -> tuple[str, ...]:
+  """How a flag may be given; what comes later here wins, wherever it was typed."""
   macro = flag.upper()
-  ways = rf'{flag}=|set=\s*{macro}\s*=|gin\.{macro}\s*=|gin_binding=\s*{macro}\s*='
-  return re.fullmatch(rf'--?(?:{ways})\s*(.*)', argument, re.DOTALL)
+  return rf'gin\.{macro}\s*=|gin_binding=\s*{macro}\s*=', rf'set=\s*{macro}\s*=', f'{flag}='
 
 
 def is_in(path: str, folder: str) -> bool:

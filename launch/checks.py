@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,15 +11,22 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from dro_jax import config_files
 from dro_jax.errors import UsageError
 from launch import arguments as words
+from launch import slices
 from launch.commands import Commands
 from launch.say import say
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+_GIN_CONFIGS = ROOT / 'gin_configs'
 # What names files that a run reads.
 _DATA = ('triplets', 'eval_triplets')
-_FOLDERS = ('init_from', 'columns_from', 'replay')
+_FOLDERS = ('init_from', 'columns_from', 'replay', 'reference_store', 'data_dir')
+_OTHERS = ('gin_file', 'vocabulary', 'reward')
+_NO_PATHS = ('None', 'bytes')
+# Commands that need data and a folder.
+_RUNS = ('train', 'fit_value', 'cache_reference', 'a_lol')
 _FILES = ('.jsonl', '.jsonl.gz', '.json', '.parquet', '.csv', '.tsv')
 _GIB = 2**30
 _SKIP = '--job.preflight=False goes on without'
@@ -48,7 +56,7 @@ def refuse_absent(arguments: Sequence[str], shared_dir: str) -> None:
     UsageError: says which, and what to do.
   """
   where = f'in {shared_dir}' if shared_dir else 'in a folder that they share (--job.shared_dir)'
-  for flag in (*_DATA, *_FOLDERS, 'gin_file', 'vocabulary'):
+  for flag in (*_DATA, *_FOLDERS, *_OTHERS):
     for path in _paths(arguments, flag):
       if '://' in path or words.is_in(path, shared_dir) or _is_tracked(path):
         continue
@@ -71,8 +79,40 @@ def refuse_missing(arguments: Sequence[str]) -> None:
         raise UsageError(f'--{flag}={path}: no such file, and the run would wait in the queue to say so')
 
 
+def refuse_unbound(arguments: Sequence[str]) -> None:
+  """Refuses a run without a folder or data: its machines would begin it, and it would end at once.
+
+  Raises:
+    UsageError: says which.
+  """
+  for flag in ('model_dir', 'triplets') if arguments[0] in _RUNS else ():
+    if not (any(words.values(arguments, flag)) or _may_bind(arguments, flag.upper())):
+      raise UsageError(f'{arguments[0]} needs {flag.upper()}, which has no value: pass --{flag}')
+
+
+def _may_bind(arguments: Sequence[str], macro: str) -> bool:
+  """Whether gin might bind what a macro stands for: of its files, only the packaged ones are known."""
+  # A parameter itself, past its macro.
+  parameter = r'--?gin(?:\.|_binding=)(?!\s*[A-Z0-9_]+\s*=)'
+  if any(re.match(parameter, argument) for argument in words.joined(arguments)):
+    return True
+  for name in words.values(arguments, 'gin_file'):
+    try:
+      path = config_files.find(name, _GIN_CONFIGS).resolve()
+    except UsageError:
+      return True
+    own = not path.is_relative_to(_GIN_CONFIGS)
+    if own or any(binding.name == macro for binding in config_files.of_file(path, _GIN_CONFIGS)):
+      return True
+  return False
+
+
 def _paths(arguments: Sequence[str], flag: str) -> list[str]:
-  return [path for text in words.values(arguments, flag) for path in text.split(',') if path]
+  """Without what is no path: of REWARD, only FILE.py:FUNCTION is one."""
+  paths = [path for text in words.values(arguments, flag) for path in text.split(',') if path]
+  if flag == 'reward':
+    paths = [file for file, _, _ in (path.partition(':') for path in paths) if file.endswith('.py')]
+  return [path for path in paths if path not in _NO_PATHS]
 
 
 def _is_tracked(path: str) -> bool:
@@ -118,6 +158,11 @@ def preflight(
   _judge(json.loads(result.out.decode().splitlines()[-1]), topology, dry_run=dry_run)
 
 
+def topology(job: config_dict.ConfigDict) -> str:
+  """The job's slice, as preflight has it; '' is one that we do not know."""
+  return job.topology or slices.of_accelerator_type(job.accelerator_type)
+
+
 def command(job: config_dict.ConfigDict, arguments: Sequence[str], topology: str) -> list[str]:
   """dro_jax's preflight, of the same run but for the files that are not on this machine.
 
@@ -139,9 +184,9 @@ def command(job: config_dict.ConfigDict, arguments: Sequence[str], topology: str
 def _absent(arguments: Sequence[str]) -> list[str]:
   """Flags with a path that is not here; preflight has stand-ins for what they name."""
   there = lambda path: '://' in path or pathlib.Path(path).expanduser().exists()  # noqa: E731
-  absent = [f for f in (*_DATA, *_FOLDERS) if not all(map(there, _paths(arguments, f)))]
-  # What else is said of data goes with it.
-  return [*absent, *_DATA, 'columns_from'] if 'triplets' in absent else absent
+  absent = [f for f in (*_DATA, *_FOLDERS, 'vocabulary') if not all(map(there, _paths(arguments, f)))]
+  # What else is said of data goes with it; the vocabulary decides how long its texts are.
+  return [*absent, *_DATA, 'columns_from'] if {'triplets', 'vocabulary'} & {*absent} else absent
 
 
 def _last_line(text: str) -> str:

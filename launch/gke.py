@@ -19,7 +19,7 @@ from ml_collections import config_dict
 
 from dro_jax.errors import UsageError
 from launch import arguments as words
-from launch import checks, children, commands, jobset, outcomes, signals, slices
+from launch import checks, children, commands, jobset, outcomes, scripts, signals, slices
 from launch.say import say
 
 _PREFIX = 'jobset.sigs.k8s.io'
@@ -28,6 +28,8 @@ _UNKNOWN, _GONE, _COMPLETED, _FAILED = 'unknown', 'gone', 'Completed', 'Failed'
 # A pod that waits for one of these does not begin by waiting longer.
 _STUCK = ('ImagePullBackOff', 'InvalidImageName', 'CreateContainerConfigError', 'CreateContainerError')
 _STUCK_LOOKS = 3
+# For these it may: images are large. But a volume that is not there keeps them for ever.
+_SLOW = ('ContainerCreating', 'PodInitializing')
 _POD_CHARACTERS = 63
 _CLOSE_SECONDS = 2  # Between looks at what is being deleted, at most.
 _LAST_WORDS_SECONDS = 2  # That the log may take to end, after its pod.
@@ -63,14 +65,15 @@ def spec() -> config_dict.ConfigDict:
   job.service_account = ''  # Kubernetes' own, which a bucket needs
   job.shared_dir = '/mnt/runs'  # where the shared folder is mounted; model_dir must be in it
   job.claim = ''  # the PersistentVolumeClaim (Filestore) that is mounted there
-  job.bucket = ''  # or the bucket, by gcsfuse
-  job.keep = False  # leave the JobSet when all is over
+  job.bucket = ''  # or the bucket, by gcsfuse; with hierarchical namespace, or checkpoints are not atomic
+  job.keep = False  # leave a JobSet that is over, for who wants to look at it
   job.keep_seconds = 86400  # how long the cluster keeps one that is over, if nobody deletes it
   job.max_restarts = 20  # times that a run which was stopped or preempted goes on
   job.poll_seconds = 20.0  # between looks
   job.retry_seconds = 15.0  # between attempts of what failed
   job.attempts = 5
   job.silence_seconds = 1800.0  # how long the cluster may not answer
+  job.begin_seconds = 1800.0  # how long a pod may take to begin, once it has its machine
   job.save_seconds = 600.0  # how long the run may take to save after SIGTERM
   job.tail = 30  # last lines of a failed run that are shown
   job.at_once = 4  # cells of a sweep that run at the same time
@@ -98,13 +101,14 @@ class Set(NamedTuple):
 class Pod(NamedTuple):
   """What is known of one.
 
-  name     its own
-  attempt  of the set, from 0
-  first    whether it is the first machine of the first slice
-  begun    whether its container has begun
-  waiting  what it waits for, and why
-  code     its container's exit code
-  ended    when, as Kubernetes writes times
+  name       its own
+  attempt    of the set, from 0
+  first      whether it is the first machine of the first slice
+  begun      whether its container has begun
+  waiting    what it waits for, and why
+  code       its container's exit code
+  ended      when, as Kubernetes writes times
+  disrupted  whether its machine was taken away
   """
 
   name: str
@@ -114,6 +118,7 @@ class Pod(NamedTuple):
   waiting: tuple[str, str]
   code: int | None
   ended: str
+  disrupted: bool
 
 
 def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool = False) -> int:
@@ -124,7 +129,7 @@ def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool 
   if dry_run:
     how = commands.dry()
     checks.preflight(job, arguments, job.topology, how, dry_run=True)
-    say(_heredoc(f'{name}.json', _text(job, name, arguments)), stream=sys.stdout)
+    say(scripts.heredoc(f'{name}.json', _text(job, name, arguments)), stream=sys.stdout)
     return _life(Set(name, job, how), f'{name}.json')
   if not shutil.which('kubectl'):
     raise UsageError(
@@ -140,14 +145,6 @@ def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool 
 
 def _text(job: config_dict.ConfigDict, name: str, arguments: Sequence[str]) -> str:
   return json.dumps(jobset.manifest(job, name, arguments), indent=2, ensure_ascii=False)
-
-
-def _heredoc(file: str, text: str) -> str:
-  """Shell that writes a file."""
-  end = 'END_OF_MANIFEST'
-  while end in text:
-    end += '_'
-  return f"cat > {file} << '{end}'\n{text}\n{end}"
 
 
 def refuse(job: config_dict.ConfigDict, arguments: Sequence[str]) -> slices.Slice:
@@ -175,6 +172,7 @@ def refuse(job: config_dict.ConfigDict, arguments: Sequence[str]) -> slices.Slic
       raise UsageError(f'{text!r} in --job.env or --job.node_selector: pass NAME=VALUE')
   shared = job.shared_dir if job.claim or job.bucket else ''
   checks.refuse_absent(arguments, shared)
+  checks.refuse_unbound(arguments)
   folder = words.value(arguments, 'model_dir')
   if folder is not None and not words.is_in(folder, shared):
     raise UsageError(
@@ -213,24 +211,28 @@ def _life(of: Set, file: str) -> int:
   say(f'launch: {of.name}. By hand it is deleted with: {shlex.join(deletion(of))}')
   log = Log(of)
   try:
-    code = _run_once(of, file, log)
+    code, over = _run_once(of, file, log)
     log.close(_LAST_WORDS_SECONDS)
-    return code if of.job.keep or _give_back(of) else outcomes.FAILED
+    if over and of.job.keep:
+      say(f'launch: {of.name} is over, and kept until: {shlex.join(deletion(of))}')
+      return code
+    return code if _give_back(of) else outcomes.FAILED
   except signals.Interrupted as interrupted:
     say(f'launch: {interrupted}; deleting {of.name}, which asks the run to save. Once more, and none waits')
     return _stop(of, log, interrupted.exit_code)
   except BaseException:
-    of.commands.call(deletion(of), shielded=True)
+    _give_back(of)
     raise
   finally:
     log.close(_LAST_WORDS_SECONDS)
 
 
-def _run_once(of: Set, file: str, log: 'Log') -> int:
-  """Makes the set and follows it until it is over; returns the run's code."""
+def _run_once(of: Set, file: str, log: 'Log') -> tuple[int, bool]:
+  """Makes the set and follows it until it is over; returns the run's code, and whether it came so far."""
+  over = False
   try:
     _insist(of, _kubectl(of, 'apply', f'--filename={file}', '--request-timeout=60s'), 'creating')
-    code = _follow(of, log)
+    code, over = _follow(of, log), True
   except Failed as failed:
     say(f'launch: {failed}')
     code = outcomes.FAILED
@@ -238,18 +240,21 @@ def _run_once(of: Set, file: str, log: 'Log') -> int:
     _show_end(of, code)
   elif code == outcomes.STOPPED:
     say('launch: no restart is left: launch again with the same model_dir, or a larger --job.max_restarts')
-  return code
+  return code, over
 
 
-def _insist(of: Set, command: Sequence[str], what: str) -> None:
-  """Tries `attempts` times, each to its end, whatever comes; raises `Failed` if it never worked."""
+def _insist(of: Set, command: Sequence[str], what: str, *, shielded: bool = False) -> None:
+  """Tries `attempts` times, each to its end; raises `Failed` if it never worked.
+
+  With `shielded`, no signal ends the attempts.
+  """
   for attempt in range(1, of.job.attempts + 1):
     result = of.commands.call(command, shielded=True)
     if not result.code:
       return
     say(f'launch: {what} {of.name} failed ({attempt} of {of.job.attempts}): {result.err}')
     if attempt < of.job.attempts:
-      of.commands.pause(of.job.retry_seconds)
+      of.commands.pause(of.job.retry_seconds, shielded=shielded)
   raise Failed(f'{what} {of.name} failed {of.job.attempts} times')
 
 
@@ -336,6 +341,7 @@ def _pod(item: Mapping[str, Any]) -> Pod:
     (c for c in status.get('conditions', ()) if c.get('status') == 'False' and c.get('reason')), {}
   )
   ended = state.get('terminated') or {}
+  true = [c['type'] for c in status.get('conditions', ()) if c.get('status') == 'True']
   return Pod(
     name=item['metadata']['name'],
     attempt=int(labels.get(f'{_PREFIX}/restart-attempt', 0)),
@@ -344,24 +350,34 @@ def _pod(item: Mapping[str, Any]) -> Pod:
     waiting=(waiting.get('reason', ''), waiting.get('message', '')),
     code=ended.get('exitCode'),
     ended=ended.get('finishedAt') or '',
+    disrupted='DisruptionTarget' in true,
   )
 
 
 class Codes:
-  """Exit codes of the newest attempt's pods, as they were seen: the cluster forgets pods."""
+  """Exit codes of pods, as they were seen: the cluster forgets pods."""
 
   def __init__(self):
     self._pods: dict[str, Pod] = {}
 
   def note(self, pods: Sequence[Pod]) -> None:
-    self._pods |= {pod.name: pod for pod in pods if pod.code is not None}
+    self._pods |= {pod.name: pod for pod in pods if pod.code is not None or pod.disrupted}
 
-  def folded(self) -> int | None:
-    """`None` where none was seen."""
-    newest = max((pod.attempt for pod in self._pods.values()), default=0)
-    ended = [pod for pod in self._pods.values() if pod.attempt == newest]
+  def _newest(self) -> int:
+    return max((pod.attempt for pod in self._pods.values() if pod.code is not None), default=0)
+
+  def folded(self, before: int = 0) -> int | None:
+    """The newest attempt's, or that of so many before; `None` where none was seen."""
+    attempt = self._newest() - before
+    ended = [pod for pod in self._pods.values() if pod.attempt == attempt and pod.code is not None]
     ended.sort(key=lambda pod: pod.ended)
     return outcomes.fold(pod.code for pod in ended) if ended else None
+
+  def fails_again(self) -> bool:
+    """Whether two attempts in succession have failed by themselves: their machines were all there."""
+    last = (self._newest(), self._newest() - 1)
+    disrupted = any(pod.disrupted and pod.attempt in last for pod in self._pods.values())
+    return not disrupted and self.folded() == self.folded(1) == outcomes.FAILED
 
 
 def _follow(of: Set, log: Log) -> int:
@@ -382,6 +398,8 @@ def _follow(of: Set, log: Log) -> int:
       return codes.folded() or outcomes.FAILED
     if now.state == _GONE:
       raise Failed(f'{of.name} was deleted by somebody')
+    if codes.fails_again():
+      raise Failed(f'{of.name} failed twice in succession, and lost no machine')
     report.note(now)
     of.commands.pause(job.poll_seconds)
 
@@ -391,7 +409,7 @@ class Report:
 
   def __init__(self, of: Set):
     self._of, self._said, self._restarts, self._stuck = of, '', 0, 0
-    self._heard = time.monotonic()
+    self._heard, self._slow = time.monotonic(), {}
 
   def note(self, now: Look) -> None:
     """Takes one look.
@@ -400,14 +418,17 @@ class Report:
       Failed: nothing will come of it.
     """
     name, job = self._of.name, self._of.job
-    if now.state != _UNKNOWN:
-      self._heard = time.monotonic()
-    elif time.monotonic() > self._heard + job.silence_seconds:
-      raise Failed(f'the cluster has said nothing of {name} for {job.silence_seconds:g} s: {now.why}')
+    if now.state == _UNKNOWN:
+      if time.monotonic() > self._heard + job.silence_seconds:
+        raise Failed(f'the cluster has said nothing of {name} for {job.silence_seconds:g} s: {now.why}')
+      return
+    self._heard = time.monotonic()
     if now.restarts > self._restarts:
       say(f'launch: {name} begins again: restart {now.restarts} of {job.max_restarts}')
       self._restarts = now.restarts
-    waiting = next((pod.waiting for pod in now.pods if pod.waiting[0] and not pod.begun), ('', ''))
+    waits = [pod for pod in now.pods if pod.waiting[0] and not pod.begun]
+    # What does not begin by waiting longer comes first.
+    waiting = max((pod.waiting for pod in waits), key=lambda why: why[0] in _STUCK, default=('', ''))
     running = sum(pod.begun and pod.code is None for pod in now.pods)
     text = f'{running} of {len(now.pods)} pods run' + (f'; {": ".join(waiting)}' if waiting[0] else '')
     if now.pods and text != self._said:
@@ -416,6 +437,18 @@ class Report:
     self._stuck = self._stuck + 1 if waiting[0] in _STUCK else 0
     if self._stuck >= _STUCK_LOOKS:
       raise Failed(f'{name} cannot begin: {": ".join(waiting)}')
+    self._refuse_slow([pod for pod in waits if pod.waiting[0] in _SLOW])
+
+  def _refuse_slow(self, pods: Sequence[Pod]) -> None:
+    """Raises `Failed`, with what the cluster knows, where one of these has been creating for too long."""
+    job, now = self._of.job, time.monotonic()
+    self._slow = {pod.name: self._slow.get(pod.name, now) for pod in pods}
+    for pod, since in self._slow.items():
+      if now > since + job.begin_seconds:
+        command = _kubectl(self._of, 'describe', 'pods', pod)
+        lines = self._of.commands.call(command).out.decode(errors='replace').splitlines()
+        last = '\n'.join(lines[-job.tail :])
+        raise Failed(f'{pod} has not begun in {job.begin_seconds:g} s. {shlex.join(command)}:\n{last}')
 
 
 # --- ending -------------------------------------------------------------------------------------------------
@@ -445,7 +478,7 @@ def _give_back(of: Set, look: Callable[[Sequence[Pod]], None] = lambda pods: Non
   """Deletes the set, waits until its pods have saved and gone; tells loudly where it cannot."""
   deadline = time.monotonic() + of.job.save_seconds + of.job.silence_seconds
   try:
-    _insist(of, deletion(of), 'deleting')
+    _insist(of, deletion(of), 'deleting', shielded=True)
     while _is_there(of, look):
       if time.monotonic() > deadline:
         raise Failed(f'{of.name} is still there')

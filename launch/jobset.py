@@ -1,9 +1,10 @@
 """The JobSet (jobset.x-k8s.io/v1alpha2) of a run: a Job a slice, a pod a machine; a pure function of its job.
 
 What ends it: exit code 2 (and 1, but on spot machines, where a machine that is taken away takes the others'
-processes with it by exit code 1). Whatever else ends a pod, 75 after saving and preemption among them, begins
-the whole set again, at most `max_restarts` times. GKE tells the pods which worker of which slice they are
-(TPU_WORKER_ID, TPU_WORKER_HOSTNAMES, MEGASCALE_*), which jax reads.
+processes with it by exit code 1; there the launcher ends what fails so twice and lost no machine). Whatever
+else ends a pod, 75 after saving and preemption among them, begins the whole set again, at most `max_restarts`
+times. GKE tells the pods which worker of which slice they are (TPU_WORKER_ID, TPU_WORKER_HOSTNAMES,
+MEGASCALE_*), which jax reads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,13 @@ from launch import slices
 API = 'jobset.x-k8s.io/v1alpha2'
 CONTAINER, REPLICATED = 'dro-jax', 'slice'
 LABEL = 'dro-jax/run'  # Of the set and of its pods: its name.
-# A slice is a node pool: no other Job's pods may come into it.
+# A slice of several machines is a node pool: no other Job's pods may come into it.
 _EXCLUSIVE = {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'}
 _BUCKETS = {'gke-gcsfuse/volumes': 'true'}  # What mounts buckets looks for it.
 _SPOT = 'cloud.google.com/gke-spot'
 _VOLUME = 'runs'
+# A checkpoint appears as its folder is renamed, which gcsfuse refuses on a flat bucket unless it is told to.
+_MOUNT_OPTIONS = 'implicit-dirs,rename-dir-limit=200000'
 
 
 def manifest(job: config_dict.ConfigDict, name: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -42,7 +45,11 @@ def manifest(job: config_dict.ConfigDict, name: str, arguments: Sequence[str]) -
   return {
     'apiVersion': API,
     'kind': 'JobSet',
-    'metadata': {'name': name, 'labels': {LABEL: name, **queue}, 'annotations': _EXCLUSIVE},
+    'metadata': {
+      'name': name,
+      'labels': {LABEL: name, **queue},
+      'annotations': _EXCLUSIVE if where.hosts > 1 else {},
+    },
     'spec': {
       'ttlSecondsAfterFinished': job.keep_seconds,
       'failurePolicy': _failure_policy(job),
@@ -112,7 +119,7 @@ def _volume(job: config_dict.ConfigDict) -> dict[str, Any]:
   if job.claim:
     return {'persistentVolumeClaim': {'claimName': job.claim}}
   if job.bucket:
-    options = {'bucketName': job.bucket, 'mountOptions': 'implicit-dirs'}
+    options = {'bucketName': job.bucket, 'mountOptions': _MOUNT_OPTIONS}
     return {'csi': {'driver': 'gcsfuse.csi.storage.gke.io', 'volumeAttributes': options}}
   return {}
 

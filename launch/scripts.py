@@ -32,6 +32,15 @@ fi
 """
 
 
+def heredoc(file: str, text: str) -> str:
+  """Writes a file."""
+  end = 'END_OF_FILE'
+  while end in text:
+    end += '_'
+  lines = text.rstrip('\n')
+  return f"cat > {shlex.quote(file)} << '{end}'\n{lines}\n{end}"
+
+
 def start(attempt: int, arguments: Sequence[str], cluster: str) -> str:
   """Begins `dro_jax ARGUMENTS` in the checkout and returns; one that has begun is not begun again."""
   run = f"""cd "$HOME/dro_jax_job/checkout" || exit 1
@@ -45,14 +54,10 @@ wait $! || code=$?
 echo "$code" > "$here/code.new"
 mv "$here/code.new" "$here/code"
 """
-  end = 'END_OF_RUN'
-  while end in run:
-    end += '_'
   return f"""set -eu
 cd "$HOME/dro_jax_job"
 if mkdir attempt-{attempt} 2> /dev/null; then
-  cat > attempt-{attempt}/run.sh << '{end}'
-{run}{end}
+  {heredoc(f'attempt-{attempt}/run.sh', run)}
   setsid nohup sh attempt-{attempt}/run.sh < /dev/null > /dev/null 2>&1 &
 fi
 """

@@ -47,7 +47,7 @@ def parse(topology: str, chips: int = 0) -> Slice:
   Raises:
     UsageError: there is no such slice.
   """
-  match = re.fullmatch(r'(?:(\d+)x)?([a-z0-9]+):(\d+(?:x\d+){1,2})', topology)
+  match = re.fullmatch(r'(?:([1-9]\d*)x)?([a-z]\w*):([1-9]\d*(?:x[1-9]\d*){1,2})', topology)
   if not match or match[2] not in _KINDS:
     known = ', '.join(_KINDS)
     raise UsageError(
@@ -58,7 +58,7 @@ def parse(topology: str, chips: int = 0) -> Slice:
   size = math.prod(map(int, match[3].split('x')))
   usual = size if match[2] in _FLAT and size <= 8 else 4
   chips = chips or usual
-  if size % chips:
+  if chips < 0 or size % chips:
     raise UsageError(f'--job.topology={topology} has {size} chips, which machines of {chips} do not divide')
   return Slice(match[2], match[3], int(match[1] or 1), size // chips, chips)
 

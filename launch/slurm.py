@@ -20,7 +20,7 @@ from ml_collections import config_dict
 
 from dro_jax import cluster
 from dro_jax.errors import UsageError
-from launch import checks, commands, outcomes, signals
+from launch import checks, commands, outcomes, scripts, signals
 from launch.say import say
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -98,7 +98,8 @@ def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool 
   files = Files(*(folder / f'{name}.{end}' for end in ('sh', 'log', 'code', 'stop')))
   text = script(job, name, files, arguments, pathlib.Path.cwd())
   if dry_run:
-    say(_heredoc(files.script, text), stream=sys.stdout)
+    say(f'mkdir -p {shlex.quote(str(folder))}', stream=sys.stdout)
+    say(scripts.heredoc(str(files.script), text), stream=sys.stdout)
     return _life(job, commands.dry(), files)
   if not shutil.which('sbatch'):
     raise UsageError("there is no sbatch on the PATH: launch from a machine of Slurm's cluster")
@@ -120,6 +121,7 @@ def refuse(job: config_dict.ConfigDict, arguments: Sequence[str]) -> None:
   if not re.fullmatch(r'[\w.-]+', job.name):
     raise UsageError(f'--job.name={job.name}: pass letters, digits, dots and dashes')
   checks.refuse_missing(arguments)
+  checks.refuse_unbound(arguments)
 
 
 # --- the script ---------------------------------------------------------------------------------------------
@@ -179,15 +181,6 @@ def _options(job: config_dict.ConfigDict, name: str, files: Files, folder: pathl
     *(f'--{flag}={value}' for flag, value in given.items() if value),
     *job.sbatch_flags,
   ]
-
-
-def _heredoc(file: pathlib.Path, text: str) -> str:
-  """Shell that writes a file."""
-  end = 'END_OF_SCRIPT'
-  while end in text:
-    end += '_'
-  folder = shlex.quote(str(file.parent))
-  return f"mkdir -p {folder}\ncat > {shlex.quote(str(file))} << '{end}'\n{text}{end}"
 
 
 # --- its life -----------------------------------------------------------------------------------------------

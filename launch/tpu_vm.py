@@ -22,7 +22,7 @@ from ml_collections import config_dict
 
 from dro_jax.errors import UsageError
 from launch import arguments as words
-from launch import checks, commands, machines, outcomes, scripts, signals, slices
+from launch import checks, commands, machines, outcomes, scripts, signals
 from launch.machines import Failed, Lost, Machine, deletion
 from launch.say import say
 
@@ -97,7 +97,7 @@ class Log:
 def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool = False) -> int:
   """Gets a machine, runs `dro_jax ARGUMENTS` on all its workers until it is done, deletes the machine."""
   refuse(job, arguments)
-  topology = job.topology or slices.of_accelerator_type(job.accelerator_type)
+  topology = checks.topology(job)
   if dry_run:
     checks.preflight(job, arguments, topology, commands.dry(), dry_run=True)
     return _launch(job, arguments, commands.dry(), scripts.BUNDLE)
@@ -121,6 +121,7 @@ def refuse(job: config_dict.ConfigDict, arguments: Sequence[str]) -> None:
   if not (ROOT / 'requirements' / f'py{job.python.replace(".", "")}.txt').exists():
     raise UsageError(f'--job.python={job.python}: requirements/ has no lock of it; pass 3.11, 3.12 or 3.13')
   checks.refuse_absent(arguments, job.shared_dir)
+  checks.refuse_unbound(arguments)
   folder = words.value(arguments, 'model_dir')
   if folder is None or words.is_in(folder, job.shared_dir):
     return

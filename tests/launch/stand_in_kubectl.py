@@ -2,8 +2,8 @@
 
 $STAND_IN/ holds calls.jsonl (what was called), applied.json (the manifest) and script.json: `scenes`, of
 which each look takes the next, and the last one stays; `deleting`, those after the deletion; `apply` and
-`delete`, those calls' outcomes ('ok', 'fail'), likewise; `log`, the lines of a pod. A scene is null where the
-set is gone, 'fail', or its {status, pods}, and may have a signal that the caller gets first.
+`delete`, those calls' outcomes ('ok', 'fail', 'SIGNAL fail'), likewise; `log`, the lines of a pod. A scene is
+null where the set is gone, 'fail', or its {status, pods}. The caller gets a signal that is there first.
 """
 
 import json
@@ -20,7 +20,10 @@ def main(arguments):
   with open(f'{HOME}/script.json') as file:
     script = json.load(file)
   verb = next(word for word in arguments if not word.startswith('-'))
-  if verb in ('apply', 'delete') and following(script, verb) == 'fail':
+  *signals, outcome = following(script, verb).split() if verb in ('apply', 'delete') else ['ok']
+  for name in signals:
+    os.kill(os.getppid(), getattr(signal, name))
+  if outcome == 'fail':
     sys.exit('Unable to connect to the server')
   ANSWERS[verb](arguments, script)
 
@@ -60,9 +63,13 @@ def logs(arguments, script):
     print(f'2026-01-01T00:00:0{i}.000000000Z {text} of {arguments[1]}')
 
 
+def describe(arguments, script):
+  print('FailedMount: no such bucket')
+
+
 def option(arguments, name):
   return next(text.split('=', 1)[1] for text in arguments if text.startswith(f'--{name}='))
 
 
-ANSWERS = {'apply': apply, 'delete': delete, 'get': get, 'logs': logs}
+ANSWERS = {'apply': apply, 'delete': delete, 'describe': describe, 'get': get, 'logs': logs}
 main(sys.argv[1:])

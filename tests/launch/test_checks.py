@@ -1,4 +1,6 @@
+import contextlib
 import json
+import pathlib
 import sys
 
 import pytest
@@ -7,14 +9,16 @@ from dro_jax.errors import UsageError
 from launch import arguments as words
 from launch import checks, commands, signals, slices, tpu_vm
 
-TRAIN = ['train', '--model_dir=/mnt/runs/a', '--gin_file=models/t5_1_1_xl.gin', '--json']
+DATA = ['--triplets=hh_helpful']
+TRAIN = ['train', '--model_dir=/mnt/runs/a', '--gin_file=models/t5_1_1_xl.gin', '--json', *DATA]
 
 
 @pytest.mark.parametrize(
   'arguments, found',
   [
     (['--triplets=a,b'], ['a,b']),
-    (['--triplets', 'a', '--set', 'TRIPLETS = b'], ['a', 'b']),
+    (['--triplets', 'a', '--set', 'TRIPLETS = b'], ['b', 'a']),
+    (['--set=TRIPLETS=a', '--gin.TRIPLETS=b', '--set', 'TRIPLETS=c'], ['b', 'a', 'c']),
     (["--gin.TRIPLETS='a'", '--gin_binding=TRIPLETS="b"'], ['a', 'b']),
     (['--eval_triplets=a', '--set=EVAL_TRIPLETS=a', '--json', '--triplets'], []),
   ],
@@ -23,6 +27,16 @@ def test_a_flag_is_found_in_any_of_its_ways(arguments, found):
   assert [*words.values(['train', *arguments], 'triplets')] == found
   left = words.without(['train', *arguments, '--x=1'], ['triplets'])
   assert [*words.values(left, 'triplets')] == [] and left[0] == 'train' and left[-1] == '--x=1'
+
+
+@pytest.mark.parametrize(
+  'arguments', [['--model_dir=flag', '--set=MODEL_DIR=set'], ['--set=MODEL_DIR=set', '--model_dir=flag']]
+)
+def test_a_flag_holds_over_a_setting_whatever_the_order(arguments):
+  assert (
+    words.value(['train', '--gin.MODEL_DIR="gin"', *arguments, "--gin.MODEL_DIR='gin'"], 'model_dir')
+    == 'flag'
+  )
 
 
 @pytest.mark.parametrize(
@@ -41,11 +55,16 @@ def test_files_that_are_here_only_are_refused(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'feedback.jsonl').write_text('{}')
   (tmp_path / 'mine.gin').write_text('')
+  (tmp_path / 'mine.py').write_text('')
+  (tmp_path / 'exact_match').write_text('')
   for given in (
     ['--triplets=feedback.jsonl'],
     ['--triplets=/mnt/runs/a.jsonl,feedback.jsonl'],
     [f'--eval_triplets={tmp_path}/feedback.jsonl'],
     ['--set', f'INIT_FROM={tmp_path}'],
+    ['--set', f'REFERENCE_STORE={tmp_path}'],
+    ['--set', f'DATA_DIR={tmp_path}'],
+    ['--set', 'REWARD=mine.py:length'],
     ['--gin_file=mine.gin'],
   ):
     with pytest.raises(
@@ -56,8 +75,36 @@ def test_files_that_are_here_only_are_refused(tmp_path, monkeypatch):
     tpu_vm.refuse(_job(), [*TRAIN, '--triplets=fedback.jsonl'])
   there = ['--triplets=/mnt/runs/feedback.jsonl,hh_helpful,gs://bucket/a.jsonl', '--init_from=/mnt/runs/t5']
   tpu_vm.refuse(_job(), [*TRAIN, *there])
+  tpu_vm.refuse(_job(), [*TRAIN, '--set', 'REWARD=exact_match'])
   # What is tracked is packed, and the run begins where it is.
   tpu_vm.refuse(_job(), [*TRAIN, '--gin_file=gin_configs/meshes/fsdp.gin'])
+
+
+@pytest.mark.parametrize(
+  'arguments, binds',
+  [
+    (['--triplets=hh'], True),
+    (['--set', 'TRIPLETS=hh'], True),
+    (['--gin_file=data/hh.gin'], True),
+    (['--gin_file=experiments/dro/t5_l'], True),
+    (['--gin_file', 'mine.gin'], True),
+    (['--gin_file=/mnt/runs/there.gin'], True),
+    (["--gin.load_triplets.triplets='hh'"], True),
+    ([], False),
+    (['--gin_file=models/t5_1_1_xl.gin', '--gin.TAU=1.0', '--set', 'EVAL_TRIPLETS=hh'], False),
+    (['--gin_file=data/packed.gin', '--gin_binding', 'TAU = 1.0'], False),
+  ],
+)
+def test_a_run_without_data_is_refused(tmp_path, monkeypatch, arguments, binds):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'mine.gin').write_text("TRIPLETS = 'hh'")
+  for command in ('train', 'evaluate'):
+    with (
+      contextlib.nullcontext()
+      if binds or command == 'evaluate'
+      else pytest.raises(UsageError, match='train needs TRIPLETS, which has no value: pass --triplets')
+    ):
+      checks.refuse_unbound([command, '--model_dir=a', *arguments])
 
 
 def _job(**fields):
@@ -154,6 +201,7 @@ def test_preflight_is_of_the_same_run_but_for_files_that_are_not_here(tmp_path):
   here = tmp_path / 'f.jsonl'
   here.write_text('')
   given = [*TRAIN, '--set', 'BATCH=8', '--init_from=/mnt/runs/t5', f'--replay={here}']
+  given += ['--set', 'REFERENCE_STORE=/mnt/runs/store']
   command = checks.command(_job(), [*given, '--triplets', '/mnt/runs/f.jsonl'], 'v5e:4x8')
   assert command[command.index('preflight') :] == [
     'preflight',
@@ -163,6 +211,18 @@ def test_preflight_is_of_the_same_run_but_for_files_that_are_not_here(tmp_path):
     '--topology=v5e:4x8',
     '--json',
   ]
+
+
+@pytest.mark.parametrize(
+  'vocabulary, kept', [('bytes', True), ('/mnt/runs/mine.model', False), ('None', True), ('HERE', True)]
+)
+def test_a_vocabulary_that_is_not_here_takes_the_data_with_it(tmp_path, vocabulary, kept):
+  here = str(tmp_path / 'here')
+  pathlib.Path(here).write_text('')
+  given = [f'--triplets={here}', '--set', f'VOCABULARY={vocabulary.replace("HERE", here)}']
+  command = checks.command(_job(), ['train', *given], 'v5e:4x8')
+  for flag in ('triplets', 'vocabulary'):
+    assert any(words.values(command, flag)) == kept
 
 
 def test_a_model_that_only_the_checkpoint_knows_is_asked_for():

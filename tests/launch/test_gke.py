@@ -9,12 +9,13 @@ import pytest
 from dro_jax.errors import UsageError
 from launch import gke, jobset
 
-ARGUMENTS = ['train', '--model_dir=/mnt/runs/a', '--set', 'TEMPLATE=it\'s a "$(HOME)" 🙂\n  {prompt}', '']
+TRAIN = ['train', '--model_dir=/mnt/runs/a', '--triplets=hh_helpful']
+ARGUMENTS = [*TRAIN, '--set', 'TEMPLATE=it\'s a "$(HOME)" 🙂\n  {prompt}', '']
 DONE = {'type': 'Completed', 'status': 'True'}
 FAILED = {'type': 'Failed', 'status': 'True', 'message': 'jobset failed'}
 
 
-def pod(index=0, attempt=0, code=None, waiting=None):
+def pod(index=0, attempt=0, code=None, waiting=None, disrupted=False):
   """One machine of the only slice."""
   state = {'running': {}}
   if waiting:
@@ -26,10 +27,13 @@ def pod(index=0, attempt=0, code=None, waiting=None):
     'batch.kubernetes.io/job-completion-index': str(index),
     'jobset.sigs.k8s.io/restart-attempt': str(attempt),
   }
+  status = {'containerStatuses': [{'name': 'dro-jax', 'state': state}]}
+  if disrupted:
+    status['conditions'] = [{'type': 'DisruptionTarget', 'status': 'True'}]
   return {
     'kind': 'Pod',
     'metadata': {'name': f'pod-{attempt}-{index}', 'labels': labels},
-    'status': {'containerStatuses': [{'name': 'dro-jax', 'state': state}]},
+    'status': status,
   }
 
 
@@ -132,6 +136,58 @@ def test_a_signal_asks_the_pods_to_save_and_a_second_one_waits_for_none(cluster,
   assert cluster.verbs().count('delete') == 1
 
 
+def test_a_deletion_that_failed_is_tried_again_whatever_comes(cluster):
+  cluster.script(STOP, RUNNING, delete=['SIGINT fail', 'ok'])
+  assert gke.run(job(), ARGUMENTS) == 143
+  assert cluster.verbs().count('delete') == 2
+
+
+def test_a_deletion_after_an_error_of_ours_is_tried_again(cluster, monkeypatch):
+  cluster.script(RUNNING, delete=['fail', 'ok'])
+  monkeypatch.setattr(gke, '_follow', lambda *_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    gke.run(job(), ARGUMENTS)
+  assert cluster.verbs() == ['apply', 'delete', 'delete']
+
+
+def failing(attempt, **fields):
+  pods = [pod(0, attempt, code=1), pod(1, attempt, **fields)]
+  return scene(*pods, restarts=attempt)
+
+
+@pytest.mark.parametrize(
+  'scenes, code',
+  [
+    ([failing(0), failing(1)], 1),
+    # A machine that was taken away takes the others' runs with it.
+    ([failing(0), failing(1, disrupted=True)], 0),
+    ([failing(0, disrupted=True), failing(1, code=75)], 0),
+    # What is between them has run for a while.
+    ([failing(0), scene(pod(0, 1, code=75), pod(1, 1, code=75), restarts=1), failing(2)], 0),
+  ],
+)
+def test_what_fails_twice_in_succession_by_itself_is_ended(cluster, capsys, scenes, code):
+  cluster.script(*scenes, scene(restarts=2), scene(restarts=2, over=DONE))
+  assert gke.run(job(spot=True), ARGUMENTS) == code
+  assert ('failed twice in succession, and lost no machine' in capsys.readouterr().err) == (code == 1)
+  assert cluster.verbs()[-1] == 'delete'
+
+
+def test_a_pod_that_cannot_begin_is_seen_behind_one_that_is_created(cluster, capsys):
+  cluster.script(scene(pod(0, waiting='ContainerCreating'), pod(1, waiting='ImagePullBackOff')))
+  assert gke.run(job(), ARGUMENTS) == 1
+  assert 'cannot begin: ImagePullBackOff: why' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('waiting', ['ContainerCreating', 'PodInitializing'])
+def test_a_pod_that_is_created_for_too_long_is_described_and_ended(cluster, capsys, waiting):
+  cluster.script(scene(pod(0), pod(1, waiting=waiting)))
+  assert gke.run(job(begin_seconds=0.05), ARGUMENTS) == 1
+  said = capsys.readouterr().err
+  assert 'pod-0-1 has not begun in 0.05 s. kubectl describe pods pod-0-1:\nFailedMount: no such' in said
+  assert cluster.verbs()[-1] == 'delete'
+
+
 @pytest.mark.parametrize(
   'scenes, outcomes, words',
   [
@@ -157,17 +213,24 @@ def test_an_error_of_ours_leaves_no_set(cluster, monkeypatch):
   assert cluster.verbs() == ['apply', 'delete']
 
 
-def test_a_set_is_kept_where_asked(cluster):
+def test_a_set_that_is_over_is_kept_where_asked(cluster, capsys):
   cluster.script(scene(over=DONE))
   assert gke.run(job(keep=True), ARGUMENTS) == 0
   assert cluster.verbs() == ['apply']
+  assert 'is over, and kept until: kubectl delete jobset dro-jax-' in capsys.readouterr().err
+
+
+def test_a_set_that_never_worked_is_not_kept(cluster):
+  cluster.script(scene(pod(waiting='ImagePullBackOff')))
+  assert gke.run(job(keep=True), ARGUMENTS) == 1
+  assert cluster.verbs()[-1] == 'delete'
 
 
 def test_a_dry_run_prints_the_manifest_and_every_command_and_calls_none(cluster, capsys):
   assert gke.run(job(context='c', namespace='n', preflight=True), ARGUMENTS, dry_run=True) == 0
   assert cluster.verbs() == []
-  first, _, rest = capsys.readouterr().out.partition("<< 'END_OF_MANIFEST'\n")
-  text, _, commands = rest.partition('\nEND_OF_MANIFEST\n')
+  first, _, rest = capsys.readouterr().out.partition("<< 'END_OF_FILE'\n")
+  text, _, commands = rest.partition('\nEND_OF_FILE\n')
   assert 'dro_jax.main preflight' in first and '--topology=v5e:4x8' in first
   assert json.loads(text)['kind'] == 'JobSet'
   for verb in ('apply', 'logs', 'delete'):
@@ -186,8 +249,16 @@ def test_a_dry_run_prints_the_manifest_and_every_command_and_calls_none(cluster,
     ({'topology': '2xv5e:2x2'}, 'GKE joins slices of several machines'),
     ({'name': 'a' * 40}, 'make it 2 shorter'),
     ({'env': ('A',)}, 'pass NAME=VALUE'),
+    ({'topology': 'v5e:0x8'}, 'pass KIND:SHAPE'),
+    ({'topology': '0xv5e:4x8'}, 'pass KIND:SHAPE'),
+    ({'chips_per_host': -4}, 'machines of -4 do not divide'),
   ],
 )
 def test_what_would_fail_is_refused(fields, words):
   with pytest.raises(UsageError, match=words):
     gke.run(job(**fields), ARGUMENTS, dry_run=True)
+
+
+def test_a_run_without_a_folder_is_refused():
+  with pytest.raises(UsageError, match='train needs MODEL_DIR, which has no value: pass --model_dir'):
+    gke.run(job(), ['train', '--triplets=hh_helpful'], dry_run=True)

@@ -212,6 +212,17 @@ def test_what_begins_a_run_again_and_what_ends_it(spot, codes):
   assert ('cloud.google.com/gke-spot' in pod['nodeSelector']) == spot
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_only_a_slice_of_several_machines_has_its_node_pool_alone(kind):
+  assert bool(made(**KINDS[kind])['metadata']['annotations']) == (kind != 'one machine')
+
+
+def test_a_bucket_lets_checkpoints_be_renamed():
+  _, _, pod, _ = parts(bucket='mine')
+  options = pod['volumes'][0]['csi']['volumeAttributes']
+  assert options == {'bucketName': 'mine', 'mountOptions': 'implicit-dirs,rename-dir-limit=200000'}
+
+
 def test_kubernetes_expands_nothing():
   _, _, _, container = parts(env=('A=$(B)',))
   assert container['command'][3:] == ['train', '--set=TEMPLATE=$$(HOME) $$$$ {prompt}']

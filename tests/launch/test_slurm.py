@@ -10,7 +10,14 @@ import pytest
 from dro_jax.errors import UsageError
 from launch import slurm
 
-ARGUMENTS = ['train', '--model_dir=runs/a', '--set', 'TEMPLATE=it\'s a "$HOME" 🙂\n  {prompt}', '']
+ARGUMENTS = [
+  'train',
+  '--model_dir=runs/a',
+  '--triplets=hh_helpful',
+  '--set',
+  'TEMPLATE=it\'s a "$HOME" 🙂\n  {prompt}',
+  '',
+]
 STAND_IN = pathlib.Path(__file__).parent / 'stand_in_slurm.sh'
 
 
@@ -145,7 +152,7 @@ def test_what_the_queue_is_asked_for():
 def test_a_dry_run_prints_the_script_and_every_command_and_calls_none(cluster, capsys):
   assert slurm.run(job(), ARGUMENTS, dry_run=True) == 0
   text = capsys.readouterr().out
-  for words in ("<< 'END_OF_SCRIPT'\n#!/bin/bash\n", '\nsbatch --parsable ', '\nsqueue ', '\nsacct '):
+  for words in ("<< 'END_OF_FILE'\n#!/bin/bash\n", '\nsbatch --parsable ', '\nsqueue ', '\nsacct '):
     assert words in text
   assert not (cluster.folder / 'calls').exists() and not (cluster.folder / 'slurm').exists()
 
@@ -155,6 +162,7 @@ def test_a_dry_run_prints_the_script_and_every_command_and_calls_none(cluster, c
   [
     ({'nodes': 0}, ARGUMENTS, '--job.nodes=0: pass 1 or more'),
     ({'name': 'a b'}, ARGUMENTS, 'pass letters'),
+    ({}, ['train', '--model_dir=runs/a'], 'train needs TRIPLETS, which has no value: pass --triplets'),
     ({}, [*ARGUMENTS, '--triplets', 'absent.jsonl'], '--triplets=absent.jsonl: no such file'),
   ],
 )

@@ -8,7 +8,8 @@ import pytest
 from dro_jax.errors import UsageError
 from launch import machines, tpu_vm
 
-ARGUMENTS = ['train', '--model_dir=/mnt/runs/a', '--set', 'TEMPLATE=it\'s a "$HOME" 🙂\n  {prompt}', '']
+TRAIN = ['train', '--triplets=hh_helpful']
+ARGUMENTS = [*TRAIN, '--model_dir=/mnt/runs/a', '--set', 'TEMPLATE=it\'s a "$HOME" 🙂\n  {prompt}', '']
 
 
 def job(**fields):
@@ -175,13 +176,19 @@ def test_a_dry_run_prints_every_command_and_calls_none(cloud, capsys):
 )
 def test_a_model_dir_that_would_be_lost_is_refused(folder, fields, words, form):
   with pytest.raises(UsageError, match=words):
-    tpu_vm.refuse(job(**fields), ['train', *form.format(folder).split()])
+    tpu_vm.refuse(job(**fields), [*TRAIN, *form.format(folder).split()])
 
 
 def test_a_model_dir_that_lasts_is_not_refused():
   tpu_vm.refuse(job(), ARGUMENTS)
   tpu_vm.refuse(job(), ['arena'])
-  tpu_vm.refuse(job(spot=False, keep=True, accelerator_type='v4-8'), ['train', '--model_dir=a'])
+  tpu_vm.refuse(job(spot=False, keep=True, accelerator_type='v4-8'), [*TRAIN, '--model_dir=a'])
+
+
+def test_a_run_without_a_folder_is_refused_before_a_machine_is_asked_for(cloud):
+  with pytest.raises(UsageError, match='train needs MODEL_DIR'):
+    tpu_vm.run(job(), TRAIN)
+  assert cloud.calls() == []
 
 
 @pytest.mark.parametrize(
