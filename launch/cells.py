@@ -15,20 +15,23 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
 from dro_jax.errors import UsageError
 from launch import arguments as words
-from launch import children, outcomes, signals
+from launch import checks, children, commands, outcomes, signals
 from launch.say import say
 
 NOTE = 'launched.json'
 _PROGRAM = pathlib.Path(__file__).resolve().parent / 'launch.py'
 _ELSEWHERE = pathlib.Path('launched')
 _TICK = 0.1  # Seconds between looks at the cells.
+_ADDED = ('gin_file', 'gin_binding', 'set')  # Flags of which a command has several, one after the other.
+# Numbers that change no shape: what preflight says of one value holds of all.
+_SAME_STEP = ('TAU', 'SEED', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'WARMUP_STEPS')
 
 
 def spec() -> config_dict.ConfigDict:
@@ -98,7 +101,7 @@ def _word(value: Any) -> str:
 
 def run(
   job: config_dict.ConfigDict, sweep: config_dict.ConfigDict, ours: Sequence[str], theirs: Sequence[str],
-  *, dry_run: bool = False,
+  *, refuse: Callable[[config_dict.ConfigDict, Sequence[str]], object] | None = None, dry_run: bool = False,
 ) -> int:  # fmt: skip
   """Runs every cell that is not done, `job.at_once` at a time.
 
@@ -107,6 +110,7 @@ def run(
     sweep: the cells.
     ours: the launcher's own arguments, but for the sweep's.
     theirs: dro_jax's.
+    refuse: raises `UsageError` where a cell cannot be begun.
     dry_run: prints each cell's command.
 
   Returns:
@@ -117,20 +121,27 @@ def run(
   found, notes = cells(sweep), {}
   for cell in found:
     folder = f'{_base(theirs)}/{cell.name}'
-    notes[cell.name] = Note(_note_file(job, folder), [*theirs, *cell.arguments, f'--model_dir={folder}'])
+    notes[cell.name] = Note(_note_file(job, folder), _arguments(theirs, cell, folder))
   todo = {}
   for i, (name, note) in enumerate(notes.items()):
     if not note.is_there():
       own = [f'--job.name={job.name}-{i}'] if 'name' in job else []
+      own += ['--job.preflight=False'] if job.get('preflight') else []  # It is done here.
       todo[name] = ([sys.executable, str(_PROGRAM), *ours, *own, '--', *note.arguments], note)
   states = ['to do' if cell.name in todo else 'done' for cell in found]
   rows = [[cell.name, *map(str, cell.settings.values()), state] for cell, state in zip(found, states)]
   _show([['cell', *found[0].settings, ''], *rows])
+  for _, note in todo.values() if refuse else ():
+    refuse(job, note.arguments)
+  looked_at = job.get('preflight') and theirs[0] == 'train'
+  steps = _steps([cell for cell in found if cell.name in todo], notes) if looked_at else {}
   if dry_run:
+    _preflight(job, steps, commands.dry(), dry_run=True)
     for command, _ in todo.values():
       say(shlex.join(command), stream=sys.stdout)
     return outcomes.DONE
   with signals.watching() as watch:
+    _preflight(job, steps, commands.real(watch), dry_run=False)
     codes = _Runs(job.at_once, todo, watch).all()
   return _judge(codes, len(todo))
 
@@ -141,6 +152,30 @@ def _base(theirs: Sequence[str]) -> str:
   if base is None:
     raise UsageError('where do the runs of a sweep go? Pass --model_dir=FOLDER, which will hold one for each')
   return base.rstrip('/')
+
+
+def _arguments(theirs: Sequence[str], cell: Cell, folder: str) -> list[str]:
+  """A cell's; what it sets itself the sweep's do not, or a flag there would hold over a setting here."""
+  own = [name.lower() for name in cell.settings if name not in _ADDED]
+  kept = theirs if not any(any(words.values(theirs, name)) for name in own) else words.without(theirs, own)
+  return [*kept, *cell.arguments, f'--model_dir={folder}']
+
+
+def _steps(todo: Sequence[Cell], notes: Mapping[str, 'Note']) -> dict[str, list[str]]:
+  """The first cell of each training step, with its arguments."""
+  first: dict[str, str] = {}
+  for cell in todo:
+    first.setdefault(str({k: v for k, v in cell.settings.items() if k not in _SAME_STEP}), cell.name)
+  return {name: notes[name].arguments for name in first.values()}
+
+
+def _preflight(
+  job: config_dict.ConfigDict, steps: Mapping[str, list[str]], how: commands.Commands, *, dry_run: bool
+) -> None:
+  """Of every step once, before any cell begins; raises `UsageError` where one does not fit."""
+  for name, arguments in steps.items():
+    say(f'launch: {name}, for every cell that takes the same step:')
+    checks.preflight(job, arguments, checks.topology(job), how, dry_run=dry_run)
 
 
 def _show(table: Sequence[Sequence[str]]) -> None:
@@ -166,8 +201,11 @@ class Note(NamedTuple):
       return False
 
   def write(self) -> None:
-    self.file.parent.mkdir(parents=True, exist_ok=True)
-    self.file.write_text(json.dumps({'arguments': self.arguments}) + '\n', encoding='utf-8')
+    try:
+      self.file.parent.mkdir(parents=True, exist_ok=True)
+      self.file.write_text(json.dumps({'arguments': self.arguments}) + '\n', encoding='utf-8')
+    except OSError as error:
+      say(f'launch: {error}: the same command would run what is done again')
 
 
 def _note_file(job: config_dict.ConfigDict, folder: str) -> pathlib.Path:
@@ -188,6 +226,7 @@ class _Runs:
     self._at_once, self._waiting, self._watch = at_once, collections.deque(todo.items()), watch
     self._running: dict[str, tuple[children.Process, Note, float]] = {}
     self._codes: dict[str, int] = {}
+    self._told = False  # Whether all were asked to stop.
 
   def all(self) -> dict[str, int]:
     """Runs them; returns the exit codes of those that were begun."""
@@ -195,7 +234,10 @@ class _Runs:
       while self._waiting or self._running:
         self._step()
     finally:
-      children.end([process for process, _, _ in self._running.values()])
+      # Never SIGKILL: a launcher that is killed leaves its machines.
+      self._stop()
+      for process, _, _ in self._running.values():
+        children.finish(process)
     return self._codes
 
   def _step(self) -> None:
@@ -210,7 +252,11 @@ class _Runs:
       # Each cell's own launcher knows what to do, at the first and at the second.
       say(f'launch: {interrupted}; {len(self._running)} cells are told, {len(self._waiting)} are not begun')
       self._waiting.clear()
-      children.send([process for process, _, _ in self._running.values()], signal.SIGTERM)
+      self._stop()
+
+  def _stop(self) -> None:
+    self._told = True
+    children.send([process for process, _, _ in self._running.values()], signal.SIGTERM)
 
   def _collect(self) -> None:
     for name, (process, note, began) in list(self._running.items()):
@@ -218,6 +264,8 @@ class _Runs:
         continue
       code = self._codes[name] = outcomes.plain(children.finish(process))
       del self._running[name]
+      if self._told and code == 128 + signal.SIGTERM:
+        self._codes[name] = outcomes.STOPPED  # It had not begun, and has nothing to save.
       if code == outcomes.DONE:
         note.write()
       said = 'is done' if code == outcomes.DONE else f'ended with {outcomes.in_words(code)}'

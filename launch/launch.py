@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
       raise UsageError('what shall dro_jax do? Put its command and flags after --, as in: -- train --help')
     backend = _backend(job)
     if sweep is not None:
-      return cells.run(job, sweep, _without_sweep(ours), theirs, dry_run=dry_run)
+      refuse = getattr(sys.modules[backend.__module__], 'refuse', None)
+      return cells.run(job, sweep, _without_sweep(ours), theirs, refuse=refuse, dry_run=dry_run)
     return backend(job, theirs, dry_run=dry_run)
   except UsageError as error:
     say(f'launch: {error}')

@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -18,9 +19,10 @@ folder.mkdir(parents=True, exist_ok=True)
 log = folder.parent / 'log'
 open(log, 'a').write(f'{folder.name} begins\\n')
 code = int(settings['SEED'])
-if code == 75:
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+if code in (75, 143):
+  signal.signal(signal.SIGTERM, lambda *_: (folder / 'saved').touch() or sys.exit(code))
   print('up', flush=True)
+  (folder.parent / 'up').touch()
   time.sleep(30)
 time.sleep(0.2)
 open(log, 'a').write(f'{folder.name} ends\\n')
@@ -105,6 +107,83 @@ def test_a_failed_cell_stops_no_other_and_what_is_done_is_not_done_again(command
   assert 'seed_0  0     done' in capsys.readouterr().out
 
 
+def test_a_note_that_cannot_be_written_stops_no_cell(command, tmp_path, capsys):
+  ours, theirs = command
+  (tmp_path / 'runs' / 'seed_0' / cells.NOTE).mkdir(parents=True)
+  assert launch.main([*ours, "--sweep.product.SEED=('0','0 ')", *theirs]) == 0
+  said = capsys.readouterr().err
+  assert 'launched.json' in said and 'the same command would run what is done again' in said
+  assert len((tmp_path / 'runs' / 'log').read_text().splitlines()) == 4
+
+
+def test_an_error_of_ours_lets_the_cells_save(command, tmp_path, monkeypatch):
+  ours, theirs = command
+  start = cells.children.start
+
+  def second_fails(name, program):
+    if name == 'seed_0':
+      while not (tmp_path / 'runs' / 'up').exists():
+        time.sleep(0.02)
+      raise OSError('no more processes')
+    return start(name, program)
+
+  monkeypatch.setattr(cells.children, 'start', second_fails)
+  with pytest.raises(OSError, match='no more processes'):
+    launch.main([*ours, '--job.at_once=2', "--sweep.product.SEED=('75','0')", *theirs])
+  assert (tmp_path / 'runs' / 'seed_75' / 'saved').exists()
+
+
+def test_a_cell_that_a_signal_ends_before_it_has_begun_was_stopped(command):
+  ours, theirs = command
+  program = [sys.executable, launch.__file__, *ours, '--job.at_once=2']
+  program += ["--sweep.product.SEED=('143','75')", *theirs]
+  process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  ups = 0
+  while ups < 2:
+    ups += process.stdout.readline().endswith('up\n')
+  process.send_signal(signal.SIGINT)
+  _, said = process.communicate(timeout=20)
+  assert process.returncode == 75
+  assert '2 of 2 cells were stopped or not begun' in said
+
+
+def test_a_cells_own_setting_holds_over_the_sweeps_flag():
+  cell = cells.Cell('a', {'INIT_FROM': 'own', 'triplets': 'own', 'gin_file': 'own.gin', 'TAU': 1})
+  theirs = ['train', '--init_from', 'old', '--triplets=old', '--gin_file=old.gin', '--set', 'BATCH=8']
+  assert cells._arguments(theirs, cell, 'f') == [
+    *('train', '--gin_file=old.gin', '--set=BATCH=8'),
+    *('--set=INIT_FROM=own', '--triplets=own', '--gin_file=own.gin', '--set=TAU=1', '--model_dir=f'),
+  ]
+  # What is not concerned is as it was typed.
+  assert cells._arguments(['report', '--json', 'a'], cells.Cell('a', {'TAU': 1}), 'f')[:3] == [
+    'report',
+    '--json',
+    'a',
+  ]
+
+
+def test_preflight_is_of_one_cell_for_all_that_take_the_same_step(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  asked, begun = [], []
+  monkeypatch.setattr(cells.checks, 'preflight', lambda job, given, *_, dry_run: asked.append(given))
+  monkeypatch.setattr(cells.children, 'start', lambda name, program: begun.append(program) or 1 / 0)
+  theirs = ['train', '--model_dir=/mnt/runs/a', '--triplets=hh_helpful']
+  spec = sweep({'TAU': (0.1, 1.0), 'SEED': (0, 1), 'BATCH': (8, 16)})
+  with pytest.raises(ZeroDivisionError):
+    cells.run(tpu_vm.spec(), spec, ['--job=v5e_16'], theirs)
+  assert [{text for text in given if text.startswith('--set')} for given in asked] == [
+    {'--set=TAU=0.1', '--set=SEED=0', f'--set=BATCH={batch}'} for batch in (8, 16)
+  ]
+  assert '--job.preflight=False' in begun[0]
+
+
+def test_a_cell_that_is_refused_is_refused_before_any_begins(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  given = ['--job=v5e_16', '--sweep=tau', '--job.shared_dir=/mnt/runs']
+  assert launch.main([*given, '--', 'train', '--model_dir=/mnt/runs/a']) == 2
+  assert 'train needs TRIPLETS' in capsys.readouterr().err
+
+
 def test_a_bound_on_how_many_run_and_a_signal_that_all_hear(command, tmp_path):
   ours, theirs = command
   program = [sys.executable, launch.__file__, *ours, '--job.at_once=2']
@@ -140,9 +219,11 @@ def test_jobs_have_names_and_notes_of_runs_elsewhere_are_kept_here(tmp_path, mon
   assert note.file.parent == cells._ELSEWHERE
   note._replace(arguments=[*theirs, '--set=SEED=1', '--model_dir=/mnt/runs/a/seed_1']).write()
   assert cells.run(job, sweep({'SEED': (1, 2)}), ['--job=v5e_16'], theirs, dry_run=True) == 0
-  table, command = capsys.readouterr().out.split('seed_2  2     to do\n')
+  table, printed = capsys.readouterr().out.split('seed_2  2     to do\n')
   assert 'seed_1  1     done' in table
-  assert '--job.name=dro-jax-1 -- train' in command and command.count('\n') == 1
+  preflight, command = printed.splitlines()
+  assert 'dro_jax.main preflight' in preflight
+  assert '--job.name=dro-jax-1 --job.preflight=False -- train' in command
 
 
 def test_a_sweep_needs_a_folder(tmp_path):
