@@ -7,13 +7,12 @@ first is found elsewhere (`beam_table`); the whole is the table of all records, 
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dro_jax.data import table_writer
+from dro_jax.data import seen, table_writer
 from dro_jax.data.sources import NUMERIC, Record
 from dro_jax.data.table_writer import ARRAYS, NAMED, OFFSETS, Flat, Growing, Writer
 from dro_jax.data.vocabularies import Vocabulary
@@ -88,11 +87,10 @@ class _Part:
 class _Numbers:
   """The whole table's numbers of every part's prompts, in a file that the system may page out."""
 
-  def __init__(self, file: Any, counts: Sequence[int]):
+  def __init__(self, counts: Sequence[int]):
     self._starts = np.concatenate([[0], np.cumsum(counts)])
     self._count = 0
-    file.truncate(max(8 * int(self._starts[-1]), 8))
-    self._numbers = np.memmap(file, np.int64, 'r+')
+    self._numbers = np.frombuffer(seen.mapped(8 * max(int(self._starts[-1]), 1)), np.int64)
 
   def number(self, part: int, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of a part's prompts, and which of them are new; parts come in order.
@@ -134,11 +132,10 @@ def assemble(
   table_writer.refuse_none(sum(part['records'] for part in metas), sum(part['read'] for part in metas))
   complete, partial = _columns([part for part in metas if part['records']])
   whole = _Whole(directory, dtype, complete)
-  with tempfile.TemporaryFile(dir=directory) as file:
-    numbers = _Numbers(file, [part['prompts'] for part in metas])
-    for i in range(len(metas)):
-      folder, owners = read(i)
-      whole.add(_Part(folder), *numbers.number(i, owners))
+  numbers = _Numbers([part['prompts'] for part in metas])
+  for i in range(len(metas)):
+    folder, owners = read(i)
+    whole.add(_Part(folder), *numbers.number(i, owners))
   whole.finish()
   counts = {name: sum(part[name] for part in metas) for name in _TALLIES}
   overlong = [name for part in metas for name in part['overlong_response_examples']][:NAMED]
@@ -157,7 +154,7 @@ class _Whole:
     self._dtypes = dict.fromkeys(OFFSETS, 'uint8') | dict.fromkeys(
       ('prompt_tokens', 'response_tokens'), dtype
     )
-    self._flat = {name: Flat(directory, name, kind) for name, kind in self._dtypes.items()}
+    self._flat = {name: Flat(directory, name) for name in OFFSETS}
     plain = {name: kind for name, kind in ARRAYS.items() if name not in OFFSETS.values()}
     plain |= {f'column.{i}': 'float64' for i in range(len(columns))}
     self._arrays = {

@@ -5,16 +5,22 @@ number) at 30 to 60 % filling, in memory while they are few, and then in an unna
 /var/tmp: what is not looked at need not stay in memory.
 """
 
+import errno
 import hashlib
 import mmap
 import os
+import struct
 import tempfile
 
+from dro_jax.errors import UsageError
+
 _CELLS = 3  # Of 64 bits to an entry: two of hash, and the number + 1; 0 is free.
+_ENTRY = 8 * _CELLS  # Bytes.
 _FILLING = 0.6
 _FIRST_BITS = 13  # Entries to begin with, as a power of two.
 _MEMORY_BITS = 16  # Above so many, on disk: 1.5 MB.
 _NONE = -1
+_HALVES = struct.Struct('>QQ').unpack
 
 
 class Seen:
@@ -22,7 +28,7 @@ class Seen:
 
   def __init__(self):
     self._count, self._bits = 0, _FIRST_BITS
-    self._map = _mapped(self._bits)
+    self._map = mapped(2**self._bits * _ENTRY)
     self._cells = memoryview(self._map).cast('Q')
     self._last: tuple[str | None, int, int, int] = (None, 0, 0, 0)
 
@@ -50,8 +56,7 @@ class Seen:
   def _looked(self, text: str) -> tuple[str | None, int, int, int]:
     """The text, 128 bits of it, and its slot; the last one's are kept: most are asked for, then put."""
     if self._last[0] != text:
-      digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-      high, low = int.from_bytes(digest[:8], 'big'), int.from_bytes(digest[8:], 'big')
+      high, low = _HALVES(hashlib.blake2b(text.encode(), digest_size=16).digest())
       self._last = text, high, low, self._slot(high, low)
     return self._last
 
@@ -68,7 +73,7 @@ class Seen:
     old, old_map = self._cells, self._map
     self._bits += 1
     self._last = (None, 0, 0, 0)
-    self._map = _mapped(self._bits)
+    self._map = mapped(2**self._bits * _ENTRY)
     self._cells = memoryview(self._map).cast('Q')
     for at in range(0, len(old), _CELLS):
       if old[at + 2]:
@@ -78,13 +83,37 @@ class Seen:
     old_map.close()
 
 
-def _mapped(bits: int) -> mmap.mmap:
-  """Zeros for so many entries: in memory, or in a file that vanishes when it is closed."""
-  size = 2**bits * _CELLS * 8
-  if bits <= _MEMORY_BITS:
+def mapped(size: int) -> mmap.mmap:
+  """So many bytes of zeros: in memory, or in a file that vanishes when it is closed.
+
+  Raises:
+    UsageError: there is no room for the file.
+  """
+  if size <= 2**_MEMORY_BITS * _ENTRY:
     return mmap.mmap(_NONE, size)
   # /tmp is memory on many machines.
   place = os.environ.get('TMPDIR') or ('/var/tmp' if os.access('/var/tmp', os.W_OK) else None)
-  with tempfile.TemporaryFile(dir=place) as file:
-    file.truncate(size)
-    return mmap.mmap(file.fileno(), size)
+  try:
+    with tempfile.TemporaryFile(dir=place) as file:
+      _reserve(file.fileno(), size)
+      return mmap.mmap(file.fileno(), size)
+  except OSError as error:
+    raise UsageError(
+      f'{place or tempfile.gettempdir()}: cannot keep {size / 1e6:.0f} MB of hashes there ({error}); set '
+      'TMPDIR to a folder on a disk that has room'
+    ) from error
+
+
+def _reserve(descriptor: int, size: int) -> None:
+  """Makes a file so long, all of it on the disk: one that is full would end the process by SIGBUS later.
+
+  All of it is written to soon: tables fill from front to back as they grow.
+  """
+  os.truncate(descriptor, size)
+  if not hasattr(os, 'posix_fallocate'):
+    return
+  try:
+    os.posix_fallocate(descriptor, 0, size)
+  except OSError as error:
+    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # Some file systems cannot.
+      raise

@@ -6,7 +6,7 @@ hashes that the system may page out (`seen`).
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from dro_jax.errors import UsageError
 DESCRIPTION = 'table.json'
 VERSION = 3
 NAMED = 5  # Examples that the report names of each kind.
-TEXTS = ('prompt_texts', 'response_texts', 'ids')
 _HEADER = 128  # Bytes of a one-dimensional array's .npy header, which leaves room for its length.
 _BLOCK = 2**20  # Entries read at a time.
 
@@ -68,18 +67,16 @@ class Growing:
 class Flat:
   """A file of concatenated items, and one of where each begins."""
 
-  def __init__(self, directory: str, name: str, dtype: str = 'uint8'):
-    self._path = os.path.join(directory, f'{name}.bin')
-    self._itemsize, self.end = np.dtype(dtype).itemsize, 0
+  def __init__(self, directory: str, name: str):
+    self._path, self.end = os.path.join(directory, f'{name}.bin'), 0
     open(self._path, 'wb').close()
     self.offsets = Growing(os.path.join(directory, f'{OFFSETS[name]}.npy'), 'int64')
     self.offsets.add([0])
 
-  def add(self, items: Iterable[bytes]) -> None:
-    items = list(items)
+  def add(self, items: list[bytes]) -> None:
     with open(self._path, 'ab') as file:
       file.write(b''.join(items))
-    self._mark([len(item) // self._itemsize for item in items])
+    self._mark([len(item) for item in items])
 
   def extend(self, flat: np.ndarray, lengths: np.ndarray) -> None:
     """Adds items that are one after the other already."""
@@ -153,8 +150,7 @@ class Writer:
   def __init__(self, directory: str, vocabulary: Vocabulary, options: Mapping[str, Any]):
     self._directory, self._vocabulary, self._options = directory, vocabulary, options
     self._dtype = np.dtype(token_dtype(vocabulary))
-    tokens = {name: Flat(directory, name, self._dtype.name) for name in ('prompt_tokens', 'response_tokens')}
-    self._flat = tokens | {name: Flat(directory, name) for name in TEXTS}
+    self._flat = {name: Flat(directory, name) for name in OFFSETS}
     self._arrays = {
       name: Growing(os.path.join(directory, f'{name}.npy'), dtype)
       for name, dtype in ARRAYS.items()
@@ -176,14 +172,15 @@ class Writer:
       cut = [entry for entry in cut if not entry[2]]
     kept = [record for record, _, _ in cut]
     self._add_prompts(kept)
-    self._flat['response_tokens'].add(self._bytes(ids) for _, ids, _ in cut)
-    self._flat['response_texts'].add(record.response.encode() for record in kept)
-    self._flat['ids'].add(record.id.encode() for record in kept)
+    self._add_tokens('response_tokens', [ids for _, ids, _ in cut])
+    self._flat['response_texts'].add([record.response.encode() for record in kept])
+    self._flat['ids'].add([record.id.encode() for record in kept])
     self._arrays['truncated'].add([over for _, _, over in cut])
     self._add_numbers(kept)
 
-  def _bytes(self, ids: np.ndarray) -> bytes:
-    return ids.astype(self._dtype).tobytes()
+  def _add_tokens(self, name: str, items: list[np.ndarray]) -> None:
+    flat = np.concatenate([np.zeros(0, np.int32), *items]).astype(self._dtype)
+    self._flat[name].extend(flat, np.array([len(ids) for ids in items], np.int64))
 
   def _add_prompts(self, records: list[Record]) -> None:
     """Numbers the prompts; tokenises and stores those not seen before."""
@@ -198,8 +195,8 @@ class Writer:
     length, keep = self._options['prompt_length'], self._options['keep']
     tokens = [preprocessors.prompt_tokens(ids, length, keep) for ids in self._vocabulary.encode_batch(texts)]
     self._note(new, [over for _, over in tokens])
-    self._flat['prompt_tokens'].add(self._bytes(ids) for ids, _ in tokens)
-    self._flat['prompt_texts'].add(text.encode() for text in texts)
+    self._add_tokens('prompt_tokens', [ids for ids, _ in tokens])
+    self._flat['prompt_texts'].add([text.encode() for text in texts])
     self._arrays['prompt_digests'].add(split.digests(record.prompt for record in new))
 
   def _note(self, records: list[Record], cut: list[bool]) -> None:

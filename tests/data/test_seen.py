@@ -1,8 +1,11 @@
+import errno
 import hashlib
+import os
 
 import pytest
 
 from dro_jax.data import seen
+from dro_jax.errors import UsageError
 
 
 def test_the_first_number_of_a_text_stays():
@@ -40,3 +43,19 @@ def test_texts_whose_hashes_begin_alike_are_told_apart(monkeypatch):
   found = seen.Seen()
   assert [found.setdefault(text, i) for i, text in enumerate('abcabc')] == [0, 1, 2, 0, 1, 2]
   assert len(found) == 3
+
+
+@pytest.mark.parametrize('code, full', [(errno.ENOSPC, True), (errno.EOPNOTSUPP, False)])
+def test_a_full_disk_is_told_before_it_is_written_to(monkeypatch, tmp_path, code, full):
+  def refused(*_):
+    raise OSError(code, os.strerror(code))
+
+  monkeypatch.setenv('TMPDIR', str(tmp_path))
+  monkeypatch.setattr(seen, '_MEMORY_BITS', 3)
+  monkeypatch.setattr(os, 'posix_fallocate', refused, raising=False)
+  assert len(seen.mapped(8 * 24)) == 8 * 24
+  if not full:
+    assert bytes(seen.mapped(16 * 24)) == bytes(16 * 24)
+    return
+  with pytest.raises(UsageError, match=rf'{tmp_path}: cannot keep .*No space left.*set TMPDIR'):
+    seen.mapped(16 * 24)
