@@ -5,7 +5,8 @@ number. The second tokenises each piece into a part, and finds by a shuffle of h
 first, and which ids occur twice. The machine that started them puts the parts together, in memory that one
 piece bounds; its disk must hold the table, as must those of the machines that train on it.
 
-Pieces are lines of .jsonl files; other formats are one piece each, and are read where they are as a whole.
+Pieces are lines of .jsonl files, read where they are. Of other formats a file is one piece; from a bucket it
+is copied to the worker's disk, for as long as it is read.
 """
 
 import json
@@ -86,29 +87,31 @@ def build(
   """
   began, words = time.perf_counter(), vocabulary(spec)
   files = _files(triplets)
-  pieces = list(_pieces(files, piece_bytes))
+  stamps = tasks.stamps(files)
+  pieces = list(_pieces(stamps, piece_bytes))
   root = cache_dir if cache_dir and places.is_remote(cache_dir) else tasks.local_root(cache_dir)
-  work = epath.Path(root) / f'.beam-{os.getpid()}-{time.time_ns():x}'
-  job = Job(str(work), spec, words.fingerprint, read, options)
+  job = Job(f'{root}/.beam-{os.getpid()}-{time.time_ns():x}', spec, words.fingerprint, read, options)
+  work = epath.Path(job.folder)
   try:
     work.mkdir(parents=True)
-    hashes, job = _survey(job, files, pieces, beam_options)
+    hashes, job = _survey(job, pieces, beam_options)
     mark = tasks.files_mark(table.fingerprint(*hashes), read)
     source = tasks.Source(os.path.basename(files[0]), lambda: iter(()), mark)
     directory = os.path.join(tasks.local_root(cache_dir), tasks.table_name(source, words, options))
     meta = table.description(mark, words, **options)
     job = job._replace(options=meta['options'])
-    if places.is_remote(root) and not table.exists(directory):
-      table.fetch(f'{root}/{os.path.basename(directory)}', directory)
+    url = f'{root}/{os.path.basename(directory)}' if places.is_remote(root) else None
+    found = table.exists(directory) or (url is not None and table.fetch(url, directory))
     if table.load_if(directory, meta['fingerprint']) is None:
       _run(job, pieces, beam_options)
-      _raise_first(work / 'errors')
+      _raise_first(job)
+      tasks.refuse_changed(stamps)
       with table.replacing(directory, meta['fingerprint']) as building:
         _assemble(building, job, len(pieces), table_writer.token_dtype(words), meta, began)
   finally:
     work.rmtree(missing_ok=True)
-  if places.is_remote(root):
-    staging.put(directory, f'{root}/{os.path.basename(directory)}', description=table.DESCRIPTION)
+  if url:
+    staging.put(directory, url, description=table.DESCRIPTION, always=not found)
   return table.load(directory)
 
 
@@ -125,10 +128,10 @@ def _files(triplets: str | Sequence[str]) -> list[str]:
   return found
 
 
-def _pieces(files: Sequence[str], size: int) -> Iterator[Piece]:
+def _pieces(stamps: Mapping[str, tuple[int, int] | None], size: int) -> Iterator[Piece]:
   number = 0
-  for path in files:
-    length = epath.Path(path).stat().length
+  for path, stamp in stamps.items():
+    length = stamp[0] if stamp else 0
     cuts = range(0, length, size) if path.endswith('.jsonl') and length else [None]
     for start in cuts:
       yield Piece(number, path, start or 0, None if start is None else min(start + size, length))
@@ -141,18 +144,34 @@ def _read(piece: Piece, job: Job) -> Iterator[Record]:
   if piece.stop is not None:
     span = Span(piece.start, piece.stop, job.first[piece.number])
     return sources.from_located(readers.spanned(piece.path, span), name, **job.read)
+  if places.is_remote(piece.path):
+    return _staged(piece.path, job)
   return sources.read_triplets(piece.path, **job.read)
+
+
+def _staged(path: str, job: Job) -> Iterator[Record]:
+  """The records of a file in a bucket, from a copy that stays no longer than they are read."""
+  with tempfile.TemporaryDirectory() as folder:
+    own = os.path.join(folder, os.path.basename(path))
+    staging.reached(path, lambda: staging.copy(epath.Path(path), epath.Path(own)))
+    try:
+      for record in sources.read_triplets(own, **job.read):
+        yield record._replace(where=record.where.replace(own, path, 1))
+    except UsageError as error:
+      raise UsageError(str(error).replace(own, path)) from error
 
 
 # --- what workers do ----------------------------------------------------------------------------------------
 
 
-def _hash(path: str) -> tuple[str, tuple[str, str]]:
-  return path, table.file_hash(path)
-
-
-def _count(piece: Piece) -> tuple[int, int]:
-  return piece.number, readers.count_lines(piece.path, piece.start, piece.stop) if piece.stop else 0
+def _look(piece: Piece, job: Job) -> tuple[int, int, tuple[str, str] | None]:
+  """A piece's number, how many lines begin in it, and its file's hash where the file begins with it."""
+  try:
+    mark = None if piece.start else table.file_hash(piece.path)
+    return piece.number, readers.count_lines(piece.path, piece.start, piece.stop) if piece.stop else 0, mark
+  except (UsageError, OSError) as error:
+    _complain(job, piece.number, f'{error}; workers read it too: pass files that all reach')
+    return piece.number, 0, None
 
 
 def _tokenise(piece: Piece, job: Job) -> Iterator[tuple[str, tuple[bytes, Any]]]:
@@ -173,7 +192,7 @@ def _tokenise(piece: Piece, job: Job) -> Iterator[tuple[str, tuple[bytes, Any]]]
       _put(folder, _folder(job, piece.number))
     yield from (('prompt', (key, (piece.number, i))) for i, key in enumerate(writer.keys))
   except UsageError as error:
-    _complain(job, piece.number, error)
+    _complain(job, piece.number, str(error))
 
 
 def _folder(job: Job, number: int) -> epath.Path:
@@ -186,11 +205,11 @@ def _put(folder: str, target: epath.Path) -> None:
     staging.copy(epath.Path(folder) / name, target / name)
 
 
-def _complain(job: Job, number: int, error: UsageError) -> None:
+def _complain(job: Job, number: int, error: str) -> None:
   """Leaves an error for the machine that started the pipeline; a runner would wrap and repeat it."""
   folder = epath.Path(job.folder) / 'errors'
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / str(number)).write_text(str(error))
+  (folder / str(number)).write_text(error)
 
 
 def _owners(key_and_places: tuple[bytes, Any]) -> Iterator[tuple[int, tuple[int, int, int]]]:
@@ -210,11 +229,12 @@ def _write_owners(number_and_owners: tuple[int, Any], job: Job) -> None:
 def _refuse_repeated(key_and_places: tuple[bytes, Any], job: Job) -> None:
   found = sorted(key_and_places[1])
   if len(found) > 1:
-    _complain(job, found[1][0], parts.repeated(found[1][1], found[0][1]))
+    _complain(job, found[1][0], str(parts.repeated(found[1][1], found[0][1])))
 
 
-def _raise_first(folder: epath.Path) -> None:
+def _raise_first(job: Job) -> None:
   """Raises the error of the first piece that had one."""
+  folder = epath.Path(job.folder) / 'errors'
   if folder.exists() and (found := sorted(folder.iterdir(), key=lambda path: int(path.name))):
     raise UsageError(found[0].read_text())
 
@@ -236,28 +256,33 @@ def _pipeline(beam_options: str | Sequence[str]):
 
 
 def _survey(
-  job: Job, files: Sequence[str], pieces: Sequence[Piece], beam_options: str | Sequence[str]
+  job: Job, pieces: Sequence[Piece], beam_options: str | Sequence[str]
 ) -> tuple[list[tuple[str, str]], Job]:
   """Hashes of the files, and the job with the pieces' line numbers."""
   beam, pipeline = _pipeline(beam_options)
-  folder = epath.Path(job.folder) / 'survey'
-  folder.mkdir()
+  written = epath.Path(job.folder) / 'survey' / 'pieces'
   with pipeline:
-    for name, items, act in (('hashes', files, _hash), ('lines', pieces, _count)):
-      made = pipeline | f'{name}: list' >> beam.Create(list(items)) | f'{name}: spread' >> beam.Reshuffle()
-      found = made | f'{name}: make' >> beam.Map(act) | f'{name}: gather' >> beam.combiners.ToList()
-      _ = found | f'{name}: write' >> beam.Map(_write_json, str(folder / name))
-  hashes, lines = (dict(json.loads((folder / name).read_text())) for name in ('hashes', 'lines'))
-  first, path, count = {}, None, 0
-  for piece in pieces:
-    count = count if piece.path == path else 1
-    first[piece.number], path = count, piece.path
-    count += lines[piece.number]
-  return [tuple(hashes[path]) for path in files], job._replace(first=first)
+    listed = pipeline | 'pieces' >> beam.Create(list(pieces)) | 'spread' >> beam.Reshuffle()
+    found = listed | 'look' >> beam.Map(_look, job) | 'gather' >> beam.combiners.ToList()
+    _ = found | 'write' >> beam.Map(_write_json, str(written))
+  if not written.exists():
+    raise UsageError(
+      f'{written}: the workers wrote it where this machine does not see it; pass a folder that all reach: '
+      '--set CACHE_DIR=gs://...'
+    )
+  _raise_first(job)
+  hashes, first, count = [], {}, 1
+  for number, lines, mark in sorted(json.loads(written.read_text())):
+    if mark:
+      hashes, count = [*hashes, tuple(mark)], 1
+    first[number], count = count, count + lines
+  return hashes, job._replace(first=first)
 
 
 def _write_json(value: Any, path: str) -> None:
-  epath.Path(path).write_text(json.dumps(value))
+  target = epath.Path(path)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  target.write_text(json.dumps(value))
 
 
 def _run(job: Job, pieces: Sequence[Piece], beam_options: str | Sequence[str]) -> None:
@@ -277,20 +302,27 @@ def _of_kind(item: tuple[str, Any], kind: str) -> list[Any]:
   return [item[1]] if item[0] == kind else []
 
 
+def _described(job: Job, number: int) -> dict[str, Any]:
+  """A part's description without what grows with its records."""
+  found = json.loads((_folder(job, number) / 'part.json').read_text())
+  del found['cut_ids']
+  return found
+
+
 def _assemble(
   directory: str, job: Job, count: int, dtype: str, meta: Mapping[str, Any], began: float
 ) -> None:
-  metas = [json.loads((_folder(job, i) / 'part.json').read_text()) for i in range(count)]
+  metas = [_described(job, i) for i in range(count)]
   with tempfile.TemporaryDirectory(dir=os.path.dirname(directory), prefix='.building-') as scratch:
 
     def read(number: int) -> tuple[str, np.ndarray]:
       source, target = _folder(job, number), epath.Path(scratch) / str(number)
-      if places.is_remote(source):
+      if places.is_remote(job.folder):
         shutil.rmtree(os.path.join(scratch, str(number - 1)), ignore_errors=True)
         target.mkdir()
         for file in source.iterdir():
           staging.copy(file, target / file.name)
-      folder = target if places.is_remote(source) else source
+      folder = target if places.is_remote(job.folder) else source
       owners = np.load(folder / 'owners.npy') if metas[number]['prompts'] else np.zeros((0, 2), np.int64)
       return str(folder), owners
 

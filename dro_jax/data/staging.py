@@ -62,9 +62,14 @@ def _named(pattern: str) -> Iterator[epath.Path]:
   return iter(sorted(matches, key=str))
 
 
+def stamp(path: str) -> tuple[int, int]:
+  """What changes with a file in a bucket: its length and time; errors as `files`."""
+  stat = reached(path, epath.Path(path).stat)
+  return stat.length, stat.mtime
+
+
 def _copied(file: epath.Path) -> str:
-  stat = file.stat()
-  mark = hashlib.blake2b(repr((str(file), stat.length, stat.mtime)).encode(), digest_size=8).hexdigest()
+  mark = hashlib.blake2b(repr((str(file), *stamp(str(file)))).encode(), digest_size=8).hexdigest()
   target = os.path.join(default_root(), 'files', mark, file.name)
   if not os.path.exists(target):
     logging.getLogger(__name__).info('%s: copied to %s', file, target)

@@ -269,12 +269,12 @@ def find(
     names = [part.strip() for text in _names(name) for part in text.split(',')]
     return _joined([_find_task(part, split, options, data_dir) for part in names])
   files = sources.expand(name)
-  before = _stamps(files)
+  before = stamps(files)
   mark = files_mark(table.files_fingerprint(files), options)
 
   def records() -> Iterator[Record]:
     yield from sources.read_triplets(files, **options)
-    _refuse_changed(before)
+    refuse_changed(before)
 
   return Source(os.path.basename(files[0]), records, mark)
 
@@ -284,21 +284,24 @@ def files_mark(fingerprint: str, options: Mapping[str, Any]) -> str:
   return table.fingerprint(fingerprint, sorted(options.items()))
 
 
-def _stamps(files: Sequence[str]) -> dict[str, tuple[int, int] | None]:
-  """What changes with a file: its size and time; None where it is gone."""
-  found = {}
-  for path in files:
-    try:
-      stat = os.stat(path)
-      found[path] = (stat.st_size, stat.st_mtime_ns)
-    except OSError:
-      found[path] = None
-  return found
+def stamps(files: Sequence[str]) -> dict[str, tuple[int, int] | None]:
+  """What changes with a file, on a disk or in a bucket: its size and time; None where it is gone."""
+  return {path: _stamp(path) for path in files}
 
 
-def _refuse_changed(before: Mapping[str, tuple[int, int] | None]) -> None:
+def _stamp(path: str) -> tuple[int, int] | None:
+  try:
+    if places.is_remote(path):
+      return staging.stamp(path)
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
+  except OSError:
+    return None
+
+
+def refuse_changed(before: Mapping[str, tuple[int, int] | None]) -> None:
   """A table of other records than its fingerprint says would be taken for the right one for ever."""
-  changed = [path for path, stamp in _stamps(list(before)).items() if stamp != before[path]]
+  changed = [path for path, stamp in stamps(list(before)).items() if stamp != before[path]]
   if changed:
     raise UsageError(f'{changed[0]}: the file changed while it was read; run again when it is complete')
 

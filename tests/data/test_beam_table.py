@@ -1,15 +1,18 @@
 import collections
 import filecmp
+import functools
 import gzip
 import json
 import os
 import pathlib
+import tempfile
 import types
 
 import pytest
 
 from dro_jax import build_table, main
-from dro_jax.data import beam_table
+from dro_jax.data import beam_table, parts, seen, table
+from dro_jax.data.table_writer import NAMED
 from dro_jax.errors import UsageError
 
 RUNNER = '--runner=apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner'
@@ -148,6 +151,95 @@ def test_a_table_that_is_there_is_not_built_again(tmp_path, monkeypatch):
   one = build(path, tmp_path / 'cache')
   monkeypatch.setattr(beam_table, '_run', lambda *_: pytest.fail('it was built again'))
   assert split(monkeypatch, path, tmp_path / 'cache', '') == one
+
+
+def test_files_that_change_between_the_pipelines_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
+  path, surveyed = tmp_path / 'a.jsonl', beam_table._survey
+  write(path, records(20))
+
+  def survey(*args):
+    found = surveyed(*args)
+    write(path, records(21))
+    return found
+
+  monkeypatch.setattr(beam_table, '_survey', survey)
+  with pytest.raises(UsageError, match='a.jsonl: the file changed while it was read'):
+    split(monkeypatch, str(path), tmp_path / 'many', '')
+  assert os.listdir(tmp_path / 'many') == []
+
+
+def test_what_workers_cannot_read_is_told(tmp_path, monkeypatch, runner):
+  path, cut = write(tmp_path / 'a.jsonl', records(20)), beam_table._pieces
+
+  def pieces(*args):
+    yield from cut(*args)
+    os.remove(path)
+
+  monkeypatch.setattr(beam_table, '_pieces', pieces)
+  with pytest.raises(UsageError, match='a.jsonl: cannot read it .*; workers read it too'):
+    split(monkeypatch, path, tmp_path / 'many', runner)
+
+
+def test_what_workers_write_elsewhere_is_told(tmp_path, monkeypatch):
+  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
+  monkeypatch.setattr(beam_table, '_write_json', lambda *_: None)
+  with pytest.raises(UsageError, match='where this machine does not see it.*CACHE_DIR=gs://'):
+    split(monkeypatch, write(tmp_path / 'a.jsonl', records(20)), tmp_path / 'many', '')
+
+
+def test_what_is_held_of_every_part_does_not_grow_with_its_records(tmp_path, monkeypatch):
+  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
+  held, assemble = [], parts.assemble
+
+  def spied(directory, dtype, metas, *args):
+    held.extend(map(dict, metas))
+    assemble(directory, dtype, metas, *args)
+
+  monkeypatch.setattr(parts, 'assemble', spied)
+  path = write(tmp_path / 'a.jsonl', records(60))
+  found = split(monkeypatch, path, tmp_path / 'many', '', prompt_length=2, response_length=2)
+  report = table.load(found).report
+  assert report['truncated_prompts'] > NAMED == len(report['truncated_prompt_examples'])
+  assert len(held) > 1
+  assert all(len(x) <= NAMED for part in held for x in part.values() if isinstance(x, list | dict))
+
+
+def test_scratch_files_are_not_in_the_table(tmp_path, monkeypatch):
+  """Also where an unnamed file has a name for as long as it is open, as on NFS."""
+  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
+  path = write(tmp_path / 'a.jsonl', records(60))
+  one = build(path, tmp_path / 'one')
+  monkeypatch.setattr(seen, '_MEMORY_BITS', -99)
+  named = functools.partial(tempfile.NamedTemporaryFile, delete=False)
+  monkeypatch.setattr(tempfile, 'TemporaryFile', named)
+  monkeypatch.setenv('TMPDIR', str(tmp_path))
+  same(one, split(monkeypatch, path, tmp_path / 'many', ''))
+  assert list(tmp_path.glob('tmp*'))
+
+
+def test_a_damaged_table_in_a_bucket_is_made_again(bucket, tmp_path, monkeypatch, runner):
+  path = write(bucket / 'a.jsonl', records(60))
+  one = build(path, tmp_path / 'one')
+  first = split(monkeypatch, 'bucket://a.jsonl', 'bucket://tables', runner)
+  same(one, first)
+  there = bucket / 'tables' / os.path.basename(one)
+  assert os.listdir(bucket / 'tables') == [there.name]
+  damaged = there / 'response_tokens.bin'
+  damaged.write_bytes(damaged.read_bytes()[:-1] + b'?')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'elsewhere'))
+  assert split(monkeypatch, 'bucket://a.jsonl', 'bucket://tables', runner) != first
+  same(one, str(there))
+
+
+def test_a_packed_file_in_a_bucket_is_copied_only_while_it_is_read(bucket, tmp_path):
+  write(bucket / 'a.jsonl.gz', [*records(2), {'prompt': 'p'}])
+  piece = beam_table.Piece(0, 'bucket://a.jsonl.gz', 0, None)
+  read = beam_table._read(piece, beam_table.Job('', '', '', {}, {}))
+  assert [next(read).where for _ in range(2)] == ['bucket://a.jsonl.gz:1', 'bucket://a.jsonl.gz:2']
+  with pytest.raises(UsageError, match='^bucket://a.jsonl.gz:3: '):
+    next(read)
+  assert not (tmp_path / 'here').exists()
 
 
 def test_without_beam_it_says_what_to_install(tmp_path, monkeypatch):

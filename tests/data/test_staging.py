@@ -3,8 +3,6 @@ import os
 
 import numpy as np
 import pytest
-from etils import epath
-from etils.epath import register
 
 from dro_jax import places
 from dro_jax.data import sources, staging, table, tasks
@@ -12,19 +10,6 @@ from dro_jax.errors import UsageError
 
 TRIPLETS = [{'prompt': f'p{i // 2}', 'response': f'r{i}', 'reward': float(i)} for i in range(6)]
 LENGTHS = {'prompt_length': 16, 'response_length': 16}
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-  """A folder that stands for a bucket: bucket://NAME is read and written through epath as gs://NAME is."""
-  root = tmp_path / 'bucket'
-  root.mkdir()
-  # epath's own decorator takes classes only, and for good.
-  monkeypatch.setitem(
-    register._URI_PREFIXES_TO_CLS, 'bucket://', lambda url: epath.Path(root / url.removeprefix('bucket://'))
-  )
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'here'))
-  return root
 
 
 def write(path, records=TRIPLETS):
@@ -50,6 +35,15 @@ def test_triplets_are_copied_here_once_and_again_when_they_change(bucket, tmp_pa
   [second] = sources.expand('bucket://data.jsonl')
   assert second != first
   assert len(list(sources.read_triplets('bucket://data.jsonl'))) == 3
+
+
+def test_a_change_in_a_bucket_is_seen(bucket):
+  write(bucket / 'data.jsonl')
+  before = tasks.stamps(['bucket://data.jsonl'])
+  tasks.refuse_changed(before)
+  write(bucket / 'data.jsonl', TRIPLETS[:3])
+  with pytest.raises(UsageError, match='bucket://data.jsonl: the file changed while it was read'):
+    tasks.refuse_changed(before)
 
 
 def test_patterns_in_a_bucket(bucket):
