@@ -6,8 +6,8 @@ Fine-tuning, DRO-V with a live reference and DRO-V with a cached one: bfloat16 a
 parameters, Adafactor, layers scanned and recomputed in the backward pass (`--remat=`). One device: hide the
 others (CUDA_VISIBLE_DEVICES=0). MFU counts what the step must compute, without recomputation, against the
 device's dense bfloat16 peak, which `--peak=` gives for a device that is not in the table. A step that does
-not fit is a row that says so. For comparison: NVIDIA's T5X does 75.8 (large) and 21.0 (XL) sequences a
-second at 512/128 on an A100, 36-37 % MFU.
+not fit, or fails, is a row that says so. For comparison: NVIDIA's T5X does 75.8 (large) and 21.0 (XL)
+sequences a second at 512/128 on an A100, 36-37 % MFU.
 """
 
 import argparse
@@ -23,18 +23,18 @@ import jax
 import steps
 import timing
 
-from dro_jax import algorithms, optimizers
+from dro_jax import algorithms, chips, optimizers
 
 MODELS = {
   'large': steps.T5_LARGE,
   'xl': dataclasses.replace(steps.T5_LARGE, emb_dim=2048, num_heads=32, mlp_dim=5120),
 }
 MODELS['tiny'] = steps.slice_of(dataclasses.replace(MODELS['large'], emb_dim=64, num_heads=2, mlp_dim=128), 2)
-# Dense bfloat16 operations a second, by the makers' data sheets.
-PEAKS = {
-  'A100': 312e12, 'H100': 989e12, 'H200': 989e12, 'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5': 459e12,
-  'TPU v6 lite': 918e12,
-}  # fmt: skip
+# Dense bfloat16 operations a second, by the maker's data sheets; TPUs by what they call themselves.
+PEAKS = {'A100': 312e12, 'H100': 989e12, 'H200': 989e12} | {
+  f'TPU {name}': chips.CHIPS[kind].flops
+  for name, kind in {'v4': 'v4', 'v5 lite': 'v5e', 'v5': 'v5p', 'v6 lite': 'v6e'}.items()
+}
 SUBJECTS = {
   'sft': (algorithms.sft, False),
   'dro_v_live': (algorithms.dro_v, False),
@@ -60,24 +60,29 @@ def main() -> None:
   cells = list(itertools.product(*(x.split(',') for x in (options.models, options.lengths, options.steps))))
   rows = [one(options, *cells[0])] if len(cells) == 1 else [apart(cell) for cell in cells]
   print(json.dumps(rows)) if options.json else show(rows)
+  sys.exit(any('failed' in row for row in rows))
 
 
 def apart(cell: tuple[str, str, str]) -> dict[str, Any]:
-  """One row from a process of its own, whose memory holds nothing else and whose peak is the step's."""
+  """One row from a process of its own, whose memory holds nothing else and whose peak is the step's.
+
+  Where it fails the row has its exit status; it has said why on standard error.
+  """
   names = ('--models', '--lengths', '--steps')
   own = [f'{name}={value}' for name, value in zip(names, cell)]
-  out = subprocess.run(
-    [sys.executable, *sys.argv, *own, '--json'], stdout=subprocess.PIPE, check=True, text=True
-  ).stdout
-  return json.loads(out)[0]
+  done = subprocess.run([sys.executable, *sys.argv, *own, '--json'], stdout=subprocess.PIPE, text=True)
+  if done.returncode:
+    return dict(zip(('model', 'lengths', 'step'), cell)) | {'failed': done.returncode}
+  return json.loads(done.stdout)[0]
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-  print(f'{rows[0]["device"]}, peak {rows[0]["peak"]} operations/s')
+  for device, peak in {(row['device'], row['peak']) for row in rows if 'failed' not in row}:
+    print(f'{device}, peak {peak} operations/s')
   for row in rows:
     what = f'{row["model"]:6} {row["lengths"]:8} {row["step"]:12}'
-    if not row['fits']:
-      print(f'{what} does not fit')
+    if not row.get('fits'):
+      print(f'{what} failed: exit {row["failed"]}' if 'failed' in row else f'{what} does not fit')
       continue
     mfu, memory = ('-' if row[name] is None else f'{row[name]:.3g}' for name in ('mfu', 'peak_gib'))
     print(
@@ -93,7 +98,8 @@ def one(options: argparse.Namespace, model: str, lengths: str, step: str) -> dic
   config = dataclasses.replace(MODELS[model], dtype=options.dtype, remat=options.remat)
   rows = steps.full_rows(config, options.batch, *map(int, lengths.split('/')))
   rows = steps.for_algorithm(rows, algorithm)
-  useful = steps.make(dataclasses.replace(config, remat=False), algorithm, **settings).flops(rows)
+  plain = settings | {'chunk_size': None}  # Chunks are projected once more in the backward pass.
+  useful = steps.make(dataclasses.replace(config, remat=False), algorithm, **plain).flops(rows)
   peak = options.peak or peak_of(device)
   row = {'device': device.device_kind, 'peak': peak, 'model': model, 'lengths': lengths, 'step': step}
   try:

@@ -39,5 +39,5 @@ def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
   What else the machine does in a round slows both, so that a round's ratio is steadier than its seconds.
   """
   ratios = [x / y for x, y in zip(numerator, denominator, strict=True)]
-  low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+  low, middle, high = statistics.quantiles(ratios, n=4, method='inclusive') if len(ratios) > 1 else ratios * 3
   return {'median': middle, 'low': low, 'high': high}

@@ -1,0 +1,35 @@
+"""What the benchmarks make of what they measure; what they measure is not looked at."""
+
+import importlib
+import pathlib
+import types
+
+import pytest
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+  """From a benchmark's name to its module; they import one another by name."""
+  monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent.parent / 'benchmarks'))
+  return importlib.import_module
+
+
+@pytest.mark.parametrize('rounds, quartiles', [(1, (1, 1, 1)), (2, (1.25, 1.5, 1.75)), (3, (1.5, 2, 2.5))])
+def test_quartiles_lie_between_the_rounds(benchmark, rounds, quartiles):
+  found = benchmark('timing').ratio([1.0, 2.0, 3.0][:rounds], [1.0] * rounds)
+  assert (found['low'], found['median'], found['high']) == quartiles
+
+
+def test_a_step_that_fails_is_a_row_beside_the_others(benchmark, monkeypatch, capsys):
+  accelerator = benchmark('accelerator')
+  row = {'device': 'd', 'peak': 1.0, 'model': 'm', 'lengths': '1/1', 'step': 'sft', 'fits': False}
+  ended = [
+    types.SimpleNamespace(returncode=-9, stdout=''),
+    types.SimpleNamespace(returncode=0, stdout=accelerator.json.dumps([row])),
+  ]
+  monkeypatch.setattr(accelerator.subprocess, 'run', lambda *_, **__: ended.pop(0))
+  accelerator.show([accelerator.apart(('large', '512/128', step)) for step in ('dro_v_live', 'sft')])
+  lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert [line[2:] for line in lines] == [
+    ['1.0', 'operations/s'], ['dro_v_live', 'failed:', 'exit', '-9'], ['sft', 'does', 'not', 'fit'],
+  ]  # fmt: skip
