@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import steps
 import timing
+from arguments import numbers
 from flax import linen as nn
 
 from dro_jax import algorithms, logprobs, partitioning, scoring
@@ -133,16 +134,12 @@ def show(found: dict[str, Any]) -> None:
     )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-  return tuple(map(int, text.split(',')))
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--batch', type=int, default=4, help='rows of the timed step')
-  parser.add_argument('--lengths', type=_numbers, default=(64, 512), help='prompt,response tokens of a row')
-  parser.add_argument('--chunks', type=_numbers, default=(16, 64), help='chunk sizes timed')
+  parser.add_argument('--lengths', type=numbers, default=(64, 512), help='prompt,response tokens of a row')
+  parser.add_argument('--chunks', type=numbers, default=(16, 64), help='chunk sizes timed')
   parser.add_argument('--tpu', action='store_true', help='memory on a v5e chip too (compiles for minutes)')
   parser.add_argument('--clock', choices=timing.CLOCKS, default='wall', help='cpu: of all cores together')
   parser.add_argument('--json', action='store_true', help='one JSON object on standard output')

@@ -12,6 +12,8 @@ import tempfile
 import time
 from typing import Any
 
+from arguments import pair
+
 from dro_jax.data.layout import Layout, fill
 from dro_jax.data.plan import Plan
 from dro_jax.data.tasks import build_table, find
@@ -50,19 +52,14 @@ def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _pair(text: str) -> tuple[int, int]:
-  first, second = map(int, text.split(','))
-  return first, second
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('files', nargs='+', help='triplet files, each measured by itself')
   parser.add_argument('--vocabulary', default='bytes', help='bytes, or a SentencePiece model')
   parser.add_argument('--columns', help="the files' own names: response=post_edit")
   parser.add_argument('--batch', type=int, default=32, help='responses a batch')
-  parser.add_argument('--limits', type=_pair, default=(512, 512), help='longest prompt,response in tokens')
-  parser.add_argument('--rows', type=_pair, default=(None, None), help='prompt,response tokens of a row')
+  parser.add_argument('--limits', type=pair, default=(512, 512), help='longest prompt,response in tokens')
+  parser.add_argument('--rows', type=pair, default=(None, None), help='prompt,response tokens of a row')
   parser.add_argument('--row_multiple', type=int, default=1, help='rows come in multiples of this')
   parser.add_argument('--coverage', type=float, default=1.0, help='share of batches that the row count holds')
   parser.add_argument('--padded', action='store_true', help='one response a row')

@@ -14,6 +14,7 @@ from typing import Any
 
 import steps
 import timing
+from arguments import pair
 
 from dro_jax import algorithms
 
@@ -66,16 +67,11 @@ def show(found: list[dict[str, Any]]) -> None:
     )
 
 
-def _pair(text: str) -> tuple[int, int]:
-  first, second = map(int, text.split(','))
-  return first, second
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--batch', type=int, default=8, help='rows')
-  parser.add_argument('--lengths', type=_pair, default=(128, 128), help='prompt,response tokens of a row')
+  parser.add_argument('--lengths', type=pair, default=(128, 128), help='prompt,response tokens of a row')
   parser.add_argument('--layers', type=int, default=1, help="of T5-L's 24 a side, with as much vocabulary")
   parser.add_argument('--dtype', default='float32', help='of activations')
   parser.add_argument('--clock', choices=timing.CLOCKS, default='wall', help='cpu: of all cores together')
