@@ -166,42 +166,42 @@ def _ways(grid: Grid, cut: Cut) -> int:
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Grid) -> Iterator[None]:
+def use_mesh(grid: Grid) -> Iterator[None]:
   """Within, the models' logical constraints mean this mesh."""
-  with jax.set_mesh(mesh.mesh), nn.logical_axis_rules(mesh.rules):
+  with jax.set_mesh(grid.mesh), nn.logical_axis_rules(grid.rules):
     yield
 
 
-def num_row_shards(mesh: Grid) -> int:
+def num_row_shards(grid: Grid) -> int:
   """Into how many parts the mesh cuts a batch's rows."""
-  return _ways(mesh, _first_cut(mesh, 'activation_batch'))
+  return _ways(grid, _first_cut(grid, 'activation_batch'))
 
 
-def refuse_length(mesh: Grid, name: str, length: int) -> None:
+def refuse_length(grid: Grid, name: str, length: int) -> None:
   """Refuses rows of a length that the mesh is to cut and cannot.
 
   Raises:
     UsageError: it does not divide.
   """
-  cut = _first_cut(mesh, 'activation_length')
-  if length % _ways(mesh, cut):
+  cut = _first_cut(grid, 'activation_length')
+  if length % _ways(grid, cut):
     raise UsageError(
-      f'make_mesh.rules cuts lengths by {" and ".join(_axes(cut))}, {_ways(mesh, cut)} ways, which do not '
+      f'make_mesh.rules cuts lengths by {" and ".join(_axes(cut))}, {_ways(grid, cut)} ways, which do not '
       f'divide rows of {length} {name} tokens: pass --set ROW_{name.upper()}_LENGTH=, a multiple.'
     )
 
 
-def replicated(mesh: Grid) -> NamedSharding:
+def replicated(grid: Grid) -> NamedSharding:
   """Every device holds all of it."""
-  return NamedSharding(mesh.mesh, PartitionSpec())
+  return NamedSharding(grid.mesh, PartitionSpec())
 
 
-def rows_sharding(mesh: Grid) -> NamedSharding:
+def rows_sharding(grid: Grid) -> NamedSharding:
   """Rows (the first axis) cut as the rules say, by default over data and fsdp."""
-  return NamedSharding(mesh.mesh, PartitionSpec(_first_cut(mesh, 'activation_batch')))
+  return NamedSharding(grid.mesh, PartitionSpec(_first_cut(grid, 'activation_batch')))
 
 
-def parameter_shardings(boxed: Params, mesh: Grid) -> Params:
+def parameter_shardings(boxed: Params, grid: Grid) -> Params:
   """Shardings of a tree of (abstract) parameters boxed with logical axes.
 
   Raises:
@@ -210,26 +210,26 @@ def parameter_shardings(boxed: Params, mesh: Grid) -> Params:
 
   def sharding(path, leaf, names: PartitionSpec) -> NamedSharding:
     where = f'{jax.tree_util.keystr(path, simple=True, separator="/")} {leaf.shape}'
-    spec = nn.logical_to_mesh_axes(tuple(names), mesh.rules)
-    _refuse_conflict(mesh, where, tuple(names), tuple(spec))
+    spec = nn.logical_to_mesh_axes(tuple(names), grid.rules)
+    _refuse_conflict(grid, where, tuple(names), tuple(spec))
     for size, cut in zip(leaf.shape, spec):
-      if size % _ways(mesh, cut):
-        said = ' × '.join(f'{axis}={mesh.shape[axis]}' for axis in _axes(cut))
+      if size % _ways(grid, cut):
+        said = ' × '.join(f'{axis}={grid.shape[axis]}' for axis in _axes(cut))
         raise UsageError(
           f'the mesh axis {said} does not divide an axis of size {size} of the parameter {where}: '
           f'choose a make_mesh.{_axes(cut)[0]} that divides it.'
         )
-    return NamedSharding(mesh.mesh, spec)
+    return NamedSharding(grid.mesh, spec)
 
   return jax.tree_util.tree_map_with_path(
     sharding, nn.unbox(boxed), nn.get_partition_spec(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec)
   )
 
 
-def _refuse_conflict(mesh: Grid, where: str, names: Sequence[str], spec: Sequence[Cut]) -> None:
+def _refuse_conflict(grid: Grid, where: str, names: Sequence[str], spec: Sequence[Cut]) -> None:
   """Refuses an axis that is whole only because what cuts it cuts another one already."""
   for name, cut in zip(names, spec):
-    cuts = [cut for known, cut in mesh.rules if known == name]
+    cuts = [cut for known, cut in grid.rules if known == name]
     if cut is None and cuts and None not in cuts:
       others = [other for other, taken in zip(names, spec) if set(_axes(taken)) & set(_axes(cuts[-1]))]
       raise UsageError(
@@ -240,7 +240,7 @@ def _refuse_conflict(mesh: Grid, where: str, names: Sequence[str], spec: Sequenc
       )
 
 
-def state_shardings(abstract_state, params_shardings: Params, mesh: Grid):
+def state_shardings(abstract_state, params_shardings: Params, grid: Grid):
   """Shardings of a TrainState: what has a parameter's path and its axes, or some of them, is cut as it is.
 
   All else is replicated: counts, and the placeholders of what an optimiser does not keep.
@@ -261,16 +261,16 @@ def state_shardings(abstract_state, params_shardings: Params, mesh: Grid):
       keys = ((name, *path[start:]) for start in range(len(path)))
       found = next((by_path[key] for key in keys if key in by_path), ((), PartitionSpec()))
       spec = _spec_of_moment(*found, leaf.shape, is_column='v_col' in jax.tree_util.keystr(path))
-      return NamedSharding(mesh.mesh, spec)
+      return NamedSharding(grid.mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
   return abstract_state._replace(
-    step=replicated(mesh),
+    step=replicated(grid),
     params=params_shardings,
     opt_state={name: follow(name, tree) for name, tree in abstract_state.opt_state.items()},
     reference=None if abstract_state.reference is None else params_shardings['policy'],
-    statistics=dict.fromkeys(abstract_state.statistics, replicated(mesh)),
+    statistics=dict.fromkeys(abstract_state.statistics, replicated(grid)),
   )
 
 
@@ -291,19 +291,19 @@ def _spec_of_moment(
   return PartitionSpec()
 
 
-def host_rows(mesh: Grid, num_rows: int) -> tuple[int, int]:
+def host_rows(grid: Grid, num_rows: int) -> tuple[int, int]:
   """The range [start, stop) of rows that this process's devices hold."""
   slices = [
     index[0].indices(num_rows)
-    for index in rows_sharding(mesh).addressable_devices_indices_map((num_rows,)).values()
+    for index in rows_sharding(grid).addressable_devices_indices_map((num_rows,)).values()
   ]
   return min(start for start, _, _ in slices), max(stop for _, stop, _ in slices)
 
 
-def global_batch(mesh: Grid, local: Rows, num_rows: int) -> Rows:
+def global_batch(grid: Grid, local: Rows, num_rows: int) -> Rows:
   """This host's rows as its part of the global batch; its units, which every host knows, replicated."""
-  rows = global_rows(mesh, local._replace(units=None), num_rows)
-  whole = replicated(mesh)
+  rows = global_rows(grid, local._replace(units=None), num_rows)
+  whole = replicated(grid)
   return rows._replace(
     units=jax.tree.map(
       lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), local.units
@@ -311,10 +311,10 @@ def global_batch(mesh: Grid, local: Rows, num_rows: int) -> Rows:
   )
 
 
-def global_rows(mesh: Grid, local: Any, num_rows: int) -> Any:
+def global_rows(grid: Grid, local: Any, num_rows: int) -> Any:
   """A tree of this host's rows as its part of the global batch."""
-  sharding = rows_sharding(mesh)
-  start, _ = host_rows(mesh, num_rows)
+  sharding = rows_sharding(grid)
+  start, _ = host_rows(grid, num_rows)
 
   def place(x: np.ndarray | jax.Array) -> jax.Array:
     def shard(index):
