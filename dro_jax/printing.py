@@ -40,7 +40,8 @@ class Sections(dict):
       for column in columns:
         table.add_column(column, overflow='fold')
       for row in rows:
-        table.add_row(*(text.Text('' if value is None else str(value)) for value in row.values()))
+        values = map(row.get, columns)
+        table.add_row(*(text.Text('' if value is None else str(value)) for value in values))
       parts += [text.Text(f'\n{title}', style='bold'), table] if rows else []
     return console.Group(*parts, *([text.Text(f'\n{self._note}')] if self._note else []))
 
