@@ -111,34 +111,38 @@ def of_state(state: TrainState) -> dict[str, float | int]:
 # --- the rule of thumb --------------------------------------------------------------------------------------
 
 
-def rule_of_thumb(state: TrainState, tokens: tuple[int, int], algorithm: Any) -> float | int:
+def rule_of_thumb(
+  state: TrainState, tokens: tuple[int, int], algorithm: Any, frozen_trunk: bool = False
+) -> float | int:
   """Operations of a step by 6 N D and 2 N D: parameters times tokens that meet them.
 
   Encoders meet prompt tokens, decoders with the vocabulary's projection response tokens; an embedding that is
-  only looked up meets none. 6 for what is trained, 2 for the reference, 2 more of a decoder for mismatched
-  pairs.
+  only looked up meets none. 6 for what is trained, 2 for the reference and for a trunk that is held, 2 more
+  of a decoder for mismatched pairs.
 
   Args:
     state: shapes.
     tokens: of prompts and of responses, padding included, as the rows are computed on.
     algorithm: which passes there are.
+    frozen_trunk: whether nothing is pulled back to the value network's trunk.
   """
-  total = 0.0
-  trained = {'policy': 6 if algorithm.trains_policy else 2, 'value': 6}
-  passes = [(trained[name], tree) for name, tree in state.params.items()]
-  passes += [(2, state.reference)] if state.reference is not None else []
-  for factor, tree in passes:
-    encoder, decoder = _met(tree.get('trunk', tree))
-    total += factor * (encoder * tokens[0] + decoder * tokens[1])
+  policy, reference = state.params['policy'], state.reference
+  passes = [(6 if algorithm.trains_policy else 2, *_met(policy))]
+  passes += [] if reference is None else [(2, *_met(reference))]
+  if trunk := state.params.get('value', {}).get('trunk'):
+    passes.append((2 if frozen_trunk else 6, _size(trunk, 'encoder'), _size(trunk, 'decoder')))
   if algorithm.uses_mismatched:
-    scored = [tree for name, tree in state.params.items() if name == 'policy'] + [state.reference]
-    total += sum(2 * _met(tree)[1] * tokens[1] for tree in scored if tree is not None)
-  return total
+    passes += [(2, 0, _met(tree)[1]) for tree in (policy, reference) if tree is not None]
+  return float(
+    sum(factor * (encoder * tokens[0] + decoder * tokens[1]) for factor, encoder, decoder in passes)
+  )
 
 
 def _met(tree: Mapping[str, Any]) -> tuple[int, int]:
-  """Parameters that prompt tokens meet, and those that response tokens do."""
-  size = lambda part: sum(math.prod(x.shape) for x in jax.tree.leaves(tree.get(part, {})))  # noqa: E731
-  decoder = size('decoder')
-  tied = decoder and 'logits_dense' not in tree['decoder']
-  return size('encoder'), decoder + (size('token_embedder') if tied else 0)
+  """Parameters of a policy that prompt tokens meet, and those that response tokens do."""
+  tied = 'logits_dense' not in tree['decoder']
+  return _size(tree, 'encoder'), _size(tree, 'decoder') + (_size(tree, 'token_embedder') if tied else 0)
+
+
+def _size(tree: Mapping[str, Any], part: str) -> int:
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree.get(part, {})))

@@ -25,7 +25,7 @@ def triplets(
     responses: to each prompt.
     prompt_length: tokens of every prompt.
     response_length: tokens of every response.
-    columns: other columns that a record has, each 1.
+    columns: other columns that a record has, each ½: a value is below the best reward.
   """
   count = prompts * responses
   rewards = np.tile(np.arange(responses, dtype=np.float64), prompts)
@@ -34,7 +34,7 @@ def triplets(
   table = TokenTable(
     prompt_index=index, prompt_lengths=np.full(count, prompt_length),
     response_lengths=np.full(count, response_length), rewards=rewards, raw_rewards=rewards,
-    columns=dict.fromkeys(columns, np.ones(count)), ids=_texts([str(i) for i in range(count)]),
+    columns=dict.fromkeys(columns, np.full(count, 0.5)), ids=_texts([str(i) for i in range(count)]),
     prompts=Texts(names._data, names._offsets, index),
     responses=_texts([f'response {i}' for i in range(count)]),
     prompt_digests=split.digests(names)[index], truncated=np.zeros(count, bool), weights=None, report={},
