@@ -17,8 +17,7 @@ from dro_jax.errors import UsageError
 _CELLS = 3  # Of 64 bits to an entry: two of hash, and the number + 1; 0 is free.
 _ENTRY = 8 * _CELLS  # Bytes.
 _FILLING = 0.6
-_FIRST_BITS = 13  # Entries to begin with, as a power of two.
-_MEMORY_BITS = 16  # Above so many, on disk: 1.5 MB.
+_FIRST_BITS = _MEMORY_BITS = 16  # Entries to begin with, as a power of two; more are on disk: 1.5 MB.
 _NONE = -1
 _HALVES = struct.Struct('>QQ').unpack
 

@@ -163,7 +163,6 @@ def read_prompts(
   for path in expand(paths):
     for where, fields in located(path):
       record_id = _id(fields, names, where, ids)
-      ids[record_id] = where
       if _is_conversation(fields, names, ('prompt',)):
         yield record_id, _of_messages(chat.question, fields, names, where, chat_template)
       else:
@@ -199,19 +198,17 @@ def _records(
 ) -> Iterator[Record]:
   names = _names(columns)
   chat.check_template(chat_template)
-  carried, rewards = _carried(names), reward_words.Rewards(reward_words.parse(map_reward))
+  carried, rewards = _Carried(names), reward_words.Rewards(reward_words.parse(map_reward))
   ids = _Ids()
   for where, fields in raw:
     textual = where.rpartition(':')[0] in typeless
-    record = Record(
+    yield Record(
       _id(fields, names, where, ids),
       *_texts(fields, names, where, chat_template),
       _reward(fields, names, where, rewards, textual, rewards_required),
       _columns(fields, names, carried, where, textual),
       where,
     )
-    ids[record.id] = where
-    yield record
   rewards.warn(name)
 
 
@@ -258,17 +255,18 @@ class _Ids:
   def __contains__(self, text: str) -> bool:
     return self._seen.get(text) is not None
 
-  def __getitem__(self, text: str) -> str:
-    file, line = divmod(self._seen.get(text), _LINES)
-    return f'{list(self._files)[file]}:{line}'
-
-  def __setitem__(self, text: str, where: str) -> None:
+  def add(self, text: str, where: str) -> str | None:
+    """Where the id was given before, or None."""
     path, _, line = where.rpartition(':')
-    self._seen.setdefault(text, self._files.setdefault(path, len(self._files)) * _LINES + int(line))
+    number = self._files.setdefault(path, len(self._files)) * _LINES + int(line)
+    if (first := self._seen.setdefault(text, number)) == number:
+      return None
+    file, line = divmod(first, _LINES)
+    return f'{list(self._files)[file]}:{line}'
 
 
 def _id(fields: Mapping[str, Any], names: Mapping[str, str], where: str, seen: _Ids) -> str:
-  """The record's own id, or else file:line."""
+  """The record's own id, or else file:line; it is put with those seen."""
   value = fields.get(names.get('id', 'id'))
   if value is None and 'id' in names:
     raise _missing(fields, names, 'id', where)
@@ -280,10 +278,10 @@ def _id(fields: Mapping[str, Any], names: Mapping[str, str], where: str, seen: _
   text = str(value)
   if reason := _unsound(text):
     raise _wrong('id', names, where, reason)
-  if text in seen:
+  if before := seen.add(text, where):
     raise UsageError(
-      f'{where}: id {shown(value)} (field {_called("id", names)}) was used before at {seen[text]}; give '
-      'every record its own id, or remove the field and ids will be FILE:LINE'
+      f'{where}: id {shown(value)} (field {_called("id", names)}) was used before at {before}; give every '
+      'record its own id, or remove the field and ids will be FILE:LINE'
     )
   return text
 
@@ -292,14 +290,15 @@ def _texts(fields: Mapping[str, Any], names: Mapping[str, str], where: str, temp
   """(prompt, response)."""
   if _is_conversation(fields, names, ('prompt', 'response')):
     return _of_messages(chat.split, fields, names, where, template)
-  return tuple(_text(fields, names, name, where, template) for name in ('prompt', 'response'))
+  prompt = _text(fields, names, 'prompt', where, template)
+  return prompt, _text(fields, names, 'response', where, template)
 
 
 def _is_conversation(fields: Mapping[str, Any], names: Mapping[str, str], instead_of: Sequence[str]) -> bool:
   """Whether `messages` stands for these fields: it is asked for, or they are neither named nor there."""
-  named = any(name in names for name in instead_of)
-  there = any(fields.get(name) is not None for name in instead_of)
-  return 'messages' in names or (not named and not there and fields.get('messages') is not None)
+  if 'messages' in names or fields.get('messages') is None:
+    return 'messages' in names
+  return not any(name in names or fields.get(name) is not None for name in instead_of)
 
 
 def _of_messages(read: Callable, fields, names: Mapping[str, str], where: str, template: str) -> Any:
@@ -321,7 +320,9 @@ def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where:
     value = chat.prompt(value, template, what) if name == 'prompt' else chat.response(value, what)
   if not isinstance(value, str):
     raise _wrong(name, names, where, f'is {shown(value)}, a {type(value).__name__}; it must be text')
-  if reason := 'is empty; remove the record or fill it in' if not value.strip() else _unsound(value):
+  if not value or value.isspace():
+    raise _wrong(name, names, where, 'is empty; remove the record or fill it in')
+  if reason := _unsound(value):
     raise _wrong(name, names, where, reason)
   return value
 
@@ -372,35 +373,33 @@ def _is_finite(number: float) -> bool:
 def _number(value: Any, textual: bool) -> float | None:
   """A number or boolean as a float, from text too where the format has no types; None for anything else."""
   try:
-    if isinstance(value, int | float):
-      return float(value)
-    if textual and isinstance(value, str):
-      lowered = value.strip().lower()
-      return float(lowered == 'true') if lowered in ('true', 'false') else reward_words.as_number(value)
-    return float(value) if hasattr(value, '__float__') and not isinstance(value, str) else None
+    if isinstance(value, str):
+      return _of_text(value) if textual else None
+    return float(value) if hasattr(value, '__float__') else None
   except OverflowError:
     return math.inf
   except (TypeError, ValueError):
     return None
 
 
-def _carried(names: Mapping[str, str]) -> Callable[[str], str | None]:
+def _of_text(text: str) -> float | None:
+  lowered = text.strip().lower()
+  return float(lowered == 'true') if lowered in ('true', 'false') else reward_words.as_number(text)
+
+
+class _Carried(dict):
   """From the file's name of a column to ours; None for the fields that every triplet has."""
-  ours = {theirs: name for name, theirs in names.items() if name not in FIELDS}
-  taken = {names.get(field, field) for field in FIELDS} | set(FIELDS)
-  known: dict[str, str | None] = {}
 
-  def carried(theirs: str) -> str | None:
-    if theirs not in known:
-      name = ours.get(theirs, None if theirs in taken else theirs)
-      known[theirs] = _ALIASES.get(name, name)
-    return known[theirs]
+  def __init__(self, names: Mapping[str, str]):
+    super().__init__(dict.fromkeys([*FIELDS, *(names.get(field, field) for field in FIELDS)]))
+    self |= {theirs: _ALIASES.get(name, name) for name, theirs in names.items() if name not in FIELDS}
 
-  return carried
+  def __missing__(self, theirs: str) -> str:
+    return self.setdefault(theirs, _ALIASES.get(theirs, theirs))
 
 
 def _columns(
-  fields, names: Mapping[str, str], carried: Callable, where: str, textual: bool
+  fields, names: Mapping[str, str], carried: _Carried, where: str, textual: bool
 ) -> dict[str, float]:
   """The record's other numbers, under our names; text is left out, unless the column has a meaning."""
   found = {}
@@ -408,7 +407,7 @@ def _columns(
     if name not in FIELDS and fields.get(names[name]) is None:
       raise _missing(fields, names, name, where)
   for theirs, value in fields.items():
-    name = carried(theirs)
+    name = carried[theirs]
     if name is None or value is None:
       continue
     if name == _SAMPLER:
