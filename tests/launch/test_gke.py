@@ -174,14 +174,15 @@ def test_what_fails_twice_in_succession_by_itself_is_ended(cluster, capsys, scen
 
 
 def test_a_pod_that_cannot_begin_is_seen_behind_one_that_is_created(cluster, capsys):
-  cluster.script(scene(pod(0, waiting='ContainerCreating'), pod(1, waiting='ImagePullBackOff')))
+  waiting = scene(pod(0, waiting='ContainerCreating'), pod(1, waiting='ImagePullBackOff'))
+  cluster.script(*[waiting] * 5, scene(over=DONE))
   assert gke.run(job(), ARGUMENTS) == 1
   assert 'cannot begin: ImagePullBackOff: why' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('waiting', ['ContainerCreating', 'PodInitializing'])
 def test_a_pod_that_is_created_for_too_long_is_described_and_ended(cluster, capsys, waiting):
-  cluster.script(scene(pod(0), pod(1, waiting=waiting)))
+  cluster.script(*[scene(pod(0), pod(1, waiting=waiting))] * 20, scene(over=DONE))
   assert gke.run(job(begin_seconds=0.05), ARGUMENTS) == 1
   said = capsys.readouterr().err
   assert 'pod-0-1 has not begun in 0.05 s. kubectl describe pods pod-0-1:\nFailedMount: no such' in said
