@@ -8,7 +8,7 @@ import pytest
 
 from launch import scripts
 
-EVIL = ['train', '--set=TEMPLATE=it\'s `a` $HOME\n\\ "🙂" {prompt}', 'END_OF_FILE', '']
+EVIL = ['train', '--set=TEMPLATE=it\'s `a` $HOME\n\\ "🙂" {prompt}', 'a\nEND_OF_FILE\nb', '']
 SCRIPTS = {
   'install': scripts.install('3.11', 'tpu'),
   'start': scripts.start(1, EVIL, 'auto'),
