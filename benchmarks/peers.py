@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import timing
+from arguments import pair
 
 THREADS = len(os.sched_getaffinity(0))
 LEARNING_RATE, TAU = 1e-4, 1.0
@@ -514,11 +515,6 @@ def _words(text: str) -> Sequence[str]:
   return tuple(text.split(','))
 
 
-def _pair(text: str) -> tuple[int, int]:
-  first, second = map(int, text.split(','))
-  return first, second
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--t5x', help="a checkout of T5X; without it T5X's network is left out")
@@ -527,7 +523,7 @@ def main() -> None:
   parser.add_argument('--peers', type=_words, default=('torch', 'torch_compiled', 't5x', 't5x_trainer'))
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--batch', type=int, default=8, help='rows')
-  parser.add_argument('--lengths', type=_pair, default=(128, 128), help='prompt,response tokens of a row')
+  parser.add_argument('--lengths', type=pair, default=(128, 128), help='prompt,response tokens of a row')
   parser.add_argument('--vocab', type=int, default=32128)
   parser.add_argument('--width', type=int, default=512)
   parser.add_argument('--heads', type=int, default=6)
