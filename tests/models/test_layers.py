@@ -66,3 +66,24 @@ def test_constrain_needs_a_mesh_and_rules():
   assert len(cut(x).sharding.device_set) == 1
   with jax.set_mesh(mesh), nn.logical_axis_rules([('activation_batch', 'data'), ('activation_embed', None)]):
     assert len(cut(x).sharding.device_set) == 8
+
+
+def test_rows_and_lengths_are_one_axis_on_a_cpu_alone():
+  x, kernel = jax.random.normal(jax.random.key(0), (2, 3, 4)), jax.random.normal(jax.random.key(1), (4, 5))
+
+  def product(kind, platform):
+    device = jax.sharding.AbstractDevice(kind, None, platform)
+    mesh = jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+      [dot] = [
+        equation for equation in jax.make_jaxpr(layers.project)(x, kernel).eqns
+        if equation.primitive.name == 'dot_general'
+      ]  # fmt: skip
+    return dot.outvars[0].aval.shape
+
+  assert product('cpu', 'cpu') == (6, 5)
+  assert product('TPU v5 lite', 'tpu') == (2, 3, 5)
+  with jax.set_mesh(jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))):
+    flat = layers.project(x, kernel)
+  np.testing.assert_allclose(flat, layers.project(x, kernel), rtol=1e-6)
+  np.testing.assert_allclose(flat, np.asarray(x, np.float64) @ np.asarray(kernel, np.float64), rtol=1e-5)
