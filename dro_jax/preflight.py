@@ -308,7 +308,7 @@ def _too_large(message: str, state: TrainState, where: chips.Slice, spent: float
   Raises:
     UsageError: for something else than a chip's main memory.
   """
-  if 'hbm' not in message.lower() or re.search(r'memory space (?!hbm)\w', message):
+  if not re.search('(memory on|memory space|available) hbm', message, re.IGNORECASE):
     raise UsageError(
       f'the compiler ran out of something else than HBM: {message.splitlines()[0]} Another mesh or DTYPE may '
       'do, or other COMPILER_OPTIONS.'

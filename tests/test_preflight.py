@@ -252,7 +252,7 @@ def test_what_samples_its_responses_is_refused(monkeypatch):
   [
     ('the total memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G).', 20.5),
     ('Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm.', 0.5),
-    ('RESOURCE_EXHAUSTED: hbm', None),
+    ('CompileTimeHbmOom: Ran out of memory on HBM.', None),
   ],
 )
 def test_what_the_compiler_says_of_a_step_that_is_too_large(said, gib):
