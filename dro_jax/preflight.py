@@ -497,7 +497,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, str | int | None]:
   best = row.get('roofline_seconds')
   return what | {
     'fits': {True: 'yes', False: 'no'}.get(row['fits']), 'memory a chip': _gib(row.get('total_bytes')),
-    'roofline': None if best is None else f'{best:.4f} s', 'bound by': row.get('bound_by'),
+    'roofline': None if best is None else f'{best:.4g} s', 'bound by': row.get('bound_by'),
     'refused': row.get('refused'),
   }  # fmt: skip
 

@@ -229,7 +229,7 @@ def test_a_sweep_compiles_what_may_do_and_ranks_what_fits(monkeypatch):
     (2, 1, 4): 'not compiled: --set SWEEP_LIMIT=8 does',
   }  # fmt: skip
   text = said(found)
-  assert re.search(r'1 +8 +1 +yes +1\.000 GiB +1\.0000 s', text) and re.search(r'1 +1 +8 +no +8 heads', text)
+  assert re.search(r'1 +8 +1 +yes +1\.000 GiB +1 s', text) and re.search(r'1 +1 +8 +no +8 heads', text)
 
 
 REPLICATED = partitioning.replicated(partitioning.make_mesh())
