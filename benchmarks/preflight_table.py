@@ -1,7 +1,7 @@
 """Preflight of T5 base … XXL × DRO-V, KTO, DPO on TPU slices, one `dro_jax preflight` each, as Markdown.
 
   python benchmarks/preflight_table.py [--models large,xl] [--algorithms dro_v] [--slices v5e:4x4] [--json]
-  python benchmarks/preflight_table.py --scaling          # T5 base's bytes a chip, 4 to 256 chips, by mesh
+  python benchmarks/preflight_table.py --scaling          # T5 large's bytes a chip, 4 to 256 chips, by mesh
 
 Every cell compiles for minutes. Cells are kept in --cache as they come, but for those that fail, and are made
 again only for another command, jax or libtpu: after a change of the code that they measure, remove them.
@@ -26,7 +26,7 @@ ALGORITHMS = ('dro_v', 'kto', 'dpo')
 SETTINGS = ('DTYPE=bfloat16', 'REMAT=dots', 'CHUNK_SIZE=None', 'REMEDIES=False')
 # Rows are cut by data and fsdp: 32 of them at most 32 ways, what is left of 256 chips cuts matrices.
 LARGEST = 32
-FAMILIES = ('data', 'fsdp', 'model', 'fsdp_model')
+FAMILIES = ('data', 'fsdp', 'data_fsdp', 'model', 'fsdp_model')
 
 
 def mesh_of(chips: int, batch: int, family: str = 'fsdp') -> dict[str, int]:
@@ -35,6 +35,7 @@ def mesh_of(chips: int, batch: int, family: str = 'fsdp') -> dict[str, int]:
   return {
     'data': {'data': chips, 'fsdp': 1, 'model': 1},
     'fsdp': {'data': 1, 'fsdp': rows, 'model': chips // rows},
+    'data_fsdp': {'data': max(chips // 16, 1), 'fsdp': min(chips, 16), 'model': 1},
     'model': {'data': 1, 'fsdp': 1, 'model': chips},
     'fsdp_model': {'data': 1, 'fsdp': chips // 4, 'model': 4},
   }[family]
@@ -144,7 +145,7 @@ def main() -> None:
   args = parser.parse_args()
   if args.scaling:
     cells = [
-      ('base', 'dro_v', f'v5e:{size}', 2 * chips_of(f'v5e:{size}'), family)
+      ('large', 'dro_v', f'v5e:{size}', 2 * chips_of(f'v5e:{size}'), family)
       for family in args.families.split(',') for size in args.sizes.split(',')
     ]  # fmt: skip
   else:

@@ -90,7 +90,8 @@ def find(name: str) -> Slice:
   # Or it asks the cloud what machine this is, and keeps other programs from it.
   for variable, value in (
     ('TPU_SKIP_MDS_QUERY', '1'), ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1'), ('TPU_MIN_LOG_LEVEL', '3'),
-    ('TPU_STDERR_LOG_LEVEL', '3'),
+    ('TPU_STDERR_LOG_LEVEL', '3'), ('TPU_ACCELERATOR_TYPE', 'v5litepod-4'),
+    ('TPU_WORKER_HOSTNAMES', 'localhost'),
   ):  # fmt: skip
     os.environ.setdefault(variable, value)
   from jax.experimental import topologies

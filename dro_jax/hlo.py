@@ -439,13 +439,18 @@ def _collective(
   return Collective(kind, shapes, groups, count, origin[1] if origin else instruction.name)
 
 
+# Where devices are named, and not slices, the first device of slice 1 is 100000.
+_DEVICES_A_SLICE = 100_000
+
+
 def _slices(send: Instruction) -> tuple[int, ...]:
-  """The slices of a collective between them, written {1,2} or {1:2}."""
-  found = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', send.attributes)
+  """The slices of a collective between them, written {1,2}, {1:2}, or by device {{100000,200000}}."""
+  found = re.search(r'_xla_megascale_target="?\{+([\d,:]+)\}', send.attributes)
   if found is None:
     raise ValueError(f'{send.name}: cannot read which slices it is sent to: {send.attributes[:300]}')
   ends = [part.split(':') for part in found[1].split(',')]
-  return tuple(i for part in ends for i in range(int(part[0]), int(part[-1]) + 1))
+  named = [i for part in ends for i in range(int(part[0]), int(part[-1]) + 1)]
+  return tuple(sorted({i // _DEVICES_A_SLICE or i for i in named}))
 
 
 def _pairs(instruction: Instruction) -> tuple[tuple[int, ...], ...]:

@@ -224,11 +224,13 @@ def test_a_loop_that_cannot_be_counted_is_told():
     assert hlo.runs(hlo.parse(text)).count['body'] == 1
 
 
-def test_slices_are_read_in_both_forms():
+def test_slices_are_read_in_every_form():
   def read(target):
-    line = 'token[] send(%x), frontend_attributes={_xla_megascale_target="{' + target + '}x{0:3}"}'
+    line = 'token[] send(%x), frontend_attributes={_xla_megascale_target=' + target + ',_x="y"}'
     return hlo._slices(hlo._instruction('s', line))
 
-  assert read('1,2') == (1, 2) and read('1:4') == (1, 2, 3, 4)
+  assert read('"{1,2}x{0:3}"') == (1, 2) and read('"{1:4}x{0:3}"') == (1, 2, 3, 4)
+  assert read('{{100000,100001,200000,200001}}') == (1, 2)
+  assert read('{{100000,200000},{100001,200001}}') == (1, 2)
   with pytest.raises(ValueError, match='which slices'):
     read('all')
