@@ -273,7 +273,7 @@ def _after(
   steps: int,
 ) -> tuple[dict[str, float | int], dict[str, Any]]:
   """(memory a chip by kind, what a compiled step does and takes)."""
-  done = forecast.work(compiled.as_text(), list(run.mesh.devices.flat), where)
+  done = forecast.work(_program(compiled, where), list(run.mesh.devices.flat), where)
   memory = forecast.memory(state, compiled.memory_analysis(), done.kept_bytes)
   memory['available'] = where.chip.hbm
   times = forecast.seconds(done, where.chip)
@@ -289,6 +289,24 @@ def _after(
     'compiler_seconds': done.estimated_cycles / where.chip.clock,
     'steps': steps, **rates(best), 'nothing_hidden': rates(times['sum']),
   }  # fmt: skip
+
+
+def _program(compiled: jax.stages.Compiled, where: chips.Slice) -> str:
+  """The compiled program's text.
+
+  Raises:
+    UsageError: jaxlib cannot read what this libtpu made. That it fits is known, and told.
+  """
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    used = compiled.memory_analysis()
+    takes = (used.argument_size_in_bytes + used.temp_size_in_bytes) / chips.GIB
+    raise UsageError(
+      f'--topology={where.name}: the step compiles and fits, with {takes:.2f} of '
+      f'{where.chip.hbm / chips.GIB:.2f} GiB a chip, but this jaxlib cannot read the program that libtpu '
+      f'made: {str(error).splitlines()[0]}. Pass another kind of chip, or a jax and a libtpu that agree.'
+    ) from error
 
 
 def _rates(

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import io
 import re
+import types
 
 import jax
 import numpy as np
@@ -308,3 +309,19 @@ def test_recomputing_all_but_products_is_named_or_refused():
   assert dataclasses.replace(CONFIG, remat='dots').remat == 'dots'
   with pytest.raises(UsageError, match="remat='dotz'"):
     dataclasses.replace(CONFIG, remat='dotz')
+
+
+def test_a_program_that_cannot_be_read_is_told_with_what_it_takes():
+  class Unread(jax.stages.Compiled):
+    def __init__(self):
+      pass
+
+    def as_text(self):
+      raise jax.errors.JaxRuntimeError('INTERNAL: RET_CHECK failure\nelsewhere')
+
+    def memory_analysis(self):
+      return types.SimpleNamespace(argument_size_in_bytes=2**30, temp_size_in_bytes=2**29)
+
+  where = chips.Slice('v6e:2x2', 'v6e', (2, 2), 1, ())
+  with pytest.raises(UsageError, match=r'fits, with 1\.50 of 31\.24 GiB .*RET_CHECK failure\. Pass another'):
+    preflight._program(Unread(), where)
