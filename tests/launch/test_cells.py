@@ -133,17 +133,23 @@ def test_an_error_of_ours_lets_the_cells_save(command, tmp_path, monkeypatch):
   assert (tmp_path / 'runs' / 'seed_75' / 'saved').exists()
 
 
-def test_a_cell_that_a_signal_ends_before_it_has_begun_was_stopped(command):
+def interrupted(command, seeds):
+  """The exit code and standard error of a sweep that gets a SIGINT once two of its cells are up."""
   ours, theirs = command
   program = [sys.executable, launch.__file__, *ours, '--job.at_once=2']
-  program += ["--sweep.product.SEED=('143','75')", *theirs]
+  program += [f'--sweep.product.SEED={seeds}', *theirs]
   process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   ups = 0
   while ups < 2:
     ups += process.stdout.readline().endswith('up\n')
   process.send_signal(signal.SIGINT)
   _, said = process.communicate(timeout=20)
-  assert process.returncode == 75
+  return process.returncode, said
+
+
+def test_a_cell_that_a_signal_ends_before_it_has_begun_was_stopped(command):
+  code, said = interrupted(command, "('143','75')")
+  assert code == 75
   assert '2 of 2 cells were stopped or not begun' in said
 
 
@@ -185,16 +191,8 @@ def test_a_cell_that_is_refused_is_refused_before_any_begins(tmp_path, monkeypat
 
 
 def test_a_bound_on_how_many_run_and_a_signal_that_all_hear(command, tmp_path):
-  ours, theirs = command
-  program = [sys.executable, launch.__file__, *ours, '--job.at_once=2']
-  program += ["--sweep.product.SEED=('75','75 ','75  ')", *theirs]
-  process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-  ups = 0
-  while ups < 2:
-    ups += process.stdout.readline().endswith('up\n')
-  process.send_signal(signal.SIGINT)
-  _, said = process.communicate(timeout=20)
-  assert process.returncode == 75
+  code, said = interrupted(command, "('75','75 ','75  ')")
+  assert code == 75
   assert '2 cells are told, 1 are not begun' in said
   assert '3 of 3 cells were stopped or not begun' in said
   assert len((tmp_path / 'runs' / 'log').read_text().splitlines()) == 2
