@@ -85,22 +85,6 @@ def make_case(method: str, dtype: str, options: argparse.Namespace) -> Case:
 
 def dro_jax_step(case: Case) -> Step:
   """The step that `dro_jax train` compiles."""
-  return _jax_loop(*_dro_jax(case), case.rows, lambda output: output.metrics['loss'])
-
-
-def flops_of(case: Case) -> float:
-  """Operations of the step, counted; every side has to do them."""
-  import jax
-
-  from dro_jax import flops
-
-  step, state = _dro_jax(case)
-  return flops.count(
-    step, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, case.rows))
-  )
-
-
-def _dro_jax(case: Case) -> tuple[Callable, Any]:
   import jax
 
   from dro_jax import (
@@ -124,7 +108,17 @@ def _dro_jax(case: Case) -> tuple[Callable, Any]:
   ref = reference.frozen(scoring.make_score(nets.policy)) if algorithm.uses_reference else None
   score = scoring.make_score(nets.policy, nets.value)
   step = train_step.make_train_step(score, algorithm, txs, ref)
-  return step, train_state.create(params, txs, uses_reference=ref is not None)
+  state = train_state.create(params, txs, uses_reference=ref is not None)
+  return _jax_loop(step, state, case.rows, lambda output: output.metrics['loss'])
+
+
+def flops_of(case: Case) -> float:
+  """Operations of the step, counted; every side has to do them."""
+  import steps
+
+  from dro_jax import algorithms
+
+  return steps.make(case.config, getattr(algorithms, case.method)()).flops(case.rows)
 
 
 def _jax_loop(step: Callable, state: Any, rows: Any, loss_of: Callable) -> Step:
