@@ -45,8 +45,8 @@ def job(**fields):
 
 def test_processes_are_one_run_over_all_their_devices(member, capfd):
   assert local.run(job(), [SUM, SUM]) == 0
-  shown = capfd.readouterr().out.splitlines()
-  assert sorted(line for line in shown if 'Gloo' not in line) == ['[0] True 2 2 6.0', '[1] False 2 2 6.0']
+  # Between them gloo's threads say that they are connected, in lines that they may cut each other.
+  assert {'[0] True 2 2 6.0', '[1] False 2 2 6.0'} <= set(capfd.readouterr().out.splitlines())
 
 
 @pytest.mark.parametrize(
