@@ -4,7 +4,9 @@ import functools
 import itertools
 import logging
 import math
+import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -208,13 +210,13 @@ def _attempt(asked: Asked) -> Attempt:
     report['flops']['useful'] = _count(*plain, abstract_rows(plain[0]))
   start = time.monotonic()
   try:
-    compiled = compile_step(run, state, rows)
+    compiled, text = compile_step(run, state, rows)
   except Exception as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return Attempt(False, report | _too_large(str(error), state, where, time.monotonic() - start))
   spent = time.monotonic() - start
-  memory, after = _after(compiled, run, state, where, report, settings['schedule']().steps)
+  memory, after = _after(compiled, text, run, state, where, report, settings['schedule']().steps)
   fits = memory['total'] <= where.chip.hbm
   return Attempt(fits, report | {'fits': fits, 'memory': memory} | after | {'compile_seconds': spent})
 
@@ -230,10 +232,35 @@ def abstract_rows(run: training.Run, step: int = 0) -> Rows:
   return place(rows._replace(units=None), cut)._replace(units=place(rows.units, whole))
 
 
-def compile_step(run: training.Run, state: TrainState, rows: Rows) -> jax.stages.Compiled:
-  """The run's own jitted step, compiled for the devices of its mesh."""
-  with partitioning.use_mesh(run.mesh):
-    return run.step.lower(state, rows).compile()
+def compile_step(run: training.Run, state: TrainState, rows: Rows) -> tuple[jax.stages.Compiled, str]:
+  """(the run's own jitted step, compiled for the devices of its mesh; its program's text)."""
+  with partitioning.use_mesh(run.mesh), tempfile.TemporaryDirectory() as folder:
+    dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+    compiled = run.step.lower(state, rows).compile(compiler_options=dump)
+    return compiled, _text(compiled, pathlib.Path(folder))
+
+
+def _text(compiled: jax.stages.Compiled, dump: pathlib.Path) -> str:
+  """A compiled program's text, from the compiler's own dump where jaxlib cannot read the program.
+
+  jaxlib 0.10.2 does not know the async-updates that libtpu 0.0.52 makes for v5p's and v6e's sparse cores.
+
+  Raises:
+    UsageError: the compiler left no dump either. What the step takes is known, and told.
+  """
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    found = list(dump.glob('*.after_codegen.txt'))
+    if len(found) == 1:
+      return found[0].read_text()
+    used = compiled.memory_analysis()
+    takes = (used.argument_size_in_bytes + used.temp_size_in_bytes) / chips.GIB
+    raise UsageError(
+      f'the step compiles and takes {takes:.2f} GiB a chip, but this jaxlib cannot read the program that '
+      f'libtpu made: {str(error).splitlines()[0]}. Pass another kind of chip to --topology, or install a jax '
+      'and a libtpu that agree.'
+    ) from error
 
 
 def _count(run: training.Run, state: TrainState, rows: Rows) -> float | int:
@@ -266,6 +293,7 @@ def _before(run: training.Run, state: TrainState, rows: Rows, where: chips.Slice
 
 def _after(
   compiled: jax.stages.Compiled,
+  text: str,
   run: training.Run,
   state: TrainState,
   where: chips.Slice,
@@ -273,7 +301,7 @@ def _after(
   steps: int,
 ) -> tuple[dict[str, float | int], dict[str, Any]]:
   """(memory a chip by kind, what a compiled step does and takes)."""
-  done = forecast.work(_program(compiled, where), list(run.mesh.devices.flat), where)
+  done = forecast.work(text, list(run.mesh.devices.flat), where)
   memory = forecast.memory(state, compiled.memory_analysis(), done.kept_bytes)
   memory['available'] = where.chip.hbm
   times = forecast.seconds(done, where.chip)
@@ -289,24 +317,6 @@ def _after(
     'compiler_seconds': done.estimated_cycles / where.chip.clock,
     'steps': steps, **rates(best), 'nothing_hidden': rates(times['sum']),
   }  # fmt: skip
-
-
-def _program(compiled: jax.stages.Compiled, where: chips.Slice) -> str:
-  """The compiled program's text.
-
-  Raises:
-    UsageError: jaxlib cannot read what this libtpu made. That it fits is known, and told.
-  """
-  try:
-    return compiled.as_text()
-  except jax.errors.JaxRuntimeError as error:
-    used = compiled.memory_analysis()
-    takes = (used.argument_size_in_bytes + used.temp_size_in_bytes) / chips.GIB
-    raise UsageError(
-      f'--topology={where.name}: the step compiles and fits, with {takes:.2f} of '
-      f'{where.chip.hbm / chips.GIB:.2f} GiB a chip, but this jaxlib cannot read the program that libtpu '
-      f'made: {str(error).splitlines()[0]}. Pass another kind of chip, or a jax and a libtpu that agree.'
-    ) from error
 
 
 def _rates(

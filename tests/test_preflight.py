@@ -311,17 +311,24 @@ def test_recomputing_all_but_products_is_named_or_refused():
     dataclasses.replace(CONFIG, remat='dotz')
 
 
-def test_a_program_that_cannot_be_read_is_told_with_what_it_takes():
-  class Unread(jax.stages.Compiled):
-    def __init__(self):
-      pass
+class Unread(jax.stages.Compiled):
+  """A step whose program jaxlib cannot read."""
 
-    def as_text(self):
-      raise jax.errors.JaxRuntimeError('INTERNAL: RET_CHECK failure\nelsewhere')
+  def __init__(self):
+    pass
 
-    def memory_analysis(self):
-      return types.SimpleNamespace(argument_size_in_bytes=2**30, temp_size_in_bytes=2**29)
+  def as_text(self):
+    raise jax.errors.JaxRuntimeError('INTERNAL: RET_CHECK failure\nelsewhere')
 
-  where = chips.Slice('v6e:2x2', 'v6e', (2, 2), 1, ())
-  with pytest.raises(UsageError, match=r'fits, with 1\.50 of 31\.24 GiB .*RET_CHECK failure\. Pass another'):
-    preflight._program(Unread(), where)
+  def memory_analysis(self):
+    return types.SimpleNamespace(argument_size_in_bytes=2**30, temp_size_in_bytes=2**29)
+
+
+def test_a_program_that_jaxlib_cannot_read_is_read_from_the_compilers_dump(tmp_path):
+  (tmp_path / 'module_0000.jit_train_step.after_codegen.txt').write_text('HloModule here')
+  assert preflight._text(Unread(), tmp_path) == 'HloModule here'
+
+
+def test_a_program_that_cannot_be_read_is_told_with_what_it_takes(tmp_path):
+  with pytest.raises(UsageError, match=r'takes 1\.50 GiB a chip.*RET_CHECK failure\. Pass another'):
+    preflight._text(Unread(), tmp_path)
