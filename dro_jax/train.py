@@ -367,6 +367,11 @@ def _refuse_settings(
 ) -> None:
   if num_microbatches < 1:
     raise UsageError(f'num_microbatches={num_microbatches}: pass 1 or more (--set MICROBATCHES=1).')
+  if not algorithm.temperature >= 0:  # NaN is refused too.
+    raise UsageError(
+      f'{algorithm.name} has temperature {algorithm.temperature}, and below 0 the policy is driven from '
+      'its reference: pass 0 or more (--set TAU=1.0, or its own, as in --set copg.beta=0.06).'
+    )
   if dropout_rate > 0 and (algorithm.uses_reference or algorithm.uses_value):
     raise UsageError(
       'dropout is for supervised fine-tuning: with it, an alignment loss would compare log-probs of two '
