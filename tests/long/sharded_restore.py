@@ -246,7 +246,7 @@ def main(folder: pathlib.Path, processes: int) -> None:
 if __name__ == '__main__':
   parser = argparse.ArgumentParser()
   parser.add_argument('--processes', type=int, default=4)
-  parser.add_argument('--folder')
+  parser.add_argument('--folder', help='an existing one, for some 10 GB of temporary files')
   parser.add_argument('--step')
   arguments = parser.parse_args()
   if arguments.step:
