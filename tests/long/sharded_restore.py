@@ -232,12 +232,14 @@ def main(folder: pathlib.Path, processes: int) -> None:
     failed += [step] if found['grown'] > limit * share else []
   if processes > 1:
     died = measured('whole', folder, processes).get('died', '')
-    # The last is what a thread's stack gets, where there is no memory for it.
+    # What is refused memory first words it: XLA, numpy, C++, tensorstore's reads, a new thread's stack.
     why = re.search(
-      '.*(RESOURCE_EXHAUSTED|MemoryError|bad_alloc|[Cc]annot allocate|Resource temporarily unavailable).*',
+      '.*(RESOURCE_EXHAUSTED|MemoryError|bad_alloc|[Cc]annot allocate|Failed to allocate memory|'
+      'Resource temporarily unavailable).*',
       died,
     )
-    print(f'whole     with {ALLOWED} shares more for each process: {why and why[0].strip()[:120]}')
+    said = why[0].strip()[:120] if why else died[-2000:]
+    print(f'whole     with {ALLOWED} shares more for each process: {said}')
     failed += [] if why else ['whole']
   if failed:
     sys.exit(f'FAILED: more shares than LIMITS: {", ".join(failed)}')
