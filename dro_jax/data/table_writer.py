@@ -21,7 +21,7 @@ DESCRIPTION = 'table.json'
 VERSION = 3
 NAMED = 5  # Examples that the report names of each kind.
 _HEADER = 128  # Bytes of a one-dimensional array's .npy header, which leaves room for its length.
-_BLOCK = 2**20  # Entries read at a time.
+_BLOCK = 2**17  # Entries read at a time: four arrays of 1 MB at once, less than a chunk of records takes.
 
 # Arrays by their files' names, in the order in which the description lists them.
 ARRAYS = {
