@@ -150,8 +150,12 @@ def script(
 {setup}export {cluster.VARIABLE}=auto PYTHONUNBUFFERED=1
 export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}
 code=0
-srun {shlex.join([*run_flags, *job.srun_flags])} \\
-  {shlex.join(program)} || code=$?
+if [ -e {stop} ]; then  # Asked to stop before there was a step to signal.
+  code={outcomes.STOPPED}
+else
+  srun {shlex.join([*run_flags, *job.srun_flags])} \\
+    {shlex.join(program)} || code=$?
+fi
 again=$((${{SLURM_RESTART_COUNT:-0}} + 1))
 if [ "$code" -eq {outcomes.STOPPED} ] && [ ! -e {stop} ] && [ "$again" -le {job.max_restarts} ]; then
   echo "launch: stopped after saving; queued again ($again of {job.max_restarts})"
@@ -308,22 +312,30 @@ def _stop(batch: Batch, log: Log, otherwise: int) -> int:
   try:
     if _state(batch) == 'PENDING':
       return otherwise if _cancel(batch) else outcomes.FAILED
-    batch.commands.call(['scancel', '--signal=TERM', batch.number], shielded=True)
+    if not _scancel(batch, '--signal=TERM'):
+      raise Failed(f'Slurm does not pass SIGTERM on to job {batch.number}')
     return _follow(batch, log, batch.job.save_seconds)
   except (Failed, signals.Interrupted) as error:
     say(f'launch: {error}; cancelling job {batch.number}')
     return otherwise if _cancel(batch) else outcomes.FAILED
 
 
-def _cancel(batch: Batch) -> bool:
-  """Cancels the job; tells loudly where it cannot."""
+def _scancel(batch: Batch, *flags: str) -> bool:
+  """Signals or cancels the job; returns whether Slurm took it, or knows of no such job any more."""
   for attempt in range(batch.job.attempts):
     if attempt:
       batch.commands.pause(batch.job.retry_seconds, shielded=True)
-    result = batch.commands.call(['scancel', batch.number], shielded=True)
+    result = batch.commands.call(['scancel', *flags, batch.number], shielded=True)
     if not result.code or 'Invalid job id' in result.err:
       return True
-    say(f'launch: cancelling job {batch.number}: {result.err}')
+    say(f'launch: scancel of job {batch.number}: {result.err}')
+  return False
+
+
+def _cancel(batch: Batch) -> bool:
+  """Cancels the job; tells loudly where it cannot."""
+  if _scancel(batch):
+    return True
   bar = '!' * 100
   say(
     f'{bar}\nlaunch: job {batch.number} MAY STILL RUN. Cancel it by hand:\n\n  scancel {batch.number}\n{bar}'

@@ -1,16 +1,18 @@
 #!/bin/sh
 # A stand-in for sbatch, squeue, sacct, scancel, scontrol and srun, by the name that it is called by. $STAND_IN
 # holds calls (what was called), codes (what each start of the run ends with: an exit code, `wait` for SIGTERM
-# and then 75, or `deaf`), and at choice refuse-NAME (that command fails) and signal-NAME (the caller gets it).
-# A queued script runs at once; job 7 is the only one.
+# and then 75, or `deaf`), and at choice refuse-NAME (that command fails), refuse-NAME-once, and signal-NAME (the
+# caller gets it; from squeue once the run hears, or is pending). A queued script runs at once; job 7 is the
+# only one.
 name=${0##*/}
 cd "$STAND_IN" || exit 1
 echo "$name $*" >> calls
-if [ -e "signal-$name" ]; then
+if [ -e "signal-$name" ] && { [ "$name" != squeue ] || [ -e srun ] || [ -e pending ]; }; then
   read -r number < "signal-$name"
   rm "signal-$name"
   kill -"$number" "$PPID"
 fi
+if [ -e "refuse-$name-once" ]; then rm "refuse-$name-once"; echo "$name: error: busy" >&2; exit 1; fi
 if [ -e "refuse-$name" ]; then echo "$name: error: not today" >&2; exit 1; fi
 case $name in
   sbatch)

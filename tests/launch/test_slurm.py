@@ -84,6 +84,7 @@ def test_a_run_ends_with_its_code(cluster, capsys, codes, fields, code, words):
   [
     # The run saves, and is not queued again.
     ('wait', 30.0, {'signal-squeue': 'INT'}, 75, 'scancel --signal=TERM 7'),
+    ('wait', 30.0, {'signal-squeue': 'INT', 'refuse-scancel-once': ''}, 75, 'scancel --signal=TERM 7'),
     ('deaf', 0.3, {'signal-squeue': 'TERM'}, 143, 'scancel 7'),
     ('0', 0.3, {'signal-squeue': 'HUP', 'pending': ''}, 129, 'scancel 7'),
   ],
@@ -93,6 +94,15 @@ def test_a_signal_asks_the_run_to_save(cluster, codes, seconds, files, code, las
   assert slurm.run(job(save_seconds=seconds), ARGUMENTS) == code
   assert cluster.calls('scancel')[-1] == last
   assert not cluster.calls('scontrol')
+
+
+def test_a_run_that_is_stopped_before_its_step_begins_is_not_begun(cluster, tmp_path):
+  files = slurm.Files(*(tmp_path / name for name in ('script', 'log', 'code', 'stop')))
+  files.stop.touch()
+  files.script.write_text(slurm.script(job(), 'name', files, ARGUMENTS, tmp_path))
+  assert subprocess.run(['bash', files.script], check=False).returncode == 75
+  assert files.code.read_text() == '75\n'
+  assert not cluster.calls('srun') and not cluster.calls('scontrol')
 
 
 @pytest.mark.parametrize(
