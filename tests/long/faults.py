@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -207,12 +207,18 @@ def mount(*arguments: str) -> None:
 # A run
 
 
-def command(folder: pathlib.Path, name: str, steps: int, cache: str = 'tables') -> list[str]:
+def command(
+  folder: pathlib.Path,
+  name: str,
+  steps: int,
+  cache: str = 'tables',
+  program: Sequence[str] = ('-m', 'dro_jax.main'),
+) -> list[str]:
   settings = f'{SETTINGS} STEPS={steps} CACHE_DIR={folder / cache}'.split()
   paths = [f'--triplets={folder / "triplets.jsonl"}', f'--model_dir={folder / name}']
   sets = [word for setting in settings for word in ('--set', setting)]
   model = '--gin_file=models/t5_1_1_tiny.gin'
-  return [sys.executable, '-m', 'dro_jax.main', 'train', model, *paths, *sets]
+  return [sys.executable, *program, 'train', model, *paths, *sets]
 
 
 def start(arguments: list[str], devices: int = 1, cluster: str = '') -> subprocess.Popen:

@@ -39,9 +39,10 @@ def main(folder: pathlib.Path, names: list[str]) -> None:
     runs, batches = {}, {}
     for processes in (1, 2, 4):
       run = f'{name}_{processes}'
-      settings = faults.command(folder, run, STEPS)[3:] + FAMILIES[name] + ['--set', f'EVAL_EVERY={STEPS}']
+      arguments = faults.command(folder, run, STEPS, program=[__file__])
+      arguments += [*FAMILIES[name], '--set', f'EVAL_EVERY={STEPS}']
       os.environ[PLACED] = str(folder / f'{run}_placed')
-      faults.finish([sys.executable, __file__, *settings], processes, 8 // processes)
+      faults.finish(arguments, processes, 8 // processes)
       runs[processes] = faults.metrics(folder / run)
       batches[processes] = placed(folder / f'{run}_placed', processes)
     for processes in (2, 4):

@@ -119,8 +119,10 @@ def scanned(folder: pathlib.Path) -> int:
 
 
 def allowed(folder: pathlib.Path) -> int:
+  import jax
+
   *_, abstract = tools()
-  grant(ALLOWED * size(abstract) / jax_processes())
+  grant(ALLOWED * size(abstract) / jax.process_count())
   return restored(folder)
 
 
@@ -131,8 +133,8 @@ def whole(folder: pathlib.Path) -> int:
   from jax.sharding import NamedSharding, PartitionSpec
 
   *_, abstract = tools()
-  grant(ALLOWED * size(abstract) / jax_processes())
-  firsts = [next(d for d in jax.devices() if d.process_index == i) for i in range(jax_processes())]
+  grant(ALLOWED * size(abstract) / jax.process_count())
+  firsts = [next(d for d in jax.devices() if d.process_index == i) for i in range(jax.process_count())]
   where = NamedSharding(jax.sharding.Mesh(np.array(firsts), 'x'), PartitionSpec())
   copied = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract)
   with opened(folder) as checkpoints:
@@ -145,12 +147,6 @@ def grant(more: float) -> None:
   status = pathlib.Path('/proc/self/status').read_text()
   limit = int(re.search(r'VmData:\s+(\d+)', status)[1]) * 1024 + int(more)
   resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
-def jax_processes() -> int:
-  import jax
-
-  return jax.process_count()
 
 
 def opened(folder: pathlib.Path):
