@@ -6,6 +6,7 @@ import jax
 import optax
 from jax.tree_util import DictKey
 
+from dro_jax.errors import UsageError
 from dro_jax.types import Params
 
 Schedule = float | optax.Schedule
@@ -119,6 +120,26 @@ def warmup_constant(peak_value: float, warmup_steps: int = 150) -> optax.Schedul
   return optax.schedules.warmup_constant_schedule(0.0, peak_value, warmup_steps)
 
 
+def warmup_linear(
+  peak_value: float, decay_steps: int, warmup_steps: int = 150, end_value: float = 0.0
+) -> optax.Schedule:
+  """Linear from 0 over `warmup_steps`, then linear to `end_value` at `decay_steps`, warm-up included.
+
+  What transformers calls `get_linear_schedule_with_warmup`, at `end_value` 0.
+
+  Raises:
+    UsageError: `decay_steps` leaves no step to decay in after the warm-up.
+  """
+  if not 0 <= warmup_steps < decay_steps:
+    raise UsageError(
+      f'warmup_steps={warmup_steps}, decay_steps={decay_steps}: the decay begins where the warm-up ends, so '
+      'pass 0 ≤ warmup_steps < decay_steps (--set WARMUP_STEPS=..., --set STEPS=...).'
+    )
+  rise = optax.schedules.linear_schedule(0.0, peak_value, warmup_steps)
+  fall = optax.schedules.linear_schedule(peak_value, end_value, decay_steps - warmup_steps)
+  return optax.schedules.join_schedules([rise, fall], [warmup_steps])
+
+
 def warmup_cosine(
   peak_value: float, decay_steps: int, warmup_steps: int = 150, end_value: float = 0.0
 ) -> optax.Schedule:
@@ -126,4 +147,4 @@ def warmup_cosine(
   return optax.schedules.warmup_cosine_decay_schedule(0.0, peak_value, warmup_steps, decay_steps, end_value)
 
 
-__all__ = ['adafactor', 'adamw', 'constant', 'warmup_constant', 'warmup_cosine']
+__all__ = ['adafactor', 'adamw', 'constant', 'warmup_constant', 'warmup_cosine', 'warmup_linear']

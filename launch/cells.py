@@ -31,7 +31,10 @@ _ELSEWHERE = pathlib.Path('launched')
 _TICK = 0.1  # Seconds between looks at the cells.
 _ADDED = ('gin_file', 'gin_binding', 'set')  # Flags of which a command has several, one after the other.
 # Numbers that change no shape: what preflight says of one value holds of all.
-_SAME_STEP = ('TAU', 'SEED', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'WARMUP_STEPS')
+_SAME_STEP = (
+  'TAU', 'SEED', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'END_LEARNING_RATE', 'WARMUP_STEPS',
+  'WEIGHT_DECAY',
+)  # fmt: skip
 
 
 def spec() -> config_dict.ConfigDict:

@@ -7,7 +7,9 @@ import optax
 import pytest
 from flax import linen as nn
 
+from dro_jax import main as door
 from dro_jax import optimizers
+from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5, T5Config, convert_layers, smallest_rows
 
 CONFIG = T5Config(
@@ -128,3 +130,74 @@ def test_schedules():
   cosine = optimizers.warmup_cosine(1.0, decay_steps=100, warmup_steps=10)
   np.testing.assert_allclose([cosine(10), cosine(55), cosine(100)], [1.0, 0.5, 0.0], atol=1e-6)
   assert optimizers.constant(0.5)(7) == 0.5
+
+
+@pytest.mark.parametrize('warmup_steps', [0, 10])
+def test_a_linear_decay_is_transformers(warmup_steps):
+  """`get_linear_schedule_with_warmup`: s / warm-up, then (end − s) / (end − warm-up), then 0."""
+  schedule = optimizers.warmup_linear(2e-5, decay_steps=50, warmup_steps=warmup_steps)
+  expected = [
+    2e-5 * (step / warmup_steps if step < warmup_steps else max(0, (50 - step) / (50 - warmup_steps)))
+    for step in range(60)
+  ]
+  np.testing.assert_allclose([schedule(step) for step in range(60)], expected, rtol=1e-5, atol=1e-12)
+
+
+def test_a_linear_decay_ends_where_it_is_told_to():
+  schedule = optimizers.warmup_linear(2e-5, decay_steps=50, warmup_steps=0, end_value=1e-5)
+  np.testing.assert_allclose([schedule(0), schedule(25), schedule(50)], [2e-5, 1.5e-5, 1e-5], rtol=1e-5)
+
+
+@pytest.mark.parametrize('warmup_steps, decay_steps', [(-1, 10), (10, 10), (11, 10), (0, 0)])
+def test_a_linear_decay_needs_steps_to_decay_in(warmup_steps, decay_steps):
+  with pytest.raises(UsageError, match='0 ≤ warmup_steps < decay_steps'):
+    optimizers.warmup_linear(1e-4, decay_steps, warmup_steps)
+
+
+# Gin files
+
+
+def bound(*arguments):
+  """The optimisers that a command line makes."""
+  values = door._parse_flags('train', ['--triplets=x', '--model_dir=y', *arguments])
+  door._configure('train', door.COMMANDS['train'], values)
+  made = door.gin.get_bindings('dro_jax.train.train')
+  return {network: made[f'{network}_optimizer']() for network in ('policy', 'value')}
+
+
+def two_updates(tx):
+  params, gradient = {'w': jnp.array([3.0, 4.0])}, {'w': jnp.array([30.0, 40.0])}
+  state, found = tx.init(params), []
+  for _ in range(2):
+    updates, state = tx.update(gradient, state, params)
+    found.append(updates['w'])
+  return jnp.stack(found)
+
+
+@pytest.mark.parametrize(
+  'name, schedule, decay',
+  [
+    ('constant', lambda rate: optimizers.warmup_constant(rate, 1), 0.0),
+    ('linear', lambda rate: optimizers.warmup_linear(rate, 8, 1, 0.5), 0.01),
+    ('cosine', lambda rate: optimizers.warmup_cosine(rate, 8, 1, 0.5), 0.0),
+  ],
+)
+def test_gin_files_bind_optimisers_and_schedules(name, schedule, decay):
+  arguments = ['--gin_file=optimizers/adamw.gin', f'--gin_file=schedules/{name}.gin']
+  settings = {
+    'WARMUP_STEPS': 1, 'STEPS': 8, 'POLICY_LEARNING_RATE': 1.0, 'VALUE_LEARNING_RATE': 2.0,
+    'MAX_GRADIENT_NORM': 0.5, 'WEIGHT_DECAY': decay,
+  }  # fmt: skip
+  settings |= {} if name == 'constant' else {'END_LEARNING_RATE': 0.5}
+  arguments += [f'--set={macro}={value}' for macro, value in settings.items()]
+  made = bound(*arguments)
+  for network, rate in (('policy', 1.0), ('value', 2.0)):
+    expected = optimizers.adamw(schedule(rate), weight_decay=decay, max_gradient_norm=0.5)
+    np.testing.assert_array_equal(two_updates(made[network]), two_updates(expected))
+
+
+def test_what_no_gin_file_changes_is_adafactor_then_constant():
+  plain, named = bound(), bound('--gin_file=optimizers/adafactor.gin', '--gin_file=schedules/constant.gin')
+  expected = two_updates(optimizers.adafactor(optimizers.warmup_constant(1e-4)))
+  for made in (plain, named):
+    np.testing.assert_array_equal(two_updates(made['policy']), expected)
