@@ -18,6 +18,7 @@ FLOORS = {
   'cluster': 0,
   'shapes': 0,
   'masked': 0,
+  'ties': 0,
   # What is read from a network's outputs.
   'logprobs': 1,
   'values': 1,

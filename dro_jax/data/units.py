@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dro_jax import ties
 from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
 
@@ -131,8 +132,8 @@ def _pairs(rewards: np.ndarray, members: np.ndarray, options: UnitOptions) -> tu
     above, below = np.array([0]), np.array([len(members) - 1])
     if len(members) < 2:
       return [], 0
-  differences = rewards[above] - rewards[below]
-  kept = (differences > 0) & (differences >= options.margin)
+  higher, lower = rewards[above], rewards[below]
+  kept = ties.exceeds(higher, lower) & ~ties.exceeds(options.margin, higher - lower, made_of=rewards)
   return list(members[np.stack([above, below], -1)[kept]]), int((~kept).sum())
 
 
@@ -140,7 +141,7 @@ def _groups(rewards: np.ndarray, members: np.ndarray, options: UnitOptions) -> t
   """Groups of one prompt's responses, best first; and how many responses were dropped as ties."""
   total = len(members)
   if options.ranked:
-    members = members[np.unique(-rewards, return_index=True)[1]]
+    members = members[ties.distinct(-rewards)[1]]
   parts = -(-len(members) // options.group_size)
   groups = [members[part::parts] for part in range(parts)]
   return [group for group in groups if len(group) > 1], total - len(members)

@@ -87,6 +87,23 @@ def test_data_without_pairs_is_refused(tmp_path, records, message):
     form(build(tmp_path, records), 'pair', UnitOptions())
 
 
+ROUNDED = [
+  ('a', 'x', 0.1 + 0.2), ('a', 'y', 0.3),  # Equal, and so is the mean of three times .7:
+  ('b', 'x', 0.7), ('b', 'y', 0.7), ('b', 'y', 0.7), ('b', 'y', 0.7),
+  ('c', 'x', 0.7), ('c', 'y', 0.4),  # .3 apart, which is .29999999999999993.
+]  # fmt: skip
+
+
+def test_rewards_that_differ_by_rounding_are_ties_and_make_no_pair(tmp_path):
+  whole = build(tmp_path, ROUNDED)
+  assert merge_duplicates(whole)[0].raw_rewards[3] != 0.7
+  formed = form(whole, 'pair', UnitOptions(pairs='all', margin=0.3))
+  assert texts(formed) == [['x', 'y']] and formed.report['ties_dropped'] == 2
+  assert formed.table.raw_rewards.tolist() == [0.7, 0.4]
+  ranked = form(whole, 'group', UnitOptions(ranked=True))
+  assert texts(ranked) == [['x', 'y']] and ranked.report['ties_dropped'] == 2
+
+
 def test_bad_options_are_refused():
   with pytest.raises(UsageError, match="pairs 'best' is unknown; choose from best_worst, all"):
     UnitOptions(pairs='best')
