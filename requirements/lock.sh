@@ -1,5 +1,6 @@
 #!/bin/sh
-# lock.sh VERSION: writes requirements/pyXY.txt (what the package needs) and pyXY-dev.txt (the tests as well).
+# lock.sh VERSION: writes requirements/pyXY.txt (what the package needs, and what reads the Hugging Face Hub: pods
+# install this, and named data sets come from there) and pyXY-dev.txt (the tests as well).
 #
 # Torch's CUDA libraries are left out: a CPU build needs none of them, and a CUDA build asks for its own.
 set -eu
@@ -12,6 +13,6 @@ compile() {
     --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock' setup.py "$@"
 }
 
-compile --output-file "$lock.txt"
+compile --extra hf --output-file "$lock.txt"
 compile --extra dev --constraint "$lock.txt" --output-file "$lock-dev.txt"
 sed -i -E '/^(nvidia-|cuda-|triton=)/d' "$lock-dev.txt"
