@@ -21,6 +21,7 @@ from rich.table import Table
 
 from dro_jax import algorithms, evaluate, feeds, optimizers, partitioning, train, writers
 from dro_jax.data import tasks, toy
+from dro_jax.files import json_line, json_lines
 from dro_jax.models.t5 import T5Config
 
 MODEL = T5Config(emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2)
@@ -136,14 +137,13 @@ def write_files(folder: pathlib.Path, settings: Settings) -> dict[str, pathlib.P
   folder.mkdir(exist_ok=True)
   files = {name: folder / f'{name}.jsonl' for name in records}
   for name, file in files.items():
-    writers.write_atomically(file, ''.join(json.dumps(record) + '\n' for record in records[name]))
+    writers.write_atomically(file, ''.join(map(json_line, records[name])))
   return files
 
 
 def introduction(files: Mapping[str, pathlib.Path], settings: Settings) -> str:
   """What the world is, by one of its triplets."""
-  with files['feedback'].open(encoding='utf-8') as file:
-    record = json.loads(file.readline())
+  record = next(json_lines(files['feedback']))
   word, mood = toy.parse(record['prompt'])
   return (
     f'{record["prompt"]!r}: a user of mood {mood} (0 harsh, {len(settings.world.ease) - 1} kind) asks for '

@@ -1,6 +1,5 @@
 """The `generate` command: responses of a policy to prompts, batched over the mesh, as JSON lines."""
 
-import json
 import logging
 import os
 import pathlib
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dro_jax import checkpoints, decoding, networks, partitioning
+from dro_jax import checkpoints, decoding, files, networks, partitioning
 from dro_jax.data import chat, preprocessors, sources
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5
@@ -188,7 +187,7 @@ def _asked(
 
 def _write(records: Iterable[dict[str, Any]], output: str | None) -> int:
   """Writes JSON lines, to a file whole or not at all; returns how many."""
-  lines = (json.dumps(record, ensure_ascii=False) + '\n' for record in records)
+  lines = map(files.json_line, records)
   primary = jax.process_index() == 0
   if output is None:
     return sum(sys.__stdout__.write(line) > 0 if primary else 1 for line in lines)

@@ -4,7 +4,6 @@ MODEL_DIR/nonfinite/STEP/arrays.npz        the global batch as the step got it, 
 MODEL_DIR/nonfinite/STEP/examples.jsonl    the same for people, which is a triplet file too
 """
 
-import json
 import os
 import pathlib
 import shutil
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dro_jax import files
 from dro_jax.data.table import TokenTable
 from dro_jax.data.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
@@ -42,7 +42,7 @@ def keep(
     np.savez(building / _ARRAYS, **dict(_named(rows)))
     with open(building / _EXAMPLES, 'w', encoding='utf-8') as file:
       for example in _examples(rows, bad, table, words):
-        file.write(json.dumps(example, ensure_ascii=False) + '\n')
+        file.write(files.json_line(example))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(building, folder)
   return folder

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import checkpoints, configs, resume, statistics, validation, writers
+from dro_jax import checkpoints, configs, files, resume, statistics, validation, writers
 from dro_jax.arena import tables
 from dro_jax.errors import UsageError
 from dro_jax.plain import plain
@@ -127,7 +127,7 @@ def read(folder: str, name: str) -> Run:
   return Run(
     name, path, json.loads((path / 'run.json').read_text(encoding='utf-8')),
     bindings(path),
-    [json.loads(line) for line in (path / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()],
+    list(files.json_lines(path / 'metrics.jsonl')),
     validation.load(path, steps[-1]), steps[-1], validation.load(path, best), best,
   )  # fmt: skip
 

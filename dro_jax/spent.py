@@ -1,11 +1,10 @@
 """What a run has spent: examples, and FLOPs counted from its step's jaxpr."""
 
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from dro_jax import flops
+from dro_jax import files, flops
 
 
 class Spent:
@@ -55,8 +54,7 @@ class Spent:
 def _last_record(metrics: pathlib.Path, first: int) -> tuple[int, float]:
   """The last step up to `first` of which metrics.jsonl knows the FLOPs, and those; (0, 0) where none."""
   last = 0, 0.0
-  for line in metrics.read_text(encoding='utf-8').splitlines() if metrics.exists() else ():
-    record = json.loads(line)
+  for record in files.json_lines(metrics) if metrics.exists() else ():
     if record['step'] <= first and 'flops' in record:
       last = max(last, (record['step'], record['flops']))
   return last

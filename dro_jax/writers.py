@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
 import sys
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from dro_jax import files
 from dro_jax.errors import Failed
 
 SHOWN = ('loss', 'reward', 'log_ratio', 'value_explained_variance', 'time/step_seconds')
@@ -49,13 +49,10 @@ def keep_until(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return
   kept = []
-  for line in path.read_text(encoding='utf-8').splitlines():
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    if record['step'] <= step:
-      kept.append(line + '\n')
+  for line in path.read_bytes().split(b'\n'):
+    record = files.parsed(line)
+    if record is not None and record['step'] <= step:
+      kept.append(line.decode() + '\n')
   write_atomically(path, ''.join(kept))
 
 
@@ -126,7 +123,7 @@ class RunWriter:
 
   def _append(self, name: str, record: Mapping[str, Any]) -> None:
     with open(self._folder / name, 'a', encoding='utf-8') as file:
-      file.write(json.dumps(record, ensure_ascii=False) + '\n')
+      file.write(files.json_line(record))
 
 
 def _line(scalars: Mapping[str, float]) -> str:

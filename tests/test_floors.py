@@ -15,6 +15,7 @@ FLOORS = {
   'errors': 0,
   'plain': 0,
   'places': 0,
+  'files': 0,
   'cluster': 0,
   'shapes': 0,
   'masked': 0,

@@ -27,6 +27,25 @@ def test_a_resumed_run_says_later_steps_again_and_drops_a_torn_line(tmp_path):
   assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+SEPARATORS = '\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\ud800'
+
+
+def test_a_resumed_run_keeps_samples_whose_text_holds_line_separators(tmp_path):
+  writer = writers.RunWriter(str(tmp_path), first_step=0, num_steps=2)
+  writer.samples(1, [{'prompt': f'a{SEPARATORS}b', 'response': SEPARATORS}])
+  writer.close()
+  writers.RunWriter(str(tmp_path), first_step=1, num_steps=2).close()
+  [line] = (tmp_path / 'samples.jsonl').read_text().splitlines()
+  assert json.loads(line) == {'step': 1, 'prompt': f'a{SEPARATORS}b', 'response': SEPARATORS}
+
+
+def test_a_resumed_run_keeps_lines_of_an_earlier_version_and_drops_one_torn_in_a_character(tmp_path):
+  path, line = tmp_path / 'samples.jsonl', '{"step": 1, "response": "12\u202834\x85"}\n'.encode()
+  path.write_bytes(line + '{"step": 2, "response": "\u2028'.encode()[:-1])
+  writers.RunWriter(str(tmp_path), first_step=2, num_steps=4).close()
+  assert path.read_bytes() == line
+
+
 def test_other_processes_write_nothing(tmp_path):
   writer = writers.RunWriter(str(tmp_path), first_step=0, num_steps=1, primary=False)
   writer.metrics(1, {'loss': 0.5})

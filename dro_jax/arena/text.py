@@ -8,14 +8,13 @@ policy would earn (`off_policy`): held to the truth here.
 
 import functools
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import evaluate, networks, off_policy, partitioning, writers
+from dro_jax import evaluate, files, networks, off_policy, partitioning, writers
 from dro_jax.arena import answers, text_report, training
 from dro_jax.arena.answers import Samples, Tools
 from dro_jax.arena.cells import Cell, file_of, plain
@@ -173,11 +172,11 @@ def representable(records: Sequence[dict], words: vocabularies.Vocabulary) -> li
 
 def _write(file: pathlib.Path, records: Sequence[dict]) -> None:
   file.parent.mkdir(parents=True, exist_ok=True)
-  writers.write_atomically(file, ''.join(json.dumps(record) + '\n' for record in records))
+  writers.write_atomically(file, ''.join(map(files.json_line, records)))
 
 
 def _read(file: pathlib.Path) -> Samples:
-  records = [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()]
+  records = list(files.json_lines(file))
   return Samples(
     [record['prompt'] for record in records],
     [np.array(record['tokens'], np.int32) for record in records],
