@@ -1,6 +1,8 @@
 """optax's optimisers, told what a T5 with a value head needs of them."""
 
 import itertools
+import math
+from collections.abc import Mapping
 
 import jax
 import optax
@@ -12,6 +14,38 @@ from dro_jax.types import Params
 Schedule = float | optax.Schedule
 SCAN_AXIS = 1
 STACKS = ('encoder', 'decoder')
+
+
+class Optimizer(optax.GradientTransformation):
+  """An optax optimiser that remembers its learning rate; see `rate_at`."""
+
+  learning_rate: Schedule
+
+
+def rate_at(tx: optax.GradientTransformation, step: int) -> float | None:
+  """The learning rate of the update after `step` earlier ones; `None` where the optimiser does not tell."""
+  rate = getattr(tx, 'learning_rate', None)
+  return float(rate(step)) if callable(rate) else rate
+
+
+def still_rises(tx: optax.GradientTransformation, steps: int) -> bool:
+  """Whether the learning rate still rises when a run of `steps` ends: its warm-up is as long as the run."""
+  last, after = rate_at(tx, steps - 1), rate_at(tx, steps)
+  return last is not None and after > last
+
+
+def notes(txs: Mapping[str, optax.GradientTransformation], steps: int) -> list[str]:
+  """What a run of `steps` should be told of its networks' learning rates."""
+  found = []
+  for name, tx in txs.items():
+    if still_rises(tx, steps):
+      found.append(
+        f"note: the {name} network's learning rate still rises when the run ends, after {steps} steps: its "
+        f'warm-up is as long as the run. It ends at {rate_at(tx, steps - 1):.3g}. Lower WARMUP_STEPS.'
+      )
+    elif all(rate_at(tx, step) == 0 for step in (0, steps // 2, steps - 1)):
+      found.append(f'note: the {name} network does not train, for its learning rate is 0.')
+  return found
 
 
 def path_names(path: tuple) -> tuple[str, ...]:
@@ -69,7 +103,15 @@ def adafactor(
     min_dim_size_to_factor: smaller matrices keep a full second moment.
     momentum: decay of a first moment; none by default.
     max_gradient_norm: clips this network's own global gradient norm; none by default.
+
+  Raises:
+    UsageError: with such a setting the update is not a number, is 0, or climbs the loss.
   """
+  _require_rate('learning_rate', learning_rate)
+  _require(0 < decay_rate <= 1, 'decay_rate', decay_rate, 'β₂ = 1 − t^−c is a decay for c above 0, 1 at most')
+  _require_above_zero('clipping_threshold', clipping_threshold)
+  _require(min_dim_size_to_factor >= 1, 'min_dim_size_to_factor', min_dim_size_to_factor, 'pass 1 or more')
+  _require(momentum is None or 0 <= momentum < 1, 'momentum', momentum, 'pass 0 or more and below 1, or None')
 
   def rule(multiply: bool) -> optax.GradientTransformation:
     return optax.adafactor(
@@ -90,7 +132,7 @@ def adafactor(
   def labels(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, _: kind_of_parameter(path), params)
 
-  return _clipped(optax.partition(rules, labels), max_gradient_norm)
+  return _finished(optax.partition(rules, labels), max_gradient_norm, learning_rate)
 
 
 def adamw(
@@ -101,22 +143,84 @@ def adamw(
   weight_decay: float = 0.0,
   max_gradient_norm: float | None = None,
 ) -> optax.GradientTransformation:
-  """AdamW (arXiv 1711.05101) for one network; see `optax.adamw`."""
+  """AdamW (arXiv 1711.05101) for one network; see `optax.adamw`.
+
+  Raises:
+    UsageError: with such a setting the update is not a number, is 0, or climbs the loss.
+  """
+  _require_rate('learning_rate', learning_rate)
+  for name, decay in {'b1': b1, 'b2': b2}.items():
+    _require(0 <= decay < 1, name, decay, 'a decay of 1 keeps nothing new; pass 0 or more and below 1')
+  _require(0 < eps < math.inf, 'eps', eps, 'it keeps 0 / 0 from being NaN; pass a number above 0')
+  _require(0 <= weight_decay < math.inf, 'weight_decay', weight_decay, 'pass 0 or more: below 0 weights grow')
   tx = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
-  return _clipped(tx, max_gradient_norm)
+  return _finished(tx, max_gradient_norm, learning_rate)
 
 
-def _clipped(tx: optax.GradientTransformation, max_norm: float | None) -> optax.GradientTransformation:
-  return tx if max_norm is None else optax.chain(optax.clip_by_global_norm(max_norm), tx)
+def _finished(tx: optax.GradientTransformation, max_norm: float | None, learning_rate: Schedule) -> Optimizer:
+  """The optimiser with its clip, which tells its learning rate."""
+  _require_above_zero('max_gradient_norm', max_norm)
+  if max_norm is not None:
+    tx = optax.chain(optax.clip_by_global_norm(max_norm), tx)
+  optimizer = Optimizer(tx.init, tx.update)
+  optimizer.learning_rate = learning_rate
+  return optimizer
+
+
+# What optax takes without a word. All comparisons are false of NaN, which so is refused.
+
+
+def _require(admitted: bool, name: str, value: float | int | None, reason: str) -> None:
+  if not admitted:
+    raise UsageError(f'{name}={value}: {reason}.')
+
+
+def _require_rate(name: str, rate: Schedule) -> None:
+  if not callable(rate):
+    _require(
+      0 <= rate < math.inf, name, rate, 'a learning rate is 0 or more, and finite: below 0 the loss grows'
+    )
+
+
+def _require_above_zero(name: str, largest: float | int | None) -> None:
+  _require(
+    largest is None or largest > 0,
+    name,
+    largest,
+    'nothing would be left to train with; pass above 0, or None',
+  )
+
+
+def _require_warmup(steps: int) -> None:
+  _require(
+    steps >= 0, 'warmup_steps', steps, 'pass 0 or more (--set WARMUP_STEPS=...); 0 is the full rate at once'
+  )
+
+
+def _require_decay(
+  peak_value: float, end_value: float, warmup_steps: float | int, decay_steps: float | int
+) -> None:
+  _require_rate('peak_value', peak_value)
+  _require_rate('end_value', end_value)
+  if not 0 <= warmup_steps < decay_steps:
+    raise UsageError(
+      f'warmup_steps={warmup_steps}, decay_steps={decay_steps}: the decay begins where the warm-up ends, so '
+      'pass 0 ≤ warmup_steps < decay_steps (--set WARMUP_STEPS=..., --set STEPS=...).'
+    )
 
 
 def constant(value: float) -> optax.Schedule:
   """The same learning rate at every step."""
+  _require_rate('value', value)
   return optax.schedules.constant_schedule(value)
 
 
 def warmup_constant(peak_value: float, warmup_steps: int = 150) -> optax.Schedule:
-  """Linear from 0 over `warmup_steps` optimiser steps, then constant (DRO's schedule)."""
+  """Linear from 0 over `warmup_steps` optimiser steps, then constant (DRO's schedule); 0 is no warm-up."""
+  _require_rate('peak_value', peak_value)
+  _require_warmup(warmup_steps)
+  if not warmup_steps:  # optax's would be 0 at every step.
+    return constant(peak_value)
   return optax.schedules.warmup_constant_schedule(0.0, peak_value, warmup_steps)
 
 
@@ -130,11 +234,7 @@ def warmup_linear(
   Raises:
     UsageError: `decay_steps` leaves no step to decay in after the warm-up.
   """
-  if not 0 <= warmup_steps < decay_steps:
-    raise UsageError(
-      f'warmup_steps={warmup_steps}, decay_steps={decay_steps}: the decay begins where the warm-up ends, so '
-      'pass 0 ≤ warmup_steps < decay_steps (--set WARMUP_STEPS=..., --set STEPS=...).'
-    )
+  _require_decay(peak_value, end_value, warmup_steps, decay_steps)
   rise = optax.schedules.linear_schedule(0.0, peak_value, warmup_steps)
   fall = optax.schedules.linear_schedule(peak_value, end_value, decay_steps - warmup_steps)
   return optax.schedules.join_schedules([rise, fall], [warmup_steps])
@@ -144,6 +244,7 @@ def warmup_cosine(
   peak_value: float, decay_steps: int, warmup_steps: int = 150, end_value: float = 0.0
 ) -> optax.Schedule:
   """Linear from 0 over `warmup_steps`, then a cosine to `end_value` at `decay_steps`, warm-up included."""
+  _require_decay(peak_value, end_value, warmup_steps, decay_steps)
   return optax.schedules.warmup_cosine_decay_schedule(0.0, peak_value, warmup_steps, decay_steps, end_value)
 
 

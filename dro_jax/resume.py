@@ -15,6 +15,8 @@ from dro_jax import config_files, configs, writers
 from dro_jax.errors import UsageError
 
 CONFIG, DEFAULTS = 'config.gin', 'defaults.gin'
+# What a run's metadata says that 0 steps of warm-up were: if nothing, a rate of 0 for ever.
+FULL_RATE = 'full rate'
 
 _LENGTH = 'the length and the clock of records: what was done stays as it was'
 _SPEED = 'memory and speed: no number changes beyond rounding'
@@ -137,6 +139,7 @@ def refuse_other_run(
   Raises:
     UsageError: names each setting, its value then and now, and what to do.
   """
+  _refuse_unmoved(folder, saved)
   differences = differing(folder, texts)
   refused = [difference for difference in differences if accepted(difference) is None]
   if not refused and (seen := list(_described(identity(saved), identity(json.loads(json.dumps(metadata)))))):
@@ -146,6 +149,20 @@ def refuse_other_run(
       f'{folder} holds a run with other settings, and resuming would make neither run (then → now):\n'
       f'{listed(refused)}\n{_remedy(refused)}'
     )
+
+
+def _refuse_unmoved(folder: pathlib.Path, saved: Mapping[str, Any]) -> None:
+  """Refuses a run that was made when 0 steps of warm-up were a learning rate of 0."""
+  text = newest_text(folder, CONFIG)
+  if text is None or saved.get('zero_warmup') == FULL_RATE:
+    return
+  for name, bound in configs.settings(configs.collect(configs.read(text, CONFIG)), configs.ROOTS, {}).items():
+    if name.endswith('warmup_constant') and 'warmup_steps' in bound and bound['warmup_steps'].value == '0':
+      raise UsageError(
+        f'{folder}: the run was made with {name}.warmup_steps = 0 when that was a learning rate of 0 '
+        'throughout, so it has trained nothing so far. Now 0 is the full rate at once: start '
+        'the run again in another --model_dir.'
+      )
 
 
 def differing(folder: pathlib.Path, texts: Mapping[str, str]) -> list[configs.Difference]:

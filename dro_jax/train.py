@@ -84,6 +84,7 @@ class Run(NamedTuple):
   statistics_loader: loader.Loader | None = None
   score_statistics: Callable | None = None
   checkpoints: 'checkpoints.Checkpoints | None' = None
+  notes: Sequence[str] = ()
 
 
 class Rehearsal(NamedTuple):
@@ -241,6 +242,7 @@ def train(
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
     reference=opened.settings, uses_reference=is_kept, batch_size=batch_size, seed=seed, init_from=init_from,
     online=samplers.responder and samplers.responder.settings, decoding=samplers.decoding,
+    zero_warmup=resume.FULL_RATE,
   )  # fmt: skip
   score = scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size)
   step = train_step.make_train_step(
@@ -254,7 +256,7 @@ def train(
   run = Run(
     folder, grid, nets, words, _compiled(step, abstract, grid, compiler_options), feed.train, feed.eval,
     score_table(algorithm=chosen), samplers, best_metric, chosen, feed.statistics,
-    feed.statistics and score_table(algorithm=evaluate.NO_LOSS),
+    feed.statistics and score_table(algorithm=evaluate.NO_LOSS), notes=optimizers.notes(txs, timing.steps),
   )  # fmt: skip
   if rehearsal is not None:
     return rehearsal.receive(run, abstract)
@@ -518,6 +520,8 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
       f'note: a batch holds the responses to {prompts} prompts, for those to one prompt are dealt together: '
       f"{run.algorithm.name}'s statistics of a batch are nearly those of a prompt. A larger BATCH helps."
     )
+  for note in run.notes:
+    writer.say(note)
 
 
 def _batches(run: Run, first: int, last: int) -> Iterator[tuple[int, Any]]:

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,81 @@ def test_schedules():
   cosine = optimizers.warmup_cosine(1.0, decay_steps=100, warmup_steps=10)
   np.testing.assert_allclose([cosine(10), cosine(55), cosine(100)], [1.0, 0.5, 0.0], atol=1e-6)
   assert optimizers.constant(0.5)(7) == 0.5
+
+
+@pytest.mark.parametrize(
+  'schedule', [optimizers.warmup_constant, optimizers.warmup_cosine, optimizers.warmup_linear]
+)
+def test_no_warmup_is_the_full_rate_from_the_first_step(schedule):
+  more = {} if schedule is optimizers.warmup_constant else {'decay_steps': 10}
+  rate = schedule(0.5, warmup_steps=0, **more)
+  assert rate(0) == 0.5
+  params = {'w': jnp.ones(2)}
+  for optimizer in (optimizers.adafactor, optimizers.adamw):
+    tx = optimizer(rate)
+    updates, _ = tx.update({'w': jnp.ones(2)}, tx.init(params), params)
+    assert np.all(updates['w'] < 0)
+
+
+NAN, INF = float('nan'), float('inf')
+
+
+@pytest.mark.parametrize(
+  'make, wrong',
+  [
+    (optimizers.constant, {'value': [-1e-4, NAN, INF]}),
+    (
+      functools.partial(optimizers.warmup_constant, peak_value=1e-4),
+      {'peak_value': [-1e-4, NAN, INF], 'warmup_steps': [-1]},
+    ),
+    (
+      functools.partial(optimizers.warmup_cosine, peak_value=1e-4, decay_steps=10, warmup_steps=2),
+      {'peak_value': [-1.0, NAN], 'warmup_steps': [-1, 10, 11], 'decay_steps': [0, 2], 'end_value': [-1.0]},
+    ),
+    (
+      optimizers.adafactor,
+      {
+        'learning_rate': [-1e-4, NAN], 'decay_rate': [0.0, -0.8, 1.5, NAN],
+        'clipping_threshold': [0.0, -1.0, NAN], 'min_dim_size_to_factor': [0], 'momentum': [1.0, -0.1, NAN],
+        'max_gradient_norm': [0.0, -1.0, NAN],
+      },
+    ),
+    (
+      optimizers.adamw,
+      {
+        'learning_rate': [-1e-4, NAN], 'b1': [1.0, -0.1, NAN], 'b2': [1.0, -0.1, NAN],
+        'eps': [0.0, -1.0, NAN], 'weight_decay': [-0.1, NAN], 'max_gradient_norm': [0.0, -1.0, NAN],
+      },
+    ),
+  ],
+)  # fmt: skip
+def test_settings_that_would_train_nothing_or_the_reverse_are_refused(make, wrong):
+  for name, values in wrong.items():
+    for value in values:
+      with pytest.raises(UsageError, match=f'{name}={value}'):
+        make(**{name: value})
+
+
+def test_settings_at_the_edge_of_what_is_admitted_are_taken():
+  optimizers.adafactor(0.0, decay_rate=1.0, clipping_threshold=None, momentum=0.0, max_gradient_norm=None)
+  optimizers.adamw(0.0, b1=0.0, b2=0.0, weight_decay=0.0, max_gradient_norm=1.0)
+
+
+def test_an_optimizer_tells_its_learning_rate_at_each_step():
+  warmup = optimizers.warmup_constant(1.0, warmup_steps=4)
+  for tx in (optimizers.adafactor(warmup), optimizers.adamw(warmup, max_gradient_norm=1.0)):
+    assert [float(optimizers.rate_at(tx, step)) for step in (0, 2, 9)] == [0.0, 0.5, 1.0]
+  assert optimizers.rate_at(optimizers.adamw(0.25), 3) == 0.25
+  assert optimizers.rate_at(optax.sgd(0.1), 3) is None
+
+
+def test_a_rate_that_still_rises_when_the_run_ends_is_noticed():
+  tx = optimizers.adamw(optimizers.warmup_constant(1.0, warmup_steps=4))
+  assert [optimizers.still_rises(tx, steps) for steps in (2, 4, 5, 100)] == [True, True, False, False]
+  assert not optimizers.still_rises(optimizers.adamw(optimizers.constant(1.0)), 1)
+  cosine = optimizers.warmup_cosine(1.0, decay_steps=10, warmup_steps=2)
+  assert not optimizers.still_rises(optimizers.adamw(cosine), 10)
+  assert not optimizers.still_rises(optax.sgd(0.1), 10)
 
 
 @pytest.mark.parametrize('warmup_steps', [0, 10])

@@ -81,6 +81,16 @@ def test_another_default_of_a_later_version_is_refused(refusal):
   assert 'train.seed: 0 → 1' in refusal(texts('train.seed = 0'), texts('train.seed = 1'))
 
 
+def test_a_run_whose_warmup_of_no_steps_was_a_rate_of_zero_is_refused(refusal):
+  more = 'policy/adam.learning_rate = @warmup_constant()\nN = 0\nwarmup_constant.warmup_steps = %N\n'
+  then = texts(more=more)
+  assert 'it has trained nothing so far' in refusal(then, then)
+  since = metadata() | {'zero_warmup': 'full rate'}
+  assert refusal(then, then, since, since) is None
+  some = texts(more=more.replace('N = 0', 'N = 5'))
+  assert refusal(some, some) is None
+
+
 def test_a_start_that_was_moved_keeps_its_name(refusal):
   assert refusal(texts(), texts(init='/elsewhere/t5')) is None
   assert "INIT_FROM: '/data/t5' → '/data/t6'" in refusal(texts(), texts(init='/data/t6'))

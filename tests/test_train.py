@@ -290,6 +290,12 @@ def test_a_run_is_not_resumed_as_another(whole, run, tmp_path):
   assert (whole[0] / 'run.json').read_text() == before
 
 
+def test_a_run_says_that_its_warmup_is_as_long_as_itself(run, tmp_path, capsys):
+  rate = optimizers.warmup_constant(1e-3, warmup_steps=150)
+  run(tmp_path, steps=1, eval_every=0, policy_optimizer=functools.partial(optimizers.adamw, rate))
+  assert "note: the policy network's learning rate still rises when the run ends" in capsys.readouterr().err
+
+
 def test_a_resumed_run_keeps_its_configuration_and_records_the_next(whole, run, tmp_path):
   folder = tmp_path / 'run'
   shutil.copytree(whole[0], folder)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from dro_jax import (
   algorithms,
@@ -104,6 +105,11 @@ class Data(NamedTuple):
   init_from: str
 
 
+def _schedule(learning_rate: float, steps: int) -> optax.Schedule:
+  """A short warm-up and a cosine to 0; a single step has no room for a warm-up."""
+  return optimizers.warmup_cosine(learning_rate, steps, min(max(steps // 20, 1), steps - 1))
+
+
 def fit(
   folder: pathlib.Path, method: Method, cell: Cell, data: Data, budget: Budget, mesh: Callable[[], Grid]
 ) -> dict[str, Any]:
@@ -116,7 +122,7 @@ def fit(
   every = -(-steps // budget.evaluations)
 
   def optimizer():
-    return optimizers.adamw(optimizers.warmup_cosine(rate, steps, max(steps // 20, 1)))
+    return optimizers.adamw(_schedule(rate, steps))
 
   result = train.train(
     str(folder),
@@ -191,7 +197,7 @@ def imitate(
   mesh: Callable[[], Grid],
 ) -> str:
   """Fits the reference policy by supervised fine-tuning, or resumes that; returns its run's folder."""
-  tx = optimizers.warmup_cosine(learning_rate, steps, max(steps // 20, 1))
+  tx = _schedule(learning_rate, steps)
   result = train.train(
     str(folder), load, algorithms.sft, model=model, vocabulary=vocabulary,
     policy_optimizer=lambda: optimizers.adamw(tx), mesh=mesh, batch_size=responses, best_metric=None,
