@@ -21,6 +21,13 @@ def weighted_variance(x: Float[Array, '*N'], weights: Shaped[Array, '*N']) -> Fl
   return weighted_mean(jnp.square(x - weighted_mean(x, weights)), weights)
 
 
+def varies(x: Float[Array, '*N'], weights: Shaped[Array, '*N']) -> Bool[Array, '']:
+  """Whether entries of weight above 0 differ by more than float32's rounding."""
+  low = jnp.min(jnp.where(weights > 0, x, jnp.inf))
+  high = jnp.max(jnp.where(weights > 0, x, -jnp.inf))
+  return high - low > 1e-6 * jnp.maximum(jnp.abs(low), jnp.abs(high))
+
+
 def masked_mean(x: Float[Array, '*B T'], mask: Bool[Array, '*B T']) -> Float[Array, '*B']:
   """Mean of `x` over the last axis where `mask` is set; 0 where nothing is."""
   count = jnp.maximum(jnp.sum(mask, axis=-1), 1)

@@ -16,9 +16,9 @@ def losses(terms: Mapping[str, Array]) -> dict[str, Array]:
 
 def explained_variance(values: Array, rewards: Array, weights: Array) -> Array:
   """1 − Var(r − V) / Var(r): 1 for a perfect value, 0 for any constant; 0 where rewards do not vary."""
-  variance = masked.weighted_variance(rewards, weights)
+  varies, variance = masked.varies(rewards, weights), masked.weighted_variance(rewards, weights)
   unexplained = masked.weighted_variance(rewards - values, weights)
-  return jnp.where(variance > 0, 1 - unexplained / jnp.where(variance > 0, variance, 1.0), 0.0)
+  return jnp.where(varies, 1 - unexplained / jnp.where(varies, variance, 1.0), 0.0)
 
 
 def of_scores(scores: Scores, reference: Scores | None, rows: Rows) -> dict[str, Array]:

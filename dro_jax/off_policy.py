@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax import statistics
+from dro_jax import statistics, ties
 from dro_jax.errors import UsageError
 
 
@@ -112,7 +112,7 @@ def ridge(
   variance 1 (one that never varies is left out).
   """
   features, rewards = np.asarray(features, np.float64), np.asarray(rewards, np.float64)
-  mean_F, spread_F = features.mean(0), features.std(0)
+  mean_F, spread_F = features.mean(0), np.array([ties.spread(feature) for feature in features.T])
   scale_F = np.where(spread_F > 0, 1 / np.where(spread_F > 0, spread_F, 1.0), 0.0)
   z_NF = (features - mean_F) * scale_F
   gram_FF = z_NF.T @ z_NF + penalty * np.eye(features.shape[1])

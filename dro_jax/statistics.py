@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dro_jax import ties
+
 
 class Estimate(NamedTuple):
   """A statistic and its 95 % interval over prompts; `nan` where the data cannot give it."""
@@ -37,7 +39,7 @@ class PairCounts(NamedTuple):
 def count_pairs(scores: np.ndarray, rewards: np.ndarray, prompts: np.ndarray) -> PairCounts:
   """Compares every two responses to one prompt: does the higher reward have the higher score?"""
   order_N = np.argsort(prompts, kind='stable')
-  scores, rewards = scores[order_N], rewards[order_N]
+  scores, rewards = scores[order_N], ties.distinct(rewards)[2][order_N]  # Equal rewards, equal levels.
   _, starts_P, sizes_P = np.unique(prompts[order_N], return_index=True, return_counts=True)
   counts_P3 = np.zeros((len(starts_P), 3))
   for p in np.flatnonzero(sizes_P > 1):
@@ -64,7 +66,9 @@ def rank_correlation(scores: np.ndarray, rewards: np.ndarray, weights: np.ndarra
 
 
 def explained_variance(values: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
-  """1 − Var(target − value) / Var(target): 1 is perfect, 0 what a constant explains."""
+  """1 − Var(target − value) / Var(target): 1 is perfect, 0 a constant; `nan` where targets are equal."""
+  if ties.is_constant(targets[weights > 0]):
+    return np.nan
   return 1 - _divide(_variance(targets - values, weights), _variance(targets, weights))
 
 
@@ -196,7 +200,7 @@ def _number(prompts):
 
 def _mean_ranks(x, weights):
   """Ranks in a sample where x_i occurs weights_i times; equal values share their mean rank."""
-  _, class_N = np.unique(x, return_inverse=True)
+  class_N = ties.distinct(x)[2]
   count_C = np.bincount(class_N, weights)
   return (np.cumsum(count_C) - (count_C - 1) / 2)[class_N]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import statistics
+from dro_jax import statistics, ties
 from dro_jax.data import columns
 from dro_jax.data.table import TokenTable
 from dro_jax.data.vocabularies import UNKNOWN, Vocabulary
@@ -68,7 +68,7 @@ def _characters(texts, records: np.ndarray) -> np.ndarray:
 
 def spread(x: np.ndarray) -> dict[str, float]:
   """Mean, standard deviation, extremes and percentiles."""
-  found = {'mean': x.mean(), 'sd': x.std(), 'min': x.min(), 'max': x.max()}
+  found = {'mean': x.mean(), 'sd': ties.spread(x), 'min': x.min(), 'max': x.max()}
   found |= {f'p{q}': value for q, value in zip(_PERCENTILES, np.percentile(x, _PERCENTILES))}
   return {name: float(value) for name, value in found.items()}
 
@@ -104,7 +104,7 @@ def unknown_share(table: TokenTable) -> float:
 
 def rewards(rewards: np.ndarray) -> dict[str, Any]:
   """Of all rewards, in their own units: their spread, how many values, whether two only, a histogram."""
-  values, counts = np.unique(rewards, return_counts=True)
+  values, _, _, counts = ties.distinct(rewards)
   if len(values) <= _BARS:
     bars = [(value, value, count) for value, count in zip(values.tolist(), counts.tolist())]
   else:
@@ -129,7 +129,8 @@ def variance(rewards: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
   _, prompt_N, n_P = np.unique(prompts, return_inverse=True, return_counts=True)
   N, P = len(rewards), len(n_P)
   mean, mean_P = rewards.mean(), np.bincount(prompt_N, rewards) / n_P
-  between, within = float(n_P @ (mean_P - mean) ** 2), float(((rewards - mean_P[prompt_N]) ** 2).sum())
+  between = 0.0 if ties.is_constant(mean_P) else float(n_P @ (mean_P - mean) ** 2)
+  within = float((ties.deviations(rewards, prompt_N) ** 2).sum())
   total = between + within
   found = {'between': between, 'within': within, 'between_freedom': P - 1, 'within_freedom': N - P}
   # Of one response a prompt, none of the variance is seen to be within.
@@ -173,7 +174,8 @@ def duplicates(table: TokenTable) -> dict[str, Any]:
   _, text_N, n_T = np.unique(columns.keys(table), return_inverse=True, return_counts=True)
   order = np.lexsort((table.raw_rewards, text_N))
   ends = np.cumsum(n_T)
-  gap_T = table.raw_rewards[order[ends - 1]] - table.raw_rewards[order[ends - n_T]]
+  high_T, low_T = table.raw_rewards[order[ends - 1]], table.raw_rewards[order[ends - n_T]]
+  gap_T = np.where(ties.exceeds(high_T, low_T), high_T - low_T, 0.0)
   named = [table.ids[int(order[ends[t] - 1])] for t in np.argsort(-gap_T, kind='stable')[:_NAMED] if gap_T[t]]
   return {
     'duplicates': len(table) - len(n_T),

@@ -38,5 +38,19 @@ def distinct(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
   return values[starts], np.minimum.reduceat(first, starts), number[inverse], np.add.reduceat(counts, starts)
 
 
+def deviations(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+  """x less the mean of its group; 0 where that group's numbers are equal."""
+  _, group, counts = np.unique(group, return_inverse=True, return_counts=True)
+  low, high = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
+  np.minimum.at(low, group, x)
+  np.maximum.at(high, group, x)
+  return np.where(exceeds(high, low)[group], x - (np.bincount(group, x) / counts)[group], 0.0)
+
+
+def spread(x: np.ndarray) -> float:
+  """The population's standard deviation; 0 where all numbers are equal."""
+  return 0.0 if is_constant(x) else float(np.std(x))
+
+
 def _rounding(*numbers: np.ndarray | float | int) -> float:
   return TOLERANCE * max(float(np.max(np.abs(x), initial=0.0)) for x in numbers)

@@ -32,8 +32,11 @@ def test_statistics_are_over_valid_responses():
 
 
 def test_no_variance_to_explain_is_zero():
-  constant = jnp.ones(3)
-  assert metrics.explained_variance(constant, constant, constant) == 0
+  for value in (1.0, 0.7, 0.1, 123.4):
+    constant, values = jnp.full(7, value), jnp.arange(7.0)
+    assert metrics.explained_variance(values, constant, jnp.ones(7)) == 0
+    other = constant.at[-1].set(9.0)  # Padding may be anything.
+    assert metrics.explained_variance(values, other, jnp.ones(7).at[-1].set(0)) == 0
 
 
 def test_nonfinite_examples_are_named_and_padding_is_not():

@@ -129,3 +129,9 @@ def test_ridge_finds_a_linear_reward_and_shrinks_to_the_mean():
   rewards = features @ [2.0, -0.3, 4.0, 9.0] + 1
   np.testing.assert_allclose(off_policy.ridge(features, rewards, 1e-9)(features), rewards, rtol=1e-6)
   np.testing.assert_allclose(off_policy.ridge(features, rewards, 1e12)(features), rewards.mean(), rtol=1e-6)
+
+
+def test_ridge_leaves_out_a_feature_that_never_varies():
+  features = np.stack([np.random.default_rng(0).normal(size=10), np.full(10, 0.1)], 1)
+  model = off_policy.ridge(features, features[:, 0])
+  np.testing.assert_array_equal(model(features + np.array([0.0, 0.5])), model(features))

@@ -125,6 +125,23 @@ def test_undefined_is_nan_and_not_an_accident():
   assert np.isnan(one_prompt.low)
 
 
+def test_rewards_that_differ_by_rounding_are_ties():
+  rewards, scores, one = np.array([0.1 + 0.2, 0.3, 0.5]), np.array([1.0, 2.0, 3.0]), np.zeros(3, int)
+  counts = statistics.count_pairs(scores, rewards, one)
+  assert (counts.pairs.sum(), counts.wins.sum(), counts.ties.sum()) == (2, 2, 1)
+  ranked = statistics.rank_correlation(scores, rewards, np.ones(3))
+  assert ranked == statistics.rank_correlation(scores, np.array([3.0, 3.0, 5.0]), np.ones(3))
+
+
+@pytest.mark.parametrize('value', [0.7, 1.0])
+def test_equal_rewards_leave_no_variance_to_explain(value):
+  targets, values = np.full(7, value), np.arange(7.0)
+  assert np.isnan(statistics.explained_variance(values, targets, np.ones(7)))
+  # So do those that a resample drew, whatever the others are.
+  targets[-1], weights = 5.0, np.array([1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+  assert np.isnan(statistics.explained_variance(values, targets, weights))
+
+
 def test_baselines():
   got = statistics.baselines(np.array([-2.0, -6.0]), np.array([2, 3]))
   np.testing.assert_array_equal(got['logp_per_token'], [-1.0, -2.0])

@@ -64,6 +64,26 @@ def test_comparisons_count_ties_and_who_is_longer():
   assert (tied['prompts_all_tied'], tied['prompts_with_comparisons'], tied['share_tied']) == (1, 0, 1.0)
 
 
+@pytest.mark.parametrize('rewards', [np.full(7, 0.7), np.array([0.3, 0.1 + 0.2] * 3 + [0.3])])
+def test_equal_rewards_have_no_variance(rewards):
+  found = survey.variance(rewards, np.array([0, 0, 0, 1, 1, 1, 2]))
+  assert (found['between'], found['within'], found['share_within']) == (0, 0, None)
+  assert (found['component_within'], found['component_between']) == (0, 0)
+  described = survey.rewards(rewards)
+  assert (described['sd'], described['distinct'], described['is_binary']) == (0, 1, False)
+
+
+def test_rewards_that_are_equal_within_prompts_vary_between_them_only():
+  rewards = np.repeat([0.7, 0.1], 3)
+  assert survey.variance(rewards, np.repeat([0, 1], 3))['share_within'] == 0
+
+
+def test_texts_whose_rewards_differ_by_rounding_have_no_conflict(make):
+  table = make(('p', 'x', 0.3), ('p', 'x', 0.1 + 0.2), ('q', 'y', 1.0))
+  found = survey.duplicates(table)
+  assert (found['texts_with_conflicting_rewards'], found['largest_conflict'], found['examples']) == (0, 0, [])
+
+
 def test_duplicates_and_conflicts_are_told_apart(make):
   found = survey.duplicates(
     make(

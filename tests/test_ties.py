@@ -33,6 +33,11 @@ def test_constant_means_that_the_least_is_the_greatest(x, constant):
   assert ties.is_constant(np.array(x)) is constant
 
 
+def test_a_group_of_equal_numbers_does_not_deviate_from_its_mean():
+  x, group = np.array([0.7, 1.0, 0.7, 0.7, 3.0]), np.array([5, 2, 5, 5, 2])
+  np.testing.assert_array_equal(ties.deviations(x, group), [0, -1, 0, 0, 1])
+
+
 def test_distinct_is_unique_but_for_rounding():
   x = np.array([0.3, 2.0, 0.1 + 0.2, 0.1, 2.0])
   values, first, inverse, counts = ties.distinct(x)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dro_jax import ties
 from dro_jax.errors import UsageError
 
 KINDS = ('none', 'standardise', 'minmax', 'quantile')
@@ -78,7 +79,7 @@ def fit(kind: str, rewards: np.ndarray | Sequence, prompt_index: np.ndarray | No
   rewards = np.asarray(rewards, np.float64)
   if kind not in KINDS:
     raise UsageError(f"reward scaling '{kind}' is unknown; choose from {', '.join(KINDS)}")
-  if kind != 'none' and np.ptp(rewards) == 0:
+  if kind != 'none' and ties.is_constant(rewards):
     raise UsageError(
       f"reward scaling '{kind}' divides by the rewards' spread, but all {len(rewards)} rewards are "
       f"{rewards[0]}; pass 'none'"
@@ -97,22 +98,21 @@ def _statistics(rewards: np.ndarray, prompt_index: np.ndarray | None) -> dict[st
   found = {
     'count': len(rewards),
     'mean': rewards.mean(),
-    'sd': rewards.std(),
+    'sd': ties.spread(rewards),
     'min': rewards.min(),
     'max': rewards.max(),
   }
   if prompt_index is not None:
-    _, group, counts = np.unique(prompt_index, return_inverse=True, return_counts=True)
-    means = np.bincount(group, rewards) / counts
-    freedom = len(rewards) - len(counts)  # Prompts with one response say nothing about the spread within.
+    # Prompts with one response say nothing about the spread within.
+    freedom = len(rewards) - len(np.unique(prompt_index))
     if freedom:
-      found['within_prompt_sd'] = np.sqrt(np.square(rewards - means[group]).sum() / freedom)
+      found['within_prompt_sd'] = np.sqrt(np.square(ties.deviations(rewards, prompt_index)).sum() / freedom)
   return {name: float(value) for name, value in found.items()}
 
 
 def _quantiles(rewards: np.ndarray) -> tuple[tuple[float, float], ...]:
   """Mid-ranks at distinct values, thinned to at most `_KNOTS`."""
-  values, counts = np.unique(rewards, return_counts=True)
+  values, _, _, counts = ties.distinct(rewards)
   quantiles = (np.cumsum(counts) - counts / 2) / len(rewards)
   kept = np.unique(np.linspace(0, len(values) - 1, min(_KNOTS, len(values))).round().astype(int))
   return tuple(zip(values[kept].tolist(), quantiles[kept].tolist()))

@@ -40,6 +40,20 @@ def test_rewards_outside_the_training_range_get_its_end_quantiles():
   np.testing.assert_allclose(fitted.apply([-9, 2.5, 99]), [0.125, 0.5, 0.875])
 
 
+@pytest.mark.parametrize('kind', ['standardise', 'minmax', 'quantile'])
+@pytest.mark.parametrize('rewards', [np.full(3, 0.7), np.array([0.1 + 0.2, 0.3])])
+def test_equal_rewards_have_no_spread_to_divide_by(kind, rewards):
+  with pytest.raises(UsageError, match="pass 'none'"):
+    scaling.fit(kind, rewards)
+  found = scaling.fit('none', rewards, np.zeros(len(rewards))).statistics
+  assert found['sd'] == found['within_prompt_sd'] == 0
+
+
+def test_rewards_that_differ_by_rounding_have_one_quantile():
+  low, high = scaling.fit('quantile', np.array([0.1 + 0.2, 0.3, 1.0])).apply([0.3, 0.1 + 0.2])
+  assert low == pytest.approx(1 / 3) and high == pytest.approx(1 / 3)
+
+
 def test_none_changes_nothing():
   np.testing.assert_array_equal(scaling.fit('none', REWARDS).apply(REWARDS), REWARDS)
 
