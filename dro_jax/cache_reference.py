@@ -27,6 +27,7 @@ def cache_reference(
   mesh: Callable[[], Grid] = partitioning.make_mesh,
   schedule: Callable[[], Schedule] = Schedule,
   batch_size: int = 32,
+  deal: str = 'together',
   num_microbatches: int = 1,
   rows: Callable[[], RowOptions] = RowOptions,
   unit_options: Callable[[], units.UnitOptions] = units.UnitOptions,
@@ -50,6 +51,7 @@ def cache_reference(
     mesh: devices' arrangement.
     schedule: the run's; a shorter run may read the store too.
     batch_size: the run's.
+    deal: the run's.
     num_microbatches: the run's.
     rows: how the run's batches are laid out.
     unit_options: the run's.
@@ -89,7 +91,7 @@ def cache_reference(
     feed = feeds.make(
       triplets if validates else triplets._replace(eval=None), chosen, rows(), unit_options(),
       batch_size=batch_size, seed=seed, multiple=partitioning.num_row_shards(grid) * num_microbatches,
-      eval_examples=schedule().eval_examples,
+      eval_examples=schedule().eval_examples, deal=deal,
     )  # fmt: skip
     origin['plan'] = reference_store.plan_of(feed.train, feed.eval, seed, schedule().steps)
     pairs = _mismatched(score, params, feed, schedule().steps, grid)

@@ -68,6 +68,7 @@ def make(
   seed: int,
   multiple: int,
   eval_examples: int | None,
+  deal: str = 'together',
 ) -> Feed:
   """The batches that a run with these settings will see.
 
@@ -80,6 +81,7 @@ def make(
     seed: of the order.
     multiple: parts into which the mesh and the microbatches cut a batch's rows.
     eval_examples: held-out responses to validate on at most; `None` for all.
+    deal: 'together' or 'uniform' (see `data.plan.Plan`).
 
   Raises:
     UsageError: a batch cannot give every part of the mesh and every microbatch its rows, or the data has no
@@ -97,9 +99,9 @@ def make(
 
   table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
   if members is None:
-    train_loader = load(table, plan.Plan.of(table, batch_size, seed))
+    train_loader = load(table, plan.Plan.of(table, batch_size, seed, deal=deal))
   else:
-    train_loader = load(table, plan.UnitPlan.of(table, members, batch_size, seed))
+    train_loader = load(table, plan.UnitPlan.of(table, members, batch_size, seed, deal=deal))
   if triplets.eval is None:
     return Feed(train_loader, None, report)
   # By digest, for a file may be sorted.

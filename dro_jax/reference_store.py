@@ -50,7 +50,9 @@ def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, ste
     table = feed.table
     weights = b'' if table.weights is None else np.asarray(table.weights, np.float64).tobytes()
     records = hashlib.blake2b(columns.keys(table).tobytes() + weights, digest_size=16).hexdigest()
-    return {'batch_size': feed.plan.batch_size, 'layout': feed.layout._asdict(), 'records': records}
+    found = {'batch_size': feed.plan.batch_size, 'layout': feed.layout._asdict(), 'records': records}
+    # Stores of before there was a choice do not say that theirs were dealt together.
+    return found | ({'deal': 'uniform'} if feed.plan.deal == 'uniform' else {})
 
   found = {'seed': seed, 'steps': steps, 'train': of(train), 'eval': of(held_out)}
   return json.loads(json.dumps(found))

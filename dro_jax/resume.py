@@ -65,7 +65,7 @@ ACCEPTED: Mapping[str, Mapping[str, str]] = {
 DECISIVE: Mapping[str, Sequence[str]] = {
   'train': (
     'data', 'algorithm', 'reference', 'model', 'init_from', 'value_readout', 'value_shared',
-    'value_frozen_trunk', 'policy_optimizer', 'value_optimizer', 'schedule', 'batch_size', 'rows',
+    'value_frozen_trunk', 'policy_optimizer', 'value_optimizer', 'schedule', 'batch_size', 'deal', 'rows',
     'unit_options', 'rollouts', 'dropout_rate', 'dtype', 'scan_layers', 'seed',
   ),
   'load_triplets': (
@@ -222,6 +222,7 @@ def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   )  # fmt: skip
   scaling = {name: metadata['data']['scaling'][name] for name in ('kind', 'shift', 'scale')}
   decisive = {name: metadata.get(name) for name in kept}
+  decisive['deal'] = metadata.get('deal', 'together')  # As runs did that do not say.
   return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
 
 

@@ -51,6 +51,8 @@ MANY_PROMPTS = 8  # Below it a mean over a batch says little of other prompts.
 # Rows of a fresh embedding table: divides over meshes, and is what T5 itself pads to.
 VOCABULARY_MULTIPLE = 128
 
+_DEALT = {'together': "one prompt's dealt together", 'uniform': 'dealt uniformly'}
+
 
 class Samplers(NamedTuple):
   """What draws from the policy during a run.
@@ -148,6 +150,7 @@ def train(
   mesh: Callable[[], Grid] = partitioning.make_mesh,
   schedule: Callable[[], Schedule] = Schedule,
   batch_size: int = 32,
+  deal: str = 'together',
   num_microbatches: int = 1,
   rows: Callable[[], feeds.RowOptions] = feeds.RowOptions,
   unit_options: Callable[[], units.UnitOptions] = units.UnitOptions,
@@ -185,6 +188,7 @@ def train(
     mesh: devices' arrangement.
     schedule: how long, and when to log, validate and save.
     batch_size: responses of a batch (or pairs, groups, prompts: what the algorithm wants), exact.
+    deal: `together`, responses to one prompt go to one batch; `uniform`, a batch is drawn from all of them.
     num_microbatches: parts in which a batch is scored and pulled back: less memory, the same numbers.
     rows: how a batch is laid out.
     unit_options: how pairs and groups are formed.
@@ -228,6 +232,7 @@ def train(
   feed = feeds.make(
     opened.triplets, chosen, rows(), unit_options(), batch_size=batch_size, seed=seed,
     multiple=partitioning.num_row_shards(grid) * num_microbatches, eval_examples=timing.eval_examples,
+    deal=deal,
   )  # fmt: skip
   for name in ('prompt', 'response'):
     partitioning.refuse_length(grid, name, getattr(feed.train.layout, f'{name}_length'))
@@ -240,9 +245,9 @@ def train(
   metadata = networks.metadata(
     config, vocabulary=words, algorithm=chosen, **value,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
-    reference=opened.settings, uses_reference=is_kept, batch_size=batch_size, seed=seed, init_from=init_from,
-    online=samplers.responder and samplers.responder.settings, decoding=samplers.decoding,
-    zero_warmup=resume.FULL_RATE,
+    reference=opened.settings, uses_reference=is_kept, batch_size=batch_size, deal=deal, seed=seed,
+    init_from=init_from, online=samplers.responder and samplers.responder.settings,
+    decoding=samplers.decoding, zero_warmup=resume.FULL_RATE,
   )  # fmt: skip
   score = scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size)
   step = train_step.make_train_step(
@@ -506,22 +511,32 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
   writer.say(
     f'{verb}: {timing.steps} steps on {jax.device_count()} devices ({grid}); parameters: {sizes}; '
     f'{len(run.train_loader.table):,} {records}, {run.train_loader.plan.batch_size} {run.algorithm.unit}s a '
-    f'batch in {shape.rows} rows of {shape.prompt_length} + {shape.response_length} tokens'
+    f'batch ({_DEALT[run.train_loader.plan.deal]}) in {shape.rows} rows of {shape.prompt_length} + '
+    f'{shape.response_length} tokens'
   )
   if run.samplers.responder is not None:
     writer.say(
       'each prompt gets {samples} fresh responses of {max_length} tokens at most, rewarded by {reward}; '
       'optimiser steps on each batch of them: {epochs}'.format(**run.samplers.responder.settings)
     )
-  table, batch = run.train_loader.table, run.train_loader.plan.batch(first)
-  prompts = len(np.unique(table.prompt_index[batch]))
-  if run.algorithm.couples and run.algorithm.unit == 'response' and prompts < MANY_PROMPTS < len(batch):
-    writer.say(
-      f'note: a batch holds the responses to {prompts} prompts, for those to one prompt are dealt together: '
-      f"{run.algorithm.name}'s statistics of a batch are nearly those of a prompt. A larger BATCH helps."
-    )
-  for note in run.notes:
+  for note in filter(None, (few_prompts(run.train_loader, run.algorithm, first), *run.notes)):
     writer.say(note)
+
+
+def few_prompts(batches: loader.Loader, algorithm: algorithms.Algorithm, step: int) -> str:
+  """A note where a batch's few prompts make its statistics nearly those of one prompt, or ''."""
+  batch, deal = batches.plan.batch(step), batches.plan.deal
+  prompts = len(np.unique(batches.table.prompt_index[batch]))
+  if not (algorithm.couples and algorithm.unit == 'response' and prompts < MANY_PROMPTS < len(batch)):
+    return ''
+  why, remedy = {
+    'together': (', for those to one prompt are dealt together', ', and so does --set DEAL=uniform'),
+    'uniform': ('', ''),
+  }[deal]
+  return (
+    f"note: a batch holds the responses to {prompts} prompts{why}: {algorithm.name}'s statistics of a batch "
+    f'are nearly those of a prompt. A larger BATCH helps{remedy}.'
+  )
 
 
 def _batches(run: Run, first: int, last: int) -> Iterator[tuple[int, Any]]:

@@ -112,6 +112,15 @@ def test_metadata_of_before_a_name_was_kept_is_passed_over(refusal):
   assert refusal({}, {}, metadata(fingerprint=None), metadata()) is None
 
 
+def test_a_run_of_before_deals_were_kept_was_dealt_together(refusal):
+  assert refusal({}, {}, metadata(), metadata() | {'deal': 'together'}) is None
+  assert "deal: 'together' → 'uniform'" in refusal({}, {}, metadata(), metadata() | {'deal': 'uniform'})
+  known = "train.deal = 'together'\n"
+  dealt = 'DEAL = {!r}\ntrain.deal = %DEAL\n'
+  assert refusal(texts(), texts(known, more=dealt.format('together'))) is None
+  assert "deal: 'together' → 'uniform'" in refusal(texts(), texts(known, more=dealt.format('uniform')))
+
+
 def test_a_resumed_run_keeps_its_first_texts_and_records_the_later_ones(tmp_path, caplog):
   caplog.set_level(logging.INFO, logger='dro_jax')
   resume.record(tmp_path, texts(), 0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dro_jax import algorithms, checkpoints, claims, feeds, networks, optimizers, partitioning, train
-from dro_jax.data import tasks
+from dro_jax.data import layout, loader, plan, table, tasks, vocabularies
 from dro_jax.errors import Stopped, UsageError
 from tests.examples import CONFIG
 
@@ -348,3 +348,28 @@ def test_a_thread_can_train(run, tmp_path):
   thread.start()
   thread.join()
   assert records(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'deal, says', [('together', 'holds the responses to 4 prompts, .* --set DEAL=uniform'), ('uniform', '^$')]
+)
+def test_a_note_says_where_batches_of_few_prompts_mislead(tmp_path, deal, says):
+  records = [{'prompt': f'p{i // 8}', 'response': str(i), 'reward': i} for i in range(160)]
+  built = table.build(
+    records, vocabularies.vocabulary('bytes'), tmp_path / 't', prompt_length=8, response_length=8
+  )
+  batches = plan.Plan.of(built, 32, 0, deal=deal)
+  loaded = loader.Loader(built, batches, layout.Layout.fit(built, batches, scan=2))
+  assert re.search(says, train.few_prompts(loaded, algorithms.dro_p(), 0))
+  assert train.few_prompts(loaded, algorithms.dro_v(), 0) == ''
+
+
+def test_a_run_dealt_uniformly_says_so_and_is_not_resumed_otherwise(run, tmp_path, capsys):
+  run(tmp_path, deal='uniform', steps=1, eval_every=0)
+  assert 'dealt uniformly' in capsys.readouterr().err
+  assert json.loads((tmp_path / 'run.json').read_text())['deal'] == 'uniform'
+  with pytest.raises(UsageError, match="deal: 'uniform' → 'together'"):
+    run(tmp_path, steps=2, eval_every=0)
+  with pytest.raises(UsageError, match="deal 'even' is unknown"):
+    run(tmp_path / 'other', deal='even')
+  assert not (tmp_path / 'other').exists()

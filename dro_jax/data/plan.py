@@ -6,6 +6,9 @@ batch, and then members of one stratum are swapped until the batches' token tota
 the data's mix of lengths (and of rewards, which follow length), and almost the same number of tokens: it
 packs into a fixed number of rows. Membership depends on nothing else: not on the layout, the mesh or the
 hosts.
+
+That is how responses are dealt `together`. Dealt `uniform`, an epoch is the records in random order, cut into
+batches: each is a uniform draw without replacement, of prompts, lengths and rewards alike.
 """
 
 import functools
@@ -16,8 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, did_you_mean
 
+DEALS = ('together', 'uniform')
 _SWEEPS = 40  # Rounds of swaps at most; they end when a round takes less than 2 % off the squared excess.
 _LITTLE = 0.02
 
@@ -36,7 +40,8 @@ class Plan:
   Without `weights` every response is drawn exactly once an epoch; the batch at a boundary takes the last of
   one epoch and the first of the next. With `weights` (any scale; mixture rates are such weights) an epoch is
   N draws with replacement. Responses to one prompt are dealt to one batch, next to each other, and split only
-  where `batch_size` or the end of a window asks for it.
+  where `batch_size` or the end of a window asks for it; with `deal='uniform'` a batch is any `batch_size` of
+  the responses, each as likely as another.
 
   Args:
     prompt_lengths: tokens of each response's prompt, `[N]`.
@@ -46,6 +51,10 @@ class Plan:
     seed: of the shuffle.
     window: batches that are balanced with each other (about; windows of one epoch are equal in size).
     weights: chance of each response to be drawn, `[N]`, up to a common factor.
+    deal: 'together' or 'uniform'.
+
+  Raises:
+    UsageError: an unknown deal.
   """
 
   def __init__(
@@ -58,6 +67,7 @@ class Plan:
     *,
     window: int = 128,
     weights: Sequence[float] | np.ndarray | None = None,
+    deal: str = 'together',
   ):
     self._prompt_lengths = np.asarray(prompt_lengths, np.int64)
     self._response_lengths = np.asarray(response_lengths, np.int64)
@@ -67,15 +77,16 @@ class Plan:
     self.num_batches = None  # The stream never ends.
     self._weights = None if weights is None else _chances(weights, self.num_examples)
     _check(self._prompt_lengths, self._response_lengths, self._groups, batch_size, window)
+    self.deal = _checked_deal(deal)
     self._order = functools.lru_cache(maxsize=2)(self._draw_order)
     self._window = functools.lru_cache(maxsize=4)(self._deal_window)
 
   @classmethod
-  def of(cls, table, batch_size: int, seed: int, *, window: int = 128) -> 'Plan':
+  def of(cls, table, batch_size: int, seed: int, *, window: int = 128, deal: str = 'together') -> 'Plan':
     """The plan of a token table, with the table's own sampling weights (mixture rates) where it has some."""
     return cls(
       table.prompt_lengths, table.response_lengths, table.prompt_index, batch_size, seed,
-      window=window, weights=table.weights,
+      window=window, weights=table.weights, deal=deal,
     )  # fmt: skip
 
   @staticmethod
@@ -100,7 +111,7 @@ class Plan:
     return step * self.batch_size // self.num_examples
 
   def batch(self, step: int) -> np.ndarray:
-    """Record numbers of batch `step`, `[batch_size]`, those of one prompt next to each other."""
+    """Record numbers of batch `step`, `[batch_size]`; dealt together, one prompt's are side by side."""
     if step < 0:
       raise ValueError(f'step must be 0 or more, got {step}')
     first, last = step * self.batch_size, (step + 1) * self.batch_size - 1
@@ -110,6 +121,9 @@ class Plan:
   def _share(self, epoch: int, step: int) -> np.ndarray:
     """What batch `step` takes of one epoch."""
     segment = step - epoch * self.num_examples // self.batch_size
+    if self.deal == 'uniform':
+      start, stop = self._segments(epoch)[segment : segment + 2]
+      return self._order(epoch)[start:stop]
     cuts = self._window_cuts(epoch)
     window = int(np.searchsorted(cuts, segment, side='right')) - 1
     return self._window(epoch, window)[segment - int(cuts[window])]
@@ -127,11 +141,13 @@ class Plan:
     return np.arange(num_windows + 1) * num_segments // num_windows
 
   def _draw_order(self, epoch: int) -> np.ndarray:
-    """An epoch's records: shuffled by prompt, or drawn with replacement."""
+    """An epoch's records: shuffled, by prompt where they are dealt together, or drawn with replacement."""
     rng = np.random.default_rng([self.seed, epoch])
     if self._weights is not None:
       return rng.choice(self.num_examples, self.num_examples, p=self._weights)
     shuffled = rng.permutation(self.num_examples)
+    if self.deal == 'uniform':
+      return shuffled
     rank = rng.permutation(self._groups.max() + 1)
     return shuffled[np.argsort(rank[self._groups[shuffled]], kind='stable')]
 
@@ -182,6 +198,8 @@ class Plan:
 class SequentialPlan:
   """Every record once, in order; the last batch is short."""
 
+  deal = None  # Nothing is shuffled.
+
   def __init__(self, num_examples: int, batch_size: int):
     if num_examples < 1 or batch_size < 1:
       raise UsageError(f'{num_examples} records in batches of {batch_size}: pass 1 or more (--set BATCH=32)')
@@ -226,17 +244,20 @@ class UnitPlan:
     if plan.num_examples != len(members):
       raise ValueError(f'the plan was made for {plan.num_examples} units, and there are {len(members)}')
     self._plan, self._members, self.num_examples = plan, members, num_examples
-    self.batch_size, self.num_batches = plan.batch_size, plan.num_batches
+    self.batch_size, self.num_batches, self.deal = plan.batch_size, plan.num_batches, plan.deal
 
   @classmethod
-  def of(cls, table, members: np.ndarray, batch_size: int, seed: int) -> 'UnitPlan':
-    """The endless plan of a table's units; those to one prompt are dealt together."""
+  def of(
+    cls, table, members: np.ndarray, batch_size: int, seed: int, *, deal: str = 'together'
+  ) -> 'UnitPlan':
+    """The endless plan of a table's units, each dealt whole: those to one prompt together, or uniformly."""
     mask, best = members >= 0, members[:, 0]
     lengths = np.where(mask, table.response_lengths[members], 0).sum(1)
     weights = None if table.weights is None else np.where(mask, table.weights[members], 0).sum(1)
     plan = Plan(
-      table.prompt_lengths[best], lengths, table.prompt_index[best], batch_size, seed, weights=weights
-    )
+      table.prompt_lengths[best], lengths, table.prompt_index[best], batch_size, seed,
+      weights=weights, deal=deal,
+    )  # fmt: skip
     return cls(plan, members, len(table))
 
   @property
@@ -259,6 +280,13 @@ class UnitPlan:
     records = self.units(step).ravel()
     records = records[records >= 0]
     return records[np.sort(np.unique(records, return_index=True)[1])]
+
+
+def _checked_deal(deal: str) -> str:
+  if deal not in DEALS:
+    near = did_you_mean(deal, DEALS)
+    raise UsageError(f"deal '{deal}' is unknown{near}; choose from {', '.join(DEALS)} (--set DEAL=...)")
+  return deal
 
 
 def _chances(weights: Sequence[float] | np.ndarray, num_examples: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dro_jax.data.plan import Plan
+from dro_jax.errors import UsageError
 from tests.data.generated import Lengths, ratings, translations
 
 
@@ -171,3 +172,75 @@ def test_bad_arguments_raise(options, message):
 def test_arrays_of_unequal_length_raise():
   with pytest.raises(ValueError, match='one entry a response'):
     Plan([1, 2], [1], [0, 1], 1, 0)
+
+
+# Dealt uniformly
+
+
+def prompts_a_batch(plan, index, batches):
+  return np.array([len(np.unique(index[plan.batch(step)])) for step in range(batches)])
+
+
+def test_a_uniform_batch_holds_as_many_prompts_as_a_draw_without_replacement():
+  """400 prompts with 4 responses each, 32 a batch: E = 400 (1 − C(1596, 32) / C(1600, 32)) prompts."""
+  data = ratings(400)
+  index = np.repeat(np.arange(400), 4)
+  data = data._replace(
+    prompt_index=index, prompt_lengths=np.resize(data.prompt_lengths, 1600),
+    response_lengths=np.resize(data.response_lengths, 1600), rewards=np.resize(data.rewards, 1600),
+  )  # fmt: skip
+  found = prompts_a_batch(plan_of(data, deal='uniform'), index, 50 * 20)
+  expected = 400 * (1 - stats.hypergeom(1600, 4, 32).pmf(0))
+  drawn = np.random.default_rng(1)
+  again = np.array([len(np.unique(index[drawn.choice(1600, 32, replace=False)])) for _ in range(1000)])
+  assert abs(found.mean() - expected) < 4 * again.std() / np.sqrt(len(found))
+  assert 0.8 < found.std() / again.std() < 1.25
+  assert set(prompts_a_batch(plan_of(data), index, 50)) == {8}
+
+
+def test_uniform_batches_are_no_strata_of_length():
+  """Where a batch takes one of each length, its total hardly varies; of random draws it does."""
+  data = translations(3200)
+  plan = plan_of(data, deal='uniform')
+  batches = [plan.batch(step) for step in range(100)]
+  assert distributions_match(data, batches)
+  totals = np.array([data.response_lengths[batch].sum() for batch in batches])
+  expected = np.sqrt(32) * data.response_lengths.std()
+  assert 0.7 < totals.std() / expected < 1.4
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+  sizes=st.lists(st.integers(1, 9), min_size=1, max_size=30),
+  batch_size=st.integers(1, 12),
+  seed=st.integers(0, 2**31),
+)
+def test_a_uniform_epoch_takes_every_response_once(sizes, batch_size, seed):
+  index = np.repeat(np.arange(len(sizes)), sizes)
+  ones, n = np.ones(len(index)), len(index)
+  plan = Plan(ones, ones, index, batch_size, seed, deal='uniform')
+  stream = [plan.batch(step) for step in range(-(-3 * n // batch_size))]
+  assert all(batch.shape == (batch_size,) for batch in stream)
+  drawn = np.concatenate(stream)[: 3 * n].reshape(3, n)
+  np.testing.assert_array_equal(np.sort(drawn), np.tile(np.arange(n), (3, 1)))
+
+
+def test_a_uniform_batch_depends_on_seed_and_step_alone():
+  data = ratings(80)
+  steps = np.random.default_rng(0).permutation(60)
+  plan, again = plan_of(data, deal='uniform'), plan_of(data, deal='uniform')
+  backwards = {int(step): again.batch(int(step)) for step in steps}
+  for step in range(60):
+    np.testing.assert_array_equal(plan.batch(step), backwards[step])
+  other = plan_of(data, seed=1, deal='uniform')
+  assert (plan.batch(0) != other.batch(0)).any()
+
+
+def test_uniform_draws_keep_their_weights():
+  plan = plan_of(translations(64), weights=np.arange(64) % 2, deal='uniform')
+  assert all((plan.batch(step) % 2 == 1).all() for step in range(8))
+
+
+def test_an_unknown_deal_is_refused_in_words():
+  with pytest.raises(UsageError, match=r"deal 'unform' is unknown \(did you mean uniform\?\).*--set DEAL="):
+    plan_of(translations(40), deal='unform')

@@ -168,6 +168,24 @@ def test_every_unit_once_an_epoch_and_again_the_same(many):
   np.testing.assert_array_equal(again.batch(3), batches.batch(3))
 
 
+def test_uniform_units_are_dealt_whole_and_each_once_an_epoch(many):
+  formed = form(many, 'pair', UnitOptions(pairs='all'))
+  count, of_unit = len(formed.members), formed.table.prompt_index[formed.members[:, 0]]
+  uniform, together = (
+    UnitPlan.of(formed.table, formed.members, 8, seed=0, deal=deal) for deal in ('uniform', 'together')
+  )
+  drawn = np.concatenate([uniform.units(step) for step in range(-(-count // 8))])[:count]
+  assert sorted(map(tuple, drawn)) == sorted(map(tuple, formed.members))
+
+  def prompts_a_batch(plan):
+    prompt_of = dict(zip(map(tuple, formed.members), of_unit))
+    return np.mean([len({prompt_of[tuple(unit)] for unit in plan.units(step)}) for step in range(20)])
+
+  assert prompts_a_batch(uniform) > prompts_a_batch(together) + 1
+  source = Loader(formed.table, uniform, Layout.fit(formed.table, uniform, scan=4))
+  assert source.rows(5).units.mask.all()
+
+
 def test_a_short_last_batch_is_filled_up_with_nothing(many):
   formed = form(many, 'pair', UnitOptions())
   count = len(formed.members)
