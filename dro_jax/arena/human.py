@@ -132,7 +132,7 @@ def _table(
   place: Place, triplets: str | Sequence[str], words: Any, response: str | None
 ) -> tuple[TokenTable, Mapping[str, Any]]:
   given = place.feedback
-  names = sources.parse_pairs(given.columns, 'columns') | ({'response': response} if response else {})
+  names = sources.parse_columns(given.columns) | ({'response': response} if response else {})
   loaded = tasks.load_triplets(
     triplets, columns=names, map_reward=given.map_reward, vocabulary=words, validation_fraction=0,
     prompt_length=given.prompt_length, response_length=given.response_length,

@@ -3,9 +3,13 @@
 A prompt is its turns by a template, each on a line of its own, `user: ...` and `assistant: ...` unless told
 otherwise. The line breaks are for vocabularies that know them: T5's own makes each a blank, and the roles'
 names tell turns apart. A response is one turn of the assistant's, without its role.
+
+Whatever else a turn, a part of its content or the record says, a model's own template would show and this one
+would lose: calls of tools, names, reasoning, files. It is refused. Left alone are numbers, empty fields and
+`METADATA`, which no model reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax.data import preprocessors
@@ -15,6 +19,28 @@ from dro_jax.errors import UsageError, did_you_mean
 TEMPLATE = '{role}: {content}'
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 _SAYS_NOTHING = ('system', 'developer')  # Whose empty turns are left out.
+# Who wrote a turn, when, at what cost, and what was thought of it.
+METADATA = frozenset((
+  '_id', 'id', 'index', 'type', 'object', 'status', 'message_id', 'messageId', 'parent_id', 'parentId',
+  'parentMessageId', 'childrenIds', 'conversation_id', 'conversationId', 'conversation_hash', 'chat_id',
+  'session_id', 'thread_id', 'run_id', 'trace_id', 'span_id', 'assistant_id', 'request_id', 'response_id',
+  'tool_call_id', 'turn_identifier', 'user', 'user_id', 'hashed_ip',
+  'created', 'created_at', 'createdAt', 'created_date', 'updated', 'updated_at', 'updatedAt', 'timestamp',
+  'date', 'time',
+  'model', 'models', 'model_id', 'modelName', 'modelIdx', 'selectedModelId', 'provider', 'endpoint',
+  'system_fingerprint', 'service_tier', 'usage', 'token_count', 'tokenCount', 'latency', 'cost', 'info',
+  'logprobs', 'finish_reason', 'stop_reason', 'stop_sequence', 'cache_control',
+  'metadata', 'meta', 'tags', 'labels', 'category', 'source', 'language', 'lang', 'country', 'state',
+  'header', 'toxic', 'redacted', 'openai_moderation', 'detoxify_moderation', 'moderation',
+  'feedback', 'feedbackId', 'annotation', 'rating', 'score',
+  'followUps', 'statusHistory', 'userContext', 'lastSentence', 'iconURL',
+))  # fmt: skip
+# What a record may say beside its conversation that a model's own template would show.
+BESIDE = (
+  'system', 'tools', 'functions', 'tool_calls', 'function_call', 'documents', 'images', 'image', 'videos',
+  'video', 'audios', 'audio',
+)  # fmt: skip
+_TEXTS = ('text', 'input_text', 'output_text')  # Types of parts.
 
 
 class Turn(NamedTuple):
@@ -121,7 +147,49 @@ def _turn(turn: Any, what: str) -> Turn:
   if role not in ROLES:
     near = did_you_mean(role, ROLES) if isinstance(role, str) else ''
     raise UsageError(f'{what} has the role {shown(role)}{near}; the roles are {", ".join(ROLES)}')
-  return Turn(role, _content(turn['content'], what))
+  content = _content(turn['content'], what)
+  if lost := _lost(turn, ('role', 'content')):
+    raise UsageError(
+      f'{what} has the field {shown(lost)} ({shown(turn[lost])}), which the chat template would lose: write '
+      'it into the content, remove the record, or take out the field if no model is to read it'
+    )
+  return Turn(role, content)
+
+
+def _lost(mapping: Mapping[str, Any], known: Collection[str]) -> str | None:
+  """The first field that says something and is neither known nor metadata."""
+  return next(
+    (
+      key for key, value in mapping.items()
+      if key not in known and key not in METADATA and _says_something(value)
+    ),
+    None,
+  )  # fmt: skip
+
+
+def _says_something(value: Any) -> bool:
+  """Whether there is any text or object in a value that is not a bare number or date."""
+  left = [value] if isinstance(value, str | bytes | list | tuple | dict) else []
+  while left:  # A stack: values may be nested deeper than Python calls.
+    item = left.pop()
+    if isinstance(item, dict):
+      left += item.values()
+    elif isinstance(item, list | tuple):
+      left += item
+    elif item is not None and not (isinstance(item, str) and not item.strip()):
+      return True
+  return False
+
+
+def lost_beside(fields: Mapping[str, Any], messages: Any, left_alone: Collection[str] = ()) -> str | None:
+  """The first field of `BESIDE` in which a record says something; a `system` text may be a turn as well."""
+  turns = messages if isinstance(messages, list | tuple) else ()
+  contents = [turn.get('content') for turn in turns if isinstance(turn, dict)]
+  for key in BESIDE:
+    value = fields.get(key)
+    if key not in left_alone and _says_something(value) and not (key == 'system' and value in contents):
+      return key
+  return None
 
 
 def _content(content: Any, what: str) -> str:
@@ -137,7 +205,12 @@ def _content(content: Any, what: str) -> str:
 
 
 def _part(part: Any, what: str) -> str:
-  if isinstance(part, dict) and part.get('type') == 'text' and isinstance(part.get('text'), str):
+  if isinstance(part, dict) and part.get('type') in _TEXTS and isinstance(part.get('text'), str):
+    if lost := _lost(part, ('type', 'text')):
+      raise UsageError(
+        f'{what} has a part of content with the field {shown(lost)} ({shown(part[lost])}), which the chat '
+        'template would lose: write it into the text, or remove it or the record'
+      )
     return part['text']
   kind = part.get('type') if isinstance(part, dict) else part
   raise UsageError(

@@ -214,12 +214,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
   return found
 
 
-_decode: Callable[[str], Any] = json.JSONDecoder(object_pairs_hook=_object).decode
+decode: Callable[[str], Any] = json.JSONDecoder(object_pairs_hook=_object).decode
 
 
 def _parsed(text: str, where: str, remedy: str) -> Any:
   try:
-    return _decode(text)
+    return decode(text)
   except json.JSONDecodeError as error:
     at = f'{error.msg}, character {error.pos + 1}'
     if '\r' in text.rstrip('\r\n'):

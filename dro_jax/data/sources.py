@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import places
-from dro_jax.data import chat, readers, reward_words, staging
+from dro_jax.data import chat, field_paths, readers, reward_words, staging
 from dro_jax.data.readers import FORMATS as FORMATS
 from dro_jax.data.readers import located as located
 from dro_jax.data.readers import shown
@@ -21,6 +21,7 @@ from dro_jax.data.seen import Seen
 from dro_jax.derived import SAMPLED
 from dro_jax.errors import UsageError, did_you_mean
 
+READING = 2  # Counts up where the same files give other records, so that no older table is taken for theirs.
 FIELDS = ('prompt', 'response', 'reward', 'id', 'messages')
 # What a log calls them, and what the rest of the project does.
 _ALIASES = {'behaviour_logprob': 'behaviour_logps', 'reference_logprob': 'reference_logps'}
@@ -96,18 +97,20 @@ def _file(path: str, pattern: str) -> str:
   return path
 
 
-def parse_pairs(pairs: str | Mapping[str, Any] | None, what: str) -> dict[str, Any]:
-  """'a=b,c=d' (or a mapping, or nothing) as a dict."""
-  if not pairs:
+def parse_columns(columns: str | Mapping[str, str | None] | None) -> dict[str, str]:
+  """'prompt=question,label=' (or a mapping, or nothing) as a dict; what is '' there is left alone."""
+  if not columns:
     return {}
-  if isinstance(pairs, Mapping):
-    return dict(pairs)
-  parts = [part.partition('=') for part in pairs.split(',')]
-  if not all(key.strip() and equals and value.strip() for key, equals, value in parts):
-    raise UsageError(f"{what} '{pairs}': pass NAME=VALUE pairs separated by commas")
+  if isinstance(columns, Mapping):
+    return {name: value or '' for name, value in columns.items()}
+  parts = [part.partition('=') for part in columns.split(',')]
+  if not all(key.strip() and equals for key, equals, _ in parts):
+    raise UsageError(
+      f"columns '{columns}': pass NAME=FIELD pairs separated by commas; NAME= alone leaves that column alone"
+    )
   found = {key.strip(): value.strip() for key, _, value in parts}
   if len(found) < len(parts):
-    raise UsageError(f"{what} '{pairs}': a name has two values; give it one")
+    raise UsageError(f"columns '{columns}': a name has two values; give it one")
   return found
 
 
@@ -213,9 +216,13 @@ def _records(
 
 
 def _names(columns: str | Mapping[str, str] | None) -> dict[str, str]:
-  """Our names to the file's; a number of ours has its own field."""
-  names = parse_pairs(columns, 'columns')
-  fields = [field for name, field in names.items() if name not in FIELDS]
+  """Our names to the file's, '' where a column is left alone; a number of ours has its own field."""
+  names = parse_columns(columns)
+  if needed := [name for name in ('prompt', 'response') if names.get(name) == '']:
+    raise UsageError(
+      f"columns '{needed[0]}=': every record needs its {needed[0]}; say which field it is: {needed[0]}=FIELD"
+    )
+  fields = [field for name, field in names.items() if name not in FIELDS and field]
   if repeated := [field for i, field in enumerate(fields) if field in fields[:i]]:
     raise UsageError(f"columns '{columns}': field '{repeated[0]}' is given two names; give it one")
   return names
@@ -223,7 +230,7 @@ def _names(columns: str | Mapping[str, str] | None) -> dict[str, str]:
 
 def _called(name: str, names: Mapping[str, str]) -> str:
   """How errors name a field: by the file's name, and ours where it differs."""
-  theirs = names.get(name, name)
+  theirs = names.get(name) or name
   return f"'{theirs}'" if theirs == name else f"'{theirs}' (the {name})"
 
 
@@ -232,6 +239,8 @@ def _missing(fields: Mapping[str, Any], names: Mapping[str, str], name: str, whe
   known += ', ...' if len(fields) > _SHOWN else ''
   near = did_you_mean(names.get(name, name), [str(field) for field in fields if str(field) not in FIELDS])
   talk = ' (or, of a whole conversation, --columns messages=FIELD)' if _has_list(fields) else ''
+  path = names.get(name, name)
+  near = field_paths.how_far(fields, path) if path not in fields and field_paths.is_path(path) else near
   return UsageError(
     f'{where}: field {_called(name, names)} is missing or empty; the record has {known}{near}. Say which one '
     f'it is with --columns {name}=FIELD{talk}, or fill it in'
@@ -267,14 +276,17 @@ class _Ids:
 
 def _id(fields: Mapping[str, Any], names: Mapping[str, str], where: str, seen: _Ids) -> str:
   """The record's own id, or else file:line; it is put with those seen."""
-  value = fields.get(names.get('id', 'id'))
-  if value is None and 'id' in names:
+  value = field_paths.value(fields, names, 'id')
+  if value is None and names.get('id'):
     raise _missing(fields, names, 'id', where)
   if value is None:
     short = os.path.basename(where)
     value = where if short in seen else short
   if not isinstance(value, str | int) or isinstance(value, bool):
-    raise _wrong('id', names, where, f'is {shown(value)}; an id must be text or a whole number')
+    raise _wrong(
+      'id', names, where, f'is {shown(value)}; an id must be text or a whole number. If it is none, leave '
+      'the column alone by --columns id=, and ids will be FILE:LINE'
+    )  # fmt: skip
   text = str(value)
   if reason := _unsound(text):
     raise _wrong('id', names, where, reason)
@@ -296,27 +308,38 @@ def _texts(fields: Mapping[str, Any], names: Mapping[str, str], where: str, temp
 
 def _is_conversation(fields: Mapping[str, Any], names: Mapping[str, str], instead_of: Sequence[str]) -> bool:
   """Whether `messages` stands for these fields: it is asked for, or they are neither named nor there."""
-  if 'messages' in names or fields.get('messages') is None:
-    return 'messages' in names
+  if names.get('messages') or field_paths.value(fields, names, 'messages') is None:
+    return bool(names.get('messages'))
   return not any(name in names or fields.get(name) is not None for name in instead_of)
 
 
 def _of_messages(read: Callable, fields, names: Mapping[str, str], where: str, template: str) -> Any:
-  value = fields.get(names.get('messages', 'messages'))
+  value = field_paths.value(fields, names, 'messages')
   if value is None:
     raise _missing(fields, names, 'messages', where)
+  _refuse_lost(fields, names, value, where)
   found = read(value, template, f'{where}: field {_called("messages", names)}')
   if reason := _unsound(found if isinstance(found, str) else ''.join(found)):
     raise _wrong('messages', names, where, reason)
   return found
 
 
+def _refuse_lost(fields: Mapping[str, Any], names: Mapping[str, str], messages: Any, where: str) -> None:
+  """Refuses what a record says beside its conversation, and the template would lose."""
+  if lost := chat.lost_beside(fields, messages, names):
+    raise UsageError(
+      f"{where}: field '{lost}' ({shown(fields[lost])}) stands beside a conversation, and the chat template "
+      f'would lose it: write it into a turn, remove the record, or leave the field alone by --columns {lost}='
+    )
+
+
 def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str, template: str) -> str:
-  value = fields.get(names.get(name, name))
+  value = field_paths.value(fields, names, name)
   if value is None:
     raise _missing(fields, names, name, where)
   if isinstance(value, list) and (not value or isinstance(value[0], dict)):
     what = f'{where}: field {_called(name, names)}'
+    _refuse_lost(fields, names, value, where)
     value = chat.prompt(value, template, what) if name == 'prompt' else chat.response(value, what)
   if not isinstance(value, str):
     raise _wrong(name, names, where, f'is {shown(value)}, a {type(value).__name__}; it must be text')
@@ -346,7 +369,7 @@ def _reward(
   fields, names, where: str, rewards: reward_words.Rewards, textual: bool, required: bool
 ) -> float | None:
   """The reward; None where it is missing or no number, and may be."""
-  value = fields.get(names.get('reward', 'reward'))
+  value = field_paths.value(fields, names, 'reward')
   number = rewards(value, _number(value, textual))
   if number is not None and _is_finite(number):
     return number
@@ -393,6 +416,7 @@ class _Carried(dict):
   def __init__(self, names: Mapping[str, str]):
     super().__init__(dict.fromkeys([*FIELDS, *(names.get(field, field) for field in FIELDS)]))
     self |= {theirs: _ALIASES.get(name, name) for name, theirs in names.items() if name not in FIELDS}
+    self |= dict.fromkeys(name for name, theirs in names.items() if not theirs)
 
   def __missing__(self, theirs: str) -> str:
     return self.setdefault(theirs, _ALIASES.get(theirs, theirs))
@@ -403,10 +427,13 @@ def _columns(
 ) -> dict[str, float]:
   """The record's other numbers, under our names; text is left out, unless the column has a meaning."""
   found = {}
-  for name in names:
-    if name not in FIELDS and fields.get(names[name]) is None:
+  asked = {
+    name: field_paths.reach(fields, path) for name, path in names.items() if path and name not in FIELDS
+  }
+  for name, value in asked.items():
+    if value is None:
       raise _missing(fields, names, name, where)
-  for theirs, value in fields.items():
+  for theirs, value in {**fields, **{names[name]: value for name, value in asked.items()}}.items():
     name = carried[theirs]
     if name is None or value is None:
       continue
@@ -417,7 +444,19 @@ def _columns(
     if number is not None and _is_finite(number):
       found[name] = number
     elif name in NUMERIC or theirs in names.values():
-      raise UsageError(f"{where}: field '{theirs}' is {shown(value)}; it must be a finite number")
+      raise UsageError(
+        f"{where}: field '{theirs}' is {shown(value)}; it must be a finite number{_alone(theirs, names)}"
+      )
   if found.get('label', 0) not in (0, 1):
-    raise UsageError(f"{where}: field 'label' is {found['label']}; a label must be 0 or 1")
+    label = names.get('label', 'label')
+    raise UsageError(
+      f"{where}: field '{label}' is {found['label']}; a label must be 0 or 1{_alone(label, names)}"
+    )
   return found
+
+
+def _alone(theirs: str, names: Mapping[str, str]) -> str:
+  """How to leave alone a column that nobody named."""
+  if theirs in names.values():
+    return ''
+  return f'. If it is something else, leave it alone by --columns {theirs}='

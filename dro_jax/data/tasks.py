@@ -80,7 +80,8 @@ def load_triplets(
       mixture whose examples have text `prompt` and `response` and a number `reward`. Names of several tasks,
       separated by commas, stand for all their records. Public data sets have names: see `data.public`.
     eval_triplets: the same for validation; without it prompts are held out of `triplets` by their hash.
-    columns: our names to the files': 'prompt=question,response=answer,reward=thumbs'.
+    columns: our names to the files': 'prompt=question,response=answer,reward=thumbs', paths into nested
+      fields, 'prompt=chat.messages', or nothing, 'label=', for a column to be left alone.
     map_reward: numbers for rewards that are words: 'up=1,down=0'; or a rule, 'numbers' or 'stars' (see
       `data.reward_words`).
     rewards_required: False where rewards are of no use (SFT): a missing or unusable one is 0, and counted.
@@ -281,7 +282,7 @@ def find(
 
 def files_mark(fingerprint: str, options: Mapping[str, Any]) -> str:
   """What stands for the records of triplet files, read with these options."""
-  return table.fingerprint(fingerprint, sorted(options.items()))
+  return table.fingerprint(sources.READING, fingerprint, sorted(options.items()))
 
 
 def stamps(files: Sequence[str]) -> dict[str, tuple[int, int] | None]:
@@ -414,7 +415,11 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
       raise UsageError(f"seqio task '{task.name}' has no split '{split}'; it has {', '.join(task.splits)}")
   rates = _rates(found) if mixed else None
   mark = table.fingerprint(
-    seqio.__version__, split, sorted(options.items()), *(_task_fingerprint(task, split) for task in tasks)
+    sources.READING,
+    seqio.__version__,
+    split,
+    sorted(options.items()),
+    *(_task_fingerprint(task, split) for task in tasks),
   )
 
   def records() -> Iterator[Record]:

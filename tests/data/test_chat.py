@@ -96,6 +96,87 @@ def test_a_bad_prompt_is_named(tmp_path, case):
   assert str(error.value).startswith(f"{tmp_path / 't.jsonl'}:1: field 'prompt'")
 
 
+LOST = {
+  'calls of tools': {'tool_calls': [{'function': {'name': 'weather', 'arguments': '{"city": "Oslo"}'}}]},
+  'an older call': {'function_call': {'name': 'weather', 'arguments': '{}'}},
+  'a name': {'name': 'Ann'},
+  'a refusal': {'refusal': 'I cannot.'},
+  'reasoning': {'reasoning_content': 'First, ...'},
+  'thinking': {'thinking': 'Hm.'},
+  'images': {'images': ['a.png']},
+  'audio': {'audio': {'id': 'audio_1'}},
+  'files': {'files': [{'id': 'f'}]},
+  'an unknown text': {'scratchpad': 'x'},
+  'an unknown object': {'extra': {'a': 1}},
+}
+
+
+@pytest.mark.parametrize('case', LOST)
+@pytest.mark.parametrize('field', ['prompt', 'response', 'messages'])
+def test_what_the_template_would_lose_is_refused(tmp_path, case, field):
+  (key,) = LOST[case]
+  asked, answered = turn('user', 'q'), turn('assistant', 'a')
+  records = {
+    'prompt': {'prompt': [asked | LOST[case]], 'response': 'r'},
+    'response': {'prompt': 'p', 'response': [answered | LOST[case]]},
+    'messages': {'messages': [asked, answered | LOST[case]]},
+  }
+  with pytest.raises(UsageError, match=rf"t.jsonl:1: field '{field}', turn \d, .*'{key}'.*would lose"):
+    read(tmp_path, records[field] | {'reward': 1})
+
+
+HARMLESS = {
+  'id': 'm1', 'timestamp': '2024-05-01T00:00:00Z', 'created_at': 'today', 'model': 't5',
+  'usage': {'total': 3}, 'finish_reason': 'stop', 'metadata': {'a': 'b'}, 'language': 'en', 'weight': 0.5,
+  'edited': True, 'tool_calls': None, 'function_call': {}, 'refusal': '', 'images': [], 'name': None,
+  'tool_call_id': 'call_1',
+}  # fmt: skip
+
+
+def test_metadata_and_empty_fields_of_a_turn_are_left_alone(tmp_path):
+  record = {'messages': [turn('user', 'q') | HARMLESS, turn('assistant', 'a') | HARMLESS], 'reward': 1}
+  (found,) = read(tmp_path, record)
+  assert (found.prompt, found.response) == ('user: q', 'a')
+
+
+@pytest.mark.parametrize('name', ['t.jsonl', 't.parquet'])
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('tools', [{'function': {'name': 'weather'}}]), ('functions', [{'name': 'weather'}]),
+    ('images', ['a.png']),
+    ('audio', 'a.wav'), ('documents', [{'text': 'd'}]), ('system', 'Be brief.'),
+  ],
+)  # fmt: skip
+def test_what_a_record_holds_beside_its_conversation_is_refused(tmp_path, key, value, name):
+  talk = [turn('user', 'q'), turn('assistant', 'a')]
+  for record in ({'messages': talk}, {'prompt': talk[:1], 'response': 'a'}):
+    with pytest.raises(UsageError, match=rf"1: field '{key}' .*would lose.*--columns {key}="):
+      read(tmp_path, record | {key: value, 'reward': 1}, name)
+
+
+def test_a_system_text_that_is_a_turn_as_well_is_not_lost(tmp_path):
+  talk = [turn('system', 'Be brief.'), turn('user', 'q'), turn('assistant', 'a')]
+  (found,) = read(tmp_path, {'messages': talk, 'system': 'Be brief.', 'tools': [], 'reward': 1})
+  assert found.prompt == 'system: Be brief.\nuser: q'
+
+
+def test_prompts_to_answer_lose_nothing_either(tmp_path):
+  path = tmp_path / 't.jsonl'
+  path.write_text(json.dumps({'messages': [turn('user', 'q')], 'tools': [{'name': 'weather'}]}))
+  with pytest.raises(UsageError, match="'tools' .*would lose"):
+    list(sources.read_prompts(str(path)))
+
+
+def test_a_part_that_holds_more_than_its_text_is_refused(tmp_path):
+  part = {'type': 'text', 'text': 'a', 'citations': [{'url': 'x'}]}
+  with pytest.raises(UsageError, match="'citations'.*would lose"):
+    read(tmp_path, {'prompt': [turn('user', [part])], 'response': 'r', 'reward': 1})
+  part = {'type': 'input_text', 'text': 'a', 'cache_control': {'type': 'ephemeral'}, 'image_url': None}
+  (found,) = read(tmp_path, {'prompt': [turn('user', [part])], 'response': 'r', 'reward': 1})
+  assert found.prompt == 'user: a'
+
+
 @pytest.mark.parametrize(
   'value, message',
   [

@@ -84,6 +84,40 @@ def test_imitation_needs_no_rewards(tmp_path):
   assert [(r.response, r.reward) for r in found] == [('e', None), ('f', None)]
 
 
+@pytest.mark.parametrize(
+  'columns', ['label=,id=,behaviour_logprob=', {'label': '', 'id': None, 'behaviour_logprob': ''}]
+)
+def test_columns_that_mean_something_else_are_left_alone(tmp_path, columns):
+  records = [
+    dict(RECORDS[0], label='spam', id=[1], behaviour_logprob='x'),
+    dict(RECORDS[1], label=7, id=[1], behaviour_logprob=None),
+  ]
+  path = write(tmp_path / 't.jsonl', records)
+  found = read(path, columns)
+  assert [(r.id, r.columns) for r in found] == [('t.jsonl:1', {'hter': 0.25}), ('t.jsonl:2', {'hter': 0.5})]
+  assert [record_id for record_id, _ in sources.read_prompts(path, columns)] == ['t.jsonl:1', 't.jsonl:2']
+
+
+@pytest.mark.parametrize(
+  'field, value', [('label', 'spam'), ('label', 7), ('behaviour_logprob', 'x'), ('id', [1])]
+)
+def test_errors_say_how_to_leave_a_column_alone(tmp_path, field, value):
+  path = write(tmp_path / 't.jsonl', [dict(RECORDS[0], **{field: value})])
+  with pytest.raises(UsageError, match=f'--columns {field}='):
+    read(path)
+
+
+def test_a_column_of_numbers_may_be_left_out(tmp_path):
+  path = write(tmp_path / 't.jsonl', RECORDS)
+  assert read(path, 'hter=')[0].columns == {}
+
+
+@pytest.mark.parametrize('name', ['prompt', 'response'])
+def test_what_a_record_needs_cannot_be_left_alone(tmp_path, name):
+  with pytest.raises(UsageError, match=f"'{name}=': every record needs its {name}"):
+    read(write(tmp_path / 't.jsonl', RECORDS), f'{name}=')
+
+
 def test_several_files_and_patterns(tmp_path):
   for i, record in enumerate(RECORDS):
     write(tmp_path / f'part{i}.jsonl', [record])
@@ -213,7 +247,51 @@ def test_names_of_files_are_told_from_tasks(name, files):
 
 def test_bad_pairs_are_refused(tmp_path):
   path = write(tmp_path / 't.jsonl', RECORDS)
-  with pytest.raises(UsageError, match='NAME=VALUE'):
+  with pytest.raises(UsageError, match='NAME=FIELD'):
     read(path, 'prompt:question')
   with pytest.raises(UsageError, match='WORD=NUMBER'):
     read(path, map_reward='up=high')
+
+
+NESTED = {
+  'chat': {'messages': ['q1', 'q2'], 'a.b': {'c': 3}}, 'answer': {'text': 'a'}, 'scores': [[0.5], [2]],
+  'x.y': 7, 'cell': '{"r": [1, {"n": 4}]}', 'python': "{'r': [True, None]}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'path, number',
+  [
+    ('scores.1.0', 2.0), ('scores[1][0]', 2.0), ('scores.-1[0]', 2.0), ('scores[0].0', 0.5), ('x.y', 7.0),
+    ('chat.a.b.c', 3.0), ('cell.r.1.n', 4.0), ('python.r[0]', 1.0),
+  ],
+)  # fmt: skip
+def test_a_path_leads_into_objects_lists_and_text_that_is_json(tmp_path, path, number):
+  path_of_file = write(tmp_path / 't.jsonl', [NESTED])
+  columns = f'prompt=chat.messages.1,response=answer.text,reward={path},hter={path}'
+  (record,) = read(path_of_file, columns)
+  assert (record.prompt, record.response, record.reward, record.columns['hter']) == (
+    'q2',
+    'a',
+    number,
+    number,
+  )
+
+
+@pytest.mark.parametrize(
+  'path, message',
+  [
+    ('chat.message', "'chat' has messages, a.b"), ('scores.2', "'scores' is a list of 2"),
+    ('answer.text.x', "'answer.text' is 'a'"), ('nowhere.x', 'the record has chat'),
+  ],
+)  # fmt: skip
+def test_a_path_that_leads_nowhere_says_how_far_it_led(tmp_path, path, message):
+  with pytest.raises(UsageError, match=f"field '{path}' .*missing.*{message}"):
+    read(write(tmp_path / 't.jsonl', [NESTED]), f'prompt={path}')
+
+
+def test_a_path_reads_parquet_and_csv_as_well(tmp_path):
+  path = write(tmp_path / 't.parquet', [{'chat': {'q': 'p', 'a': 'r'}, 's': [1.5]}])
+  assert read(path, 'prompt=chat.q,response=chat.a,reward=s.0')[0][1:4] == ('p', 'r', 1.5)
+  path = write(tmp_path / 't.csv', [{'chat': '{"q": "p", "a": "r"}', 's': '[1.5]'}])
+  assert read(path, 'prompt=chat.q,response=chat.a,reward=s.0')[0][1:4] == ('p', 'r', 1.5)

@@ -272,3 +272,11 @@ def test_real_files_load(data_dir, vocab_file, name, records, prompts):
   if prompts:
     assert report['train_prompts'] + report['eval_prompts'] == prompts
   assert train.rewards.std() == pytest.approx(1)
+
+
+def test_a_table_of_an_older_way_of_reading_is_not_taken(tmp_path, monkeypatch):
+  path = tmp_path / 't.jsonl'
+  path.write_text('{"prompt": "p", "response": "r", "reward": 1}\n')
+  now = tasks.find(str(path)).fingerprint
+  monkeypatch.setattr(tasks.sources, 'READING', 1)
+  assert tasks.find(str(path)).fingerprint != now
