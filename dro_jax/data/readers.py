@@ -1,7 +1,8 @@
 """Files to fields: a mapping for each line or row with where it stands, or an error that says what is wrong.
 
 Formats by name: .jsonl, .csv, .tsv, each also .gz, and .parquet. Memory is bounded by one line (`LINE_LIMIT`)
-or one batch of rows.
+or one batch of rows. A .tsv has a record a line and no quoting, unless it was written by csv's rules (see
+`_is_quoted`).
 """
 
 import collections
@@ -281,7 +282,107 @@ def _read_csv(path: str, delimiter: str = ',') -> Iterator[tuple[int, dict]]:
 
 
 def _read_tsv(path: str) -> Iterator[tuple[int, dict]]:
-  return _read_csv(path, '\t')
+  return _read_csv(path, '\t') if _is_quoted(path) else _read_unquoted(path)
+
+
+class _Quotes(NamedTuple):
+  """The lines of a .tsv on which, after the header, each of these is first seen; 0 where none is.
+
+  uneven   a line has another number of fields than the header.
+  open     a field begins with a quote and does not end as a quoted field would, on the same line.
+  doubled  a field is quoted, and the quotes in it are doubled.
+  bare     a field begins and ends with a quote and holds none.
+  """
+
+  uneven: int = 0
+  open: int = 0
+  doubled: int = 0
+  bare: int = 0
+
+
+def _is_quoted(path: str) -> bool:
+  """Whether quotes in a .tsv are csv's, or belong to the text, as tab-separated files know none.
+
+  Csv's quotes may hide tabs and line breaks, and text's may look like them: a file that both ways explain is
+  refused, but for doubled quotes, which only csv's writers make.
+
+  Raises:
+    UsageError: the file can be read both ways, and the records would differ.
+  """
+  header, quotes = _scan(path)
+  if any(cell.startswith('"') for cell in header):
+    return True
+  if not any(quotes[1:]):
+    return False
+  if quotes.uneven or quotes.open:
+    parses = _parses(path)
+    if quotes.uneven or not parses:
+      return parses
+  elif quotes.doubled:
+    return True
+  raise UsageError(
+    f'{path}:{quotes.open or quotes.bare}: a field begins with quotes, and they may belong to the text, or '
+    'enclose it as in csv files; both ways the file reads, as different records. Write .jsonl: python -c '
+    "\"import pandas; pandas.read_csv('IN.tsv', sep='\\t', quoting=3).to_json('OUT.jsonl', "
+    "orient='records', lines=True)\" (quoting=3: they belong to the text; quoting=0: they enclose it)"
+  )
+
+
+def _scan(path: str) -> tuple[list[str], _Quotes]:
+  """The header's cells, and where quotes are."""
+  header: list[str] = []
+  first: dict[str, int] = {}
+  for number, cells in _cells(path):
+    if not header:
+      header = cells
+      continue
+    if len(cells) != len(header):
+      first.setdefault('uneven', number)
+    for cell in cells:
+      if cell.startswith('"'):
+        first.setdefault(_quoting(cell), number)
+  return header, _Quotes(**first)
+
+
+def _quoting(cell: str) -> str:
+  """Which of `_Quotes` a cell is that begins with one."""
+  inner = cell[1:-1]
+  if len(cell) < 2 or not cell.endswith('"') or '"' in inner.replace('""', ''):
+    return 'open'
+  return 'doubled' if '"' in inner else 'bare'
+
+
+def _cells(path: str) -> Iterator[tuple[int, list[str]]]:
+  """The cells of a .tsv's lines that are not empty, quotes being text."""
+  for number, line in _lines(path):
+    if text := line.removesuffix('\n').removesuffix('\r'):
+      yield number, text.split('\t')
+
+
+def _parses(path: str) -> bool:
+  """Whether the whole of a .tsv can be read by csv's rules."""
+  try:
+    collections.deque(_read_csv(path, '\t'), maxlen=0)
+    return True
+  except UsageError:
+    return False
+
+
+def _read_unquoted(path: str) -> Iterator[tuple[int, dict]]:
+  header: list[str] = []
+  for number, cells in _cells(path):
+    if any('\r' in cell for cell in cells):
+      raise UsageError(f'{path}:{number}: a lone carriage return; end lines in a line feed, or write .jsonl')
+    if not header:
+      header = cells
+      _check_header(header, path, '\t')
+      continue
+    if len(cells) != len(header):
+      raise UsageError(
+        f'{path}:{number}: {len(cells)} fields, but the header has {len(header)}; a text with tabs or line '
+        'breaks needs another format: write .jsonl'
+      )
+    yield number, {name: value for name, value in zip(header, cells) if value != ''}
 
 
 def _check_header(header: list[str], path: str, delimiter: str) -> None:

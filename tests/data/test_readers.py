@@ -222,3 +222,66 @@ def test_errors_show_little_of_what_is_long(tmp_path):
     with pytest.raises(UsageError) as error:
       read(tmp_path / 't.jsonl', columns=columns)
     assert len(str(error.value)) < 700
+
+
+HEADER = 'prompt\tresponse\treward\n'
+
+
+@pytest.mark.parametrize(
+  'text, want',
+  [
+    # Quotes that were never meant as such.
+    ('p1\t"He left\t1\np2\tshe said\t0\n', [('p1', '"He left'), ('p2', 'she said')]),
+    ('p1\t"He" left\t1\np2\t"Go."\t0\n', [('p1', '"He" left'), ('p2', '"Go."')]),
+    ('"Hi" she said\tr\t1\n', [('"Hi" she said', 'r')]),
+    ('p\ta 5" disk\t1\n', [('p', 'a 5" disk')]),
+    ('"a, b"\t"c" d\t1\n', [('"a, b"', '"c" d')]),
+    (r'p\q	a \"b\"	1', [(r'p\q', r'a \"b\"')]),
+    # As Python's csv and pandas write: doubled quotes, tabs and line breaks in quotes.
+    ('p\t"a ""b"" c"\t1\n', [('p', 'a "b" c')]),
+    ('p\t"a\nb"\t1\np\t"""c"""\t1\n', [('p', 'a\nb'), ('p', '"c"')]),
+    ('p\t"a\tb"\t1\r\n', [('p', 'a\tb')]),
+  ],
+)
+def test_quotes_in_tsv_are_text_unless_the_file_is_written_by_csv_rules(tmp_path, text, want):
+  (tmp_path / 't.tsv').write_text(HEADER + text, newline='')
+  assert [(r.prompt, r.response) for r in read(tmp_path / 't.tsv')] == want
+  (tmp_path / 't.tsv.gz').write_bytes(gzip.compress((HEADER + text).encode()))
+  assert [(r.prompt, r.response) for r in read(tmp_path / 't.tsv.gz')] == want
+
+
+def test_a_tsv_that_quotes_its_header_quotes_everything(tmp_path):
+  (tmp_path / 't.tsv').write_text('"prompt"\t"response"\t"reward"\n"a, b"\t"r"\t"1"\n')
+  assert read(tmp_path / 't.tsv')[0][1:4] == ('a, b', 'r', 1.0)
+  (tmp_path / 't.tsv').write_text('"prompt"\t"response"\t"reward"\n"a" b\t"r"\t"1"\n')
+  with pytest.raises(UsageError, match='t.tsv:2: .*quote fields'):
+    read(tmp_path / 't.tsv')
+
+
+@pytest.mark.parametrize(
+  'lines',
+  [
+    'p\t"Yes, I did."\t1\n', 'p\t"Yes"\t1\n', 'p\t""\t1\n',
+    # The second quote would end what the first began, and two records would be one.
+    'p1\t"He left\t1\np2\tshe said"\t0\n',
+  ],
+)  # fmt: skip
+def test_a_tsv_whose_quotes_may_be_text_or_not_is_refused(tmp_path, lines):
+  (tmp_path / 't.tsv').write_text(f'{HEADER}p\tr\t1\n{lines}')
+  with pytest.raises(UsageError, match=r't.tsv:3: .*quotes.*belong to the text, or.*\.jsonl'):
+    read(tmp_path / 't.tsv')
+
+
+def test_a_tsv_that_neither_way_of_reading_explains_is_refused(tmp_path):
+  (tmp_path / 't.tsv').write_text(f'{HEADER}p\t"r" x\t1\np\tr\n')
+  with pytest.raises(UsageError, match='t.tsv:3: 2 fields, but the header has 3'):
+    read(tmp_path / 't.tsv')
+  (tmp_path / 't.tsv').write_text(f'{HEADER}p\tr\t1\np\tr\ts\t1\n')
+  with pytest.raises(UsageError, match='t.tsv:3: 4 fields, but the header has 3'):
+    read(tmp_path / 't.tsv')
+
+
+def test_a_lone_carriage_return_in_tsv_is_named(tmp_path):
+  (tmp_path / 't.tsv').write_bytes(HEADER.encode() + b'p\t"r\rs" x\t1\n')
+  with pytest.raises(UsageError, match='t.tsv:2: .*line feed'):
+    read(tmp_path / 't.tsv')
