@@ -37,6 +37,8 @@ _PART_BYTES = 2**28
 # What a process reads at once on its way to its devices, and how large the pieces are that it can read alone.
 _RESTORED_AT_ONCE_GB = 1
 _CHUNK_BYTES = 2**26
+# Names of files with another project's weights, which lie beside what describes the model.
+_WEIGHTS = ('.bin', '.safetensors', '.pt', '.pth', '.h5', '.msgpack')
 # Where a run's damaged checkpoints go.
 DAMAGED = 'damaged'
 
@@ -353,19 +355,18 @@ def has_any(model_dir: str | epath.PathLike) -> bool:
 
 def find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
   """The folder that a name stands for: an imported one, one step, or a run's best step or else its newest."""
-  directory = _absolute(directory)
+  name, directory = directory, _absolute(directory)
   if _is_checkpoint(directory):
     return directory
-  if directory.exists() and not directory.is_dir():
-    raise UsageError(
-      f"{directory} is a file, and a checkpoint is a folder: pass a run's model_dir, or what `dro_jax "
-      'import_checkpoint` made of that file'
-    )
+  if problem := _other_projects(directory):
+    raise UsageError(problem)
   for steps_folder in (directory / 'checkpoints', directory):
     steps = _steps(steps_folder)
     if steps:
       return steps_folder / str(_preferred_step(steps_folder, steps))
   hint = 'it does not exist'
+  if str(name).count('/') == 1 and not directory.exists():
+    hint += f' (a model of the Hugging Face Hub is imported first: {_import_command(name)})'
   if directory.exists():
     names = sorted(path.name for path in directory.iterdir())[:8]
     hint = f'it holds {", ".join(names) or "nothing"}'
@@ -373,6 +374,37 @@ def find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
     f"no checkpoint in {directory}: {hint}. Pass a run's model_dir, one of its checkpoints/STEP folders, "
     'or a folder written by `dro_jax import_checkpoint`'
   )
+
+
+def _other_projects(path: epath.Path) -> str | None:
+  """What to do with another project's file or folder; `None` where it is not known to be one."""
+  if path.exists() and not path.is_dir():
+    source = path.parent if path.suffix in _WEIGHTS else path
+    return (
+      f"{path} is a file, and a checkpoint is a folder: pass a run's model_dir, or import it first: "
+      f'{_import_command(source)}'
+    )
+  if problem := adapter_problem(path):
+    return problem
+  if (path / 'config.json').exists() and not _is_checkpoint(path):
+    return f'{path} is a folder of Hugging Face transformers: import it first: {_import_command(path)}'
+  return None
+
+
+def adapter_problem(folder: epath.PathLike) -> str | None:
+  """What to do with a folder that holds an adapter, which is no whole model; `None` where it holds none."""
+  if not (epath.Path(folder) / 'adapter_config.json').exists():
+    return None
+  return (
+    f'{folder} holds an adapter (PEFT), which is no whole model: merge it into its base model with peft '
+    "(model.merge_and_unload().save_pretrained('MERGED')), then import that: "
+    f'{_import_command("MERGED")}'
+  )
+
+
+def _import_command(source: epath.Path | str) -> str:
+  name = epath.Path(source).name or 'imported'
+  return f'dro_jax import_checkpoint --init_from={source} --model_dir=checkpoints/{name}'
 
 
 def _is_checkpoint(folder: epath.Path) -> bool:

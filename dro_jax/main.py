@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import gin
 from absl import flags
 
-from dro_jax import cluster, config_files, config_tables, configs, printing, usage
+from dro_jax import cluster, config_files, config_tables, configs, machine, printing, usage
 from dro_jax.errors import Failed, Stopped, UsageError, did_you_mean
 
 DONE, FAILED, BAD_USAGE, STOPPED = 0, 1, 2, 75
+UNREAD = 141  # As shells call a program that SIGPIPE ended.
 
 _HERE = pathlib.Path(__file__).resolve().parent
 # Installed, the gin files are inside the package; in a checkout they are beside it.
@@ -202,7 +203,19 @@ def run() -> None:
   """The console script."""
   _prepare_process()
   with cluster.failing_at_once():
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_until_unread(sys.argv[1:]))
+
+
+def _until_unread(argv: Sequence[str]) -> int:
+  """Runs a command line; whoever reads its output may stop reading, as `head` does."""
+  try:
+    code = main(argv)
+    sys.stdout.flush()
+    return code
+  except BrokenPipeError:
+    # Python would write what is left as it exits, and fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return UNREAD
 
 
 def _prepare_process() -> None:
@@ -258,7 +271,9 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
     return DONE
   command = _configure(name, commands[name], values)
   cluster.join()
-  result = _call(name, command)
+  machine.refuse_missing_devices()
+  with machine.memory(_less_memory()):
+    result = _call(name, command)
   if cluster.is_first():
     printing.print_result(result, as_json=values['json'].value)
   return DONE
@@ -586,6 +601,18 @@ def _call(name: str, function: Callable[..., Any]) -> Any:
     if not missing:
       raise
     raise UsageError(f'{name} needs values for {missing[1]}: bind them with --gin.NAME=VALUE') from error
+
+
+def _less_memory() -> str:
+  """The command's own settings that make it use less memory."""
+  settings = {
+    'MICROBATCHES': '--set MICROBATCHES=2 (parts of a batch one after another)',
+    'REMAT': '--set REMAT=true (states are computed again in the backward pass)',
+    'DTYPE': '--set DTYPE=bfloat16',
+    'BATCH': 'a smaller BATCH',
+  }
+  own = [text for macro, text in settings.items() if macro in _macros()]
+  return f'pass {", ".join(own)}' if own else 'pass less data at once'
 
 
 def _config_texts(root: str) -> dict[str, str]:

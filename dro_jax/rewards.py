@@ -14,6 +14,7 @@ import importlib.util
 import math
 import os
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -151,6 +152,8 @@ def _import(name: str) -> Any:
     raise UsageError(
       f'REWARD: cannot import {name} ({error}): pass a .py file, or a module on the path.'
     ) from error
+  except Exception as error:
+    raise UsageError(f'REWARD: {name} cannot be imported, for it raised {_raised(error)}.') from error
 
 
 def name_of(reward: Reward) -> str:
@@ -165,9 +168,9 @@ def score(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> l
   """Rewards of some responses, one finite number each.
 
   Raises:
-    UsageError: the function returned something else.
+    UsageError: the function returned something else, or raised an error.
   """
-  given = list(reward(list(prompts), list(responses)))
+  given = _called(reward, prompts, responses)
   if len(given) != len(responses):
     raise UsageError(
       f'the reward function {name_of(reward)} returned {len(given)} numbers for {len(responses)} '
@@ -181,6 +184,33 @@ def score(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> l
         f'prompt {prompt!r}: it must return a finite number, also for text that it cannot read.'
       )
   return rewards
+
+
+def _called(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> list[Any]:
+  try:
+    returned = reward(list(prompts), list(responses))
+  except UsageError:
+    raise
+  except Exception as error:
+    raise UsageError(
+      f'the reward function {name_of(reward)} raised {_raised(error)}. It gets two lists of texts, '
+      f'{len(prompts)} prompts and their responses, and must return one finite number for each response.'
+    ) from error
+  try:
+    return list(returned)
+  except TypeError as error:
+    raise UsageError(
+      f'the reward function {name_of(reward)} returned {returned!r} for {len(responses)} responses: it must '
+      'return a list with one number for each response, in order.'
+    ) from error
+
+
+def _raised(error: Exception) -> str:
+  """What somebody's function raised, and the line of their file where it did."""
+  place = traceback.extract_tb(error.__traceback__)[-1]
+  if isinstance(error, SyntaxError):
+    return f'{type(error).__name__}: {error}'
+  return f'{type(error).__name__}: {error} ({place.filename}, line {place.lineno})'
 
 
 def _number(value: Any) -> float:

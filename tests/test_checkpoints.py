@@ -206,8 +206,8 @@ def test_another_model_is_refused_by_its_first_difference(run):
 def test_a_folder_without_a_checkpoint_says_what_to_pass(tmp_path):
   with pytest.raises(UsageError, match='it does not exist'):
     checkpoints.load_params(tmp_path / 'nowhere')
-  (tmp_path / 'config.json').write_text('{}')
-  with pytest.raises(UsageError, match=r'it holds config.json. .*import_checkpoint'):
+  (tmp_path / 'notes.txt').write_text('')
+  with pytest.raises(UsageError, match=r'it holds notes.txt. .*import_checkpoint'):
     checkpoints.load_params(tmp_path)
 
 
@@ -296,3 +296,20 @@ def test_a_damaged_start_is_refused_by_name(tmp_path):
       file.write_bytes(b'')
   with pytest.raises(UsageError, match=r'start cannot be read: .*Pass another'):
     checkpoints.load_params(tmp_path / 'start')
+
+
+def test_another_projects_files_are_refused_with_the_import_to_copy(tmp_path):
+  transformers, adapter = tmp_path / 'flan', tmp_path / 'lora'
+  transformers.mkdir()
+  adapter.mkdir()
+  (transformers / 'config.json').write_text('{}')
+  (transformers / 'pytorch_model.bin').write_bytes(b'')
+  (adapter / 'adapter_config.json').write_text('{}')
+  command = f'dro_jax import_checkpoint --init_from={transformers} --model_dir=checkpoints/flan'
+  for path in (transformers, transformers / 'pytorch_model.bin'):
+    with pytest.raises(UsageError, match=f'^{path} .*{command}$'):
+      checkpoints.find_checkpoint(path)
+  with pytest.raises(UsageError, match='adapter .*merge_and_unload.*import_checkpoint --init_from=MERGED'):
+    checkpoints.find_checkpoint(adapter)
+  with pytest.raises(UsageError, match='import_checkpoint --init_from=google/flan-t5-small'):
+    checkpoints.find_checkpoint('google/flan-t5-small')

@@ -16,7 +16,7 @@ _COMMANDS_MODULE = """
   import dataclasses
   from dro_jax.errors import Stopped, UsageError
 
-  __all__ = ['mild', 'firm', 'Config', 'fit', 'stop', 'break_down', 'refuse']
+  __all__ = ['mild', 'firm', 'Config', 'fit', 'stop', 'break_down', 'refuse', 'exhaust']
 
   def mild(tau=5.0):
     return ('mild', tau)
@@ -47,6 +47,10 @@ _COMMANDS_MODULE = """
 
   def refuse():
     raise UsageError('data.jsonl:3: field "reward" is text')
+
+  def exhaust():
+    import jax.numpy
+    return jax.numpy.zeros((1 << 50,), 'int8')
 """
 
 _DEFAULTS = """
@@ -83,7 +87,7 @@ def commands(commands_module):
   def command(name):
     return door.Command(commands_module, name, f'{name}s a model', configurables=(commands_module,))
 
-  return {name: command(name) for name in ('fit', 'stop', 'break_down', 'refuse')}
+  return {name: command(name) for name in ('fit', 'stop', 'break_down', 'refuse', 'exhaust')}
 
 
 @pytest.fixture
@@ -449,6 +453,21 @@ def test_bad_data_is_two_with_its_own_words(refused):
 def test_stopped_after_saving_is_75(commands, packaged, capsys):
   assert door.main(['stop'], commands) == 75
   assert capsys.readouterr().err == 'dro_jax: stopped at step 3, saved\n'
+
+
+def test_memory_that_is_refused_is_one_with_the_remedy(commands, packaged, capsys):
+  (packaged / 'runs' / 'exhaust.gin').write_text('MICROBATCHES = 1\n')
+  assert door.main(['exhaust'], commands) == 1
+  message = capsys.readouterr().err
+  assert message.startswith('dro_jax: out of memory (')
+  assert 'pass --set MICROBATCHES=2' in message
+
+
+def test_an_output_that_is_no_longer_read_ends_without_a_traceback():
+  command = f'{sys.executable} -m dro_jax.main configs list | head -n 1; exit ${{PIPESTATUS[0]}}'
+  process = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+  assert 'Traceback' not in process.stderr
+  assert process.returncode in (0, 141)  # 0 where all was written before it was read.
 
 
 def test_a_bug_is_raised(commands, packaged):

@@ -108,3 +108,19 @@ def test_what_is_no_reward_is_refused(returned, message):
 def test_arrays_are_rewards_too():
   given = rewards.score(lambda prompts, responses: np.array([1, 0], np.float32), ['p', 'q'], ['a', 'b'])
   assert given == [1.0, 0.0]
+
+
+def test_a_function_that_returns_a_number_or_raises_is_refused_with_its_line(tmp_path):
+  lines = ('def one(prompts, responses):', '  return 1.0', 'def bad(prompts, responses):', '  return [1 / 0]')
+  (tmp_path / 'mine.py').write_text('\n'.join(lines))
+  with pytest.raises(UsageError, match=r'mine:one returned 1.0 for 2 responses: it must return a list'):
+    rewards.score(rewards.find(f'{tmp_path}/mine.py:one'), ['a', 'b'], ['c', 'd'])
+  with pytest.raises(UsageError, match=r'raised ZeroDivisionError: division by zero \(.*mine.py, line 4\)'):
+    rewards.score(rewards.find(f'{tmp_path}/mine.py:bad'), ['a', 'b'], ['c', 'd'])
+
+
+@pytest.mark.parametrize('text, message', [('x = (', 'SyntaxError'), ('x = y\n', r'NameError.*line 1\)')])
+def test_a_file_that_cannot_be_imported_is_refused_with_the_reason(tmp_path, text, message):
+  (tmp_path / 'torn.py').write_text(text)
+  with pytest.raises(UsageError, match=f'torn.py cannot be imported, for it raised {message}'):
+    rewards.find(f'{tmp_path}/torn.py:reward')

@@ -79,6 +79,10 @@ def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
   """Reads whichever kind of checkpoint `source` is."""
   path = epath.Path(source).expanduser()
   _check_reach(source, path)
+  if path.suffix in ('.bin', '.safetensors') and path.is_file():
+    raise UsageError(f'{source} holds weights only: pass its folder, --init_from={path.parent}.')
+  if problem := checkpoints.adapter_problem(path):
+    raise UsageError(problem)
   if (path / 'config.json').is_file() or not path.exists():
     if '://' in source:
       raise UsageError(f'{source}: no T5X checkpoint lies there. Pass {_ACCEPTED}.')

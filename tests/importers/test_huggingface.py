@@ -219,3 +219,13 @@ def test_import_brings_the_vocabulary(tmp_path):
   assert checkpoints.load_metadata(tmp_path / 'pieces')['vocabulary_fingerprint'] == words.fingerprint
   report = importers.import_checkpoint(str(source), str(tmp_path / 'named'), vocabulary='bytes')
   assert report['vocabulary'] == 'bytes'
+
+
+def test_a_file_of_weights_and_an_adapter_are_refused_with_the_remedy(tmp_path):
+  (tmp_path / 'pytorch_model.bin').write_bytes(b'')
+  with pytest.raises(UsageError, match=f'weights only: pass its folder, --init_from={tmp_path}'):
+    importers.import_checkpoint(str(tmp_path / 'pytorch_model.bin'), str(tmp_path / 'imported'))
+  (tmp_path / 'adapter_config.json').write_text('{}')
+  with pytest.raises(UsageError, match='adapter'):
+    importers.import_checkpoint(str(tmp_path), str(tmp_path / 'imported'))
+  assert not (tmp_path / 'imported').exists()
