@@ -4,15 +4,19 @@ A prompt is its turns by a template, each on a line of its own, `user: ...` and 
 otherwise. The line breaks are for vocabularies that know them: T5's own makes each a blank, and the roles'
 names tell turns apart. A response is one turn of the assistant's, without its role.
 
+A conversation may be text, the list in JSON or as Python writes it; an object with such a list as `messages`;
+or an object that is one turn.
+
 Whatever else a turn, a part of its content or the record says, a model's own template would show and this one
 would lose: calls of tools, names, reasoning, files. It is refused. Left alone are numbers, empty fields and
 `METADATA`, which no model reads.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dro_jax.data import preprocessors
+from dro_jax.data import field_paths, preprocessors
 from dro_jax.data.readers import shown
 from dro_jax.errors import UsageError, did_you_mean
 
@@ -40,6 +44,7 @@ BESIDE = (
   'system', 'tools', 'functions', 'tool_calls', 'function_call', 'documents', 'images', 'image', 'videos',
   'video', 'audios', 'audio',
 )  # fmt: skip
+_BEGINS = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 _TEXTS = ('text', 'input_text', 'output_text')  # Types of parts.
 
 
@@ -53,6 +58,52 @@ class Turn(NamedTuple):
 def check_template(template: str) -> str:
   """Refuses a turn's template without {content}, or with another field than that and {role}."""
   return preprocessors.check_fields(template, 'chat template', needed='content', optional=('role',))
+
+
+def conversation(value: Any, what: str, left_alone: Collection[str] = ()) -> list | None:
+  """The list of turns that a value is or holds; None where it is a text, or anything else.
+
+  Args:
+    value: as read.
+    what: file:line and field, for errors.
+    left_alone: fields that the template may lose.
+
+  Raises:
+    UsageError: text that begins like a conversation and is none, or an object that holds more than its turns.
+  """
+  if isinstance(value, list):
+    return value if not value or isinstance(value[0], dict) else None
+  value = _parsed(value, what) if isinstance(value, str) else value
+  if isinstance(value, dict) and isinstance(value.get('messages'), list):
+    if lost := lost_beside(value, value['messages'], left_alone):
+      raise UsageError(
+        f'{what} holds {shown(lost)} ({shown(value[lost])}) beside its messages; {remedy(lost)}'
+      )
+    value = value['messages']
+  value = [value] if isinstance(value, dict) and 'content' in value else value
+  is_talk = isinstance(value, list) and value and isinstance(value[0], dict) and 'role' in value[0]
+  return value if is_talk else None
+
+
+def remedy(lost: str) -> str:
+  """What to do with a field that the template would lose, to end an error's sentence."""
+  return (
+    'the chat template would lose it: write it into a turn, remove the record, or leave the field alone by '
+    f'--columns {lost}='
+  )
+
+
+def _parsed(text: str, what: str) -> list | dict | None:
+  """The list or object that a text is; None where it is a text."""
+  if not text.lstrip().startswith(('[', '{')):
+    return None
+  found = field_paths.structured(text)
+  if found is None and _BEGINS.match(text):
+    raise UsageError(
+      f'{what} begins like a conversation, {shown(text)}, but is a list in neither JSON nor Python (arrays '
+      'that pandas wrote have no commas, and cut texts no end); write it by json.dumps(messages), or .jsonl'
+    )
+  return found
 
 
 def prompt(value: Any, template: str, what: str) -> str:

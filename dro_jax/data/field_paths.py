@@ -9,7 +9,7 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dro_jax.data import readers
@@ -30,8 +30,16 @@ def reach(fields: Mapping[str, Any], path: str) -> Any:
   found = fields.get(path)
   if found is not None or not is_path(path):
     return found
-  found, left = _walk(fields, _steps(path))
+  *_, (found, left) = _way(fields, _steps(path))
   return None if left else found
+
+
+def holders(fields: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
+  """The objects that a path leads through, the record first."""
+  if path in fields or not is_path(path):
+    return [fields]
+  passed = [_opened(found) for found, _ in _way(fields, _steps(path))][:-1]
+  return [found for found in passed if isinstance(found, Mapping)]
 
 
 def is_path(path: str) -> bool:
@@ -47,7 +55,7 @@ def first_steps(path: str) -> list[str]:
 def how_far(fields: Mapping[str, Any], path: str) -> str:
   """Where a path ends that leads nowhere, for errors; '' where its first step is none."""
   steps = _steps(path)
-  found, left = _walk(fields, steps)
+  *_, (found, left) = _way(fields, steps)
   reached = '.'.join(steps[: len(steps) - len(left)])
   if not reached:
     return ''
@@ -61,14 +69,19 @@ def _steps(path: str) -> list[str]:
   return _INDEX.sub(r'.\1', path).split('.')
 
 
-def _walk(found: Any, steps: list[str]) -> tuple[Any, list[str]]:
-  """(what was reached, the steps that lead no further)."""
+def _way(found: Any, steps: list[str]) -> Iterator[tuple[Any, list[str]]]:
+  """(what lies there, the steps that are left) from the record on, as far as the steps lead."""
+  yield found, steps
   while steps:
-    taken, after = _step(structured(found) if isinstance(found, str) else found, steps)
+    taken, after = _step(_opened(found), steps)
     if not taken:
-      return found, steps
+      return
     found, steps = after, steps[taken:]
-  return found, []
+    yield found, steps
+
+
+def _opened(found: Any) -> Any:
+  return structured(found) if isinstance(found, str) else found
 
 
 def _step(found: Any, steps: list[str]) -> tuple[int, Any]:

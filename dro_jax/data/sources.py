@@ -317,30 +317,35 @@ def _of_messages(read: Callable, fields, names: Mapping[str, str], where: str, t
   value = field_paths.value(fields, names, 'messages')
   if value is None:
     raise _missing(fields, names, 'messages', where)
-  _refuse_lost(fields, names, value, where)
-  found = read(value, template, f'{where}: field {_called("messages", names)}')
+  what = f'{where}: field {_called("messages", names)}'
+  messages = chat.conversation(value, what, names)
+  if messages is not None:
+    _refuse_lost(fields, names, 'messages', messages, where)
+  found = read(value if messages is None else messages, template, what)
   if reason := _unsound(found if isinstance(found, str) else ''.join(found)):
     raise _wrong('messages', names, where, reason)
   return found
 
 
-def _refuse_lost(fields: Mapping[str, Any], names: Mapping[str, str], messages: Any, where: str) -> None:
-  """Refuses what a record says beside its conversation, and the template would lose."""
-  if lost := chat.lost_beside(fields, messages, names):
-    raise UsageError(
-      f"{where}: field '{lost}' ({shown(fields[lost])}) stands beside a conversation, and the chat template "
-      f'would lose it: write it into a turn, remove the record, or leave the field alone by --columns {lost}='
-    )
+def _refuse_lost(
+  fields: Mapping[str, Any], names: Mapping[str, str], name: str, messages: list, where: str
+) -> None:
+  """Refuses what a record, or an object on the way to its conversation, says beside it."""
+  for holder in field_paths.holders(fields, names.get(name, name)):
+    if lost := chat.lost_beside(holder, messages, names):
+      raise UsageError(
+        f"{where}: field '{lost}' ({shown(holder[lost])}) stands beside a conversation; {chat.remedy(lost)}"
+      )
 
 
 def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str, template: str) -> str:
   value = field_paths.value(fields, names, name)
   if value is None:
     raise _missing(fields, names, name, where)
-  if isinstance(value, list) and (not value or isinstance(value[0], dict)):
-    what = f'{where}: field {_called(name, names)}'
-    _refuse_lost(fields, names, value, where)
-    value = chat.prompt(value, template, what) if name == 'prompt' else chat.response(value, what)
+  what = f'{where}: field {_called(name, names)}'
+  if (messages := chat.conversation(value, what, names)) is not None:
+    _refuse_lost(fields, names, name, messages, where)
+    value = chat.prompt(messages, template, what) if name == 'prompt' else chat.response(messages, what)
   if not isinstance(value, str):
     raise _wrong(name, names, where, f'is {shown(value)}, a {type(value).__name__}; it must be text')
   if not value or value.isspace():

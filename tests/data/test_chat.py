@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pyarrow as pa
@@ -213,3 +214,67 @@ def test_prompts_to_answer_are_what_comes_before_the_answer(tmp_path):
 
 def test_a_conversation_once_rendered_is_the_default_template():
   assert chat.render([chat.Turn('user', 'a')], chat.TEMPLATE) == 'user: a'
+
+
+def as_numpy(messages: list) -> str:
+  """As pandas writes an array of turns into a csv: no commas between them."""
+  return '[' + '\n '.join(map(repr, messages)) + ']'
+
+
+@pytest.mark.parametrize('write', [json.dumps, repr, lambda talk: json.dumps(talk, indent=1)])
+@pytest.mark.parametrize('name', ['t.csv', 't.jsonl', 't.tsv'])
+def test_a_conversation_that_is_text_is_read_as_turns(tmp_path, write, name):
+  answer = turn('assistant', "it's \\d é\n")
+  records = [
+    {'prompt': write(TALK), 'response': write([answer]), 'reward': 1},
+    {'prompt': write(TALK), 'response': write(answer), 'reward': 1},
+    {'prompt': write({'messages': TALK}), 'response': "it's \\d é\n", 'reward': 1},
+    {'messages': write([*TALK, answer]), 'reward': 1},
+    {'messages': write({'messages': [*TALK, answer]}), 'reward': 1},
+  ]
+  for record in records:
+    path = tmp_path / name
+    if name == 't.jsonl':
+      path.write_text(json.dumps(record))
+    else:
+      with open(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, list(record), delimiter='\t' if name == 't.tsv' else ',')
+        writer.writeheader()
+        writer.writerow(record)
+    (found,) = sources.read_triplets(str(path))
+    assert (found.prompt, found.response) == (TEXT, "it's \\d é\n")
+    assert [text for _, text in sources.read_prompts(str(path))] == [TEXT]
+
+
+@pytest.mark.parametrize('text', ['[1, 2]', '{"a": 1}', '[{"a": 1}]', '[', "['x', 'y']", '{x}', '[] or {}'])
+def test_text_that_is_no_conversation_stays_text(tmp_path, text):
+  (found,) = read(tmp_path, {'prompt': text, 'response': text, 'reward': 1})
+  assert (found.prompt, found.response) == (text, text)
+
+
+@pytest.mark.parametrize(
+  'text',
+  [as_numpy(TALK), json.dumps(TALK)[:-9], repr(TALK)[:-1], '[{"role": "user", "role": "x", "content": "q"}]'],
+)
+def test_a_conversation_that_cannot_be_read_is_no_prompt(tmp_path, text):
+  with pytest.raises(UsageError, match=r"1: field 'prompt' .*begins like a conversation.*json.dumps"):
+    read(tmp_path, {'prompt': text, 'response': 'r', 'reward': 1})
+
+
+def test_a_conversation_that_is_text_loses_nothing(tmp_path):
+  for value in (
+    [turn('user', 'q') | {'tool_calls': [{'id': 'c'}]}],
+    {'messages': TALK, 'tools': [{'name': 'w'}]},
+  ):
+    for written in (value, json.dumps(value)):
+      with pytest.raises(UsageError, match="'tool.*would lose"):
+        read(tmp_path, {'prompt': written, 'response': 'r', 'reward': 1})
+
+
+def test_what_stands_beside_a_conversation_at_the_end_of_a_path_is_not_lost(tmp_path):
+  record = {'input': {'messages': TALK, 'tools': [{'name': 'w'}]}, 'output': 'r', 'reward': 1}
+  for written in (record, record | {'input': json.dumps(record['input'])}):
+    with pytest.raises(UsageError, match="'tools' .*would lose"):
+      read(tmp_path, written, columns='prompt=input.messages,response=output')
+  record['input']['tools'] = []
+  assert read(tmp_path, record, columns='prompt=input.messages,response=output')[0].prompt == TEXT
