@@ -26,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers, type_handlers
 
 from dro_jax import digest, places
 from dro_jax.errors import Failed, UsageError
+from dro_jax.plain import plain
 from dro_jax.types import Params
 
 # Where the metadata says what "best" meant to the run, and what the state was.
@@ -72,7 +73,7 @@ class Checkpoints:
     if best_mode not in ('min', 'max'):
       raise UsageError(f"best_mode is {best_mode!r}: pass 'max' where more of the metric is better, or 'min'")
     self._best_metric = best_metric
-    self._metadata = {**(metadata or {}), _BEST_METRIC: best_metric, _BEST_MODE: best_mode}
+    self._metadata = plain({**(metadata or {}), _BEST_METRIC: best_metric, _BEST_MODE: best_mode})
     self._manager = ocp.CheckpointManager(
       _absolute(directory), options=_options(keep_last, keep_best, best_metric, best_mode)
     )
@@ -240,7 +241,7 @@ def save_params(directory: str | epath.PathLike, params: Params, metadata: Mappi
       jax.tree.map(np.asarray, params),
       jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params),
     ),
-    metadata=ocp.args.JsonSave(dict(metadata)),
+    metadata=ocp.args.JsonSave(plain(metadata)),
   )
   # As it is: orbax would copy the arrays first, and its one-file format buffers them once more.
   as_is = type_handlers.create_type_handler_registry(

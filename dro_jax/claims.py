@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dro_jax.errors import UsageError
+from dro_jax.files import json_text
 
 LOCK = '.lock'
 
@@ -62,7 +63,7 @@ def _lock(folder: pathlib.Path) -> int:
       f'{folder} is in use by another run{_holder(folder)}. Wait for it, stop it, or pass another --model_dir'
     ) from error
   os.truncate(lock, 0)
-  os.write(lock, json.dumps({'host': platform.node(), 'process': os.getpid()}).encode())
+  os.write(lock, json_text({'host': platform.node(), 'process': os.getpid()}).encode())
   return lock
 
 

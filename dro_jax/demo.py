@@ -8,7 +8,6 @@ words that nothing was trained on, over everything that could be answered.
 import argparse
 import dataclasses
 import functools
-import json
 import pathlib
 import shutil
 import time
@@ -21,7 +20,7 @@ from rich.table import Table
 
 from dro_jax import algorithms, evaluate, feeds, optimizers, partitioning, train, writers
 from dro_jax.data import tasks, toy
-from dro_jax.files import json_line, json_lines
+from dro_jax.files import json_line, json_lines, json_text
 from dro_jax.models.t5 import T5Config
 
 MODEL = T5Config(emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2)
@@ -99,7 +98,7 @@ def main(directory: str = 'demo_output', settings: Settings = Settings()) -> dic
   console.print(rendered(judged))
   console.print(conclusion(judged))
   plot(judged, folder / 'demo.png')
-  writers.write_atomically(folder / 'table.json', json.dumps(judged.table, indent=2) + '\n')
+  writers.write_atomically(folder / 'table.json', json_text(judged.table, indent=2) + '\n')
   console.print(f'Plot: {folder / "demo.png"}. {time.monotonic() - began:.0f} s.')
   return judged.table
 
@@ -111,7 +110,7 @@ def prepare(folder: pathlib.Path, settings: Settings) -> pathlib.Path:
     name: [getattr(method.algorithm, 'keywords', {}), *method[1:]]
     for name, method in methods(settings).items()
   }
-  text = json.dumps(dataclasses.asdict(settings) | {'methods': chosen}, indent=2) + '\n'
+  text = json_text(dataclasses.asdict(settings) | {'methods': chosen}, indent=2) + '\n'
   mark = folder / 'settings.json'
   if mark.exists() and mark.read_text(encoding='utf-8') != text:
     for name in ('data', 'runs'):

@@ -7,15 +7,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dro_jax.errors import UsageError
+from dro_jax.plain import plain
 
 # What other programs (`str.splitlines` among them) take for the end of a line, and half a surrogate pair,
 # which UTF-8 cannot hold. JSON escapes the other control characters itself.
 _ESCAPED = re.compile('[\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
+def json_text(value: Any, **options: Any) -> str:
+  """A value as JSON that every reader takes: what is not finite is null, for JSON has no NaN.
+
+  All that the package writes as JSON goes through here. `options` are those of `json.dumps`.
+  """
+  return json.dumps(plain(value), allow_nan=False, **options)
+
+
 def json_line(record: Mapping[str, Any]) -> str:
   """A record as one line of JSON, for people and for any reader: only its last character ends a line."""
-  text = json.dumps(record, ensure_ascii=False)
+  text = json_text(record, ensure_ascii=False)
   return _ESCAPED.sub(lambda match: f'\\u{ord(match[0]):04x}', text) + '\n'
 
 

@@ -54,7 +54,8 @@ def norms(prefix: str, trees: Mapping[str, Params]) -> dict[str, Array]:
 def nonfinite_ids(output: LossOutput, scalars: Mapping[str, Array], rows: Rows) -> Array:
   """`[N]` ids of examples with a loss that is not finite, −1 elsewhere.
 
-  All valid ids where only a total (a statistic of the batch, a gradient) is not finite.
+  All valid ids where only a scalar is not finite: a statistic of the batch, the norm of a gradient or, after
+  the update, of parameters.
   """
   example_id, valid = rows.example_id.reshape(-1), rows.valid.reshape(-1)
   bad = jnp.zeros_like(valid)
@@ -64,7 +65,6 @@ def nonfinite_ids(output: LossOutput, scalars: Mapping[str, Array], rows: Rows) 
       bad |= valid & wrong
     else:
       bad = bad.at[rows.units.index].max(rows.units.mask & wrong[:, None])
-  watched = [value for name, value in scalars.items() if name.startswith(('loss', 'gradient_norm'))]
-  finite = jnp.all(jnp.isfinite(jnp.stack(watched)))
+  finite = jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(value, jnp.float32) for value in scalars.values()])))
   bad = jnp.where(~finite & ~jnp.any(bad), valid, bad)
   return jnp.where(bad, example_id, -1)

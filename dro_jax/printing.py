@@ -1,10 +1,10 @@
 """A command's result on standard output: JSON, tables, or lines."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dro_jax.files import json_text
 from dro_jax.plain import plain
 
 
@@ -51,7 +51,7 @@ def print_result(result: Any, *, as_json: bool) -> None:
   if not result:
     return
   if as_json:
-    print(json.dumps(plain(result), allow_nan=False, default=str))
+    print(json_text(result, default=str))
   elif hasattr(result, '__rich__'):
     _print_rich(result)
   else:

@@ -10,7 +10,6 @@ import numpy as np
 from dro_jax import checkpoints, configs, files, resume, statistics, validation, writers
 from dro_jax.arena import tables
 from dro_jax.errors import UsageError
-from dro_jax.plain import plain
 from dro_jax.validation import Validation
 
 # What means the same for every algorithm, and how it is called.
@@ -396,7 +395,7 @@ def save(
 ) -> None:
   """Writes report.md, report.json and curves.png."""
   folder.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
+  text = files.json_text(content, indent=2, ensure_ascii=False) + '\n'
   writers.write_atomically(folder / 'report.json', text)
   body = '\n'.join(map(tables.for_markdown, shown))
   title = ' against '.join(run.name for run in runs)

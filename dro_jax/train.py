@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import json
 import math
 import pathlib
 import platform
@@ -25,6 +24,7 @@ from dro_jax import (
   claims,
   evaluate,
   feeds,
+  files,
   generate,
   networks,
   online,
@@ -426,8 +426,8 @@ def _describe(
   packages = ('dro_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   versions = {name: version for name in packages if (version := _version(name))}
   versions |= {'python': platform.python_version(), 'device': jax.devices()[0].device_kind}
-  writers.write_atomically(folder / 'run.json', json.dumps(metadata, indent=2) + '\n')
-  resume.record(folder, {'versions.json': json.dumps(versions, indent=2) + '\n', **configs}, step)
+  writers.write_atomically(folder / 'run.json', files.json_text(metadata, indent=2) + '\n')
+  resume.record(folder, {'versions.json': files.json_text(versions, indent=2) + '\n', **configs}, step)
 
 
 def _version(package: str) -> str | None:
@@ -562,7 +562,7 @@ def _report(
   """Waits for a step's numbers; refuses what is not finite, and records them when it is time."""
   scalars, ids = jax.device_get((pending.output.metrics, pending.output.nonfinite_ids))
   seconds = clock.lap()
-  _refuse_nonfinite(run, pending, ids)
+  _refuse_nonfinite(run, pending, scalars, ids)
   writer.advance(pending.step)
   if not timing.is_due(timing.log_every, pending.step):
     return None
@@ -573,14 +573,16 @@ def _report(
   return scalars | times
 
 
-def _refuse_nonfinite(run: Run, pending: _Pending, ids: np.ndarray) -> None:
+def _refuse_nonfinite(run: Run, pending: _Pending, scalars: Mapping[str, Any], ids: np.ndarray) -> None:
   bad, table = np.unique(ids[ids >= 0]), run.train_loader.table
   if not len(bad):
     return
   names = ', '.join(table.ids[int(i)] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
   folder = replays.keep(run.model_dir, pending.step, pending.rows, bad, table, run.vocabulary)
+  wrong = [name for name, value in scalars.items() if not np.isfinite(value)]
+  subject = ', '.join(wrong) if wrong and 'loss' not in wrong else 'the loss'
   raise NotFinite(
-    f'the loss of step {pending.step} is not finite, in {len(bad)} examples: {names}. Earlier checkpoints '
+    f'{subject} of step {pending.step} is not finite, in {len(bad)} examples: {names}. Earlier checkpoints '
     f'are intact. {folder / "examples.jsonl"} shows the batch; the same command with --replay={folder} goes '
     'there again and says where it arises. Lower the learning rate or raise τ if the examples are sound.'
   )
@@ -623,6 +625,7 @@ def _evaluate(
   """Validates on held-out prompts and answers a few of them."""
   table = run.eval_loader.table
   summary, found = _validated(run, state)
+  _refuse_nonfinite_validation(step, summary, found, table)
   if jax.process_index() == 0:
     validation.save(run.model_dir, step, found)
   measured = {f'eval/{name}': value for name, value in summary.items()}
@@ -650,10 +653,25 @@ def _validated(run: Run, state: train_state.TrainState) -> tuple[dict[str, float
   if run.statistics_loader is not None:
     scored = run.score_statistics(state, every)
   found = validation.of(run.algorithm.temperature, every.table, scored, drawn)
-  summary = {**losses, **own, **validation.summary(found)}
-  summary = {name: value for name, value in summary.items() if math.isfinite(value)}
-  # Of all losses: one that is not finite is left out of the summary, and then is nobody's best.
-  return summary | {'criterion': losses[run.algorithm.criterion]}, found
+  # A statistic may be undefined, as a correlation is where rewards are equal; a loss may not.
+  defined = {name: value for name, value in validation.summary(found).items() if math.isfinite(value)}
+  return {**losses, **own, **defined, 'criterion': losses[run.algorithm.criterion]}, found
+
+
+def _refuse_nonfinite_validation(
+  step: int, summary: Mapping[str, float], found: validation.Validation, table: Any
+) -> None:
+  wrong = [name for name, value in summary.items() if not math.isfinite(value)]
+  if not wrong:
+    return
+  arrays = [x for x in (found.logps, found.reference_logps, found.values, found.rewards) if x is not None]
+  bad = np.flatnonzero(~np.isfinite(arrays).all(axis=0)) if arrays else ()
+  names = ', '.join(table.ids[int(i)] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
+  where = f', in {len(bad)} of them: {names}' if len(bad) else ''
+  raise NotFinite(
+    f'{", ".join(wrong)} of the held-out responses is not finite after step {step}{where}. That step is not '
+    'saved, and earlier checkpoints are intact. Lower the learning rate or raise τ if the data are sound.'
+  )
 
 
 def _keep_validations(run: Run, step: int) -> None:

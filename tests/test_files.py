@@ -1,7 +1,9 @@
 import json
 import pathlib
+import re
 import tempfile
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -40,3 +42,21 @@ def test_json_lines_pass_over_a_torn_last_line_and_refuse_another(torn, tmp_path
   path.write_bytes(torn + b'\n{"a": 0}\n')
   with pytest.raises(UsageError, match=r'a\.jsonl:1: the line is no JSON object'):
     list(files.json_lines(path))
+
+
+def test_what_is_not_finite_is_null():
+  record = {'loss': float('nan'), 'curve': [1.0, float('inf'), np.float32('-inf')], 'found': {'x': np.nan}}
+  expected = {'loss': None, 'curve': [1.0, None, None], 'found': {'x': None}}
+  for text in (files.json_line(record), files.json_text(record, indent=2)):
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == expected
+
+
+def test_all_json_is_written_in_one_place():
+  """Elsewhere `json.dumps` serves digests, with sorted keys, and comparisons, which are read at once."""
+  package = pathlib.Path(files.__file__).parent
+  for path in package.rglob('*.py'):
+    text = path.read_text()
+    for match in re.finditer(r'json\.dumps?\(', text):
+      rest = text[match.start() : text.index('\n', match.start())]
+      at_once = text[: match.start()].endswith('json.loads(')
+      assert path.name == 'files.py' or 'sort_keys=True' in rest or at_once, f'{path}: {rest}'

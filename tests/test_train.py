@@ -11,11 +11,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from dro_jax import algorithms, checkpoints, claims, feeds, networks, optimizers, partitioning, train
 from dro_jax.data import layout, loader, plan, table, tasks, vocabularies
-from dro_jax.errors import Stopped, UsageError
+from dro_jax.errors import NotFinite, Stopped, UsageError
 from tests.examples import CONFIG
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=None)
@@ -319,7 +320,7 @@ def test_the_best_checkpoint_is_the_criterions(run, tmp_path):
   assert checkpoints.load_metadata(tmp_path / 'right')['step'] == best
 
 
-def test_a_validation_loss_that_is_not_finite_is_nobodys_best(run, triplets, tmp_path):
+def test_a_validation_loss_that_is_not_finite_stops_before_the_checkpoint(run, triplets, tmp_path):
   def data(**kwargs):
     cache = str(tmp_path / 'cache')
     loaded = tasks.load_triplets(
@@ -328,11 +329,21 @@ def test_a_validation_loss_that_is_not_finite_is_nobodys_best(run, triplets, tmp
     loaded.eval.rewards[:] = np.nan
     return loaded
 
-  assert run(tmp_path / 'run', data=data, steps=1)['step'] == 1
-  assert checkpoints.newest_step(tmp_path / 'run') == 1
-  saved = checkpoints.Checkpoints(tmp_path / 'run' / 'checkpoints', best_metric='eval/criterion')
-  assert saved.best_step() is None
-  saved.close()
+  with pytest.raises(
+    NotFinite, match='criterion of the held-out responses is not finite after step 1, in .*: r'
+  ):
+    run(tmp_path / 'run', data=data, steps=1)
+  assert checkpoints.newest_step(tmp_path / 'run') is None
+  for path in (tmp_path / 'run').rglob('*.json*'):
+    for line in path.read_text().splitlines() if path.suffix == '.jsonl' else [path.read_text()]:
+      json.loads(line, parse_constant=pytest.fail)
+
+
+def test_a_last_update_that_is_not_finite_is_not_saved(run, tmp_path):
+  with pytest.raises(NotFinite, match=r'parameter_norm/policy of step 1 is not finite.*--replay'):
+    run(tmp_path, steps=1, eval_every=0, policy_optimizer=functools.partial(optax.scale, math.nan))
+  assert checkpoints.newest_step(tmp_path) is None
+  assert not (tmp_path / 'metrics.jsonl').exists()
 
 
 def test_a_step_lasts_as_long_as_the_wait_for_it(monkeypatch):

@@ -1,6 +1,5 @@
 """The `arena` command: runs the cells that are missing, then tells of all that are there."""
 
-import json
 import pathlib
 import sys
 import time
@@ -13,7 +12,7 @@ from dro_jax import writers
 from dro_jax.arena import cells, tables, trials
 from dro_jax.arena.suite import Report, Suite
 from dro_jax.errors import UsageError, did_you_mean
-from dro_jax.plain import plain
+from dro_jax.files import json_text
 
 
 def arena(
@@ -108,7 +107,7 @@ def save(folder: pathlib.Path, name: str, report: Report) -> list[str]:
   from matplotlib.figure import Figure
 
   content = {'suite': name, 'tables': [tables.for_json(table) for table in report.tables]}
-  text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
+  text = json_text(content, indent=2, ensure_ascii=False) + '\n'
   writers.write_atomically(folder / 'results.json', text)
   body = f'# Arena: {name}\n\n' + '\n'.join(map(tables.for_markdown, report.tables))
   body += ''.join(f'\n![{figure}]({figure})\n' for figure in report.figures)

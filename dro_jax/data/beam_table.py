@@ -27,6 +27,7 @@ from dro_jax.data.sources import Record
 from dro_jax.data.table import TokenTable
 from dro_jax.data.vocabularies import vocabulary
 from dro_jax.errors import UsageError
+from dro_jax.files import json_text
 
 PIECE_BYTES = 2**26
 _CHUNK = 2048  # Records tokenised at a time.
@@ -282,7 +283,7 @@ def _survey(
 def _write_json(value: Any, path: str) -> None:
   target = epath.Path(path)
   target.parent.mkdir(parents=True, exist_ok=True)
-  target.write_text(json.dumps(value))
+  target.write_text(json_text(value))
 
 
 def _run(job: Job, pieces: Sequence[Piece], beam_options: str | Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dro_jax.errors import UsageError
+from dro_jax.files import json_text
 
 
 class Replacing:
@@ -81,9 +82,9 @@ def seal(directory: str, description: str, meta: Mapping[str, Any]) -> None:
   names = sorted(os.listdir(directory))
   files = {name: os.path.getsize(os.path.join(directory, name)) for name in names}
   checksums = {name: _checksum(os.path.join(directory, name)) for name in names}
-  sealed = json.loads(json.dumps({**meta, 'files': files, 'checksums': checksums}))
+  sealed = json.loads(json_text({**meta, 'files': files, 'checksums': checksums}))
   with open(os.path.join(directory, description), 'w') as file:
-    json.dump({**sealed, 'seal': _seal(sealed)}, file, indent=1)
+    file.write(json_text({**sealed, 'seal': _seal(sealed)}, indent=1))
 
 
 def describe(directory: str, description: str, version: int) -> Mapping | None:

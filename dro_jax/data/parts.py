@@ -17,6 +17,7 @@ from dro_jax.data.sources import NUMERIC, Record
 from dro_jax.data.table_writer import ARRAYS, NAMED, OFFSETS, Flat, Growing, Writer
 from dro_jax.data.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
+from dro_jax.files import json_text
 
 _PART = 'part.json'
 _PER_PROMPT = ('prompt_tokens', 'prompt_texts')
@@ -60,7 +61,7 @@ class PartWriter(Writer):
       'overlong_response_examples': self._cut.first,
     }  # fmt: skip
     with open(os.path.join(self._directory, _PART), 'w') as file:
-      json.dump(meta, file)
+      file.write(json_text(meta))
 
 
 class _Part:

@@ -1,6 +1,5 @@
 """A policy as the folder that transformers' `from_pretrained` takes."""
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from etils import epath
 
 from dro_jax.data.vocabularies import parse, read_model
 from dro_jax.errors import UsageError
+from dro_jax.files import json_text
 from dro_jax.importers import names
 from dro_jax.importers.huggingface import ARCHITECTURES, is_transposed, require
 from dro_jax.models.t5 import Path, T5Config
@@ -101,7 +101,7 @@ def _feed_forward(activations: tuple[str, ...]) -> str:
 
 
 def _write_json(file: epath.Path, value: dict[str, Any]) -> None:
-  file.write_text(json.dumps(value, indent=2) + '\n')
+  file.write_text(json_text(value, indent=2) + '\n')
 
 
 # Weights
