@@ -351,8 +351,16 @@ KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: '
 
 def kinds(annotation: Any) -> tuple[type, ...] | None:
   """The plain types of an annotation that has no others, else None."""
-  parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-  return parts if all(part in KINDS for part in parts) else None
+  found = parts(annotation)
+  # A text that is named beside text is no other kind.
+  plain = tuple(part for part in found if str not in found or typing.get_origin(part) is not typing.Literal)
+  return plain if all(part in KINDS for part in plain) else None
+
+
+def parts(annotation: Any) -> tuple[Any, ...]:
+  """The members of a union, or the annotation alone."""
+  unions = (types.UnionType, typing.Union)
+  return typing.get_args(annotation) if typing.get_origin(annotation) in unions else (annotation,)
 
 
 def admits(parts: Sequence[type], value: Any) -> bool:

@@ -6,7 +6,7 @@ import itertools
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def inspect_triplets(
   prompt_length: int = 512,
   response_length: int = 512,
   batch_size: int = 32,
-  scaling: str | None = None,
+  scaling: str | Literal['none'] | None = None,
   temperature: float | int = 1.0,
   columns_from: str | Sequence[str] | None = None,
   data_dir: str | None = None,

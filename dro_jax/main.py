@@ -16,7 +16,8 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
@@ -420,7 +421,10 @@ def _gin_line(setting: str) -> str:
   name, equals, text = (part.strip() for part in setting.partition('='))
   if not (name and equals):
     raise UsageError(f'--set {setting}: pass --set NAME=VALUE')
-  value = _gin_value(text)
+  takes = _text_parts(name)
+  value = _gin_value(text, takes)
+  if takes:
+    return f'{name} = {value}'
   if value == repr(text):
     _refuse_misplaced_word(setting, _bound(name), text)
   elif value.startswith('@'):
@@ -466,8 +470,58 @@ def _macro_of(value: Any) -> str | None:
   return value.scoped_selector.rpartition('/')[0]
 
 
-def _gin_value(text: str) -> str:
-  """Literals as they are, a configurable's name as a reference to it, anything else as a string."""
+def _text_parts(name: str) -> frozenset[Any]:
+  """What the parameters of a macro, or CONFIGURABLE.PARAMETER, admit, where all of them admit text."""
+  parts = [configs.parts(annotation) for annotation in _annotations(name)]
+  return frozenset().union(*parts) if parts and all(str in of for of in parts) else frozenset()
+
+
+def _annotations(name: str) -> Iterator[Any]:
+  """Of the parameters that a macro feeds, straight or by other macros; or of CONFIGURABLE.PARAMETER."""
+  _, selector, parameter = configs.split(name)
+  if selector:
+    with contextlib.suppress(ValueError, KeyError, AttributeError):
+      if about := inspect.signature(_original(selector)).parameters.get(parameter):
+        yield about.annotation
+    return
+  for (scope, selector), parameters in list(gin.config._CONFIG.items()):
+    for parameter, value in parameters.items():
+      if _macro_of(value) == name:
+        yield from _annotations(scope if selector == 'gin.macro' else f'{selector}.{parameter}')
+
+
+def _stays_text(text: str, parts: Collection[Any]) -> bool:
+  """Whether a setting that takes text takes these letters as they stand.
+
+  Not where it admits what they spell, too: no text, true, a number, several, or something to call. A text in
+  quotes is what the quotes hold, and %NAME the setting of that name.
+  """
+  calls = any(typing.get_origin(part) is Callable for part in parts)
+  if text.startswith('%'):
+    return text[1:] not in _macros()
+  if text.startswith('@'):
+    return not calls and not (text.endswith('()') and _is_configurable(text[1:-2]))
+  if text.lower() == 'none':
+    return type(None) not in parts or typing.Literal[text] in parts
+  if text.lower() in ('true', 'false'):
+    return bool not in parts
+  literal = _literal(text)
+  if isinstance(literal, list | tuple | dict) and text.startswith(('(', '[', '{')):
+    return all(typing.get_origin(part) not in (Sequence, Mapping, list, tuple, dict) for part in parts)
+  if literal is not None and not isinstance(literal, list | tuple | dict | str):
+    return type(literal) not in parts
+  return not isinstance(literal, str) and not (calls and _is_configurable(text))
+
+
+def _gin_value(text: str, takes: Collection[Any] = ()) -> str:
+  """Literals as they are, a configurable's name as a reference to it, anything else as a string.
+
+  Args:
+    text: as typed.
+    takes: what the setting admits, if that is text; then text stays what it is (see `_stays_text`).
+  """
+  if takes and _stays_text(text, takes):
+    return repr(text)
   if text.startswith(('@', '%')):
     return text
   words = {'true': 'True', 'false': 'False', 'none': 'None'}
@@ -482,7 +536,7 @@ def _gin_value(text: str) -> str:
 def _literal(text: str) -> Any | None:
   try:
     return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
     return None
 
 

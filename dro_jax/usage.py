@@ -27,7 +27,9 @@ def of_command(name: str, command: Any, flags: Mapping[str, Any], packaged: path
   rows = ''.join(f'  {line}\n' for line in command.usage) + flag_rows
   return f"""dro_jax {name}: {command.summary}
 
-{rows}  --set NAME=VALUE         a setting: a number, true, a word (a configurable's name, else text)
+{rows}  --set NAME=VALUE         a setting: a number, true, a word (a configurable's name, else text).
+                           A setting of text takes any text as it stands (in quotes: what they hold), but None
+                           leaves it unset where it may be unset
   --gin_file=F             a gin file, of yours or of {packaged}
   --gin.NAME=VALUE         any gin binding, in gin's own syntax
   --json                   the result as one JSON object on standard output

@@ -1,15 +1,18 @@
 """The door: what a command line becomes, what it refuses, how it exits. On commands made for the purpose."""
 
+import ast
+import itertools
 import json
 import subprocess
 import sys
 import textwrap
 import time
+import typing
 
 import pytest
 
+from dro_jax import configs, usage
 from dro_jax import main as door
-from dro_jax import usage
 from dro_jax.errors import UsageError
 
 _COMMANDS_MODULE = """
@@ -348,6 +351,98 @@ def test_a_configurable_takes_the_place_of_its_own_kind():
   ):
     _configure('train', '--set=ALGORITHM=adafactor')
   assert callable(_configure('train', '--set=ALGORITHM=kto', '--set=train.policy_optimizer=@policy/adamw'))
+
+
+_TEXTS = (
+  'none', 'None', 'true', 'False', '3', '-1e-4', '1,2', '[1, 2]', '()', '...', 'train', 'generate', 'kto',
+  'a b=c', 'Q: {prompt}\nA: ', "it's", '@someone', '@generate', '%TAU_', '%off', '((', '',
+  'gs://a,b', '‘quoted’',
+)  # fmt: skip
+
+
+def _set(setting):
+  """The value that gin is given for a setting: a literal's, or a reference in a list."""
+  value = door._gin_line(setting).partition(' = ')[2]
+  return [value] if value.startswith(('@', '%')) else ast.literal_eval(value)
+
+
+def _text_settings():
+  """Macros that feed text or nothing else, by command, with whether they may be unset."""
+  for macro in sorted(door._macros() | set(door._macros_used())):
+    kinds = {part for annotation in door._annotations(macro) for part in configs.parts(annotation)}
+    if str in kinds and kinds <= {str, type(None), typing.Literal['none']}:
+      yield macro, type(None) in kinds
+
+
+@pytest.mark.parametrize('name', [name for name, command in door.COMMANDS.items() if not command.own])
+def test_a_setting_of_text_takes_any_text(name):
+  _configure(name)
+  settings = dict(_text_settings())
+  assert settings or name in ('evaluate', 'arena', 'report', 'import_checkpoint')
+  for (macro, may_be_unset), text in itertools.product(settings.items(), _TEXTS):
+    if text.lower() == 'none':
+      wanted = None if may_be_unset and (text, macro) != ('none', 'REWARD_SCALING') else text
+    else:
+      wanted = text.strip()
+    assert _set(f'{macro}={text}') == wanted, macro
+    assert _set(f'{macro}="{macro} none"') == f'{macro} none'
+
+
+@pytest.mark.parametrize(
+  'name, setting, value',
+  [
+    ('train', 'REWARD_SCALING=none', 'none'),
+    ('train', 'load_triplets.scaling=none', 'none'),
+    ('train', 'dro_jax.data.tasks.load_triplets.scaling=none', 'none'),
+    ('inspect', 'REWARD_SCALING=none', 'none'),
+    ('inspect', 'REWARD_SCALING=None', None),
+    ('train', 'VOCABULARY=none', None),
+    ('train', 'VOCABULARY=None', None),
+    ('train', 'BEST_METRIC=None', None),
+    ('train', 'DTYPE=none', None),
+    ('train', 'EVAL_TRIPLETS=none', None),
+    ('train', 'TRIPLETS=kto', 'kto'),
+    ('train', "TRIPLETS=['a.csv', 'b.csv']", ['a.csv', 'b.csv']),
+    ('train', 'TRIPLETS=1,2', '1,2'),
+    ('train', 'COLUMNS={"prompt": "q"}', {'prompt': 'q'}),
+    ('train', 'MAP_REWARD=stars', 'stars'),
+    ('train', 'REMAT=true', True),
+    ('train', 'REMAT=dots', 'dots'),
+    ('train', 'REMAT=none', None),
+    ('train', 'MODEL_DIR=3', '3'),
+    ('train', 'TEMPLATE=%TAU', ['%TAU']),
+    ('train', 'TEMPLATE=@sft()', ['@sft()']),
+    ('train', 'TEMPLATE=%d', '%d'),
+    ('train', 'TEMPLATE="none"', 'none'),
+    ('train', 'REWARD=exact_match', ['@exact_match']),
+    ('train', 'REWARD=mine.py:reward', 'mine.py:reward'),
+    ('train', 'ALGORITHM=kto', ['@kto']),
+    ('train', 'STEPS=3', 3),
+    ('train', 'MICROBATCHES=none', None),
+    ('train', 'policy/warmup_constant.peak_value=1e-3', 1e-3),
+    ('generate', 'PROMPT=generate', 'generate'),
+    ('generate', 'PROMPT=42', '42'),
+    ('generate', 'PROMPT=true', 'true'),
+    ('generate', 'PROMPT=@generate', "@generate"),
+    ('generate', 'PROMPT=None', None),
+    ('generate', 'PROMPT="None"', 'None'),
+    ('arena', 'ALGORITHMS=kto', 'kto'),
+    ('arena', 'SPREAD=0,1', (0, 1)),
+    ('arena', 'POST_EDIT=text', 'text'),
+  ],
+)  # fmt: skip
+def test_what_a_setting_admits_decides_what_is_typed(name, setting, value):
+  _configure(name)
+  assert _set(setting) == value
+
+
+def test_a_setting_of_text_reaches_its_command():
+  _configure('train', '--set=REWARD_SCALING=none', '--set=VALUE_READOUT=prompt')
+  assert door._bound('load_triplets.scaling') == 'none'
+  _configure('generate', '--set=PROMPT=generate')
+  assert door._bound('generate.prompt') == 'generate'
+  with pytest.raises(UsageError, match='BATCH=none: train.batch_size takes a whole number, and not None'):
+    _configure('train', '--set=BATCH=none')
 
 
 def test_a_setting_without_a_value_names_its_flag(refused):
