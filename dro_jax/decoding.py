@@ -1,7 +1,8 @@
 """Sampling from a policy, with a key-value cache."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from dro_jax.models.t5 import T5, Cache
 from dro_jax.types import Array, Params
 
 EOS = 1
+Apply = Callable[..., Any]  # A policy's, its parameters bound.
 
 
 class Samples(NamedTuple):
@@ -33,6 +35,7 @@ class _State(NamedTuple):
   cache: Cache
   done: Bool[Array, 'B']
   samples: Samples
+  seen: Bool[Array, 'B V'] | None
 
 
 def sample(
@@ -45,6 +48,7 @@ def sample(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
+  repetition_penalty: float = 1.0,
   prompt_ids: Int[Array, 'B'] | None = None,
 ) -> Samples:
   """Samples one response to each prompt, and stops when all have ended.
@@ -59,6 +63,7 @@ def sample(
     temperature: divides the logits; 0 takes the most probable token.
     top_k: keep the k most probable tokens (ties with the k-th too); 0 keeps all.
     top_p: of those, keep the fewest most probable tokens whose mass, renormalised, reaches p; 1 keeps all.
+    repetition_penalty: see `penalised`; of logits here, before the temperature divides them.
     prompt_ids: a number for each row, the same in every batch; by default its place in this one. Different
       samples of one prompt need different numbers.
 
@@ -70,21 +75,24 @@ def sample(
       f'temperature={temperature}, top_k={top_k}, top_p={top_p}, max_length={max_length}: '
       'pass temperature ≥ 0 (0 is greedy), top_k ≥ 0 (0 is all), 0 < top_p ≤ 1 (1 is all), max_length ≥ 1.'
     )
+  check_penalty(repetition_penalty)
   tokens_BS, segments_BS = prompts
   if prompt_ids is None:
     prompt_ids = jnp.arange(tokens_BS.shape[0])
   return _sample(
-    model, max_length, temperature, top_k, top_p, params, tokens_BS, segments_BS, prompt_ids, key
-  )
+    model, max_length, temperature, top_k, top_p, repetition_penalty, params, tokens_BS, segments_BS,
+    prompt_ids, key,
+  )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=range(5))
+@functools.partial(jax.jit, static_argnums=range(6))
 def _sample(
   model: T5,
   max_length: int,
   temperature: float,
   top_k: int,
   top_p: float,
+  repetition_penalty: float,
   params: Params,
   tokens_BS: Array,
   segments_BS: Array,
@@ -96,28 +104,42 @@ def _sample(
 
   def step(state: _State) -> _State:
     logits_BV = apply(state.hidden[:, None], method='logits')[:, 0]
-    chosen_B = choose(logits_BV, keys_B, state.position, temperature, top_k, top_p)
+    wanted_BV = penalised(logits_BV, state.seen, repetition_penalty)
+    chosen_B = choose(wanted_BV, keys_B, state.position, temperature, top_k, top_p)
     chosen_B = jnp.where(state.done, 0, chosen_B).astype(jnp.int32)
     samples = _append(state.samples, state.position, logits_BV, chosen_B, state.done)
     hidden_BD, cache = apply(state.cache, chosen_B, state.position + 1, method='decode_step')
-    return _State(state.position + 1, hidden_BD, cache, state.done | (chosen_B == EOS), samples)
+    done_B, seen_BV = state.done | (chosen_B == EOS), with_seen(state.seen, chosen_B)
+    return _State(state.position + 1, hidden_BD, cache, done_B, samples, seen_BV)
 
   def going(state: _State) -> Array:
     return (state.position < max_length) & ~jnp.all(state.done)
 
-  return jax.lax.while_loop(going, step, _start(apply, tokens_BS, segments_BS, max_length)).samples
+  start = _start(apply, tokens_BS, segments_BS, max_length, repetition_penalty)
+  return jax.lax.while_loop(going, step, start).samples
 
 
-def _start(apply, tokens_BS: Array, segments_BS: Array, max_length: int) -> _State:
-  batch, length = tokens_BS.shape
-  positions_BS = jnp.broadcast_to(jnp.arange(length), tokens_BS.shape)
-  encoded_BSD = apply(tokens_BS, segments_BS, positions_BS, method='encode')
-  prompt_mask_BS = segments_BS == 1
-  hidden_BD, cache = apply(encoded_BSD, prompt_mask_BS, max_length, method='start_decoding')
+def _start(
+  apply: Apply, tokens_BS: Array, segments_BS: Array, max_length: int, repetition_penalty: float
+) -> _State:
+  batch = len(tokens_BS)
+  hidden_BD, cache = begin(apply, tokens_BS, segments_BS, max_length)
   samples = Samples(
     jnp.zeros((batch, max_length), jnp.int32), jnp.zeros(batch, jnp.float32), jnp.zeros(batch, jnp.int32)
   )
-  return _State(jnp.zeros((), jnp.int32), hidden_BD, cache, ~jnp.any(prompt_mask_BS, axis=-1), samples)
+  done_B = ~jnp.any(segments_BS == 1, axis=-1)
+  seen_BV = nothing_seen(apply, hidden_BD, repetition_penalty)
+  return _State(jnp.zeros((), jnp.int32), hidden_BD, cache, done_B, samples, seen_BV)
+
+
+def begin(
+  apply: Apply, tokens_BS: Array, segments_BS: Array, max_length: int, *, copies: int = 1
+) -> tuple[Float[Array, 'N D'], Cache]:
+  """Encodes each prompt once, and decodes the start token of `copies` responses to it, row by row."""
+  positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+  encoded_BSD = apply(tokens_BS, segments_BS, positions_BS, method='encode')
+  encoded_NSD, mask_NS = (jnp.repeat(x, copies, axis=0) for x in (encoded_BSD, segments_BS == 1))
+  return apply(encoded_NSD, mask_NS, max_length, method='start_decoding')
 
 
 def _append(samples: Samples, position: Array, logits_BV: Array, chosen_B: Array, done_B: Array) -> Samples:
@@ -128,6 +150,41 @@ def _append(samples: Samples, position: Array, logits_BV: Array, chosen_B: Array
     samples.logps + jnp.where(done_B, 0.0, chosen_logps_B),
     samples.lengths + jnp.where(done_B, 0, 1),
   )
+
+
+def check_penalty(repetition_penalty: float) -> None:
+  """Refuses a repetition penalty that is no factor."""
+  if not repetition_penalty > 0:
+    raise UsageError(
+      f'repetition_penalty={repetition_penalty}: pass more than 0. 1 penalises nothing, 1.2 a little; '
+      'below 1 repetitions are sought.'
+    )
+
+
+def penalised(
+  scores: Float[Array, 'B V'], seen: Bool[Array, 'B V'] | None, penalty: float
+) -> Float[Array, 'B V']:
+  """Scores s of the next token, where it is already in the response: s · penalty if s < 0, else s / penalty.
+
+  CTRL (arXiv 1909.05858), Sect. 4.1, with transformers' sign rule, and like there the decoder's start token,
+  padding, counts as decoded. `seen` is `None` where nothing is penalised.
+  """
+  if seen is None:
+    return scores
+  return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def nothing_seen(apply: Apply, hidden_BD: Array, penalty: float) -> Bool[Array, 'B V'] | None:
+  """The tokens of responses that are empty: the start token alone; `None` where nobody will ask."""
+  if penalty == 1:
+    return None
+  shape = jax.eval_shape(lambda: apply(hidden_BD[:, None], method='logits')[:, 0]).shape
+  return jnp.zeros(shape, bool).at[:, 0].set(True)
+
+
+def with_seen(seen: Bool[Array, 'B V'] | None, tokens_B: Array) -> Bool[Array, 'B V'] | None:
+  """What is seen with one token more in each row."""
+  return None if seen is None else seen.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
 
 
 def choose(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dro_jax import checkpoints, decoding, files, networks, partitioning
+from dro_jax import beam_search, checkpoints, decoding, files, networks, partitioning
 from dro_jax.data import chat, preprocessors, sources
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5
@@ -38,6 +38,9 @@ def make_generator(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
+  repetition_penalty: float = 1.0,
+  beams: int = 1,
+  length_penalty: float = 1.0,
   batch_size: int = 32,
   seed: int = 0,
 ) -> Generator:
@@ -50,17 +53,35 @@ def make_generator(
     temperature: divides the logits; 0 takes the most probable token.
     top_k: keep the k most probable tokens; 0 keeps all.
     top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
+    repetition_penalty: of tokens that the response has already (see `decoding.penalised`); 1 is none.
+    beams: prefixes that a beam search keeps (see `beam_search.search`), at temperature 0; 1 does not search.
+    length_penalty: exponent of the length by which that search divides a response's log-prob.
     batch_size: prompts at once, rounded up to what the mesh divides.
     seed: with a prompt's id it decides its sample, whatever the batch.
+
+  Raises:
+    UsageError: several beams are to draw samples.
   """
+  if beams > 1 and (temperature != 0 or top_k or top_p != 1):
+    raise UsageError(
+      f'beams={beams} with temperature={temperature}, top_k={top_k}, top_p={top_p}: a beam search looks for '
+      'the most probable response and draws nothing. Pass --set TEMPERATURE=0 and leave TOP_K and TOP_P, or '
+      '--set BEAMS=1 to draw.'
+    )
   shards = partitioning.num_row_shards(mesh)
   num_rows = -(-batch_size // shards) * shards
   key = jax.random.key(seed)
 
   def sample(params: Params, tokens_BS, segments_BS, ids_B) -> decoding.Samples:
+    prompts = tokens_BS, segments_BS
+    if beams != 1:
+      return beam_search.search(
+        policy, params, prompts, max_length, beams=beams, length_penalty=length_penalty,
+        repetition_penalty=repetition_penalty,
+      )  # fmt: skip
     return decoding.sample(
-      policy, params, (tokens_BS, segments_BS), max_length, key, temperature=temperature, top_k=top_k,
-      top_p=top_p, prompt_ids=ids_B,
+      policy, params, prompts, max_length, key, temperature=temperature, top_k=top_k, top_p=top_p,
+      repetition_penalty=repetition_penalty, prompt_ids=ids_B,
     )  # fmt: skip
 
   sample = jax.jit(
@@ -107,6 +128,9 @@ def generate(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
+  repetition_penalty: float = 1.0,
+  beams: int = 1,
+  length_penalty: float = 1.0,
   num_samples: int = 1,
   batch_size: int = 32,
   seed: int = 0,
@@ -128,13 +152,21 @@ def generate(
     temperature: divides the logits; 0 takes the most probable token.
     top_k: keep the k most probable tokens; 0 keeps all.
     top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
+    repetition_penalty: of tokens that the response has already; 1 is none.
+    beams: prefixes that a beam search keeps, at temperature 0; 1 does not search.
+    length_penalty: exponent of the length by which that search divides a response's log-prob.
     num_samples: responses to each prompt.
     batch_size: prompts at once.
     seed: decides the samples.
 
   Raises:
-    UsageError: no prompts, or no checkpoint.
+    UsageError: no prompts, no checkpoint, or settings that exclude each other.
   """
+  if beams > 1 and num_samples > 1:
+    raise UsageError(
+      f'num_samples={num_samples} with beams={beams}: a beam search has one answer to a prompt. Pass --set '
+      'SAMPLES=1, or --set BEAMS=1 and a temperature to draw several.'
+    )
   grid = mesh()
   model_dir = str(checkpoints.find_checkpoint(model_dir))
   saved, words = checkpoints.load_metadata(model_dir), networks.vocabulary_of(model_dir, vocabulary)
@@ -155,7 +187,8 @@ def generate(
   params = networks.load_policy(model_dir, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
   run = make_generator(
     nets.policy, grid, max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p,
-    batch_size=batch_size, seed=seed,
+    repetition_penalty=repetition_penalty, beams=beams, length_penalty=length_penalty, batch_size=batch_size,
+    seed=seed,
   )  # fmt: skip
   order = [i for i in range(len(tokens)) for _ in range(num_samples)]
   answers = run(params, [tokens[i] for i in order], range(len(order)))

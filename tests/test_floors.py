@@ -54,6 +54,7 @@ FLOORS = {
   'exporters': 4,
   'check': 4,
   'decoding': 4,
+  'beam_search': 4,
   'digest': 3,
   'generate': 4,
   'evaluate': 4,

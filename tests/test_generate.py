@@ -57,6 +57,32 @@ def test_several_samples_of_a_prompt_differ_and_greedy_ones_do_not(policy, promp
   assert greedy[0]['prompt'] == 'say 0!'
 
 
+def test_beams_find_more_probable_answers_than_greedy_ones(policy, prompts, tmp_path):
+  greedy = answers(policy, prompts, tmp_path / 'a.jsonl', temperature=0.0)
+  found = answers(policy, prompts, tmp_path / 'b.jsonl', temperature=0.0, beams=4)
+  other = answers(policy, prompts, tmp_path / 'c.jsonl', temperature=0.0, repetition_penalty=50.0)
+  means = [[record['logp'] / record['tokens'] for record in records] for records in (greedy, found, other)]
+  assert sum(means[1]) > sum(means[0])
+  assert [r['response'] for r in other] != [r['response'] for r in greedy]
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'beams': 2}, r'beams=2 with temperature=1.0, .* TEMPERATURE=0'),
+    ({'beams': 2, 'temperature': 0.0, 'top_k': 3}, 'leave TOP_K'),
+    ({'beams': 2, 'temperature': 0.0, 'num_samples': 2}, 'one answer to a prompt'),
+    ({'beams': 0}, 'beams=0'),
+    ({'repetition_penalty': 0.0}, 'repetition_penalty=0.0: pass more than 0'),
+  ],
+)
+def test_settings_that_exclude_each_other_are_refused(settings, message, policy, tmp_path):
+  output = tmp_path / 'never.jsonl'
+  with pytest.raises(UsageError, match=message):
+    generate.generate(policy, prompt='x', output=str(output), **settings)
+  assert not output.exists()
+
+
 def test_bad_calls_write_nothing(policy, prompts, tmp_path):
   output = tmp_path / 'never.jsonl'
   with pytest.raises(UsageError, match='pass --triplets FILE'):

@@ -19,18 +19,18 @@ KINDS = {
 }
 
 
-def make_torch(kind):
+def make_torch(kind, **changes):
   """A random T5 whose every weight matters: norms away from 1, biases as large as attention logits."""
   config = transformers.T5Config(
     **{
       'vocab_size': 384, 'd_model': 16, 'd_kv': 6, 'd_ff': 24, 'num_layers': 2, 'num_heads': 3,
       'relative_attention_num_buckets': 8, 'relative_attention_max_distance': 20, 'decoder_start_token_id': 0,
-    } | KINDS[kind]
+    } | KINDS[kind] | changes
   )  # fmt: skip
   torch.manual_seed(0)
   model = transformers.T5ForConditionalGeneration(config).eval()
   if kind != '1.0':
-    model.lm_head.weight = torch.nn.Parameter(torch.zeros(384, 16))
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(config.vocab_size, 16))
   with torch.no_grad():
     for name, weight in model.named_parameters():
       weight.copy_(torch.randn(weight.shape) * (1.0 if 'relative' in name or 'shared' in name else 0.3))
