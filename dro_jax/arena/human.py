@@ -145,7 +145,7 @@ def corrected(triplets: str | Sequence[str], field: str | None) -> bool:
   """Whether files have this field, by their first record; data sets by name have none."""
   if field is None or not sources.is_files(triplets):
     return False
-  _, first = next(sources.located(sources.expand(triplets)[0]))
+  _, first = next(sources.located(sources.expand(triplets)[0], [field]))
   return isinstance(first.get(field), str)
 
 

@@ -9,10 +9,11 @@ import collections
 import csv
 import gzip
 import json
+import logging
 import os
 import reprlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -54,8 +55,11 @@ def format_of(path: str) -> str:
   return path.removesuffix('.gz').rpartition('.')[2]
 
 
-def located(path: str) -> Iterator[tuple[str, dict]]:
+def located(path: str, wanted: Collection[str] | None = None) -> Iterator[tuple[str, dict]]:
   """(file:line, fields) of one file, unchecked; it must hold something.
+
+  Of parquet's columns only numbers and those that are `wanted` are read, the others are None; by default all
+  are.
 
   A `.json`, which no triplet file is, holds JSON lines or one array of objects.
 
@@ -63,7 +67,8 @@ def located(path: str) -> Iterator[tuple[str, dict]]:
     UsageError: the file is not what its name says, damaged, or not readable.
   """
   where = None
-  for line, fields in _READERS[format_of(path)](path):
+  read = _READERS[format_of(path)]
+  for line, fields in read(path, wanted) if read is _read_parquet else read(path):
     where = f'{path}:{line}'
     yield where, fields
   if where is None:
@@ -396,7 +401,7 @@ def _check_header(header: list[str], path: str, delimiter: str) -> None:
     )
 
 
-def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
+def _read_parquet(path: str, wanted: Collection[str] | None = None) -> Iterator[tuple[int, dict]]:
   import pyarrow as pa
   import pyarrow.parquet as pq
 
@@ -406,10 +411,12 @@ def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
       return
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
       _check_names(file.schema_arrow.names, path)
-      for batch in file.iter_batches(batch_size=_BATCH):
-        for fields in _rows(batch.schema.names, batch.columns):
+      kept = _kept(file.schema_arrow, wanted, path)
+      empty = dict.fromkeys(file.schema_arrow.names)
+      for batch in file.iter_batches(batch_size=_BATCH, columns=kept):
+        for fields in _rows(batch, f'{path}:{number + 1}'):
           number += 1
-          yield number, fields
+          yield number, empty | fields
   # Text that is not UTF-8, dates that Python has not: ValueErrors that Arrow does not raise as its own.
   except (pa.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError) as error:
     if isinstance(error, UsageError):
@@ -424,9 +431,56 @@ def _check_names(names: list[str], path: str) -> None:
     raise UsageError(f'{path}: a column name occurs twice in {shown(names)}; give each its own')
 
 
-def _rows(names: list[str], columns: Iterable[Any]) -> Iterator[dict]:
-  for values in zip(*(column.to_pylist() for column in columns)):
-    yield dict(zip(names, values))
+def _kept(schema: Any, wanted: Collection[str] | None, path: str) -> list[str]:
+  """The columns of a parquet file to read: what is wanted, and numbers; the log says which are not."""
+  import pyarrow as pa
+
+  types = {field.name: _content(field.type) for field in schema}
+  if wanted is None:
+    return list(types)
+  left = {
+    name: kind for name, kind in types.items()
+    if name not in wanted
+    and not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+    and not pa.types.is_decimal(kind)
+  }  # fmt: skip
+  odd = {
+    name: kind for name, kind in left.items()
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+  }  # fmt: skip
+  if odd:
+    logging.getLogger(__name__).info(
+      '%s: columns that are neither numbers nor asked for are not read: %s', path,
+      ', '.join(f'{name} ({str(kind)[:40]})' for name, kind in odd.items()),
+    )  # fmt: skip
+  return [name for name in types if name not in left]
+
+
+def _content(kind: Any) -> Any:
+  """The type of a column's values, where they are written by number."""
+  return kind.value_type if hasattr(kind, 'index_type') else kind
+
+
+def _rows(batch: Any, where: str) -> Iterator[dict]:
+  if not batch.num_columns:
+    yield from ({} for _ in range(batch.num_rows))
+    return
+  columns = [_values(field, column, where) for field, column in zip(batch.schema, batch.columns)]
+  for values in zip(*columns):
+    yield dict(zip(batch.schema.names, values))
+
+
+def _values(field: Any, column: Any, where: str) -> list:
+  import pyarrow as pa
+
+  try:
+    return column.to_pylist()
+  # Text that is not UTF-8, dates that Python has not: ValueErrors that Arrow does not raise as its own.
+  except (pa.ArrowException, ValueError, OverflowError, TypeError, KeyError) as error:
+    raise UsageError(
+      f'{where}: not readable as parquet: column {shown(field.name)} ({str(field.type)[:40]}) cannot be read '
+      f'({error}); write it again, as text or numbers'
+    ) from error
 
 
 _READERS = {

@@ -141,7 +141,8 @@ def read_triplets(
     UsageError: names file:line and field.
   """
   files = expand(paths)
-  raw = (pair for path in files for pair in located(path))
+  wanted = _wanted(_names(columns))
+  raw = (pair for path in files for pair in located(path, wanted))
   options = {
     'columns': columns, 'rewards_required': rewards_required, 'map_reward': map_reward,
     'chat_template': chat_template,
@@ -162,9 +163,9 @@ def read_prompts(
   """
   names = _names(columns)
   chat.check_template(chat_template)
-  ids = _Ids()
+  ids, wanted = _Ids(), _wanted(names)
   for path in expand(paths):
-    for where, fields in located(path):
+    for where, fields in located(path, wanted):
       record_id = _id(fields, names, where, ids)
       if _is_conversation(fields, names, ('prompt',)):
         yield record_id, _of_messages(chat.question, fields, names, where, chat_template)
@@ -226,6 +227,13 @@ def _names(columns: str | Mapping[str, str] | None) -> dict[str, str]:
   if repeated := [field for i, field in enumerate(fields) if field in fields[:i]]:
     raise UsageError(f"columns '{columns}': field '{repeated[0]}' is given two names; give it one")
   return names
+
+
+def _wanted(names: Mapping[str, str]) -> set[str]:
+  """The file's fields that may be read as anything but a number of the record's."""
+  ours = (*FIELDS, *chat.BESIDE, *NUMERIC, *_ALIASES, _SAMPLER, 'chosen', 'rejected')
+  theirs = [path for name in {*ours, *names} if (path := names.get(name, name))]
+  return {step for path in theirs for step in field_paths.first_steps(path)}
 
 
 def _called(name: str, names: Mapping[str, str]) -> str:

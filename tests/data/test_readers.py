@@ -1,3 +1,4 @@
+import decimal
 import gzip
 import io
 import json
@@ -285,3 +286,66 @@ def test_a_lone_carriage_return_in_tsv_is_named(tmp_path):
   (tmp_path / 't.tsv').write_bytes(HEADER.encode() + b'p\t"r\rs" x\t1\n')
   with pytest.raises(UsageError, match='t.tsv:2: .*line feed'):
     read(tmp_path / 't.tsv')
+
+
+class Odd:
+  """A parquet file whose other columns Python cannot hold, or nobody needs."""
+
+  rows = 3
+  columns = {
+    'prompt': ['p'] * rows, 'response': list('abc'), 'reward': [1.0, 0.5, 0.0], 'note': ['x', None, 'y'],
+    'when': pa.array([1, 2, 3], pa.timestamp('ns')), 'took': pa.array([1, 2, 3], pa.duration('ns')),
+    'far': pa.array([10**15] * rows, pa.timestamp('ms')), 'cost': pa.array([decimal.Decimal('0.25')] * rows),
+    'count': [1, 2, 3], 'seen': [True, False, True], 'blob': [b'\xff'] * rows,
+    'half': pa.array([1, 2, 3], pa.float32()),
+    'nested': pa.array([[{'at': 1}]] * rows, pa.list_(pa.struct([('at', pa.timestamp('ns'))]))),
+  }  # fmt: skip
+
+  @classmethod
+  def write(cls, path, **columns) -> str:
+    pq.write_table(pa.table(cls.columns | columns), path)
+    return str(path)
+
+
+def test_columns_of_parquet_that_nobody_asked_for_do_no_harm(tmp_path, caplog):
+  path = Odd.write(tmp_path / 't.parquet')
+  with caplog.at_level('INFO', 'dro_jax'):
+    found = read(path)
+  assert [(r.response, r.reward) for r in found] == [('a', 1.0), ('b', 0.5), ('c', 0.0)]
+  numbers = {'cost': 0.25, 'count': 1.0, 'seen': 1.0, 'half': 1.0}
+  assert found[0].columns == numbers
+  (said,) = [r.getMessage() for r in caplog.records if 'not read' in r.getMessage()]
+  for name in ('when', 'took', 'far', 'blob', 'nested'):
+    assert f'{name} (' in said
+  assert 'note' not in said and 'cost' not in said
+
+
+def test_only_the_columns_that_are_used_are_read_of_parquet(tmp_path, monkeypatch):
+  read_columns = []
+  plain = pq.ParquetFile.iter_batches
+  monkeypatch.setattr(
+    pq.ParquetFile,
+    'iter_batches',
+    lambda self, columns=None, **k: read_columns.append(columns) or plain(self, columns=columns, **k),
+  )
+  path = Odd.write(tmp_path / 't.parquet', question=['q'] * 3, label=[1, 0, 1], chat=[{'a': 'b'}] * 3)
+  read(path, columns='prompt=question,response=chat.a')
+  assert set(read_columns[0]) == {
+    'question', 'reward', 'cost', 'count', 'seen', 'half', 'label', 'chat',
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize('name', ['when', 'nested', 'far'])
+def test_a_column_of_parquet_that_is_asked_for_and_cannot_be_read_is_named(tmp_path, name):
+  path = Odd.write(tmp_path / 't.parquet')
+  # Where pandas is, it holds what Python cannot.
+  with pytest.raises(
+    UsageError, match=rf"t.parquet:1: (.*column '{name}' \(.*\) cannot be read|field '{name}')"
+  ):
+    read(path, columns=f'reward={name}')
+
+
+def test_a_missing_field_names_columns_that_are_not_read(tmp_path):
+  path = Odd.write(tmp_path / 't.parquet')
+  with pytest.raises(UsageError, match='the record has prompt, response, reward, note, when'):
+    read(path, columns='prompt=notes')
