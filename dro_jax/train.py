@@ -19,6 +19,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from dro_jax import (
+  __version__,
   algorithms,
   checkpoints,
   claims,
@@ -423,8 +424,8 @@ def _describe(
 ) -> None:
   """Writes what the run is: data report, versions, configuration; what it was before `step` stays."""
   folder.mkdir(parents=True, exist_ok=True)
-  packages = ('dro_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  versions = {name: version for name in packages if (version := _version(name))}
+  packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  versions = {'dro_jax': __version__} | {name: found for name in packages if (found := _version(name))}
   versions |= {'python': platform.python_version(), 'device': jax.devices()[0].device_kind}
   writers.write_atomically(folder / 'run.json', files.json_text(metadata, indent=2) + '\n')
   resume.record(folder, {'versions.json': files.json_text(versions, indent=2) + '\n', **configs}, step)
