@@ -149,7 +149,7 @@ def vocabulary_of(directory: str, spec: str | None = None) -> vocabularies.Vocab
   if spec is None and saved.get('vocabulary') is None:
     raise UsageError(
       f'the checkpoint {directory} does not say which vocabulary it was made with: pass '
-      '--set VOCABULARY=bytes, or the path of its SentencePiece model.'
+      f'{vocabularies.offer(saved["model"]["vocab_size"])} of it.'
     )
   words = vocabularies.vocabulary(spec or saved['vocabulary'])
   rows, mark = saved['model']['vocab_size'], saved.get('vocabulary_fingerprint')

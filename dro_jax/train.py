@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import math
-import os
 import pathlib
 import platform
 import signal
@@ -17,11 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from etils import epath
 from jax.experimental import multihost_utils
 
 from dro_jax import (
-  __version__,
   algorithms,
   checkpoints,
   claims,
@@ -29,7 +26,6 @@ from dro_jax import (
   feeds,
   files,
   generate,
-  machine,
   networks,
   online,
   optimizers,
@@ -269,7 +265,7 @@ def train(
   )  # fmt: skip
   if rehearsal is not None:
     return rehearsal.receive(run, abstract)
-  with claims.claimed(folder), writers.disk_of(folder), _cleared_without_memory(folder):
+  with claims.claimed(folder), writers.disk_of(folder):
     # Nothing is written before all that could be refused has been looked at.
     resumes = checkpoints.has_any(folder)
     if resumes:
@@ -422,26 +418,13 @@ def _fresh_state(
   return create(networks.initial_params(nets, mesh, seed, init_from))
 
 
-@contextlib.contextmanager
-def _cleared_without_memory(folder: pathlib.Path) -> Iterator[None]:
-  """Leaves nothing that looks like a run where memory does not suffice for one: no checkpoint came about."""
-  before = set(os.listdir(folder)) if folder.is_dir() else set()
-  try:
-    yield
-  except Exception as error:
-    if machine.is_out_of_memory(error) and jax.process_index() == 0 and not checkpoints.has_any(folder):
-      for name in {*os.listdir(folder)} - before:
-        epath.Path(folder / name).rmtree() if (folder / name).is_dir() else (folder / name).unlink()
-    raise
-
-
 def _describe(
   folder: pathlib.Path, metadata: Mapping[str, Any], configs: Mapping[str, str], step: int
 ) -> None:
   """Writes what the run is: data report, versions, configuration; what it was before `step` stays."""
   folder.mkdir(parents=True, exist_ok=True)
-  packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  versions = {'dro_jax': __version__} | {name: found for name in packages if (found := _version(name))}
+  packages = ('dro_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  versions = {name: version for name in packages if (version := _version(name))}
   versions |= {'python': platform.python_version(), 'device': jax.devices()[0].device_kind}
   writers.write_atomically(folder / 'run.json', files.json_text(metadata, indent=2) + '\n')
   resume.record(folder, {'versions.json': files.json_text(versions, indent=2) + '\n', **configs}, step)
@@ -526,8 +509,7 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
   verb = f'resuming after step {first}' if first else 'starting'
   records = 'responses' if run.samplers.responder is None else 'prompts'
   writer.say(
-    f'{verb}: {timing.steps} steps on {jax.device_count()} {jax.devices()[0].device_kind} devices ({grid}); '
-    f'parameters: {sizes}; '
+    f'{verb}: {timing.steps} steps on {jax.device_count()} devices ({grid}); parameters: {sizes}; '
     f'{len(run.train_loader.table):,} {records}, {run.train_loader.plan.batch_size} {run.algorithm.unit}s a '
     f'batch ({_DEALT[run.train_loader.plan.deal]}) in {shape.rows} rows of {shape.prompt_length} + '
     f'{shape.response_length} tokens'
@@ -537,11 +519,7 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
       'each prompt gets {samples} fresh responses of {max_length} tokens at most, rewarded by {reward}; '
       'optimiser steps on each batch of them: {epochs}'.format(**run.samplers.responder.settings)
     )
-  about_batches = (
-    few_prompts(run.train_loader, run.algorithm, first),
-    repeated(run.train_loader.plan, run.algorithm),
-  )
-  for note in filter(None, (*about_batches, *run.notes)):
+  for note in filter(None, (few_prompts(run.train_loader, run.algorithm, first), *run.notes)):
     writer.say(note)
 
 
@@ -558,17 +536,6 @@ def few_prompts(batches: loader.Loader, algorithm: algorithms.Algorithm, step: i
   return (
     f"note: a batch holds the responses to {prompts} prompts{why}: {algorithm.name}'s statistics of a batch "
     f'are nearly those of a prompt. A larger BATCH helps{remedy}.'
-  )
-
-
-def repeated(plan: Any, algorithm: algorithms.Algorithm) -> str:
-  """A note where a batch is larger than what there is to train on, or ''."""
-  if plan.batches_per_epoch >= 1:
-    return ''
-  there = round(plan.batches_per_epoch * plan.batch_size)
-  return (
-    f'note: a batch of {plan.batch_size} {algorithm.unit}s is more than the {there} that there are to train '
-    f'on, so every batch repeats them. Pass --set BATCH={there} or less, or more data.'
   )
 
 

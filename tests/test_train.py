@@ -121,7 +121,7 @@ def test_a_run_leaves_what_it_is_and_did(whole):
   metadata = json.loads((folder / 'run.json').read_text())
   assert metadata['data']['scaling']['effective_temperature'] == 1.0
   assert any(name.startswith('events') for name in os.listdir(folder))
-  assert {'dro_jax', 'jax'} <= set(json.loads((folder / 'versions.json').read_text()))
+  assert 'jax' in json.loads((folder / 'versions.json').read_text())
 
 
 def test_resume_is_bit_identical(whole, run, tmp_path):
@@ -384,18 +384,3 @@ def test_a_run_dealt_uniformly_says_so_and_is_not_resumed_otherwise(run, tmp_pat
   with pytest.raises(UsageError, match="deal 'even' is unknown"):
     run(tmp_path / 'other', deal='even')
   assert not (tmp_path / 'other').exists()
-
-
-def test_a_batch_larger_than_the_data_is_said(triplets):
-  data = tasks.load_triplets(triplets, vocabulary=vocabularies.vocabulary('bytes'), validation_fraction=0)
-  small, large = (plan.Plan.of(data.train, size, 0) for size in (60, 61))
-  assert train.repeated(small, algorithms.sft()) == ''
-  assert '61 responses is more than the 60' in train.repeated(large, algorithms.sft())
-
-
-def test_memory_that_does_not_suffice_leaves_nothing_that_looks_like_a_run(run, tmp_path):
-  # Scores of attention over 2¹⁸ prompt tokens: terabytes.
-  rows = functools.partial(feeds.RowOptions, prompt_length=2**18, response_length=16)
-  with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
-    run(tmp_path / 'run', rows=rows)
-  assert not (tmp_path / 'run').exists()

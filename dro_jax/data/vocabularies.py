@@ -1,10 +1,11 @@
-"""Text to ids and back: bytes, or a SentencePiece model; the ids are seqio's, without importing it."""
+"""Text to ids and back: bytes, a SentencePiece model (the ids are seqio's) or a tokenizer.json."""
 
 import functools
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from dro_jax.errors import UsageError
 PAD, EOS, UNKNOWN = 0, 1, 2
 _BYTE_OFFSET = 3
 _EXTRA_IDS = 100
+_BYTE_ROWS = 1024  # At most that a model of bytes embeds; ByT5 has 384.
 
 
 class Vocabulary(NamedTuple):
@@ -42,14 +44,30 @@ def vocabulary(spec: str = 'bytes') -> Vocabulary:
 
   Args:
     spec: 'bytes' (ByT5's: an id is a UTF-8 byte + 3; 259 ids), or the path of a SentencePiece model, local or
-      with a scheme such as gs://. 100 extra ids are added to it, as T5 does; 'PATH#extra_ids=0' adds none.
+      with a scheme such as gs://. 100 extra ids are added to it, as T5 does; 'PATH#extra_ids=0' adds none. Or
+      the path of a Hugging Face tokenizer.json, with the tokens that were added to it.
 
   Raises:
-    UsageError: the file is missing, is no SentencePiece model, or does not have pad 0, EOS 1 and unknown 2.
+    UsageError: the file is missing, is neither of them, or does not have pad 0, EOS 1 and unknown 2.
   """
   if spec == 'bytes':
     return Vocabulary(spec, 256 + _BYTE_OFFSET, 'bytes', _encode_bytes, _decode_bytes)
+  if is_json(spec):
+    from dro_jax.data import tokenizer_json
+
+    return from_json(tokenizer_json.from_json(read_model(spec), spec), spec)
   return _sentencepiece(spec, *parse(spec))
+
+
+def is_json(spec: str) -> bool:
+  """Whether a string names a tokenizer.json."""
+  return spec.endswith('.json')
+
+
+def offer(rows: int) -> str:
+  """What to pass for a model that embeds so many ids, whose vocabulary is not known."""
+  files = 'the path of the SentencePiece model or tokenizer.json'
+  return f'--set VOCABULARY=bytes, or {files}' if rows <= _BYTE_ROWS else f'--set VOCABULARY=FILE, {files}'
 
 
 def parse(spec: str) -> tuple[str, int]:
@@ -98,8 +116,29 @@ def _sentencepiece(spec: str, path: str, extra_ids: int) -> Vocabulary:
   return Vocabulary(spec, size, hashlib.blake2b(model, digest_size=16).hexdigest(), encode_batch, decode)
 
 
+def from_json(read: Mapping[str, Any], spec: str) -> Vocabulary:
+  """The vocabulary of what a tokenizer.json holds (see `tokenizer_json`)."""
+  from dro_jax.data import tokenizer_json
+
+  tokenizer = tokenizer_json.load(read)
+  size = tokenizer_json.size(tokenizer)
+
+  def encode_batch(texts: Sequence[str]) -> list[np.ndarray]:
+    encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.asarray(one.ids, np.int32) for one in encoded]
+
+  def decode(ids: Iterable) -> str:
+    kept = [i if i < size else UNKNOWN for i in _to_eos(ids) if i != PAD]
+    return tokenizer.decode(kept, skip_special_tokens=False)
+
+  # What frames texts does not decide their ids.
+  deciding = {name: value for name, value in read.items() if name not in ('post_processor', 'decoder')}
+  mark = hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=16).hexdigest()
+  return Vocabulary(spec, size, mark, encode_batch, decode)
+
+
 def read_model(path: str) -> bytes:
-  """A SentencePiece file, local or with a scheme.
+  """A vocabulary's file, local or with a scheme.
 
   Raises:
     UsageError: it cannot be read.
@@ -114,7 +153,8 @@ def read_model(path: str) -> bytes:
       return file.read()
   except Exception as error:  # tensorflow has its own error classes for every scheme.
     raise UsageError(
-      f"vocabulary '{path}': cannot read it ({error}); pass 'bytes' or the path of a SentencePiece model"
+      f"vocabulary '{path}': cannot read it ({error}); pass the path of a SentencePiece model or of a "
+      "tokenizer.json ('bytes' is the vocabulary of models that embed bytes, such as ByT5)"
     ) from error
 
 
@@ -127,7 +167,7 @@ def _with_extra_ids(model: bytes, extra_ids: int, path: str) -> bytes:
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
   except DecodeError as error:
     raise UsageError(
-      f"vocabulary '{path}' is no SentencePiece model; pass 'bytes' or a .model file"
+      f"vocabulary '{path}' is no SentencePiece model; pass 'bytes', a .model file or a tokenizer.json"
     ) from error
   if not proto.pieces:
     raise UsageError(f"vocabulary '{path}' is no SentencePiece model: it has no pieces")

@@ -7,7 +7,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from dro_jax.data.vocabularies import parse, read_model
+from dro_jax.data import tokenizer_json
+from dro_jax.data.vocabularies import is_json, parse, read_model, vocabulary
 from dro_jax.errors import UsageError
 from dro_jax.files import json_text
 from dro_jax.importers import names
@@ -20,6 +21,12 @@ SHARD_BYTES = 10**9
 _SCALED = (
   "an umT5's logits are divided by √d in transformers 5, whatever config.json says: "
   'set model.config.tie_word_embeddings = False once it is loaded'
+)
+# What loads tokenizer.json as it is, in transformers 4 and 5.
+_FAST = 'PreTrainedTokenizerFast'
+_LOADED = (
+  "load its tokenizer with AutoTokenizer: transformers 5's T5Tokenizer makes its own of the pieces, without "
+  'line breaks, bytes and added tokens'
 )
 # ByT5's tokenizer counts its sentinels from the end of the rows.
 _BYTE_IDS, _BYTE_EXTRA_IDS = 259, 125
@@ -150,23 +157,56 @@ def _shards(weights: Iterator[tuple[str, np.ndarray]], shard_bytes: int) -> Iter
 def _write_tokenizer(folder: epath.Path, spec: str | None, rows: int) -> list[str]:
   if spec == 'bytes':
     extra_ids = min(_BYTE_EXTRA_IDS, max(rows - _BYTE_IDS, 0))
-    _write_tokenizer_config(folder, 'ByT5Tokenizer', extra_ids)
+    _write_tokenizer_config(folder, 'ByT5Tokenizer', [f'<extra_id_{i}>' for i in range(extra_ids)])
     return []
   if spec is None:
     return ['without a tokenizer: nothing says which vocabulary it has; pass --set VOCABULARY=FILE']
-  path, extra_ids = parse(spec)
   try:
-    model = read_model(path)
+    content = read_model(parse(spec)[0])
   except UsageError as error:
     return [f'without a tokenizer: {error}']
-  (folder / 'spiece.model').write_bytes(model)
-  _write_tokenizer_config(folder, 'T5Tokenizer', extra_ids)
-  return []
+  return (
+    _write_json_tokenizer(folder, spec, content) if is_json(spec) else _write_pieces(folder, spec, content)
+  )
 
 
-def _write_tokenizer_config(folder: epath.Path, tokenizer: str, extra_ids: int) -> None:
-  special = {'eos_token': '</s>', 'pad_token': '<pad>', 'unk_token': '<unk>'}
+def _write_pieces(folder: epath.Path, spec: str, model: bytes) -> list[str]:
+  """A SentencePiece model, and the tokenizer.json that is made of it."""
+  extra_ids = parse(spec)[1]
   sentinels = [f'<extra_id_{i}>' for i in range(extra_ids)]
+  (folder / 'spiece.model').write_bytes(model)
+  try:
+    made = tokenizer_json.from_sentencepiece(model, extra_ids)
+  except UsageError as error:
+    _write_tokenizer_config(folder, 'T5Tokenizer', sentinels)
+    return [f'without a tokenizer.json: {error}. transformers makes its own tokenizer of spiece.model, which '
+            'may give other ids']  # fmt: skip
+  _write_json(folder / 'tokenizer.json', made)
+  _write_tokenizer_config(folder, _FAST, sentinels)
+  return [_LOADED, *_unlike(tokenizer_json.unlike(vocabulary(spec).encode, made))]
+
+
+def _unlike(names: list[str]) -> list[str]:
+  return [f'tokenizer.json gives other ids than here for {", ".join(names)}'] if names else []
+
+
+def _write_json_tokenizer(folder: epath.Path, spec: str, content: bytes) -> list[str]:
+  read = tokenizer_json.from_json(content, spec)
+  names = [token['content'] for token in read['added_tokens']]
+  _write_json(folder / 'tokenizer.json', read)
+  _write_tokenizer_config(folder, _FAST, [name for name in names if tokenizer_json.SENTINEL.fullmatch(name)])
+  return [_LOADED]
+
+
+def _write_tokenizer_config(folder: epath.Path, tokenizer: str, sentinels: list[str]) -> None:
+  special = {'eos_token': '</s>', 'pad_token': '<pad>', 'unk_token': '<unk>'}
   _write_json(folder / 'special_tokens_map.json', special | {'additional_special_tokens': sentinels})
-  settings = {'tokenizer_class': tokenizer, 'extra_ids': extra_ids, 'additional_special_tokens': sentinels}
-  _write_json(folder / 'tokenizer_config.json', special | settings)
+  settings = {
+    'tokenizer_class': tokenizer,
+    'extra_ids': len(sentinels),
+    'additional_special_tokens': sentinels,
+    'clean_up_tokenization_spaces': False,
+  }
+  # Names of special tokens are text where text holds them, as they are here.
+  plain = {'split_special_tokens': True} if tokenizer == _FAST else {}
+  _write_json(folder / 'tokenizer_config.json', special | settings | plain)

@@ -10,7 +10,7 @@ import tensorstore as ts
 from etils import epath
 from flax import serialization, traverse_util
 
-from dro_jax.data.vocabularies import parse
+from dro_jax.data.vocabularies import is_json, parse
 from dro_jax.importers import names
 from dro_jax.importers.t5x import FILE, kvstore
 from dro_jax.models.t5 import Path, T5Config, is_stack
@@ -59,8 +59,9 @@ def write(
   content = {'target': traverse_util.unflatten_dict(target), 'state': state}
   serialized = serialization.msgpack_serialize({'version': _VERSION, 'optimizer': content})
   (checkpoint / FILE).write_bytes(serialized)
-  (folder / 'config.gin').write_text(_gin(own, vocabulary))
-  return []
+  is_known = vocabulary is None or not is_json(vocabulary)
+  (folder / 'config.gin').write_text(_gin(own, vocabulary if is_known else None))
+  return [] if is_known else ['without its vocabulary: T5X does not read a tokenizer.json']
 
 
 def _renamed(path: Path, array: np.ndarray, config: T5Config) -> list[tuple[Path, np.ndarray]]:

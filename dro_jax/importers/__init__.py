@@ -1,9 +1,9 @@
 """Checkpoints of other projects, brought in for `--init_from`."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,10 @@ from dro_jax import checkpoints, places
 from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.importers import huggingface, t5x
+from dro_jax.importers import vocabulary as vocabulary_of
 from dro_jax.models.t5 import T5Config
 from dro_jax.types import Params
 
-_SENTENCEPIECE = 'spiece.model'
 _ACCEPTED = (
   'a Hugging Face folder (config.json and model.safetensors or pytorch_model.bin) or a name on its hub, or a '
   'T5X checkpoint: its msgpack file, or its folder checkpoint_STEP'
@@ -31,7 +31,7 @@ class _Imported(NamedTuple):
   config: T5Config
   params: Params
   stored_dtype: str
-  vocabulary: str | None
+  vocabulary: vocabulary_of.Tokenizer | None
 
 
 def import_checkpoint(
@@ -42,8 +42,8 @@ def import_checkpoint(
   Args:
     source: a Hugging Face folder or name, or a T5X checkpoint, on disk or at gs://.
     model_dir: the folder to write, which must not exist.
-    vocabulary: `bytes` or a SentencePiece file; by default what the source names or its size tells. A
-      SentencePiece file that the source names is copied beside the checkpoint.
+    vocabulary: `bytes`, a SentencePiece file or a tokenizer.json; by default what the source names or its
+      size tells. A file that it names is copied beside the checkpoint, with the tokens that were added.
     mlp_activations: of a T5X checkpoint, whose shapes do not tell them: `('gelu', 'linear')`.
 
   Raises:
@@ -57,14 +57,14 @@ def import_checkpoint(
   # Under another name until all of it is there.
   staged = target.with_name(f'.{target.name}.importing')
   staged.rmtree(missing_ok=True)
-  spec = str(target / _SENTENCEPIECE) + words.option if words.model else words.spec
+  spec = str(target / words.file) + words.option if words.file else words.spec
   metadata = {
     'model': dataclasses.asdict(imported.config), 'vocabulary': spec,
     'vocabulary_fingerprint': words.fingerprint, 'stored_dtype': imported.stored_dtype,
   }  # fmt: skip
   checkpoints.save_params(staged, imported.params, metadata)
-  if words.model:
-    (staged / _SENTENCEPIECE).write_bytes(words.model)
+  if words.file:
+    (staged / words.file).write_bytes(words.content)
   staged.rename(target)
   return {
     'model_dir': str(target),
@@ -88,13 +88,14 @@ def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
       raise UsageError(f'{source}: no T5X checkpoint lies there. Pass {_ACCEPTED}.')
     folder = huggingface.find_folder(source)
     config, params = huggingface.load(folder)
-    return _Imported(config, params, huggingface.stored_dtype(folder), _spec(folder))
+    return _Imported(config, params, huggingface.stored_dtype(folder), vocabulary_of.find(folder))
   file = t5x.find(path)
   if file is None:
     raise UsageError(f'{source} {_contents(path)}. Pass {_ACCEPTED}.')
   chosen = None if mlp_activations is None else tuple(mlp_activations)
   config, params, vocabulary = t5x.load(file, chosen)
-  return _Imported(config, params, t5x.stored_dtype(file), vocabulary)
+  named = None if vocabulary is None else vocabulary_of.Tokenizer(vocabulary)
+  return _Imported(config, params, t5x.stored_dtype(file), named)
 
 
 def _check_reach(source: str, path: epath.Path) -> None:
@@ -116,31 +117,31 @@ def _contents(folder: epath.Path) -> str:
 
 
 class _Words(NamedTuple):
-  """A vocabulary to record: what it is made from, and the file to copy, if the source named one."""
+  """A vocabulary to record: what it is made from, and the file to keep beside it, if the source named one."""
 
   spec: str
   fingerprint: str | None
-  model: bytes | None = None
+  file: str | None = None
+  content: bytes = b''
   option: str = ''
 
 
 def _words(source: str, imported: _Imported, chosen: str | None) -> _Words:
-  spec, rows = chosen or imported.vocabulary, imported.config.vocab_size
-  if spec is None:
+  rows, named = imported.config.vocab_size, imported.vocabulary
+  if chosen is None and named is None:
     raise UsageError(
-      f'{source} has no {_SENTENCEPIECE}, and nothing says which vocabulary its {rows} rows embed: '
-      'pass --set VOCABULARY=bytes, or the path of the SentencePiece model that it was trained with.'
+      f'{source} has no {vocabulary_of.PIECES} or {vocabulary_of.TOKENIZER}, and nothing says which '
+      f'vocabulary its {rows} rows embed: pass {vocabularies.offer(rows)} that it was trained with.'
     )
-  remote = chosen is None and '://' in spec
+  spec = chosen or named.spec
   try:
-    words = vocabularies.vocabulary(spec)
-    model = None if chosen or spec == 'bytes' else vocabularies.read_model(vocabularies.parse(spec)[0])
+    words, kept = _chosen(spec) if chosen or spec == 'bytes' else _named(named)
   except UsageError as error:
-    if not remote:
+    if chosen or '://' not in spec:
       raise
     # The weights are good without it, and whoever uses them may have it under another name.
     _log.warning(
-      "its vocabulary cannot be read here: pass --set VOCABULARY=FILE to this command, or to those that use "
+      'its vocabulary cannot be read here: pass --set VOCABULARY=FILE to this command, or to those that use '
       'the checkpoint (%s)', error,
     )  # fmt: skip
     return _Words(spec, None)
@@ -149,16 +150,23 @@ def _words(source: str, imported: _Imported, chosen: str | None) -> _Words:
       f'the vocabulary {spec!r} has {words.size} ids, but {source} embeds {rows}: pass the one that it was '
       'trained with as --set VOCABULARY=FILE.'
     )
+  return kept
+
+
+def _chosen(spec: str) -> tuple[vocabularies.Vocabulary, _Words]:
+  words = vocabularies.vocabulary(spec)
+  return words, _Words(spec, words.fingerprint)
+
+
+def _named(named: vocabulary_of.Tokenizer) -> tuple[vocabularies.Vocabulary, _Words]:
+  """A vocabulary that the source brings, and its file."""
+  spec = named.spec
+  if named.made:
+    words, content = vocabularies.from_json(named.made, spec), json.dumps(named.made).encode()
+  else:
+    words = vocabularies.vocabulary(spec)
+    content = vocabularies.read_model(vocabularies.parse(spec)[0])
+  if named.made or vocabularies.is_json(spec):
+    return words, _Words(spec, words.fingerprint, vocabulary_of.TOKENIZER, content)
   _, mark, option = spec.partition('#')
-  return _Words(words.spec, words.fingerprint, model, mark + option)
-
-
-def _spec(folder: Path) -> str | None:
-  """What a Hugging Face folder says of its vocabulary."""
-  file = folder / 'tokenizer_config.json'
-  tokenizer = huggingface.read_json(file) if file.is_file() else {}
-  extra_ids = tokenizer.get('extra_ids', 100)
-  if (folder / _SENTENCEPIECE).is_file():
-    option = '' if extra_ids == 100 else f'#extra_ids={extra_ids}'
-    return f'{folder / _SENTENCEPIECE}{option}'
-  return 'bytes' if tokenizer.get('tokenizer_class') == 'ByT5Tokenizer' else None
+  return words, _Words(spec, words.fingerprint, vocabulary_of.PIECES, content, mark + option)

@@ -67,7 +67,7 @@ def find_folder(source: str | Path) -> Path:
       f'{name} is no folder: pass a Hugging Face T5 folder, or a hub name like google/flan-t5-small.'
     )
   hub = require('huggingface_hub', f'download {name}')
-  patterns = ['config.json', 'tokenizer_config.json', 'spiece.model']
+  patterns = ['config.json', 'tokenizer_config.json', 'spiece.model', 'tokenizer.json', 'added_tokens.json']
   try:
     folder = Path(
       hub.snapshot_download(name, allow_patterns=[*patterns, '*.safetensors', '*.safetensors.index.json'])

@@ -1,3 +1,4 @@
+import json
 import pathlib
 import warnings
 
@@ -7,7 +8,8 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dro_jax.data.vocabularies import vocabulary
+from dro_jax.data import tokenizer_json
+from dro_jax.data.vocabularies import offer, vocabulary
 from dro_jax.errors import UsageError
 
 TEXTS = [
@@ -24,10 +26,11 @@ def train(directory, **options) -> str:
   """A tiny SentencePiece model with T5's special ids."""
   corpus = directory / 'corpus.txt'
   words = np.random.default_rng(0).choice(list('abcdefghij'), (400, 5))
-  corpus.write_text('\n'.join('A quick brown fox ' + ''.join(word) for word in words))
-  special = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1} | options
+  lines = ['A quick brown fox ' + ''.join(word) for word in words]
+  corpus.write_text('\n'.join([*lines, ' '.join('</>_0148spadunkextri')]))
+  special = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1, 'vocab_size': 64} | options
   sentencepiece.SentencePieceTrainer.train(
-    input=str(corpus), model_prefix=str(directory / 'tiny'), vocab_size=64, minloglevel=2, **special
+    input=str(corpus), model_prefix=str(directory / 'tiny'), minloglevel=2, **special
   )
   return str(directory / 'tiny.model')
 
@@ -94,7 +97,9 @@ def test_a_copy_has_the_same_fingerprint_and_other_extra_ids_another(model, tmp_
 
 
 def test_a_missing_model_is_named():
-  with pytest.raises(UsageError, match=r"'nowhere.model'.*pass 'bytes' or"):
+  with pytest.raises(
+    UsageError, match=r"'nowhere.model'.*pass the path of a SentencePiece model or of a tokenizer.json"
+  ):
     vocabulary('nowhere.model')
 
 
@@ -113,3 +118,27 @@ def test_other_special_ids_are_refused(tmp_path):
 def test_a_bad_option_is_refused(model):
   with pytest.raises(UsageError, match='only extra_ids=NUMBER'):
     vocabulary(f'{model}#extra=1')
+
+
+def test_a_tokenizer_json_has_its_added_tokens_and_its_own_fingerprint(model, tmp_path):
+  content = pathlib.Path(model).read_bytes()
+  marks = set()
+  for names in ('', '{', '{}'):
+    added = [{'id': 164 + i, 'content': name} for i, name in enumerate(names)]
+    file = tmp_path / f'{len(names)}.json'
+    file.write_text(json.dumps(tokenizer_json.from_sentencepiece(content, 100, added)))
+    words = vocabulary(str(file))
+    assert words.size == 164 + len(names)
+    marks.add(words.fingerprint)
+  assert len(marks) == 3
+  ids = words.encode('a{ fox }')
+  assert [i for i in ids if i >= 164] == [164, 165]
+  assert words.decode([*ids, 1, 7]) == 'a{ fox}'
+  assert words.decode([0, 2, words.size + 9]) == words.decode([2, 2])
+  for text, single in zip(TEXTS, words.encode_batch(TEXTS)):
+    np.testing.assert_array_equal(words.encode(text), single)
+
+
+def test_bytes_are_offered_to_models_of_bytes_only():
+  assert 'bytes' in offer(384)
+  assert 'bytes' not in offer(32128)

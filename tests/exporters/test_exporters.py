@@ -3,21 +3,22 @@
 import dataclasses
 import json
 import logging
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import sentencepiece
 from etils import epath
 from flax import traverse_util
 
 from dro_jax import checkpoints, exporters, importers
-from dro_jax.data import vocabularies
+from dro_jax.data import tokenizer_json, vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.exporters import huggingface
 from dro_jax.importers import names, t5x
 from dro_jax.models.t5 import T5Config, convert_layers
+from tests.data.test_vocabularies import train
 from tests.torch_t5 import (
   KINDS,
   logits,
@@ -29,6 +30,7 @@ from tests.torch_t5 import (
   transformers,
 )
 
+KEPT = {'byte_fallback': True, 'normalization_rule_name': 'identity', 'remove_extra_whitespaces': False}
 CONFIG = T5Config(
   vocab_size=384, emb_dim=16, num_heads=3, head_dim=4, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=3,
   relative_attention_num_buckets=8, relative_attention_max_distance=20,
@@ -144,25 +146,81 @@ def test_bytes_tokenizer(tmp_path):
   assert len(tokenizer) == 384
 
 
-def test_sentencepiece_tokenizer(tmp_path):
-  corpus = tmp_path / 'corpus.txt'
-  corpus.write_text('\n'.join(f'a quick brown fox jumps {i} times over it' for i in range(400)))
-  sentencepiece.SentencePieceTrainer.train(
-    input=str(corpus), model_prefix=str(tmp_path / 'tiny'), vocab_size=64, minloglevel=2,
-    pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
-  )  # fmt: skip
-  spec = f'{tmp_path / "tiny.model"}#extra_ids=10'
-  save(tmp_path / 'ours', vocabulary=spec)
-  export(tmp_path / 'ours', tmp_path / 'theirs')
+@pytest.fixture(scope='module', params=[{}, {'byte_fallback': True}, KEPT], ids=['T5', 'bytes', 'blanks'])
+def pieces(request, tmp_path_factory):
+  """A SentencePiece model whose pieces spell what T5's do, bytes for the rest, or blanks too."""
+  return train(tmp_path_factory.mktemp('pieces'), vocab_size=340, hard_vocab_limit=False, **request.param)
+
+
+def test_transformers_tokenises_as_we_do(tmp_path, pieces):
+  config = dataclasses.replace(CONFIG, vocab_size=460)
+  save(tmp_path / 'ours', config, vocabulary=f'{pieces}#extra_ids=10')
+  notes = export(tmp_path / 'ours', tmp_path / 'theirs')['notes']
+  assert [note for note in notes if 'other ids' in note] == []
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'theirs')
-  words = vocabularies.vocabulary(spec)
-  for text in ('a quick fox', 'jumps over 12 it'):
-    assert tokenizer(text)['input_ids'] == [*words.encode(text), 1]
+  words = vocabularies.vocabulary(f'{pieces}#extra_ids=10')
+  assert len(tokenizer) == words.size
   assert tokenizer.convert_tokens_to_ids('<extra_id_0>') == words.size - 1
+  for text in (
+    *tokenizer_json.PROBES.values(),
+    '',
+    '  ',
+    '\n',
+    '</s>',
+    '<pad>',
+    '<extra_id_0>',
+    '🙂\n\n  x ',
+  ):
+    ids = [*words.encode(text), 1]
+    assert tokenizer(text)['input_ids'] == ids, text
+    if 2 not in ids:
+      assert tokenizer.decode(ids, skip_special_tokens=True) == words.decode(ids)
   again = importers.import_checkpoint(str(tmp_path / 'theirs'), str(tmp_path / 'again'))
   assert checkpoints.load_metadata(tmp_path / 'again')['vocabulary_fingerprint'] == words.fingerprint
   assert again['vocabulary'].endswith('spiece.model#extra_ids=10')
-  (tmp_path / 'tiny.model').unlink()
+
+
+def test_the_t5_tokenizer_reads_plain_text_alike(tmp_path, pieces):
+  """transformers 5 makes it of the pieces alone, without the rest of tokenizer.json, as the note says."""
+  save(tmp_path / 'ours', dataclasses.replace(CONFIG, vocab_size=460), vocabulary=pieces)
+  (note,) = export(tmp_path / 'ours', tmp_path / 'theirs')['notes']
+  assert note.startswith('load its tokenizer with AutoTokenizer')
+  tokenizer = transformers.T5TokenizerFast.from_pretrained(tmp_path / 'theirs')
+  for text in ('A quick brown fox', 'fox A bad face', 'x <extra_id_0> fox'):
+    assert tokenizer(text)['input_ids'] == [*vocabularies.vocabulary(pieces).encode(text), 1]
+
+
+def test_what_tokenises_otherwise_is_said(tmp_path, pieces, monkeypatch):
+  monkeypatch.setattr(tokenizer_json, 'unlike', lambda ours, made: ['emoji', 'literal ▁'])
+  save(tmp_path / 'ours', dataclasses.replace(CONFIG, vocab_size=460), vocabulary=pieces)
+  assert export(tmp_path / 'ours', tmp_path / 'theirs')['notes'][1] == (
+    'tokenizer.json gives other ids than here for emoji, literal ▁'
+  )
+
+
+def test_added_tokens_go_out_and_come_in(tmp_path, pieces):
+  content = pathlib.Path(pieces).read_bytes()
+  size = vocabularies.vocabulary(pieces).size
+  added = [{'id': size, 'content': '{'}, {'id': size + 1, 'content': '<|user|>'}]
+  file = tmp_path / 'own.json'
+  file.write_text(json.dumps(tokenizer_json.from_sentencepiece(content, 100, added)))
+  save(tmp_path / 'ours', dataclasses.replace(CONFIG, vocab_size=480), vocabulary=str(file))
+  export(tmp_path / 'ours', tmp_path / 'theirs')
+  tokenizer, words = (
+    transformers.AutoTokenizer.from_pretrained(tmp_path / 'theirs'),
+    vocabularies.vocabulary(str(file)),
+  )
+  text = '<|user|> a{ fox } </s>'
+  assert {size, size + 1} <= set(words.encode(text).tolist())
+  assert tokenizer(text)['input_ids'] == [*words.encode(text), 1]
+  again = importers.import_checkpoint(str(tmp_path / 'theirs'), str(tmp_path / 'again'))
+  assert again['vocabulary'] == str(tmp_path / 'again' / 'tokenizer.json')
+  assert checkpoints.load_metadata(tmp_path / 'again')['vocabulary_fingerprint'] == words.fingerprint
+  assert 'without its vocabulary' in export(tmp_path / 'again', tmp_path / 't5x', 't5x')['notes'][0]
+
+
+def test_without_its_file_a_vocabulary_is_not_exported(tmp_path):
+  save(tmp_path / 'ours', vocabulary=str(tmp_path / 'gone.model'))
   (note,) = export(tmp_path / 'ours', tmp_path / 'without')['notes']
   assert note.startswith('without a tokenizer')
 

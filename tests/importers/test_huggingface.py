@@ -184,7 +184,7 @@ def test_hub_name_is_downloaded(saved, monkeypatch):
 def test_import_checkpoint(saved, tmp_path):
   _, source = saved
   config, expected = huggingface.load(source)
-  with pytest.raises(UsageError, match='pass --set VOCABULARY=bytes'):
+  with pytest.raises(UsageError, match='no spiece.model or tokenizer.json.*pass --set VOCABULARY=bytes'):
     importers.import_checkpoint(str(source), str(tmp_path / 'plain'))
   assert not list(tmp_path.glob('*plain*'))
   report = importers.import_checkpoint(str(source), str(tmp_path / 'plain'), 'bytes')
@@ -229,3 +229,65 @@ def test_a_file_of_weights_and_an_adapter_are_refused_with_the_remedy(tmp_path):
   with pytest.raises(UsageError, match='adapter'):
     importers.import_checkpoint(str(tmp_path), str(tmp_path / 'imported'))
   assert not (tmp_path / 'imported').exists()
+
+
+def check_equal_ids(spec, folder, *texts):
+  tokenizer, words = transformers.AutoTokenizer.from_pretrained(folder), vocabularies.vocabulary(spec)
+  assert words.size == len(tokenizer)
+  for text in texts:
+    assert [*words.encode(text), 1] == tokenizer(text)['input_ids'], text
+    assert words.decode(words.encode(text)) == tokenizer.decode(tokenizer(text)['input_ids'][:-1])
+  return words
+
+
+def test_a_tokenizer_that_transformers_5_saved_is_read_with_its_added_tokens(tmp_path):
+  source = tmp_path / 'source'
+  make_torch('1.0').save_pretrained(source)
+  model = sentencepiece_model(tmp_path)
+  shutil.copy(model, tmp_path / 'spiece.model')
+  tokenizer = transformers.T5TokenizerFast.from_pretrained(tmp_path)
+  size = len(tokenizer)
+  tokenizer.add_tokens(['{', '}'])
+  tokenizer.save_pretrained(source)
+  (source / 'spiece.model').unlink(missing_ok=True)
+  report = importers.import_checkpoint(str(source), str(tmp_path / 'ours'))
+  assert report['vocabulary'] == str(tmp_path / 'ours' / 'tokenizer.json')
+  words = check_equal_ids(
+    report['vocabulary'], source, 'a {quick} fox', 'jumps {over} {it}', '<extra_id_0> fox'
+  )
+  assert [i for i in words.encode('a {quick} fox') if i >= size] == [size, size + 1]
+  assert not {0, 1} & set(words.encode('a </s> fox</s> <pad>').tolist())
+
+
+def test_tokens_that_were_added_to_a_sentencepiece_model_are_kept(tmp_path):
+  """As transformers 4 saves a slow tokenizer: spiece.model, added_tokens.json, no tokenizer.json."""
+  source = tmp_path / 'source'
+  make_torch('1.0').save_pretrained(source)
+  shutil.copy(sentencepiece_model(tmp_path), source / 'spiece.model')
+  plain = vocabularies.vocabulary(str(source / 'spiece.model'))
+  size = plain.size
+  decoder = {str(i): {'content': name} for i, name in enumerate(('<pad>', '</s>', '<unk>'))}
+  decoder |= {str(size): {'content': '{'}, str(size + 1): {'content': '}', 'lstrip': True}}
+  (source / 'tokenizer_config.json').write_text(json.dumps({'added_tokens_decoder': decoder}))
+  (source / 'added_tokens.json').write_text(json.dumps({'{': size, '}': size + 1}))
+  report = importers.import_checkpoint(str(source), str(tmp_path / 'ours'))
+  assert report['vocabulary'] == str(tmp_path / 'ours' / 'tokenizer.json')
+  words = vocabularies.vocabulary(report['vocabulary'])
+  assert words.encode('a quick fox').tolist() == plain.encode('a quick fox').tolist()
+  ids = words.encode('{a quick } fox').tolist()
+  assert ids == [size, *plain.encode('a quick'), size + 1, *plain.encode('fox')]
+  assert checkpoints.load_metadata(tmp_path / 'ours')['vocabulary_fingerprint'] == words.fingerprint
+  (source / 'added_tokens.json').write_text(json.dumps({'}': size + 1}))
+  (source / 'tokenizer_config.json').unlink()
+  with pytest.raises(UsageError, match='without gaps; its added tokens cannot be kept'):
+    importers.import_checkpoint(str(source), str(tmp_path / 'gap'))
+  assert not (tmp_path / 'gap').exists()
+
+
+def test_bytes_are_not_offered_to_a_checkpoint_of_32000_rows(tmp_path):
+  make_torch('1.0').save_pretrained(tmp_path / 'source')
+  config, params = huggingface.load(tmp_path / 'source')
+  imported = importers._Imported(config.__class__(vocab_size=32128), params, 'float32', None)
+  with pytest.raises(UsageError, match='--set VOCABULARY=FILE') as caught:
+    importers._words('source', imported, None)
+  assert 'bytes' not in str(caught.value)
