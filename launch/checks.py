@@ -1,17 +1,18 @@
 """What is looked at here before anything is rented: that the run fits its slice, that its files are there."""
 
+import ast
 import importlib.util
 import json
 import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import config_dict
 
-from dro_jax import config_files
+from dro_jax import config_files, configs
 from dro_jax.errors import UsageError
 from launch import arguments as words
 from launch import slices
@@ -24,6 +25,10 @@ _GIN_CONFIGS = ROOT / 'gin_configs'
 _DATA = ('triplets', 'eval_triplets')
 _FOLDERS = ('init_from', 'columns_from', 'replay', 'reference_store', 'data_dir')
 _OTHERS = ('gin_file', 'vocabulary', 'reward')
+# Of these, what is a flag of dro_jax's; the others are settings.
+_PLAIN = ('triplets', 'eval_triplets', 'init_from', 'columns_from', 'replay', 'gin_file')
+# Parameters that are not called as their macro is.
+_PARAMETERS = {'reference_store': 'store'}
 _NO_PATHS = ('None', 'bytes')
 # Commands that need data and a folder.
 _RUNS = ('train', 'fit_value', 'cache_reference', 'a_lol')
@@ -57,26 +62,41 @@ def refuse_absent(arguments: Sequence[str], shared_dir: str) -> None:
   """
   where = f'in {shared_dir}' if shared_dir else 'in a folder that they share (--job.shared_dir)'
   for flag in (*_DATA, *_FOLDERS, *_OTHERS):
-    for path in _paths(arguments, flag):
+    for path, said in _said_paths(arguments, flag):
       if '://' in path or words.is_in(path, shared_dir) or _is_tracked(path):
         continue
-      remedy = f'put it {where}, and pass its path there'
+      remedy = f'put it {where}, and pass its path there ({_way(flag)})'
       if pathlib.Path(path).expanduser().exists():
-        raise UsageError(f'--{flag}={path} is on this machine, and not on those of the run: {remedy}')
-      if flag in _DATA and path.endswith(_FILES) and not path.startswith('/'):
-        raise UsageError(f'--{flag}={path} is neither here nor, as a tracked file, in the checkout: {remedy}')
+        raise UsageError(f'{said} is on this machine, and not on those of the run: {remedy}')
+      if not path.startswith('/') and _is_a_place(arguments[0], flag, path):
+        raise UsageError(f'{said} is neither here nor, as a tracked file, in the checkout: {remedy}')
 
 
 def refuse_missing(arguments: Sequence[str]) -> None:
-  """Refuses data files that are not there, for a run on machines that share this one's disk.
+  """Refuses data that is not there, for a run on machines that share this one's disk.
+
+  Checkpoints and stores may be what a job that is queued before this one makes.
 
   Raises:
     UsageError: says which.
   """
-  for flag in _DATA:
-    for path in _paths(arguments, flag):
-      if path.endswith(_FILES) and '://' not in path and not pathlib.Path(path).expanduser().exists():
-        raise UsageError(f'--{flag}={path}: no such file, and the run would wait in the queue to say so')
+  for flag in (*_DATA, 'data_dir', 'vocabulary'):
+    for path, said in _said_paths(arguments, flag):
+      is_place = '://' not in path and _is_a_place(arguments[0], flag, path)
+      if is_place and not pathlib.Path(path).expanduser().exists():
+        raise UsageError(f'{said}: no such file, and the run would wait in the queue to say so')
+
+
+def _is_a_place(command: str, flag: str, path: str) -> bool:
+  """Whether what is named is a file or a folder, and no data set, no model of a hub, no packaged file."""
+  if flag == 'gin_file' or (flag == 'init_from' and command == 'import_checkpoint'):
+    return False
+  return flag not in _DATA or path.endswith(_FILES)
+
+
+def _way(flag: str) -> str:
+  """How a setting is given on the command line."""
+  return f'--{flag}=...' if flag in _PLAIN else f'--set {flag.upper()}=...'
 
 
 def refuse_unbound(arguments: Sequence[str]) -> None:
@@ -108,11 +128,45 @@ def _may_bind(arguments: Sequence[str], macro: str) -> bool:
 
 
 def _paths(arguments: Sequence[str], flag: str) -> list[str]:
-  """Without what is no path: of REWARD, only FILE.py:FUNCTION is one."""
-  paths = [path for text in words.values(arguments, flag) for path in text.split(',') if path]
+  """The paths that the command line or its gin files give."""
+  return [path for path, _ in _said_paths(arguments, flag)]
+
+
+def _said_paths(arguments: Sequence[str], flag: str) -> list[tuple[str, str]]:
+  """Each path, and where it is given; without what is no path: of REWARD, only FILE.py:FUNCTION is one."""
+  given = [(text, f'--{flag}') for text in words.values(arguments, flag)]
+  pairs = [
+    (path, place) for text, place in given or _bound(arguments, flag) for path in text.split(',') if path
+  ]
   if flag == 'reward':
-    paths = [file for file, _, _ in (path.partition(':') for path in paths) if file.endswith('.py')]
-  return [path for path in paths if path not in _NO_PATHS]
+    pairs = [(path.partition(':')[0], place) for path, place in pairs if '.py:' in path]
+  return [(path, f'{place}={path}') for path, place in pairs if path not in _NO_PATHS]
+
+
+def _bound(arguments: Sequence[str], flag: str) -> list[tuple[str, str]]:
+  """The text that gin binds a setting to, by its macro or as a parameter; the last of each holds."""
+  found = {}
+  for binding in _bindings(arguments):
+    _, selector, parameter = configs.split(binding.name)
+    names = (flag.upper(), '') if not selector else (_PARAMETERS.get(flag, flag), selector)
+    if (parameter, selector) == names:
+      value = ast.literal_eval(binding.value) if binding.value[0] in '\'"' else ''
+      place = '--gin.' if binding.origin.startswith(':') else f'{binding.origin}: '
+      found[binding.name] = (value, place + binding.name)
+  return [pair for pair in found.values() if pair[0]]
+
+
+def _bindings(arguments: Sequence[str]) -> Iterator[configs.Binding]:
+  """What gin files and `--gin.` bindings say, in gin's order; of a file that is not here, nothing."""
+  for name in words.values(arguments, 'gin_file'):
+    try:
+      path = config_files.find(name, _GIN_CONFIGS)
+    except UsageError:
+      continue
+    yield from config_files.of_file(path, _GIN_CONFIGS)
+  for argument in words.joined(arguments):
+    if match := re.match(r'--?gin(?:\.|_binding=)\s*([\w./]+\.\w+)\s*=(.*)', argument, re.DOTALL):
+      yield from configs.read(f'{match[1]} = {match[2]}', '')
 
 
 def _is_tracked(path: str) -> bool:
@@ -169,16 +223,26 @@ def command(job: config_dict.ConfigDict, arguments: Sequence[str], topology: str
   Raises:
     UsageError: the model is known to one of those only.
   """
-  flags = [*words.without(arguments[1:], ['model_dir', *_absent(arguments)]), *job.preflight_flags]
-  start = words.value(arguments, 'init_from')
-  if start and 'init_from' in _absent(arguments) and not any('models/' in flag for flag in flags):
+  absent = _absent(arguments)
+  flags = [*words.without(arguments[1:], ['model_dir', *absent]), *job.preflight_flags]
+  # What a gin file binds is still there without the flag.
+  flags += [f'--set={flag.upper()}=None' for flag in dict.fromkeys(absent) if _bound(arguments, flag)]
+  start = 'init_from' in absent and _said_paths(arguments, 'init_from')
+  if start and not _names_model([*flags]):
     raise UsageError(
-      f'--init_from={start} is not on this machine, and it alone says how large the model is. Name the model '
+      f'{start[-1][1]} is not on this machine, and it alone says how large the model is. Name the model '
       f'too, for preflight: --job.preflight_flags="(\'--gin_file=models/t5_1_1_xl.gin\',)"; {_SKIP}'
     )
   program = ['env', f'PYTHONPATH={ROOT}', 'JAX_PLATFORMS=cpu', sys.executable, '-m', 'dro_jax.main']
   flags = [flag for flag in flags if flag != '--json']
   return [*program, 'preflight', *flags, f'--topology={topology}', '--json']
+
+
+def _names_model(flags: Sequence[str]) -> bool:
+  """Whether the model's size is known without a checkpoint."""
+  return any('models/' in flag for flag in flags) or any(
+    binding.name == 'train.model' for binding in _bindings(flags)
+  )
 
 
 def _absent(arguments: Sequence[str]) -> list[str]:

@@ -80,6 +80,67 @@ def test_files_that_are_here_only_are_refused(tmp_path, monkeypatch):
   tpu_vm.refuse(_job(), [*TRAIN, '--gin_file=gin_configs/meshes/fsdp.gin'])
 
 
+@pytest.mark.parametrize('flag, parameter', [
+  ('INIT_FROM', 'train.init_from'), ('TRIPLETS', 'load_triplets.triplets'),
+  ('EVAL_TRIPLETS', 'load_triplets.eval_triplets'), ('VOCABULARY', 'train.vocabulary'),
+  ('REFERENCE_STORE', 'cached.store'), ('COLUMNS_FROM', 'load_triplets.columns_from'),
+  ('DATA_DIR', 'load_triplets.data_dir'),
+])  # fmt: skip
+def test_paths_that_a_gin_file_binds_are_looked_at(flag, parameter, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(checks, '_is_tracked', lambda path: path.endswith('.gin'))
+  (tmp_path / 'here.jsonl').write_text('{}')
+  train = [argument for argument in TRAIN if argument not in DATA]
+  for name in (flag, parameter):
+    for path, refusal in (
+      ('here.jsonl', 'is on this machine, and not on those of the run: put it in /mnt/runs'),
+      ('away.jsonl', 'neither here nor, as a tracked file, in the checkout'),
+      ('/mnt/runs/there.jsonl', None),
+    ):
+      (tmp_path / 'outer.gin').write_text("include 'mine.gin'")
+      (tmp_path / 'mine.gin').write_text(f"{name} = '{path}'")
+      given = [*train, '--gin_file=outer.gin']
+      checks.refuse_unbound([*given, '--triplets=hh_helpful'])
+      with contextlib.nullcontext() if refusal is None else pytest.raises(UsageError, match=refusal) as told:
+        tpu_vm.refuse(_job(), given if flag == 'TRIPLETS' else [*given, *DATA])
+      if refusal:
+        assert f'mine.gin:1: {name}={path}' in str(told.value)
+      if refusal and name == flag:
+        # The command line holds over a file.
+        tpu_vm.refuse(_job(), [*given, *DATA, '--set', f'{flag}=/mnt/runs/there.jsonl'])
+  bound = [*train, *(DATA if flag != 'TRIPLETS' else []), f"--gin.{parameter}='away.jsonl'"]
+  with pytest.raises(UsageError, match=f'--gin.{parameter}=away.jsonl is neither here'):
+    tpu_vm.refuse(_job(), bound)
+
+
+def test_an_experiment_says_what_its_pod_lacks_before_it_is_rented():
+  train = ['train', '--model_dir=/mnt/runs/a', '--gin_file=experiments/dro/t5_l.gin']
+  with pytest.raises(
+    UsageError, match=r'experiments/dro/t5_l.gin:\d+: INIT_FROM=checkpoints/.*--init_from=\.\.\.'
+  ):
+    tpu_vm.refuse(_job(), train)
+  there = [*train, '--init_from=/mnt/runs/flan-t5-large']
+  tpu_vm.refuse(_job(), there)
+  # Preflight has neither the checkpoint nor the data, whatever the file binds.
+  command = checks.command(_job(preflight_flags=('--gin_file=models/t5_1_1_large.gin',)), there, 'v5e:4x4')
+  assert {'--set=INIT_FROM=None', '--set=TRIPLETS=None'} <= set(command)
+  with pytest.raises(UsageError, match='it alone says how large the model is'):
+    checks.command(_job(), there, 'v5e:4x4')
+
+
+def test_a_hubs_model_is_no_folder():
+  tpu_vm.refuse(_job(), ['import_checkpoint', '--init_from=google/flan-t5-large', '--model_dir=/mnt/runs/a'])
+
+
+def test_a_queue_is_not_waited_for_without_data(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'mine.gin').write_text("TRIPLETS = 'away.jsonl'")
+  with pytest.raises(UsageError, match='mine.gin:1: TRIPLETS=away.jsonl: no such file'):
+    checks.refuse_missing(['train', '--model_dir=a', '--gin_file=mine.gin'])
+  (tmp_path / 'away.jsonl').write_text('{}')
+  checks.refuse_missing(['train', '--model_dir=a', '--gin_file=mine.gin', '--init_from=not/yet/made'])
+
+
 @pytest.mark.parametrize(
   'arguments, binds',
   [
