@@ -180,7 +180,7 @@ def turns(value: Any, what: str) -> list[Turn]:
   if not isinstance(value, list | tuple):
     raise UsageError(
       f'{what} is {shown(value)}, a {type(value).__name__}; a conversation is a list of '
-      '{"role": ..., "content": ...}, which .jsonl and .parquet hold'
+      '{"role": ..., "content": ...}, or the same as JSON text'
     )
   read = [_turn(turn, f'{what}, turn {i},') for i, turn in enumerate(value, 1)]
   found = [turn for turn in read if turn.content.strip() or turn.role not in _SAYS_NOTHING]

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dro_jax.data import readers
+from dro_jax.data import json_files, readers
 
 _INDEX = re.compile(r'\[(-?\d+)\]')
 _PLACE = re.compile(r'-?\d{1,9}')
@@ -102,7 +102,7 @@ def structured(text: str) -> list | dict | None:
   if stripped[:1] + stripped[-1:] not in ('[]', '{}'):
     return None
   try:
-    return readers.decode(stripped)
+    return json_files.decode(stripped)
   except json.JSONDecodeError:
     pass
   except (ValueError, RecursionError):  # A key that occurs twice, too many digits, too deep.

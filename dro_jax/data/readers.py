@@ -1,10 +1,11 @@
 """Files to fields: a mapping for each line or row with where it stands, or an error that says what is wrong.
 
-Formats by name: .jsonl, .csv, .tsv, each also .gz, and .parquet. Memory is bounded by one line (`LINE_LIMIT`)
-or one batch of rows. A .tsv has a record a line and no quoting, unless it was written by csv's rules (see
-`_is_quoted`).
+Formats by name: .jsonl, .json, .csv, .tsv, each also .gz, and .parquet. Memory is bounded by one line or
+record (`LINE_LIMIT`), or one batch of rows. A .tsv has a record a line and no quoting, unless it was written
+by csv's rules (see `_is_quoted`).
 """
 
+import codecs
 import collections
 import csv
 import gzip
@@ -13,16 +14,20 @@ import logging
 import os
 import reprlib
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from dro_jax import places
+from dro_jax.data import json_files
 from dro_jax.errors import UsageError
 
-FORMATS = ('.jsonl', '.csv', '.tsv', '.jsonl.gz', '.csv.gz', '.tsv.gz', '.parquet')
-LINE_LIMIT = 2**26  # Bytes of a line, and characters of a csv field.
+FORMATS = (
+  '.jsonl', '.json', '.csv', '.tsv', '.jsonl.gz', '.json.gz', '.csv.gz', '.tsv.gz', '.parquet',
+)  # fmt: skip
+LINE_LIMIT = 2**26  # Bytes of a line, and characters of a csv field or a record of .json.
+_BLOCK = 2**18  # Bytes of .json that are read at a time.
 _HEAD = 512  # Bytes that tell what a file is.
 _COUNTED = 2**22  # Bytes of lines that are counted at a time.
 _BATCH = 1024  # Rows of parquet at a time.
@@ -61,7 +66,7 @@ def located(path: str, wanted: Collection[str] | None = None) -> Iterator[tuple[
   Of parquet's columns only numbers and those that are `wanted` are read, the others are None; by default all
   are.
 
-  A `.json`, which no triplet file is, holds JSON lines or one array of objects.
+  A `.json` holds one array of objects, or objects one after the other; the line is the record's number.
 
   Raises:
     UsageError: the file is not what its name says, damaged, or not readable.
@@ -126,16 +131,37 @@ def _lines(path: str, limit: int | None = None, span: Span | None = None) -> Ite
         offset += len(line)
   except UnicodeDecodeError as error:
     raise _not_utf8(f'{path}:{number}', line, offset, error) from error
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    remedy = _kind_of(path)
-    if number or remedy.startswith('it is gzip'):
-      remedy = 'make or download the file again'
-    raise UsageError(
-      f'{path}:{number + 1}: the gzip data is damaged or cut short ({error}) after {number} whole lines; '
-      f'{remedy or "if it is plain text, take .gz off its name"}'
-    ) from error
-  except OSError as error:
-    raise UsageError(f'{path}: cannot read it ({error})') from error
+  except (OSError, EOFError, zlib.error) as error:
+    raise _unreadable(path, error, f'{number} whole lines', number) from error
+
+
+def _blocks(path: str) -> Iterator[str]:
+  """A file's text, unzipped, in parts of `_BLOCK` bytes or so."""
+  decoder = codecs.getincrementaldecoder('utf-8-sig')()
+  count = 0
+  try:
+    with _opened(path) as file:
+      _check_head(_head(file), path)
+      while block := file.read(_BLOCK):
+        count += len(block)
+        yield decoder.decode(block)
+      yield decoder.decode(b'', final=True)
+  except UnicodeDecodeError as error:
+    raise _not_utf8(path, error.object, count - len(error.object), error) from error
+  except (OSError, EOFError, zlib.error) as error:
+    raise _unreadable(path, error, f'{count} bytes', count) from error
+
+
+def _unreadable(path: str, error: Exception, after: str, count: int) -> UsageError:
+  if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+    return UsageError(f'{path}: cannot read it ({error})')
+  remedy = _kind_of(path)
+  if count or remedy.startswith('it is gzip'):
+    remedy = 'make or download the file again'
+  return UsageError(
+    f'{path}:{count + 1 if after.endswith("lines") else 1}: the gzip data is damaged or cut short ({error}) '
+    f'after {after}; {remedy or "if it is plain text, take .gz off its name"}'
+  )
 
 
 def _opened(path: str) -> Any:
@@ -208,33 +234,13 @@ def _likely_encoding(line: bytes) -> str:
 # --- lines to fields ----------------------------------------------------------------------------------------
 
 
-class _Repeated(ValueError):
-  """A key that one JSON object has twice."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    counts = collections.Counter(key for key, _ in pairs)
-    raise _Repeated(f'the key {shown(counts.most_common(1)[0][0])} occurs twice in one object')
-  return found
-
-
-decode: Callable[[str], Any] = json.JSONDecoder(object_pairs_hook=_object).decode
-
-
 def _parsed(text: str, where: str, remedy: str) -> Any:
   try:
-    return decode(text)
-  except json.JSONDecodeError as error:
-    at = f'{error.msg}, character {error.pos + 1}'
-    if '\r' in text.rstrip('\r\n'):
+    return json_files.decode(text)
+  except (ValueError, RecursionError) as error:
+    if isinstance(error, json.JSONDecodeError) and '\r' in text.rstrip('\r\n'):
       remedy = r"lines end in a lone carriage return: convert it by tr '\r' '\n'"
-    raise UsageError(f'{where}: not JSON ({at}); {remedy}') from error
-  except _Repeated as error:
-    raise UsageError(f'{where}: {error}; give each its own name') from error
-  except (RecursionError, ValueError) as error:  # Too deep; a number of too many digits.
-    raise UsageError(f'{where}: not JSON that can be read ({error}); {remedy}') from error
+    raise json_files.refusal(error, where, remedy) from error
 
 
 def _read_jsonl(path: str, span: Span | None = None) -> Iterator[tuple[int, dict]]:
@@ -250,14 +256,7 @@ def _read_jsonl(path: str, span: Span | None = None) -> Iterator[tuple[int, dict
 
 
 def _read_json(path: str) -> Iterator[tuple[int, dict]]:
-  text = ''.join(line for _, line in _lines(path, limit=-1))
-  if not text.lstrip().startswith('['):
-    yield from _read_jsonl(path)
-    return
-  for number, fields in enumerate(_parsed(text, path, 'download the file again'), 1):
-    if not isinstance(fields, dict):
-      raise UsageError(f'{path}:{number}: a JSON {type(fields).__name__}, not an object')
-    yield number, fields
+  yield from enumerate(json_files.objects(_blocks(path), path, LINE_LIMIT), 1)
 
 
 def _read_csv(path: str, delimiter: str = ',') -> Iterator[tuple[int, dict]]:

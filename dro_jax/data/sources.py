@@ -1,7 +1,7 @@
 """Triplet files: one record a line or row with a prompt, a response, and (but for plain imitation) a reward.
 
-Formats by name: .jsonl, .csv, .tsv, each also .gz, and .parquet. Whatever is wrong with a record is one error
-that names the file, the line and the field, and says what to do.
+Formats by name: .jsonl, .json, .csv, .tsv, each also .gz, and .parquet. Whatever is wrong with a record is
+one error that names the file, the line and the field, and says what to do.
 """
 
 import glob
@@ -249,10 +249,23 @@ def _missing(fields: Mapping[str, Any], names: Mapping[str, str], name: str, whe
   talk = ' (or, of a whole conversation, --columns messages=FIELD)' if _has_list(fields) else ''
   path = names.get(name, name)
   near = field_paths.how_far(fields, path) if path not in fields and field_paths.is_path(path) else near
+  talk = _in_a_field(fields, where) or talk
   return UsageError(
     f'{where}: field {_called(name, names)} is missing or empty; the record has {known}{near}. Say which one '
     f'it is with --columns {name}=FIELD{talk}, or fill it in'
   )
+
+
+def _in_a_field(fields: Mapping[str, Any], where: str) -> str:
+  """What to do where a .json is one object, and its records are the list in one of its fields."""
+  path, _, number = where.rpartition(':')
+  lists = [
+    name for name, value in fields.items()
+    if isinstance(value, list) and value and isinstance(value[0], dict) and 'role' not in value[0]
+  ]  # fmt: skip
+  if number != '1' or not path.endswith('.json') or len(lists) != 1:
+    return ''
+  return f"; if the records are in '{lists[0]}', make them lines: jq -c '.{lists[0]}[]' FILE > FILE.jsonl"
 
 
 def _short(name: Any) -> str:

@@ -321,7 +321,7 @@ def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, case):
 def test_damaged_files_are_named(tmp_path):
   path = tmp_path / 'data/train.json'
   path.parent.mkdir()
-  for text, message in (('[{"a": 1}', 'not JSON'), ('[1]', 'train.json:1: a JSON int'), ('[]', 'no records')):
+  for text, message in (('[{"a": 1', 'not JSON'), ('[1]', 'train.json:1: a JSON int'), ('[]', 'no records')):
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
       load('faithdial', tmp_path)

@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import os
+import tracemalloc
 import zipfile
 
 import pyarrow as pa
@@ -349,3 +350,79 @@ def test_a_missing_field_names_columns_that_are_not_read(tmp_path):
   path = Odd.write(tmp_path / 't.parquet')
   with pytest.raises(UsageError, match='the record has prompt, response, reward, note, when'):
     read(path, columns='prompt=notes')
+
+
+RECORDS = [{'prompt': f'p{i} é "x" [', 'response': f'r{i}', 'reward': i / 4} for i in range(5)]
+SPELLINGS = {
+  'an array': json.dumps(RECORDS),
+  'an indented array': '\ufeff \n' + json.dumps(RECORDS, indent=2, ensure_ascii=False) + '\n ',
+  'lines': '\n'.join(map(json.dumps, RECORDS)),
+  'objects over several lines': '\n\n'.join(json.dumps(record, indent=1) for record in RECORDS),
+  'an array with blanks': '[ ' + ' ,\r\n\t'.join(map(json.dumps, RECORDS)) + ' ] ',
+}
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+@pytest.mark.parametrize('block', [1, 7, 2**20])
+@pytest.mark.parametrize('name', ['t.json', 't.json.gz'])
+def test_a_json_file_is_an_array_or_objects_one_after_the_other(tmp_path, monkeypatch, spelling, block, name):
+  monkeypatch.setattr(readers, '_BLOCK', block)
+  data = SPELLINGS[spelling].encode()
+  (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith('.gz') else data)
+  found = read(tmp_path / name)
+  assert [{'prompt': r.prompt, 'response': r.response, 'reward': r.reward} for r in found] == RECORDS
+  assert [r.id for r in found] == [f'{name}:{i}' for i in range(1, 6)]
+
+
+BAD_JSON = {
+  'cut in a record': (json.dumps(RECORDS)[:-30], r't.json:5: .*cut short'),
+  'cut after a record': (json.dumps(RECORDS)[:-1], r't.json:5: .*array .*cut short'),
+  'more after the array': (json.dumps(RECORDS) + '{}', r't.json:5: .*after the end of the array'),
+  'no comma': (json.dumps(RECORDS[:2]).replace('}, ', '} '), r't.json:2: no comma'),
+  'a comma too many': ('[{"prompt": "p", "response": "r", "reward": 1},]', 't.json:2: not JSON'),
+  'a list in it': ('[[1]]', 't.json:1: a JSON list, not an object'),
+  'a number': ('7', 't.json:1: a JSON int, not an object'),
+  'a key twice': ('[{"prompt": 1, "prompt": 2}]', "t.json:1: the key 'prompt' occurs twice"),
+  'not JSON': ('[{"prompt": p}]', r't.json:1: not JSON \(Expecting value, character 12'),
+  'too deep': ('[{"a": ' + '[' * 100_000, 't.json:1: not JSON that can be read|t.json:1: .*cut short'),
+  'nothing': ('[]', 't.json: the file holds no records'),
+  'records in a field': ('{"data": [{"prompt": "p"}], "meta": {}}', r"jq -c '\.data\[\]'"),
+}
+
+
+@pytest.mark.parametrize('case', BAD_JSON)
+@pytest.mark.parametrize('block', [5, 2**20])
+def test_a_bad_json_file_is_named_by_its_record(tmp_path, monkeypatch, case, block):
+  monkeypatch.setattr(readers, '_BLOCK', block)
+  text, message = BAD_JSON[case]
+  (tmp_path / 't.json').write_text(text)
+  with pytest.raises(UsageError, match=message):
+    read(tmp_path / 't.json')
+
+
+def test_a_json_array_is_read_in_memory_that_a_record_bounds(tmp_path, monkeypatch):
+  monkeypatch.setattr(readers, '_BLOCK', 2**12)
+  record = json.dumps({'prompt': 'p' * 1000, 'response': 'r', 'reward': 1})
+  (tmp_path / 't.json').write_text('[' + ','.join([record] * 5000) + ']')
+  tracemalloc.start()
+  assert sum(1 for _ in readers.located(str(tmp_path / 't.json'))) == 5000
+  assert tracemalloc.get_traced_memory()[1] < 2**18
+  tracemalloc.stop()
+
+
+def test_a_record_of_a_json_array_has_a_limit(tmp_path, monkeypatch):
+  monkeypatch.setattr(readers, 'LINE_LIMIT', 2**20)
+  monkeypatch.setattr(readers, '_BLOCK', 2**16)
+  (tmp_path / 't.json').write_text('[{"prompt": "' + 'x' * 2**21 + '"}]')
+  with pytest.raises(UsageError, match='t.json:1: the record is longer than 1 MiB'):
+    read(tmp_path / 't.json')
+
+
+def test_damaged_bytes_of_a_json_file_are_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(readers, '_BLOCK', 8)
+  (tmp_path / 't.json').write_bytes(b'\xef\xbb\xbf[{"prompt": "caf\xe9 au lait"}]')
+  with pytest.raises(UsageError, match='t.json: not UTF-8 text: byte 19 of the file is 0xe9'):
+    read(tmp_path / 't.json')
+  (tmp_path / 't.json.gz').write_bytes(gzip.compress(json.dumps(RECORDS).encode())[:-9])
+  with pytest.raises(UsageError, match='t.json.gz:.*gzip data is damaged or cut short'):
+    read(tmp_path / 't.json.gz')

@@ -3,11 +3,11 @@
     python tests/long/fuzz_readers.py --minutes=15          # prints cases, failures and what was accepted
     python tests/long/fuzz_readers.py --seed=123 --cases=1  # one case again; a failure is kept under --output
 
-A case follows from its seed alone: triplet files (jsonl, csv, tsv, gz, parquet) with --columns, --map_reward
-and chat templates, through the readers or the whole way to a table; the token table's own files; column
-stores, and reference stores. What is read must be sound, what was not damaged must be read as it was written,
-and a damaged table or store must be refused or say what it said before. Cases run in a process of their own,
-so that one which crashes or hangs the interpreter is a failure like others.
+A case follows from its seed alone: triplet files (jsonl, json, csv, tsv, gz, parquet) with --columns,
+--map_reward and chat templates, through the readers or the whole way to a table; the token table's own files;
+column stores, and reference stores. What is read must be sound, what was not damaged must be read as it was
+written, and a damaged table or store must be refused or say what it said before. Cases run in a process of
+their own, so that one which crashes or hangs the interpreter is a failure like others.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from dro_jax.errors import UsageError  # noqa: E402
 
 HANG = 60  # Seconds without a new case.
 MEMORY = 12 * 2**30  # Bytes of address space; what a file asks for beyond is a MemoryError, and a failure.
-FORMATS = ('.jsonl', '.csv', '.tsv', '.jsonl.gz', '.csv.gz', '.tsv.gz', '.parquet')
+FORMATS = ('.jsonl', '.json', '.csv', '.tsv', '.jsonl.gz', '.json.gz', '.csv.gz', '.tsv.gz', '.parquet')
 NAMES = (
   'prompt', 'response', 'reward', 'id', 'messages', 'label', 'behaviour_logprob', 'behaviour_logps',
   'behaviour_sampler', 'question', 'thumbs', 'hter', '../x', 'a/b', '', 'ü', '\ud800',
@@ -56,7 +56,16 @@ TOKENS = (
   b'[' * 2000, b']', b'NaN', b'Infinity', b'9' * 5000, b'\\ud800', b'\\u0000', b'null', b'true', b'-',
   b'PK\x03\x04', b'\x1f\x8b', b'PAR1', b'<html>', b'"reward":', b'x' * 10000, b'\xf0\x9f\x91\x8d', b'1e999',
 )  # fmt: skip
-COLUMNS = ('reward=label', 'messages=messages', 'prompt=', 'response=question,reward=thumbs', {'id': 'hter'})
+COLUMNS = (
+  'label=,id=',
+  'prompt=a.0.b',
+  'reward=thumbs[0],prompt=messages.-1.content',
+  'reward=label',
+  'messages=messages',
+  'prompt=',
+  'response=question,reward=thumbs',
+  {'id': 'hter'},
+)
 MAPS = ('numbers', 'stars', 'numbers,stars', 'up=1,down=0', 'stars,up=x', {'up': 1, 'a,b': 2.5}, 'true=1')
 TEMPLATES = ('{content}', '{role}{content}', '{role}', '{', '{content:>{role}}', '{0}')
 # How errors begin that are about options, or about all records and no single one.
@@ -114,7 +123,9 @@ def encoded(records: list[dict], ending: str, rng: random.Random) -> bytes:
   """A file's bytes; what parquet cannot hold becomes text."""
   if ending == '.parquet':
     return _parquet(records, rng)
-  if ending.startswith('.jsonl'):
+  if ending in ('.json', '.json.gz'):
+    data = json.dumps(records, ensure_ascii=rng.random() < 0.5, indent=rng.choice([None, 1]))
+  elif ending.startswith('.jsonl'):
     data = ''.join(json.dumps(record, ensure_ascii=rng.random() < 0.5) + '\n' for record in records)
   else:
     file = io.StringIO()
