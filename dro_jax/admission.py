@@ -122,7 +122,7 @@ def _scaled(triplets: tasks.Triplets, kind: str) -> tasks.Triplets:
 
 def _formed(triplets: tasks.Triplets, unit: str) -> Mapping[str, Any] | UsageError:
   """The report of the pairs or groups to train on, or why there are none there or among those held out."""
-  part, options = '', units.UnitOptions()
+  part, options = '', units.resolved(units.UnitOptions(), triplets.train)
   try:
     report = units.form(triplets.train, unit, options).report
     if triplets.eval is not None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import algorithms, online, partitioning
-from dro_jax.data import layout, loader, plan, tasks, units
+from dro_jax.data import comparisons, layout, loader, plan, tasks, units
 from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
 from dro_jax.partitioning import Grid
@@ -94,9 +94,11 @@ def make(
   _refuse_indivisible(batch_size, algorithm.unit, rows.packed, multiple)
 
   def load(table, batches) -> loader.Loader:
+    table = dataclasses.replace(table, columns=comparisons.without(table.columns))
     fitted = layout.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
     return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
 
+  unit_options = units.resolved(unit_options, triplets.train)  # What is held out may be too few to tell.
   table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
   if members is None:
     train_loader = load(table, plan.Plan.of(table, batch_size, seed, deal=deal))

@@ -23,6 +23,7 @@ _SPEED = 'memory and speed: no number changes beyond rounding'
 _LAYOUT = 'layout: no number changes beyond rounding, though KTO may draw other mismatched pairs'
 _KEEPING = 'which checkpoints are kept'
 _PLACE = 'a place: what lies there is compared itself'
+_COMPARED = 'what comes of it is compared itself'
 _ELSEWHERE = 'not of these numbers'
 
 # What cannot change the numbers so far, and why. A parameter that is in neither table decides them.
@@ -43,6 +44,8 @@ ACCEPTED: Mapping[str, Mapping[str, str]] = {
   'RowOptions': dict.fromkeys(
     ('packed', 'encode_once', 'prompt_length', 'response_length', 'coverage'), _LAYOUT
   ),
+  # None leaves the pairs to the data, which earlier versions did not: the saved report says which were taken.
+  'UnitOptions': {'pairs': _COMPARED},
   'make_mesh': dict.fromkeys(
     ('data', 'fsdp', 'model', 'dcn_data', 'dcn_fsdp', 'rules', 'devices'), _LAYOUT
   ),
@@ -143,7 +146,8 @@ def refuse_other_run(
   differences = differing(folder, texts)
   refused = [difference for difference in differences if accepted(difference) is None]
   if not refused and (seen := list(_described(identity(saved), identity(json.loads(json.dumps(metadata)))))):
-    refused = [difference for difference in differences if accepted(difference) == _PLACE] + seen
+    refused = [difference for difference in differences if accepted(difference) in (_PLACE, _COMPARED)]
+    refused += seen
   if refused:
     raise UsageError(
       f'{folder} holds a run with other settings, and resuming would make neither run (then → now):\n'

@@ -10,6 +10,7 @@ import numpy as np
 
 from dro_jax import statistics, ties
 from dro_jax.data import columns
+from dro_jax.data import comparisons as pairs
 from dro_jax.data.table import TokenTable
 from dro_jax.data.vocabularies import UNKNOWN, Vocabulary
 
@@ -188,5 +189,6 @@ def duplicates(table: TokenTable) -> dict[str, Any]:
 
 def extra_columns(table: TokenTable) -> Mapping[str, Any]:
   """The numbers that come along: those of every record, and those of some, which are left out."""
-  found = {name: {'mean': float(x.mean()), 'sd': float(x.std())} for name, x in table.columns.items()}
+  numbers = pairs.without(table.columns)
+  found = {name: {'mean': float(x.mean()), 'sd': float(x.std())} for name, x in numbers.items()}
   return {'columns': found, 'left_out': list(table.report['columns_left_out'])}

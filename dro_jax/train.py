@@ -261,7 +261,8 @@ def train(
   run = Run(
     folder, grid, nets, words, _compiled(step, abstract, grid, compiler_options), feed.train, feed.eval,
     score_table(algorithm=chosen), samplers, best_metric, chosen, feed.statistics,
-    feed.statistics and score_table(algorithm=evaluate.NO_LOSS), notes=optimizers.notes(txs, timing.steps),
+    feed.statistics and score_table(algorithm=evaluate.NO_LOSS),
+    notes=(*optimizers.notes(txs, timing.steps), *units.notes(feed.units)),
   )  # fmt: skip
   if rehearsal is not None:
     return rehearsal.receive(run, abstract)

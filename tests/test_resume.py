@@ -121,6 +121,28 @@ def test_a_run_of_before_deals_were_kept_was_dealt_together(refusal):
   assert "deal: 'together' → 'uniform'" in refusal(texts(), texts(known, more=dealt.format('uniform')))
 
 
+def test_a_run_keeps_the_pairs_that_it_was_made_with_or_is_refused(refusal):
+  """Runs of before the data decided say best_worst, on whatever data."""
+  bound = 'PAIRS = {!r}\nUnitOptions.pairs = %PAIRS\ntrain.unit_options = @UnitOptions\n'
+  before, now, said = (texts(more=bound.format(pairs)) for pairs in ('best_worst', None, 'best_worst'))
+
+  def made(pairs):
+    about = metadata()
+    return about | {'data': about['data'] | {'units': {'unit': 'pair', 'pairs': pairs, 'margin': 0.0}}}
+
+  # Of rewards: the pairs are the same.
+  assert refusal(before, now, made('best_worst'), made('best_worst')) is None
+  # Of comparisons: the default is another, and the run is resumed where its own is set.
+  message = refusal(before, now, made('best_worst'), made('logged'))
+  assert "PAIRS: 'best_worst' → None" in message
+  assert "data.units.pairs: 'best_worst' → 'logged'" in message
+  assert "Set them back (--set PAIRS='best_worst')" in message
+  assert refusal(before, said, made('best_worst'), made('best_worst')) is None
+  # Groups and single responses have no pairs.
+  assert refusal(before, now) is None
+  assert refusal(before, texts(more=bound.format('all')), made('best_worst'), made('all'))
+
+
 def test_a_resumed_run_keeps_its_first_texts_and_records_the_later_ones(tmp_path, caplog):
   caplog.set_level(logging.INFO, logger='dro_jax')
   resume.record(tmp_path, texts(), 0)

@@ -25,10 +25,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dro_jax.data import registration, sources, table
+from dro_jax.data import comparisons, registration, sources, table
 from dro_jax.errors import UsageError
 
-_VERSION = 1  # Of the triplets that files become: another one is another token table.
+_VERSION = 2  # Of the triplets that files become: another one is another token table.
 _EOS = '<|endoftext|>'  # What ends a turn in A-LoL's files.
 _MAX_WORDS = 100  # Of a Reddit comment and of its parent, as in A-LoL.
 
@@ -64,6 +64,7 @@ class DataSet(NamedTuple):
     repo: on the Hugging Face Hub; None: it is not there.
     revision: of the repository; None: the newest.
     columns: other numbers of its triplets.
+    compares: whether a record is a comparison, its triplets the response that was chosen and the other.
   """
 
   files: Mapping[str, tuple[str, ...]]
@@ -73,6 +74,7 @@ class DataSet(NamedTuple):
   repo: str | None = None
   revision: str | None = None
   columns: tuple[str, ...] = ()
+  compares: bool = False
 
 
 # --- fields -------------------------------------------------------------------------------------------------
@@ -282,14 +284,17 @@ def _hh_set(*tranches: str) -> DataSet:
     for split in ('train', 'test')
   }
   origin = 'huggingface.co/datasets/Anthropic/hh-rlhf'
-  return DataSet(files, _hh, 'hh-rlhf', origin, repo='Anthropic/hh-rlhf')
+  return DataSet(files, _hh, 'hh-rlhf', origin, repo='Anthropic/hh-rlhf', compares=True)
 
 
-def _tldr_set(part: str, theirs: str, splits: tuple[str, ...], triplets: Callable, columns=()) -> DataSet:
+def _tldr_set(
+  part: str, theirs: str, splits: tuple[str, ...], triplets: Callable, columns=(), compares: bool = False
+) -> DataSet:
   """`part` is the Hub's name for it, `theirs` the authors' own."""
   return DataSet(
     {split: (f'{part}/{split}/*.parquet|{theirs}/*.json',) for split in splits}, _on_posts(triplets),
     'summarize_from_feedback', 'github.com/openai/summarize-from-feedback', columns=columns,
+    compares=compares,
     # The repository itself holds a script only, which downloads from elsewhere.
     repo='openai/summarize_from_feedback', revision='refs/convert/parquet',
   )  # fmt: skip
@@ -310,7 +315,9 @@ DATASETS: dict[str, DataSet] = {
   'hh_helpful': _hh_set('helpful-base', 'helpful-online', 'helpful-rejection-sampled'),
   'hh_helpful_base': _hh_set('helpful-base'),
   'hh_harmless': _hh_set('harmless-base'),
-  'tldr_comparisons': _tldr_set('comparisons', 'comparisons', ('train', 'validation'), _tldr_comparisons),
+  'tldr_comparisons': _tldr_set(
+    'comparisons', 'comparisons', ('train', 'validation'), _tldr_comparisons, compares=True
+  ),
   'tldr_axis': _tldr_set('axis', 'axis_evals', ('validation', 'test'), _tldr_axis, _TLDR_AXES),
   'reddit_comments': DataSet(
     {'train': ('comments_positive.csv', 'comments_negative.csv')},
@@ -415,7 +422,7 @@ def _triplets(name: str, split: str, data_dir: str | None) -> Iterator[dict[str,
           gaps[triplet.reason] += 1
         else:
           kept += 1
-          yield _example(triplet, os.path.relpath(where, root), data.columns)
+          yield _example(triplet, os.path.relpath(where, root), data)
   if gaps:
     reasons = ', '.join(f'{count} with {reason}' for reason, count in gaps.most_common())
     logging.getLogger(__name__).warning('%s[%s]: %d triplets; left out are %s', name, split, kept, reasons)
@@ -437,10 +444,11 @@ def _checked(triplets: Iterator[Triplet | Gap], where: str) -> Iterator[Triplet 
     raise UsageError(f'{where}: {error}; download the file again') from error
 
 
-def _example(triplet: Triplet, where: str, columns: tuple[str, ...]) -> dict[str, Any]:
+def _example(triplet: Triplet, where: str, data: DataSet) -> dict[str, Any]:
   # Some of UltraFeedback's texts hold half a surrogate pair, which no tokeniser takes.
   prompt, response = (text.encode('utf-8', 'replace').decode() for text in (triplet.prompt, triplet.response))
-  numbers = {column: triplet.columns.get(column, math.nan) for column in columns}
+  numbers = {column: triplet.columns.get(column, math.nan) for column in data.columns}
+  numbers |= {comparisons.COLUMN: comparisons.number(where)} if data.compares else {}
   fields = {'id': f'{where}/{triplet.part}', 'prompt': prompt, 'response': response.strip()}
   return fields | {'reward': triplet.reward} | numbers
 
@@ -462,7 +470,8 @@ def _register(name: str) -> None:
     return table.fingerprint(_VERSION, name, split, table.files_fingerprint(files))
 
   data = DATASETS[name]
-  registration.add(name, triplets, fingerprint, splits=list(data.files), columns=data.columns)
+  columns = (*data.columns, *((comparisons.COLUMN,) if data.compares else ()))
+  registration.add(name, triplets, fingerprint, splits=list(data.files), columns=columns)
 
 
 def _register_all() -> None:

@@ -1,9 +1,10 @@
 """Triplets as seqio tasks: their features, and how files or any stream of triplets become a task."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dro_jax.data import chat, sources, table
+from dro_jax.data import chat, comparisons, sources, table
 from dro_jax.errors import UsageError
 
 _TEXTS = ('id', 'prompt', 'response')
@@ -35,18 +36,26 @@ def register(
     name: the task's.
     files: by split: {'train': 'a.jsonl', 'validation': 'b.jsonl'}.
     columns, map_reward, chat_template: as `tasks.load_triplets`.
-    preprocessors: from a tf.data.Dataset of {id, prompt, response, reward} to another.
+    preprocessors: from a tf.data.Dataset of {id, prompt, response, reward, comparison} to another.
   """
   options = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
 
   def triplets(split: str) -> Iterator[dict]:
     for record in sources.read_triplets(files[split], **options):
-      yield {field: getattr(record, field) for field in (*_TEXTS, 'reward')}
+      fields = {field: getattr(record, field) for field in (*_TEXTS, 'reward')}
+      yield fields | {comparisons.COLUMN: record.columns.get(comparisons.COLUMN, math.nan)}
 
   def fingerprint(split: str) -> str:
     return table.fingerprint(table.files_fingerprint(sources.expand(files[split])), sorted(options.items()))
 
-  return add(name, triplets, fingerprint, splits=list(files), preprocessors=preprocessors)
+  return add(
+    name,
+    triplets,
+    fingerprint,
+    splits=list(files),
+    columns=(comparisons.COLUMN,),
+    preprocessors=preprocessors,
+  )
 
 
 def add(
@@ -83,7 +92,9 @@ def _dataset(triplets: Callable, fingerprint: Callable, columns: Sequence[str]) 
   import tensorflow as tf
 
   signature = {field: tf.TensorSpec((), tf.string) for field in _TEXTS}
-  signature |= {field: tf.TensorSpec((), tf.float32) for field in ('reward', *columns)}
+  # Numbers of comparisons are too large for float32.
+  types = {comparisons.COLUMN: tf.float64}
+  signature |= {field: tf.TensorSpec((), types.get(field, tf.float32)) for field in ('reward', *columns)}
 
   def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
     del shuffle_files, seed  # The plan shuffles.

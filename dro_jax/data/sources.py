@@ -1,5 +1,7 @@
 """Triplet files: one record a line or row with a prompt, a response, and (but for plain imitation) a reward.
 
+A record with `chosen` and `rejected` in place of these is a comparison, and two triplets (see `comparisons`).
+
 Formats by name: .jsonl, .json, .csv, .tsv, each also .gz, and .parquet. Whatever is wrong with a record is
 one error that names the file, the line and the field, and says what to do.
 """
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import places
-from dro_jax.data import chat, field_paths, readers, reward_words, staging
+from dro_jax.data import chat, comparisons, field_paths, readers, reward_words, staging
 from dro_jax.data.readers import FORMATS as FORMATS
 from dro_jax.data.readers import located as located
 from dro_jax.data.readers import shown
@@ -125,7 +127,8 @@ def read_triplets(
   """Records of triplet files, one after the other.
 
   A prompt may be a conversation (see `chat`), and a response its one turn. A record of neither may have
-  `messages`, whose last turn, the assistant's, is the response.
+  `messages`, whose last turn, the assistant's, is the response. A record with `chosen` and `rejected` is two,
+  ID/chosen of reward 1 and ID/rejected of reward 0.
 
   Ids must differ, or the record is refused: errors, samples and replays name an example by its id. (What is
   joined to examples later goes by their texts.)
@@ -167,7 +170,9 @@ def read_prompts(
   for path in expand(paths):
     for where, fields in located(path, wanted):
       record_id = _id(fields, names, where, ids)
-      if _is_conversation(fields, names, ('prompt',)):
+      if comparisons.is_one(fields, names):
+        yield record_id, _sides(fields, names, where, chat_template)['chosen'][0]
+      elif _is_conversation(fields, names, ('prompt',)):
         yield record_id, _of_messages(chat.question, fields, names, where, chat_template)
       else:
         yield record_id, _text(fields, names, 'prompt', where, chat_template)
@@ -206,6 +211,9 @@ def _records(
   ids = _Ids()
   for where, fields in raw:
     textual = where.rpartition(':')[0] in typeless
+    if comparisons.is_one(fields, names):
+      yield from _compared(fields, names, where, _id(fields, names, where, ids), textual, chat_template)
+      continue
     yield Record(
       _id(fields, names, where, ids),
       *_texts(fields, names, where, chat_template),
@@ -214,6 +222,55 @@ def _records(
       where,
     )
   rewards.warn(name)
+
+
+def _compared(
+  fields: Mapping[str, Any], names: Mapping[str, str], where: str, name: str, textual: bool, template: str
+) -> Iterator[Record]:
+  """The two triplets of a comparison."""
+  others = {ours: theirs for ours, theirs in names.items() if ours not in comparisons.SIDES}
+  carried = _Carried(others)
+  carried |= dict.fromkeys((*comparisons.SIDES, *(names.get(side) or side for side in comparisons.SIDES)))
+  numbers = _columns(fields, others, carried, where, textual)
+  numbers |= {comparisons.COLUMN: comparisons.number(name)}
+  for side, (prompt, response) in _sides(fields, names, where, template).items():
+    yield Record(f'{name}/{side}', prompt, response, comparisons.REWARDS[side], numbers, where)
+
+
+def _sides(
+  fields: Mapping[str, Any], names: Mapping[str, str], where: str, template: str
+) -> dict[str, tuple[str, str]]:
+  """(prompt, response) of a comparison's sides."""
+  values = {side: field_paths.value(fields, names, side) for side in comparisons.SIDES}
+  if lacking := [side for side, value in values.items() if value is None]:
+    raise _missing(fields, names, lacking[0], where)
+  prompt = field_paths.value(fields, names, 'prompt')
+  if prompt is None and names.get('prompt'):
+    raise _missing(fields, names, 'prompt', where)
+  talks = {side: _turns(fields, names, side, where) for side in values}
+  if prompt is None and all(isinstance(value, str) and not talks[side] for side, value in values.items()):
+    return comparisons.split_texts(*(_text(fields, names, side, where, template) for side in values), where)
+  return {side: _side(fields, names, side, talks[side], prompt, where, template) for side in values}
+
+
+def _turns(fields: Mapping[str, Any], names: Mapping[str, str], side: str, where: str) -> list | None:
+  """A side's turns, where it is a conversation."""
+  what = f'{where}: field {_called(side, names)}'
+  return chat.conversation(field_paths.value(fields, names, side), what, names)
+
+
+def _side(
+  fields, names: Mapping[str, str], side: str, turns: list | None, prompt: Any, where: str, template: str
+) -> tuple[str, str]:
+  """(prompt, response) of one side: by the record's prompt or, of a whole conversation, its own turns."""
+  if turns is None or (prompt is not None and len(turns) == 1):
+    asked = _text(fields, names, 'prompt', where, template)
+    return asked, _text(fields, names, side, where, template)
+  _refuse_lost(fields, names, side, turns, where)
+  found = comparisons.split_turns(turns, prompt, template, f'{where}: field {_called(side, names)}')
+  if reason := _unsound(''.join(found)):
+    raise _wrong(side, names, where, reason)
+  return found
 
 
 def _names(columns: str | Mapping[str, str] | None) -> dict[str, str]:
@@ -231,7 +288,7 @@ def _names(columns: str | Mapping[str, str] | None) -> dict[str, str]:
 
 def _wanted(names: Mapping[str, str]) -> set[str]:
   """The file's fields that may be read as anything but a number of the record's."""
-  ours = (*FIELDS, *chat.BESIDE, *NUMERIC, *_ALIASES, _SAMPLER, 'chosen', 'rejected')
+  ours = (*FIELDS, *comparisons.SIDES, *chat.BESIDE, *NUMERIC, *_ALIASES, _SAMPLER)
   theirs = [path for name in {*ours, *names} if (path := names.get(name, name))]
   return {step for path in theirs for step in field_paths.first_steps(path)}
 

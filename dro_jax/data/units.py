@@ -1,16 +1,17 @@
 """Pairs and groups: which responses to one prompt a pairwise or group method sees together."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dro_jax import ties
+from dro_jax.data import comparisons
 from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
 
-PAIRS = ('best_worst', 'all')
+PAIRS = ('logged', 'best_worst', 'all')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,20 +19,21 @@ class UnitOptions:
   """How pairs and groups are formed from responses to one prompt.
 
   Args:
-    pairs: a prompt's best response against its worst ('best_worst'), or every two ('all').
+    pairs: each comparison as it was judged ('logged'), a prompt's best response against its worst
+      ('best_worst'), or every two ('all'). None: 'logged' where data is of comparisons, else 'best_worst'.
     margin: least difference of the rewards of a pair, in the rewards' own units; ties never make a pair.
     group_size: responses of a group at most, 2 or more. Larger groups are dealt out evenly, best and worst
       together.
     ranked: keep one response of each reward, so that a group is a strict ranking.
   """
 
-  pairs: str = 'best_worst'
+  pairs: str | None = None
   margin: float | int = 0.0
   group_size: int = 8
   ranked: bool = False
 
   def __post_init__(self):
-    if self.pairs not in PAIRS:
+    if self.pairs is not None and self.pairs not in PAIRS:
       raise UsageError(f"pairs '{self.pairs}' is unknown; choose from {', '.join(PAIRS)} (--set PAIRS=...)")
     if self.margin < 0 or self.group_size < 2:
       raise UsageError(
@@ -45,7 +47,7 @@ class Formed(NamedTuple):
 
   Attributes:
     table: those records only that are in some unit, each text once a prompt, its reward the mean of its
-      duplicates'.
+      duplicates'; but of logged pairs each comparison's own.
     members: `[U, K]`, records of `table`, best first; −1 where a group is smaller than the largest.
     report: plain JSON: how many units there are, and what was merged, dropped or left out.
   """
@@ -55,12 +57,22 @@ class Formed(NamedTuple):
   report: dict
 
 
+def resolved(options: UnitOptions, table: TokenTable) -> UnitOptions:
+  """The options with the pairs that the data decides, where nobody else does."""
+  if options.pairs is not None:
+    return options
+  return dataclasses.replace(options, pairs='logged' if are_comparisons(table) else 'best_worst')
+
+
 def form(table: TokenTable, unit: str, options: UnitOptions) -> Formed:
   """Pairs (`unit` 'pair') or groups ('group') of the responses to one prompt.
 
   Raises:
     UsageError: there are none.
   """
+  options = resolved(options, table)
+  if unit == 'pair' and options.pairs == 'logged':
+    return _formed_as_logged(table, options)
   merged, duplicates = merge_duplicates(table)
   make = {'pair': _pairs, 'group': _groups}[unit]
   ranked = [_best_first(merged, members) for members in _by_prompt(merged)]
@@ -75,13 +87,106 @@ def form(table: TokenTable, unit: str, options: UnitOptions) -> Formed:
     'ties_dropped': sum(ties for _, ties in made),
     **dataclasses.asdict(options),
   }
+  report |= {'pairs': None} if unit == 'group' else {}
   if not units:
     raise _none_formed(unit, table, report)
-  used = np.unique(np.concatenate(units))
   members = np.full((len(units), max(map(len, units))), -1)
   for row, records in zip(members, units):
-    row[: len(records)] = np.searchsorted(used, records)
-  return Formed(merged.subset(used), members, report | {'responses_left_out': len(merged) - len(used)})
+    row[: len(records)] = records
+  return _of_used(merged, members, report)
+
+
+def _of_used(table: TokenTable, members: np.ndarray, report: dict) -> Formed:
+  """Units of those records only that are in some, from units of a whole table."""
+  used = np.unique(members[members >= 0])
+  numbered = np.where(members >= 0, np.searchsorted(used, members), -1)
+  return Formed(table.subset(used), numbered, report | {'responses_left_out': len(table) - len(used)})
+
+
+_TAKEN = {
+  'logged': 'each comparison as it was judged',
+  'best_worst': "each prompt's best response against its worst",
+  'all': 'every two responses to a prompt whose rewards differ',
+}
+
+
+def notes(report: Mapping[str, Any] | None) -> tuple[str, ...]:
+  """What a run says of its pairs: which were taken, how many there are, and what was left out."""
+  if not report or report['unit'] != 'pair':
+    return ()
+  counts = {
+    'ties_dropped': 'dropped as ties',
+    'duplicates_merged': 'responses merged as duplicates',
+    'comparisons_left_out': 'comparisons left out, which lack a side or have two prompts',
+  }
+  less = ''.join(f'; {report[name]} {words}' for name, words in counts.items() if report.get(name))
+  return (f'pairs: {_TAKEN[report["pairs"]]} (PAIRS={report["pairs"]}), {report["units"]} of them{less}',)
+
+
+class _Logged(NamedTuple):
+  """A table's comparisons.
+
+  Attributes:
+    records: `[C, 2]`, of those that have two records, to one prompt.
+    most: records of the largest.
+    broken: how many have another number of records, or two prompts.
+  """
+
+  records: np.ndarray
+  most: int
+  broken: int
+
+
+def _logged(table: TokenTable) -> _Logged:
+  number, prompt = table.columns[comparisons.COLUMN], table.prompt_index
+  order = np.lexsort((number, prompt))
+  changes = np.diff(number[order], prepend=np.nan) != 0
+  starts = np.flatnonzero(changes | (np.diff(prompt[order], prepend=-1) != 0))
+  sizes = np.diff([*starts, len(order)])
+  whole = starts[sizes == 2]
+  records = np.sort(order[np.stack([whole, whole + 1], -1)], axis=-1)
+  return _Logged(records[np.argsort(records[:, 0])], int(sizes.max()), len(np.unique(number)) - len(whole))
+
+
+def are_comparisons(table: TokenTable) -> bool:
+  """Whether records come by twos that were judged against each other (see `comparisons`)."""
+  if comparisons.COLUMN not in table.columns or not len(table):
+    return False
+  logged = _logged(table)
+  rewards = table.raw_rewards[logged.records]
+  return logged.most == 2 and bool(ties.exceeds(rewards.max(-1), rewards.min(-1)).any())
+
+
+def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
+  """Every comparison as it was judged: nothing is merged, whatever else the responses were compared with."""
+  if not are_comparisons(table):
+    raise UsageError(
+      'PAIRS=logged keeps the pairs that were judged, and this data holds rewarded responses, not '
+      'comparisons: pass records with prompt, chosen and rejected, or form pairs by rewards: '
+      'PAIRS=best_worst or PAIRS=all'
+    )
+  if options.margin:
+    raise UsageError(
+      f'PAIR_MARGIN={options.margin} is a difference of rewards, and logged comparisons have none: leave it '
+      '0, or form pairs by rewards: PAIRS=best_worst or PAIRS=all'
+    )
+  logged = _logged(table)
+  rewards = table.raw_rewards[logged.records]
+  judged = ties.exceeds(rewards.max(-1), rewards.min(-1))
+  best_first = np.argsort(-rewards, axis=-1, kind='stable')
+  members = np.take_along_axis(logged.records, best_first, axis=-1)[judged]
+  prompts = len(np.unique(table.prompt_index[members[:, 0]]))
+  report = {
+    'unit': 'pair',
+    'units': len(members),
+    'prompts': prompts,
+    'prompts_without': len(np.unique(table.prompt_index)) - prompts,
+    'duplicates_merged': 0,
+    'ties_dropped': int((~judged).sum()),
+    'comparisons_left_out': logged.broken,
+    **dataclasses.asdict(options),
+  }
+  return _of_used(table, members, report)
 
 
 def _none_formed(unit: str, table: TokenTable, report: dict) -> UsageError:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dro_jax.data import plan, tasks
+from dro_jax.data import plan, tasks, units
 from dro_jax.errors import UsageError
 
 with warnings.catch_warnings():
@@ -442,3 +442,19 @@ def test_another_file_is_another_table(hh):
 def test_every_data_set_is_a_task_with_its_splits():
   for name, data in public.DATASETS.items():
     assert set(seqio.TaskRegistry.get(name).splits) == set(data.files)
+
+
+def test_public_comparisons_stay_pairs(hh, tmp_path):
+  found = load('hh_helpful,hh_harmless', hh)
+  formed = units.form(found.train, 'pair', units.UnitOptions())
+  assert formed.report['pairs'] == 'logged'
+  assert formed.report['units'] == len(found.train) // 2 == 40
+  assert all(
+    chosen.startswith('Good') and rejected == chosen.replace('Good', 'Bad')
+    for chosen, rejected in ([formed.table.responses[i] for i in row] for row in formed.members)
+  )
+  write(tmp_path / 'comparisons/batch3.json', [comparison(0), comparison(1), comparison(0, choice=0)])
+  summaries = load('tldr_comparisons', tmp_path).train
+  formed = units.form(summaries, 'pair', units.UnitOptions())
+  assert (formed.report['pairs'], formed.report['ties_dropped']) == ('logged', 0)
+  assert formed.report['units'] == len(summaries) // 2

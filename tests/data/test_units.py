@@ -105,7 +105,7 @@ def test_rewards_that_differ_by_rounding_are_ties_and_make_no_pair(tmp_path):
 
 
 def test_bad_options_are_refused():
-  with pytest.raises(UsageError, match="pairs 'best' is unknown; choose from best_worst, all"):
+  with pytest.raises(UsageError, match="pairs 'best' is unknown; choose from logged, best_worst, all"):
     UnitOptions(pairs='best')
   with pytest.raises(UsageError, match='group_size=1'):
     UnitOptions(group_size=1)
