@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import places
-from dro_jax.data import chat, comparisons, field_paths, readers, reward_words, staging
+from dro_jax.data import chat, comparisons, field_paths, products, readers, reward_words, staging
 from dro_jax.data.readers import FORMATS as FORMATS
 from dro_jax.data.readers import located as located
 from dro_jax.data.readers import shown
@@ -133,6 +133,8 @@ def read_triplets(
   Ids must differ, or the record is refused: errors, samples and replays name an example by its id. (What is
   joined to examples later goes by their texts.)
 
+  A chat product's export gives the answers that people rated (see `products`).
+
   Args:
     paths: see `expand`.
     columns: our name to the file's: 'prompt=question,response=answer,reward=thumbs'.
@@ -144,8 +146,8 @@ def read_triplets(
     UsageError: names file:line and field.
   """
   files = expand(paths)
-  wanted = _wanted(_names(columns))
-  raw = (pair for path in files for pair in located(path, wanted))
+  names = _names(columns)
+  raw = (pair for path in files for pair in _located(path, names))
   options = {
     'columns': columns, 'rewards_required': rewards_required, 'map_reward': map_reward,
     'chat_template': chat_template,
@@ -166,9 +168,9 @@ def read_prompts(
   """
   names = _names(columns)
   chat.check_template(chat_template)
-  ids, wanted = _Ids(), _wanted(names)
+  ids = _Ids()
   for path in expand(paths):
-    for where, fields in located(path, wanted):
+    for where, fields in _located(path, names):
       record_id = _id(fields, names, where, ids)
       if comparisons.is_one(fields, names):
         yield record_id, _sides(fields, names, where, chat_template)['chosen'][0]
@@ -291,6 +293,14 @@ def _wanted(names: Mapping[str, str]) -> set[str]:
   ours = (*FIELDS, *comparisons.SIDES, *chat.BESIDE, *NUMERIC, *_ALIASES, _SAMPLER)
   theirs = [path for name in {*ours, *names} if (path := names.get(name, name))]
   return {step for path in theirs for step in field_paths.first_steps(path)}
+
+
+def _located(path: str, names: Mapping[str, str]) -> Iterator[tuple[str, dict]]:
+  """(file:line, fields) of a file; of a chat product's export, unless fields are named, its rated answers."""
+  found = located(path, _wanted(names))
+  if readers.format_of(path) != 'json' or any(names.get(name) for name in ('prompt', 'response', 'messages')):
+    return found
+  return products.opened(path, found)
 
 
 def _called(name: str, names: Mapping[str, str]) -> str:

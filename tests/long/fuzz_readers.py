@@ -256,6 +256,58 @@ def try_files(rng: random.Random, folder: pathlib.Path) -> str:
   return 'triplets read'
 
 
+def _exported(rng: random.Random):
+  """An export of a chat product's, whole or with something odd put in."""
+  names = [f'm{i}' for i in range(rng.randrange(1, 6))]
+  parents = [
+    rng.choice([None, *names]) if rng.random() < 0.2 else before for before, _ in zip([None, *names], names)
+  ]
+  webui = {
+    name: {
+      'id': name, 'parentId': parent, 'role': ('user', 'assistant')[i % 2], 'content': rng.choice(WORDS),
+      'annotation': {'rating': rng.choice([1, -1, None])}, 'files': [],
+    }
+    for i, (name, parent) in enumerate(zip(names, parents))
+  }  # fmt: skip
+  libre = [
+    {
+      'messageId': name, 'parentMessageId': parent, 'isCreatedByUser': i % 2 == 0, 'text': rng.choice(WORDS),
+      'feedback': {'rating': rng.choice(['thumbsUp', 'thumbsDown', None])},
+    }
+    for i, (name, parent) in enumerate(zip(names, parents))
+  ]  # fmt: skip
+  chat = {'id': 'c', 'chat': {'history': {'messages': webui}, 'params': {'system': rng.choice(WORDS)}}}
+  rating = {'id': 'f', 'data': {'rating': 1}, 'meta': {'message_id': names[-1]}, 'snapshot': {'chat': chat}}
+  found = rng.choice([[chat], [rating], libre, [{'conversationId': 'c', 'messages': libre}]])
+  while rng.random() < 0.5:
+    _put_in(found, _leaf(rng) if rng.random() < 0.8 else _talk(rng), rng)
+  return found
+
+
+def _put_in(found, odd, rng: random.Random) -> None:
+  """Replaces something somewhere in nested lists and objects."""
+  while True:
+    keys = list(found) if isinstance(found, dict) else range(len(found))
+    if not keys:
+      return
+    key = rng.choice(keys)
+    if not isinstance(found[key], dict | list) or rng.random() < 0.2:
+      found[key] = odd
+      return
+    found = found[key]
+
+
+def try_products(rng: random.Random, folder: pathlib.Path) -> str:
+  """Exports of chat products, whole and odd."""
+  path = folder / 't.json'
+  path.write_text(json.dumps(_exported(rng)))
+  options = {'map_reward': rng.choice(['thumbsUp=1,thumbsDown=0', None])}
+  found = list(sources.read_triplets(str(path), **options))
+  for record in found:
+    _check_record(record)
+  return 'an export read' if found else 'nothing rated'
+
+
 def try_round_trip(rng: random.Random, folder: pathlib.Path) -> str:
   """Sound records in every format: read as they were written."""
   ending, records = rng.choice(FORMATS), sane(rng)
@@ -372,7 +424,14 @@ def try_reference_store(rng: random.Random, folder: pathlib.Path) -> str:
   return 'a reference store that fits'
 
 
-TRIALS = ((try_files, 70), (try_round_trip, 8), (try_table, 12), (try_store, 7), (try_reference_store, 3))
+TRIALS = (
+  (try_files, 65),
+  (try_products, 5),
+  (try_round_trip, 8),
+  (try_table, 12),
+  (try_store, 7),
+  (try_reference_store, 3),
+)
 
 
 def run_case(seed: int, folder: pathlib.Path) -> str:
