@@ -409,15 +409,21 @@ class _Advantages(NamedTuple):
   settings: dict[str, Any]
 
 
-def _advantages(priority: bool) -> _Advantages:
+def _advantages(priority: bool, weigh_again: bool) -> _Advantages:
   """A = r − V(x) from the data's column `value`; A ≤ 0 is dropped, or with `priority` drawn never.
 
-  Drawn in proportion to A, a response weighs 1 and not A again.
+  Drawn in proportion to A, a response weighs 1; with `weigh_again` A again, as the paper's code has it, whose
+  expected weight is A² then.
   """
+  if weigh_again and not priority:
+    raise UsageError(
+      'weigh_again=True with priority=False: responses that are drawn equally often weigh A already. Pass '
+      '--set PRIORITY=true as well, or leave WEIGH_AGAIN.'
+    )
 
   def of(batch: Batch) -> Array:
     advantages = batch.column('advantage')
-    return (advantages > 0).astype(jnp.float32) if priority else advantages
+    return (advantages > 0).astype(jnp.float32) if priority and not weigh_again else advantages
 
   def positive(table: Any) -> np.ndarray:
     return table.columns['advantage'] > 0
@@ -428,9 +434,9 @@ def _advantages(priority: bool) -> _Advantages:
   return _Advantages(of, settings)
 
 
-def a_lol(epsilon: float = 0.9, priority: bool = False) -> Algorithm:
+def a_lol(epsilon: float = 0.9, priority: bool = False, weigh_again: bool = False) -> Algorithm:
   """A-LoL (`losses.a_lol`): positive advantages, weighted by the clipped ratio to the reference."""
-  advantages = _advantages(priority)
+  advantages = _advantages(priority, weigh_again)
   return by_response(
     'a_lol',
     lambda batch: losses.a_lol(
@@ -441,9 +447,9 @@ def a_lol(epsilon: float = 0.9, priority: bool = False) -> Algorithm:
   )  # fmt: skip
 
 
-def a_lol_ref_free(priority: bool = False) -> Algorithm:
+def a_lol_ref_free(priority: bool = False, weigh_again: bool = False) -> Algorithm:
   """A-LoL without a reference (`losses.a_lol_ref_free`)."""
-  advantages = _advantages(priority)
+  advantages = _advantages(priority, weigh_again)
   return by_response(
     'a_lol_ref_free',
     lambda batch: losses.a_lol_ref_free(policy_logps=batch.policy_logps, advantages=advantages.of(batch)),
@@ -452,9 +458,15 @@ def a_lol_ref_free(priority: bool = False) -> Algorithm:
   )
 
 
-def a_lol_kl(kl_weight: float = 0.1, priority: bool = False) -> Algorithm:
+def a_lol_kl(kl_weight: float = 0.1, priority: bool = False, weigh_again: bool = False) -> Algorithm:
   """A-LoL with a KL penalty (`losses.a_lol_kl`)."""
-  advantages = _advantages(priority)
+  if priority and not weigh_again:
+    raise UsageError(
+      'a_lol_kl with priority=True: drawn by their advantages, responses weigh 1, and the penalty then only '
+      'scales the gradient, by 1 − kl_weight: that is a_lol_ref_free. Pass --set PRIORITY=false, or --set '
+      'WEIGH_AGAIN=true, which weighs by advantages as well.'
+    )
+  advantages = _advantages(priority, weigh_again)
   return by_response(
     'a_lol_kl',
     lambda batch: losses.a_lol_kl(
@@ -465,9 +477,9 @@ def a_lol_kl(kl_weight: float = 0.1, priority: bool = False) -> Algorithm:
   )  # fmt: skip
 
 
-def a_lol_sequence(epsilon: float = 0.9, priority: bool = False) -> Algorithm:
+def a_lol_sequence(epsilon: float = 0.9, priority: bool = False, weigh_again: bool = False) -> Algorithm:
   """A-LoL seq., its ratio clipped token by token (`losses.a_lol_sequence`)."""
-  advantages = _advantages(priority)
+  advantages = _advantages(priority, weigh_again)
 
   def per_example(batch: Batch) -> Array:
     return losses.a_lol_sequence(

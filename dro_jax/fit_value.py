@@ -16,6 +16,8 @@ from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
 from dro_jax.partitioning import Grid
 
+_LITTLE = 0.05  # Share of the rewards' variance below which a value is hardly fitted.
+
 
 def fit_value(
   model_dir: str,
@@ -28,6 +30,7 @@ def fit_value(
   mesh: Callable[[], Grid] = partitioning.make_mesh,
   score_batch_size: int = 32,
   chunk_size: int | None = None,
+  min_explained_variance: float | None = None,
   configs: Callable[[], Mapping[str, str]] = dict,
 ) -> dict[str, Any]:
   """Fits V by least squares, ½ (V(x) − r)², and writes the column `value` of every response's prompt.
@@ -49,13 +52,16 @@ def fit_value(
     mesh: devices' arrangement for predicting.
     score_batch_size: prompts whose values are predicted at once.
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    min_explained_variance: share of the variance of unseen prompts' rewards below which V is refused; `None`
+      warns below .05.
     configs: texts to save with the runs, by file name; other texts make the store again.
 
   Returns:
     By fold, the share of the variance of unseen prompts' rewards that V explains; the store's folder.
 
   Raises:
-    UsageError: the folds cannot be made of these prompts, or settings or data cannot make a run.
+    UsageError: the folds cannot be made of these prompts, settings or data cannot make a run, or V explains
+      less than `min_explained_variance`.
   """
   if (held_out is None and folds < 2) or (held_out is not None and not 0 < held_out < 1):
     raise UsageError(
@@ -66,13 +72,13 @@ def fit_value(
   request = {'folds': folds, 'held_out': held_out, 'config': configs().get('config.gin')}
   if columns.exists(columns_dir) and columns.read(columns_dir).origin.get('request') == request:
     logging.getLogger(__name__).info('%s is complete: nothing is fitted again', columns_dir)
-    return dict(columns.read(columns_dir).origin['report'])
+    return judged(dict(columns.read(columns_dir).origin['report']), min_explained_variance)
   fitted = []
   for part in _parts(folds, held_out):
     folder, load = os.path.join(model_dir, part.name), _of_part(data, part)
     train(model_dir=folder, data=load, algorithm=algorithms.regression, configs=configs)
     fitted.append(_predict(folder, data, part, mesh(), score_batch_size, chunk_size))
-  report = {'columns': str(columns_dir), **_report(fitted)}
+  report = judged({'columns': str(columns_dir), **_report(fitted)}, min_explained_variance)
   if jax.process_index() == 0:
     _write(columns_dir, fitted, {'request': request, 'report': report})
   if jax.process_count() > 1:
@@ -171,6 +177,23 @@ def _report(fitted: list[_Fitted]) -> dict[str, Any]:
   report |= {'responses': len(known), 'value_mean': float(known.mean()), 'value_sd': float(known.std())}
   for name, value in report.items():
     logging.getLogger(__name__).info('%s: %.4g', name, value)
+  return report
+
+
+def judged(report: dict[str, Any], least: float | None) -> dict[str, Any]:
+  """The report, unless V explains too little of the rewards of prompts that it was not fitted on."""
+  explained = report['explained_variance/all']
+  if explained >= (_LITTLE if least is None else least):
+    return report
+  told = (
+    f'V explains {explained:.3g} of the variance of rewards of prompts it was not fitted on: advantages are '
+    'hardly more than rewards less their mean. Fit it longer or faster (STEPS, in `a_lol` VALUE_STEPS, or '
+    'VALUE_LEARNING_RATE). Where all prompts have the same mean reward, as with one pair of 1 and 0 each, '
+    'there is nothing to explain, and A-LoL is fine-tuning on the chosen responses'
+  )
+  if least is not None:
+    raise UsageError(f'{told}. Nothing was written: MIN_EXPLAINED_VARIANCE={least} (None only warns).')
+  logging.getLogger(__name__).warning('%s.', told)
   return report
 
 

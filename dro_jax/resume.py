@@ -58,7 +58,7 @@ ACCEPTED: Mapping[str, Mapping[str, str]] = {
   'hard': {'store': _PLACE},
   'fit_value': {
     'model_dir': _PLACE, 'columns_dir': _PLACE, 'mesh': _LAYOUT, 'score_batch_size': _ELSEWHERE,
-    'chunk_size': _SPEED,
+    'chunk_size': _SPEED, 'min_explained_variance': _ELSEWHERE,
   },
   'a_lol_stages': {'model_dir': _PLACE},
 }  # fmt: skip

@@ -5,6 +5,7 @@ import pytest
 from dro_jax import algorithms
 from dro_jax.batch import Batch
 from dro_jax.errors import UsageError
+from dro_jax.types import Scores
 from tests.examples import layout, random_examples
 
 
@@ -33,3 +34,33 @@ def test_a_missing_column_is_named():
   algorithms.check_columns(kto, ['label'])
   with pytest.raises(UsageError, match="reads the column 'label'.*--columns label=YOURS"):
     algorithms.check_columns(kto, ['other'])
+
+
+@pytest.mark.parametrize(
+  'options, expected',
+  [
+    ({}, [0.0, 0.5, 2.0]),
+    ({'priority': True}, [0.0, 1.0, 1.0]),
+    ({'priority': True, 'weigh_again': True}, [0.0, 0.5, 2.0]),
+  ],
+)
+def test_priority_takes_the_place_of_the_weight_unless_it_is_to_weigh_again(options, expected):
+  rows = layout(random_examples(3), 1, 3)
+  rows = rows._replace(columns={'advantage': jnp.array([[-1.0, 0.5, 2.0]])})
+  scores = Scores(jnp.full((1, 3), -2.0), jnp.zeros(rows.response_tokens.shape))
+  for name in ('a_lol_ref_free', 'a_lol_kl'):
+    if name == 'a_lol_kl' and options == {'priority': True}:
+      continue
+    more = {'kl_weight': 0.0} if name == 'a_lol_kl' else {}
+    algorithm = getattr(algorithms, name)(**options, **more)
+    losses = algorithm.loss(Batch(scores, scores, rows)).terms['policy'].per_example
+    np.testing.assert_allclose(losses, 2.0 * np.array(expected))
+    assert (algorithm.weights is not None) == bool(options)
+
+
+def test_priority_that_cancels_or_weighs_nothing_is_refused():
+  with pytest.raises(UsageError, match=r'scales the gradient.*that is a_lol_ref_free.*WEIGH_AGAIN=true'):
+    algorithms.a_lol_kl(priority=True)
+  for name in ('a_lol', 'a_lol_ref_free', 'a_lol_kl', 'a_lol_sequence'):
+    with pytest.raises(UsageError, match='PRIORITY=true as well'):
+      getattr(algorithms, name)(weigh_again=True)

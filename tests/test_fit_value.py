@@ -127,6 +127,25 @@ def test_held_out_prompts_get_values_and_the_others_leave_the_data(data, tmp_pat
   assert np.isfinite(report['explained_variance/held_out'])
 
 
+def test_a_value_that_explains_less_than_is_asked_for_is_refused_and_not_written(fitted, data, tmp_path):
+  for name in ('fold_0', 'fold_1'):
+    (tmp_path / name).symlink_to(fitted[0] / name)
+  with pytest.raises(UsageError, match=r'V explains 0\.\d+ .* MIN_EXPLAINED_VARIANCE=1.5'):
+    fit(tmp_path, data, folds=2, min_explained_variance=1.5)
+  assert not columns.exists(tmp_path)
+  # Values that are there already are looked at likewise.
+  with pytest.raises(UsageError, match='MIN_EXPLAINED_VARIANCE=1.5'):
+    fit(fitted[0], data, folds=2, min_explained_variance=1.5)
+  assert fit(fitted[0], data, folds=2, min_explained_variance=0.8) == fitted[1]
+
+
+@pytest.mark.parametrize('explained, told', [(0.0, True), (float('nan'), True), (0.049, True), (0.05, False)])
+def test_a_value_that_explains_little_is_told(explained, told, caplog):
+  report = {'explained_variance/all': explained}
+  assert fit_value.judged(report, None) is report
+  assert ['hardly more than rewards less their mean' in text for text in caplog.messages] == [True] * told
+
+
 @pytest.mark.parametrize('options', [{'folds': 1}, {'held_out': 1.0}, {'folds': 2, 'held_out': 0.0}])
 def test_bad_folds_are_refused(options, data, tmp_path):
   with pytest.raises(UsageError, match='2 folds or more, or a share between 0 and 1'):
