@@ -20,6 +20,10 @@ class Stopped(Exception):
   """A signal stopped the run after its state was saved: the same command resumes it. Exit code 75."""
 
 
+class Interrupted(KeyboardInterrupt):
+  """Ctrl-C stopped the run after its state was saved: the same command resumes it. Exit code 75."""
+
+
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
   """The candidate that is nearest to what was typed, as a question in brackets; '' where none is near."""
   by_lower = {candidate.lower(): candidate for candidate in candidates}

@@ -3,7 +3,8 @@
 Bindings are read in this order, the last one wins: `gin_configs/runs/COMMAND.gin`, every `--gin_file`, every
 `--gin.NAME=VALUE`, every `--set NAME=VALUE`, the plain flags (each is a macro: `--model_dir` is MODEL_DIR).
 
-Exit codes: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped by a signal after saving.
+Exit codes: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped by a signal after saving, 130 ended by
+Ctrl-C with nothing to save, or by a second one at once.
 """
 
 import ast
@@ -23,8 +24,8 @@ from typing import Any, NamedTuple
 import gin
 from absl import flags
 
-from dro_jax import cluster, config_files, config_tables, configs, machine, printing, usage
-from dro_jax.errors import Failed, Stopped, UsageError, did_you_mean
+from dro_jax import cluster, config_files, config_tables, configs, interrupts, machine, printing, usage
+from dro_jax.errors import Failed, Interrupted, Stopped, UsageError, did_you_mean
 
 DONE, FAILED, BAD_USAGE, STOPPED = 0, 1, 2, 75
 UNREAD = 141  # As shells call a program that SIGPIPE ended.
@@ -203,7 +204,7 @@ FLAGS = {
 def run() -> None:
   """The console script."""
   _prepare_process()
-  with cluster.failing_at_once():
+  with cluster.failing_at_once(), interrupts.second_ends():
     sys.exit(_until_unread(sys.argv[1:]))
 
 
@@ -243,9 +244,16 @@ def main(argv: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> int
   except Failed as failed:
     print(f'dro_jax: {_own_words(failed)}', file=sys.stderr)
     return FAILED
-  except Stopped as stopped:
+  except (Stopped, Interrupted) as stopped:
     print(f'dro_jax: {_own_words(stopped)}', file=sys.stderr)
     return STOPPED
+  except KeyboardInterrupt:
+    print(
+      'dro_jax: stopped by Ctrl-C. Nothing is half-written: the same command begins again, or goes on from '
+      'what was saved before.',
+      file=sys.stderr,
+    )
+    return interrupts.ENDED
 
 
 def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
@@ -692,7 +700,7 @@ def _known_parameters() -> dict[str, dict[str, configs.Parameter]]:
   return known
 
 
-def _own_words(error: Exception) -> str:
+def _own_words(error: BaseException) -> str:
   """An error's message without the trail that gin adds to it."""
   return str(error).split('\n  In call to configurable')[0]
 

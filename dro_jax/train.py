@@ -7,8 +7,6 @@ import importlib.metadata
 import math
 import pathlib
 import platform
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from dro_jax import (
   feeds,
   files,
   generate,
+  interrupts,
   networks,
   online,
   optimizers,
@@ -43,7 +42,7 @@ from dro_jax import (
 )
 from dro_jax import reference as references
 from dro_jax.data import loader, tasks, units, vocabularies
-from dro_jax.errors import NotFinite, Stopped, UsageError
+from dro_jax.errors import Interrupted, NotFinite, Stopped, UsageError
 from dro_jax.models.t5 import T5Config
 from dro_jax.partitioning import Grid
 
@@ -214,6 +213,7 @@ def train(
     NotFinite: a loss is not finite.
     Failed: the disk is full, or otherwise not to be written.
     Stopped: SIGTERM came; the state is saved.
+    Interrupted: Ctrl-C came, which is a KeyboardInterrupt; the state is saved.
   """
   chosen, words, options = algorithm(), _vocabulary(vocabulary, init_from), rollouts()
   config = _model_config(
@@ -470,7 +470,8 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
     run.model_dir / 'metrics.jsonl', run.train_loader.num_rows, run.train_loader.plan.batch_size,
     first=first, counts_flops=run.samplers.responder is None,
   )  # fmt: skip
-  with contextlib.closing(writer), contextlib.closing(run.checkpoints), _signal() as stopped:
+  noticed = interrupts.noticed(several=jax.process_count() > 1)
+  with contextlib.closing(writer), contextlib.closing(run.checkpoints), noticed as stopped:
     _announce(run, writer, state, timing)
     pending, clock = None, Clock()
     for step, rows in _batches(run, first, timing.steps):
@@ -491,13 +492,14 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
       if pausing:
         measured = _evaluate(run, writer, state, step + 1, timing, so_far) if evaluating else {}
         latest = latest | measured
+        stop = stop or (_agreed(stopped, step) if jax.process_count() == 1 else False)
         if saving or stop:
           run.checkpoints.save(step + 1, state, measured)
         _keep_validations(run, step + 1)
         clock.lap()
       if stop:
         run.checkpoints.wait()
-        raise Stopped(f'stopped by SIGTERM after step {step + 1}, which is saved: the same command resumes')
+        _raise_stopped(stopped, step + 1)
     run.checkpoints.wait()
   return {'model_dir': str(run.model_dir), 'step': max(first, timing.steps), **latest}
 
@@ -693,26 +695,17 @@ def _answers(
   ]
 
 
-@contextlib.contextmanager
-def _signal() -> Iterator[threading.Event]:
-  """An event that SIGTERM sets; restores the handler after."""
-  stopped = threading.Event()
-  # With several processes jax's own handler tells the others, and `_agreed` asks it: it must stay.
-  if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-    yield stopped
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-  try:
-    yield stopped
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
-def _agreed(stopped: threading.Event, step: int) -> bool:
+def _agreed(stopped: interrupts.Request, step: int) -> bool:
   """Whether to stop after this step: with several processes, all of them at the same one."""
   if jax.process_count() > 1:
     return multihost_utils.reached_preemption_sync_point(step)
-  return stopped.is_set()
+  return bool(stopped)
+
+
+def _raise_stopped(stopped: interrupts.Request, step: int) -> None:
+  if stopped.by_interrupt:
+    raise Interrupted(f'stopped by Ctrl-C after step {step}, which is saved: the same command resumes')
+  raise Stopped(f'stopped by SIGTERM after step {step}, which is saved: the same command resumes')
 
 
 __all__ = ['Schedule', 'train']

@@ -17,6 +17,7 @@ FLOORS = {
   'places': 0,
   'files': 0,
   'cluster': 0,
+  'interrupts': 0,
   'machine': 0,
   'shapes': 0,
   'masked': 0,

@@ -17,9 +17,9 @@ from dro_jax.errors import UsageError
 
 _COMMANDS_MODULE = """
   import dataclasses
-  from dro_jax.errors import Stopped, UsageError
+  from dro_jax.errors import Interrupted, Stopped, UsageError
 
-  __all__ = ['mild', 'firm', 'Config', 'fit', 'stop', 'break_down', 'refuse', 'exhaust']
+  __all__ = ['mild', 'firm', 'Config', 'fit', 'stop', 'interrupt', 'press', 'break_down', 'refuse', 'exhaust']
 
   def mild(tau=5.0):
     return ('mild', tau)
@@ -44,6 +44,12 @@ _COMMANDS_MODULE = """
 
   def stop():
     raise Stopped('stopped at step 3, saved')
+
+  def interrupt():
+    raise Interrupted('stopped at step 4, saved')
+
+  def press():
+    raise KeyboardInterrupt
 
   def break_down():
     raise RuntimeError('a bug')
@@ -90,7 +96,9 @@ def commands(commands_module):
   def command(name):
     return door.Command(commands_module, name, f'{name}s a model', configurables=(commands_module,))
 
-  return {name: command(name) for name in ('fit', 'stop', 'break_down', 'refuse', 'exhaust')}
+  return {
+    name: command(name) for name in ('fit', 'stop', 'interrupt', 'press', 'break_down', 'refuse', 'exhaust')
+  }
 
 
 @pytest.fixture
@@ -563,6 +571,13 @@ def test_an_output_that_is_no_longer_read_ends_without_a_traceback():
   process = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
   assert 'Traceback' not in process.stderr
   assert process.returncode in (0, 141)  # 0 where all was written before it was read.
+
+
+def test_an_interrupt_is_75_where_the_run_was_saved_and_130_elsewhere(commands, packaged, capsys):
+  assert door.main(['interrupt'], commands) == 75
+  assert capsys.readouterr().err == 'dro_jax: stopped at step 4, saved\n'
+  assert door.main(['press'], commands) == 130
+  assert capsys.readouterr().err.startswith('dro_jax: stopped by Ctrl-C. Nothing is half-written')
 
 
 def test_a_bug_is_raised(commands, packaged):

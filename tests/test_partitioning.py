@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -83,15 +84,14 @@ def start_two(triplets: str, model_dir: str, steps: int) -> list[subprocess.Pope
 
 
 def test_two_processes_of_four_devices_give_one_process_of_eight_until_a_signal_stops_both(tmp_path):
-  """A signal saves the same step in both, and they exit with 75."""
+  """Ctrl-C in one, which passes it on as SIGTERM, saves the same step in both, and they exit with 75."""
   triplets = write_triplets(tmp_path / 'triplets.jsonl')
   processes = start_two(triplets, str(tmp_path / 'two'), 100_000)
   train_on_mesh(triplets, str(tmp_path / 'one'), STEPS)
   samples, deadline = tmp_path / 'two' / 'samples.jsonl', time.monotonic() + 240
   while not (samples.exists() and samples.read_text()) and time.monotonic() < deadline:
     time.sleep(0.1)
-  for process in processes:
-    process.terminate()
+  processes[1].send_signal(signal.SIGINT)
   logs = [process.communicate(timeout=120)[1] for process in processes]
   assert [process.returncode for process in processes] == [75, 75], logs[0][-3000:]
   one, two = records(tmp_path / 'one'), records(tmp_path / 'two')

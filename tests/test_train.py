@@ -139,12 +139,33 @@ def test_sigterm_saves_and_the_same_command_resumes(whole, run, tmp_path, monkey
     return report(run, writer, pending, *rest)
 
   monkeypatch.setattr(train, '_report', terminate)
-  with pytest.raises(Stopped, match='step 3'):
+  with pytest.raises(Stopped, match='stopped by SIGTERM after step 2'):
     run(tmp_path, checkpoint_every=0, eval_every=2)
   monkeypatch.setattr(train, '_report', report)
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
   run(tmp_path)
   assert_same_run(tmp_path, whole[0])
+
+
+def test_ctrl_c_in_python_saves_restores_the_handlers_and_raises_keyboard_interrupt(
+  run, tmp_path, monkeypatch
+):
+  report = train._report
+
+  def press(run, writer, pending, *rest):
+    if pending.step == 1:
+      signal.raise_signal(signal.SIGINT)
+    return report(run, writer, pending, *rest)
+
+  monkeypatch.setattr(train, '_report', press)
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    with pytest.raises(KeyboardInterrupt, match='stopped by Ctrl-C after step 2, which is saved'):
+      run(tmp_path, checkpoint_every=0, eval_every=0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert checkpoints.newest_step(tmp_path) == 2
 
 
 def test_a_finished_run_is_left_alone(whole, run):
