@@ -32,7 +32,7 @@ _PARAMETERS = {'reference_store': 'store'}
 _NO_PATHS = ('None', 'bytes')
 # Commands that need data and a folder.
 _RUNS = ('train', 'fit_value', 'cache_reference', 'a_lol')
-_FILES = ('.jsonl', '.jsonl.gz', '.json', '.parquet', '.csv', '.tsv')
+_FILES = ('.jsonl', '.json', '.csv', '.tsv', '.jsonl.gz', '.json.gz', '.csv.gz', '.tsv.gz', '.parquet')
 _GIB = 2**30
 _SKIP = '--job.preflight=False goes on without'
 _FITTING = {

@@ -298,7 +298,8 @@ def _wanted(names: Mapping[str, str]) -> set[str]:
 def _located(path: str, names: Mapping[str, str]) -> Iterator[tuple[str, dict]]:
   """(file:line, fields) of a file; of a chat product's export, unless fields are named, its rated answers."""
   found = located(path, _wanted(names))
-  if readers.format_of(path) != 'json' or any(names.get(name) for name in ('prompt', 'response', 'messages')):
+  named = any(names.get(name) for name in ('prompt', 'response', 'messages', *comparisons.SIDES))
+  if named or readers.format_of(path) != 'json':
     return found
   return products.opened(path, found)
 
@@ -472,10 +473,23 @@ def _reward(
     raise _missing(fields, names, 'reward', where)
   what = f'{where}: field {_called("reward", names)} is {shown(value)}'
   if number is None:
-    raise UsageError(f'{what}, {rewards.why_not(value)}')
+    inside = _inside(value, names.get('reward') or 'reward')
+    raise UsageError(f'{what}, {inside or rewards.why_not(value)}')
   raise UsageError(
     f'{what}; a reward must be finite in float32: remove the record, or write the number that is meant'
   )
+
+
+def _inside(value: Any, path: str) -> str:
+  """How to name the reward in a list or object; '' where it is neither."""
+  found = field_paths.structured(value) if isinstance(value, str) else value
+  if isinstance(found, list) and found:
+    return f'not a number but a list of {len(found)}; name one of it: --columns reward={path}.0'
+  if isinstance(found, dict) and found:
+    return (
+      f'not a number but an object; name a field of it: --columns reward={path}.{_short(next(iter(found)))}'
+    )
+  return ''
 
 
 _LARGEST = float(np.finfo(np.float32).max)

@@ -295,3 +295,18 @@ def test_a_path_reads_parquet_and_csv_as_well(tmp_path):
   assert read(path, 'prompt=chat.q,response=chat.a,reward=s.0')[0][1:4] == ('p', 'r', 1.5)
   path = write(tmp_path / 't.csv', [{'chat': '{"q": "p", "a": "r"}', 's': '[1.5]'}])
   assert read(path, 'prompt=chat.q,response=chat.a,reward=s.0')[0][1:4] == ('p', 'r', 1.5)
+
+
+@pytest.mark.parametrize('name', ['t.jsonl', 't.csv', 't.parquet'])
+def test_a_reward_in_a_list_is_told_how_to_be_reached(tmp_path, name):
+  value = '[1.5]' if name == 't.csv' else [1.5]
+  path = write(tmp_path / name, [{'prompt': 'p', 'response': 'r', 'user-feedback': value}])
+  with pytest.raises(UsageError, match=r'a list of 1; name one of it: --columns reward=user-feedback\.0'):
+    read(path, 'reward=user-feedback')
+  assert read(path, 'reward=user-feedback.0')[0].reward == 1.5
+
+
+def test_a_reward_in_an_object_names_its_fields(tmp_path):
+  path = write(tmp_path / 't.jsonl', [dict(RECORDS[0], reward={'rating': 1, 'tag': 'x'})])
+  with pytest.raises(UsageError, match=r'an object; name a field of it: --columns reward=reward\.rating'):
+    read(path)

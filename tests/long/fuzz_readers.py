@@ -88,11 +88,25 @@ def _talk(rng: random.Random) -> list:
   roles = ['user', 'assistant', 'system', 'tool', 'User', 3, None]
   contents = ['hi', '', 'a {x} b', None, 3, [{'type': 'text', 'text': 'part'}], [{'type': 'image'}], ['x']]
   weights = [20, 20, 5, 2, 1, 1, 1], [20, 2, 5, 1, 1, 3, 1, 1]
+  beside = [{}, {'tool_calls': [{'id': 'x'}]}, {'name': None, 'id': 'y'}, {'reasoning': 'z'}]
   turns = [
     {'role': rng.choices(roles, weights[0])[0], 'content': rng.choices(contents, weights[1])[0]}
+    | rng.choices(beside, [9, 1, 3, 1])[0]
     for _ in range(rng.randrange(5))
   ]
   return turns if rng.random() < 0.9 else [*turns, _leaf(rng)]
+
+
+def _written(talk: list, rng: random.Random):
+  """A conversation as it is, or as text of some kind."""
+  kind = rng.randrange(6)
+  if kind == 0:
+    return json.dumps(talk)
+  if kind == 1:
+    return repr(talk)
+  if kind == 2:
+    return repr(talk)[: rng.randrange(len(repr(talk)) + 1)]
+  return {'messages': talk, 'tools': rng.choice([[], 'x'])} if kind == 3 else talk
 
 
 def sane(rng: random.Random) -> list[dict]:
@@ -113,7 +127,7 @@ def odd(rng: random.Random) -> list[dict]:
   records = sane(rng)
   for record in records:
     while rng.random() < 0.5:
-      record[rng.choice(NAMES)] = _talk(rng) if rng.random() < 0.3 else _leaf(rng)
+      record[rng.choice(NAMES)] = _written(_talk(rng), rng) if rng.random() < 0.3 else _leaf(rng)
     if rng.random() < 0.15:
       record.pop(rng.choice(list(record)))
   return records
