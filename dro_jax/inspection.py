@@ -12,7 +12,7 @@ import numpy as np
 
 from dro_jax import admission, feeds, inspection_tables, networks, survey
 from dro_jax.arena.tables import text
-from dro_jax.data import chat, layout, plan, tasks, vocabularies
+from dro_jax.data import chat, layout, plan, tasks, units, vocabularies
 from dro_jax.data import scaling as scalings
 from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
@@ -130,6 +130,7 @@ def inspect_triplets(
     'batch': {'size': batch_size, 'batches_an_epoch': len(read.triplets.train) / batch_size},
     'rows': packing(read.triplets.train, batch_size),
     'methods': [method._asdict() for method in asked],
+    'judged': units.are_comparisons(read.whole),
   }
   macros = texts | limits | {
     'vocabulary': vocabulary, 'batch': batch_size, 'tau': temperature, 'reward_scaling': chosen,
@@ -273,13 +274,14 @@ def warnings(found: Mapping[str, Any]) -> Iterator[str]:
   if found['rewards_problem']:
     yield f'Rewards cannot be read: {found["rewards_problem"]}'
   else:
-    yield from _of_rewards(found['rewards'], found['scaling'], found['duplicates'])
-    yield from _of_comparisons(found['comparisons'], found['variance'], found['records'])
+    judged = found.get('judged', False)
+    yield from _of_rewards(found['rewards'], found['scaling'], found['duplicates'], judged)
+    yield from _of_comparisons(found['comparisons'], found['variance'], found['records'], judged)
   yield from _of_prompts(found)
   yield from _of_texts(found)
 
 
-def _of_rewards(rewards: Mapping, scaling: Mapping, duplicates: Mapping) -> Iterator[str]:
+def _of_rewards(rewards: Mapping, scaling: Mapping, duplicates: Mapping, judged: bool) -> Iterator[str]:
   mean, sd = rewards['mean'], rewards['sd']
   if sd == 0:
     yield f'All rewards are {text(mean)}: only imitation has something to learn.'
@@ -303,14 +305,17 @@ def _of_rewards(rewards: Mapping, scaling: Mapping, duplicates: Mapping) -> Iter
       'pass --set REWARD_SCALING=quantile.'
     )
   if count := duplicates['texts_with_conflicting_rewards']:
+    others = (
+      'groups their mean, and pairs stay as they were judged' if judged else 'pairs and groups their mean'
+    )
     yield (
       f'{count} texts (same prompt, same response) have several rewards, up to '
       f'{text(duplicates["largest_conflict"])} apart (such as {", ".join(duplicates["examples"])}): losses '
-      'by response see each, pairs and groups their mean.'
+      f'by response see each, {others}.'
     )
 
 
-def _of_comparisons(comparisons: Mapping, variance: Mapping, records: int) -> Iterator[str]:
+def _of_comparisons(comparisons: Mapping, variance: Mapping, records: int, judged: bool) -> Iterator[str]:
   watch = 'watch the length of samples (eval/sample_tokens).'
   correlation, longer = comparisons['length_correlation'] or 0.0, comparisons['longer_is_better']
   if abs(correlation) > max(_LENGTH, 2 / records**0.5):
@@ -319,7 +324,7 @@ def _of_comparisons(comparisons: Mapping, variance: Mapping, records: int) -> It
   decided = comparisons['pairs'] - comparisons['tied_pairs']
   if decided and abs(longer - 0.5) > max(_LONGER, 1 / decided**0.5):
     yield f'The longer of two responses to one prompt is the better one in {longer:.0%} of the pairs: {watch}'
-  if 0.5 < (comparisons['share_tied'] or 0.0) < 1:
+  if not judged and 0.5 < (comparisons['share_tied'] or 0.0) < 1:
     yield (
       f'{comparisons["share_tied"]:.0%} of the comparisons within prompts are ties, of which pairs learn '
       'nothing; losses by response still learn from them.'

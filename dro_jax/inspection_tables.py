@@ -136,6 +136,13 @@ def _sets(settings: Iterable[str]) -> str:
   return ' '.join(f'--set {setting}' for setting in settings)
 
 
+def _counted(units: Mapping[str, Any] | None) -> str:
+  """How many pairs or groups there are, in brackets; nothing for methods of single responses."""
+  if not units:
+    return ''
+  return f' ({units["units"]} {units["unit"]}s{" as judged" if units["pairs"] == "logged" else ""})'
+
+
 def _method_rows(methods: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
   """Methods by what they say: those that run as they are, with a setting, and not."""
   by_answer: dict[tuple[int, str], list[str]] = {}
@@ -143,8 +150,7 @@ def _method_rows(methods: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     answer = (2, method['reason'])
     if method['admitted']:
       answer = (int(bool(method['settings'])), _sets(method['settings']))
-    counted = f' ({method["units"]["units"]} {method["units"]["unit"]}s)' if method['units'] else ''
-    by_answer.setdefault(answer, []).append(method['method'] + counted)
+    by_answer.setdefault(answer, []).append(method['method'] + _counted(method['units']))
   verdicts = ('yes', 'yes, with', 'no')
   return [
     {'': verdicts[kind], 'method': ', '.join(names), 'settings, or why not': why}

@@ -182,3 +182,18 @@ def test_real_data(data_dir, inspected, tmp_path, monkeypatch):
   assert found['responses_per_prompt']['max'] == 14
   assert found['variance']['share_within'] == pytest.approx(0.696, abs=0.001)
   assert found['comparisons']['share_tied'] == pytest.approx(0.304, abs=0.001)
+
+
+def test_comparisons_are_counted_as_they_were_judged(tmp_path, write, inspected):
+  circle = (('A', 'B'), ('B', 'C'), ('D', 'A'))
+  records = [{'prompt': f'p{i}', 'chosen': a, 'rejected': b} for i in range(12) for a, b in circle]
+  (tmp_path / 'c.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+  found = inspected('c.jsonl')
+  methods = {method['method']: method for method in found['methods']}
+  held_out = found['held_out']['records'] // 2
+  assert methods['dpo']['units']['units'] == 36 - held_out
+  assert methods['dpo']['units']['pairs'] == 'logged'
+  assert methods['kto']['admitted'] and found['judged']
+  assert any('pairs stay as they were judged' in warning for warning in found['warnings'])
+  assert not any('pairs learn nothing' in warning for warning in found['warnings'])
+  assert found['extra_columns']['columns'] == {}

@@ -11,7 +11,7 @@ import types
 import pytest
 
 from dro_jax import build_table, main
-from dro_jax.data import beam_table, parts, seen, table
+from dro_jax.data import beam_table, comparisons, parts, seen, table
 from dro_jax.data.table_writer import NAMED
 from dro_jax.errors import UsageError
 
@@ -253,3 +253,14 @@ def test_the_command(tmp_path, capsys):
   path = write(tmp_path / 'a.jsonl', records(20))
   assert main.main(['build_table', path, '--set', f'CACHE_DIR={tmp_path / "cache"}', '--json']) == 0
   assert json.loads(capsys.readouterr().out)['records'] == 20
+
+
+def test_comparisons_in_pieces_have_the_same_numbers(tmp_path, monkeypatch, runner):
+  rows = [{'prompt': f'p{i % 7}', 'chosen': 'y' * (1 + i % 9), 'rejected': 'n'} for i in range(60)]
+  file = write(tmp_path / 'c.jsonl', rows)
+  one = build(file, tmp_path / 'one')
+  same(one, split(monkeypatch, file, tmp_path / 'many', runner))
+  built = table.load(one)
+  assert built.columns['comparison'].tolist() == [
+    comparisons.number(f'c.jsonl:{i // 2 + 1}') for i in range(120)
+  ]
