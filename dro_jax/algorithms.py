@@ -49,6 +49,7 @@ class Algorithm(NamedTuple):
     requires: the data's columns without which it cannot run.
     columns: columns that it derives from the data (see `derived`), by name.
     check: refuses triplets that it cannot learn from.
+    least_batch: what a batch must hold at least, of its unit: where it compares with the batch's mean, 2.
     select: which of a table's responses to train on, `[N]` booleans; `None` for all.
     weights: how often to draw each of a table's responses, `[N]`; `None` for each once an epoch.
     statistics: running scalars, checkpointed, with their first values.
@@ -70,6 +71,7 @@ class Algorithm(NamedTuple):
   requires: tuple[str, ...] = ()
   columns: Mapping[str, derived.Fit] = {}
   check: Callable[[Any], None] = lambda triplets: None
+  least_batch: int = 1
   select: Callable[[Any], np.ndarray] | None = None
   weights: Callable[[Any], np.ndarray] | None = None
   statistics: Mapping[str, float] = {}
@@ -108,6 +110,7 @@ def by_group(name: str, per_group: Callable[[Batch], Array], **settings: Any) ->
   def loss(batch: Batch) -> LossOutput:
     return LossOutput({'policy': LossTerm(per_group(batch), jnp.any(batch.unit_mask, axis=1))})
 
+  settings = {'check': derived.refuse_equal_within_prompts, **settings}
   return Algorithm(name, loss, unit='group', couples=True, **settings)
 
 
@@ -148,38 +151,61 @@ def gold(floor: float = 0.1) -> Algorithm:
 # --- labels and baselines from rewards ----------------------------------------------------------------------
 
 
+class Thumbs(NamedTuple):
+  """A batch's labels, `[N]` booleans each: which responses are desirable, and which have a label at all."""
+
+  up: Array
+  known: Array
+
+
 class Labels(NamedTuple):
-  """How rewards become thumbs: `of(batch) -> [N]` booleans, and what of the data it reads.
+  """How rewards become thumbs: `of(batch)`, and what of the data it reads.
 
   `couples` where a response's label depends on the batch it is in.
   """
 
-  of: Callable[[Batch], Array]
+  of: Callable[[Batch], Thumbs]
   couples: bool = False
   uses_rewards: bool = True
   requires: tuple[str, ...] = ()
   columns: Mapping[str, derived.Fit] = {}
 
 
+def _logged_thumbs(batch: Batch) -> Thumbs:
+  """What the column of labels says (see `derived.Labelling`)."""
+  label = batch.column('derived_label')
+  return Thumbs(label == 1, label != derived.NO_LABEL)
+
+
+def _minibatch_thumbs(batch: Batch) -> Thumbs:
+  """A reward's side of the batch's mean. Equal rewards have none."""
+  mean = masked.weighted_mean(batch.rewards, batch.valid)
+  spread = jnp.sqrt(masked.weighted_variance(batch.rewards, batch.valid))
+  # A reward that is the mean does not exceed it, in whichever order the layout made the float32 sum.
+  above = batch.rewards - mean > 1e-5 * (jnp.abs(mean) + spread)
+  return Thumbs(above, jnp.full_like(batch.valid, masked.varies(batch.rewards, batch.valid)))
+
+
 def _derived_labels(fit: derived.Fit) -> Labels:
-  return Labels(lambda batch: batch.column('derived_label') > 0, columns={'derived_label': fit})
+  return Labels(_logged_thumbs, columns={'derived_label': fit})
 
 
 def minibatch_mean_labels() -> Labels:
-  """Desirable when the reward exceeds the mean of the global minibatch (DRO's KTO baseline)."""
+  """Desirable when the reward exceeds the mean of the global minibatch (DRO's KTO baseline).
 
-  def of(batch: Batch) -> Array:
-    mean = masked.weighted_mean(batch.rewards, batch.valid)
-    spread = jnp.sqrt(masked.weighted_variance(batch.rewards, batch.valid))
-    # A reward that is the mean does not exceed it, in whichever order the layout made the float32 sum.
-    return batch.rewards - mean > 1e-5 * (jnp.abs(mean) + spread)
+  Binary rewards are labels themselves (see `derived.binary_labels`): their column says so.
+  """
 
-  return Labels(of, couples=True)
+  def of(batch: Batch) -> Thumbs:
+    asks = batch.column('derived_label') == derived.BY_BATCH
+    return Thumbs(*(jnp.where(asks, *pair) for pair in zip(_minibatch_thumbs(batch), _logged_thumbs(batch))))
+
+  return Labels(of, couples=True, columns={'derived_label': derived.above_minibatch_mean})
 
 
 def column_labels() -> Labels:
   """Desirable when the data's `label` column is positive."""
-  return Labels(lambda batch: batch.column('label') > 0, uses_rewards=False, requires=('label',))
+  return _derived_labels(derived.label_column)._replace(uses_rewards=False, requires=('label',))
 
 
 def threshold_labels(threshold: float = 0.0) -> Labels:
@@ -188,12 +214,15 @@ def threshold_labels(threshold: float = 0.0) -> Labels:
 
 
 def dataset_mean_labels() -> Labels:
-  """Desirable when the reward exceeds the training responses' mean."""
+  """Desirable when the reward exceeds the training responses' mean; binary rewards are labels themselves."""
   return _derived_labels(derived.above_dataset_mean)
 
 
 def prompt_mean_labels() -> Labels:
-  """Desirable when the reward exceeds the mean of the responses logged for its prompt."""
+  """Desirable when the reward exceeds the mean of the responses logged for its prompt.
+
+  Binary rewards are labels themselves. Lone answers are compared with the data set's mean; ties have none.
+  """
   return _derived_labels(derived.above_prompt_mean)
 
 
@@ -202,12 +231,19 @@ def value_labels() -> Labels:
   return _derived_labels(derived.above_value)
 
 
+def _with(check: Callable[[derived.Fit], derived.Fit], labels: Labels) -> Labels:
+  """The same labels, refused where they are not what an algorithm needs."""
+  return labels._replace(columns={name: check(fit) for name, fit in labels.columns.items()})
+
+
 class Baseline(NamedTuple):
   """What is taken off a reward to make an advantage: `of(batch) -> [N]`, scaled, and what it derives."""
 
   of: Callable[[Batch], Array]
   couples: bool = False
   columns: Mapping[str, derived.Fit] = {}
+  check: Callable[[Any], None] = lambda triplets: None
+  least_batch: int = 1
 
 
 def zero_baseline() -> Baseline:
@@ -218,8 +254,9 @@ def zero_baseline() -> Baseline:
 def minibatch_mean_baseline() -> Baseline:
   """b = the global minibatch's mean reward."""
   return Baseline(
-    lambda batch: jnp.full_like(batch.rewards, masked.weighted_mean(batch.rewards, batch.valid)), couples=True
-  )
+    lambda batch: jnp.full_like(batch.rewards, masked.weighted_mean(batch.rewards, batch.valid)),
+    couples=True, check=derived.refuse_equal_rewards, least_batch=2,
+  )  # fmt: skip
 
 
 def value_baseline() -> Baseline:
@@ -229,10 +266,11 @@ def value_baseline() -> Baseline:
 
 def filtered_sft(labels: Callable[[], Labels] = dataset_mean_labels) -> Algorithm:
   """Supervised fine-tuning on the desirable responses only."""
-  label = labels()
+  label = _with(derived.some_desirable, labels())
 
   def loss(batch: Batch) -> LossOutput:
-    kept = batch.valid & label.of(batch)
+    thumbs = label.of(batch)
+    kept = batch.valid & thumbs.known & thumbs.up
     metrics = {'desirable': masked.weighted_mean(kept.astype(jnp.float32), batch.valid)}
     return LossOutput({'policy': LossTerm(losses.sft(batch.policy_logps), kept)}, metrics)
 
@@ -255,27 +293,29 @@ def _value_loss(batch: Batch, rewards: Array, tau: Scalar) -> Array:
   return losses.dro_v_token_value(policy_NT, reference_NT, batch.token_mask, rewards, values_NT, tau=tau)
 
 
-def _dro_v_loss(rewards_of: Callable[[Batch], Array], tau: Scalar) -> Callable[[Batch], LossOutput]:
-  def loss(batch: Batch) -> LossOutput:
-    rewards = rewards_of(batch)
-    policy = losses.dro_v_policy(batch.policy_logps, batch.reference_logps, rewards, batch.values, tau=tau)
-    value = _value_loss(batch, rewards, tau)
-    return LossOutput({'policy': LossTerm(policy, batch.valid), 'value': LossTerm(value, batch.valid)})
-
-  return loss
+def _dro_v_terms(batch: Batch, rewards: Array, tau: Scalar, weights: Array) -> LossOutput:
+  policy = losses.dro_v_policy(batch.policy_logps, batch.reference_logps, rewards, batch.values, tau=tau)
+  value = _value_loss(batch, rewards, tau)
+  return LossOutput({'policy': LossTerm(policy, weights), 'value': LossTerm(value, weights)})
 
 
 def dro_v(tau: Scalar = 1.0) -> Algorithm:
   """DRO-V: a policy and a value trained together (`losses.dro_v_policy`, `losses.dro_v_value`)."""
   # The policy's loss has no meaning by itself; the value's is ½ (r − V − τρ)², DRO's own objective (Eq. 4).
-  loss = _dro_v_loss(lambda batch: batch.rewards, tau)
-  return Algorithm('dro_v', loss, tau, criterion='loss/value', uses_value=True)
+  loss = lambda batch: _dro_v_terms(batch, batch.rewards, tau, batch.valid)  # noqa: E731
+  return Algorithm(
+    'dro_v', loss, tau, criterion='loss/value', uses_value=True, check=derived.refuse_equal_rewards
+  )
 
 
 def dro_v_binary(tau: Scalar = 1.0, labels: Callable[[], Labels] = dataset_mean_labels) -> Algorithm:
   """DRO-V on thumbs instead of rewards: what the scalar reward is worth."""
-  label = labels()
-  loss = _dro_v_loss(lambda batch: label.of(batch).astype(jnp.float32), tau)
+  label = _with(derived.both_kinds, labels())
+
+  def loss(batch: Batch) -> LossOutput:
+    thumbs = label.of(batch)
+    return _dro_v_terms(batch, thumbs.up.astype(jnp.float32), tau, batch.valid & thumbs.known)
+
   return Algorithm(
     'dro_v_binary', loss, tau, criterion='loss/value', uses_value=True, uses_rewards=label.uses_rewards,
     couples=label.couples, requires=label.requires, columns=label.columns,
@@ -291,7 +331,7 @@ def dro_v_residual(tau: Scalar = 1.0) -> Algorithm:
     )
     return LossOutput({'residual': LossTerm(residual, batch.valid)})
 
-  return Algorithm('dro_v_residual', loss, tau, uses_value=True)
+  return Algorithm('dro_v_residual', loss, tau, uses_value=True, check=derived.refuse_equal_rewards)
 
 
 def dro_fixed_value(tau: Scalar = 1.0) -> Algorithm:
@@ -319,7 +359,7 @@ def dro_p(tau: Scalar = 1.0) -> Algorithm:
     policy = losses.dro_p(batch.policy_logps, batch.reference_logps, batch.rewards, mean, tau=tau)
     return LossOutput({'policy': LossTerm(policy, batch.valid)}, {'mean_residual': mean})
 
-  return Algorithm('dro_p', loss, tau, couples=True)
+  return Algorithm('dro_p', loss, tau, couples=True, check=derived.refuse_equal_rewards, least_batch=2)
 
 
 def regression() -> Algorithm:
@@ -357,8 +397,9 @@ def kto(
       batch.reference.mismatched_logps.reshape(-1),
       mismatched_valid,
     )
-    labels_N = label.of(batch)
-    desirable = masked.weighted_mean(labels_N.astype(jnp.float32), batch.valid)
+    labels_N, known = label.of(batch)
+    labelled = batch.valid & known
+    desirable = masked.weighted_mean(labels_N.astype(jnp.float32), labelled)
     shares = jnp.stack([desirable, 1 - desirable])
     # Where all are of one kind there is nothing to balance.
     factors = jnp.where(balanced & jnp.all(shares > 0), 0.5 / jnp.maximum(shares, 1e-6), 1.0)
@@ -371,7 +412,7 @@ def kto(
       'desirable': desirable,
       'unpaired': jnp.sum(batch.valid) - jnp.sum(mismatched_valid),
     }
-    return LossOutput({'policy': LossTerm(per_example, batch.valid)}, metrics)
+    return LossOutput({'policy': LossTerm(per_example, labelled)}, metrics)
 
   return Algorithm(
     'kto', loss, beta, uses_mismatched=True, uses_rewards=label.uses_rewards, couples=True,
@@ -388,9 +429,10 @@ def bco(beta: Scalar = 0.1, labels: Callable[[], Labels] = minibatch_mean_labels
     count = batch.statistics['count'] + jnp.sum(batch.valid)
     gained = jnp.sum(jnp.where(batch.valid, beta * rho - batch.statistics['shift'], 0.0))
     shift = batch.statistics['shift'] + gained / jnp.maximum(count, 1)
-    policy = losses.bco(batch.policy_logps, batch.reference_logps, label.of(batch), shift, beta=beta)
+    labels_N, known = label.of(batch)
+    policy = losses.bco(batch.policy_logps, batch.reference_logps, labels_N, shift, beta=beta)
     return LossOutput(
-      {'policy': LossTerm(policy, batch.valid)}, {'shift': shift}, {'shift': shift, 'count': count}
+      {'policy': LossTerm(policy, batch.valid & known)}, {'shift': shift}, {'shift': shift, 'count': count}
     )
 
   return Algorithm(
@@ -528,7 +570,8 @@ def reinforce(beta: Scalar = 0.0, baseline: Callable[[], Baseline] = minibatch_m
       policy_logps=batch.policy_logps, reference_logps=batch.reference_logps, rewards=batch.rewards,
       baselines=base.of(batch), beta=beta,
     ),
-    temperature=beta, couples=base.couples, columns=base.columns,
+    temperature=beta, couples=base.couples, columns=base.columns, check=base.check,
+    least_batch=base.least_batch,
   )  # fmt: skip
 
 
@@ -545,7 +588,7 @@ def ppo_clip(
       policy_logps=batch.policy_logps, behaviour_logps=batch.column('propensity'),
       advantages=batch.rewards - base.of(batch), epsilon=epsilon,
     ),
-    uses_reference=False, couples=base.couples,
+    uses_reference=False, couples=base.couples, check=base.check, least_batch=base.least_batch,
     columns={'propensity': derived.propensities(behaviour_sampler), **base.columns},
   )  # fmt: skip
 
@@ -559,7 +602,7 @@ def topr(baseline: Callable[[], Baseline] = zero_baseline, behaviour_sampler: st
       policy_logps=batch.policy_logps, behaviour_logps=batch.column('propensity'),
       rewards=batch.rewards - base.of(batch),
     ),
-    uses_reference=False, couples=base.couples,
+    uses_reference=False, couples=base.couples, check=base.check, least_batch=base.least_batch,
     columns={'propensity': derived.propensities(behaviour_sampler), **base.columns},
   )  # fmt: skip
 
@@ -600,7 +643,10 @@ def oreo(beta: Scalar = 0.03) -> Algorithm:
     policy, value = losses.oreo_policy(**arrays, beta=beta), losses.oreo_value(**arrays, beta=beta)
     return LossOutput({'policy': LossTerm(policy, batch.valid), 'value': LossTerm(value, batch.valid)})
 
-  return Algorithm('oreo', loss, beta, criterion='loss/value', uses_value=True, uses_token_values=True)
+  return Algorithm(
+    'oreo', loss, beta, criterion='loss/value', uses_value=True, uses_token_values=True,
+    check=derived.refuse_equal_rewards,
+  )  # fmt: skip
 
 
 # --- pairs --------------------------------------------------------------------------------------------------
@@ -724,8 +770,9 @@ def _on_fresh_groups(algorithm: Algorithm, samples: int, epochs: int = 1) -> Alg
       '(--set GROUP_SAMPLES=4).'
     )
   return algorithm._replace(
-    name=f'{algorithm.name}_online', unit='prompt', uses_rewards=False, online=_online(samples, epochs)
-  )
+    name=f'{algorithm.name}_online', unit='prompt', uses_rewards=False, online=_online(samples, epochs),
+    check=lambda triplets: None,
+  )  # fmt: skip
 
 
 def _online(samples: int, epochs: int, token_columns: Callable | None = None) -> Online:

@@ -91,6 +91,7 @@ def make(
     # Rows of one prompt each, which its fresh responses join: a layout of logged ones says nothing of them.
     triplets = online.prompts_only(triplets)
     rows = dataclasses.replace(rows, packed=False, response_length=None)
+  _refuse_lone(batch_size, algorithm, triplets.report.get('labels', {}))
   _refuse_indivisible(batch_size, algorithm.unit, rows.packed, multiple)
 
   def load(table, batches) -> loader.Loader:
@@ -122,6 +123,14 @@ def once(table: TokenTable, mesh: Grid, batch_size: int) -> loader.Loader:
   batches = plan.SequentialPlan(len(table), batch_size)
   fitted = layout.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
   return loader.Loader(table, batches, fitted)
+
+
+def _refuse_lone(batch_size: int, algorithm: algorithms.Algorithm, labels: Mapping[str, Any]) -> None:
+  if batch_size < max(algorithm.least_batch, labels.get('least_batch', 1)):
+    raise UsageError(
+      f'{algorithm.name} compares each reward with its batch’s mean, and that of a batch of {batch_size} is '
+      'the reward itself, so that nothing would be learned: pass 2 or more (--set BATCH=32).'
+    )
 
 
 def _refuse_indivisible(batch_size: int, unit: str, packed: bool, multiple: int) -> None:

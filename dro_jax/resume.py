@@ -86,6 +86,7 @@ _WHY = {
   'train_fingerprint': 'the records are not those that the run was trained on so far',
   'eval_fingerprint': 'the held-out records are not those that the run was measured on so far',
   'init_from': 'the run started there; a folder that was moved keeps its name',
+  'labels': 'an earlier version made them, and trained against thumbs-ups and ties: begin anew',
 }
 
 
@@ -145,7 +146,9 @@ def refuse_other_run(
   _refuse_unmoved(folder, saved)
   differences = differing(folder, texts)
   refused = [difference for difference in differences if accepted(difference) is None]
-  if not refused and (seen := list(_described(identity(saved), identity(json.loads(json.dumps(metadata)))))):
+  now = json.loads(json.dumps(metadata))
+  seen = [*_described(identity(saved), identity(now)), *_labelled_otherwise(saved, now)]
+  if not refused and seen:
     refused = [difference for difference in differences if accepted(difference) in (_PLACE, _COMPARED)]
     refused += seen
   if refused:
@@ -224,10 +227,21 @@ def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
     'algorithm', 'temperature', 'value', 'reference', 'vocabulary_fingerprint', 'batch_size', 'seed',
     'online',
   )  # fmt: skip
+  labels = metadata['data'].get('labels')
+  data['labels'] = labels and {name: labels[name] for name in ('rule', 'desirable', 'labels')}
   scaling = {name: metadata['data']['scaling'][name] for name in ('kind', 'shift', 'scale')}
   decisive = {name: metadata.get(name) for name in kept}
   decisive['deal'] = metadata.get('deal', 'together')  # As runs did that do not say.
   return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
+
+
+def _labelled_otherwise(
+  saved: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> Iterator[configs.Difference]:
+  """Labels that a run of a version which recorded no rule had made otherwise."""
+  then, now = saved['data'].get('labels'), metadata['data'].get('labels')
+  if now and not then and now['unlike_earlier']:
+    yield configs.Difference('labels', 'by a mean, whatever the rewards', now['said'], None)
 
 
 def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[configs.Difference]:

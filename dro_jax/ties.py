@@ -38,13 +38,19 @@ def distinct(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
   return values[starts], np.minimum.reduceat(first, starts), number[inverse], np.add.reduceat(counts, starts)
 
 
-def deviations(x: np.ndarray, group: np.ndarray) -> np.ndarray:
-  """x less the mean of its group; 0 where that group's numbers are equal."""
-  _, group, counts = np.unique(group, return_inverse=True, return_counts=True)
-  low, high = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
+def varies(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+  """Whether the numbers of its group differ, for each number."""
+  unique, group = np.unique(group, return_inverse=True)
+  low, high = np.full(len(unique), np.inf), np.full(len(unique), -np.inf)
   np.minimum.at(low, group, x)
   np.maximum.at(high, group, x)
-  return np.where(exceeds(high, low)[group], x - (np.bincount(group, x) / counts)[group], 0.0)
+  return exceeds(high, low)[group]
+
+
+def deviations(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+  """x less the mean of its group; 0 where that group's numbers are equal."""
+  _, number, counts = np.unique(group, return_inverse=True, return_counts=True)
+  return np.where(varies(x, group), x - (np.bincount(number, x) / counts)[number], 0.0)
 
 
 def spread(x: np.ndarray) -> float:

@@ -262,7 +262,9 @@ def train(
     folder, grid, nets, words, _compiled(step, abstract, grid, compiler_options), feed.train, feed.eval,
     score_table(algorithm=chosen), samplers, best_metric, chosen, feed.statistics,
     feed.statistics and score_table(algorithm=evaluate.NO_LOSS),
-    notes=(*optimizers.notes(txs, timing.steps), *units.notes(feed.units)),
+    notes=(
+      *_label_notes(triplets.report), *optimizers.notes(txs, timing.steps), *units.notes(feed.units),
+    ),
   )  # fmt: skip
   if rehearsal is not None:
     return rehearsal.receive(run, abstract)
@@ -299,6 +301,11 @@ def _prepared(
   if triplets.eval is None:
     return triplets, dataclasses.replace(timing, eval_every=0), longest
   return triplets if timing.eval_every else triplets._replace(eval=None), timing, longest
+
+
+def _label_notes(report: Mapping[str, Any]) -> list[str]:
+  """What made the labels, where the algorithm has such."""
+  return [f'labels: {report["labels"]["said"]}'] if 'labels' in report else []
 
 
 def _samplers(

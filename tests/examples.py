@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from dro_jax import derived
 from dro_jax.models.t5 import T5, T5Config
 from dro_jax.models.value import ValueNetwork
 from dro_jax.types import Mismatched, Rows
@@ -65,7 +66,11 @@ def layout(
       assert j % B == target, 'the prompt lies in another row'
       moved[3, target][moved[1, target] == slot + 1] = j // B + 1
     mismatched = Mismatched(*moved, moved_valid)
-  columns = {'label': (rewards > 0.2).astype(np.float32)}
+  # As a run's loader brings them: labels that the batch's mean decides.
+  columns = {
+    'label': (rewards > 0.2).astype(np.float32),
+    'derived_label': np.full_like(rewards, derived.BY_BATCH),
+  }
   return jax.tree.map(jnp.asarray, Rows(*prompts, *responses, rewards, ids, valid, columns, mismatched))
 
 

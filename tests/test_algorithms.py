@@ -1,8 +1,10 @@
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dro_jax import algorithms
+from dro_jax import algorithms, derived
 from dro_jax.batch import Batch
 from dro_jax.errors import UsageError
 from dro_jax.types import Scores
@@ -17,14 +19,55 @@ def test_a_reward_at_the_mean_is_undesirable_in_every_layout():
     for num_rows in (1, 2, 4, 8, 16):
       rows = layout(random_examples(16), num_rows, 16 // num_rows, lengths=(128, 128))
       rows = rows._replace(rewards=jnp.asarray(rewards, jnp.float32)[rows.example_id])
-      desirable = np.asarray(algorithms.minibatch_mean_labels().of(Batch(None, None, rows)))
-      np.testing.assert_array_equal(desirable, stars[np.asarray(rows.example_id).reshape(-1)] > 3)
+      thumbs = algorithms.minibatch_mean_labels().of(Batch(None, None, rows))
+      assert thumbs.known.all()
+      np.testing.assert_array_equal(thumbs.up, stars[np.asarray(rows.example_id).reshape(-1)] > 3)
+
+
+def thumbs_of(algorithm, rewards):
+  """An algorithm's labels of a batch that is all of its training data, as a run would make them."""
+  rewards = np.asarray(rewards, float)
+  data = types.SimpleNamespace(raw_rewards=rewards, rewards=rewards, prompt_index=np.arange(len(rewards)))
+  [(name, fit)] = algorithm.columns.items()
+  column = fit(types.SimpleNamespace(train=data))(data)
+  rows = layout(random_examples(len(rewards)), 1, len(rewards), lengths=(128, 128))
+  rows = rows._replace(
+    rewards=jnp.asarray(rewards, jnp.float32)[None], columns={name: jnp.asarray(column, jnp.float32)[None]}
+  )
+  return algorithms.minibatch_mean_labels().of(Batch(None, None, rows))
+
+
+@pytest.mark.parametrize('maker', [algorithms.kto, algorithms.bco])
+def test_a_batch_of_thumbs_ups_is_desirable(maker):
+  """Which no minibatch mean could say: none exceeds it."""
+  for rewards in ([1, 1, 1, 1], [1], [1, 0, 1, 1]):
+    thumbs = thumbs_of(maker(), rewards)
+    assert thumbs.known.all() and thumbs.up.tolist() == [reward == 1 for reward in rewards]
+  assert not thumbs_of(maker(), [-1, -1, -1]).up.any()
+
+
+@pytest.mark.parametrize('value', [0.7, 0.1, 3.0])
+def test_a_batch_of_equal_scalar_rewards_has_no_labels(value):
+  rows = layout(random_examples(3), 1, 3)._replace(rewards=jnp.full((1, 3), value))
+  assert not algorithms.minibatch_mean_labels().of(Batch(None, None, rows)).known.any()
+
+
+def test_a_tie_of_a_prompt_is_left_out_of_the_loss():
+  rows = layout(random_examples(3), 1, 3)
+  rows = rows._replace(columns={'derived_label': jnp.array([[1.0, derived.NO_LABEL, 0.0]])})
+  scores = Scores(jnp.array([[-1.0, -2.0, -3.0]]), jnp.zeros(rows.response_tokens.shape))
+  batch = Batch(scores, scores, rows, {'shift': jnp.zeros(()), 'count': jnp.zeros(())})
+  terms = algorithms.bco(labels=algorithms.prompt_mean_labels).loss(batch).terms
+  assert terms['policy'].weights.tolist() == [True, False, True]
+  terms = algorithms.filtered_sft(labels=algorithms.prompt_mean_labels).loss(batch).terms
+  assert terms['policy'].weights.tolist() == [True, False, False]
 
 
 def test_column_labels_need_no_rewards():
   rows = layout(random_examples(4), 2, 2)
-  labels = algorithms.column_labels().of(Batch(None, None, rows))
-  np.testing.assert_array_equal(labels, rows.columns['label'].reshape(-1) > 0)
+  rows = rows._replace(columns={'derived_label': rows.columns['label']})
+  thumbs = algorithms.column_labels().of(Batch(None, None, rows))
+  np.testing.assert_array_equal(thumbs.up, rows.columns['derived_label'].reshape(-1) > 0)
   assert not algorithms.kto(labels=algorithms.column_labels).uses_rewards
   assert algorithms.kto().uses_rewards
 

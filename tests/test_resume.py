@@ -108,6 +108,26 @@ def test_what_gin_cannot_see_is_refused_by_what_it_holds(refusal):
   assert 'the records are not those that the run was trained on' in message
 
 
+def test_labels_that_an_earlier_version_made_otherwise_are_refused_in_words(refusal):
+  def labelled(**labels):
+    described = metadata()
+    described['data']['labels'] = {
+      'rule': 'binary', 'said': 'the rewards 0 and 1 are labels themselves', 'desirable': 5, 'labels': 8,
+      'least_batch': 1, 'unlike_earlier': 8,
+    } | labels  # fmt: skip
+    return described
+
+  message = refusal({}, {}, metadata(), labelled())
+  assert 'labels: by a mean, whatever the rewards → the rewards 0 and 1 are labels themselves' in message
+  assert 'trained against thumbs-ups' in message and 'choose another --model_dir' in message
+  # Where no label is another, an earlier run goes on; so does one of the same rule.
+  assert refusal({}, {}, metadata(), labelled(rule='dataset mean', unlike_earlier=0)) is None
+  assert refusal({}, {}, labelled(), labelled(said='in other words')) is None
+  assert "data.labels.rule: 'dataset mean' → 'binary'" in refusal(
+    {}, {}, labelled(rule='dataset mean'), labelled()
+  )
+
+
 def test_metadata_of_before_a_name_was_kept_is_passed_over(refusal):
   assert refusal({}, {}, metadata(fingerprint=None), metadata()) is None
 

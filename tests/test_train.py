@@ -296,7 +296,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path):
 
 
 def test_a_run_is_not_resumed_as_another(whole, run, tmp_path):
-  triplets = write_triplets(tmp_path / 'others.jsonl', reward=2.5)
+  triplets = write_triplets(tmp_path / 'others.jsonl', response='other')
   before = (whole[0] / 'run.json').read_text()
   cases = {
     r'temperature: 1\.0 → 5\.0': {'algorithm': functools.partial(algorithms.dro_v, tau=5.0)},
@@ -372,6 +372,36 @@ def test_a_step_lasts_as_long_as_the_wait_for_it(monkeypatch):
   monkeypatch.setattr(train.time, 'monotonic', lambda: next(moments))
   clock = train.Clock()
   assert [clock.lap(), clock.lap()] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize('name', ['kto', 'bco', 'filtered_sft', 'dro_v_binary'])
+def test_a_runs_first_lines_say_what_made_the_labels(run, tmp_path, name):
+  """The reward is a file's boolean `label`, as in README."""
+  thumbs = tmp_path / 'thumbs.jsonl'
+  records = [{'prompt': f'p{i}', 'response': f'r{i}', 'label': i < 5} for i in range(8)]
+  thumbs.write_text(''.join(json.dumps(record) + '\n' for record in records))
+
+  def data(**options):
+    cache = str(tmp_path / 'cache')
+    return tasks.load_triplets(
+      str(thumbs), columns='reward=label', validation_fraction=0, cache_dir=cache, **options
+    )
+
+  def look(built, _):
+    table = built.train_loader.table
+    np.testing.assert_array_equal(table.columns['derived_label'], table.raw_rewards)
+    return built.notes
+
+  rehearsal = train.Rehearsal(jax.devices(), look)
+  notes = run(tmp_path / 'run', data=data, algorithm=getattr(algorithms, name), rehearsal=rehearsal)
+  assert notes[0] == 'labels: the rewards 0 and 1 are labels themselves; 5 of 8 responses are desirable'
+
+
+def test_a_batch_of_one_is_refused_where_it_is_compared_with_its_mean(run, tmp_path):
+  one = functools.partial(partitioning.make_mesh, devices=jax.devices()[:1])
+  for algorithm in (algorithms.kto, algorithms.dro_p, algorithms.reinforce):
+    with pytest.raises(UsageError, match='batch’s mean.*--set BATCH=32'):
+      run(tmp_path / 'run', algorithm=algorithm, batch_size=1, mesh=one)
 
 
 def test_a_thread_can_train(run, tmp_path):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import cluster, places
+from dro_jax import cluster, derived, places
 from dro_jax.data import chat, sources, split, staging, table
 from dro_jax.data import columns as column_stores
 from dro_jax.data import scaling as scalings
@@ -221,16 +221,19 @@ def derive(
 
   Args:
     triplets: whose training part decides every constant.
-    columns: by name: from the triplets to a function from a table to `[N]`.
+    columns: by name: from the triplets to a function from a table to `[N]`. What labels are made by is
+      reported.
     select: which training responses to keep, `[N]` booleans.
     weights: how often to draw each of them, `[N]`, times the mixture's weights.
   """
   made = {name: fit(triplets) for name, fit in columns.items()}
+  rules = [column for column in made.values() if isinstance(column, derived.Labelling)]
 
   def extended(table: TokenTable | None) -> TokenTable | None:
     return table and table.with_columns({name: column(table) for name, column in made.items()})
 
-  train, report = extended(triplets.train), triplets.report
+  train = extended(triplets.train)
+  report = triplets.report | ({'labels': rules[0].report(train)} if rules else {})
   if select is not None:
     train = train.subset(select(train))
     report = report | {'selected_records': len(train)}
