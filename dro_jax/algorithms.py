@@ -7,10 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dro_jax import derived, losses, masked, values
+from dro_jax import derived, limits, losses, masked, values
 from dro_jax.batch import Batch
 from dro_jax.errors import UsageError
 from dro_jax.types import Array, LossOutput, LossTerm, Scalar
+
+# Why a setting may not be what it is.
+_STILL = 'at 0 its gradient is 0 and nothing is learned'
+_UNHELD = 'at 0 nothing holds the policy to its reference'
+_CLIPPED = 'at 0 every ratio is clipped'
+_WINDOW = 'e^ρ is clipped to 1 ± ε, and a weight may not be negative'
+_NO_SIDE = 'at half neither of a pair is preferred, and above it the rejected one'
 
 
 class Online(NamedTuple):
@@ -136,6 +143,7 @@ def weighted_bc() -> Algorithm:
 
 def gold(floor: float = 0.1) -> Algorithm:
   """GOLD: behaviour cloning weighted by rewards and the policy's own token probabilities (`losses.gold`)."""
+  limits.at_least_zero('gold', floor=floor)
 
   def per_example(batch: Batch) -> Array:
     return losses.gold(
@@ -301,6 +309,7 @@ def _dro_v_terms(batch: Batch, rewards: Array, tau: Scalar, weights: Array) -> L
 
 def dro_v(tau: Scalar = 1.0) -> Algorithm:
   """DRO-V: a policy and a value trained together (`losses.dro_v_policy`, `losses.dro_v_value`)."""
+  limits.above_zero('dro_v', _UNHELD, tau=tau)
   # The policy's loss has no meaning by itself; the value's is ½ (r − V − τρ)², DRO's own objective (Eq. 4).
   loss = lambda batch: _dro_v_terms(batch, batch.rewards, tau, batch.valid)  # noqa: E731
   return Algorithm(
@@ -310,6 +319,7 @@ def dro_v(tau: Scalar = 1.0) -> Algorithm:
 
 def dro_v_binary(tau: Scalar = 1.0, labels: Callable[[], Labels] = dataset_mean_labels) -> Algorithm:
   """DRO-V on thumbs instead of rewards: what the scalar reward is worth."""
+  limits.above_zero('dro_v_binary', _UNHELD, tau=tau)
   label = _with(derived.both_kinds, labels())
 
   def loss(batch: Batch) -> LossOutput:
@@ -324,6 +334,7 @@ def dro_v_binary(tau: Scalar = 1.0, labels: Callable[[], Labels] = dataset_mean_
 
 def dro_v_residual(tau: Scalar = 1.0) -> Algorithm:
   """DRO's squared residual, nothing stopped (`losses.dro_v_residual`): policy and value share one loss."""
+  limits.above_zero('dro_v_residual', _UNHELD, tau=tau)
 
   def loss(batch: Batch) -> LossOutput:
     residual = losses.dro_v_residual(
@@ -339,6 +350,7 @@ def dro_fixed_value(tau: Scalar = 1.0) -> Algorithm:
 
   V is part of the solution: any other than V* biases the policy (arXiv 2405.19107, Sect. 3.3).
   """
+  limits.above_zero('dro_fixed_value', _UNHELD, tau=tau)
 
   def loss(batch: Batch) -> LossOutput:
     values = batch.column('scaled_value')
@@ -352,6 +364,7 @@ def dro_fixed_value(tau: Scalar = 1.0) -> Algorithm:
 
 def dro_p(tau: Scalar = 1.0) -> Algorithm:
   """DRO-P: the global batch's mean residual in place of a value (`losses.dro_p`)."""
+  limits.above_zero('dro_p', _UNHELD, tau=tau)
 
   def loss(batch: Batch) -> LossOutput:
     residuals = batch.rewards - tau * (batch.policy_logps - batch.reference_logps)
@@ -388,6 +401,8 @@ def kto(
 
   `balanced` multiplies λ_D and λ_U so that both kinds of a global batch weigh the same.
   """
+  limits.above_zero('kto', _STILL, beta=beta)
+  limits.at_least_zero('kto', desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
   label = labels()
 
   def loss(batch: Batch) -> LossOutput:
@@ -422,6 +437,7 @@ def kto(
 
 def bco(beta: Scalar = 0.1, labels: Callable[[], Labels] = minibatch_mean_labels) -> Algorithm:
   """BCO (`losses.bco`), its shift δ the running mean of βρ over all examples seen, this batch included."""
+  limits.above_zero('bco', _STILL, beta=beta)
   label = labels()
 
   def loss(batch: Batch) -> LossOutput:
@@ -478,6 +494,7 @@ def _advantages(priority: bool, weigh_again: bool) -> _Advantages:
 
 def a_lol(epsilon: float = 0.9, priority: bool = False, weigh_again: bool = False) -> Algorithm:
   """A-LoL (`losses.a_lol`): positive advantages, weighted by the clipped ratio to the reference."""
+  limits.within('a_lol', 0, 1, _WINDOW, epsilon=epsilon)
   advantages = _advantages(priority, weigh_again)
   return by_response(
     'a_lol',
@@ -502,6 +519,7 @@ def a_lol_ref_free(priority: bool = False, weigh_again: bool = False) -> Algorit
 
 def a_lol_kl(kl_weight: float = 0.1, priority: bool = False, weigh_again: bool = False) -> Algorithm:
   """A-LoL with a KL penalty (`losses.a_lol_kl`)."""
+  limits.at_least_zero('a_lol_kl', kl_weight=kl_weight)
   if priority and not weigh_again:
     raise UsageError(
       'a_lol_kl with priority=True: drawn by their advantages, responses weigh 1, and the penalty then only '
@@ -521,6 +539,7 @@ def a_lol_kl(kl_weight: float = 0.1, priority: bool = False, weigh_again: bool =
 
 def a_lol_sequence(epsilon: float = 0.9, priority: bool = False, weigh_again: bool = False) -> Algorithm:
   """A-LoL seq., its ratio clipped token by token (`losses.a_lol_sequence`)."""
+  limits.within('a_lol_sequence', 0, 1, _WINDOW, epsilon=epsilon)
   advantages = _advantages(priority, weigh_again)
 
   def per_example(batch: Batch) -> Array:
@@ -534,7 +553,8 @@ def a_lol_sequence(epsilon: float = 0.9, priority: bool = False, weigh_again: bo
 
 
 def r_lol(epsilon: float = 0.9) -> Algorithm:
-  """R-LoL (`losses.r_lol`): A-LoL on rewards, without a value."""
+  """R-LoL (`losses.r_lol`): A-LoL on rewards, which must not be negative, without a value."""
+  limits.within('r_lol', 0, 1, _WINDOW, epsilon=epsilon)
   return by_response(
     'r_lol',
     lambda batch: losses.r_lol(
@@ -543,11 +563,13 @@ def r_lol(epsilon: float = 0.9) -> Algorithm:
       rewards=batch.rewards,
       epsilon=epsilon,
     ),
+    check=derived.refuse_negative_rewards,
   )
 
 
 def awr(beta: Scalar = 1.0, baseline: Callable[[], Baseline] = value_baseline) -> Algorithm:
   """Advantage-weighted regression (`losses.awr`), A = r − baseline."""
+  limits.above_zero('awr', 'it divides the advantage', beta=beta)
   base = baseline()
   return by_response(
     'awr',
@@ -563,6 +585,7 @@ def awr(beta: Scalar = 1.0, baseline: Callable[[], Baseline] = value_baseline) -
 
 def reinforce(beta: Scalar = 0.0, baseline: Callable[[], Baseline] = minibatch_mean_baseline) -> Algorithm:
   """Naive off-policy policy gradient (`losses.reinforce`): the biased baseline that CoPG compares with."""
+  limits.at_least_zero('reinforce', beta=beta)
   base = baseline()
   return by_response(
     'reinforce',
@@ -581,6 +604,8 @@ def ppo_clip(
   behaviour_sampler: str | None = None,
 ) -> Algorithm:
   """PPO's clipped ratio to the logging policy, by response (`losses.ppo_clip`), A = r − baseline."""
+  limits.above_zero('ppo_clip', _CLIPPED, epsilon=epsilon)
+  limits.within('ppo_clip', 0, 1, _WINDOW, epsilon=epsilon)
   base = baseline()
   return by_response(
     'ppo_clip',
@@ -619,6 +644,7 @@ def data_quantiles() -> derived.Fit:
 
 def qrpo(beta: Scalar = 0.1, quantiles: Callable[[], derived.Fit] = prompt_quantiles) -> Algorithm:
   """QRPO (`losses.qrpo`) on quantiles of the logged rewards."""
+  limits.above_zero('qrpo', 'log Z divides by it', beta=beta)
   return by_response(
     'qrpo',
     lambda batch: losses.qrpo(
@@ -631,6 +657,7 @@ def qrpo(beta: Scalar = 0.1, quantiles: Callable[[], derived.Fit] = prompt_quant
 
 def oreo(beta: Scalar = 0.03) -> Algorithm:
   """OREO (`losses.oreo_policy`, `losses.oreo_value`), on a value of each token."""
+  limits.above_zero('oreo', _STILL, beta=beta)
 
   def loss(batch: Batch) -> LossOutput:
     arrays = {
@@ -665,6 +692,8 @@ def _pairs(batch: Batch) -> dict[str, Array]:
 
 def dpo(beta: Scalar = 0.1, label_smoothing: float = 0.0) -> Algorithm:
   """DPO (`losses.dpo`)."""
+  limits.above_zero('dpo', _STILL, beta=beta)
+  limits.within('dpo', 0, 0.5, _NO_SIDE, label_smoothing=label_smoothing)
   return by_pair(
     'dpo',
     lambda batch: losses.dpo(**_pairs(batch), beta=beta, label_smoothing=label_smoothing),
@@ -674,6 +703,7 @@ def dpo(beta: Scalar = 0.1, label_smoothing: float = 0.0) -> Algorithm:
 
 def ipo(tau: Scalar = 0.1, by_length: bool = False) -> Algorithm:
   """IPO (`losses.ipo`) on summed log-probs, or with `by_length` on means over each response's tokens."""
+  limits.above_zero('ipo', 'its margin is 1 / 2τ', tau=tau)
 
   def per_pair(batch: Batch) -> Array:
     lengths_P2 = batch.members(batch.lengths)
@@ -685,6 +715,7 @@ def ipo(tau: Scalar = 0.1, by_length: bool = False) -> Algorithm:
 
 def slic(delta: float = 1.0, sft_weight: float = 0.1) -> Algorithm:
   """SLiC (`losses.slic`): a hinge on the chosen response's margin, and some imitation of it."""
+  limits.at_least_zero('slic', delta=delta, sft_weight=sft_weight)
 
   def per_pair(batch: Batch) -> Array:
     policy_P2 = batch.members(batch.policy_logps)
@@ -716,16 +747,19 @@ def _without_reference(batch: Batch) -> dict[str, Array]:
 
 def copg(beta: Scalar = 0.06) -> Algorithm:
   """CoPG (`losses.copg`): contrastive policy gradient over all pairs of a group."""
+  limits.above_zero('copg', _UNHELD, beta=beta)
   return by_group('copg', lambda batch: losses.copg(**_group(batch), beta=beta), temperature=beta)
 
 
 def agro(beta: Scalar = 0.1) -> Algorithm:
   """AGRO (`losses.agro`): half the variance of r − βρ in a group."""
+  limits.above_zero('agro', _STILL, beta=beta)
   return by_group('agro', lambda batch: losses.agro(**_group(batch), beta=beta), temperature=beta)
 
 
 def rebel(eta: Scalar = 1.0, behaviour_sampler: str | None = None) -> Algorithm:
   """REBEL (`losses.rebel`): regresses reward differences on log-ratios to the logging policy."""
+  limits.above_zero('rebel', 'it scales the rewards, and 1 / η is the temperature', eta=eta)
 
   def per_group(batch: Batch) -> Array:
     return losses.rebel(
@@ -740,11 +774,13 @@ def rebel(eta: Scalar = 1.0, behaviour_sampler: str | None = None) -> Algorithm:
 
 def rloo(beta: Scalar = 0.05) -> Algorithm:
   """RLOO (`losses.rloo`): REINFORCE, its baseline the group's other responses."""
+  limits.at_least_zero('rloo', beta=beta)
   return by_group('rloo', lambda batch: losses.rloo(**_group(batch), beta=beta), temperature=beta)
 
 
 def pro(sft_weight: float = 0.05) -> Algorithm:
   """PRO (`losses.pro`): preference ranking by length-mean log-probs."""
+  limits.at_least_zero('pro', sft_weight=sft_weight)
   return by_group(
     'pro',
     lambda batch: losses.pro(
@@ -756,6 +792,8 @@ def pro(sft_weight: float = 0.05) -> Algorithm:
 
 def nca(beta: Scalar = 0.01, alpha: float = 0.01) -> Algorithm:
   """NCA (`losses.nca`): noise contrastive alignment of a group's rewards."""
+  limits.above_zero('nca', _STILL, beta=beta)
+  limits.above_zero('nca', 'it divides the rewards', alpha=alpha)
   return by_group('nca', lambda batch: losses.nca(**_group(batch), beta=beta, alpha=alpha), temperature=beta)
 
 
@@ -800,6 +838,11 @@ def ppo_online(
   each token, which is fitted to A_t + V_t by least squares. Old log-probs, values and advantages are those of
   the policy that sampled, however many `epochs` follow. Advantages are not whitened, values not clipped.
   """
+  limits.at_least_zero('ppo_online', beta=beta)
+  limits.above_zero('ppo_online', _CLIPPED, epsilon=epsilon)
+  limits.within('ppo_online', 0, 1, _WINDOW, epsilon=epsilon)
+  if not 0 <= lam <= 1:
+    raise UsageError(f'ppo_online: lam={lam} must be from 0 to 1 (--gin.ppo_online.lam=0.95).')
 
   def token_columns(batch: Batch) -> dict[str, Array]:
     policy_NT, reference_NT, values_NT = map(

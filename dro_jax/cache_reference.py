@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dro_jax import algorithms, feeds, networks, partitioning, reference_store
+from dro_jax import algorithms, feeds, limits, networks, partitioning, reference_store
 from dro_jax.data import columns, tasks, units
 from dro_jax.errors import UsageError
 from dro_jax.feeds import RowOptions
@@ -67,6 +67,7 @@ def cache_reference(
   Raises:
     UsageError: there is no checkpoint, or the data cannot make the run.
   """
+  limits.seed(seed)
   if init_from is None:
     raise UsageError('whose log-probs? Pass --init_from=DIR, the checkpoint from which the run will start.')
   chosen, words, grid = algorithm(), networks.vocabulary_of(init_from, vocabulary), mesh()

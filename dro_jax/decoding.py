@@ -13,6 +13,7 @@ from dro_jax.models.t5 import T5, Cache
 from dro_jax.types import Array, Params
 
 EOS = 1
+_SMALL = 1e-3  # A temperature below which logits are moved to 0 before they are divided by it.
 Apply = Callable[..., Any]  # A policy's, its parameters bound.
 
 
@@ -60,7 +61,7 @@ def sample(
       padding gets an empty response.
     max_length: most tokens of a response.
     key: the randomness; row b draws with fold_in(key, prompt_ids[b]), so that batching changes no sample.
-    temperature: divides the logits; 0 takes the most probable token.
+    temperature: divides the logits; 0, and what is too small to divide by, takes the most probable token.
     top_k: keep the k most probable tokens (ties with the k-th too); 0 keeps all.
     top_p: of those, keep the fewest most probable tokens whose mass, renormalised, reaches p; 1 keeps all.
     repetition_penalty: see `penalised`; of logits here, before the temperature divides them.
@@ -196,8 +197,10 @@ def choose(
   top_p: float,
 ) -> Int[Array, 'B']:
   """The next token of each row: the most probable at temperature 0, else drawn at fold_in(key, position)."""
-  if temperature == 0:
+  if temperature < jnp.finfo(jnp.float32).tiny:
     return jnp.argmax(logits, axis=-1)
+  if temperature < _SMALL:
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)  # Or they overflow, and all are as probable.
   keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
   return jax.vmap(jax.random.categorical)(keys, truncate(logits / temperature, top_k, top_p))
 

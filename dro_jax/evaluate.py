@@ -10,6 +10,7 @@ from dro_jax import (
   algorithms,
   checkpoints,
   feeds,
+  limits,
   networks,
   partitioning,
   reference,
@@ -69,6 +70,7 @@ def evaluate(
   Raises:
     UsageError: there is no such checkpoint, or data that cannot be read as the run read its own.
   """
+  limits.seed(seed)
   grid = mesh()
   run = load_run(model_dir, grid, vocabulary, init_from)
   triplets = data(vocabulary=run.vocabulary, rewards_required=True, **run.data_options)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dro_jax import beam_search, checkpoints, decoding, files, networks, partitioning
+from dro_jax import beam_search, checkpoints, decoding, files, limits, networks, partitioning
 from dro_jax.data import chat, preprocessors, sources
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5
@@ -162,6 +162,7 @@ def generate(
   Raises:
     UsageError: no prompts, no checkpoint, or settings that exclude each other.
   """
+  limits.seed(seed)
   if beams > 1 and num_samples > 1:
     raise UsageError(
       f'num_samples={num_samples} with beams={beams}: a beam search has one answer to a prompt. Pass --set '

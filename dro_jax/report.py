@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import checkpoints, configs, files, resume, statistics, validation, writers
+from dro_jax import checkpoints, configs, files, limits, resume, statistics, validation, writers
 from dro_jax.arena import tables
 from dro_jax.errors import UsageError
 from dro_jax.validation import Validation
@@ -86,6 +86,7 @@ def report(
   Raises:
     UsageError: a folder is no run's, or split, reward scaling or decoding differ.
   """
+  limits.seed(seed)
   folders = [part for part in (runs.split(',') if isinstance(runs, str) else runs) if part]
   if len(folders) < 2:
     raise UsageError(f'{len(folders)} run to compare: name two or more (dro_jax report runs/a runs/b).')

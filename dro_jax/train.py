@@ -25,6 +25,7 @@ from dro_jax import (
   files,
   generate,
   interrupts,
+  limits,
   networks,
   online,
   optimizers,
@@ -215,6 +216,7 @@ def train(
     Stopped: SIGTERM came; the state is saved.
     Interrupted: Ctrl-C came, which is a KeyboardInterrupt; the state is saved.
   """
+  limits.seed(seed)
   chosen, words, options = algorithm(), _vocabulary(vocabulary, init_from), rollouts()
   config = _model_config(
     model, init_from, words, dtype=dtype, scan_layers=scan_layers, remat=remat, dropout_rate=dropout_rate

@@ -107,3 +107,52 @@ def test_priority_that_cancels_or_weighs_nothing_is_refused():
   for name in ('a_lol', 'a_lol_ref_free', 'a_lol_kl', 'a_lol_sequence'):
     with pytest.raises(UsageError, match='PRIORITY=true as well'):
       getattr(algorithms, name)(weigh_again=True)
+
+
+ABOVE_ZERO = {
+  'tau': ('dro_v', 'dro_v_binary', 'dro_v_residual', 'dro_fixed_value', 'dro_p', 'ipo'),
+  'beta': ('kto', 'bco', 'awr', 'qrpo', 'oreo', 'dpo', 'copg', 'agro', 'nca', 'copg_online'),
+  'eta': ('rebel',),
+  'alpha': ('nca',),
+  'epsilon': ('ppo_clip', 'ppo_online'),
+}
+
+
+@pytest.mark.parametrize(
+  'name, setting', [(name, setting) for setting, names in ABOVE_ZERO.items() for name in names]
+)
+def test_a_temperature_of_zero_is_refused_by_the_algorithm(name, setting):
+  for value in (0.0, -1.0, float('nan')):
+    with pytest.raises(UsageError, match=f'{setting}=.*must be above 0, for .*=NUMBER'):
+      getattr(algorithms, name)(**{setting: value})
+
+
+def test_what_may_be_zero_may():
+  for name in ('reinforce', 'rloo', 'rloo_online', 'ppo_online'):
+    assert getattr(algorithms, name)(beta=0.0).temperature == 0.0
+    with pytest.raises(UsageError, match='beta=-0.1 must be 0 or more'):
+      getattr(algorithms, name)(beta=-0.1)
+  algorithms.gold(floor=0.0), algorithms.pro(sft_weight=0.0), algorithms.slic(delta=0.0, sft_weight=0.0)
+
+
+@pytest.mark.parametrize(
+  'name, settings',
+  [
+    ('dpo', {'label_smoothing': 0.5}), ('dpo', {'label_smoothing': -0.1}), ('a_lol', {'epsilon': 1.0}),
+    ('a_lol_sequence', {'epsilon': -0.1}), ('r_lol', {'epsilon': 1.5}), ('ppo_clip', {'epsilon': 1.0}),
+    ('kto', {'desirable_weight': -1.0}), ('kto', {'undesirable_weight': float('inf')}),
+    ('a_lol_kl', {'kl_weight': -0.1}), ('gold', {'floor': -0.1}), ('slic', {'delta': -1.0}),
+    ('pro', {'sft_weight': -1.0}), ('ppo_online', {'lam': 1.1}),
+  ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name, settings):
+  [(setting, value)] = settings.items()
+  with pytest.raises(UsageError, match=f'{setting}={value} must be'):
+    getattr(algorithms, name)(**settings)
+
+
+@pytest.mark.parametrize('name', ['gold', 'weighted_bc', 'r_lol'])
+def test_who_weighs_by_rewards_refuses_negative_ones(name):
+  data = types.SimpleNamespace(train=types.SimpleNamespace(rewards=np.array([-1.0, 1.0])))
+  with pytest.raises(UsageError, match='must not be negative.*REWARD_SCALING=minmax'):
+    getattr(algorithms, name)().check(data)

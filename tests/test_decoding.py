@@ -151,6 +151,15 @@ def test_draws_follow_the_tempered_distribution():
   np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, expected, atol=0.012)
 
 
+@pytest.mark.parametrize('temperature', [1e-4, 1e-30, 1e-38, 1e-45, 1e-320])
+@pytest.mark.parametrize('top_k, top_p', [(0, 1.0), (3, 0.9)])
+def test_a_temperature_by_which_logits_overflow_is_greedy(temperature, top_k, top_p):
+  logits = 40 * jnp.asarray(np.random.default_rng(0).normal(size=(64, 9)), jnp.float32)
+  keys = jax.random.split(jax.random.key(0), 64)
+  drawn = decoding.choose(logits, keys, jnp.asarray(0), temperature, top_k, top_p)
+  np.testing.assert_array_equal(drawn, np.argmax(logits, axis=-1))
+
+
 def test_bfloat16_samples():
   samples = sample(dataclasses.replace(CONFIG, dtype='bfloat16'))
   assert samples.logps.dtype == np.float32

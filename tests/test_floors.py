@@ -22,6 +22,7 @@ FLOORS = {
   'shapes': 0,
   'masked': 0,
   'ties': 0,
+  'limits': 0,
   # What is read from a network's outputs.
   'logprobs': 1,
   'values': 1,

@@ -256,8 +256,9 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
     },
     'dropout is for supervised': {'dropout_rate': 0.1},
     'num_microbatches=0': {'num_microbatches': 0},
-    'dro_v has temperature -1': {'algorithm': functools.partial(algorithms.dro_v, tau=-1.0)},
-    'dro_v has temperature nan': {'algorithm': functools.partial(algorithms.dro_v, tau=math.nan)},
+    'seed=-1: pass a whole number': {'seed': -1},
+    'dro_v: tau=-1.0 must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=-1.0)},
+    'dro_v: tau=nan must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=math.nan)},
     'rows hold 8 prompt and 4 response tokens': {
       'rows': functools.partial(feeds.RowOptions, prompt_length=8, response_length=4)
     },

@@ -1,0 +1,48 @@
+import jax
+import pytest
+
+from dro_jax import cache_reference, evaluate, generate, limits, report
+from dro_jax.errors import UsageError
+
+
+@pytest.mark.parametrize('value', [0, 0.0, -1, float('nan'), float('inf')])
+def test_what_must_be_above_zero(value):
+  with pytest.raises(UsageError, match=r'kto: beta=.* must be above 0, for .*--gin\.kto\.beta=NUMBER'):
+    limits.above_zero('kto', 'its gradient is 0 there', beta=value)
+  limits.above_zero('kto', '', beta=1e-9, tau=3)
+
+
+def test_zero_may_be_allowed():
+  limits.at_least_zero('rloo', beta=0)
+  with pytest.raises(UsageError, match='rloo: beta=-0.1 must be 0 or more'):
+    limits.at_least_zero('rloo', beta=-0.1)
+
+
+def test_a_range_is_half_open():
+  limits.within('dpo', 0, 0.5, '', label_smoothing=0)
+  with pytest.raises(UsageError, match='label_smoothing=0.5 must be at least 0 and below 0.5'):
+    limits.within('dpo', 0, 0.5, '', label_smoothing=0.5)
+
+
+def test_what_is_traced_passes():
+  jax.eval_shape(lambda x: limits.above_zero('kto', '', beta=x) or x, 0.0)
+
+
+@pytest.mark.parametrize('value', [-1, 2**63, 0.5, True, None])
+def test_seeds_are_what_jax_can_make_a_key_of(value):
+  with pytest.raises(UsageError, match='whole number from 0 to'):
+    limits.seed(value)
+
+
+def test_the_ends_of_seeds_make_keys():
+  for value in (0, limits.LARGEST_SEED):
+    limits.seed(value)
+    jax.random.key(value)
+
+
+@pytest.mark.parametrize(
+  'command', [cache_reference.cache_reference, evaluate.evaluate, generate.generate, report.report]
+)
+def test_every_command_with_a_seed_looks_at_it_first(command):
+  with pytest.raises(UsageError, match='seed=-1: pass a whole number'):
+    command('nowhere', seed=-1)
