@@ -832,11 +832,12 @@ def copg_online(beta: Scalar = 0.06, samples: int = 4, epochs: int = 1) -> Algor
 def ppo_online(
   beta: Scalar = 0.05, epsilon: float = 0.2, lam: float = 0.95, samples: int = 1, epochs: int = 1
 ) -> Algorithm:
-  """PPO by token (`losses.ppo_token`) on fresh samples, as A-LoL's baseline ran it (arXiv 2305.14718).
+  """PPO by token (`losses.ppo_token`) on fresh samples (arXiv 1707.06347).
 
   r_t = −β log π(y_t|·)/π_ref(y_t|·), and r at the last token; advantages by GAE(γ = 1, λ) on the value of
   each token, which is fitted to A_t + V_t by least squares. Old log-probs, values and advantages are those of
-  the policy that sampled, however many `epochs` follow. Advantages are not whitened, values not clipped.
+  the policy that sampled, however many `epochs` follow. A-LoL's baseline (arXiv 2305.14718) is TRL's instead:
+  there β adapts, scores are scaled and advantages whitened, values are clipped, and a batch has 4 epochs.
   """
   limits.at_least_zero('ppo_online', beta=beta)
   limits.above_zero('ppo_online', _CLIPPED, epsilon=epsilon)

@@ -9,7 +9,7 @@ from dro_jax import main as door
 
 FOLDER = door.GIN_CONFIGS / 'experiments'
 NAMES = [str(path.relative_to(FOLDER)) for path in sorted(FOLDER.rglob('*.gin'))]
-FIELDS = ('Paper', 'Table', 'Command', 'Expect', 'Hours', 'Hardware')
+FIELDS = ('Paper', 'Table', 'Command', 'Expect', 'Hours', 'Hardware', 'Stated', 'Ours')
 
 
 def header(name):
@@ -101,3 +101,107 @@ def test_a_sweep_of_one_rate_is_of_both_or_of_the_values():
 
   assert rates('LEARNING_RATE=5e-5') == [5e-5, 5e-5]
   assert rates('VALUE_LEARNING_RATE=5e-5') == [1e-4, 5e-5]
+
+
+# What papers that train with Adam state; of A-LoL and trust regions, what their code and an index do.
+GENERATION = {
+  'STEPS': 18_000, 'BATCH': 16, 'WARMUP_STEPS': 0, 'policy/warmup_linear.peak_value': 2e-5,
+  'warmup_linear.end_value': 1e-5, 'warmup_linear.decay_steps': 18_000, 'adamw.weight_decay': 0.01,
+  'adamw.max_gradient_norm': 1.0, 'RESPONSE_LENGTH': 128, 'REWARD_SCALING': 'none', 'BEST_METRIC': None,
+}  # fmt: skip
+TRUST_REGION = {
+  'STEPS': 2900, 'WARMUP_STEPS': 100, 'policy/warmup_constant.peak_value': 1e-6,
+  'adamw.max_gradient_norm': 2.0, 'soft.alpha': 0.6, 'hard.every': 512, 'soft.every': 512,
+  'BEST_METRIC': None, 'KEEP_LAST': 12, 'PAIRS': None,
+}  # fmt: skip
+WITH_ADAM = {
+  'a_lol/hh.gin': {
+    'STEPS': 9000, 'BATCH': 16, 'WARMUP_STEPS': 0, 'adamw.eps': 1e-6, 'adamw.weight_decay': 0.0,
+    'adamw.max_gradient_norm': 0.3, 'PROMPT_LENGTH': 640, 'RESPONSE_LENGTH': 128, 'a_lol.epsilon': 0.9,
+    'REWARD_SCALING': 'none', 'BEST_METRIC': None, 'INIT_FROM': 'runs/hh_sft',
+  },
+  'a_lol/reddit.gin': GENERATION,
+  'a_lol/dialogue.gin': GENERATION,
+  'trust_region/dpo.gin': TRUST_REGION | {'dpo.beta': 0.05, 'BATCH': 32},
+  'trust_region/ipo.gin': TRUST_REGION | {'ipo.tau': 0.05, 'BATCH': 32},
+  'trust_region/kto.gin': TRUST_REGION | {'kto.beta': 0.05, 'BATCH': 64},
+  'copg/tldr.gin': {
+    'STEPS': 1450, 'BATCH': 128, 'GROUP_SIZE': 2, 'policy/warmup_constant.peak_value': 1e-6,
+    'WARMUP_STEPS': 145, 'dpo.beta': 0.1, 'ipo.tau': 0.01, 'KL_PROMPTS': 128, 'EVAL_EVERY': 50,
+  },
+  'copg/sft.gin': {
+    'STEPS': 1450, 'policy/warmup_cosine.peak_value': 2e-5, 'warmup_cosine.end_value': 0.0,
+    'warmup_cosine.decay_steps': 1450, 'WARMUP_STEPS': 145,
+  },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', WITH_ADAM)
+def test_papers_that_train_with_adam_get_adamw_and_their_settings(name):
+  configure(['dro_jax', 'train', f'--gin_file=experiments/{name}', '--model_dir=x'])
+  assert {bound: door._bound(bound) for bound in WITH_ADAM[name]} == WITH_ADAM[name]
+  assert door._bound('POLICY_OPTIMIZER').selector.endswith('adamw')
+  schedule = next(
+    (kind for kind in ('linear', 'cosine') if f'warmup_{kind}.end_value' in WITH_ADAM[name]), 'constant'
+  )
+  assert door._bound('POLICY_SCHEDULE').selector.endswith(f'warmup_{schedule}')
+
+
+@pytest.mark.parametrize('name', ['a_lol/hh.gin', 'a_lol/reddit.gin', 'a_lol/dialogue.gin'])
+def test_a_lols_value_has_a_rate_and_a_length_of_its_own(name):
+  configure(['dro_jax', 'a_lol', f'--gin_file=experiments/{name}', '--model_dir=x'])
+  schedule = door._bound('VALUE_SCHEDULE').selector.rpartition('.')[2]
+  assert door._bound(f'value/{schedule}.peak_value') == 1e-3
+  assert door._bound(f'value/{schedule}.warmup_steps') == 150
+  assert door._bound(f'policy/{schedule}.peak_value') == 2e-5
+  if schedule == 'warmup_linear':
+    assert door._bound('value/warmup_linear.decay_steps') == door._bound('VALUE_STEPS') == 1000
+
+
+@pytest.mark.parametrize('algorithm', ['r_lol', 'weighted_bc', 'gold'])
+def test_baselines_that_weigh_by_rewards_read_them_unscaled(algorithm):
+  for name in NAMES:
+    if algorithm in (FOLDER / name).read_text():
+      configure(
+        [
+          'dro_jax',
+          'train',
+          f'--gin_file=experiments/{name}',
+          '--model_dir=x',
+          f'--set=ALGORITHM={algorithm}',
+        ]
+      )
+      assert door._bound('REWARD_SCALING') == 'none', name
+
+
+@pytest.mark.parametrize(
+  'name', ['dro/t5_l.gin', 'dro/t5_xl.gin', 'dro/ablation.gin', 'kto/t5_l.gin', 'kto/t5_xl.gin']
+)
+def test_dros_batches_are_uniform(name):
+  configure(['dro_jax', 'train', f'--gin_file=experiments/{name}', '--model_dir=x'])
+  assert door._bound('DEAL') == 'uniform'
+
+
+def test_dialogues_keep_their_end():
+  for name in (
+    'hh',
+    'hh_helpful',
+    'hh_harmless',
+    'faithdial',
+    'faithdial_wow',
+    'reddit_upvoted',
+    'reddit_downvoted',
+  ):
+    configure(['dro_jax', 'train', f'--gin_file=data/{name}.gin', '--model_dir=x'])
+    assert door._bound('load_triplets.keep') == 'end', name
+
+
+def test_a_degenerate_experiment_says_so():
+  fields = header('a_lol/hh.gin')
+  assert 'degenerate' in fields[''][0] and 'V explains nothing' in ' '.join(fields['Expect'])
+
+
+def test_what_nobody_could_verify_is_said():
+  soft = (door.GIN_CONFIGS / 'references' / 'soft.gin').read_text()
+  assert 'could not be verified' in soft and 'TRUST_REGION_EVERY = ' in soft
+  assert 'could not be verified' in ' '.join(header('trust_region/kto.gin')['Stated'])
