@@ -16,7 +16,7 @@ def build_table(
   prompt_length: int = 512,
   response_length: int = 512,
   overlong: str = 'truncate',
-  keep: str = 'start',
+  keep: str = 'auto',
   template: str = '{prompt}',
   chat_template: str = chat.TEMPLATE,
   columns: str | None = None,

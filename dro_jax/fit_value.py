@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dro_jax import algorithms, evaluate, partitioning, statistics
+from dro_jax import algorithms, evaluate, partitioning, resume, statistics
 from dro_jax import train as training
 from dro_jax.data import columns, split, tasks
 from dro_jax.data.table import TokenTable
@@ -142,7 +142,8 @@ def _predict(
   chunk_size: int | None,
 ) -> _Fitted:
   run = evaluate.load_run(folder, mesh)
-  triplets = data(vocabulary=run.vocabulary, rewards_required=True)
+  read_as = resume.data_options({'data': {'options': run.data_options}})
+  triplets = data(vocabulary=run.vocabulary, rewards_required=True, **read_as)
   unseen = np.flatnonzero(~part.fits(triplets.train.prompt_digests))
 
   def values_of(table: TokenTable) -> np.ndarray:

@@ -176,8 +176,10 @@ def generate(
   turn = chat_template or options.get('chat_template', chat.TEMPLATE)
   asked = _asked(prompts, prompt, columns, turn)
   texts = [template.format(prompt=text) for _, text in asked]
-  length, keep = options.get('prompt_length', 512), options.get('keep', 'start')
-  cut = [preprocessors.prompt_tokens(ids, length, keep) for ids in words.encode_batch(texts)]
+  # Runs that do not say kept the start.
+  length, keep = options.get('prompt_length', 512), options.get('keep', 'start' if options else 'auto')
+  keeps = [preprocessors.kept_end(keep, chat.is_rendered(text)) for _, text in asked]
+  cut = [preprocessors.prompt_tokens(ids, length, end) for ids, end in zip(words.encode_batch(texts), keeps)]
   tokens = [ids for ids, _ in cut]
   if any(was_cut for _, was_cut in cut):
     count = sum(was_cut for _, was_cut in cut)

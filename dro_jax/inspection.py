@@ -43,6 +43,7 @@ DEFAULTS = {
   'CHAT_TEMPLATE': chat.TEMPLATE,
   'PROMPT_LENGTH': 512,
   'RESPONSE_LENGTH': 512,
+  'KEEP': 'auto',
   'BATCH': 32,
   'TAU': 1.0,
   'REWARD_SCALING': 'none',
@@ -92,6 +93,7 @@ def inspect_triplets(
   vocabulary: str | None = None,
   prompt_length: int = 512,
   response_length: int = 512,
+  keep: str = 'auto',
   batch_size: int = 32,
   scaling: str | Literal['none'] | None = None,
   temperature: float | int = 1.0,
@@ -103,7 +105,7 @@ def inspect_triplets(
 
   Args:
     triplets: as `data.tasks.load_triplets`; so are `eval_triplets`, `columns`, `map_reward`, `template`,
-      `chat_template`, `prompt_length`, `response_length`, `columns_from`, `data_dir` and `cache_dir`.
+      `chat_template`, `prompt_length`, `response_length`, `keep`, `columns_from`, `data_dir` and `cache_dir`.
     init_from: a checkpoint to start from, whose vocabulary is taken.
     vocabulary: 'bytes', or a SentencePiece model; None takes the checkpoint's, or else bytes.
     batch_size: responses of a batch.
@@ -120,7 +122,7 @@ def inspect_triplets(
   files = {'columns': columns, 'map_reward': map_reward, 'columns_from': columns_from}
   texts = {'template': template, 'chat_template': chat_template, 'data_dir': data_dir, 'cache_dir': cache_dir}
   limits = {'prompt_length': prompt_length, 'response_length': response_length}
-  read = _read(triplets, words, eval_triplets=eval_triplets, **files, **texts, **limits)
+  read = _read(triplets, words, eval_triplets=eval_triplets, keep=keep, **files, **texts, **limits)
   chosen = scaling or ('none' if read.problem else proposed_scaling(read.whole.raw_rewards))
   batch_size = min(batch_size, len(read.triplets.train))  # A larger one would hold records several times.
   asked = admission.admissions(read.triplets, scaling=chosen, rewards_problem=read.problem)
@@ -133,7 +135,7 @@ def inspect_triplets(
     'judged': units.are_comparisons(read.whole),
   }
   macros = texts | limits | {
-    'vocabulary': vocabulary, 'batch': batch_size, 'tau': temperature, 'reward_scaling': chosen,
+    'vocabulary': vocabulary, 'keep': keep, 'batch': batch_size, 'tau': temperature, 'reward_scaling': chosen,
     'validation_fraction': read.fraction,
   }  # fmt: skip
   # Where every reward is the same, nothing else can be learnt.

@@ -93,9 +93,21 @@ _WHY = {
 def accepted(difference: configs.Difference) -> str | None:
   """Why a run may be resumed across a difference; None where it may not."""
   _, selector, parameter = configs.split(difference.name)
+  if parameter == 'keep' and difference.now == repr('auto'):
+    return 'the end of overlong prompts that the run kept so far is kept'
   if parameter == 'init_from' and _has_same_name(difference):
     return 'a folder of the same name: the run has started already'
   return ACCEPTED.get(selector.rpartition('.')[2], {}).get(parameter)
+
+
+def data_options(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """How a run's data is read again where nobody says: what 'auto' means since is not what it was read by.
+
+  Args:
+    saved: what its newest checkpoint says of it; nothing where there is no run.
+  """
+  keep = saved.get('data', {}).get('options', {}).get('keep', 'auto')
+  return {} if keep == 'auto' else {'keep': keep}
 
 
 def _has_same_name(difference: configs.Difference) -> bool:

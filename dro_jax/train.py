@@ -224,7 +224,7 @@ def train(
   _refuse_settings(chosen, dropout_rate, value_readout, num_microbatches)
   layout = mesh if rehearsal is None else functools.partial(mesh, devices=rehearsal.devices)
   folder, grid, timing = _local_folder(model_dir), layout(), schedule()
-  triplets, timing, longest = _prepared(data, chosen, words, timing)
+  triplets, timing, longest = _prepared(_as_before(data, folder), chosen, words, timing)
   value = {'readout': value_readout, 'shared': value_shared, 'frozen_trunk': value_frozen_trunk}
   nets = networks.build(config, uses_value=chosen.uses_value, **value)
   txs = {'policy': policy_optimizer() if chosen.trains_policy else optax.set_to_zero()}
@@ -288,6 +288,13 @@ def train(
     if jax.process_index() == 0:
       _describe(folder, metadata, configs(), int(state.step))
     return _loop(run._replace(checkpoints=saved), state, timing)
+
+
+def _as_before(data: Callable[..., tasks.Triplets], folder: pathlib.Path) -> Callable[..., tasks.Triplets]:
+  """The data, read as the run read them that is in the folder (see `resume.data_options`)."""
+  if not checkpoints.has_any(folder):
+    return data
+  return functools.partial(data, **resume.data_options(checkpoints.run_metadata(folder)))
 
 
 def _prepared(

@@ -94,3 +94,15 @@ def test_bad_calls_write_nothing(policy, prompts, tmp_path):
   with pytest.raises(UsageError, match='no checkpoint'):
     generate.generate(str(tmp_path / 'absent'), prompt='x')
   assert not output.exists()
+
+
+def test_of_overlong_conversations_the_question_is_answered(policy, tmp_path, caplog):
+  """An imported policy has no run whose limit it could take: 512 tokens."""
+  talk = [{'role': 'user', 'content': 'x' * 600}, {'role': 'user', 'content': 'so?'}]
+  same = [{'role': 'user', 'content': 'y' + 'x' * 599}, {'role': 'user', 'content': 'so?'}]
+  other = [{'role': 'user', 'content': 'x' * 600}, {'role': 'user', 'content': 'no?'}]
+  path = tmp_path / 'talks.jsonl'
+  path.write_text(''.join(json.dumps({'question': turns}) + '\n' for turns in (talk, same, other)))
+  greedy = answers(policy, str(path), tmp_path / 'a.jsonl', temperature=0.0)
+  assert greedy[0]['logp'] == greedy[1]['logp'] != greedy[2]['logp']
+  assert '3 prompts are over 512 tokens' in caplog.text

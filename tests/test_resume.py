@@ -163,6 +163,20 @@ def test_a_run_keeps_the_pairs_that_it_was_made_with_or_is_refused(refusal):
   assert refusal(before, texts(more=bound.format('all')), made('best_worst'), made('all'))
 
 
+def test_a_run_keeps_the_end_of_prompts_that_it_was_made_with(refusal):
+  """Runs of before KEEP kept the start, and say so; auto takes what they have."""
+  keep, known = (
+    'KEEP = {!r}\nload_triplets.keep = %KEEP\ntrain.data = @load_triplets\n',
+    'load_triplets.keep = {!r}\n',
+  )
+  before = texts(known.format('start'), more='train.data = @load_triplets\n')
+  assert refusal(before, texts(known.format('auto'), more=keep.format('auto'))) is None
+  assert "keep: 'start' → 'end'" in refusal(before, texts(known.format('auto'), more=keep.format('end')))
+  saved = {'data': {'options': {'keep': 'start'}}}
+  assert resume.data_options(saved) == {'keep': 'start'}
+  assert resume.data_options({'data': {'options': {'keep': 'auto'}}}) == resume.data_options({}) == {}
+
+
 def test_a_resumed_run_keeps_its_first_texts_and_records_the_later_ones(tmp_path, caplog):
   caplog.set_level(logging.INFO, logger='dro_jax')
   resume.record(tmp_path, texts(), 0)

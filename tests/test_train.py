@@ -436,3 +436,13 @@ def test_a_run_dealt_uniformly_says_so_and_is_not_resumed_otherwise(run, tmp_pat
   with pytest.raises(UsageError, match="deal 'even' is unknown"):
     run(tmp_path / 'other', deal='even')
   assert not (tmp_path / 'other').exists()
+
+
+def test_a_run_that_kept_the_start_of_prompts_goes_on_with_it(run, triplets, tmp_path):
+  """Runs of before KEEP did."""
+  reading = {'prompt_length': 5, 'response_length': 16, 'validation_fraction': 0.2}
+  data = functools.partial(tasks.load_triplets, triplets, cache_dir=str(tmp_path / 'cache'), **reading)
+  run(tmp_path / 'run', steps=1, data=functools.partial(data, keep='start'), eval_every=0)
+  run(tmp_path / 'run', steps=2, data=data, eval_every=0)
+  described = json.loads((tmp_path / 'run' / 'run.json').read_text())
+  assert described['data']['options']['keep'] == 'start'

@@ -21,6 +21,7 @@ from dro_jax.data.readers import shown
 from dro_jax.errors import UsageError, did_you_mean
 
 TEMPLATE = '{role}: {content}'
+ANSWERS = '\n\nAssistant:'  # How the answer to a dialogue of HH begins.
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 _SAYS_NOTHING = ('system', 'developer')  # Whose empty turns are left out.
 # Who wrote a turn, when, at what cost, and what was thought of it.
@@ -166,9 +167,20 @@ def question(value: Any, template: str, what: str) -> str:
   return render(asked, template)
 
 
-def render(found: Sequence[Turn], template: str) -> str:
+class Rendered(str):
+  """The text of a conversation, of which the end matters most: it is the question."""
+
+  __slots__ = ()
+
+
+def is_rendered(prompt: str) -> bool:
+  """Whether a prompt is a conversation: of turns, or a dialogue as Anthropic's HH writes them."""
+  return isinstance(prompt, Rendered) or prompt.endswith(ANSWERS)
+
+
+def render(found: Sequence[Turn], template: str) -> Rendered:
   """Turns by the template, a line each."""
-  return '\n'.join(template.format(role=turn.role, content=turn.content) for turn in found)
+  return Rendered('\n'.join(template.format(role=turn.role, content=turn.content) for turn in found))
 
 
 def turns(value: Any, what: str) -> list[Turn]:

@@ -17,7 +17,7 @@ COLUMN = 'comparison'
 SIDES = ('chosen', 'rejected')
 REWARDS = {'chosen': 1.0, 'rejected': 0.0}
 _INSTEAD = ('response', 'reward', 'messages')  # Who names one of these has triplets.
-_ANSWERS, _ASKS = '\n\nAssistant:', '\n\nHuman:'  # How turns begin in Anthropic's HH.
+_ANSWERS, _ASKS = chat.ANSWERS, '\n\nHuman:'  # How turns begin in Anthropic's HH.
 
 
 def number(name: str) -> float:

@@ -9,7 +9,7 @@ from dro_jax.data.vocabularies import EOS
 from dro_jax.errors import UsageError
 
 _END = np.array([EOS], np.int32)
-KEEPS = ('start', 'end')
+KEEPS = ('auto', 'start', 'end')
 OVERLONG = ('truncate', 'drop')
 
 
@@ -34,6 +34,11 @@ def check_fields(template: str, what: str, *, needed: str, optional: Sequence[st
   raise UsageError(
     f"{what} '{template}' must contain {{{needed}}}, and no other field{f' but {others}' if others else ''}"
   )
+
+
+def kept_end(keep: str, is_conversation: bool) -> str:
+  """Which end of an overlong prompt stays, 'start' or 'end': by 'auto' a conversation's end, the question."""
+  return keep if keep != 'auto' else 'end' if is_conversation else 'start'
 
 
 def prompt_tokens(ids: np.ndarray, length: int, keep: str = 'start') -> tuple[np.ndarray, bool]:

@@ -191,7 +191,7 @@ def build(
   prompt_length: int,
   response_length: int,
   overlong: str = 'truncate',
-  keep: str = 'start',
+  keep: str = 'auto',
   template: str = '{prompt}',
   rates: Mapping[str, float | int] | None = None,
   source_fingerprint: str | None = None,
@@ -206,7 +206,8 @@ def build(
     prompt_length: prompt tokens at most, EOS included; a longer prompt is cut, keeps its EOS, and is counted.
     response_length: response tokens at most, EOS included.
     overlong: what happens to longer responses, counted either way: 'truncate' (cut, without EOS) or 'drop'.
-    keep: which end of an overlong prompt to keep, 'start' or 'end'.
+    keep: which end of an overlong prompt to keep, 'start' or 'end'; 'auto': a conversation's end, and the
+      start of other prompts.
     template: of the prompt text.
     rates: mixture rates by the records' `source`; they make sampling weights.
     source_fingerprint: stands for the records; without one they are read into memory and hashed.
@@ -242,7 +243,7 @@ def description(
   prompt_length: int,
   response_length: int,
   overlong: str = 'truncate',
-  keep: str = 'start',
+  keep: str = 'auto',
   template: str = '{prompt}',
   rates: Mapping[str, float | int] | None = None,
 ) -> dict[str, Any]:

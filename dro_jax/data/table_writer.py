@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dro_jax.data import folders, preprocessors, split
+from dro_jax.data import chat, folders, preprocessors, split
 from dro_jax.data.seen import Seen
 from dro_jax.data.sources import NUMERIC, Record
 from dro_jax.data.vocabularies import Vocabulary
@@ -192,8 +192,10 @@ class Writer:
         new.append(record)
     self._arrays['prompt_index'].add(numbers)
     texts = [self._options['template'].format(prompt=record.prompt) for record in new]
-    length, keep = self._options['prompt_length'], self._options['keep']
-    tokens = [preprocessors.prompt_tokens(ids, length, keep) for ids in self._vocabulary.encode_batch(texts)]
+    length = self._options['prompt_length']
+    keeps = [preprocessors.kept_end(self._options['keep'], chat.is_rendered(record.prompt)) for record in new]
+    encoded = self._vocabulary.encode_batch(texts)
+    tokens = [preprocessors.prompt_tokens(ids, length, keep) for ids, keep in zip(encoded, keeps)]
     self._note(new, [over for _, over in tokens])
     self._add_tokens('prompt_tokens', [ids for ids, _ in tokens])
     self._flat['prompt_texts'].add([text.encode() for text in texts])

@@ -62,7 +62,7 @@ def load_triplets(
   prompt_length: int = 512,
   response_length: int = 512,
   overlong: str = 'truncate',
-  keep: str = 'start',
+  keep: str = 'auto',
   scaling: str = 'none',
   validation_fraction: float | int = 0.05,
   split_salt: str = '',
@@ -92,7 +92,8 @@ def load_triplets(
     prompt_length: prompt tokens at most, EOS included.
     response_length: response tokens at most, EOS included.
     overlong: longer responses are cut, without EOS ('truncate'), or left out ('drop').
-    keep: the end of an overlong prompt that is kept: 'start' or 'end'.
+    keep: the end of an overlong prompt that is kept: 'start' or 'end'; 'auto': the end of a conversation,
+      which is the question, and the start of other prompts.
     scaling: of rewards: 'none', 'standardise', 'minmax' or 'quantile', fitted on the training part.
     validation_fraction: share of the prompts to hold out, in [0, 1); 0 holds out none.
     split_salt: another salt is another split.

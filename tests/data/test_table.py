@@ -79,6 +79,29 @@ def test_overlong_prompts_are_cut_keep_eos_and_are_counted(tmp_path, keep, kept)
   assert found.report['truncated_prompts'] == 2  # Prompts, not records.
 
 
+def test_of_overlong_conversations_the_question_is_kept_and_of_other_prompts_the_start(tmp_path):
+  talk = [{'role': 'user', 'content': 'one'}, {'role': 'assistant', 'content': 'two'}]
+  talk += [{'role': 'user', 'content': 'three?'}]
+  triplets = [dict(TRIPLETS[0], prompt=talk), dict(TRIPLETS[1], prompt='user: one two three?')]
+  found = build(tmp_path / 'auto', triplets, prompt_length=9)
+  assert [WORDS.decode(found.prompt(i)) for i in range(2)] == ['r: three?'[1:], 'user: on']
+  for keep, kept in (('start', 'user: on'), ('end', ': three?')):
+    found = build(tmp_path / keep, triplets, prompt_length=9, keep=keep)
+    assert WORDS.decode(found.prompt(0)) == kept
+
+
+def test_messages_are_conversations_whose_question_is_kept(tmp_path):
+  talk = [{'role': 'user', 'content': 'one or two?'}, {'role': 'assistant', 'content': 'two'}]
+  found = build(tmp_path / 't', [{'id': 'a', 'messages': talk, 'reward': 1.0}], prompt_length=5)
+  assert WORDS.decode(found.prompt(0)) == 'two?'
+
+
+def test_dialogues_as_hh_writes_them_keep_their_question(tmp_path):
+  text = '\n\nHuman: one\n\nAssistant: two\n\nHuman: three?\n\nAssistant:'
+  found = build(tmp_path / 't', [dict(TRIPLETS[0], prompt=text)], prompt_length=20)
+  assert WORDS.decode(found.prompt(0)) == text[-19:]
+
+
 def test_the_template_surrounds_the_prompt(tmp_path):
   found = build(tmp_path / 't', [dict(TRIPLETS[0], prompt='{x}')], template='Say {prompt}!')
   assert found.prompts[0] == 'Say {x}!'
