@@ -112,6 +112,16 @@ def test_real_translations_fill_two_rows(data_dir, vocab_file, tmp_path):
   assert response >= 0.93
 
 
+def test_batches_dealt_uniformly_fit_rows_of_one_shape():
+  """Their totals vary as sums of random draws do: a fifth of the rows stays empty."""
+  data = translations(2000)
+  plan = Plan(data.prompt_lengths, data.response_lengths, data.prompt_index, 32, 0, deal='uniform')
+  layout = Layout.fit(data, plan, row_multiple=4, scan=64)
+  prompt, response, rows = fill(layout, data, plan, 124)
+  assert len(rows) <= 2
+  assert min(prompt, response) > 0.7
+
+
 def test_lengths_are_chosen_to_fill_the_rows():
   data = translations(2000)
   plan = plan_of(data)
