@@ -160,40 +160,28 @@ def test_a_lols_value_has_a_rate_and_a_length_of_its_own(name):
 
 @pytest.mark.parametrize('algorithm', ['r_lol', 'weighted_bc', 'gold'])
 def test_baselines_that_weigh_by_rewards_read_them_unscaled(algorithm):
-  for name in NAMES:
-    if algorithm in (FOLDER / name).read_text():
-      configure(
-        [
-          'dro_jax',
-          'train',
-          f'--gin_file=experiments/{name}',
-          '--model_dir=x',
-          f'--set=ALGORITHM={algorithm}',
-        ]
-      )
-      assert door._bound('REWARD_SCALING') == 'none', name
+  for name in [name for name in NAMES if algorithm in (FOLDER / name).read_text()]:
+    configure(
+      shlex.split(f'dro_jax train --gin_file=experiments/{name} --model_dir=x --set ALGORITHM={algorithm}')
+    )
+    assert door._bound('REWARD_SCALING') == 'none', name
 
 
 @pytest.mark.parametrize(
-  'name', ['dro/t5_l.gin', 'dro/t5_xl.gin', 'dro/ablation.gin', 'kto/t5_l.gin', 'kto/t5_xl.gin']
+  'name', ['dro/t5_l', 'dro/t5_xl', 'dro/sweeps', 'dro/ablation', 'kto/t5_l', 'kto/t5_xl']
 )
 def test_dros_batches_are_uniform(name):
-  configure(['dro_jax', 'train', f'--gin_file=experiments/{name}', '--model_dir=x'])
+  configure(['dro_jax', 'train', f'--gin_file=experiments/{name}.gin', '--model_dir=x'])
   assert door._bound('DEAL') == 'uniform'
 
 
-def test_dialogues_keep_their_end():
-  for name in (
-    'hh',
-    'hh_helpful',
-    'hh_harmless',
-    'faithdial',
-    'faithdial_wow',
-    'reddit_upvoted',
-    'reddit_downvoted',
-  ):
-    configure(['dro_jax', 'train', f'--gin_file=data/{name}.gin', '--model_dir=x'])
-    assert door._bound('load_triplets.keep') == 'end', name
+@pytest.mark.parametrize(
+  'name',
+  ['hh', 'hh_helpful', 'hh_harmless', 'faithdial', 'faithdial_wow', 'reddit_upvoted', 'reddit_downvoted'],
+)
+def test_dialogues_keep_their_end(name):
+  configure(['dro_jax', 'train', f'--gin_file=data/{name}.gin', '--model_dir=x'])
+  assert door._bound('load_triplets.keep') == 'end'
 
 
 def test_a_degenerate_experiment_says_so():
