@@ -48,6 +48,7 @@ class Algorithm(NamedTuple):
     uses_reference: whether it reads the reference policy's scores.
     uses_value: whether it reads, and trains, a value network.
     uses_token_values: whether that must give a value for each token.
+    pools_values: whether it reads one value for the whole batch, the mean of its responses'.
     uses_mismatched: whether it reads scores of mismatched pairs.
     uses_rewards: whether it reads rewards.
     trains_policy: whether the policy gets a gradient.
@@ -71,6 +72,7 @@ class Algorithm(NamedTuple):
   uses_reference: bool = True
   uses_value: bool = False
   uses_token_values: bool = False
+  pools_values: bool = False
   uses_mismatched: bool = False
   uses_rewards: bool = True
   trains_policy: bool = True
@@ -83,6 +85,11 @@ class Algorithm(NamedTuple):
   weights: Callable[[Any], np.ndarray] | None = None
   statistics: Mapping[str, float] = {}
   online: Online | None = None
+
+
+def with_batch_value(algorithm: Algorithm) -> Algorithm:
+  """The algorithm on one value for the whole batch, which couples the batch's examples."""
+  return algorithm._replace(pools_values=True, couples=True)
 
 
 def by_response(name: str, per_example: Callable[[Batch], Array], **settings: Any) -> Algorithm:

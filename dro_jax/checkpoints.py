@@ -40,6 +40,8 @@ _RESTORED_AT_ONCE_GB = 1
 _CHUNK_BYTES = 2**26
 # Names of files with another project's weights, which lie beside what describes the model.
 _WEIGHTS = ('.bin', '.safetensors', '.pt', '.pth', '.h5', '.msgpack')
+# Of what a run and its metadata mean. In 1, which is not written, a value `batch` was today's `scalar`.
+FORMAT = 2
 # Where a run's damaged checkpoints go.
 DAMAGED = 'damaged'
 
@@ -440,7 +442,20 @@ def _read_metric(folder: epath.Path, name: str | None) -> float | None:
 
 
 def _read_metadata(folder: epath.Path) -> dict[str, Any]:
-  return json.loads((folder / 'metadata' / 'metadata').read_text())
+  return in_todays_words(json.loads((folder / 'metadata' / 'metadata').read_text()))
+
+
+def format_of(saved: Mapping[str, Any]) -> int:
+  """Which version of the metadata a run was made with (see `FORMAT`)."""
+  return saved.get('format', 1)
+
+
+def in_todays_words(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """A run's metadata, whichever version of this package wrote it."""
+  value = saved.get('value') or {}
+  if format_of(saved) >= 2 or value.get('readout') != 'batch':
+    return dict(saved)
+  return {**saved, 'value': {**value, 'readout': 'scalar'}}
 
 
 def _read_tree(folder: epath.Path, path: tuple[str, ...], abstract: Any | None) -> Any:

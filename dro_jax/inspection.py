@@ -345,7 +345,7 @@ def _of_prompts(found: Mapping[str, Any]) -> Iterator[str]:
   if per_prompt['max'] > max(_DOMINANT * records, 1) and prompts > 1:
     yield f'One prompt has {per_prompt["max"]} of the {records} records.'
   if prompts == 1:
-    yield 'There is one prompt only: nothing can be held out, and V is one number (VALUE_READOUT=batch).'
+    yield 'There is one prompt only: nothing can be held out, and V is one number (VALUE_READOUT=scalar).'
   if found['held_out']['fraction'] == 0:
     yield 'There are too few prompts to hold some out by their hash: nothing is validated.'
   if shared := found['eval_prompts_in_train']:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import logging
 import math
 import pathlib
 import platform
@@ -180,7 +181,7 @@ def train(
     model: size and kind of a T5; `None` takes the checkpoint's.
     init_from: a checkpoint whose policy is the start and the reference; `None` starts at random.
     vocabulary: `bytes`, or a SentencePiece model; `None` takes the checkpoint's, or else bytes.
-    value_readout: `prompt`, `attention`, `token` or `batch` (see `models.value.ValueNetwork`).
+    value_readout: `prompt`, `attention`, `token`, `batch` or `scalar` (see `models.value.ValueNetwork`).
     value_shared: read the value off the policy's own trunk.
     value_frozen_trunk: fit only what reads that trunk's states, not the trunk.
     policy_optimizer: the policy's (see `optimizers`).
@@ -224,6 +225,10 @@ def train(
   _refuse_settings(chosen, dropout_rate, value_readout, num_microbatches)
   layout = mesh if rehearsal is None else functools.partial(mesh, devices=rehearsal.devices)
   folder, grid, timing = _local_folder(model_dir), layout(), schedule()
+  earlier = checkpoints.run_metadata(folder) if checkpoints.has_any(folder) else None
+  value_readout = _readout(value_readout, folder, earlier)
+  if chosen.uses_value and value_readout == 'batch':
+    chosen = algorithms.with_batch_value(chosen)
   triplets, timing, longest = _prepared(_as_before(data, folder), chosen, words, timing)
   value = {'readout': value_readout, 'shared': value_shared, 'frozen_trunk': value_frozen_trunk}
   nets = networks.build(config, uses_value=chosen.uses_value, **value)
@@ -247,6 +252,7 @@ def train(
   metadata = networks.metadata(
     config, vocabulary=words, algorithm=chosen, **value,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
+    format=checkpoints.FORMAT if earlier is None else checkpoints.format_of(earlier),
     reference=opened.settings, uses_reference=is_kept, batch_size=batch_size, deal=deal, seed=seed,
     init_from=init_from, online=samplers.responder and samplers.responder.settings,
     decoding=samplers.decoding, zero_warmup=resume.FULL_RATE,
@@ -384,6 +390,18 @@ def _model_config(
       'leave it unset, or pass at least as many.'
     )
   return dataclasses.replace(model, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _readout(readout: str, folder: pathlib.Path, earlier: Mapping[str, Any] | None) -> str:
+  """How V is read: a run that an earlier version made keeps what it meant by `batch`."""
+  saved = (earlier or {}).get('value') or {}
+  if readout != 'batch' or saved.get('readout') != 'scalar' or checkpoints.format_of(earlier) >= 2:
+    return readout
+  logging.getLogger(__name__).warning(
+    '%s was made when VALUE_READOUT=batch was one learned number, which is called scalar now: the run goes '
+    'on with that. A new run with batch reads a network.', folder,
+  )  # fmt: skip
+  return 'scalar'
 
 
 def _refuse_settings(

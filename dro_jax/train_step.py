@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dro_jax import metrics
+from dro_jax import metrics, values
 from dro_jax.algorithms import Algorithm
 from dro_jax.batch import Batch
 from dro_jax.reference import Reference
@@ -49,6 +49,13 @@ def weighted_losses(output: LossOutput, totals: Mapping[str, Array]) -> dict[str
   }
 
 
+def as_read(algorithm: Algorithm, scores: Scores, rows: Rows) -> Scores:
+  """The global batch's scores as the loss reads them: with one value for all where it wants that."""
+  if not algorithm.pools_values:
+    return scores
+  return scores._replace(values=values.batch_mean(scores.values, rows.valid))
+
+
 def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1):
   """Returns `gradient(params, batch, rng) -> (scores, gradients)` of the global batch's loss.
 
@@ -63,9 +70,11 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
   """
 
   def cotangents(batch: Batch, totals: Mapping[str, Array]) -> Scores:
-    return jax.grad(
-      lambda scores: sum(weighted_losses(algorithm.loss(batch._replace(scores=scores)), totals).values())
-    )(batch.scores)
+    def loss(scores: Scores) -> Array:
+      batch_as_read = batch._replace(scores=as_read(algorithm, scores, batch.rows))
+      return sum(weighted_losses(algorithm.loss(batch_as_read), totals).values())
+
+    return jax.grad(loss)(batch.scores)
 
   def whole(params: Params, batch: Batch, rng: Array | None) -> tuple[Scores, Params]:
     scores, pullback = jax.vjp(lambda params: score(params, batch.rows, rng), params)
@@ -124,7 +133,7 @@ def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | Non
   def evaluate(state: TrainState, rows: Rows) -> tuple[Scores, Scores | None, LossOutput]:
     reference_scores = None if reference is None else reference.scores(state, rows)
     scores = score(state.params, rows, None)
-    batch = Batch(scores, reference_scores, rows, state.statistics)
+    batch = Batch(as_read(algorithm, scores, rows), reference_scores, rows, state.statistics)
     return scores, reference_scores, algorithm.loss(batch)
 
   return evaluate
@@ -165,6 +174,7 @@ def make_train_step(
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
     batch = Batch(None, reference_scores, rows, state.statistics)
     scores, gradients = gradient(state.params, batch, rng)
+    scores = as_read(algorithm, scores, rows)
     output = algorithm.loss(batch._replace(scores=scores))
     new_state = apply_optimizers(state, gradients, optimizers)._replace(statistics=output.statistics)
     scalars = {

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from dro_jax import shapes
+from dro_jax import masked, shapes
 from dro_jax.types import Array
 
 
@@ -28,6 +28,14 @@ def prompt_means(
     precision=jax.lax.Precision.HIGHEST,
   )
   return sums_BRD / count_BR[:, :, None]
+
+
+def batch_mean(values: Float[Array, 'B R'], valid: Bool[Array, 'B R']) -> Float[Array, 'B R']:
+  """One value for a whole batch: the mean over its responses of their prompts' values, at each response.
+
+  V̄ = Σ_i V(x_i) / N over the N responses of the *global* batch.
+  """
+  return jnp.where(valid, masked.weighted_mean(values, valid), 0.0)
 
 
 def future_sums(x: Float[Array, 'N T'], mask: Bool[Array, 'N T']) -> Float[Array, 'N T']:

@@ -14,7 +14,17 @@ import numpy as np
 import optax
 import pytest
 
-from dro_jax import algorithms, checkpoints, claims, feeds, networks, optimizers, partitioning, train
+from dro_jax import (
+  algorithms,
+  checkpoints,
+  claims,
+  evaluate,
+  feeds,
+  networks,
+  optimizers,
+  partitioning,
+  train,
+)
 from dro_jax.data import layout, loader, plan, table, tasks, vocabularies
 from dro_jax.errors import NotFinite, Stopped, UsageError
 from tests.examples import CONFIG
@@ -329,6 +339,28 @@ def test_a_resumed_run_keeps_its_configuration_and_records_the_next(whole, run, 
   assert run(folder, configs=lambda: {'config.gin': text.format(2, 'adamw')})['step'] == 4
   assert (folder / 'config.gin').read_text() == text.format(1, 'adamw')
   assert (folder / 'config.4.gin').read_text() == text.format(2, 'adamw')
+
+
+def as_an_earlier_version_wrote(folder):
+  """Metadata without a format, in which `batch` was one learned number."""
+  for file in [folder / 'run.json', *(folder / 'checkpoints').glob('*/metadata/metadata')]:
+    saved = json.loads(file.read_text())
+    assert saved.pop('format') == checkpoints.FORMAT
+    file.write_text(json.dumps(saved | {'value': saved['value'] | {'readout': 'batch'}}))
+
+
+def test_a_run_of_an_earlier_version_keeps_its_batch_value(run, tmp_path, caplog):
+  one = functools.partial(partitioning.make_mesh, devices=jax.devices()[:1])
+  settings = {'mesh': one, 'eval_every': 0}
+  run(tmp_path, steps=1, value_readout='scalar', **settings)
+  with pytest.raises(UsageError, match="readout: 'scalar' → 'batch'"):
+    run(tmp_path, steps=2, value_readout='batch', **settings)
+  as_an_earlier_version_wrote(tmp_path)
+  assert run(tmp_path, steps=2, value_readout='batch', **settings)['step'] == 2
+  assert 'was one learned number, which is called scalar now' in caplog.text
+  assert list(final_state(tmp_path)['params']['value']['head']) == ['value']
+  assert evaluate.load_run(str(tmp_path), one()).networks.value.readout == 'scalar'
+  assert checkpoints.format_of(checkpoints.run_metadata(tmp_path)) == 1
 
 
 def test_the_best_checkpoint_is_the_criterions(run, tmp_path):

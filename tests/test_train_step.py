@@ -45,6 +45,7 @@ def distinct_reference(params):
 
 def make(algorithm, *, num_microbatches=1, readout='prompt', shared=False, optimizer=None):
   algorithm = algorithm()
+  algorithm = algorithms.with_batch_value(algorithm) if readout == 'batch' else algorithm
   policy, value, params = init_params(readout=readout if algorithm.uses_value else None, shared=shared)
   txs = {name: optimizer or optimizers.adafactor(1e-2) for name in params}
   score = scoring.make_score(policy, value)
@@ -94,6 +95,75 @@ def test_microbatches_change_no_number_of_a_shared_token_value():
   assert_close(one_step('dro_v', 1, 'token', True), one_step('dro_v', 4, 'token', True))
 
 
+SECOND_AND_SHARED = pytest.mark.parametrize('shared', [False, True], ids=['second network', 'shared trunk'])
+
+
+@functools.cache
+def batch_value_step(shared, num_microbatches=1):
+  """Parameters with a head away from 0, those after one step of gradient descent, and the step's metrics."""
+  step, state = make(
+    algorithms.dro_v,
+    num_microbatches=num_microbatches,
+    readout='batch',
+    shared=shared,
+    optimizer=optax.sgd(0.1),
+  )
+  head = {'kernel': 0.3 * jax.random.normal(jax.random.key(5), (CONFIG.emb_dim,)), 'bias': jnp.asarray(0.2)}
+  params = dict(state.params) | {'value': state.params['value'] | {'head': head}}
+  after, output = jax.jit(step)(state._replace(params=params), rows_for(algorithms.dro_v()))
+  return params, jax.device_get(after.params), jax.device_get(output.metrics)
+
+
+def scored(params, shared):
+  """(log-probs, reference log-probs, values by prompt) of the batch's 16 responses."""
+  policy, value, start = init_params(readout='batch', shared=shared)
+  rows = ROWS._replace(mismatched=None)
+  scores = scoring.make_score(policy, value)(params, rows, None)
+  reference_scores = scoring.make_score(policy)({'policy': distinct_reference(start)}, rows, None)
+  return scores.logps, reference_scores.logps, scores.values
+
+
+@SECOND_AND_SHARED
+def test_microbatches_change_no_number_of_a_batch_value(shared):
+  assert_close(batch_value_step(shared), batch_value_step(shared, 4))
+
+
+@SECOND_AND_SHARED
+def test_a_batch_value_is_one_number_in_both_losses(shared):
+  """Independent numpy in float64, from the values by prompt."""
+  params, _, metrics = batch_value_step(shared)
+  logps, reference_logps, values = (np.asarray(x, np.float64) for x in scored(params, shared))
+  assert values.std() > 0.01
+  rho, value = logps - reference_logps, values.mean()
+  advantages = np.asarray(ROWS.rewards, np.float64) - value
+  np.testing.assert_allclose(metrics['loss/policy'], np.mean(-advantages * logps + rho**2 / 2), rtol=1e-5)
+  np.testing.assert_allclose(metrics['loss/value'], np.mean((advantages - rho) ** 2) / 2, rtol=1e-5)
+  np.testing.assert_allclose(metrics['value'], value, rtol=1e-5)
+  assert abs(metrics['value_explained_variance']) < 1e-5
+
+
+@SECOND_AND_SHARED
+def test_a_batch_value_pulls_the_network_that_it_reads(shared):
+  """Against one `grad` of the loss by hand; the second network's trunk moves, or the policy's for V too."""
+  before, after, _ = batch_value_step(shared)
+
+  def objective(params, weight):
+    logps, reference_logps, values = scored(params, shared)
+    rho, stop = logps - reference_logps, jax.lax.stop_gradient
+    policy_loss = jnp.mean(-(ROWS.rewards - stop(jnp.mean(values))) * logps + jnp.square(rho) / 2)
+    return policy_loss + weight * jnp.mean(jnp.square(jnp.mean(values) - stop(ROWS.rewards - rho))) / 2
+
+  gradient = jax.jit(jax.grad(objective))
+  stepped = lambda weight: jax.tree.map(lambda p, g: p - 0.1 * g, before, gradient(before, weight))  # noqa: E731
+  assert_close(after, stepped(1.0))
+  moves = optax.tree.norm(optax.tree.sub(after['policy'], stepped(0.0)['policy']))
+  assert (moves > 1e-3) == shared
+  assert ('trunk' in before['value']) != shared
+  if not shared:
+    trunks = (tree['value']['trunk']['encoder'] for tree in (after, before))
+    assert optax.tree.norm(optax.tree.sub(*trunks)) > 1e-3
+
+
 def test_kto_couples_so_that_microbatch_means_would_differ():
   """The test above can fail: KTO on each half alone has another gradient."""
   half = jax.tree.map(lambda x: x[:4], ROWS)
@@ -131,9 +201,9 @@ MESHES = [(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d 
 
 
 @functools.cache
-def steps_on(mesh_shape, name='dro_v', num_microbatches=1, rules=()):
+def steps_on(mesh_shape, name='dro_v', num_microbatches=1, rules=(), readout='prompt'):
   """Two optimiser steps on a mesh, laid out as a run lays it out; `None`: one device."""
-  step, state = make(ALGORITHMS[name], num_microbatches=num_microbatches)
+  step, state = make(ALGORITHMS[name], num_microbatches=num_microbatches, readout=readout)
   rows = rows_for(ALGORITHMS[name]())
   if mesh_shape is None:
     step = jax.jit(step)
@@ -175,6 +245,11 @@ def test_microbatches_and_cut_lengths_on_a_mesh():
   assert_close(steps_on(None, 'kto'), steps_on((4, 1, 2), 'kto', 2, rules), rtol=1e-3, atol=2e-5)
 
 
+def test_a_batch_value_is_the_global_batchs_on_a_mesh():
+  one, meshed = steps_on(None, readout='batch'), steps_on((2, 2, 2), 'dro_v', 2, readout='batch')
+  assert_close(one, meshed, rtol=1e-3, atol=2e-5)
+
+
 def test_log_ratio_is_exactly_zero_at_step_zero():
   policy, value, params = init_params()
   txs = {name: optimizers.adafactor(1e-3) for name in params}
@@ -204,15 +279,25 @@ def test_log_ratio_is_exactly_zero_in_bfloat16_without_excess_precision():
 
 @pytest.mark.parametrize(
   'readout, shared',
-  [('batch', False), ('prompt', False), ('prompt', True), ('token', False), ('token', True)],
+  [
+    ('scalar', False),
+    ('batch', False),
+    ('batch', True),
+    ('prompt', False),
+    ('prompt', True),
+    ('token', False),
+    ('token', True),
+  ],
 )
 def test_every_value_learns_the_mean_reward(readout, shared):
   """With the policy's learning rate at 0, ρ = 0: each value regresses on the reward."""
   policy, value, params = init_params(readout=readout, shared=shared)
+  algorithm = algorithms.dro_v()
+  algorithm = algorithms.with_batch_value(algorithm) if readout == 'batch' else algorithm
   txs = {'policy': optax.sgd(0.0), 'value': optimizers.adamw(0.1)}
   score = scoring.make_score(policy, value)
   step = jax.jit(
-    train_step.make_train_step(score, algorithms.dro_v(), txs, reference.frozen(scoring.make_score(policy)))
+    train_step.make_train_step(score, algorithm, txs, reference.frozen(scoring.make_score(policy)))
   )
   state = train_state.create(params, txs, True)
   rows = ROWS._replace(rewards=ROWS.rewards + 2.0, mismatched=None)

@@ -16,6 +16,12 @@ def test_prompt_means_follow_each_responses_pointer():
   np.testing.assert_allclose(means[0], [second, first, second, np.zeros(3)], atol=1e-6)
 
 
+def test_a_batch_value_is_the_mean_over_the_batchs_responses():
+  x, valid = RNG.normal(size=(3, 2)), np.array([[True, True], [True, False], [False, False]])
+  found = values.batch_mean(jnp.asarray(np.where(valid, x, 1e9), jnp.float32), jnp.asarray(valid))
+  np.testing.assert_allclose(found, np.where(valid, x[valid].mean(), 0.0), rtol=1e-6)
+
+
 def test_future_sums():
   x, mask = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[True, True, False]])
   np.testing.assert_allclose(values.future_sums(x, mask), [[3.0, 2.0, 0.0]])

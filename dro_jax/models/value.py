@@ -1,4 +1,4 @@
-"""Value networks: V(x) for a response's prompt, V(x, y_<t) for each token, or one number for the batch."""
+"""Value networks: V(x) for a response's prompt, V(x, y_<t) for each token, or one number for a batch."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5, T5Config
 from dro_jax.types import Array, Params, Rows
 
-READOUTS = ('prompt', 'attention', 'token', 'batch')
+READOUTS = ('prompt', 'attention', 'token', 'batch', 'scalar')
+_MEANS = ('prompt', 'batch')  # These read the mean of a prompt's states.
 
 
 class Head(nn.Module):
@@ -82,11 +83,12 @@ class ValueNetwork(nn.Module):
     readout: `prompt`: w · (mean of the encoder's states over the response's prompt) + b, which never sees the
       response. `attention`: the same of an attention pool over those states (A-LoL's). `token`: w ·
       (decoder's state at t) + b = V(x, y_<t); the response's value is V_0, seeing no response token. `batch`:
-      one learned scalar.
+      as `prompt` here; the step then takes the mean over the global batch's responses, one value for all of
+      them (see `values.batch_mean`). `scalar`: one learned number, which reads no network.
     shared: read the policy's own states, and pull its parameters too, instead of a trunk's.
     frozen_trunk: no gradient reaches those states: only what reads them is fitted.
 
-  Parameters: `{'trunk': a T5's tree, 'head': {'kernel', 'bias'}}`, or `{'head': {'value'}}` for `batch`; no
+  Parameters: `{'trunk': a T5's tree, 'head': {'kernel', 'bias'}}`, or `{'head': {'value'}}` for `scalar`; no
   `trunk` when shared; a `pool` for `attention`.
   """
 
@@ -98,10 +100,10 @@ class ValueNetwork(nn.Module):
   def setup(self):
     if self.readout not in READOUTS:
       raise UsageError(f'readout={self.readout!r} reads nothing: pass one of {READOUTS}.')
-    self.head = Scalar() if self.readout == 'batch' else Head()
+    self.head = Scalar() if self.readout == 'scalar' else Head()
     if self.readout == 'attention':
       self.pool = AttentionPool(self.config.num_heads, self.config.head_dim)
-    if not self.shared and self.readout != 'batch':
+    if not self.shared and self.readout != 'scalar':
       self.trunk = T5(self.config)
 
   def _encoded(self, rows: Rows, encoded_BSD: Array | None) -> Array:
@@ -138,11 +140,11 @@ class ValueNetwork(nn.Module):
       hidden_BTD: the policy's decoder states, read when shared.
     """
     slots = rows.valid.shape[1]
-    if self.readout == 'batch':
+    if self.readout == 'scalar':
       return jnp.where(rows.valid, self.head(), 0.0), None
-    if self.readout in ('prompt', 'attention'):
+    if self.readout != 'token':
       prompts_BR = masked.segment_first(rows.response_prompt, rows.response_segments, slots)
-      pool = values.prompt_means if self.readout == 'prompt' else self.pool
+      pool = values.prompt_means if self.readout in _MEANS else self.pool
       pooled_BRD = pool(self._fitted(self._encoded(rows, encoded_BSD)), rows.prompt_segments, prompts_BR)
       return jnp.where(rows.valid, self.head(pooled_BRD), 0.0), None
     token_values_BT = self.head(self._fitted(self._hidden(rows, hidden_BTD)))

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5, T5Config, smallest_rows
-from dro_jax.models.value import ValueNetwork, start_from_policy
+from dro_jax.models.value import READOUTS, ValueNetwork, start_from_policy
 from tests.examples import layout, random_examples
 
 CONFIG = T5Config(
@@ -43,14 +43,14 @@ def by_example(values, rows):
   return values[valid][np.argsort(ids[valid])]
 
 
-@pytest.mark.parametrize('readout', ['prompt', 'attention', 'token', 'batch'])
+@pytest.mark.parametrize('readout', READOUTS)
 def test_packed_equals_padded(readout):
   packed, padded = apply(readout, PACKED)[0], apply(readout, PADDED)[0]
   np.testing.assert_allclose(by_example(packed, PACKED), by_example(padded, PADDED), atol=1e-5)
-  assert np.ptp(packed) > 0 or readout == 'batch'
+  assert np.ptp(packed) > 0 or readout == 'scalar'
 
 
-@pytest.mark.parametrize('readout', ['prompt', 'attention'])
+@pytest.mark.parametrize('readout', ['prompt', 'attention', 'batch'])
 def test_prompt_values_never_see_the_response(readout):
   other = PACKED._replace(response_tokens=jnp.where(PACKED.response_segments > 0, 9, 0))
   np.testing.assert_array_equal(apply(readout, PACKED)[0], apply(readout, other)[0])
@@ -136,14 +136,14 @@ def test_token_values_see_only_what_came_before():
 
 def test_missing_responses_have_value_0():
   rows = layout(EXAMPLES[:3], 2, 2)
-  for readout in ('prompt', 'token', 'batch'):
+  for readout in READOUTS:
     values, _ = apply(readout, rows)
     assert (values[~np.asarray(rows.valid)] == 0).all()
     assert (values[np.asarray(rows.valid)] != 0).all()
 
 
 def test_initial_values_are_0():
-  for readout in ('prompt', 'token', 'batch'):
+  for readout in ('prompt', 'token', 'batch', 'scalar'):
     network, params = make(readout)
     shapes = {'params': {'head': params['head']}}
     head = nn.unbox(
@@ -154,7 +154,7 @@ def test_initial_values_are_0():
     assert network.readout == readout
 
 
-@pytest.mark.parametrize('readout', ['prompt', 'token'])
+@pytest.mark.parametrize('readout', ['prompt', 'token', 'batch'])
 def test_shared_values_pull_the_policys_states(readout):
   network, params = make(readout, shared=True)
   assert set(params) == {'head'}
@@ -164,7 +164,7 @@ def test_shared_values_pull_the_policys_states(readout):
   pulled = jax.grad(lambda states: jnp.sum(network.apply({'params': params}, PACKED, *states)[0]), argnums=0)(
     (encoded, hidden)
   )
-  seen, unseen = pulled if readout == 'prompt' else pulled[::-1]
+  seen, unseen = pulled[::-1] if readout == 'token' else pulled
   assert jnp.abs(seen).max() > 0
   assert jnp.abs(unseen).max() == 0
 
@@ -179,7 +179,7 @@ def test_start_from_policy_copies_the_trunk():
     copied, source = start['trunk']['token_embedder']['embedding'], policy['token_embedder']['embedding']
     np.testing.assert_array_equal(copied, source)
     assert copied.unsafe_buffer_pointer() != source.unsafe_buffer_pointer()
-  _, scalar = make('batch')
+  _, scalar = make('scalar')
   assert start_from_policy(scalar, policy) is scalar
 
 
