@@ -40,7 +40,8 @@ _RESTORED_AT_ONCE_GB = 1
 _CHUNK_BYTES = 2**26
 # Names of files with another project's weights, which lie beside what describes the model.
 _WEIGHTS = ('.bin', '.safetensors', '.pt', '.pth', '.h5', '.msgpack')
-# Of what a run and its metadata mean. In 1, which is not written, a value `batch` was today's `scalar`.
+# Of what a run and its metadata mean. In 1, which is not written, a value `batch` was today's `scalar`, and
+# what couples held-out responses was taken over each batch, in the order of the file.
 FORMAT = 2
 # Where a run's damaged checkpoints go.
 DAMAGED = 'damaged'

@@ -69,6 +69,7 @@ def make(
   multiple: int,
   eval_examples: int | None,
   deal: str = 'together',
+  in_file_order: bool = False,
 ) -> Feed:
   """The batches that a run with these settings will see.
 
@@ -82,6 +83,7 @@ def make(
     multiple: parts into which the mesh and the microbatches cut a batch's rows.
     eval_examples: held-out responses to validate on at most; `None` for all.
     deal: 'together' or 'uniform' (see `data.plan.Plan`).
+    in_file_order: the held-out part as its file has it, as runs of earlier versions do.
 
   Raises:
     UsageError: a batch cannot give every part of the mesh and every microbatch its rows, or the data has no
@@ -107,8 +109,10 @@ def make(
     train_loader = load(table, plan.UnitPlan.of(table, members, batch_size, seed, deal=deal))
   if triplets.eval is None:
     return Feed(train_loader, None, report)
-  # By digest, for a file may be sorted.
-  chosen = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[:eval_examples])
+  if in_file_order:
+    chosen = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[:eval_examples])
+  else:
+    chosen = by_content(triplets.eval)[:eval_examples]
   held_out = triplets.eval.subset(chosen)
   every = load(held_out, plan.SequentialPlan(len(held_out), batch_size))
   table, members, _ = _formed(held_out, algorithm.unit, unit_options)
@@ -116,6 +120,15 @@ def make(
     return Feed(train_loader, every, report)
   once = plan.UnitPlan(plan.SequentialPlan(len(members), batch_size), members, len(table))
   return Feed(train_loader, load(table, once), report, every)
+
+
+def by_content(table: TokenTable) -> np.ndarray:
+  """A table's records in an order that no file's decides: by prompt's digest, response's, reward, columns.
+
+  Equal in all of these, two records are the same to every method.
+  """
+  columns = (table.columns[name] for name in sorted(table.columns, reverse=True))
+  return np.lexsort((*columns, table.raw_rewards, table.response_digests(), table.prompt_digests))
 
 
 def once(table: TokenTable, mesh: Grid, batch_size: int) -> loader.Loader:

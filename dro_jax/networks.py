@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +13,14 @@ from flax import linen as nn
 from flax import traverse_util
 
 from dro_jax import algorithms, checkpoints, partitioning, scoring, train_state, train_step
+from dro_jax.batch import Batch
 from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5, Path, T5Config, convert_leaves, in_stack, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
 from dro_jax.partitioning import Grid
 from dro_jax.reference import Reference
-from dro_jax.types import Params, Rows
+from dro_jax.types import Mismatched, Params, Rows
 
 _log = logging.getLogger(__name__)
 
@@ -183,46 +184,99 @@ def make_scorer(
   reference: Reference | None,
   mesh: Grid,
   chunk_size: int | None = None,
+  *,
+  by_batch: bool = False,
 ) -> Callable[[train_state.TrainState, Any], ScoredTable]:
-  """Returns `score_table(state, loader)`, compiled once: no gradient, no dropout, each response once."""
-  evaluate = train_step.make_evaluate(
-    scoring.make_score(networks.policy, networks.value, chunk_size=chunk_size), algorithm, reference
-  )
+  """Returns `score_table(state, loader)`, compiled once: no gradient, no dropout, each response once.
+
+  Scores are taken batch by batch. What couples responses (a mean of the batch, KTO's reference point, one
+  value for all) is taken once over the whole table, so that no order and no batch size decides a loss; but
+  which mismatched pairs KTO's is of follows the batches.
+
+  Args:
+    networks: the run's.
+    algorithm: whose losses.
+    reference: the run's.
+    mesh: rows are split over it.
+    chunk_size: response tokens projected to the vocabulary at once.
+    by_batch: what couples responses is taken over each batch, as in runs of earlier versions.
+  """
+  pools = networks.value is not None and networks.value.readout == 'batch'
+  algorithm = algorithms.with_batch_value(algorithm) if pools else algorithm
+  score = scoring.make_score(networks.policy, networks.value, chunk_size=chunk_size)
+  # A pair's or a group's responses lie in one batch: there each loss is known.
+  whole = algorithm.couples and algorithm.unit == 'response' and not by_batch
+  losses = functools.partial(_loss_sums, algorithm)
 
   def batch(state: train_state.TrainState, rows: Rows):
-    scores, reference_scores, output = evaluate(state, rows)
-    totals = train_step.weighted_losses(output, dict.fromkeys(output.terms, jnp.ones(())))
-    sums = {name: (totals[name], jnp.sum(term.weights)) for name, term in output.terms.items()}
-    reference_logps = None if reference_scores is None else reference_scores.logps
-    return {'logps': scores.logps, 'reference_logps': reference_logps, 'values': scores.values}, sums
+    reference_scores = None if reference is None else reference.scores(state, rows)
+    seen = Batch(score(state.params, rows, None), reference_scores, rows, state.statistics)
+    reference_logps = None if reference is None else reference_scores.logps
+    arrays = {'logps': seen.scores.logps, 'reference_logps': reference_logps, 'values': seen.scores.values}
+    return arrays, _without_texts(seen) if whole else losses(seen)
 
   batch = jax.jit(
     batch, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
   )
+  of_all = jax.jit(losses)  # Of small vectors, which every host has: each computes it by itself.
 
   def score_table(state: train_state.TrainState, loader: Any) -> ScoredTable:
-    table, columns, totals = loader.table, {}, {}
+    table, columns, parts = loader.table, {}, []
     for step in range(loader.plan.num_batches):
       num_rows = loader.num_rows(step)
       rows = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
       with partitioning.use_mesh(mesh):
-        arrays, sums = jax.device_get(batch(state, partitioning.global_batch(mesh, rows, num_rows)))
+        arrays, part = jax.device_get(batch(state, partitioning.global_batch(mesh, rows, num_rows)))
+      parts.append(part)
       example_id, valid = loader.slots(step)
       ids = example_id[valid]
       for name, array in arrays.items():
         if array is not None:
           columns.setdefault(name, np.zeros(len(table)))[ids] = array[valid]
-      for name, (total, weight) in sums.items():
-        before = totals.get(name, (0.0, 0.0))
-        totals[name] = before[0] + float(total), before[1] + float(weight)
-    losses = {name: total / max(weight, 1.0) for name, (total, weight) in totals.items()}
+    if pools:
+      columns['values'][:] = columns['values'].mean()
+    sums = of_all(_joined(parts, jax.device_get(state.statistics))) if whole else _added(parts)
     return ScoredTable(
       columns['logps'], table.response_lengths, table.rewards,
-      columns.get('reference_logps'), columns.get('values'),
-      {'loss': sum(losses.values()), **{f'loss/{name}': value for name, value in losses.items()}},
+      columns.get('reference_logps'), columns.get('values'), _means(sums),
     )  # fmt: skip
 
   return score_table
+
+
+_Sums = Mapping[str, tuple[Any, Any]]  # Of a loss by name: Σ weights · loss, Σ weights.
+
+
+def _loss_sums(algorithm: algorithms.Algorithm, batch: Batch) -> _Sums:
+  """Each loss's weighted sum, and the sum of its weights."""
+  output = algorithm.loss(batch._replace(scores=train_step.as_read(algorithm, batch.scores, batch.rows)))
+  totals = train_step.weighted_losses(output, dict.fromkeys(output.terms, jnp.ones(())))
+  return {name: (totals[name], jnp.sum(term.weights)) for name, term in output.terms.items()}
+
+
+def _added(parts: Sequence[_Sums]) -> _Sums:
+  return jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
+
+
+def _means(sums: _Sums) -> dict[str, float]:
+  """The losses' weighted means by name, and their sum."""
+  means = {name: float(total) / max(float(weight), 1.0) for name, (total, weight) in sums.items()}
+  return {'loss': float(sum(means.values())), **{f'loss/{name}': mean for name, mean in means.items()}}
+
+
+def _without_texts(batch: Batch) -> Batch:
+  """What a loss reads of a batch: no token of it, and no prompt."""
+  texts = ('prompt_tokens', 'prompt_segments', 'prompt_positions', 'response_tokens', 'response_positions')
+  empty = batch.rows.prompt_tokens[:, :0]
+  rows = batch.rows._replace(response_prompt=empty, **dict.fromkeys(texts, empty))
+  if rows.mismatched is not None:
+    rows = rows._replace(mismatched=Mismatched(*[empty] * 4, rows.mismatched.valid))
+  return batch._replace(rows=rows, statistics={})
+
+
+def _joined(parts: Sequence[Batch], statistics: Mapping[str, Any]) -> Batch:
+  """All batches as one."""
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)._replace(statistics=statistics)
 
 
 def metadata(

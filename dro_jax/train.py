@@ -226,6 +226,7 @@ def train(
   layout = mesh if rehearsal is None else functools.partial(mesh, devices=rehearsal.devices)
   folder, grid, timing = _local_folder(model_dir), layout(), schedule()
   earlier = checkpoints.run_metadata(folder) if checkpoints.has_any(folder) else None
+  is_old = earlier is not None and checkpoints.format_of(earlier) < 2
   value_readout = _readout(value_readout, folder, earlier)
   if chosen.uses_value and value_readout == 'batch':
     chosen = algorithms.with_batch_value(chosen)
@@ -239,7 +240,7 @@ def train(
   feed = feeds.make(
     opened.triplets, chosen, rows(), unit_options(), batch_size=batch_size, seed=seed,
     multiple=partitioning.num_row_shards(grid) * num_microbatches, eval_examples=timing.eval_examples,
-    deal=deal,
+    deal=deal, in_file_order=is_old,
   )  # fmt: skip
   for name in ('prompt', 'response'):
     partitioning.refuse_length(grid, name, getattr(feed.train.layout, f'{name}_length'))
@@ -264,7 +265,9 @@ def train(
   kinds = {'optimizers': txs, 'uses_reference': is_kept, 'statistics': chosen.statistics}
   create = functools.partial(train_state.create, **kinds)
   abstract = _abstract_state(create, nets, grid)
-  score_table = functools.partial(networks.make_scorer, nets, reference=ref, mesh=grid, chunk_size=chunk_size)
+  score_table = functools.partial(
+    networks.make_scorer, nets, reference=ref, mesh=grid, chunk_size=chunk_size, by_batch=is_old
+  )
   best_metric = best_metric if timing.eval_every else None
   run = Run(
     folder, grid, nets, words, _compiled(step, abstract, grid, compiler_options), feed.train, feed.eval,
