@@ -86,7 +86,8 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     metadata = {**self._metadata, 'step': step, _DIGEST: digest.of(state)}
-    arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(metadata))
+    saved = _without_absent(state)
+    arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(saved), metadata=ocp.args.JsonSave(metadata))
     with self._writing():
       self._manager.save(step, args=arguments, metrics=self._rankable(metrics or {}), force=True)
 
@@ -184,7 +185,9 @@ def _read_intact(folder: epath.Path, abstract_state: Any) -> Any:
   state, error = None, None
   try:
     saved = _read_metadata(folder)
-    state = _read_tree(folder / 'state', (), abstract_state)
+    state = _read_tree(folder / 'state', (), _without_absent(abstract_state))
+    if isinstance(state, dict) and not isinstance(abstract_state, dict):
+      state = type(abstract_state)(**state)
   except _NOT_ITS_FAULT:
     raise
   except Exception as found:
@@ -195,6 +198,13 @@ def _read_intact(folder: epath.Path, abstract_state: Any) -> Any:
   if saved.get(_DIGEST) not in (None, digest.of(state)):
     raise Damaged(f'{folder} holds other numbers than were saved there')
   return state
+
+
+def _without_absent(state: Any) -> Any:
+  """A state without the optional parts that it lacks: earlier versions, which had none, wrote it so."""
+  defaults = getattr(type(state), '_field_defaults', {})
+  absent = [name for name, value in defaults.items() if value is None and getattr(state, name) is None]
+  return {name: x for name, x in state._asdict().items() if name not in absent} if absent else state
 
 
 def _first_line(error: Exception) -> str:

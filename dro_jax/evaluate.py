@@ -121,7 +121,12 @@ def load_run(
 def _reference(
   model_dir: str, saved: Mapping[str, Any], init_from: str | None, config: T5Config, abstract: Params
 ) -> Params | None:
-  """The reference's parameters as the run kept them, or as its store was made of them."""
+  """The reference's parameters as the run kept them, or as its store was made of them.
+
+  Of one that moves, those of the initial one, by which the run was measured too.
+  """
+  if saved.get('keeps_initial'):
+    return _restore(model_dir, ('initial',), abstract)
   if saved.get('uses_reference'):
     return _restore(model_dir, ('reference',), abstract)
   if (saved.get('reference') or {}).get('scheme') == 'cached':

@@ -102,10 +102,11 @@ def memory(state: TrainState, statistics: Any, kept: float | int) -> dict[str, f
 
 def of_state(state: TrainState) -> dict[str, float | int]:
   """Bytes a chip that lie there between steps."""
-  return {
+  held = {
     'parameters': shard_bytes(state.params), 'optimizer': shard_bytes(state.opt_state),
     'reference': shard_bytes(state.reference),
   }  # fmt: skip
+  return held if state.initial is None else held | {'initial_policy': shard_bytes(state.initial)}
 
 
 # --- the rule of thumb --------------------------------------------------------------------------------------

@@ -21,8 +21,18 @@ def explained_variance(values: Array, rewards: Array, weights: Array) -> Array:
   return jnp.where(varies, 1 - unexplained / jnp.where(varies, variance, 1.0), 0.0)
 
 
-def of_scores(scores: Scores, reference: Scores | None, rows: Rows) -> dict[str, Array]:
-  """Statistics of one batch: reward, log-probs, log-ratio ρ (its mean is not a KL), value, length, fill."""
+def log_ratios(logps: Array, reference_logps: Array, valid: Array, ending: str = '') -> dict[str, Array]:
+  """Statistics of ρ over one batch's responses (its mean is not a KL); `ending` says to which reference."""
+  rho_BR = logps - reference_logps
+  return {
+    f'log_ratio{ending}': masked.weighted_mean(rho_BR, valid),
+    f'log_ratio_std{ending}': jnp.sqrt(masked.weighted_variance(rho_BR, valid)),
+    f'log_ratio_max{ending}': jnp.max(jnp.where(valid, jnp.abs(rho_BR), 0.0)),
+  }
+
+
+def of_scores(scores: Scores, reference: Scores | None, rows: Rows, ending: str = '') -> dict[str, Array]:
+  """Statistics of one batch: reward, log-probs, log-ratio ρ, value, length, fill."""
   valid = rows.valid
   lengths_BR = masked.segment_sum(jnp.ones_like(scores.token_logps), rows.response_segments, valid.shape[1])
   result = {
@@ -36,10 +46,7 @@ def of_scores(scores: Scores, reference: Scores | None, rows: Rows) -> dict[str,
     'tokens': jnp.sum(rows.prompt_segments > 0) + jnp.sum(rows.response_segments > 0),
   }
   if reference is not None:
-    rho_BR = scores.logps - reference.logps
-    result['log_ratio'] = masked.weighted_mean(rho_BR, valid)
-    result['log_ratio_std'] = jnp.sqrt(masked.weighted_variance(rho_BR, valid))
-    result['log_ratio_max'] = jnp.max(jnp.where(valid, jnp.abs(rho_BR), 0.0))
+    result |= log_ratios(scores.logps, reference.logps, valid, ending)
   if scores.values is not None:
     result['value'] = masked.weighted_mean(scores.values, valid)
     result['value_explained_variance'] = explained_variance(scores.values, rows.rewards, valid)

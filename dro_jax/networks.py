@@ -19,7 +19,7 @@ from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5, Path, T5Config, convert_leaves, in_stack, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
 from dro_jax.partitioning import Grid
-from dro_jax.reference import Reference
+from dro_jax.reference import MOVING, Reference
 from dro_jax.types import Mismatched, Params, Rows
 
 _log = logging.getLogger(__name__)
@@ -168,7 +168,11 @@ def vocabulary_of(directory: str, spec: str | None = None) -> vocabularies.Vocab
 
 
 class ScoredTable(NamedTuple):
-  """Every response of a table, scored once, in the table's order; and its losses' weighted means by name."""
+  """Every response of a table, scored once, in the table's order; and its losses' weighted means by name.
+
+  Where the reference moves, `reference_logps` and the losses are of the initial one; `moving_logps`, and the
+  losses whose names end in `_moving`, are of that as it is.
+  """
 
   logps: np.ndarray
   lengths: np.ndarray
@@ -176,6 +180,7 @@ class ScoredTable(NamedTuple):
   reference_logps: np.ndarray | None
   values: np.ndarray | None
   losses: Mapping[str, float]
+  moving_logps: np.ndarray | None = None
 
 
 def make_scorer(
@@ -206,19 +211,23 @@ def make_scorer(
   score = scoring.make_score(networks.policy, networks.value, chunk_size=chunk_size)
   # A pair's or a group's responses lie in one batch: there each loss is known.
   whole = algorithm.couples and algorithm.unit == 'response' and not by_batch
+  yardsticks = {'': None} if reference is None else reference.yardsticks
   losses = functools.partial(_loss_sums, algorithm)
 
   def batch(state: train_state.TrainState, rows: Rows):
-    reference_scores = None if reference is None else reference.scores(state, rows)
-    seen = Batch(score(state.params, rows, None), reference_scores, rows, state.statistics)
-    reference_logps = None if reference is None else reference_scores.logps
-    arrays = {'logps': seen.scores.logps, 'reference_logps': reference_logps, 'values': seen.scores.values}
-    return arrays, _without_texts(seen) if whole else losses(seen)
+    scores, arrays, seen = score(state.params, rows, None), {}, {}
+    for ending, scores_of in yardsticks.items():
+      by = scores_of and scores_of(state, rows)
+      arrays[f'reference_logps{ending}'] = by and by.logps
+      seen[ending] = Batch(scores, by, rows, state.statistics)
+    arrays |= {'logps': scores.logps, 'values': scores.values}
+    return arrays, jax.tree.map(_without_texts if whole else losses, seen, is_leaf=_is_batch)
 
   batch = jax.jit(
     batch, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
   )
-  of_all = jax.jit(losses)  # Of small vectors, which every host has: each computes it by itself.
+  # Of small vectors, which every host has: each computes it by itself.
+  of_all = jax.jit(lambda seen: jax.tree.map(losses, seen, is_leaf=_is_batch))
 
   def score_table(state: train_state.TrainState, loader: Any) -> ScoredTable:
     table, columns, parts = loader.table, {}, []
@@ -236,9 +245,11 @@ def make_scorer(
     if pools:
       columns['values'][:] = columns['values'].mean()
     sums = of_all(_joined(parts, jax.device_get(state.statistics))) if whole else _added(parts)
+    means = {f'{name}{ending}': mean for ending, of in sums.items() for name, mean in _means(of).items()}
     return ScoredTable(
       columns['logps'], table.response_lengths, table.rewards,
-      columns.get('reference_logps'), columns.get('values'), _means(sums),
+      columns.get('reference_logps'), columns.get('values'), means,
+      columns.get(f'reference_logps{MOVING}'),
     )  # fmt: skip
 
   return score_table
@@ -254,7 +265,11 @@ def _loss_sums(algorithm: algorithms.Algorithm, batch: Batch) -> _Sums:
   return {name: (totals[name], jnp.sum(term.weights)) for name, term in output.terms.items()}
 
 
-def _added(parts: Sequence[_Sums]) -> _Sums:
+def _is_batch(tree: Any) -> bool:
+  return isinstance(tree, Batch)
+
+
+def _added(parts: Sequence[Mapping[str, _Sums]]) -> Mapping[str, _Sums]:
   return jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
 
 
@@ -274,9 +289,10 @@ def _without_texts(batch: Batch) -> Batch:
   return batch._replace(rows=rows, statistics={})
 
 
-def _joined(parts: Sequence[Batch], statistics: Mapping[str, Any]) -> Batch:
-  """All batches as one."""
-  return jax.tree.map(lambda *x: np.concatenate(x), *parts)._replace(statistics=statistics)
+def _joined(parts: Sequence[Mapping[str, Batch]], statistics: Mapping[str, Any]) -> Mapping[str, Batch]:
+  """All batches as one, by what they are measured against."""
+  joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  return {ending: batch._replace(statistics=statistics) for ending, batch in joined.items()}
 
 
 def metadata(

@@ -5,7 +5,7 @@ is the same run.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -161,7 +161,10 @@ def make_responder(
 
 def _make_validate(answer: _Answer, reference: Reference, mesh: Grid, temperature: Scalar):
   """Returns `validate(state, loader)`: a loader's prompts answered once over, and what that says."""
-  reference_logps = _on_mesh(lambda state, rows: reference.scores(state, rows).logps, mesh)
+  yardsticks = reference.yardsticks.items()
+  reference_logps = _on_mesh(
+    lambda state, rows: {ending: scores(state, rows).logps for ending, scores in yardsticks}, mesh
+  )
 
   def validate(state: TrainState, loader: Loader) -> dict[str, float]:
     parts = []
@@ -170,10 +173,11 @@ def _make_validate(answer: _Answer, reference: Reference, mesh: Grid, temperatur
       local = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
       answered = answer(state, loader, step, partitioning.global_batch(mesh, local, num_rows))
       with partitioning.use_mesh(mesh):
-        rho_BK = answered.logps - jax.device_get(reference_logps(state, answered.rows))
+        by = jax.device_get(reference_logps(state, answered.rows))
       used = loader.slots(step)[1][:, 0]
-      parts.append([x_BK[used] for x_BK in (*answered[1:], rho_BK)])
-    return _summary(*map(np.concatenate, zip(*parts)), temperature)
+      kept = (*answered[1:], {ending: answered.logps - logps_BK for ending, logps_BK in by.items()})
+      parts.append(jax.tree.map(lambda x_BK, used=used: x_BK[used], kept))
+    return _summary(*jax.tree.map(lambda *x: np.concatenate(x), *parts), temperature)
 
   return validate
 
@@ -274,11 +278,12 @@ def _inside(lengths: Int[Array, 'B K'], length: int) -> Bool[Array, 'B K L']:
 
 def _summary(
   rewards_BK: np.ndarray, logps_BK: np.ndarray, lengths_BK: np.ndarray, ended_BK: np.ndarray,
-  rho_BK: np.ndarray, temperature: Scalar,
+  rho_BK: Mapping[str, np.ndarray], temperature: Scalar,
 ) -> dict[str, float]:  # fmt: skip
   """Means over samples, and what the best checkpoint has least of: β KL − reward."""
-  means = {
-    'reward': rewards_BK.mean(), 'kl': rho_BK.mean(), 'logp': logps_BK.mean(),
+  means = {f'kl{ending}': rho.mean() for ending, rho in rho_BK.items()}
+  means |= {
+    'reward': rewards_BK.mean(), 'logp': logps_BK.mean(),
     'response_tokens': lengths_BK.mean(), 'ended': ended_BK.mean(),
   }  # fmt: skip
   means |= {

@@ -11,7 +11,7 @@ from dro_jax import decoding, generate, networks, online, partitioning, rewards,
 from dro_jax.data.table import TokenTable
 from dro_jax.data.vocabularies import Vocabulary
 from dro_jax.partitioning import Grid
-from dro_jax.reference import Reference
+from dro_jax.reference import MOVING, Reference
 from dro_jax.train_state import TrainState
 from dro_jax.types import Array, Rows
 
@@ -29,6 +29,7 @@ class OwnSamples(NamedTuple):
     log_ratios: log π(y|x) − log π_ref(y|x), `[M]`: their mean estimates KL(π‖π_ref), of responses cut where
       the samples are; `None` where the reference's parameters are not at hand.
     rewards: by the reward function, `[M]`, or `None`.
+    moving_log_ratios: the same as `log_ratios` to a reference that moves, where those are to the initial one.
   """
 
   prompts: np.ndarray
@@ -36,6 +37,7 @@ class OwnSamples(NamedTuple):
   lengths: np.ndarray
   log_ratios: np.ndarray | None
   rewards: np.ndarray | None
+  moving_log_ratios: np.ndarray | None = None
 
 
 Draw = Callable[[TrainState, TokenTable], OwnSamples]
@@ -83,16 +85,15 @@ def make_draw(
       local = tuple(array[first:last] for array in arrays)
       with partitioning.use_mesh(mesh):
         samples, ratios = jax.device_get(sample(state, *partitioning.global_rows(mesh, local, num_rows)))
-      drawn += [(samples.tokens[b], samples.lengths[b], ratios[b]) for b in range(len(some))]
+      drawn += [(samples.tokens[b], samples.lengths[b], ratios[:, b]) for b in range(len(some))]
     tokens, lengths, ratios = zip(*drawn)
     texts = [vocabulary.decode(row[:n]) for row, n in zip(tokens, lengths)]
     scored = None
     if reward is not None:
       scored = np.asarray(rewards.score(reward, [table.prompts[int(i)] for i in records], texts))
-    kept = reference is not None and reference.is_kept
-    return OwnSamples(
-      digests, np.array(texts), np.array(lengths), np.array(ratios, np.float64) if kept else None, scored
-    )
+    # To the initial policy, and to a reference that moves: as many of these as there are.
+    to = (*np.array(ratios, np.float64).T, None, None)
+    return OwnSamples(digests, np.array(texts), np.array(lengths), to[0], scored, to[1])
 
   settings = {
     'prompts': count, 'temperature': TEMPERATURE, 'max_length': max_length,
@@ -112,6 +113,8 @@ def summary(drawn: OwnSamples) -> dict[str, float]:
   result = {'sample_tokens': drawn.lengths.mean()}
   if drawn.log_ratios is not None:
     result['kl'] = drawn.log_ratios.mean()
+  if drawn.moving_log_ratios is not None:
+    result[f'kl{MOVING}'] = drawn.moving_log_ratios.mean()
   if drawn.rewards is not None:
     result['sample_reward'] = drawn.rewards.mean()
   return {name: float(value) for name, value in result.items()}
@@ -126,18 +129,21 @@ def _make_sample(
   chunk_size: int | None,
 ) -> Callable[..., tuple[decoding.Samples, Array]]:
   score, key = scoring.make_score(nets.policy, chunk_size=chunk_size), jax.random.key(seed)
+  kept = reference is not None and reference.is_kept
+  yardsticks = list(reference.yardsticks.values()) if kept else []
 
   def sample(state: TrainState, tokens_BS, segments_BS, ids_B) -> tuple[decoding.Samples, Array]:
     samples = decoding.sample(
       nets.policy, state.params['policy'], (tokens_BS, segments_BS), max_length, key,
       temperature=TEMPERATURE, prompt_ids=ids_B,
     )  # fmt: skip
-    if reference is None or not reference.is_kept:
-      return samples, jnp.zeros(len(ids_B))
+    if not yardsticks:
+      return samples, jnp.zeros((0, len(ids_B)))
     rows = online.answered_rows(_prompt_rows(tokens_BS, segments_BS), samples, jnp.zeros((len(ids_B), 1)))
     # Both by the same pass, so that policies that are equal are 0 apart.
-    ratios_B1 = score(state.params, rows, None).logps - reference.scores(state, rows).logps
-    return samples, ratios_B1[:, 0]
+    logps_B1 = score(state.params, rows, None).logps
+    ratios = [logps_B1 - scores(state, rows).logps for scores in yardsticks]
+    return samples, jnp.stack(ratios)[:, :, 0]
 
   where = partitioning.replicated(mesh)
   return jax.jit(sample, out_shardings=where, compiler_options=partitioning.COMPILER_OPTIONS)

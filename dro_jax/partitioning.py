@@ -270,6 +270,7 @@ def state_shardings(abstract_state, params_shardings: Params, grid: Grid):
     params=params_shardings,
     opt_state={name: follow(name, tree) for name, tree in abstract_state.opt_state.items()},
     reference=None if abstract_state.reference is None else params_shardings['policy'],
+    initial=None if abstract_state.initial is None else params_shardings['policy'],
     statistics=dict.fromkeys(abstract_state.statistics, replicated(grid)),
   )
 

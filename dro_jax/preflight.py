@@ -275,7 +275,8 @@ def _before(run: training.Run, state: TrainState, rows: Rows, where: chips.Slice
   counted = _count(run, state, rows)
   value = run.networks.value
   estimate = forecast.rule_of_thumb(state, tokens, run.algorithm, value is not None and value.frozen_trunk)
-  networks = dict(state.params) | ({} if state.reference is None else {'reference': state.reference})
+  held = {'reference': state.reference, 'initial_policy': state.initial}
+  networks = dict(state.params) | {name: tree for name, tree in held.items() if tree is not None}
   return {
     'topology': where.name, 'chips': len(where.devices), 'mesh': dict(run.mesh.shape),
     'algorithm': run.algorithm.name,

@@ -13,10 +13,14 @@ from dro_jax import masked
 from dro_jax.errors import UsageError
 from dro_jax.scoring import Score
 from dro_jax.train_state import TrainState
-from dro_jax.types import Rows, Scores
+from dro_jax.types import Params, Rows, Scores
 
 # What a store of the reference's log-probs calls them: by token, and of mismatched pairs.
 TOKEN_LOGPS, MISMATCHED_LOGPS = 'reference_token_logps', 'reference_mismatched_logps'
+
+
+# How measures end that are taken against a reference that moves.
+MOVING = '_moving'
 
 
 class Stored(NamedTuple):
@@ -43,6 +47,8 @@ class Reference(NamedTuple):
     is_kept: whether the state holds the reference's parameters.
     settings: what decides the run's numbers, recorded with it.
     stored: the store whose log-probs the rows must bring; `None` where the reference is scored.
+    initial: the initial policy's scores, by which a run is measured whose reference moves: against that, KL
+      and ρ are 0 after each update. `None` where the reference is the initial policy.
   """
 
   scores: Callable[[TrainState, Rows], Scores]
@@ -50,17 +56,26 @@ class Reference(NamedTuple):
   is_kept: bool
   settings: Mapping[str, Any]
   stored: Stored | None = None
+  initial: Callable[[TrainState, Rows], Scores] | None = None
+
+  @property
+  def yardsticks(self) -> dict[str, Callable[[TrainState, Rows], Scores]]:
+    """What a run is measured against, by how the measures' names end: '' is the initial policy."""
+    return {'': self.scores} if self.initial is None else {'': self.initial, MOVING: self.scores}
 
 
-def live_scores(score: Score) -> Callable[[TrainState, Rows], Scores]:
+def live_scores(
+  score: Score, params_of: Callable[[TrainState], Params] = lambda state: state.reference
+) -> Callable[[TrainState, Rows], Scores]:
   """Scores by the state's own reference, afresh at every step.
 
   Args:
     score: the policy's own scoring function, so that policy and reference agree to the bit while equal.
+    params_of: which of the state's parameters.
   """
 
   def scores(state: TrainState, rows: Rows) -> Scores:
-    return jax.lax.stop_gradient(score({'policy': state.reference}, rows, None))
+    return jax.lax.stop_gradient(score({'policy': params_of(state)}, rows, None))
 
   return scores
 
@@ -122,7 +137,8 @@ def _refuse_store(store: str | None, why: str, remedy: str) -> None:
 def soft(score: Score, alpha: float | int = 0.6, every: int = 512, store: str | None = None) -> Reference:
   """A trust region's soft update (TR-DPO, arXiv 2404.09656, Sect. 3): π_ref follows π.
 
-  After each `every` optimiser steps: θ_ref ← α·θ + (1 − α)·θ_ref, in float32 (bfloat16 loses a small α).
+  After each `every` optimiser steps: θ_ref ← α·θ + (1 − α)·θ_ref, in float32 (bfloat16 loses a small α). The
+  state keeps a third policy beside π and π_ref, the initial one, by which the run is measured.
 
   Args:
     score: the policy's scoring function.
@@ -153,7 +169,8 @@ def soft(score: Score, alpha: float | int = 0.6, every: int = 512, store: str | 
     return jax.lax.cond(state.step % every == 0, blend, lambda state: state, state)
 
   settings = {'scheme': 'moving', 'alpha': alpha, 'every': every}
-  return Reference(live_scores(score), update, True, settings)
+  initial = live_scores(score, lambda state: state.initial)
+  return Reference(live_scores(score), update, True, settings, initial=initial)
 
 
 def hard(score: Score, every: int = 512, store: str | None = None) -> Reference:

@@ -16,8 +16,10 @@ from dro_jax.validation import Validation
 MEANINGS = {
   'sample_reward': 'reward of own samples',
   'kl': 'KL(π‖π_ref) of own samples, nats',
+  'kl_moving': 'KL to the moving reference of own samples, nats',
   'sample_tokens': 'tokens of own samples',
   'within_prompt_accuracy/log_ratio': 'within-prompt accuracy of ρ',
+  'within_prompt_accuracy/log_ratio_moving': 'within-prompt accuracy of ρ to the moving reference',
   'within_prompt_accuracy/logp': 'within-prompt accuracy of log π',
   'within_prompt_accuracy/logp_per_token': 'within-prompt accuracy of log π by token',
   'rank_correlation': 'rank correlation of V + τρ',
@@ -228,9 +230,13 @@ def common(found: Sequence[Validation]) -> list[Validation]:
   """What all validations measured, in the same order: responses by example, samples by prompt."""
   result = list(found)
   for key, fields in (
-    ('examples', ('examples', 'prompts', 'rewards', 'lengths', 'logps', 'reference_logps', 'values')),
+    ('examples', (
+      'examples', 'prompts', 'rewards', 'lengths', 'logps', 'reference_logps', 'values',
+      'moving_reference_logps',
+    )),
     ('sample_prompts', (
-      'sample_prompts', 'samples', 'sample_lengths', 'sample_log_ratios', 'sample_rewards'
+      'sample_prompts', 'samples', 'sample_lengths', 'sample_log_ratios', 'sample_rewards',
+      'sample_moving_log_ratios',
     )),
   ):  # fmt: skip
     having = [i for i, each in enumerate(result) if getattr(each, key) is not None]

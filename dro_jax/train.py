@@ -87,6 +87,7 @@ class Run(NamedTuple):
   statistics_loader: loader.Loader | None = None
   score_statistics: Callable | None = None
   checkpoints: 'checkpoints.Checkpoints | None' = None
+  measure: Callable | None = None
   notes: Sequence[str] = ()
 
 
@@ -236,6 +237,7 @@ def train(
   txs = {'policy': policy_optimizer() if chosen.trains_policy else optax.set_to_zero()}
   txs |= {'value': value_optimizer()} if chosen.uses_value else {}
   ref = reference(scoring.make_score(nets.policy, chunk_size=chunk_size)) if chosen.uses_reference else None
+  ref = _measured_as_before(ref, folder, earlier)
   opened = reference_store.open_for(ref, chosen, config, words, triplets)
   feed = feeds.make(
     opened.triplets, chosen, rows(), unit_options(), batch_size=batch_size, seed=seed,
@@ -249,11 +251,11 @@ def train(
   samplers = _samplers(
     nets, chosen, ref, grid, words, options, timing, longest=longest, seed=seed, chunk_size=chunk_size
   )
-  is_kept = ref is not None and ref.is_kept
+  is_kept, moves = ref is not None and ref.is_kept, ref is not None and ref.initial is not None
   metadata = networks.metadata(
     config, vocabulary=words, algorithm=chosen, **value,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
-    format=checkpoints.FORMAT if earlier is None else checkpoints.format_of(earlier),
+    format=checkpoints.FORMAT if earlier is None else checkpoints.format_of(earlier), keeps_initial=moves,
     reference=opened.settings, uses_reference=is_kept, batch_size=batch_size, deal=deal, seed=seed,
     init_from=init_from, online=samplers.responder and samplers.responder.settings,
     decoding=samplers.decoding, zero_warmup=resume.FULL_RATE,
@@ -263,7 +265,7 @@ def train(
     score, chosen, txs, ref, seed=seed, num_microbatches=num_microbatches, dropout=dropout_rate > 0
   )
   kinds = {'optimizers': txs, 'uses_reference': is_kept, 'statistics': chosen.statistics}
-  create = functools.partial(train_state.create, **kinds)
+  create = functools.partial(train_state.create, **kinds, keeps_initial=moves)
   abstract = _abstract_state(create, nets, grid)
   score_table = functools.partial(
     networks.make_scorer, nets, reference=ref, mesh=grid, chunk_size=chunk_size, by_batch=is_old
@@ -276,6 +278,7 @@ def train(
     notes=(
       *_label_notes(triplets.report), *optimizers.notes(txs, timing.steps), *units.notes(feed.units),
     ),
+    measure=_on_mesh(train_step.make_measure(ref, num_microbatches), grid) if moves else None,
   )  # fmt: skip
   if rehearsal is not None:
     return rehearsal.receive(run, abstract)
@@ -407,6 +410,20 @@ def _readout(readout: str, folder: pathlib.Path, earlier: Mapping[str, Any] | No
   return 'scalar'
 
 
+def _measured_as_before(
+  ref: references.Reference | None, folder: pathlib.Path, earlier: Mapping[str, Any] | None
+) -> references.Reference | None:
+  """The reference; a run that kept no initial policy goes on being measured against that which moves."""
+  if ref is None or ref.initial is None or earlier is None or earlier.get('keeps_initial'):
+    return ref
+  logging.getLogger(__name__).warning(
+    '%s was made by a version that kept no initial policy where the reference moves: its KL, log-ratios and '
+    'best checkpoint are measured against the moving reference, as before. A new run is measured against the '
+    'initial policy.', folder,
+  )  # fmt: skip
+  return ref._replace(initial=None)
+
+
 def _refuse_settings(
   algorithm: algorithms.Algorithm, dropout_rate: float | int, readout: str, num_microbatches: int
 ) -> None:
@@ -438,6 +455,13 @@ def _compiled(
     donate_argnums=0,
     out_shardings=(where, partitioning.replicated(mesh)),
     compiler_options=partitioning.COMPILER_OPTIONS | dict(options or {}),
+  )
+
+
+def _on_mesh(function: Callable, mesh: Grid) -> Callable:
+  """Compiled, with the whole result on every device."""
+  return jax.jit(
+    function, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
   )
 
 
@@ -516,6 +540,7 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
       with partitioning.use_mesh(run.mesh):
         so_far = total.add(run.step, step, state, rows, num_rows=len(rows.valid))
         state, output = run.step(state, rows)
+        output = _measured(run, state, step + 1, rows, output, timing)
       if pending is not None:
         latest = _report(run, writer, pending, timing, clock) or latest
       pending = _Pending(step + 1, rows, output, times | so_far)
@@ -594,6 +619,20 @@ def _answered(run: Run, state: train_state.TrainState, step: int, rows: Any) -> 
   clock = Clock()
   rows = run.samplers.responder.respond(state, run.train_loader, step, rows)
   return rows, {'time/generate_seconds': clock.lap()}
+
+
+def _measured(
+  run: Run,
+  state: train_state.TrainState,
+  step: int,
+  rows: Any,
+  output: train_step.StepOutput,
+  timing: Schedule,
+) -> train_step.StepOutput:
+  """A step's numbers; where the reference moves and they are logged, those against the initial policy too."""
+  if run.measure is None or not timing.is_due(timing.log_every, step):
+    return output
+  return output._replace(metrics={**output.metrics, **run.measure(state, rows, output.logps)})
 
 
 def _report(
@@ -695,7 +734,12 @@ def _validated(run: Run, state: train_state.TrainState) -> tuple[dict[str, float
   found = validation.of(run.algorithm.temperature, every.table, scored, drawn)
   # A statistic may be undefined, as a correlation is where rewards are equal; a loss may not.
   defined = {name: value for name, value in validation.summary(found).items() if math.isfinite(value)}
-  return {**losses, **own, **defined, 'criterion': losses[run.algorithm.criterion]}, found
+  criteria = {
+    f'criterion{ending}': losses[f'{run.algorithm.criterion}{ending}']
+    for ending in ('', references.MOVING)
+    if f'{run.algorithm.criterion}{ending}' in losses
+  }
+  return {**losses, **own, **defined, **criteria}, found
 
 
 def _refuse_nonfinite_validation(

@@ -1,5 +1,6 @@
 """All that a run must remember between two steps."""
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ class TrainState(NamedTuple):
   """Parameters and optimiser states by network (`policy`, `value`), and the reference policy's parameters.
 
   The reference lives outside `params`: no gradient, no optimiser, and its own buffers. `statistics` are the
-  algorithm's running scalars.
+  algorithm's running scalars. `initial` are the initial policy's parameters where the reference moves, by
+  which such a run is measured.
   """
 
   step: Array
@@ -22,6 +24,7 @@ class TrainState(NamedTuple):
   opt_state: Mapping[str, optax.OptState]
   reference: Params | None
   statistics: Mapping[str, Array] = {}
+  initial: Params | None = None
 
 
 def create(
@@ -29,13 +32,16 @@ def create(
   optimizers: Mapping[str, optax.GradientTransformation],
   uses_reference: bool,
   statistics: Mapping[str, float] = {},
+  keeps_initial: bool = False,
 ) -> TrainState:
   """A run's first state: fresh optimisers, and the initial policy as the reference."""
+  # Copies: a reference that shared the policy's buffers could not outlive their donation.
+  copied = functools.partial(jax.tree.map, jnp.copy, params['policy'])
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state={name: optimizers[name].init(params[name]) for name in params},
-    # A copy: a reference that shared the policy's buffers could not outlive their donation.
-    reference=jax.tree.map(jnp.copy, params['policy']) if uses_reference else None,
+    reference=copied() if uses_reference else None,
     statistics={name: jnp.asarray(value, jnp.float32) for name, value in statistics.items()},
+    initial=copied() if keeps_initial else None,
   )

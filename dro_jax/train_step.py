@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from dro_jax import metrics, values
+from dro_jax import reference as references
 from dro_jax.algorithms import Algorithm
 from dro_jax.batch import Batch
 from dro_jax.reference import Reference
@@ -18,10 +19,15 @@ from dro_jax.types import Array, LossOutput, Params, Rows, Scores
 
 
 class StepOutput(NamedTuple):
-  """What a step says of itself: scalars, and the ids of examples whose loss is not finite (−1 elsewhere)."""
+  """What a step says of itself: scalars, and the ids of examples whose loss is not finite (−1 elsewhere).
+
+  `logps` are the policy's of the step's responses, `[B, R]`, where they have yet to be measured against the
+  initial policy (see `make_measure`).
+  """
 
   metrics: Mapping[str, Array]
   nonfinite_ids: Array
+  logps: Array | None = None
 
 
 def split(tree, num_microbatches: int):
@@ -139,6 +145,29 @@ def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | Non
   return evaluate
 
 
+def in_parts(scores: Callable[[TrainState, Rows], Scores], num_microbatches: int):
+  """The same scores of a batch, microbatch by microbatch."""
+  if num_microbatches == 1:
+    return scores
+  return lambda state, rows: merge(
+    jax.lax.map(lambda part: scores(state, part), split(rows, num_microbatches))
+  )
+
+
+def make_measure(reference: Reference, num_microbatches: int = 1):
+  """Returns `measure(state, rows, logps)`: log-ratios of a step's responses to the initial policy.
+
+  It takes a pass of that policy, for the steps that are logged only; a step itself does without.
+  """
+
+  def measure(state: TrainState, rows: Rows, logps: Array) -> dict[str, Array]:
+    bare = rows._replace(units=None, mismatched=None)
+    initial = in_parts(reference.initial, num_microbatches)(state, bare)
+    return metrics.log_ratios(logps, initial.logps, rows.valid)
+
+  return measure
+
+
 def make_train_step(
   score: Score,
   algorithm: Algorithm,
@@ -163,12 +192,7 @@ def make_train_step(
   score = score if algorithm.trains_policy else _policy_held(score)
   gradient = make_gradient(score, algorithm, num_microbatches)
   epochs = 1 if algorithm.online is None else algorithm.online.epochs
-
-  def score_reference(state: TrainState, rows: Rows) -> Scores:
-    if num_microbatches == 1:
-      return reference.scores(state, rows)
-    parts = split(rows, num_microbatches)
-    return merge(jax.lax.map(lambda rows: reference.scores(state, rows), parts))
+  moves = reference is not None and reference.initial is not None
 
   def update(state: TrainState, rows: Rows, reference_scores: Scores | None) -> tuple[TrainState, StepOutput]:
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
@@ -180,15 +204,17 @@ def make_train_step(
     scalars = {
       **metrics.losses(weighted_losses(output, total_weights(output))),
       **output.metrics,
-      **metrics.of_scores(scores, reference_scores, rows),
+      **metrics.of_scores(scores, reference_scores, rows, references.MOVING if moves else ''),
       **metrics.norms('gradient_norm', gradients),
       **metrics.norms('parameter_norm', new_state.params),
     }
-    return new_state, StepOutput(scalars, metrics.nonfinite_ids(output, scalars, rows))
+    ids = metrics.nonfinite_ids(output, scalars, rows)
+    return new_state, StepOutput(scalars, ids, scores.logps if moves else None)
 
   def train_step(state: TrainState, rows: Rows) -> tuple[TrainState, StepOutput]:
     reference_scores = None
     if reference is not None:
+      score_reference = in_parts(reference.scores, num_microbatches)
       reference_scores = score_reference(state, rows._replace(units=None))
     new_state, output = update(state, rows, reference_scores)
     if epochs > 1:

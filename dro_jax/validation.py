@@ -3,6 +3,7 @@
 MODEL_DIR/eval/STEP.npz     of the newest validation, and of the newest and best checkpoints
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from dro_jax.data import split
 from dro_jax.data.table import TokenTable
 from dro_jax.networks import ScoredTable
 from dro_jax.own_samples import OwnSamples
+from dro_jax.reference import MOVING
 
 
 class Validation(NamedTuple):
@@ -34,6 +36,8 @@ class Validation(NamedTuple):
     sample_lengths: in tokens, `[M]`.
     sample_log_ratios: log π − log π_ref, `[M]`.
     sample_rewards: by a reward function, `[M]`.
+    moving_reference_logps: of a reference that moves, where `reference_logps` are the initial one's, `[N]`.
+    sample_moving_log_ratios: to that, `[M]`.
   """
 
   temperature: np.ndarray
@@ -49,6 +53,8 @@ class Validation(NamedTuple):
   sample_lengths: np.ndarray | None = None
   sample_log_ratios: np.ndarray | None = None
   sample_rewards: np.ndarray | None = None
+  moving_reference_logps: np.ndarray | None = None
+  sample_moving_log_ratios: np.ndarray | None = None
 
 
 def of(
@@ -64,12 +70,13 @@ def of(
     found = found._replace(
       examples=split.digests(texts), prompts=table.prompt_digests, rewards=scored.rewards,
       lengths=scored.lengths, logps=scored.logps, reference_logps=scored.reference_logps,
-      values=scored.values,
+      values=scored.values, moving_reference_logps=scored.moving_logps,
     )  # fmt: skip
   if drawn is not None:
     found = found._replace(
       sample_prompts=drawn.prompts, samples=drawn.responses, sample_lengths=drawn.lengths,
       sample_log_ratios=drawn.log_ratios, sample_rewards=drawn.rewards,
+      sample_moving_log_ratios=drawn.moving_log_ratios,
     )  # fmt: skip
   return found
 
@@ -81,10 +88,19 @@ def statistics_of(found: Validation) -> dict[str, Callable[[np.ndarray], float]]
   """
   if found.logps is None:
     return {}
-  return statistics.of_scores(
-    found.logps, found.lengths, found.rewards, found.prompts, reference_logps=found.reference_logps,
-    values=found.values, temperature=float(found.temperature),
+  of = functools.partial(
+    statistics.of_scores, found.logps, found.lengths, found.rewards, found.prompts, values=found.values,
+    temperature=float(found.temperature),
   )  # fmt: skip
+  moving = {}
+  if found.moving_reference_logps is not None:
+    alone = of()
+    moving = {
+      f'{name}{MOVING}': function
+      for name, function in of(reference_logps=found.moving_reference_logps).items()
+      if name not in alone
+    }
+  return of(reference_logps=found.reference_logps) | moving
 
 
 def summary(found: Validation) -> dict[str, float]:
@@ -98,6 +114,7 @@ def sample_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], flo
   """The same of the policy's own samples, one to a prompt."""
   columns = {
     'kl': found.sample_log_ratios,
+    f'kl{MOVING}': found.sample_moving_log_ratios,
     'sample_reward': found.sample_rewards,
     'sample_tokens': found.sample_lengths,
   }

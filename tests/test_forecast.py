@@ -46,6 +46,18 @@ def test_a_tied_policy_projects_by_its_table():
   assert forecast.rule_of_thumb(state, (3, 5), algorithms.dpo()) == (6 + 2) * met
 
 
+def test_a_moving_reference_holds_the_initial_policy_too():
+  shape = {
+    'w': jax.ShapeDtypeStruct(
+      (4, 8), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
+  }
+  state = TrainState(np.zeros(()), {'policy': shape}, {}, shape)
+  frozen, moving = forecast.of_state(state), forecast.of_state(state._replace(initial=shape))
+  assert 'initial_policy' not in frozen
+  assert moving['initial_policy'] == moving['reference'] == frozen['reference'] == 128
+
+
 TIED = dataclasses.replace(CONFIG, logits_via_embedding=True)
 
 

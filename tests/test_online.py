@@ -103,6 +103,14 @@ def test_the_reward_rises(run, algorithm, tmp_path):
   assert result['time/generate_seconds'] > 0
 
 
+def test_a_trust_region_run_is_measured_against_the_initial_policy(run, tmp_path):
+  hard = functools.partial(references.hard, every=1)
+  result = run(tmp_path, LEARNERS['rloo'], steps=1, eval_every=1, reference=hard)
+  assert abs(result['eval/kl_moving']) < 1e-5 < abs(result['eval/kl'])
+  beta = LEARNERS['rloo']().temperature
+  assert result['eval/criterion'] == pytest.approx(beta * result['eval/kl'] - result['eval/reward'])
+
+
 def test_resume_is_bit_identical(run, tmp_path):
   algorithm = LEARNERS['ppo']
   run(tmp_path / 'whole', algorithm, steps=4)

@@ -63,6 +63,16 @@ def test_kl_is_that_of_the_samples_and_rewards_are_the_functions(nets, mesh, tab
   np.testing.assert_allclose(again.log_ratios, drawn.log_ratios, rtol=1e-5)
 
 
+def test_kl_to_a_reference_that_moves_is_named_apart(nets, mesh, table):
+  state = state_of(nets, mesh, 0, 0)._replace(initial=state_of(nets, mesh, 0, 1).reference)
+  soft = reference.soft(scoring.make_score(nets.policy))
+  draw, _ = own_samples.make_draw(nets, soft, mesh, vocabularies.vocabulary('bytes'), 6, max_length=5)
+  drawn = draw(state, table)
+  found, against_initial = own_samples.summary(drawn), make(nets, mesh)[0](state_of(nets, mesh, 0, 1), table)
+  assert found['kl_moving'] == 0
+  assert found['kl'] == pytest.approx(own_samples.summary(against_initial)['kl'], rel=1e-5)
+
+
 def test_a_few_prompts_are_always_the_same(table):
   few, more = own_samples.chosen(table, 3), own_samples.chosen(table, 5)
   assert set(few) < set(more)

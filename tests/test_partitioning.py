@@ -273,7 +273,7 @@ def state_on(mesh: partitioning.Grid, config=CONFIG):
   nets = networks.build(config, uses_value=True)
   adafactor = optimizers.adafactor(1e-3, min_dim_size_to_factor=4, momentum=0.9)
   txs = {'policy': optimizers.adamw(1e-3), 'value': adafactor}
-  create = functools.partial(train_state.create, optimizers=txs, uses_reference=True)
+  create = functools.partial(train_state.create, optimizers=txs, uses_reference=True, keeps_initial=True)
   abstract = jax.eval_shape(create, networks.abstract_on(nets, mesh))
   return abstract, partitioning.state_shardings(abstract, networks.shardings(nets, mesh), mesh)
 
@@ -289,7 +289,8 @@ def test_parameters_and_moments_are_sharded():
   _, where = state_on(partitioning.make_mesh(1, 4, 2))
   kernel = where.params['policy']['encoder']['layers_0']['mlp']['wi_0']['kernel']
   assert kernel.spec == PartitionSpec('fsdp', 'model')
-  assert where.reference['encoder']['layers_0']['mlp']['wi_0']['kernel'] == kernel
+  for held in (where.reference, where.initial):
+    assert held['encoder']['layers_0']['mlp']['wi_0']['kernel'] == kernel
   whole = ('fsdp', 'model')
   assert moments(where.opt_state['policy'], 'encoder', 'wi_0') == {'mu': whole, 'nu': whole}
 

@@ -34,7 +34,9 @@ def run(method, scheme, num_steps=3, num_microbatches=1):
     scheme(scoring.make_score(policy)),
     num_microbatches=num_microbatches,
   )
-  step, state = jax.jit(step), train_state.create(params, txs, True, algorithm.statistics)
+  moves = scheme(scoring.make_score(policy)).initial is not None
+  state = train_state.create(params, txs, True, algorithm.statistics, keeps_initial=moves)
+  step = jax.jit(step)
   rows = ROWS._replace(
     units=PAIRS if algorithm.unit == 'pair' else None,
     mismatched=ROWS.mismatched if algorithm.uses_mismatched else None,
@@ -82,9 +84,30 @@ def test_every_method_takes_a_moving_reference(method):
   """α = 1 after every step: the policy is always its own reference, and every log-ratio is zero."""
   _, measured = run(method, functools.partial(reference.soft, alpha=1.0, every=1))
   for metrics in measured:
-    assert metrics['log_ratio_max'] == 0.0
+    assert metrics['log_ratio_max_moving'] == 0.0
+    assert 'log_ratio_max' not in metrics
   _, measured = run(method, reference.frozen)
   assert measured[-1]['log_ratio_max'] > 0.0
+
+
+def test_a_moving_reference_is_measured_by_the_initial_policy():
+  """Against the moving one ρ is 0 after each update; the initial policy stays as it was."""
+  scheme = functools.partial(reference.hard, every=1)
+  states, _ = run('kto', scheme, 2)
+  policy, _, params = init_params(readout=None)
+  for state in states:
+    jax.tree.map(np.testing.assert_array_equal, state.initial, params['policy'])
+  score = jax.jit(scoring.make_score(policy))
+  logps, initial_logps = (
+    score({'policy': x}, ROWS).logps for x in (states[2].params['policy'], params['policy'])
+  )
+  for num_microbatches in (1, 2):
+    measure = train_step.make_measure(scheme(scoring.make_score(policy)), num_microbatches)
+    found = jax.jit(measure)(states[2], ROWS, logps)
+    rho = np.asarray(logps - initial_logps, np.float64)
+    assert rho.std() > 1e-3
+    expected = {'log_ratio': rho.mean(), 'log_ratio_std': rho.std(), 'log_ratio_max': np.abs(rho).max()}
+    close(found, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize('settings', [{'alpha': 0.0}, {'alpha': 1.5}, {'every': 0}])

@@ -56,6 +56,20 @@ def write(tmp_path):
   return write
 
 
+def test_a_moving_reference_is_compared_with_its_own_kind(write):
+  moving = measured(0.5)
+  moving = moving._replace(
+    moving_reference_logps=moving.logps, sample_moving_log_ratios=np.zeros(NUM_PROMPTS)
+  )
+  folders = [write('moved', moving), write('frozen', measured(0.3, seed=1))]
+  rows = table(report.report(folders, resamples=5), 'Last validation')['rows']
+  found = {row['metric']: row for row in rows}
+  row = found[report.MEANINGS['kl_moving']]
+  assert row['moved']['value'] == 0 and row['frozen'] is None
+  assert found[report.MEANINGS['kl']]['frozen'] is not None
+  assert 'against another reference' not in str(rows)
+
+
 def table(result, title):
   return next(each for each in result['tables'] if each['title'] == title)
 

@@ -24,7 +24,9 @@ from dro_jax import (
   optimizers,
   partitioning,
   train,
+  validation,
 )
+from dro_jax import reference as references
 from dro_jax.data import layout, loader, plan, table, tasks, vocabularies
 from dro_jax.errors import NotFinite, Stopped, UsageError
 from tests.examples import CONFIG
@@ -339,6 +341,68 @@ def test_a_resumed_run_keeps_its_configuration_and_records_the_next(whole, run, 
   assert run(folder, configs=lambda: {'config.gin': text.format(2, 'adamw')})['step'] == 4
   assert (folder / 'config.gin').read_text() == text.format(1, 'adamw')
   assert (folder / 'config.4.gin').read_text() == text.format(2, 'adamw')
+
+
+@pytest.fixture(scope='module')
+def trust_region(run):
+  """Runs whose reference becomes the policy after every step."""
+
+  def train_it(folder, *, steps, scheme=references.hard, **changes):
+    timing = functools.partial(
+      train.Schedule,
+      steps=steps,
+      log_every=1,
+      eval_every=1,
+      checkpoint_every=2,
+      sample_prompts=0,
+      kl_prompts=3,
+    )
+    settings = {
+      'reference': functools.partial(scheme, every=1), 'schedule': timing,
+      'mesh': functools.partial(partitioning.make_mesh, devices=jax.devices()[:1]),
+    }  # fmt: skip
+    return run(folder, **settings | changes)
+
+  return train_it
+
+
+def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region, tmp_path):
+  trust_region(tmp_path / 'parts', steps=2)
+  trust_region(tmp_path / 'parts', steps=4)
+  trust_region(tmp_path / 'whole', steps=4)
+  assert_same_run(tmp_path / 'parts', tmp_path / 'whole')
+  trained, validated = (
+    [r for r in records(tmp_path / 'whole') if name in r] for name in ('loss', 'eval/loss')
+  )
+  for record in trained:
+    assert record['log_ratio_max_moving'] == 0.0
+    assert (record['log_ratio_max'] > 0) == (record['step'] > 1)
+  for record in validated:
+    assert record['eval/kl_moving'] == record['eval/log_ratio_std_moving'] == 0.0
+    assert abs(record['eval/kl']) > 1e-5 and record['eval/log_ratio_std'] > 1e-4
+    assert record['eval/criterion'] == record['eval/loss/value'] != record['eval/criterion_moving']
+    assert 'eval/within_prompt_accuracy/log_ratio_moving' in record
+  best = min((2, 4), key=lambda step: validated[step - 1]['eval/criterion'])
+  assert checkpoints.load_metadata(tmp_path / 'whole')['step'] == best
+  loaded = evaluate.load_run(str(tmp_path / 'whole'), partitioning.make_mesh(devices=jax.devices()[:1]))
+  state, kept = final_state(tmp_path / 'whole'), validation.load(tmp_path / 'whole', 4)
+  jax.tree.map(np.testing.assert_array_equal, state['initial'], loaded.state.reference)
+  jax.tree.map(np.testing.assert_array_equal, state['reference'], state['params']['policy'])
+  np.testing.assert_array_equal(kept.moving_reference_logps, kept.logps)
+  assert np.abs(kept.reference_logps - kept.logps).max() > 1e-4
+
+
+def test_a_trust_region_run_of_an_earlier_version_is_measured_as_before(trust_region, tmp_path, caplog):
+  def earlier(score, **settings):
+    return references.hard(score, **settings)._replace(initial=None)
+
+  trust_region(tmp_path, steps=2, scheme=earlier)
+  assert 'initial' not in final_state(tmp_path)
+  trust_region(tmp_path, steps=4)
+  assert 'measured against the moving reference, as before' in caplog.text
+  last = records(tmp_path)[-1]
+  assert last['eval/kl'] == last['eval/log_ratio_std'] == 0.0
+  assert 'eval/kl_moving' not in last and 'initial' not in final_state(tmp_path)
 
 
 def as_an_earlier_version_wrote(folder):

@@ -41,6 +41,20 @@ def test_a_summary_is_what_its_intervals_are_around():
   assert validation.summary(Validation(np.asarray(1.0))) == {}
 
 
+def test_statistics_of_a_moving_reference_are_named_apart():
+  found = measured(0.5, values=np.random.default_rng(0).normal(size=48))
+  moving = found._replace(moving_reference_logps=found.logps, sample_moving_log_ratios=np.zeros(12))
+  plain, both = validation.summary(found), validation.summary(moving)
+  added = {name: value for name, value in both.items() if name not in plain}
+  assert {name: both[name] for name in plain} == plain
+  assert added.keys() == {
+    f'{name}_moving'
+    for name in ('log_ratio', 'log_ratio_std', 'rank_correlation', 'within_prompt_accuracy/log_ratio')
+  }
+  assert added['log_ratio_moving'] == 0 and added['within_prompt_accuracy/log_ratio_moving'] == 0.5
+  assert validation.sample_statistics(moving)['kl_moving'](np.ones(12)) == 0
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """Two steps of DPO on prompts with three responses each, of which pairs leave one out."""
