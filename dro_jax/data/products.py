@@ -21,6 +21,7 @@ from dro_jax.data import chat, field_paths
 from dro_jax.errors import UsageError
 
 _LARGEST = 2**30  # Bytes of a file of messages, all of which are held: parents may stand anywhere in it.
+_ZIPPED = 8  # How many times as large text is as its gzip data, or so.
 _ROOT = '00000000-0000-0000-0000-000000000000'  # LibreChat's parent of a first message.
 _OWN = ('id', 'prompt', 'response', 'reward', 'messages', 'label', *chat.BESIDE)
 
@@ -156,7 +157,7 @@ def _of_conversations(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
 
 
 def _of_messages(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
-  if os.path.getsize(path) > _LARGEST:
+  if os.path.getsize(path) * (_ZIPPED if path.endswith('.gz') else 1) > _LARGEST:
     raise UsageError(
       f'{path}: more than {_LARGEST // 2**30} GiB of messages; all of a file are held in memory, as the '
       'turns before an answer may stand anywhere in it: dump fewer at a time, whole conversations each'

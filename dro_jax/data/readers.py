@@ -469,11 +469,31 @@ def _rows(batch: Any, where: str) -> Iterator[dict]:
     yield dict(zip(batch.schema.names, values))
 
 
+def _undated(column: Any) -> Any:
+  """A column whose nested dates and times, which Python may not have, are whole numbers."""
+  kind = _numbered(column.type)
+  return column if kind == column.type else column.cast(kind)
+
+
+def _numbered(kind: Any) -> Any:
+  """A type with integers for dates and times, where lists and objects hold any."""
+  import pyarrow as pa
+
+  if pa.types.is_struct(kind):
+    return pa.struct([field.with_type(_numbered(field.type)) for field in kind])
+  if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+    return make(kind.value_field.with_type(_numbered(kind.value_type)))
+  if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+    return pa.int32() if kind.bit_width == 32 else pa.int64()
+  return kind
+
+
 def _values(field: Any, column: Any, where: str) -> list:
   import pyarrow as pa
 
   try:
-    return column.to_pylist()
+    return (column if pa.types.is_primitive(field.type) else _undated(column)).to_pylist()
   # Text that is not UTF-8, dates that Python has not: ValueErrors that Arrow does not raise as its own.
   except (pa.ArrowException, ValueError, OverflowError, TypeError, KeyError) as error:
     raise UsageError(

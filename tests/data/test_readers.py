@@ -426,3 +426,18 @@ def test_damaged_bytes_of_a_json_file_are_named(tmp_path, monkeypatch):
   (tmp_path / 't.json.gz').write_bytes(gzip.compress(json.dumps(RECORDS).encode())[:-9])
   with pytest.raises(UsageError, match='t.json.gz:.*gzip data is damaged or cut short'):
     read(tmp_path / 't.json.gz')
+
+
+def test_dates_that_python_has_not_do_no_harm_within_a_conversation(tmp_path):
+  turn = pa.struct(
+    [('role', pa.string()), ('content', pa.string()), ('at', pa.timestamp('ns')), ('took', pa.duration('ns'))]
+  )
+  turns = [[{'role': role, 'content': role[0], 'at': 1, 'took': 3} for role in ('user', 'assistant')]]
+  for kind in (pa.list_(turn), pa.large_list(turn)):
+    pq.write_table(pa.table({'messages': pa.array(turns, kind), 'reward': [1.0]}), tmp_path / 't.parquet')
+    assert read(tmp_path / 't.parquet')[0][1:4] == ('user: u', 'a', 1.0)
+  talk = pa.array(
+    [{'m': turns[0], 'at': 10**15}], pa.struct([('m', pa.list_(turn)), ('at', pa.timestamp('ms'))])
+  )
+  pq.write_table(pa.table({'chat': talk, 'reward': [1.0]}), tmp_path / 't.parquet')
+  assert read(tmp_path / 't.parquet', columns='messages=chat.m')[0][1:4] == ('user: u', 'a', 1.0)
