@@ -254,7 +254,7 @@ def save_params(directory: str | epath.PathLike, params: Params, metadata: Mappi
       jax.tree.map(np.asarray, params),
       jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params),
     ),
-    metadata=ocp.args.JsonSave(plain(metadata)),
+    metadata=ocp.args.JsonSave(plain({**metadata, _DIGEST: digest.of_bytes(params)})),
   )
   # As it is: orbax would copy the arrays first, and its one-file format buffers them once more.
   as_is = type_handlers.create_type_handler_registry(
@@ -271,6 +271,24 @@ def save_params(directory: str | epath.PathLike, params: Params, metadata: Mappi
 def load_metadata(directory: str | epath.PathLike) -> dict[str, Any]:
   """What was saved beside the parameters that `load_params` would read from `directory`."""
   return _read_metadata(find_checkpoint(directory))
+
+
+def init_digest(directory: str | epath.PathLike, started: str | None = None) -> str | None:
+  """The digest of the checkpoint that `load_params` would read from `directory`.
+
+  Args:
+    directory: see `load_params`.
+    started: the digest of the checkpoint from which a run started. A run's folder that still has it stands
+      for that one, whichever of its steps is the best now.
+
+  Returns:
+    The digest; None of a checkpoint that an earlier version wrote without one.
+  """
+  folder = find_checkpoint(directory)
+  beside = [folder.parent / str(step) for step in _steps(folder.parent)] if folder.name.isdigit() else []
+  is_step_of_run = folder != _absolute(directory)
+  digests = [_read_metadata(each).get(_DIGEST) for each in (folder, *(beside if is_step_of_run else ()))]
+  return started if started is not None and started in digests else digests[0]
 
 
 def run_metadata(model_dir: str | epath.PathLike) -> dict[str, Any]:

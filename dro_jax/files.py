@@ -1,9 +1,15 @@
-"""Files as this project reads and writes them: JSON lines, and where a result may be written."""
+"""Files as this project reads and writes them: JSON lines, and a user's Python files by what they hold."""
 
+import ast
+import functools
+import hashlib
+import inspect
 import json
+import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dro_jax.errors import UsageError
@@ -54,3 +60,102 @@ def parsed(line: bytes) -> dict[str, Any] | None:
   except ValueError:  # Bytes that are cut within a character are no UTF-8, which is a ValueError too.
     return None
   return record if isinstance(record, dict) else None
+
+
+# --- a user's Python files ----------------------------------------------------------------------------------
+
+
+def code_digest(path: str | os.PathLike) -> str:
+  """A hash of a Python file and of the files beside it that it imports, directly or through each other.
+
+  Comments count too. What was installed does not: its versions are recorded with a run.
+  """
+  digest = hashlib.blake2b(digest_size=16)
+  first = pathlib.Path(path).expanduser().resolve()
+  root = _root(first)
+  own = [first] if _is_installed(first) else sorted(_with_imports(first, root), key=str)
+  for file in own:
+    text = file.read_bytes()
+    digest.update(f'{file.relative_to(root)} {len(text)}:'.encode() + text)
+  return digest.hexdigest()
+
+
+def _is_installed(file: pathlib.Path) -> bool:
+  places = [sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')]
+  return bool({'site-packages', 'dist-packages'} & {*file.parts}) or any(map(file.is_relative_to, places))
+
+
+def _root(file: pathlib.Path) -> pathlib.Path:
+  """The folder from which a file's imports are read: its own, or the one that holds its package."""
+  folder = file.parent
+  while (folder / '__init__.py').exists() and folder != folder.parent:
+    folder = folder.parent
+  return folder
+
+
+def _with_imports(file: pathlib.Path, root: pathlib.Path) -> set[pathlib.Path]:
+  found, waiting = set(), [file]
+  while waiting:
+    file = waiting.pop()
+    if file not in found:
+      found.add(file)
+      waiting += [path for path in _imported(file, root) if path.is_file() and path not in found]
+  return found
+
+
+def _imported(file: pathlib.Path, root: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Where the modules that a file imports would lie, if they are beside it."""
+  try:
+    nodes = list(ast.walk(ast.parse(file.read_bytes())))
+  except (SyntaxError, ValueError):
+    return
+  for node in nodes:
+    if isinstance(node, ast.Import):
+      places = [(root, alias.name) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      base = file.parents[node.level - 1] if 0 < node.level <= len(file.parents) else root
+      module = [node.module] if node.module else []
+      places = [(base, '.'.join([*module, *name])) for name in ([], *([alias.name] for alias in node.names))]
+    else:
+      continue
+    for base, name in places:
+      whole = base.joinpath(*name.split('.')) if name else base
+      yield from (whole.with_name(f'{whole.name}.py'), whole / '__init__.py')
+
+
+def source_of(function: Callable[..., Any] | None) -> str | None:
+  """A hash of the code of a user's function: of its file, or of itself where it was typed in.
+
+  None of a function of dro_jax or of an installed package, and where no source is to be found.
+  """
+  values = []
+  while isinstance(function, functools.partial):
+    values.append(repr([x for x in (*function.args, *function.keywords.items()) if _is_plain(x)]))
+    function = function.func
+  if function is None:
+    return None
+  function = inspect.unwrap(function)
+  named = function if hasattr(function, '__qualname__') else type(function)
+  if named.__module__.partition('.')[0] == 'dro_jax':
+    return None
+  code = _code(named)
+  parts = repr([named.__qualname__, code, *values]).encode()
+  return code and hashlib.blake2b(parts, digest_size=16).hexdigest()
+
+
+def _code(named: Any) -> str | None:
+  """The digest of the file that defines a function or class, or the text of one that was typed in."""
+  try:
+    file = inspect.getsourcefile(named)
+    if named.__module__ == '__main__' or file is None or not os.path.isfile(file):
+      return inspect.getsource(named)
+  except (OSError, TypeError):
+    return None
+  return None if _is_installed(pathlib.Path(file).resolve()) else code_digest(file)
+
+
+def _is_plain(value: Any) -> bool:
+  """Whether a value's `repr` says all of it, in every process."""
+  if isinstance(value, tuple):
+    return all(map(_is_plain, value))
+  return value is None or isinstance(value, (str, int, float, bool))

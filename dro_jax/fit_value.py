@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dro_jax import algorithms, evaluate, partitioning, resume, statistics
+from dro_jax import algorithms, checkpoints, evaluate, partitioning, resume, statistics
 from dro_jax import train as training
-from dro_jax.data import columns, split, tasks
+from dro_jax.data import columns, split, tasks, vocabularies
 from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
 from dro_jax.partitioning import Grid
@@ -38,8 +38,8 @@ def fit_value(
   Cross-fitted: prompts fall into K folds by their hash, and the values of one fold come from a network that
   was fitted on the others. Prompts held out for validation choose each network's best checkpoint, and get the
   mean of all networks. Each is a run of `train` in MODEL_DIR/fold_K, which is resumed; a store that is
-  complete is not made again. The policy is not trained. Rewards are standardised for the fit; values are
-  written in the rewards' own units.
+  complete, and made of the data and the checkpoint that are there now, is not made again. The policy is not
+  trained. Rewards are standardised for the fit; values are written in the rewards' own units.
 
   Args:
     model_dir: the folder of the networks' runs, and of the store.
@@ -70,9 +70,9 @@ def fit_value(
     )
   columns_dir = columns_dir or os.path.join(model_dir, 'columns')
   request = {'folds': folds, 'held_out': held_out, 'config': configs().get('config.gin')}
-  if columns.exists(columns_dir) and columns.read(columns_dir).origin.get('request') == request:
+  if (report := _complete(columns_dir, request, data)) is not None:
     logging.getLogger(__name__).info('%s is complete: nothing is fitted again', columns_dir)
-    return judged(dict(columns.read(columns_dir).origin['report']), min_explained_variance)
+    return judged(report, min_explained_variance)
   fitted = []
   for part in _parts(folds, held_out):
     folder, load = os.path.join(model_dir, part.name), _of_part(data, part)
@@ -80,10 +80,50 @@ def fit_value(
     fitted.append(_predict(folder, data, part, mesh(), score_batch_size, chunk_size))
   report = judged({'columns': str(columns_dir), **_report(fitted)}, min_explained_variance)
   if jax.process_index() == 0:
-    _write(columns_dir, fitted, {'request': request, 'report': report})
+    _write(columns_dir, fitted, {'request': request, 'report': report, 'made_of': fitted[0].made_of})
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('columns')
   return report
+
+
+def _complete(
+  directory: str, request: Mapping[str, Any], data: Callable[..., tasks.Triplets]
+) -> dict[str, Any] | None:
+  """The report of a store that is there, was asked for in the same words, and is made of what is there now.
+
+  Of a store that an earlier version wrote nobody knows what it is made of: its words are believed.
+  """
+  if not columns.exists(directory):
+    return None
+  origin = columns.read(directory).origin
+  if origin.get('request') != request:
+    return None
+  before = origin.get('made_of')
+  if before is None:
+    return dict(origin['report'])
+  triplets = data(**_reading(before['vocabulary'], before['read_as']))
+  if before != _made_of(before, triplets, before['read_as']):
+    return None
+  return dict(origin['report'])
+
+
+def _reading(vocabulary: str, read_as: Mapping[str, Any]) -> dict[str, Any]:
+  return {'vocabulary': vocabularies.vocabulary(vocabulary), 'rewards_required': True, **read_as}
+
+
+def _made_of(
+  described: Mapping[str, Any], triplets: tasks.Triplets, read_as: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What values depend on: the data and the networks' start by their contents, the vocabulary's place."""
+  init_from, digest = described.get('init_from'), described.get('init_digest')
+  names = ('train_fingerprint', 'eval_fingerprint', 'train_columns', 'eval_columns')
+  return {
+    'data': {name: triplets.report.get(name) for name in names},
+    'vocabulary': described['vocabulary'],
+    'read_as': read_as,
+    'init_from': init_from,
+    'init_digest': init_from and checkpoints.init_digest(init_from, digest),
+  }
 
 
 class _Part(NamedTuple):
@@ -125,12 +165,16 @@ def _checked(fits: np.ndarray, part: _Part, table: TokenTable) -> np.ndarray:
 
 
 class _Fitted(NamedTuple):
-  """What one network says: raw values `[N]`, NaN of prompts it was fitted on, and of the held-out part."""
+  """What one network says: raw values `[N]`, NaN of prompts it was fitted on, and of the held-out part.
+
+  `made_of` is what it depends on (see `_made_of`).
+  """
 
   name: str
   triplets: tasks.Triplets
   values: np.ndarray
   eval_values: np.ndarray | None
+  made_of: Mapping[str, Any]
 
 
 def _predict(
@@ -143,7 +187,7 @@ def _predict(
 ) -> _Fitted:
   run = evaluate.load_run(folder, mesh)
   read_as = resume.data_options({'data': {'options': run.data_options}})
-  triplets = data(vocabulary=run.vocabulary, rewards_required=True, **read_as)
+  triplets = data(**_reading(run.vocabulary.spec, read_as))
   unseen = np.flatnonzero(~part.fits(triplets.train.prompt_digests))
 
   def values_of(table: TokenTable) -> np.ndarray:
@@ -155,7 +199,10 @@ def _predict(
 
   values = np.full(len(triplets.train), np.nan)
   values[unseen] = values_of(triplets.train.subset(unseen))
-  return _Fitted(part.name, triplets, values, triplets.eval and values_of(triplets.eval))
+  held_out = triplets.eval and values_of(triplets.eval)
+  return _Fitted(
+    part.name, triplets, values, held_out, _made_of(checkpoints.load_metadata(folder), triplets, read_as)
+  )
 
 
 def _merged(fitted: list[_Fitted]) -> tuple[np.ndarray, np.ndarray | None]:

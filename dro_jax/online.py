@@ -154,7 +154,7 @@ def make_responder(
   validate = _make_validate(make_answer(1.0, _VALIDATION), reference, mesh, algorithm.temperature)
   settings = {
     'samples': algorithm.online.samples, 'epochs': algorithm.online.epochs, 'reward': rewards.name_of(reward),
-    'temperature': options.temperature, 'max_length': length,
+    'reward_code': rewards.code_of(options.reward), 'temperature': options.temperature, 'max_length': length,
   }  # fmt: skip
   return Responder(lambda *args: answer(*args).rows, validate, settings)
 

@@ -69,7 +69,7 @@ def make_draw(
     chunk_size: response tokens projected to the vocabulary at once.
   """
   sample = _make_sample(nets, reference, mesh, max_length, seed, chunk_size)
-  reward = reward and rewards.find(reward)
+  code, reward = rewards.code_of(reward), reward and rewards.find(reward)
 
   def draw(state: TrainState, table: TokenTable) -> OwnSamples:
     records = chosen(table, count)
@@ -97,7 +97,7 @@ def make_draw(
 
   settings = {
     'prompts': count, 'temperature': TEMPERATURE, 'max_length': max_length,
-    'reward': reward and rewards.name_of(reward),
+    'reward': reward and rewards.name_of(reward), 'reward_code': code,
   }  # fmt: skip
   return draw, settings
 

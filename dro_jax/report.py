@@ -184,11 +184,19 @@ def _scaling(run: Run) -> dict[str, Any]:
 
 def _decoding(run: Run) -> dict[str, Any] | None:
   """`None` where nothing was sampled, and so nothing measured on samples."""
-  return run.metadata.get('decoding')
+  decoding = run.metadata.get('decoding')
+  return decoding and {name: value for name, value in decoding.items() if name != 'reward_code'}
+
+
+def _reward_code(run: Run) -> dict[str, Any] | None:
+  """`None` where no user's function scored samples, or an earlier version did not record it."""
+  code = (run.metadata.get('decoding') or {}).get('reward_code')
+  return code and {'code': code}
 
 
 _YARDSTICKS: dict[str, Callable[[Run], Any]] = {
-  'split': _split, 'reward scaling': _scaling, 'decoding': _decoding
+  'split': _split, 'reward scaling': _scaling, 'decoding': _decoding,
+  'reward function': _reward_code,
 }  # fmt: skip
 
 

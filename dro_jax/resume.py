@@ -87,6 +87,9 @@ _WHY = {
   'eval_fingerprint': 'the held-out records are not those that the run was measured on so far',
   'init_from': 'the run started there; a folder that was moved keeps its name',
   'labels': 'an earlier version made them, and trained against thumbs-ups and ties: begin anew',
+  'init_digest': 'INIT_FROM holds other parameters than the run started from',
+  'reward_code': "the reward function's file, or one that it imports, holds other code than so far",
+  'algorithm_code': "the algorithm's file, or one that it imports, holds other code than so far",
 }
 
 
@@ -157,6 +160,9 @@ def refuse_other_run(
   """
   _refuse_unmoved(folder, saved)
   differences = differing(folder, texts)
+  starts = [described.get('init_digest') for described in (saved, metadata)]
+  if starts[0] is not None and starts[0] == starts[1]:  # The same parameters, whatever the folder is called.
+    differences = [each for each in differences if configs.split(each.name)[2] != 'init_from']
   refused = [difference for difference in differences if accepted(difference) is None]
   now = json.loads(json.dumps(metadata))
   seen = [*_described(identity(saved), identity(now)), *_labelled_otherwise(saved, now)]
@@ -231,19 +237,21 @@ def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   """What decides a run's numbers, by name, of what is saved beside its checkpoints."""
   model = {name: value for name, value in metadata['model'].items() if name not in ('scan_layers', 'remat')}
   names = (
-    'train_records', 'train_prompts', 'train_fingerprint', 'eval_fingerprint', 'selected_records', 'units',
-    'options', 'columns_from',
+    'train_records', 'train_prompts', 'train_fingerprint', 'eval_fingerprint', 'train_columns',
+    'eval_columns', 'selected_records', 'units', 'options', 'columns_from',
   )  # fmt: skip
   data = {name: metadata['data'].get(name) for name in names}
   kept = (
     'algorithm', 'temperature', 'value', 'reference', 'vocabulary_fingerprint', 'batch_size', 'seed',
-    'online',
+    'online', 'code', 'init_digest',
   )  # fmt: skip
   labels = metadata['data'].get('labels')
   data['labels'] = labels and {name: labels[name] for name in ('rule', 'desirable', 'labels')}
   scaling = {name: metadata['data']['scaling'][name] for name in ('kind', 'shift', 'scale')}
   decisive = {name: metadata.get(name) for name in kept}
   decisive['deal'] = metadata.get('deal', 'together')  # As runs did that do not say.
+  # How often samples are measured may change, and by which code they are not.
+  decisive['samples'] = {'reward_code': (metadata.get('decoding') or {}).get('reward_code')}
   return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
 
 

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dro_jax import files
 from dro_jax.errors import UsageError
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -162,6 +163,21 @@ def name_of(reward: Reward) -> str:
     reward = reward.func
   named = reward if hasattr(reward, '__qualname__') else type(reward)
   return f'{named.__module__}:{named.__qualname__}'
+
+
+def code_of(reward: Reward | str | None) -> str | None:
+  """A hash of the code of a user's reward function, given or named; None of those of dro_jax.
+
+  Of a function that is named as FILE.py:FUNCTION or MODULE:FUNCTION it is of that file, and of the files
+  beside it that it imports.
+  """
+  if not isinstance(reward, str):
+    return files.source_of(reward)
+  module = reward.rpartition(':')[0]
+  if module.partition('.')[0] == 'dro_jax':
+    return None
+  file = module if module.endswith('.py') else getattr(_import(module), '__file__', None)
+  return files.code_digest(file) if file and file.endswith('.py') else None
 
 
 def score(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:

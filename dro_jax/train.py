@@ -259,6 +259,7 @@ def train(
     reference=opened.settings, uses_reference=is_kept, batch_size=batch_size, deal=deal, seed=seed,
     init_from=init_from, online=samplers.responder and samplers.responder.settings,
     decoding=samplers.decoding, zero_warmup=resume.FULL_RATE,
+    init_digest=_init_digest(init_from, folder), code={'algorithm_code': files.source_of(algorithm)},
   )  # fmt: skip
   score = scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size)
   step = train_step.make_train_step(
@@ -366,6 +367,14 @@ def _local_folder(model_dir: str) -> pathlib.Path:
   if not model_dir or folder.is_file():
     raise UsageError(f'model_dir={model_dir!r} is no folder: pass a new one, or that of a run to resume.')
   return folder
+
+
+def _init_digest(init_from: str | None, folder: pathlib.Path) -> str | None:
+  """The digest of the checkpoint that the run starts from, or did start from."""
+  if init_from is None:
+    return None
+  started = checkpoints.run_metadata(folder).get('init_digest') if checkpoints.has_any(folder) else None
+  return checkpoints.init_digest(init_from, started)
 
 
 def _vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Vocabulary:

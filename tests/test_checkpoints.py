@@ -184,12 +184,32 @@ def test_the_policy_of_a_run_starts_another(run):
 def test_imported_params_are_born_sharded(tmp_path):
   policy = jax.tree.map(np.asarray, _state(_mesh(4, 2)).params['policy'])
   checkpoints.save_params(tmp_path / 'imported', policy, {'model': {'emb_dim': 16}})
-  assert checkpoints.load_metadata(tmp_path / 'imported') == {'model': {'emb_dim': 16}}
+  metadata = checkpoints.load_metadata(tmp_path / 'imported')
+  assert metadata.pop('digest')
+  assert metadata == {'model': {'emb_dim': 16}}
   params, _ = checkpoints.load_params(tmp_path / 'imported', _abstract(policy, _mesh(2, 4)))
   _assert_identical(params, policy)
   assert params['encoder']['kernel'].sharding == _sharded(_mesh(2, 4))
   with pytest.raises(UsageError, match='exists already'):
     checkpoints.save_params(tmp_path / 'imported', policy, {})
+
+
+def test_the_digest_of_a_start_follows_its_parameters_and_not_its_name(tmp_path, run):
+  for name, seed in (('a', 0), ('b', 1)):
+    checkpoints.save_params(tmp_path / name, _numbers(seed), {'model': name})
+  one, other = (checkpoints.init_digest(tmp_path / name) for name in 'ab')
+  assert one != other
+  (tmp_path / 'a').rename(tmp_path / 'c')
+  checkpoints.save_params(tmp_path / 'a', _numbers(0), {'model': 'again'})
+  assert checkpoints.init_digest(tmp_path / 'a') == checkpoints.init_digest(tmp_path / 'c') == one
+
+
+def test_a_run_that_went_on_still_stands_for_the_step_that_another_started_from(run):
+  best, newest = (checkpoints.init_digest(run / 'checkpoints' / step) for step in ('2', '5'))
+  assert checkpoints.init_digest(run) == best != newest
+  assert checkpoints.init_digest(run, started=newest) == newest
+  assert checkpoints.init_digest(run, started='gone') == best
+  assert checkpoints.init_digest(run / 'checkpoints' / '2', started=newest) == best
 
 
 def test_another_model_is_refused_by_its_first_difference(run):

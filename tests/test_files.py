@@ -1,6 +1,8 @@
+import functools
 import json
 import pathlib
 import re
+import shutil
 import tempfile
 
 import numpy as np
@@ -60,3 +62,46 @@ def test_all_json_is_written_in_one_place():
       rest = text[match.start() : text.index('\n', match.start())]
       at_once = text[: match.start()].endswith('json.loads(')
       assert path.name == 'files.py' or 'sort_keys=True' in rest or at_once, f'{path}: {rest}'
+
+
+@pytest.fixture
+def project(tmp_path):
+  """A folder with a user's file, what that imports, and what it does not."""
+  for name, text in {
+    'mine.py': 'import helper\nfrom package import inner\nimport os\ndef reward(p, r):\n  return [0.0]\n',
+    'helper.py': 'import mine\nX = 1\n',
+    'package/__init__.py': '',
+    'package/inner.py': 'from . import deep\nfrom ..x import y\n',
+    'package/deep.py': 'D = 1\n',
+    'other.py': 'O = 1\n',
+  }.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+  return tmp_path
+
+
+@pytest.mark.parametrize('name', ['mine.py', 'helper.py', 'package/__init__.py', 'package/deep.py'])
+def test_a_files_digest_follows_the_files_beside_it_that_it_imports(name, project):
+  before = files.code_digest(project / 'mine.py')
+  (project / 'other.py').write_text('O = 2\n')
+  assert files.code_digest(project / 'mine.py') == before
+  (project / name).write_text((project / name).read_text() + 'CHANGED = 1\n')
+  assert files.code_digest(project / 'mine.py') != before
+
+
+def test_a_digest_follows_no_import_of_what_is_installed_and_no_other_folder(project, tmp_path_factory):
+  copy = shutil.copytree(project, tmp_path_factory.mktemp('moved') / 'copy')
+  assert files.code_digest(copy / 'mine.py') == files.code_digest(project / 'mine.py')
+  assert files.source_of(json.loads) is None
+  assert files.source_of(pytest.fixture) is None
+  assert files.source_of(functools.partial(files.json_line)) is None
+  assert files.source_of(len) is None
+
+
+def test_the_code_of_a_function_counts_its_bound_numbers():
+  def reward(prompts, responses, scale):
+    return [scale] * len(responses)
+
+  found = [files.source_of(functools.partial(reward, scale=scale)) for scale in (1, 1, 2)]
+  assert found[0] == found[1] != found[2]
+  assert files.source_of(reward) not in found

@@ -90,15 +90,44 @@ def test_the_policy_is_left_as_it_was(fitted):
   assert len({record['parameter_norm/policy'] for record in metrics if 'loss' in record}) == 1
 
 
+def fail(**_):
+  raise AssertionError('trained again')
+
+
 def test_a_complete_store_is_not_made_again(fitted, data):
   folder, report = fitted
-
-  def fail(**_):
-    raise AssertionError('trained again')
-
   mark = columns.read(folder).mark
   assert fit_value.fit_value(str(folder), data, fail, folds=2) == report
   assert columns.read(folder).mark == mark
+
+
+def rewritten(path, change):
+  lines = [change(json.loads(line)) for line in path.read_text().splitlines()]
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+@pytest.mark.parametrize('field', ['reward', 'label'])
+def test_a_complete_store_is_none_of_other_rewards_or_columns(field, tmp_path):
+  path = tmp_path / 't.jsonl'
+  write_triplets(path)
+  rewritten(path, lambda record: record | {'label': 0})
+  data = functools.partial(
+    tasks.load_triplets, str(path), prompt_length=32, response_length=16, validation_fraction=0.2,
+    cache_dir=str(tmp_path / 'cache'),
+  )  # fmt: skip
+  fit(tmp_path / 'v', data, steps=1, folds=2)
+  before = columns.read(tmp_path / 'v').mark
+  rewritten(path, lambda record: record | {field: 1 - record[field]})
+  with pytest.raises(UsageError, match='the records are not those|data.train_columns.label: '):
+    fit(tmp_path / 'v', data, steps=1, folds=2)
+  assert columns.read(tmp_path / 'v').mark == before
+
+
+def test_a_store_of_an_earlier_version_is_believed(fitted, data, tmp_path):
+  store = columns.read(fitted[0])
+  origin = {name: x for name, x in store.origin.items() if name != 'made_of'}
+  columns.write(tmp_path / 'columns', store.keys, {'value': store.columns['value']}, origin=origin)
+  assert fit_value.fit_value(str(tmp_path), data, fail, folds=2) == origin['report']
 
 
 def test_a_killed_fit_resumes(fitted, data, tmp_path):

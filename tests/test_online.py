@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import inspect
 import itertools
 import json
 
@@ -112,14 +113,19 @@ def test_a_trust_region_run_is_measured_against_the_initial_policy(run, tmp_path
 
 
 def test_resume_is_bit_identical(run, tmp_path):
-  algorithm = LEARNERS['ppo']
-  run(tmp_path / 'whole', algorithm, steps=4)
-  run(tmp_path / 'parts', algorithm, steps=2)
-  run(tmp_path / 'parts', algorithm, steps=4)
+  algorithm, file = LEARNERS['ppo'], tmp_path / 'rewards_of_mine.py'
+  file.write_text(inspect.getsource(low_letters).replace('LENGTH', '3'))
+  rollouts = functools.partial(online.RolloutOptions, reward=f'{file}:low_letters', max_length=LENGTH)
+  run(tmp_path / 'whole', algorithm, steps=4, rollouts=rollouts)
+  run(tmp_path / 'parts', algorithm, steps=2, rollouts=rollouts)
+  run(tmp_path / 'parts', algorithm, steps=4, rollouts=rollouts)
   assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
-  hot = functools.partial(online.RolloutOptions, reward=low_letters, max_length=LENGTH, temperature=0.5)
+  hot = functools.partial(rollouts, temperature=0.5)
   with pytest.raises(UsageError, match=r'online\.temperature: 1.0 → 0.5'):
     run(tmp_path / 'whole', algorithm, steps=4, rollouts=hot)
+  file.write_text(file.read_text().replace('/ 3', '* 100'))
+  with pytest.raises(UsageError, match=r"online\.reward_code: .*the reward function's file"):
+    run(tmp_path / 'whole', algorithm, steps=4, rollouts=rollouts)
 
 
 # --- rollouts -----------------------------------------------------------------------------------------------

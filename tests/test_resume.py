@@ -128,6 +128,37 @@ def test_labels_that_an_earlier_version_made_otherwise_are_refused_in_words(refu
   )
 
 
+def described(**changes):
+  return metadata() | changes
+
+
+def test_other_code_columns_or_parameters_at_the_start_are_refused(refusal):
+  data = metadata()['data']
+  for name, then, now, message in (
+    (
+      'online',
+      {'reward_code': 'x'},
+      {'reward_code': 'y'},
+      "the reward function's file, or one that it imports",
+    ),
+    ('decoding', {'reward_code': 'x'}, {'reward_code': 'y'}, "samples.reward_code: 'x' → 'y'"),
+    ('code', {'algorithm_code': 'x'}, {'algorithm_code': 'y'}, "the algorithm's file"),
+    ('data', data | {'train_columns': {'label': 'x'}}, data | {'train_columns': {'label': 'y'}}, 'label'),
+    ('init_digest', 'x', 'y', 'INIT_FROM holds other parameters than the run started from'),
+  ):
+    assert message in refusal({}, {}, described(**{name: then}), described(**{name: now}))
+    # An earlier version recorded none.
+    assert refusal({}, {}, metadata(), described(**{name: now})) is None
+  # How many prompts are sampled to measure is no part of the run.
+  assert refusal({}, {}, described(decoding={'prompts': 1}), described(decoding={'prompts': 2})) is None
+
+
+def test_a_start_that_holds_the_same_parameters_may_have_another_name(refusal):
+  other = texts(init='/data/t6')
+  assert refusal(texts(), other, described(init_digest='x'), described(init_digest='x')) is None
+  assert 'INIT_FROM' in refusal(texts(), other, described(init_digest='x'), described(init_digest='y'))
+
+
 def test_metadata_of_before_a_name_was_kept_is_passed_over(refusal):
   assert refusal({}, {}, metadata(fingerprint=None), metadata()) is None
 

@@ -66,6 +66,20 @@ def test_a_function_of_ones_own(tmp_path):
   assert rewards.find(rewards.contains) is rewards.contains
 
 
+def test_the_code_of_a_reward_is_that_of_its_file(tmp_path, monkeypatch):
+  path = tmp_path / 'my_rewards.py'
+  path.write_text('import scale_of_mine\ndef shouts(prompts, responses):\n  return [1.0] * len(responses)\n')
+  (tmp_path / 'scale_of_mine.py').write_text('X = 1\n')
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setenv('HOME', str(tmp_path))
+  before = rewards.code_of(f'{path}:shouts')
+  assert before == rewards.code_of('my_rewards:shouts') == rewards.code_of('~/my_rewards.py:shouts')
+  (tmp_path / 'scale_of_mine.py').write_text('X = 2\n')
+  assert rewards.code_of(f'{path}:shouts') == rewards.code_of('my_rewards:shouts') != before
+  assert rewards.code_of('dro_jax.rewards:contains') is rewards.code_of(rewards.contains) is None
+  assert rewards.code_of(None) is None
+
+
 def test_a_name_says_nothing_of_this_process():
   class Judge:
     def __call__(self, prompts, responses):

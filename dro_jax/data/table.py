@@ -137,6 +137,11 @@ class TokenTable:
       digest.update(b'-' if part is None else np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 
+  def column_fingerprints(self) -> dict[str, str]:
+    """A hash of each column: labels, logged log-probs, values."""
+    columns = {name: np.ascontiguousarray(x, np.float64) for name, x in sorted(self.columns.items())}
+    return {name: hashlib.blake2b(x.tobytes(), digest_size=16).hexdigest() for name, x in columns.items()}
+
   def subset(self, indices: np.ndarray) -> 'TokenTable':
     """A view of some records, numbered afresh; tokens and texts stay where they are."""
     picked = np.flatnonzero(indices) if np.asarray(indices).dtype == bool else np.asarray(indices)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import cluster, derived, places
+from dro_jax import cluster, derived, files, places
 from dro_jax.data import chat, sources, split, staging, table
 from dro_jax.data import columns as column_stores
 from dro_jax.data import scaling as scalings
@@ -157,11 +157,14 @@ def scaled(train: TokenTable, held_out: TokenTable | None, kind: str, report: Ma
   )  # fmt: skip
 
 
-def _counts(part: str, table: TokenTable | None) -> dict[str, int | str | None]:
-  """How much a part holds, and a hash of it."""
+def _counts(part: str, table: TokenTable | None) -> dict[str, Any]:
+  """How much a part holds, a hash of it, and one of each of its columns."""
   records, prompts = (len(table), len(np.unique(table.prompt_index))) if table else (0, 0)
-  mark = table.fingerprint() if table else None
-  return {f'{part}_records': records, f'{part}_prompts': prompts, f'{part}_fingerprint': mark}
+  mark, columns = (table.fingerprint(), table.column_fingerprints()) if table else (None, {})
+  return {
+    f'{part}_records': records, f'{part}_prompts': prompts, f'{part}_fingerprint': mark,
+    f'{part}_columns': columns,
+  }  # fmt: skip
 
 
 def with_columns(triplets: Triplets, stores: str | Sequence[str]) -> Triplets:
@@ -381,20 +384,40 @@ def _names(name: str | Sequence[str]) -> list[str]:
 # --- seqio --------------------------------------------------------------------------------------------------
 
 
+_imported: dict[str, str] = {}  # Digests of the task modules that this process has imported.
+
+
 def import_module(name: str) -> types.ModuleType:
-  """Imports a user's task module: a dotted name, or a .py file."""
+  """Imports a user's task module: a dotted name, or a .py file.
+
+  Raises:
+    UsageError: it cannot be imported, or its file changed since this process imported it.
+  """
   try:
-    if not name.endswith('.py'):
-      return importlib.import_module(name)
-    stem = os.path.splitext(os.path.basename(name))[0]
-    spec = importlib.util.spec_from_file_location(stem, os.path.expanduser(name))
-    module = importlib.util.module_from_spec(spec)
-    if stem not in sys.modules:
-      sys.modules[stem] = module
-      spec.loader.exec_module(module)
-    return sys.modules[stem]
+    module = _imported_module(name)
+    file = getattr(module, '__file__', None)
+    if file and file.endswith('.py'):
+      now = files.code_digest(file)
+      if _imported.setdefault(file, now) != now:
+        raise UsageError(
+          f"task module '{name}': the file, or one that it imports, changed since this process imported it, "
+          'and its tasks are still those of before: start Python again'
+        )
+    return module
   except (ImportError, OSError) as error:
     raise UsageError(f"task module '{name}': {error}; pass a module on the path, or a .py file") from error
+
+
+def _imported_module(name: str) -> types.ModuleType:
+  if not name.endswith('.py'):
+    return importlib.import_module(name)
+  stem = os.path.splitext(os.path.basename(name))[0]
+  spec = importlib.util.spec_from_file_location(stem, os.path.expanduser(name))
+  module = importlib.util.module_from_spec(spec)
+  if stem not in sys.modules:
+    sys.modules[stem] = module
+    spec.loader.exec_module(module)
+  return sys.modules[stem]
 
 
 def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str | None) -> Source:
@@ -469,15 +492,17 @@ def _fields(example: Mapping[str, Any]) -> dict:
 def _task_fingerprint(task, split: str) -> str:
   """What decides a task's examples, as far as one can tell: its source, the files, its functions' code."""
   source = task.source
-  files = getattr(source, '_split_to_filepattern', {}).get(split, [])
-  patterns = [files] if isinstance(files, str) else list(files)
+  named = getattr(source, '_split_to_filepattern', {}).get(split, [])
+  patterns = [named] if isinstance(named, str) else list(named)
   paths = sorted({path for pattern in patterns for path in sources.glob.glob(pattern)})
   function = getattr(source, '_dataset_fn', None)
   own = getattr(function, 'fingerprint', None)
   tfds = getattr(source, 'tfds_dataset', None)
+  # Byte code says nothing of the functions that these call.
+  files_of = [files.source_of(step) for step in ([] if own else [function]) + list(task.preprocessors)]
   return table.fingerprint(
     task.name, type(source).__name__, table.files_fingerprint(paths), own(split) if own else _code(function),
-    getattr(tfds, 'name', None), [_code(step) for step in task.preprocessors],
+    getattr(tfds, 'name', None), [_code(step) for step in task.preprocessors], *filter(None, files_of),
   )  # fmt: skip
 
 

@@ -238,6 +238,11 @@ def test_a_tasks_fingerprint_follows_its_files_and_code(files, module, tmp_path)
   assert tasks.find(f'{name}_plain').fingerprint == before['plain']
   write(tmp_path / 'train.jsonl', records(ratings(61)))
   assert tasks.find(f'{name}_plain').fingerprint != before['plain']
+  # What its functions call counts too.
+  loud = tasks.find(f'{name}_loud').fingerprint
+  with open(path, 'a') as file:
+    file.write('\nLOUDER = 2\n')
+  assert tasks.find(f'{name}_loud').fingerprint != loud
 
 
 def test_an_unknown_name_is_told_what_there_is(module):
