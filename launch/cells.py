@@ -1,7 +1,8 @@
 """Sweeps: one job a cell, each the very command line that a person would type, in a process of its own.
 
 A cell's run has its own folder in the sweep's `--model_dir`, named by its settings. One that ended well
-leaves a note there, and the same command does not run it again; where that folder is on other machines only,
+leaves a note there, and the same command does not run it again while the files that it names hold what they
+held; where that folder is on other machines only,
 the note is kept in `launched/` here.
 """
 
@@ -124,7 +125,8 @@ def run(
   found, notes = cells(sweep), {}
   for cell in found:
     folder = f'{_base(theirs)}/{cell.name}'
-    notes[cell.name] = Note(_note_file(job, folder), _arguments(theirs, cell, folder))
+    arguments = _arguments(theirs, cell, folder)
+    notes[cell.name] = Note(_note_file(job, folder), arguments, checks.contents(arguments))
   todo = {}
   for i, (name, note) in enumerate(notes.items()):
     if not note.is_there():
@@ -192,21 +194,30 @@ def _show(table: Sequence[Sequence[str]]) -> None:
 
 
 class Note(NamedTuple):
-  """What says that a cell is done: a file with its arguments."""
+  """What says that a cell is done: a file with its arguments, and hashes of the files that they name."""
 
   file: pathlib.Path
   arguments: list[str]
+  contents: Mapping[str, str] = {}
 
   def is_there(self) -> bool:
     try:
-      return json.loads(self.file.read_text(encoding='utf-8'))['arguments'] == self.arguments
-    except (OSError, ValueError, KeyError):
+      saved = json.loads(self.file.read_text(encoding='utf-8'))
+      if saved['arguments'] != self.arguments:
+        return False
+      before = saved.get('contents', {})  # An earlier version noted none.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
       return False
+    changed = [path for path, mark in self.contents.items() if before.get(path, mark) != mark]
+    if changed:
+      say(f'launch: {self.file.parent} was done before {", ".join(changed)} changed, and is run again')
+    return not changed
 
   def write(self) -> None:
     try:
       self.file.parent.mkdir(parents=True, exist_ok=True)
-      self.file.write_text(json.dumps({'arguments': self.arguments}) + '\n', encoding='utf-8')
+      note = {'arguments': self.arguments, 'contents': dict(self.contents)}
+      self.file.write_text(json.dumps(note) + '\n', encoding='utf-8')
     except OSError as error:
       say(f'launch: {error}: the same command would run what is done again')
 

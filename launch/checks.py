@@ -1,6 +1,9 @@
 """What is looked at here before anything is rented: that the run fits its slice, that its files are there."""
 
 import ast
+import functools
+import glob
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -12,7 +15,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from dro_jax import config_files, configs
+from dro_jax import config_files, configs, files
 from dro_jax.errors import UsageError
 from launch import arguments as words
 from launch import slices
@@ -70,6 +73,40 @@ def refuse_absent(arguments: Sequence[str], shared_dir: str) -> None:
         raise UsageError(f'{said} is on this machine, and not on those of the run: {remedy}')
       if not path.startswith('/') and _is_a_place(arguments[0], flag, path):
         raise UsageError(f'{said} is neither here nor, as a tracked file, in the checkout: {remedy}')
+
+
+def contents(arguments: Sequence[str]) -> dict[str, str]:
+  """A hash of each file of this machine that a run's arguments name, by its path.
+
+  Of a folder it is of the files that describe what it holds. What is elsewhere is left out.
+  """
+  found = {}
+  for flag in (*_DATA, *_FOLDERS, *_OTHERS):
+    for path, _ in _said_paths(arguments, flag):
+      for file in [] if '://' in path else _files_of(flag, pathlib.Path(path.partition('#')[0]).expanduser()):
+        found[str(file)] = _code_of(file) if file.suffix == '.py' else _hash_of(file, file.stat().st_mtime_ns)
+  return found
+
+
+def _files_of(flag: str, path: pathlib.Path) -> list[pathlib.Path]:
+  """The files that stand for what a path holds: checkpoints and column stores are described by one each."""
+  if path.is_dir():
+    names = ('metadata/metadata', 'checkpoints/*/metadata/metadata', 'columns.json', 'columns/columns.json')
+    return [file for name in names for file in sorted(path.glob(name))]
+  if flag in _DATA:
+    return sorted(file for file in map(pathlib.Path, glob.glob(str(path))) if file.is_file())
+  return [path] if path.is_file() else []
+
+
+def _code_of(file: pathlib.Path) -> str:
+  return files.code_digest(file)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_of(file: pathlib.Path, changed: int) -> str:
+  del changed  # What was hashed before is hashed again when it changes.
+  with file.open('rb') as opened:
+    return hashlib.file_digest(opened, 'sha256').hexdigest()
 
 
 def refuse_missing(arguments: Sequence[str]) -> None:

@@ -106,6 +106,8 @@ def describe(cell: Cell) -> str:
 def claim(folder: pathlib.Path, suite: str, settings: Mapping[str, Any]) -> None:
   """Marks a folder as this suite's, with the settings that all of its cells share.
 
+  A setting that an earlier version did not record is passed over.
+
   Raises:
     UsageError: it holds cells of another suite, world or budget.
   """
@@ -113,7 +115,7 @@ def claim(folder: pathlib.Path, suite: str, settings: Mapping[str, Any]) -> None
   if mark.exists():
     saved = json.loads(mark.read_text(encoding='utf-8'))
     for name in sorted(saved.keys() | wanted.keys(), key=lambda name: name != 'suite'):
-      if saved.get(name) != wanted.get(name):
+      if name in saved and saved[name] != wanted.get(name):
         raise UsageError(
           f'{folder} holds cells whose {name} is {saved.get(name)!r}, and now it is {wanted.get(name)!r}: '
           'results would not compare. Set it back, or pass another --model_dir.'

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import evaluate, feeds, networks, partitioning
+from dro_jax import checkpoints, evaluate, feeds, networks, partitioning
 from dro_jax.arena import human_report, training
 from dro_jax.arena.cells import Cell, file_of, plain
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.trials import Range
 from dro_jax.data import sources, split, tasks
+from dro_jax.data import table as token_tables
 from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5Config
@@ -167,6 +168,21 @@ def prepare(place: Place) -> World:
   return World(training.Data(load, reference), tables, about)
 
 
+def _contents(given: Feedback) -> dict[str, str | None]:
+  """What the triplets and the reference hold, whatever they are called."""
+
+  def of(triplets: str | Sequence[str]) -> str:
+    if sources.is_files(triplets):
+      return token_tables.files_fingerprint(sources.expand(triplets))
+    return tasks.find(triplets).fingerprint
+
+  return {
+    'triplets': of(given.triplets),
+    'test_triplets': given.test_triplets and of(given.test_triplets),
+    'init_from': given.init_from and checkpoints.init_digest(given.init_from),
+  }
+
+
 def _reference(place: Place, post_edit: str | None) -> str:
   """A policy that imitates a part's corrections, or else its responses."""
 
@@ -272,6 +288,7 @@ def human(
   competing = training.methods(RATES)
   budget = training.Budget(steps, batch_size, evaluations=evaluations)
   settings = {'feedback': given._asdict(), 'model': vars(model), 'budget': budget._asdict()}
+  settings |= {'contents': _contents(given)}
   world_of = functools.lru_cache(maxsize=1)(functools.partial(prepare, place))
   return Suite(
     'human', plain(settings), {name: method.grid for name, method in competing.items()}, ({},),

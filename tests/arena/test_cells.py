@@ -79,6 +79,10 @@ def test_a_folder_is_one_suites_and_one_worlds(tmp_path):
   with pytest.raises(UsageError, match='world is'):
     cells.claim(folder, 'exact', settings | {'world': {'gain': 0.6, 'ease': (1, 2)}})
   assert json.loads((folder / 'arena.json').read_text())['world'] == {'gain': 0.5, 'ease': [1, 2]}
+  # An earlier version did not record them.
+  cells.claim(folder, 'exact', settings | {'contents': 'x'})
+  with pytest.raises(UsageError, match="contents is 'x', and now it is 'y'"):
+    cells.claim(folder, 'exact', settings | {'contents': 'y'})
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

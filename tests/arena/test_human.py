@@ -75,6 +75,16 @@ def test_a_value_is_scored_where_there_is_one(arena):
   assert results['dro_v']['last']['test']['logps'] != results['dro_v']['about']['test']['reference']
 
 
+def test_cells_of_other_scores_are_not_taken_for_these(tmp_path, one_device):
+  path = write(tmp_path / 'a.jsonl', 60, 0)
+  make = suite_of(tmp_path / 'arena', one_device, path)
+  cells.claim(tmp_path / 'arena', 'human', make().settings)
+  cells.claim(tmp_path / 'arena', 'human', make().settings)
+  write(tmp_path / 'a.jsonl', 60, 1)
+  with pytest.raises(UsageError, match='holds cells whose contents is'):
+    cells.claim(tmp_path / 'arena', 'human', make().settings)
+
+
 def test_no_prompt_is_in_two_parts_and_corrections_are_in_the_responses_order(arena):
   place = arena[1]().run.args[0]
   words = vocabularies.vocabulary('bytes')

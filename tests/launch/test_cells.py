@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 import sys
@@ -105,6 +106,33 @@ def test_a_failed_cell_stops_no_other_and_what_is_done_is_not_done_again(command
   assert launch.main([*ours, '--sweep.product.SEED=(0,)', *theirs]) == 0
   assert len((tmp_path / 'runs' / 'log').read_text().splitlines()) == 6
   assert 'seed_0  0     done' in capsys.readouterr().out
+
+
+def test_a_cell_is_done_again_once_a_file_that_it_names_holds_something_else(command, tmp_path, capsys):
+  ours, theirs = command
+  files = {'triplets': tmp_path / 'a.jsonl', 'gin_file': tmp_path / 'mine.gin'}
+  for file in files.values():
+    file.write_text('x')
+  (tmp_path / 'score.py').write_text('def f(p, r):\n  return [0.0]\n')
+  described = tmp_path / 'policy' / 'metadata' / 'metadata'
+  described.parent.mkdir(parents=True)
+  described.write_text('{"digest": "x"}')
+  given = [f'--{flag}={file}' for flag, file in files.items()]
+  given += ['--set=REWARD=score.py:f', f'--init_from={tmp_path}/policy']
+  again = [*ours, '--sweep.product.SEED=(0,)', *theirs, *given]
+  log = tmp_path / 'runs' / 'log'
+  assert launch.main(again) == launch.main(again) == 0
+  runs = 1
+  for file in (*files.values(), tmp_path / 'score.py', described):
+    assert len(log.read_text().splitlines()) == 2 * runs
+    file.write_text(file.read_text() + '\n')
+    assert launch.main(again) == 0
+    runs += 1
+    assert f'{file.name} changed, and is run again' in capsys.readouterr().err
+  note = tmp_path / 'runs' / 'seed_0' / cells.NOTE
+  note.write_text(json.dumps({'arguments': json.loads(note.read_text())['arguments']}))
+  assert launch.main(again) == 0  # An earlier version noted no contents.
+  assert len(log.read_text().splitlines()) == 2 * runs
 
 
 def test_a_note_that_cannot_be_written_stops_no_cell(command, tmp_path, capsys):
