@@ -70,6 +70,8 @@ def cache_reference(
   limits.seed(seed)
   if init_from is None:
     raise UsageError('whose log-probs? Pass --init_from=DIR, the checkpoint from which the run will start.')
+  if jax.process_index() == 0:
+    columns.refuse_place(model_dir, '--model_dir')
   chosen, words, grid = algorithm(), networks.vocabulary_of(init_from, vocabulary), mesh()
   changes = {'dtype': dtype, 'scan_layers': scan_layers}
   given = {name: value for name, value in changes.items() if value is not None}

@@ -85,7 +85,7 @@ def methods(settings: Settings) -> dict[str, Method]:
 def main(directory: str = 'demo_output', settings: Settings = Settings()) -> dict[str, dict[str, float]]:
   """Runs the demo, or what is left of it, and returns its table."""
   console, began = Console(highlight=False), time.monotonic()
-  folder = prepare(pathlib.Path(directory), settings)
+  folder = prepare(pathlib.Path(directory).expanduser(), settings)
   files = write_files(folder / 'data', settings)
   console.print(introduction(files, settings))
   console.print('\n[bold]SFT[/bold], the reference')

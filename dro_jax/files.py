@@ -62,6 +62,44 @@ def parsed(line: bytes) -> dict[str, Any] | None:
   return record if isinstance(record, dict) else None
 
 
+# --- where results go ---------------------------------------------------------------------------------------
+
+
+def output_file(path: str, flag: str = '--output') -> pathlib.Path:
+  """The file that a result is to be written to, `~` expanded: looked at before the work begins.
+
+  Raises:
+    UsageError: nothing can be written there.
+  """
+  target = pathlib.Path(path).expanduser()
+  if '://' in path:
+    raise UsageError(f'{flag}={path}: pass a file on this machine, and copy it from there')
+  if not path or target.is_dir():
+    raise UsageError(f'{flag}={path} is a folder: pass a file in it, {flag}={target / "NAME"}')
+  if not target.parent.is_dir():
+    raise UsageError(f'{flag}={path}: there is no folder {target.parent}. Make it, or pass another file')
+  if not os.access(target.parent, os.W_OK | os.X_OK):
+    raise UsageError(f'{flag}={path}: the folder {target.parent} cannot be written to. Pass another file')
+  return target
+
+
+def output_folder(path: str | os.PathLike, flag: str = '--output') -> pathlib.Path:
+  """The folder that a result is to be written to, new or not, `~` expanded: looked at before the work begins.
+
+  Raises:
+    UsageError: it is no folder, or cannot be made or written to.
+  """
+  target = pathlib.Path(path).expanduser()
+  if '://' in str(path):
+    return target
+  there = next(folder for folder in (target, *target.absolute().parents) if os.path.lexists(folder))
+  if not there.is_dir():
+    raise UsageError(f'{flag}={path}: {there} is a file, and no folder. Pass another folder')
+  if not os.access(there, os.W_OK | os.X_OK):
+    raise UsageError(f'{flag}={path}: the folder {there} cannot be written to. Pass another folder')
+  return target
+
+
 # --- a user's Python files ----------------------------------------------------------------------------------
 
 

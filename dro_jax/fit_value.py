@@ -73,6 +73,8 @@ def fit_value(
   if (report := _complete(columns_dir, request, data)) is not None:
     logging.getLogger(__name__).info('%s is complete: nothing is fitted again', columns_dir)
     return judged(report, min_explained_variance)
+  if jax.process_index() == 0:
+    columns.refuse_place(columns_dir, 'columns_dir')
   fitted = []
   for part in _parts(folds, held_out):
     folder, load = os.path.join(model_dir, part.name), _of_part(data, part)

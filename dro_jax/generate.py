@@ -168,6 +168,7 @@ def generate(
       f'num_samples={num_samples} with beams={beams}: a beam search has one answer to a prompt. Pass --set '
       'SAMPLES=1, or --set BEAMS=1 and a temperature to draw several.'
     )
+  target = None if output is None else _target(output)
   grid = mesh()
   model_dir = str(checkpoints.find_checkpoint(model_dir))
   saved, words = checkpoints.load_metadata(model_dir), networks.vocabulary_of(model_dir, vocabulary)
@@ -202,9 +203,14 @@ def generate(
     }
     for i, answer in zip(order, answers)
   )  # fmt: skip
-  count = _write(records, output)
+  count = _write(records, target)
   # Standard output holds the answers, or what was written to a file: never both.
-  return {} if output is None else {'prompts': len(tokens), 'responses': count, 'output': output}
+  return {} if output is None else {'prompts': len(tokens), 'responses': count, 'output': str(target)}
+
+
+def _target(output: str) -> pathlib.Path:
+  """The file to write, looked at before anything is answered; the first of several processes writes it."""
+  return files.output_file(output) if jax.process_index() == 0 else pathlib.Path(output).expanduser()
 
 
 def _asked(
@@ -221,20 +227,23 @@ def _asked(
   return [(record_id, text) for text, record_id in first_id.items()]
 
 
-def _write(records: Iterable[dict[str, Any]], output: str | None) -> int:
+def _write(records: Iterable[dict[str, Any]], target: pathlib.Path | None) -> int:
   """Writes JSON lines, to a file whole or not at all; returns how many."""
   lines = map(files.json_line, records)
   primary = jax.process_index() == 0
-  if output is None:
+  if target is None:
     return sum(sys.__stdout__.write(line) > 0 if primary else 1 for line in lines)
-  count, path = 0, pathlib.Path(output)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  with open(temporary if primary else os.devnull, 'w', encoding='utf-8') as file:
-    for line in lines:
-      file.write(line)
-      count += 1
-  if primary:
-    os.replace(temporary, path)
+  count, temporary = 0, target.with_name(f'.{target.name}.tmp')
+  try:
+    with open(temporary if primary else os.devnull, 'w', encoding='utf-8') as file:
+      for line in lines:
+        file.write(line)
+        count += 1
+    if primary:
+      os.replace(temporary, target)
+  finally:
+    if primary:
+      temporary.unlink(missing_ok=True)
   return count
 
 

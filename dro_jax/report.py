@@ -92,6 +92,7 @@ def report(
   folders = [part for part in (runs.split(',') if isinstance(runs, str) else runs) if part]
   if len(folders) < 2:
     raise UsageError(f'{len(folders)} run to compare: name two or more (dro_jax report runs/a runs/b).')
+  target = None if output is None else files.output_folder(output)
   found = [read(folder, name) for folder, name in zip(folders, _names(folders))]
   refuse_incomparable(found)
   content, shown = {'runs': {run.name: str(run.folder) for run in found}}, [settings(found), spending(found)]
@@ -101,8 +102,8 @@ def report(
     shown += [values, differences]
   content['tables'] = [tables.for_json(table) for table in shown]
   content['curves'] = {run.name: curves(run) for run in found}
-  if output is not None:
-    save(pathlib.Path(output).expanduser(), found, content, shown)
+  if target is not None:
+    save(target, found, content, shown)
   return Result(content, shown)
 
 

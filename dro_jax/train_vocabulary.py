@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dro_jax import files
 from dro_jax.data import chat, tasks, vocabularies
 from dro_jax.data.vocabularies import EOS, PAD, UNKNOWN
 from dro_jax.errors import UsageError
@@ -71,16 +72,14 @@ def train_vocabulary(
 
 def _target(output: str) -> pathlib.Path:
   """Where the model goes: found wanting before an hour is spent on it."""
-  target = pathlib.Path(output).expanduser()
-  if '://' in output or '#' in output or ',' in output:
-    raise UsageError(f'--output={output}: pass a local file, NAME.model (copy it from there)')
+  if '#' in output or ',' in output:
+    raise UsageError(f'--output={output}: pass a name without # and commas, NAME.model')
+  target = files.output_file(output)
   if target.exists() or target.is_symlink():
     raise UsageError(
       f'--output={output}: it exists, and runs that read it would no longer know their ids; pass another '
       'name, or remove it'
     )
-  if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-    raise UsageError(f'--output={output}: {target.parent} is no folder that can be written to')
   return target
 
 

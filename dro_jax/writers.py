@@ -40,8 +40,11 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
   """Writes a file whole or not at all."""
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_text(text, encoding='utf-8')
-  os.replace(temporary, path)
+  try:
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def keep_until(path: pathlib.Path, step: int) -> None:

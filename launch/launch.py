@@ -103,7 +103,7 @@ def _file_of(argument: str) -> str:
   folder = {'--job': JOBS, '--sweep': SWEEPS}.get(flag)
   if folder is None or not equals:
     return argument
-  for path in (pathlib.Path(name), ROOT / name, folder / f'{name}.py'):
+  for path in (pathlib.Path(name).expanduser(), ROOT / name, folder / f'{name}.py'):
     if path.is_file():
       return f'{flag}={path.resolve()}'
   close = _did_you_mean(pathlib.Path(name).stem, [path.stem for path in _specs(folder)])

@@ -82,6 +82,13 @@ def store(policy, data, tmp_path_factory):
   return str(folder)
 
 
+def test_a_place_that_holds_something_else_is_refused_before_anything_is_scored(policy, data, tmp_path):
+  (tmp_path / 'thesis.tex').write_text('mine')
+  for folder, message in ((tmp_path, 'holds something else'), (tmp_path / 'thesis.tex', 'is a file')):
+    with pytest.raises(UsageError, match=f'--model_dir=.*{message}'):
+      cache_reference.cache_reference(str(folder), None.__class__, init_from=policy, mesh=one_device)
+
+
 def run(folder, data, policy, name='dro_v', scheme=reference.frozen, **changes):
   settings = {
     'init_from': policy,

@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -62,6 +63,35 @@ def test_all_json_is_written_in_one_place():
       rest = text[match.start() : text.index('\n', match.start())]
       at_once = text[: match.start()].endswith('json.loads(')
       assert path.name == 'files.py' or 'sort_keys=True' in rest or at_once, f'{path}: {rest}'
+
+
+def test_an_output_is_looked_at_before_the_work_begins(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'file').touch()
+  assert files.output_file('~/new.jsonl') == tmp_path / 'new.jsonl'
+  assert files.output_file('~/file') == tmp_path / 'file'
+  assert files.output_folder('~/a/b') == tmp_path / 'a' / 'b'
+  assert files.output_folder('gs://bucket/a').name == 'a'
+  for path, message in {
+    '~': 'is a folder: pass a file in it',
+    '': 'is a folder',
+    'gs://bucket/a.jsonl': 'pass a file on this machine',
+    '~/absent/a.jsonl': 'there is no folder .*absent. Make it',
+    '~/file/a.jsonl': 'there is no folder',
+  }.items():
+    with pytest.raises(UsageError, match=f'--output={path}.*{message}'):
+      files.output_file(path)
+  for path in ('~/file', '~/file/a/b'):
+    with pytest.raises(UsageError, match='--model_dir=.*file is a file, and no folder'):
+      files.output_folder(path, '--model_dir')
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['file']
+
+
+def test_a_folder_without_leave_to_write_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)  # Root may write everywhere.
+  for check, path in ((files.output_file, 'a.jsonl'), (files.output_folder, 'a/b')):
+    with pytest.raises(UsageError, match=f'the folder {tmp_path} cannot be written to'):
+      check(str(tmp_path / path))
 
 
 @pytest.fixture

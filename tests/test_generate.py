@@ -83,6 +83,24 @@ def test_settings_that_exclude_each_other_are_refused(settings, message, policy,
   assert not output.exists()
 
 
+def test_where_nothing_can_be_written_nothing_is_answered(policy, prompts, tmp_path, monkeypatch):
+  monkeypatch.setattr(generate, 'make_generator', None)
+  for output, message in ((str(tmp_path), 'is a folder'), (str(tmp_path / 'no' / 'a'), 'there is no folder')):
+    with pytest.raises(UsageError, match=message):
+      generate.generate(policy, prompts, output=output, columns='prompt=question')
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_output_in_the_home_folder_is_there_whole_or_not_at_all(policy, prompts, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  settings = {'columns': 'prompt=question', 'max_length': 6, 'batch_size': 8}
+  assert generate.generate(policy, prompts, output='~/a', **settings)['output'] == str(tmp_path / 'a')
+  monkeypatch.setattr(generate.files, 'json_line', lambda record: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    generate.generate(policy, prompts, output='~/b', **settings)
+  assert [path.name for path in tmp_path.iterdir()] == ['a']
+
+
 def test_bad_calls_write_nothing(policy, prompts, tmp_path):
   output = tmp_path / 'never.jsonl'
   with pytest.raises(UsageError, match='pass --triplets FILE'):

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dro_jax import writers
+from dro_jax import files, writers
 from dro_jax.arena import cells, tables, trials
 from dro_jax.arena.suite import Report, Suite
 from dro_jax.errors import UsageError, did_you_mean
@@ -45,7 +45,8 @@ def arena(
   Raises:
     UsageError: there is no such method, or the folder is another world's.
   """
-  world, folder = suite(), pathlib.Path(model_dir).expanduser().absolute()
+  folder = files.output_folder(model_dir, '--model_dir').absolute()
+  world = suite()
   # Of the whole suite, so that the number of trials is the same whoever competes.
   tried = trials.of(world.grids, points, int(widen))
   chosen = {name: tried[name] for name in _names(world, algorithms)}
@@ -56,13 +57,13 @@ def arena(
   console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
   ran = _run(folder, world, planned, console)
   report = world.report(cells.read_all(folder))
-  files = save(folder, world.name, report)
+  written = save(folder, world.name, report)
   for name, text in configs().items():
     writers.write_atomically(folder / name, text)
   wide = Console(file=sys.stderr, highlight=False, width=console.width if console.is_terminal else 160)
   for table in report.tables:
     wide.print(tables.for_terminal(table))
-  return {'model_dir': str(folder), 'cells': len(planned), 'cells_run': ran, 'files': ', '.join(files)}
+  return {'model_dir': str(folder), 'cells': len(planned), 'cells_run': ran, 'files': ', '.join(written)}
 
 
 def _names(world: Suite, algorithms: str | Sequence[str] | None) -> list[str]:

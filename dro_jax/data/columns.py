@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dro_jax import files
 from dro_jax.data import folders, split
 from dro_jax.data.table import Ragged, TokenTable
 from dro_jax.errors import UsageError
@@ -65,6 +66,19 @@ def keys_of(prompt_digests: np.ndarray, response_digests: np.ndarray) -> np.ndar
 def keys(table: TokenTable) -> np.ndarray:
   """Keys of a table's records, `[N]`."""
   return keys_of(table.prompt_digests, table.response_digests())
+
+
+def refuse_place(directory: str | os.PathLike, flag: str) -> None:
+  """Refuses a folder in which no store can be written: before hours are spent on what it would hold.
+
+  Raises:
+    UsageError: it holds something else, or cannot be written to.
+  """
+  folder = files.output_folder(directory, flag)
+  if folder.is_dir() and os.listdir(folder) and not (folder / _DESCRIPTION).exists():
+    raise UsageError(
+      f'{flag}={directory}: the folder holds something else, and no column store; pass another'
+    )
 
 
 def write(

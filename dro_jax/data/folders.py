@@ -4,16 +4,26 @@ A description, written last, holds the checksum of every file and its own: what 
 never read as if it were sound.
 """
 
+import contextlib
+import fcntl
+import functools
 import json
+import logging
 import os
+import pathlib
+import platform
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from dro_jax.errors import UsageError
 from dro_jax.files import json_text
+
+_BUILDING = '.building-'
+_SILENT = 86400  # Seconds without a write after which a builder of another machine is taken for dead.
 
 
 class Replacing:
@@ -38,7 +48,9 @@ class Replacing:
     parent = os.path.dirname(self._directory)
     try:
       os.makedirs(parent, exist_ok=True)
-      self._building = tempfile.mkdtemp(prefix='.building-', dir=parent)
+      self._refuse_something_else()
+      sweep(parent)
+      self._building, self._lock = _begun(parent)
     except OSError as error:
       raise UsageError(f'{self._what}: cannot write there ({error}); pass {self._elsewhere}') from error
     return self._building
@@ -51,6 +63,7 @@ class Replacing:
       error = failure
     finally:
       shutil.rmtree(self._building, ignore_errors=True)
+      _ended(self._building, self._lock)
     if isinstance(error, OSError):
       raise UsageError(f'{self._what}: cannot write it ({error}); pass {self._elsewhere}') from error
 
@@ -58,14 +71,20 @@ class Replacing:
     found = describe(self._directory, self._description, self._version)
     return found is not None and found['fingerprint'] == self._mark and not damaged(self._directory, found)
 
+  def _refuse_something_else(self) -> None:
+    described = os.path.join(self._directory, self._description)
+    if os.path.isdir(self._directory) and os.listdir(self._directory) and not os.path.exists(described):
+      raise UsageError(f'{self._what}: the directory holds something else; pass another one')
+    if os.path.exists(self._directory) and not os.path.isdir(self._directory):
+      raise UsageError(f'{self._what}: a file has that name; pass another one')
+
   def _take_place(self) -> None:
     os.chmod(self._building, 0o755)
     if os.path.isdir(self._directory):
       if self._is_there():
         return
-      if os.listdir(self._directory) and not os.path.exists(os.path.join(self._directory, self._description)):
-        raise UsageError(f'{self._what}: the directory holds something else; pass another one')
-      old = tempfile.mkdtemp(prefix='.building-', dir=os.path.dirname(self._directory))
+      self._refuse_something_else()
+      old = tempfile.mkdtemp(prefix=_BUILDING, dir=os.path.dirname(self._directory))
       os.rename(self._directory, os.path.join(old, 'old'))
       os.rename(self._building, self._directory)
       shutil.rmtree(old, ignore_errors=True)
@@ -75,6 +94,77 @@ class Replacing:
     except OSError:
       if not self._is_there():
         raise
+
+
+# --- folders in the making ----------------------------------------------------------------------------------
+
+
+def _begun(parent: str) -> tuple[str, int]:
+  """A new folder to build in, and the lock beside it, which is this process's until it ends."""
+  name = tempfile.mktemp(prefix=_BUILDING, dir=parent)
+  lock = os.open(_lock_of(name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+  with contextlib.suppress(OSError):  # A mount without locks: then age alone tells whether a builder is dead.
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  os.write(lock, files.json_text({'machine': _machine(), 'process': os.getpid()}).encode())
+  os.mkdir(name, 0o700)
+  return name, lock
+
+
+def _ended(building: str, lock: int) -> None:
+  with contextlib.suppress(OSError):
+    os.unlink(_lock_of(building))
+  os.close(lock)
+
+
+def _lock_of(building: str) -> str:
+  return f'{building}.lock'
+
+
+@functools.cache
+def _machine() -> str:
+  """This machine since it was started: locks of another, or of before, say nothing here."""
+  try:
+    return pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+  except OSError:
+    return platform.node()
+
+
+def sweep(parent: str) -> None:
+  """Removes the folders in the making whose builders are dead; those that are at work are left alone.
+
+  A builder of this machine is dead where its lock is free. Of another machine's, and of an earlier version's,
+  nothing tells but that nobody has written for a day.
+  """
+  for building in pathlib.Path(parent).glob(f'{_BUILDING}*'):
+    if not building.name.endswith('.lock') and _is_dead(building):
+      logging.getLogger(__name__).info('%s: removed, for the process that was building it is dead', building)
+      shutil.rmtree(building, ignore_errors=True)
+      pathlib.Path(_lock_of(str(building))).unlink(missing_ok=True)
+  for lock in pathlib.Path(parent).glob(f'{_BUILDING}*.lock'):
+    if not lock.with_suffix('').exists() and is_silent(lock):
+      lock.unlink(missing_ok=True)
+
+
+def _is_dead(building: pathlib.Path) -> bool:
+  try:
+    with open(_lock_of(str(building)), 'rb') as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if json.loads(lock.read())['machine'] == _machine():
+        return True
+  except BlockingIOError:
+    return False
+  except (OSError, ValueError, KeyError, TypeError):
+    pass
+  return is_silent(building)
+
+
+def is_silent(path: pathlib.Path) -> bool:
+  """Whether nothing in a folder, or a file, was written for long; False where it is gone."""
+  try:
+    newest = max(file.stat().st_mtime for file in (path, *path.rglob('*')))
+  except OSError:
+    return False
+  return time.time() - newest > _SILENT
 
 
 def seal(directory: str, description: str, meta: Mapping[str, Any]) -> None:

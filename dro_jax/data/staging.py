@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -74,6 +75,7 @@ def _copied(file: epath.Path) -> str:
   if not os.path.exists(target):
     logging.getLogger(__name__).info('%s: copied to %s', file, target)
     os.makedirs(os.path.dirname(target), exist_ok=True)
+    _sweep(os.path.dirname(target))
     descriptor, partial = tempfile.mkstemp(dir=os.path.dirname(target), prefix='.copying-')
     os.close(descriptor)
     try:
@@ -82,6 +84,13 @@ def _copied(file: epath.Path) -> str:
     finally:
       epath.Path(partial).unlink(missing_ok=True)
   return target
+
+
+def _sweep(folder: str) -> None:
+  """Removes copies on which nobody has worked for a day: whoever made them is dead."""
+  for partial in pathlib.Path(folder).glob('.copying-*'):
+    if folders.is_silent(partial):
+      partial.unlink(missing_ok=True)
 
 
 def copy(source: epath.Path, target: epath.Path) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from dro_jax import checkpoints, networks, places
+from dro_jax import checkpoints, files, networks, places
 from dro_jax.errors import UsageError
 from dro_jax.exporters import huggingface, t5x
 from dro_jax.importers import names
@@ -43,6 +43,7 @@ def export_checkpoint(
   Raises:
     UsageError: there is no such checkpoint, the format cannot hold it, or `output` exists.
   """
+  files.output_folder(output)
   saved = checkpoints.load_metadata(init_from)
   config, dtype = T5Config(**saved['model']), dtype or saved.get('stored_dtype', 'float32')
   writer = _writer(format, dtype, scan_layers or config.relative_bias_per_layer, saved.get('step', 0))

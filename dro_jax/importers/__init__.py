@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from dro_jax import checkpoints, places
+from dro_jax import checkpoints, files, places
 from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.importers import huggingface, t5x
@@ -49,6 +49,7 @@ def import_checkpoint(
   Raises:
     UsageError: the source cannot be imported, or the folder exists.
   """
+  files.output_folder(model_dir, '--model_dir')
   target = places.absolute(model_dir)
   if target.exists():
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
