@@ -47,7 +47,8 @@ def test_a_policy_is_nothing_away_from_itself(nets, mesh, table):
   assert (drawn.log_ratios == 0).all()
   assert len(drawn.prompts) == len(np.unique(drawn.prompts)) == 6
   assert own_samples.summary(drawn).keys() == {'sample_tokens', 'kl'}
-  assert settings == {'prompts': 6, 'temperature': 1.0, 'max_length': 5, 'reward': None}
+  expected = {'prompts': 6, 'temperature': 1.0, 'max_length': 5, 'reward': None, 'reward_code': None}
+  assert settings == expected
 
 
 def test_kl_is_that_of_the_samples_and_rewards_are_the_functions(nets, mesh, table):

@@ -105,7 +105,7 @@ def _begun(parent: str) -> tuple[str, int]:
   lock = os.open(_lock_of(name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
   with contextlib.suppress(OSError):  # A mount without locks: then age alone tells whether a builder is dead.
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  os.write(lock, files.json_text({'machine': _machine(), 'process': os.getpid()}).encode())
+  os.write(lock, json_text({'machine': _machine(), 'process': os.getpid()}).encode())
   os.mkdir(name, 0o700)
   return name, lock
 

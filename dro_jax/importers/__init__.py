@@ -1,7 +1,6 @@
 """Checkpoints of other projects, brought in for `--init_from`."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -163,7 +162,7 @@ def _named(named: vocabulary_of.Tokenizer) -> tuple[vocabularies.Vocabulary, _Wo
   """A vocabulary that the source brings, and its file."""
   spec = named.spec
   if named.made:
-    words, content = vocabularies.from_json(named.made, spec), json.dumps(named.made).encode()
+    words, content = vocabularies.from_json(named.made, spec), files.json_text(named.made).encode()
   else:
     words = vocabularies.vocabulary(spec)
     content = vocabularies.read_model(vocabularies.parse(spec)[0])

@@ -112,7 +112,7 @@ def test_a_cell_is_done_again_once_a_file_that_it_names_holds_something_else(com
   ours, theirs = command
   files = {'triplets': tmp_path / 'a.jsonl', 'gin_file': tmp_path / 'mine.gin'}
   for file in files.values():
-    file.write_text('x')
+    file.write_text('# mine\n')
   (tmp_path / 'score.py').write_text('def f(p, r):\n  return [0.0]\n')
   described = tmp_path / 'policy' / 'metadata' / 'metadata'
   described.parent.mkdir(parents=True)
