@@ -104,9 +104,9 @@ def _complete(
   if before is None:
     return dict(origin['report'])
   triplets = data(**_reading(before['vocabulary'], before['read_as']))
-  if before != _made_of(before, triplets, before['read_as']):
-    return None
-  return dict(origin['report'])
+  return (
+    dict(origin['report']) if resume.alike(before, _made_of(before, triplets, before['read_as'])) else None
+  )
 
 
 def _reading(vocabulary: str, read_as: Mapping[str, Any]) -> dict[str, Any]:

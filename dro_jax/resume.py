@@ -264,6 +264,11 @@ def _labelled_otherwise(
     yield configs.Difference('labels', 'by a mean, whatever the rewards', now['said'], None)
 
 
+def alike(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+  """Whether two identities agree in all that both of them say."""
+  return not any(_described(then, now))
+
+
 def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[configs.Difference]:
   """What differs of two identities; what one of them does not say is passed over."""
   for name, value in now.items():
