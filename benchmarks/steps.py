@@ -105,8 +105,11 @@ def full_rows(config: T5Config, batch: int, prompt_length: int, response_length:
 
 
 def for_algorithm(rows: Rows, algorithm: algorithms.Algorithm) -> Rows:
-  """Rows as the loader brings them: with mismatched pairs only for what reads them."""
-  return rows if algorithm.uses_mismatched else rows._replace(mismatched=None)
+  """Rows as the loader brings them: with what the algorithm derives, and mismatched pairs if it reads such."""
+  columns = dict(rows.columns) | {
+    name: np.zeros(rows.rewards.shape, np.float32) for name in algorithm.columns
+  }
+  return rows._replace(columns=columns, mismatched=rows.mismatched if algorithm.uses_mismatched else None)
 
 
 def shapes(tree: Any) -> Any:

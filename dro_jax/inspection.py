@@ -1,5 +1,7 @@
 """The `inspect` command: what a file of triplets holds, which methods it admits, and how to train on it."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -10,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dro_jax import admission, feeds, inspection_tables, networks, survey
+from dro_jax import admission, derived, feeds, inspection_tables, networks, survey, ties
 from dro_jax.arena.tables import text
-from dro_jax.data import chat, layout, plan, tasks, units, vocabularies
+from dro_jax.data import chat, layout, plan, reward_words, sources, tasks, units, vocabularies
 from dro_jax.data import scaling as scalings
 from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
@@ -73,12 +75,16 @@ class Read(NamedTuple):
   triplets  split as `train` would split them.
   fraction  of the prompts held out; None where that part has its own files.
   problem   why rewards cannot be read, if they cannot.
+  words     texts that stand for rewards and that --map_reward did not read, with how often each occurs.
+  proposed  what --map_reward might say of them; what it says where it can be guessed.
   """
 
   whole: TokenTable
   triplets: tasks.Triplets
   fraction: float | None
   problem: str | None
+  words: Mapping[str, int] = {}
+  proposed: reward_words.Proposal | None = None
 
 
 def inspect_triplets(
@@ -123,7 +129,8 @@ def inspect_triplets(
   texts = {'template': template, 'chat_template': chat_template, 'data_dir': data_dir, 'cache_dir': cache_dir}
   limits = {'prompt_length': prompt_length, 'response_length': response_length}
   read = _read(triplets, words, eval_triplets=eval_triplets, keep=keep, **files, **texts, **limits)
-  chosen = scaling or ('none' if read.problem else proposed_scaling(read.whole.raw_rewards))
+  files |= {'map_reward': read.proposed.map_reward} if read.proposed else {}
+  chosen, unscaled = _chosen_scaling(read, scaling)
   batch_size = min(batch_size, len(read.triplets.train))  # A larger one would hold records several times.
   asked = admission.admissions(read.triplets, scaling=chosen, rewards_problem=read.problem)
   found = surveyed(read, words, **limits) | {
@@ -133,19 +140,22 @@ def inspect_triplets(
     'rows': packing(read.triplets.train, batch_size),
     'methods': [method._asdict() for method in asked],
     'judged': units.are_comparisons(read.whole),
-  }
+    'labels': None if read.problem else _labels(read.triplets),
+    'unscaled': unscaled,
+    'reward_words': read.proposed and {
+      'words': read.words, 'map_reward': read.proposed.map_reward, 'complete': read.proposed.complete,
+    },
+  }  # fmt: skip
   macros = texts | limits | {
     'vocabulary': vocabulary, 'keep': keep, 'batch': batch_size, 'tau': temperature, 'reward_scaling': chosen,
     'validation_fraction': read.fraction,
   }  # fmt: skip
-  # Where every reward is the same, nothing else can be learnt.
-  constant = read.problem is None and found['rewards']['sd'] == 0
-  command = train_command(
-    asked,
-    (_IMITATION,) if constant else _PREFERRED,
-    {'triplets': triplets, 'eval_triplets': eval_triplets, **files, 'init_from': init_from},
-    {name.upper(): value for name, value in macros.items()} | found['rows']['settings'],
-  )
+  flags = {'triplets': triplets, 'eval_triplets': eval_triplets, **files, 'init_from': init_from}
+  if read.proposed and not read.proposed.complete:  # A run is proposed once the rewards are numbers.
+    command = ['dro_jax', 'inspect', *_flags(flags)]
+  else:
+    settings = {name.upper(): value for name, value in macros.items()} | found['rows']['settings']
+    command = train_command(asked, _PREFERRED, flags, settings)
   found |= {'warnings': list(warnings(found)), 'command': shlex.join(command)}
   return Sections(found, dict(inspection_tables.tables(found)), verbatim=folded(command))
 
@@ -159,19 +169,67 @@ def _vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Vocabul
 def _read(triplets: Any, words: vocabularies.Vocabulary, **options) -> Read:
   load = functools.partial(tasks.load_triplets, triplets, vocabulary=words, validation_fraction=0, **options)
   try:
-    loaded, problem = load(), None
+    return _split(load())
   except UsageError as error:
-    # Whatever else is wrong is raised again.
-    loaded, problem = load(rewards_required=False), str(error)
+    problem = str(error)
+  # Whatever else is wrong is raised again.
+  unread = _split(load(rewards_required=False))._replace(problem=problem)
+  spoken = _words(triplets, options)
+  if not spoken:
+    return unread
+  proposed = reward_words.propose(spoken, options['map_reward'])
+  found = unread
+  if proposed.complete:
+    with contextlib.suppress(UsageError):  # Of some other record the reward is missing, too.
+      found = _split(load(map_reward=proposed.map_reward))
+  return found._replace(words=spoken, proposed=proposed)
+
+
+def _split(loaded: tasks.Triplets) -> Read:
+  """Held out as `train` would; none where those to train on would be left with one reward of several."""
   if loaded.eval is not None:
-    return Read(loaded.train, loaded, None, problem)
+    return Read(loaded.train, loaded, None, None)
+  whole = loaded.train
   for fraction in _FRACTIONS:
     try:
-      train, held_out = tasks.hold_out(loaded.train, fraction)
+      train, held_out = tasks.hold_out(whole, fraction)
     except UsageError:  # So few prompts that none, or all, would be held out.
       continue
-    return Read(loaded.train, loaded._replace(train=train, eval=held_out), fraction, problem)
-  return Read(loaded.train, loaded, 0, problem)
+    if ties.is_constant(train.raw_rewards) and not ties.is_constant(whole.raw_rewards):
+      break  # A larger share holds out the same prompts, and more.
+    return Read(whole, loaded._replace(train=train, eval=held_out), fraction, None)
+  return Read(whole, loaded, 0, None)
+
+
+def _words(triplets: Any, options: Mapping[str, Any]) -> dict[str, int]:
+  """Rewards that are words, of all files; data sets by name have none."""
+  counts: collections.Counter[str] = collections.Counter()
+  for name in filter(None, (triplets, options['eval_triplets'])):
+    if sources.is_files(name):
+      counts.update(sources.reward_words_of(name, options['columns'], options['map_reward']))
+  return dict(counts)
+
+
+def _chosen_scaling(read: Read, asked: str | None) -> tuple[str, str | None]:
+  """The scaling that is asked for, or one that suits the rewards to train on; why the former cannot be."""
+  rewards = read.triplets.train.raw_rewards
+  if read.problem:
+    return 'none', None
+  if asked is None:
+    return proposed_scaling(rewards), None
+  try:
+    scalings.fit(asked, rewards)
+    return asked, None
+  except UsageError as error:
+    return 'none', str(error)
+
+
+def _labels(triplets: tasks.Triplets) -> dict[str, Any]:
+  """What makes the labels of methods that learn from thumbs, unless they are told another rule."""
+  try:
+    return derived.above_minibatch_mean(triplets).report(triplets.train)
+  except UsageError as error:
+    return {'rule': None, 'said': str(error), 'labels': 0, 'desirable': 0}
 
 
 # --- what is found ------------------------------------------------------------------------------------------
@@ -213,9 +271,9 @@ def surveyed(
 
 def proposed_scaling(rewards: np.ndarray) -> str:
   """'standardise' where rewards are off centre, or in units in which τ = 1 is far from usual; else 'none'."""
-  sd = float(rewards.std())
-  if sd == 0:
+  if ties.is_constant(rewards):
     return 'none'
+  sd = float(rewards.std())
   usual = 1 / _ODD_SCALE <= sd <= _ODD_SCALE and abs(rewards.mean()) <= _OFF_CENTRE * sd
   return 'none' if usual else 'standardise'
 
@@ -273,14 +331,38 @@ def _packed(
 
 def warnings(found: Mapping[str, Any]) -> Iterator[str]:
   """What to mind before training, in the order of its weight."""
-  if found['rewards_problem']:
-    yield f'Rewards cannot be read: {found["rewards_problem"]}'
-  else:
+  yield from _of_words(found.get('reward_words'), found['rewards_problem'])
+  if not found['rewards_problem']:
+    if found['unscaled']:
+      yield f'The scaling that was asked for cannot be had: {found["unscaled"]}.'
+    yield from _of_one_kind(found['labels'])
     judged = found.get('judged', False)
     yield from _of_rewards(found['rewards'], found['scaling'], found['duplicates'], judged)
     yield from _of_comparisons(found['comparisons'], found['variance'], found['records'], judged)
   yield from _of_prompts(found)
   yield from _of_texts(found)
+
+
+def _of_words(words: Mapping | None, problem: str | None) -> Iterator[str]:
+  if words:
+    counted = ', '.join(f'{word} ({count})' for word, count in words['words'].items())
+    said = words['map_reward']
+    flag = f'--map_reward={said}' if isinstance(said, str) else f'--set MAP_REWARD="{said}"'
+    guess = (
+      'a guess that the command below makes: check it'
+      if words['complete']
+      else 'with a number for each NUMBER'
+    )
+    yield f'Rewards are words: {counted}. Pass {flag}, {guess}.'
+  if problem and not (words and not words['complete']):
+    yield f'Rewards cannot be read: {problem}'
+
+
+def _of_one_kind(labels: Mapping) -> Iterator[str]:
+  if labels['rule'] == 'binary' and labels['desirable'] in (0, labels['labels']):
+    up = labels['desirable']
+    kind, does = ('desirable', 'only imitate them') if up else ('undesirable', 'only push them away')
+    yield f'All {labels["labels"]} responses to train on are {kind}: kto and bco can {does}.'
 
 
 def _of_rewards(rewards: Mapping, scaling: Mapping, duplicates: Mapping, judged: bool) -> Iterator[str]:
@@ -347,7 +429,10 @@ def _of_prompts(found: Mapping[str, Any]) -> Iterator[str]:
   if prompts == 1:
     yield 'There is one prompt only: nothing can be held out, and V is one number (VALUE_READOUT=scalar).'
   if found['held_out']['fraction'] == 0:
-    yield 'There are too few prompts to hold some out by their hash: nothing is validated.'
+    yield (
+      'There are too few prompts to hold some out by their hash and keep rewards to tell apart: nothing is '
+      'validated.'
+    )
   if shared := found['eval_prompts_in_train']:
     yield f'{shared} prompts of the held-out files are in the training files too.'
   if found['batch']['batches_an_epoch'] == 1:

@@ -43,6 +43,7 @@ def _overview(found: Mapping[str, Any]) -> dict[str, Any]:
     'responses a prompt': f'{text(per_prompt["mean"])} on average; of the prompts {shown}',
     'held out by a run': f'{held_out["records"]} records',
     'an epoch': f'{text(found["batch"]["batches_an_epoch"])} batches of {found["batch"]["size"]}',
+    **({'labels, for kto and bco': found['labels']['said']} if found['labels'] else {}),
     'other columns': ', '.join(columns['columns']) or 'none',
     'vocabulary': f'{words["name"]}, {words["size"]} ids; {words["unknown_share"]:.2%} of tokens unknown',
   }

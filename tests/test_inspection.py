@@ -105,6 +105,66 @@ def test_the_command_takes_what_the_data_admits(write, inspected):
   assert words['scaling']['kind'] == 'none' and words['scaling']['effective_temperature'] == 0.5
 
 
+def thumbs(write, rewards, name='thumbs.jsonl'):
+  """A file of one response a prompt."""
+  return write(name, len(rewards), prompt=lambda i: f'q{i}', reward=lambda i: rewards[i])
+
+
+def test_rewards_that_are_words_are_guessed_and_said(write, inspected):
+  found = inspected(thumbs(write, ['thumbs-up', 'thumbs_down', 'thumbs-up', '👎🏽', 'thumbs-up'] * 4))
+  assert found['rewards_problem'] is None and found['rewards']['is_binary']
+  flag = '--map_reward=thumbs-up=1,thumbs_down=0,👎🏽=0'
+  assert flag in shlex.split(found['command']) and 'sft' not in found['command']
+  assert found['warnings'][0].startswith('Rewards are words: thumbs-up (12), thumbs_down (4), 👎🏽 (4). Pass')
+  assert 'a guess' in found['warnings'][0]
+  assert bound(found['command'])['ALGORITHM'].selector.endswith('dro_v')
+
+
+def test_words_that_nobody_knows_make_a_template_to_fill_in(write, inspected):
+  found = inspected(thumbs(write, ['gut', 'good', 'geht so'] * 4))
+  wanted = '--map_reward=gut=NUMBER,good=1,geht so=NUMBER'
+  assert shlex.split(found['command']) == ['dro_jax', 'inspect', '--triplets=thumbs.jsonl', wanted]
+  assert f'Pass {wanted}, with a number for each NUMBER' in found['warnings'][0]
+  # What is said already stays, and the rest is asked for.
+  found = inspected('thumbs.jsonl', '--map_reward=gut=1,good=1')
+  assert '--map_reward=gut=1,good=1,geht so=NUMBER' in shlex.split(found['command'])
+
+
+def test_one_reward_to_train_on_is_a_finding(write, inspected):
+  digests = split.digests([f'q{i}' for i in range(40)])
+  held = split.by_prompt_hash(digests, 0.05, '')
+  found = inspected(thumbs(write, [float(x) for x in held]))
+  assert bound(found['command'])['VALIDATION_FRACTION'] == 0  # Or no rewards were left to tell apart.
+  assert '--set ALGORITHM' not in found['command']
+  write('held.jsonl', 2, prompt=lambda i: f'h{i}', reward=lambda i: float(i))
+  found = inspected(thumbs(write, [0.7] * 9), '--eval_triplets=held.jsonl')
+  assert '--set ALGORITHM=sft' in found['command'] and found['scaling']['kind'] == 'none'
+  refused = [method for method in found['methods'] if not method['admitted']]
+  assert {'dro_v', 'dro_p', 'kto', 'bco', 'filtered_sft', 'dro_v_binary'} <= {m['method'] for m in refused}
+  asked = inspected('thumbs.jsonl', '--eval_triplets=held.jsonl', '--set=REWARD_SCALING=standardise')
+  assert any('The scaling that was asked for cannot be had' in said for said in asked['warnings'])
+
+
+@pytest.mark.parametrize('value', [0.7, 1.0, 3.0])
+def test_equal_rewards_are_a_finding_whatever_float_says_of_their_spread(write, inspected, value):
+  found = inspected(thumbs(write, [value] * 9))
+  assert '--set ALGORITHM=sft' in found['command']
+  assert f'All rewards are {value:g}'.rstrip('0') in ' '.join(found['warnings'])
+  admitted = {method['method'] for method in found['methods'] if method['admitted']}
+  # A thumb means what it means, but says nothing to whom a label is a reward.
+  assert ({'kto', 'bco', 'filtered_sft'} <= admitted) == (value == 1.0) and 'dro_v_binary' not in admitted
+
+
+def test_the_rule_that_makes_labels_is_shown(write, inspected, capsys):
+  found = inspected(thumbs(write, [1.0, 0.0] * 8))
+  assert found['labels']['said'].startswith('the rewards 0 and 1 are labels themselves; ')
+  capsys.readouterr()
+  assert main.main(['inspect', 'thumbs.jsonl']) == 0
+  assert 'the rewards 0 and 1 are labels themselves' in ' '.join(capsys.readouterr().out.split())
+  down = inspected(thumbs(write, [-1.0] * 9))
+  assert 'only push them away' in ' '.join(down['warnings'])
+
+
 def test_few_records_make_a_command_that_runs(write, inspected):
   found = inspected(write(records=1))
   settings = bound(found['command'])
@@ -158,7 +218,7 @@ def test_rows_are_as_full_as_the_placement_says(write):
 )
 def test_what_matters_of_rewards_is_said(found, message):
   scaling = {'kind': 'standardise', 'temperature': 1.0, 'effective_temperature': found['sd']}
-  said = list(inspection._of_rewards(found, scaling, {'texts_with_conflicting_rewards': 0}))
+  said = list(inspection._of_rewards(found, scaling, {'texts_with_conflicting_rewards': 0}, judged=False))
   assert any(message in each for each in said)
 
 

@@ -14,7 +14,7 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dro_jax.data.readers import shown
@@ -234,3 +234,55 @@ def _some(words: Any) -> str:
 
 def _counts(seen: collections.Counter[str]) -> str:
   return ', '.join(f'{shown(word)} ({count})' for word, count in seen.most_common(_NAMED)) or 'none of them'
+
+
+# --- what words may mean ------------------------------------------------------------------------------------
+
+# Words that people press, spelled without case, blanks, dashes or colours: a guess, to be checked.
+_GOOD = (
+  '+1 accept accepted agree approve approved better chosen correct good great happy helpful like liked love '
+  'ok pass passed pos positive right satisfied success thumbsup thumbup true up upvote upvoted useful win '
+  'won y yes 👍 ❤ 😀 😊 🙂 ✅ ✔'
+)
+_BAD = (
+  '-1 bad decline declined disagree dislike disliked down downvote downvoted fail failed failure false hate '
+  'incorrect lose lost n neg negative no nothelpful poor reject rejected sad thumbdown thumbsdown unhappy '
+  'unhelpful unsatisfied useless worse wrong 👎 💔 😞 😠 🙁 ❌ ✖'
+)
+_BETWEEN = 'average meh mixed neutral soso tie unsure 😐'
+
+
+class Proposal(NamedTuple):
+  """What `--map_reward` might say, a mapping where words hold commas; `complete` where it can run."""
+
+  map_reward: str | dict[str, float | int | str]
+  complete: bool
+
+
+def propose(words: Iterable[str], given: str | Mapping[str, float | int] | None = None) -> Proposal:
+  """Numbers for words, by what people mean by them; NUMBER where that cannot be told.
+
+  Args:
+    words: as they are written in the file, none of which `given` reads.
+    given: what `--map_reward` says already.
+  """
+  words = list(words)
+  for name in () if given else _RULES:
+    if words and all(Rewards(parse(name))(word, None) is not None for word in words):
+      return Proposal(name, True)
+  guessed = {word: _guess(word) for word in words}
+  complete = None not in guessed.values()
+  numbers = {word: 'NUMBER' if number is None else number for word, number in guessed.items()}
+  if isinstance(given, Mapping) or any(',' in word or word != word.strip() for word in words):
+    pairs, rules = _pairs(given)
+    return Proposal({**dict(pairs), **numbers}, complete and not rules)
+  said = [
+    f'{word}={number if isinstance(number, str) else f"{number:g}"}' for word, number in numbers.items()
+  ]
+  return Proposal(','.join([*([given] if given else []), *said]), complete)
+
+
+def _guess(word: str) -> float | None:
+  bare = re.sub(r'[\s_.!]|(?<=\w)-', '', _COLOURS.sub('', word)).lower()
+  known = ((1.0, _GOOD), (0.0, _BAD), (0.5, _BETWEEN))
+  return next((value for value, words in known if bare in words.split()), None)

@@ -6,6 +6,7 @@ Formats by name: .jsonl, .json, .csv, .tsv, each also .gz, and .parquet. Whateve
 one error that names the file, the line and the field, and says what to do.
 """
 
+import collections
 import glob
 import math
 import os
@@ -35,6 +36,7 @@ NUMERIC = (
   'reference_logps',
 )  # Columns that mean something: text in them is an error.
 _SHOWN = 20  # Fields that an error names.
+_MOST_WORDS = 24  # More are no ratings.
 _LINES = 2**40  # More than a file has.
 _NAME_LENGTH = 40  # Letters of a field's name that it shows whole.
 
@@ -154,6 +156,28 @@ def read_triplets(
   }  # fmt: skip
   typeless = {path for path in files if readers.format_of(path) in ('csv', 'tsv')}
   return _records(raw, typeless=typeless, name=', '.join(map(os.path.basename, files[:3])), **options)
+
+
+def reward_words_of(
+  paths: str | Sequence[str],
+  columns: str | Mapping[str, str] | None = None,
+  map_reward: str | Mapping[str, float | int] | None = None,
+) -> dict[str, int]:
+  """Texts that stand for rewards and that `map_reward` does not read, each with how often it occurs.
+
+  So many that they cannot be words (a field of free text) are nothing: {}.
+  """
+  names, rewards = _names(columns), reward_words.Rewards(reward_words.parse(map_reward))
+  counts: collections.Counter[str] = collections.Counter()
+  for path in expand(paths):
+    textual = readers.format_of(path) in ('csv', 'tsv')
+    for _, fields in _located(path, names):
+      value = field_paths.value(fields, names, 'reward')
+      if isinstance(value, str) and rewards(value, _number(value, textual)) is None:
+        counts[value] += 1
+      if len(counts) > _MOST_WORDS:
+        return {}
+  return dict(counts.most_common())
 
 
 def read_prompts(

@@ -115,3 +115,39 @@ def test_a_word_that_never_occurs_is_told_once(tmp_path, caplog):
 
 def test_imitation_reads_over_unknown_words(tmp_path):
   assert read(tmp_path, ['up', 'sideways'], 'up=1', rewards_required=False) == [1.0, None]
+
+
+@pytest.mark.parametrize(
+  'words, proposed, complete',
+  [
+    (['up', 'down'], 'up=1,down=0', True),
+    (['Like', 'dislike', 'neutral'], 'Like=1,dislike=0,neutral=0.5', True),
+    (['good', 'bad', 'Not helpful'], 'good=1,bad=0,Not helpful=0', True),
+    (['👍🏽', '👎'], '👍🏽=1,👎=0', True),
+    (['0.5', '2'], 'numbers', True),
+    (['3/5', '★★★☆☆'], 'stars', True),
+    (['good', 'gut'], 'good=1,gut=NUMBER', False),
+    (['yes, very', 'no'], {'yes, very': 'NUMBER', 'no': 0}, False),
+  ],
+)
+def test_numbers_are_proposed_for_words(words, proposed, complete):
+  found = reward_words.propose(words)
+  assert found == (proposed, complete)
+  if complete:
+    reward_words.parse(proposed)
+
+
+def test_a_proposal_adds_to_what_is_said():
+  assert reward_words.propose(['down'], 'up=3') == ('up=3,down=0', True)
+  assert reward_words.propose(['down'], {'up, up': 3}) == ({'up, up': 3, 'down': 0}, True)
+
+
+def test_words_are_found_where_no_number_is(tmp_path):
+  path = tmp_path / 't.jsonl'
+  rewards = ['up', 'down', 'up', 1, '2', None, True]
+  lines = [json.dumps({'prompt': 'p', 'response': 'r', 'reward': reward}) for reward in rewards]
+  path.write_text('\n'.join(lines))
+  assert sources.reward_words_of(str(path)) == {'up': 2, 'down': 1, '2': 1}
+  assert sources.reward_words_of(str(path), map_reward='up=1,numbers') == {'down': 1}
+  path.write_text('\n'.join(json.dumps({'reward': f'text {i}'}) for i in range(30)))
+  assert sources.reward_words_of(str(path)) == {}
