@@ -105,7 +105,7 @@ def full_rows(config: T5Config, batch: int, prompt_length: int, response_length:
 
 
 def for_algorithm(rows: Rows, algorithm: algorithms.Algorithm) -> Rows:
-  """Rows as the loader brings them: with what the algorithm derives, and mismatched pairs if it reads such."""
+  """Rows as the loader brings them: with what is derived, and mismatched pairs if they are read."""
   columns = dict(rows.columns) | {
     name: np.zeros(rows.rewards.shape, np.float32) for name in algorithm.columns
   }
