@@ -483,9 +483,17 @@ def train_command(
     words.append('--gin_file=models/t5_1_1_tiny.gin')
   chosen = [] if method.method == USUAL else [f'ALGORITHM={method.method}']
   changed = [
-    f'{name}={macros[name]}' for name, usual in DEFAULTS.items() if macros.get(name) not in (None, usual)
+    f'{name}={_typed(macros[name])}'
+    for name, usual in DEFAULTS.items()
+    if macros.get(name) not in (None, usual)
   ]
   return words + [word for setting in (*chosen, *method.settings, *changed) for word in ('--set', setting)]
+
+
+def _typed(value: Any) -> Any:
+  """A value as `--set` reads it: text that quotes, blanks, % or None's name would change stands in quotes."""
+  changes = isinstance(value, str) and (value != value.strip('\'" \t\n%') or value.lower() == 'none')
+  return repr(value) if changes else value
 
 
 def _flags(flags: Mapping[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import shlex
 import numpy as np
 import pytest
 
-from dro_jax import inspection, main, usage
+from dro_jax import admission, inspection, main, usage
 from dro_jax.data import layout, plan, split, table, tasks
 from dro_jax.errors import UsageError
 
@@ -257,3 +257,12 @@ def test_comparisons_are_counted_as_they_were_judged(tmp_path, write, inspected)
   assert any('pairs stay as they were judged' in warning for warning in found['warnings'])
   assert not any('pairs learn nothing' in warning for warning in found['warnings'])
   assert found['extra_columns']['columns'] == {}
+
+
+@pytest.mark.parametrize(
+  'template', ['"{prompt}"', '{prompt}\nA: ', "'{prompt}", '%{prompt}', '{prompt} %', '{prompt}']
+)
+def test_a_command_brings_any_text_as_it_is(template):
+  asked = [admission.Admission('dro_v', True)]
+  words = inspection.train_command(asked, ('dro_v',), {'init_from': None}, {'TEMPLATE': template})
+  assert bound(shlex.join([*words, '--triplets=x']))['TEMPLATE'] == template
