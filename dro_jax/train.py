@@ -229,6 +229,12 @@ def train(
   earlier = checkpoints.run_metadata(folder) if checkpoints.has_any(folder) else None
   is_old = earlier is not None and checkpoints.format_of(earlier) < 2
   value_readout = _readout(value_readout, folder, earlier)
+  if earlier is None and value_readout == 'scalar' and (value_shared or value_frozen_trunk):
+    raise UsageError(
+      'VALUE_READOUT=scalar is one learned number, which reads no network, so that VALUE_SHARED and '
+      'VALUE_FROZEN_TRUNK would change nothing: remove them, or pass --set VALUE_READOUT=batch, which is one '
+      'number for a batch too and reads one.'
+    )
   if chosen.uses_value and value_readout == 'batch':
     chosen = algorithms.with_batch_value(chosen)
   triplets, timing, longest = _prepared(_as_before(data, folder), chosen, words, timing)

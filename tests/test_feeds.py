@@ -122,6 +122,20 @@ def test_no_batch_size_decides_a_statistic_of_the_held_out_part(triplets, name):
   np.testing.assert_allclose(found, found[0], rtol=1e-5)
 
 
+def test_a_batch_value_is_the_mean_over_the_whole_held_out_part(triplets):
+  algorithm, (nets, params, other) = algorithms.dro_v(), networks_of('batch')
+  per_prompt = nets._replace(value=dataclasses.replace(nets.value, readout='prompt'))
+  state = train_state.TrainState(jnp.zeros((), jnp.int32), params, {}, other)
+  loader = fed(triplets['mixed'], algorithm).eval
+  frozen = reference.frozen(scoring.make_score(nets.policy))
+  whole, each = (
+    networks.make_scorer(some, algorithm, frozen, one_device())(state, loader).values
+    for some in (nets, per_prompt)
+  )
+  assert each.std() > 0.01
+  np.testing.assert_allclose(whole, each.mean(), rtol=1e-5)
+
+
 def test_a_run_of_an_earlier_version_keeps_its_files_order(triplets):
   scorer = Scorer('dro_p', by_batch=True)
   found = [scorer.criterion(of, in_file_order=True) for of in triplets.values()]

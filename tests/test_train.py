@@ -268,6 +268,7 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
     },
     'dropout is for supervised': {'dropout_rate': 0.1},
     'num_microbatches=0': {'num_microbatches': 0},
+    'VALUE_READOUT=scalar is one learned number': {'value_readout': 'scalar', 'value_shared': True},
     'seed=-1: pass a whole number': {'seed': -1},
     'dro_v: tau=-1.0 must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=-1.0)},
     'dro_v: tau=nan must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=math.nan)},
