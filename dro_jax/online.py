@@ -276,6 +276,11 @@ def _inside(lengths: Int[Array, 'B K'], length: int) -> Bool[Array, 'B K L']:
   return jnp.arange(length)[None, None, :] < lengths[:, :, None]
 
 
+def validation_names() -> list[str]:
+  """Names of what `validate` measures."""
+  return list(_summary(*np.zeros((5, 1, 2)), temperature=1.0))
+
+
 def _summary(
   rewards_BK: np.ndarray, logps_BK: np.ndarray, lengths_BK: np.ndarray, ended_BK: np.ndarray,
   rho_BK: Mapping[str, np.ndarray], temperature: Scalar,

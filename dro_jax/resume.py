@@ -7,14 +7,17 @@ configuration that it went on with.
 import ast
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dro_jax import config_files, configs, writers
+from dro_jax import config_files, configs, files, writers
 from dro_jax.errors import UsageError
 
 CONFIG, DEFAULTS = 'config.gin', 'defaults.gin'
+# What a run is, and in it whether a checkpoint was ever on disk.
+RUN, _HAS_SAVED = 'run.json', 'has_saved'
 # What a run's metadata says that 0 steps of warm-up were: if nothing, a rate of 0 for ever.
 FULL_RATE = 'full rate'
 
@@ -139,6 +142,45 @@ def rows(differences: Sequence[configs.Difference]) -> list[dict[str, Any]]:
     if row not in found:
       found.append(row)
   return found
+
+
+def describe(folder: pathlib.Path, metadata: Mapping[str, Any], *, has_saved: bool) -> None:
+  """Writes what a run is, and whether it has saved a checkpoint."""
+  text = files.json_text(dict(metadata) | {_HAS_SAVED: has_saved}, indent=2)
+  writers.write_atomically(folder / RUN, text + '\n')
+
+
+def say_saved(folder: pathlib.Path) -> None:
+  """Says that a checkpoint of the run is on disk: from now on one that has none has lost them."""
+  describe(folder, json.loads((folder / RUN).read_text(encoding='utf-8')), has_saved=True)
+
+
+def refuse_lost(folder: pathlib.Path, checkpoint_every: int, steps: int) -> None:
+  """Refuses to begin again where a run has saved checkpoints, which are gone.
+
+  A run that was killed before it saved any begins again.
+
+  Args:
+    folder: the run's, without checkpoints.
+    checkpoint_every: steps between checkpoints.
+    steps: the run's length.
+
+  Raises:
+    UsageError: says what there is, and what to do.
+  """
+  described, metrics = folder / RUN, folder / 'metrics.jsonl'
+  if not described.exists():
+    return
+  last = max((record['step'] for record in files.json_lines(metrics)), default=0) if metrics.exists() else 0
+  has_saved = json.loads(described.read_text(encoding='utf-8')).get(_HAS_SAVED)
+  if has_saved is None:  # A run of an earlier version did not say; its records tell how far it came.
+    has_saved = last >= min((every for every in (checkpoint_every, steps) if every), default=math.inf)
+  if has_saved:
+    raise UsageError(
+      f'{folder} holds the records of a run that came to step {last}, but its checkpoints are gone, and '
+      'beginning again would overwrite those records. Bring the checkpoints back, move or remove the folder, '
+      'or choose another --model_dir.'
+    )
 
 
 def refuse_other_run(

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from dro_jax import (
   algorithms,
+  best,
   checkpoints,
   claims,
   evaluate,
@@ -277,21 +278,24 @@ def train(
   score_table = functools.partial(
     networks.make_scorer, nets, reference=ref, mesh=grid, chunk_size=chunk_size, by_batch=is_old
   )
-  best_metric = best_metric if timing.eval_every else None
   run = Run(
     folder, grid, nets, words, _compiled(step, abstract, grid, compiler_options), feed.train, feed.eval,
     score_table(algorithm=chosen), samplers, best_metric, chosen, feed.statistics,
     feed.statistics and score_table(algorithm=evaluate.NO_LOSS),
     notes=(
       *_label_notes(triplets.report), *optimizers.notes(txs, timing.steps), *units.notes(feed.units),
+      best.described(best_metric, best_mode) if feed.eval is not None else '',
     ),
     measure=_on_mesh(train_step.make_measure(ref, num_microbatches), grid) if moves else None,
   )  # fmt: skip
+  _refuse_unmeasured(run, train_step.make_evaluate(score, chosen, ref), abstract, ref, options.reward)
   if rehearsal is not None:
     return rehearsal.receive(run, abstract)
   with claims.claimed(folder), writers.disk_of(folder):
     # Nothing is written before all that could be refused has been looked at.
     resumes = checkpoints.has_any(folder)
+    if not resumes and replay is None:
+      resume.refuse_lost(folder, timing.checkpoint_every, timing.steps)
     if resumes:
       resume.refuse_other_run(folder, checkpoints.run_metadata(folder), metadata, configs())
     else:
@@ -314,6 +318,28 @@ def _as_before(data: Callable[..., tasks.Triplets], folder: pathlib.Path) -> Cal
   if not checkpoints.has_any(folder):
     return data
   return functools.partial(data, **resume.data_options(checkpoints.run_metadata(folder)))
+
+
+def _refuse_unmeasured(
+  run: Run,
+  evaluate_rows: Callable,
+  abstract: train_state.TrainState,
+  ref: references.Reference | None,
+  reward: Any,
+) -> None:
+  """Refuses a best metric that the run would not measure: only steps later would anyone find out."""
+  if run.eval_loader is None or run.best_metric in (None, best.CRITERION):
+    return
+  terms, held_out = [], run.eval_loader
+  if run.algorithm.online is None:
+    with partitioning.use_mesh(run.mesh):
+      terms = jax.eval_shape(evaluate_rows, abstract, held_out.rows(0))[2].terms
+  names = best.measured_names(
+    (run.statistics_loader or held_out).table, run.algorithm, terms,
+    moves=ref is not None and ref.initial is not None, draws=run.samplers.draw is not None,
+    draws_ratios=ref is not None and ref.is_kept, draws_rewards=reward is not None,
+  )  # fmt: skip
+  best.refuse_unmeasured(run.best_metric, names)
 
 
 def _prepared(
@@ -503,7 +529,7 @@ def _describe(
   packages = ('dro_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   versions = {name: version for name in packages if (version := _version(name))}
   versions |= {'python': platform.python_version(), 'device': jax.devices()[0].device_kind}
-  writers.write_atomically(folder / 'run.json', files.json_text(metadata, indent=2) + '\n')
+  resume.describe(folder, metadata, has_saved=step > 0)
   resume.record(folder, {'versions.json': files.json_text(versions, indent=2) + '\n', **configs}, step)
 
 
@@ -549,7 +575,7 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
   noticed = interrupts.noticed(several=jax.process_count() > 1)
   with contextlib.closing(writer), contextlib.closing(run.checkpoints), noticed as stopped:
     _announce(run, writer, state, timing)
-    pending, clock = None, Clock()
+    pending, clock, said = None, Clock(), first > 0
     for step, rows in _batches(run, first, timing.steps):
       rows, times = _answered(run, state, step, rows)
       with partitioning.use_mesh(run.mesh):
@@ -572,13 +598,25 @@ def _loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[str
         stop = stop or (_agreed(stopped, step) if jax.process_count() == 1 else False)
         if saving or stop:
           run.checkpoints.save(step + 1, state, measured)
-        _keep_validations(run, step + 1)
+        _keep_validations(run)
         clock.lap()
       if stop:
         run.checkpoints.wait()
+      said = said or _say_saved(run)
+      if stop:
         _raise_stopped(stopped, step + 1)
     run.checkpoints.wait()
+    _ = said or _say_saved(run)
   return {'model_dir': str(run.model_dir), 'step': max(first, timing.steps), **latest}
+
+
+def _say_saved(run: Run) -> bool:
+  """Whether a checkpoint is on disk; the run's description then says so."""
+  begun = run.checkpoints.latest_step() is not None  # Asks no disk, step after step.
+  if jax.process_index() or not begun or checkpoints.newest_step(run.model_dir) is None:
+    return False
+  resume.say_saved(run.model_dir)
+  return True
 
 
 def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState, timing: Schedule) -> None:
@@ -719,12 +757,11 @@ def _evaluate(
   """Validates on held-out prompts and answers a few of them."""
   table = run.eval_loader.table
   summary, found = _validated(run, state)
-  _refuse_nonfinite_validation(step, summary, found, table)
   if jax.process_index() == 0:
     validation.save(run.model_dir, step, found)
   measured = {f'eval/{name}': value for name, value in summary.items()}
   if run.best_metric is not None and run.best_metric not in measured:
-    raise UsageError(f'best_metric={run.best_metric!r} is not measured: pass one of {", ".join(measured)}.')
+    writer.say(f'note: {run.best_metric} is undefined at step {step}, which so cannot be the best')
   writer.metrics(step, measured | so_far)
   count = min(timing.sample_prompts, len(table))
   if count:
@@ -741,26 +778,30 @@ def _validated(run: Run, state: train_state.TrainState) -> tuple[dict[str, float
   own = own_samples.summary(drawn) if drawn else {}
   if run.samplers.responder is not None:
     found = validation.of(run.algorithm.temperature, every.table, None, drawn)
-    return own | run.samplers.responder.validate(state, run.eval_loader), found
+    measured = own | run.samplers.responder.validate(state, run.eval_loader)
+    _refuse_nonfinite_validation(int(state.step), measured, found, every.table)
+    return measured, found
   scored = run.score_table(state, run.eval_loader)
   losses = scored.losses
   if run.statistics_loader is not None:
     scored = run.score_statistics(state, every)
   found = validation.of(run.algorithm.temperature, every.table, scored, drawn)
-  # A statistic may be undefined, as a correlation is where rewards are equal; a loss may not.
-  defined = {name: value for name, value in validation.summary(found).items() if math.isfinite(value)}
   criteria = {
     f'criterion{ending}': losses[f'{run.algorithm.criterion}{ending}']
     for ending in ('', references.MOVING)
     if f'{run.algorithm.criterion}{ending}' in losses
   }
-  return {**losses, **own, **defined, **criteria}, found
+  measured = {**losses, **own, **criteria}
+  _refuse_nonfinite_validation(int(state.step), measured, found, every.table)
+  # A statistic may be undefined, as a correlation is where rewards are equal; a loss may not.
+  defined = {name: value for name, value in validation.summary(found).items() if math.isfinite(value)}
+  return measured | defined, found
 
 
 def _refuse_nonfinite_validation(
-  step: int, summary: Mapping[str, float], found: validation.Validation, table: Any
+  step: int, measured: Mapping[str, float], found: validation.Validation, table: Any
 ) -> None:
-  wrong = [name for name, value in summary.items() if not math.isfinite(value)]
+  wrong = [name for name, value in measured.items() if not math.isfinite(value)]
   if not wrong:
     return
   arrays = [x for x in (found.logps, found.reference_logps, found.values, found.rewards) if x is not None]
@@ -773,10 +814,11 @@ def _refuse_nonfinite_validation(
   )
 
 
-def _keep_validations(run: Run, step: int) -> None:
+def _keep_validations(run: Run) -> None:
   """Keeps those of the newest validation and of the checkpoints that are kept."""
   if jax.process_index() == 0:
-    validation.keep(run.model_dir, (step, run.checkpoints.latest_step(), run.checkpoints.best_step()))
+    newest = validation.steps(run.model_dir)[-1:]
+    validation.keep(run.model_dir, (*newest, run.checkpoints.latest_step(), run.checkpoints.best_step()))
 
 
 def _answers(

@@ -18,6 +18,7 @@ FLOORS = {
   'files': 0,
   'cluster': 0,
   'interrupts': 0,
+  'best': 4,
   'machine': 0,
   'shapes': 0,
   'masked': 0,

@@ -1,4 +1,5 @@
 import inspect
+import json
 import logging
 
 import pytest
@@ -79,6 +80,30 @@ def test_a_parameter_that_a_later_version_adds_is_accepted_at_its_default(refusa
 
 def test_another_default_of_a_later_version_is_refused(refusal):
   assert 'train.seed: 0 → 1' in refusal(texts('train.seed = 0'), texts('train.seed = 1'))
+
+
+@pytest.mark.parametrize('description', [{'has_saved': True}, {}], ids=['said', 'of an earlier version'])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, description):
+  (tmp_path / 'run.json').write_text(json.dumps(description))
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 500}\n{"step": 510}\n')
+  with pytest.raises(UsageError, match='came to step 510, but its checkpoints are gone'):
+    resume.refuse_lost(tmp_path, 500, 1000)
+
+
+@pytest.mark.parametrize('description', [None, {'has_saved': False}, {}])
+def test_a_run_that_was_killed_before_it_saved_begins_again(tmp_path, description):
+  resume.refuse_lost(tmp_path, 500, 1000)
+  if description is not None:
+    (tmp_path / 'run.json').write_text(json.dumps(description))
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 490}\n{"ste')
+  resume.refuse_lost(tmp_path, 500, 1000)
+
+
+def test_what_a_run_is_says_from_its_first_checkpoint_that_it_has_saved(tmp_path):
+  resume.describe(tmp_path, {'seed': 3}, has_saved=False)
+  assert json.loads((tmp_path / 'run.json').read_text()) == {'seed': 3, 'has_saved': False}
+  resume.say_saved(tmp_path)
+  assert json.loads((tmp_path / 'run.json').read_text()) == {'seed': 3, 'has_saved': True}
 
 
 def test_a_run_whose_warmup_of_no_steps_was_a_rate_of_zero_is_refused(refusal):

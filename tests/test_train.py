@@ -344,6 +344,11 @@ def test_a_resumed_run_keeps_its_configuration_and_records_the_next(whole, run, 
   assert (folder / 'config.4.gin').read_text() == text.format(2, 'adamw')
 
 
+def listed_metrics(error):
+  """The metrics that a refusal of another names."""
+  return set(re.search(r'pass one of (.*) \(--set', str(error))[1].split(', '))
+
+
 @pytest.fixture(scope='module')
 def trust_region(run):
   """Runs whose reference becomes the policy after every step."""
@@ -385,6 +390,9 @@ def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region,
     assert 'eval/within_prompt_accuracy/log_ratio_moving' in record
   best = min((2, 4), key=lambda step: validated[step - 1]['eval/criterion'])
   assert checkpoints.load_metadata(tmp_path / 'whole')['step'] == best
+  with pytest.raises(UsageError, match='is not measured') as error:
+    trust_region(tmp_path / 'wrong', steps=4, best_metric='eval/lost')
+  assert {name for name in validated[-1] if name.startswith('eval/')} == listed_metrics(error.value)
   loaded = evaluate.load_run(str(tmp_path / 'whole'), partitioning.make_mesh(devices=jax.devices()[:1]))
   state, kept = final_state(tmp_path / 'whole'), validation.load(tmp_path / 'whole', 4)
   jax.tree.map(np.testing.assert_array_equal, state['initial'], loaded.state.reference)
@@ -428,9 +436,39 @@ def test_a_run_of_an_earlier_version_keeps_its_batch_value(run, tmp_path, caplog
   assert checkpoints.format_of(checkpoints.run_metadata(tmp_path)) == 1
 
 
+def test_a_best_metric_that_is_not_measured_is_refused_before_anything_is_written(whole, run, tmp_path):
+  said = r"best_metric='lost' is not measured \(did you mean eval/loss\?\): pass one of "
+  with pytest.raises(UsageError, match=said) as error:
+    run(tmp_path / 'wrong', best_metric='lost')
+  assert not (tmp_path / 'wrong').exists()
+  [measured] = [record for record in records(whole[0]) if record['step'] == 4 and 'eval/loss' in record]
+  assert {name for name in measured if name.startswith('eval/')} == listed_metrics(error.value)
+  with pytest.raises(UsageError, match="best_mode is 'least'"):
+    run(tmp_path / 'wrong', best_mode='least')
+  assert not (tmp_path / 'wrong').exists()
+
+
+def test_a_run_that_goes_on_without_validations_keeps_its_best(whole, run, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(whole[0], folder)
+  best = checkpoints.load_metadata(folder)['step']
+  run(folder, steps=5, eval_every=0, keep_last=1)
+  assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == [str(best), '5']
+  assert checkpoints.load_metadata(folder)['step'] == best
+  assert validation.steps(folder) == sorted({best, 4})
+
+
+def test_a_run_whose_checkpoints_were_removed_is_left_as_it_is(whole, run, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(whole[0], folder)
+  shutil.rmtree(folder / 'checkpoints')
+  with pytest.raises(UsageError, match='came to step 4, but its checkpoints are gone'):
+    run(folder)
+  assert records(folder) == records(whole[0])
+  assert not (folder / 'checkpoints').exists()
+
+
 def test_the_best_checkpoint_is_the_criterions(run, tmp_path):
-  with pytest.raises(UsageError, match="best_metric='eval/lost' is not measured: pass one of eval/"):
-    run(tmp_path / 'wrong', best_metric='eval/lost', steps=1)
   run(tmp_path / 'right', eval_every=3, checkpoint_every=2)
   measured = {r['step']: r for r in records(tmp_path / 'right') if 'eval/criterion' in r}
   assert sorted(measured) == [2, 3, 4]  # What is saved is measured, too.
