@@ -14,7 +14,17 @@ import numpy as np
 
 from dro_jax import admission, derived, feeds, inspection_tables, networks, survey, ties
 from dro_jax.arena.tables import text
-from dro_jax.data import chat, layout, plan, reward_words, sources, tasks, units, vocabularies
+from dro_jax.data import (
+  chat,
+  layout,
+  lost_text,
+  plan,
+  reward_words,
+  sources,
+  tasks,
+  units,
+  vocabularies,
+)
 from dro_jax.data import scaling as scalings
 from dro_jax.data.table import TokenTable
 from dro_jax.errors import UsageError
@@ -33,7 +43,6 @@ _ODD_SCALE = 3.0  # sd, or 1 / sd: from here on the default temperature means so
 _LENGTH = 0.3  # |correlation| of length and reward.
 _LONGER = 0.1  # How far from one half the longer response wins.
 _CUT = 0.01  # Share of texts that are cut.
-_UNKNOWN = 0.001  # Share of tokens that the vocabulary does not know.
 _OUTLIER = 8.0  # Standard deviations.
 _DOMINANT = 0.2  # Share of the records that one prompt has.
 
@@ -258,7 +267,13 @@ def surveyed(
     'eval_prompts_in_train': read.triplets.report.get('eval_prompts_in_train', 0),
     'responses_per_prompt': survey.responses_per_prompt(table.prompt_index),
     'extra_columns': survey.extra_columns(table),
-    'vocabulary': {'name': words.spec, 'size': words.size, 'unknown_share': survey.unknown_share(table)},
+    'vocabulary': {
+      'name': words.spec,
+      'size': words.size,
+      'unknown_share': survey.unknown_share(table),
+      'lost': table.report.get('lost', {}),
+      'losses': list(lost_text.sentences(table.report.get('lost', {}), words)),
+    },
     'lengths': {name: survey.spread(x) for name, x in lengths._asdict().items()},
     'truncation': {
       'prompt': survey.truncation(lengths.prompt_tokens, prompt_length),
@@ -448,11 +463,7 @@ def _of_texts(found: Mapping[str, Any]) -> Iterator[str]:
         f'to the whole text. --set {side.upper()}_LENGTH={cut["limit_for_99_percent"]} keeps 99 %.'
       )
   vocabulary = found['vocabulary']
-  if vocabulary['unknown_share'] > _UNKNOWN:
-    yield (
-      f'{vocabulary["unknown_share"]:.1%} of the response tokens are unknown to the vocabulary, and cannot '
-      'be generated: pass one that spells them (`dro_jax train_vocabulary` makes one), or bytes.'
-    )
+  yield from vocabulary['losses']
   if vocabulary['name'] == 'bytes' and found['init_from'] is None:
     yield 'Lengths are in bytes: with --init_from or --set VOCABULARY they are in the model’s own tokens.'
   if left_out := found['extra_columns']['left_out']:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from dro_jax.data import folders, preprocessors, split, staging
+from dro_jax.data import folders, lost_text, preprocessors, split, staging
 from dro_jax.data.sources import Record, from_mappings
 from dro_jax.data.table_writer import DESCRIPTION, VERSION
 from dro_jax.data.table_writer import Writer as _Writer
@@ -260,7 +260,10 @@ def description(
     'template': template, 'vocabulary': vocabulary.fingerprint, 'rates': dict(rates) if rates else None,
   }  # fmt: skip
   mark = fingerprint(VERSION, source_fingerprint, json.dumps(options, sort_keys=True))
-  return {'version': VERSION, 'fingerprint': mark, 'vocabulary': vocabulary.spec, 'options': options}
+  return {
+    'version': VERSION, 'fingerprint': mark, 'vocabulary': vocabulary.spec, 'options': options,
+    'lost_blanks': lost_text.lost_blanks(vocabulary),
+  }  # fmt: skip
 
 
 def load(directory: str | os.PathLike) -> TokenTable:

@@ -6,12 +6,12 @@ hashes that the system may page out (`seen`).
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dro_jax.data import chat, folders, preprocessors, split
+from dro_jax.data import chat, folders, lost_text, preprocessors, split
 from dro_jax.data.seen import Seen
 from dro_jax.data.sources import NUMERIC, Record
 from dro_jax.data.vocabularies import Vocabulary
@@ -20,6 +20,7 @@ from dro_jax.errors import UsageError
 DESCRIPTION = 'table.json'
 VERSION = 3
 NAMED = 5  # Examples that the report names of each kind.
+_SHOWN = 40  # Letters of a text that an error shows.
 _HEADER = 128  # Bytes of a one-dimensional array's .npy header, which leaves room for its length.
 _BLOCK = 2**17  # Entries read at a time: four arrays of 1 MB at once, less than a chunk of records takes.
 
@@ -163,7 +164,9 @@ class Writer:
 
   def add(self, records: list[Record]) -> None:
     self._read += len(records)
-    pairs = zip(records, self._vocabulary.encode_batch([record.response for record in records]))
+    encoded = self._vocabulary.encode_batch([record.response for record in records])
+    refuse_tokenless('response', records, [record.response for record in records], encoded)
+    pairs = zip(records, encoded)
     length = self._options['response_length']
     cut = [(record, *preprocessors.response_tokens(ids, length)) for record, ids in pairs]
     self._cut.add([record.id for record, _, over in cut if over])
@@ -195,6 +198,7 @@ class Writer:
     length = self._options['prompt_length']
     keeps = [preprocessors.kept_end(self._options['keep'], chat.is_rendered(record.prompt)) for record in new]
     encoded = self._vocabulary.encode_batch(texts)
+    refuse_tokenless('prompt', new, texts, encoded)
     tokens = [preprocessors.prompt_tokens(ids, length, keep) for ids, keep in zip(encoded, keeps)]
     self._note(new, [over for _, over in tokens])
     self._add_tokens('prompt_tokens', [ids for ids, _ in tokens])
@@ -234,6 +238,18 @@ def token_dtype(vocabulary: Vocabulary) -> str:
   return 'uint16' if vocabulary.size <= 2**16 else 'int32'
 
 
+def refuse_tokenless(
+  side: str, records: Sequence[Record], texts: Sequence[str], encoded: Sequence[np.ndarray]
+) -> None:
+  """Raises a UsageError where a vocabulary makes nothing of a text, as of one of characters without width."""
+  for record, text, ids in zip(records, texts, encoded):
+    if not len(ids):
+      raise UsageError(
+        f'{record.where}: the {side} {text[:_SHOWN]!a} is empty to the vocabulary, which has no tokens for '
+        'it; remove the record or fill it in'
+      )
+
+
 def refuse_none(kept: int, read: int) -> None:
   """Raises a UsageError where nothing is left to make a table of."""
   if kept:
@@ -270,7 +286,8 @@ def seal(
     'arrays': [*ARRAYS, *(f'column.{i}' for i in range(len(columns)))],
     'flat': tokens | {f'{name}.bin': 'uint8' for name in ('prompt_texts', 'response_texts', 'ids')},
     'report': {
-      **_report(directory, counts), 'columns': columns, 'columns_left_out': partial,
+      **_report(directory, counts), 'lost': lost_text.count(directory, dtype, meta.get('lost_blanks', ())),
+      'columns': columns, 'columns_left_out': partial,
       'text_megabytes': _text(directory), 'seconds': seconds,
     },
   }  # fmt: skip

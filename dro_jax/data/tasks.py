@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import cluster, derived, files, places
-from dro_jax.data import chat, sources, split, staging, table
+from dro_jax.data import chat, lost_text, sources, split, staging, table
 from dro_jax.data import columns as column_stores
 from dro_jax.data import scaling as scalings
 from dro_jax.data.registration import register as register
@@ -345,6 +345,8 @@ def build_table(
   if remote and cluster.is_first():
     staging.put(directory, f'{remote}/{name}', description=table.DESCRIPTION, always=not found)
   _tell_cuts(source.name, built.report, options)
+  for sentence in lost_text.sentences(built.report.get('lost', {}), words):
+    logging.getLogger(__name__).warning('%s: %s', source.name, sentence)
   return built
 
 
