@@ -36,7 +36,7 @@ def main(folder: pathlib.Path) -> None:
 
 def started(folder: pathlib.Path, name: str) -> subprocess.Popen:
   """A launched run, under way."""
-  job = ['--job=local', '--job.devices=2', f'--job.peer_seconds={PEER_SECONDS}']
+  job = ['--job=local', '--job.platform=cpu', '--job.devices=2', f'--job.peer_seconds={PEER_SECONDS}']
   job += [f'--job.grace_seconds={GRACE_SECONDS}', '--']
   train = ['train', '--triplets=triplets.jsonl', f'--model_dir={name}', '--gin_file=models/t5_1_1_tiny.gin']
   train += [f'--set={setting}' for setting in SETTINGS.split()]
