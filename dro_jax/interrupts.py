@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 # As shells call a program that Ctrl-C ended.
 ENDED = 130
+_SOON = 0.5  # Seconds.
 
 
 class Request:
@@ -90,7 +92,9 @@ def _watch(received: int) -> None:
       if pressed > 1:
         _say('ended at once. What was saved before is intact.')
         os._exit(ENDED)
-      _say('Ctrl-C: stopping. Press it again to end at once.')
+      # What stops at once has its own words.
+      if not select.select([received], [], [], _SOON)[0]:
+        _say('Ctrl-C: stopping. Press it again to end at once.')
   os.close(received)
 
 

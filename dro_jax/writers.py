@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from tensorboardX import SummaryWriter
 
 from dro_jax import files
@@ -17,6 +18,8 @@ from dro_jax.errors import Failed
 
 SHOWN = ('loss', 'reward', 'log_ratio', 'value_explained_variance', 'time/step_seconds')
 
+# What the bar says until the first step is done.
+COMPILING = 'compiling the step'
 
 # What a disk can end a run with, whatever the run did.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
@@ -78,9 +81,11 @@ class RunWriter:
       keep_until(self._folder / name, first_step)
     self._events = SummaryWriter(model_dir, purge_step=first_step + 1)
     console = Console(file=sys.stderr)
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-    self._task = self._bar.add_task('', total=num_steps, completed=first_step)
+    # What a narrow terminal has no room for is the end of the metrics.
+    rest = TextColumn('{task.description}', table_column=Column(ratio=1, no_wrap=True, overflow='ellipsis'))
+    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), rest)
+    self._bar = Progress(*columns, console=console, disable=not console.is_terminal, expand=True)
+    self._task = self._bar.add_task(COMPILING, total=num_steps, completed=first_step)
     self._bar.start()
 
   def metrics(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -105,9 +110,10 @@ class RunWriter:
       self.say(f'step {step}  {sample["prompt"]!r} -> {sample["response"]!r}')
 
   def advance(self, step: int) -> None:
-    """Moves the bar."""
+    """Moves the bar; what has made a step is compiled."""
     if self._primary:
-      self._bar.update(self._task, completed=step)
+      compiled = {'description': ''} if self._bar.tasks[0].description == COMPILING else {}
+      self._bar.update(self._task, completed=step, **compiled)
 
   def say(self, text: str) -> None:
     """Prints a line above the bar."""

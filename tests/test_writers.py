@@ -1,7 +1,9 @@
 import contextlib
+import io
 import json
 
 import pytest
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dro_jax import writers
@@ -18,6 +20,30 @@ def test_records_reach_the_file_and_tensorboard(tmp_path):
   events = EventAccumulator(str(tmp_path))
   events.Reload()
   assert [event.value for event in events.Scalars('loss')] == [0.5]
+
+
+def shown(writer, width):
+  """The line of the bar as a terminal of that width shows it."""
+  console = Console(file=io.StringIO(), width=width)
+  console.print(writer._bar.get_renderable())
+  return console.file.getvalue()
+
+
+@pytest.mark.parametrize('width', [80, 100, 120])
+def test_a_narrow_terminal_cuts_metrics_and_keeps_bar_step_and_time(tmp_path, monkeypatch, width):
+  monkeypatch.setattr(writers, 'Console', lambda **_: Console(file=io.StringIO(), force_terminal=True))
+  writer = writers.RunWriter(str(tmp_path), first_step=0, num_steps=1000)
+  with contextlib.closing(writer):
+    line = shown(writer, width)
+    assert 'compiling' in line and '0/1000' in line
+    writer.advance(500)
+    assert 'compiling' not in shown(writer, width)
+    writer.metrics(500, dict.fromkeys(writers.SHOWN, -0.0123456))
+    line = shown(writer, width)
+  assert line.count('\n') == 1 and len(line) <= width + 1
+  bar, step, time, metric = (line.index(text) for text in ('━' * 10, '500/1000', ':0', 'loss -0.01235'))
+  assert bar < step < time < metric
+  assert '…' in line
 
 
 def test_a_resumed_run_says_later_steps_again_and_drops_a_torn_line(tmp_path):
