@@ -1,5 +1,6 @@
 """The `evaluate` command: what a run's policy and value say of any triplet file."""
 
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from dro_jax import (
   partitioning,
   reference,
   reference_store,
+  resume,
   scoring,
   statistics,
   train_state,
@@ -36,12 +38,15 @@ class TrainedRun(NamedTuple):
   scaling: scaling.RewardScaling
   temperature: float
   data_options: Mapping[str, Any]
+  read_options: Mapping[str, Any] = {}
 
 
 def evaluate(
   model_dir: str,
   data: Callable[..., tasks.Triplets] = tasks.load_triplets,
   *,
+  template: str | None = None,
+  chat_template: str | None = None,
   vocabulary: str | None = None,
   init_from: str | None = None,
   mesh: Callable[[], Grid] = partitioning.make_mesh,
@@ -54,7 +59,10 @@ def evaluate(
 
   Args:
     model_dir: a run's folder (its best step, or the newest where no best was measured), or one checkpoint.
-    data: the triplets; all of what is not held out is scored (see `data.tasks.load_triplets`).
+    data: the triplets; all of what is not held out is scored (see `data.tasks.load_triplets`). Where it does
+      not say `columns` or `map_reward`, the run's own hold.
+    template: of the prompt text; `None` takes the run's.
+    chat_template: of each turn where prompts are conversations; `None` takes the run's.
     vocabulary: where the run's lies now; `None` takes it from where it lay.
     init_from: where the checkpoint lies now from which the run started, if its reference was cached.
     mesh: devices' arrangement.
@@ -73,7 +81,11 @@ def evaluate(
   limits.seed(seed)
   grid = mesh()
   run = load_run(model_dir, grid, vocabulary, init_from)
-  triplets = data(vocabulary=run.vocabulary, rewards_required=True, **run.data_options)
+  texts = {'template': template, 'chat_template': chat_template}
+  options = dict(run.data_options) | {name: text for name, text in texts.items() if text is not None}
+  if any(run.read_options.values()):
+    options['inherited'] = run.read_options
+  triplets = data(vocabulary=run.vocabulary, rewards_required=True, **options)
   table = triplets.train.scaled(run.scaling)
   scored = score(run, table, grid, batch_size=batch_size, chunk_size=chunk_size)
   return plain(
@@ -115,7 +127,10 @@ def load_run(
   data = saved.get('data', {})
   fitted = scaling.from_json(data['scaling']) if 'scaling' in data else scaling.RewardScaling()
   words = networks.vocabulary_of(model_dir, vocabulary)
-  return TrainedRun(nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}))
+  return TrainedRun(
+    nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}),
+    resume.read_options(saved, pathlib.Path(model_dir)),
+  )  # fmt: skip
 
 
 def _reference(

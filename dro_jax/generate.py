@@ -4,14 +4,14 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from dro_jax import beam_search, checkpoints, decoding, files, limits, networks, partitioning
-from dro_jax.data import chat, preprocessors, sources
+from dro_jax import beam_search, checkpoints, decoding, files, limits, networks, partitioning, resume
+from dro_jax.data import chat, inheritance, preprocessors, sources, vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5
 from dro_jax.partitioning import Grid
@@ -137,13 +137,16 @@ def generate(
 ) -> dict[str, Any]:
   """Answers prompts and writes one JSON object a line: id, prompt, response, logp, tokens, ended.
 
+  The prompts are the file's own, without the template, and of several samples the ids are ID#0, ID#1 and so
+  on: what is written is a file of triplets as soon as each line has a reward.
+
   Args:
     model_dir: a run's folder (its best step, or the newest), one checkpoint, or an imported folder.
     prompts: a file whose records have a prompt (any triplet format; other fields are not needed); each prompt
       is answered once, however often it occurs.
     prompt: one prompt as text, instead of a file.
     output: the file to write, `None` for standard output.
-    columns: the file's own names: `prompt=question`.
+    columns: the file's own names: `prompt=question`; `None` takes the run's, if the file has those fields.
     template: the prompt's text around the file's; `None` takes the run's.
     chat_template: of each turn where the file's prompts are conversations; `None` takes the run's.
     vocabulary: where the run's lies now; `None` takes it from where it lay.
@@ -171,22 +174,9 @@ def generate(
   target = None if output is None else _target(output)
   grid = mesh()
   model_dir = str(checkpoints.find_checkpoint(model_dir))
-  saved, words = checkpoints.load_metadata(model_dir), networks.vocabulary_of(model_dir, vocabulary)
-  options = saved.get('data', {}).get('options', {})
-  template = preprocessors.check_template(template or options.get('template', '{prompt}'))
-  turn = chat_template or options.get('chat_template', chat.TEMPLATE)
-  asked = _asked(prompts, prompt, columns, turn)
-  texts = [template.format(prompt=text) for _, text in asked]
-  # Runs that do not say kept the start.
-  length, keep = options.get('prompt_length', 512), options.get('keep', 'start' if options else 'auto')
-  keeps = [preprocessors.kept_end(keep, chat.is_rendered(text)) for _, text in asked]
-  cut = [preprocessors.prompt_tokens(ids, length, end) for ids, end in zip(words.encode_batch(texts), keeps)]
-  tokens = [ids for ids, _ in cut]
-  if any(was_cut for _, was_cut in cut):
-    count = sum(was_cut for _, was_cut in cut)
-    logging.getLogger(__name__).warning(
-      '%d prompts are over %d tokens, and cut as in training', count, length
-    )
+  words = networks.vocabulary_of(model_dir, vocabulary)
+  asked = _asked(model_dir, prompts, prompt, columns, chat_template)
+  tokens = _tokens(model_dir, [text for _, text in asked], template, words)
   nets = networks.build(networks.config_of(model_dir), uses_value=False)
   params = networks.load_policy(model_dir, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
   run = make_generator(
@@ -194,14 +184,15 @@ def generate(
     repetition_penalty=repetition_penalty, beams=beams, length_penalty=length_penalty, batch_size=batch_size,
     seed=seed,
   )  # fmt: skip
-  order = [i for i in range(len(tokens)) for _ in range(num_samples)]
-  answers = run(params, [tokens[i] for i in order], range(len(order)))
+  order = [(i, k) for i in range(len(tokens)) for k in range(num_samples)]
+  answers = run(params, [tokens[i] for i, _ in order], range(len(order)))
   records = (
     {
-      'id': asked[i][0], 'prompt': texts[i], 'response': words.decode(answer.tokens), 'logp': answer.logp,
-      'tokens': len(answer.tokens), 'ended': bool(answer.tokens[-1] == decoding.EOS),
+      'id': asked[i][0] if num_samples == 1 else f'{asked[i][0]}#{k}', 'prompt': asked[i][1],
+      'response': words.decode(answer.tokens), 'logp': answer.logp, 'tokens': len(answer.tokens),
+      'ended': bool(answer.tokens[-1] == decoding.EOS),
     }
-    for i, answer in zip(order, answers)
+    for (i, k), answer in zip(order, answers)
   )  # fmt: skip
   count = _write(records, target)
   # Standard output holds the answers, or what was written to a file: never both.
@@ -214,17 +205,43 @@ def _target(output: str) -> pathlib.Path:
 
 
 def _asked(
-  prompts: str | None, prompt: str | None, columns: str | None, chat_template: str
+  model_dir: str, prompts: str | None, prompt: str | None, columns: str | None, chat_template: str | None
 ) -> list[tuple[str, str]]:
-  """(id, text) of every prompt to answer, each text once."""
+  """(id, text) of every prompt to answer, each text once; read as the run read its own where nobody says."""
   if (prompts is None) == (prompt is None):
     raise UsageError('pass --triplets FILE with the prompts to answer, or one as --set PROMPT=TEXT')
   if prompt is not None:
     return [('0', prompt)]
+  saved = checkpoints.load_metadata(model_dir)
+  turn = chat_template or _options(saved).get('chat_template', chat.TEMPLATE)
+  read = resume.read_options(saved, pathlib.Path(model_dir))
+  names = inheritance.options({'columns': read['columns']}, prompts, columns)['columns']
   first_id = {}
-  for record_id, text in sources.read_prompts(prompts, columns, chat_template=chat_template):
+  for record_id, text in sources.read_prompts(prompts, names, chat_template=turn):
     first_id.setdefault(text, record_id)
   return [(record_id, text) for text, record_id in first_id.items()]
+
+
+def _options(saved: Mapping[str, Any]) -> dict[str, Any]:
+  return saved.get('data', {}).get('options', {})
+
+
+def _tokens(
+  model_dir: str, asked: Sequence[str], template: str | None, words: vocabularies.Vocabulary
+) -> list[np.ndarray]:
+  """Prompts as the run's policy reads them: in its template, and cut as in training."""
+  options = _options(checkpoints.load_metadata(model_dir))
+  template = preprocessors.check_template(template or options.get('template', '{prompt}'))
+  texts = [template.format(prompt=text) for text in asked]
+  # Runs that do not say kept the start.
+  length, keep = options.get('prompt_length', 512), options.get('keep', 'start' if options else 'auto')
+  keeps = [preprocessors.kept_end(keep, chat.is_rendered(text)) for text in asked]
+  cut = [preprocessors.prompt_tokens(ids, length, end) for ids, end in zip(words.encode_batch(texts), keeps)]
+  if count := sum(was_cut for _, was_cut in cut):
+    logging.getLogger(__name__).warning(
+      '%d prompts are over %d tokens, and cut as in training', count, length
+    )
+  return [ids for ids, _ in cut]
 
 
 def _write(records: Iterable[dict[str, Any]], target: pathlib.Path | None) -> int:

@@ -54,7 +54,7 @@ ACCEPTED: Mapping[str, Mapping[str, str]] = {
   ),
   'load_triplets': dict.fromkeys(
     ('triplets', 'eval_triplets', 'vocabulary', 'columns_from', 'data_dir', 'cache_dir'), _PLACE
-  ),
+  ) | {'inherited': 'of other commands than those that make a run'},
   'cached': {'store': _PLACE, 'tolerance': 'what a check of the store forgives'},
   'frozen': {'store': _PLACE},
   'soft': {'store': _PLACE},
@@ -114,6 +114,26 @@ def data_options(saved: Mapping[str, Any]) -> dict[str, Any]:
   """
   keep = saved.get('data', {}).get('options', {}).get('keep', 'auto')
   return {} if keep == 'auto' else {'keep': keep}
+
+
+def read_options(saved: Mapping[str, Any], checkpoint: Any) -> dict[str, Any]:
+  """A run's `columns` and `map_reward`, None where it had none, or nothing says.
+
+  Args:
+    saved: what a checkpoint of it says.
+    checkpoint: that one's folder, MODEL_DIR/checkpoints/STEP: of a run of an earlier version its
+      configuration tells.
+  """
+  if (read := saved.get('data', {}).get('read')) is not None:
+    return read
+  text = newest_text(checkpoint.parent.parent, CONFIG) or ''
+  bound = {binding.name: binding.value for binding in configs.read(text, CONFIG) if binding.name}
+
+  def value(name: str) -> Any:
+    text = bound.get(name) or 'None'
+    return value(text[1:]) if text.startswith('%') else ast.literal_eval(text)
+
+  return {name: value(f'load_triplets.{name}') for name in ('columns', 'map_reward')}
 
 
 def _has_same_name(difference: configs.Difference) -> bool:

@@ -117,6 +117,31 @@ def test_restores_policy_reference_and_value(dro_v):
   assert np.abs(state.params['value']['head']['kernel']).max() > 0
 
 
+def test_files_are_read_as_the_run_read_its_own_unless_something_else_is_said(files, dro_v, tmp_path, caplog):
+  caplog.set_level('INFO', logger='dro_jax')
+  params, saved = checkpoints.load_params(dro_v)
+  described = {key: saved[key] for key in ('model', 'vocabulary')}
+  read = {'columns': {'prompt': 'question', 'reward': 'thumbs'}, 'map_reward': {'up': 1, 'down': 0}}
+  options = {'template': 'Q: {prompt}', 'prompt_length': 16, 'response_length': 8}
+  checkpoints.save_params(tmp_path / 'run', params, described | {'data': {'options': options, 'read': read}})
+  (tmp_path / 'theirs.jsonl').write_text(
+    ''.join(
+      json.dumps({'question': f'p{i // 2}', 'response': f'r{i}', 'thumbs': 'up' if i % 2 else 'down'}) + '\n'
+      for i in range(8)
+    )
+  )
+  data = functools.partial(
+    tasks.load_triplets, str(tmp_path / 'theirs.jsonl'), validation_fraction=0, cache_dir=str(tmp_path)
+  )
+  inherited = evaluate.evaluate(str(tmp_path / 'run'), data, mesh=one_device, resamples=2)
+  assert inherited['statistics']['reward'] == 0.5
+  assert '--columns=prompt=question,reward=thumbs --map_reward=up=1,down=0' in caplog.text
+  plain = functools.partial(evaluate.evaluate, str(tmp_path / 'run'), mesh=one_device, resamples=2)
+  said = plain(functools.partial(data, map_reward='up=5,down=1'), template='{prompt}')
+  assert said['statistics']['reward'] == 3
+  assert said['statistics']['logp'] != inherited['statistics']['logp']
+
+
 def test_an_imported_policy_has_the_baselines(files, dro_v, result, tmp_path):
   """No reference and no value: the same log-probs, and nothing else to rank by."""
   params, saved = checkpoints.load_params(dro_v)

@@ -1,26 +1,30 @@
 import dataclasses
+import functools
 import json
 
 import numpy as np
 import pytest
 
-from dro_jax import checkpoints, generate, networks, partitioning
+from dro_jax import checkpoints, evaluate, generate, inspection, networks, partitioning
+from dro_jax.data import tasks
 from dro_jax.errors import UsageError
 from tests.examples import CONFIG
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=384)
 
 
+def save(folder, **metadata):
+  nets = networks.build(MODEL, uses_value=False)
+  params = networks.initial_params(nets, partitioning.make_mesh(), 0, None)
+  described = {'model': dataclasses.asdict(MODEL), 'vocabulary': 'bytes', **metadata}
+  checkpoints.save_params(folder, params['policy'], described)
+  return str(folder)
+
+
 @pytest.fixture(scope='module')
 def policy(tmp_path_factory):
   """A random policy's folder, as import_checkpoint writes one."""
-  folder = tmp_path_factory.mktemp('policy') / 'imported'
-  nets = networks.build(MODEL, uses_value=False)
-  params = networks.initial_params(nets, partitioning.make_mesh(), 0, None)
-  checkpoints.save_params(
-    folder, params['policy'], {'model': dataclasses.asdict(MODEL), 'vocabulary': 'bytes'}
-  )
-  return str(folder)
+  return save(tmp_path_factory.mktemp('policy') / 'imported')
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +58,7 @@ def test_several_samples_of_a_prompt_differ_and_greedy_ones_do_not(policy, promp
   )
   assert any(a['response'] != b['response'] for a, b in zip(sampled[::2], sampled[1::2]))
   assert [r['response'] for r in greedy[::2]] == [r['response'] for r in greedy[1::2]]
-  assert greedy[0]['prompt'] == 'say 0!'
+  assert greedy[0]['prompt'] == 'say 0'  # The file's own; the template is the policy's affair.
 
 
 def test_beams_find_more_probable_answers_than_greedy_ones(policy, prompts, tmp_path):
@@ -99,6 +103,25 @@ def test_an_output_in_the_home_folder_is_there_whole_or_not_at_all(policy, promp
   with pytest.raises(ZeroDivisionError):
     generate.generate(policy, prompts, output='~/b', **settings)
   assert [path.name for path in tmp_path.iterdir()] == ['a']
+
+
+def test_several_samples_of_a_prompt_are_triplets_once_they_have_rewards(prompts, tmp_path):
+  read = {'columns': 'prompt=question,reward=thumbs', 'map_reward': 'up=1,down=0'}
+  options = {'template': 'Q: {prompt}', 'prompt_length': 16}
+  folder = save(tmp_path / 'policy', data={'options': options, 'read': read})
+  records = answers(folder, prompts, tmp_path / 'a.jsonl', columns=None, num_samples=3)
+  assert [record['id'] for record in records[:4]] == ['p0#0', 'p0#1', 'p0#2', 'p1#0']
+  assert [record['prompt'] for record in records[2:4]] == ['say 0', 'say 1']
+  # A random policy's answers may be no text that a triplet holds.
+  lines = [json.dumps(r | {'reward': r['tokens'], 'response': f'a{i}'}) for i, r in enumerate(records)]
+  (tmp_path / 'b.jsonl').write_text('\n'.join(lines))
+  inspection.inspect_triplets(str(tmp_path / 'b.jsonl'), cache_dir=str(tmp_path))
+  data = functools.partial(
+    tasks.load_triplets, str(tmp_path / 'b.jsonl'), validation_fraction=0, cache_dir=str(tmp_path)
+  )
+  assert evaluate.evaluate(folder, data, resamples=2)['responses'] == 15
+  with pytest.raises(UsageError, match='prompt'):  # What is said counts, and not what the run has.
+    answers(folder, prompts, tmp_path / 'c.jsonl', columns='')
 
 
 def test_bad_calls_write_nothing(policy, prompts, tmp_path):

@@ -184,6 +184,16 @@ def test_a_start_that_holds_the_same_parameters_may_have_another_name(refusal):
   assert 'INIT_FROM' in refusal(texts(), other, described(init_digest='x'), described(init_digest='y'))
 
 
+def test_a_run_says_how_its_files_were_read_or_its_configuration_does(tmp_path):
+  step = tmp_path / 'checkpoints' / '5'
+  none = {'columns': None, 'map_reward': None}
+  assert resume.read_options({}, step) == none
+  bound = "COLUMNS = 'prompt=question'\nload_triplets.columns = %COLUMNS\nload_triplets.map_reward = 'up=1'\n"
+  resume.record(tmp_path, texts(more=bound), 0)
+  assert resume.read_options({}, step) == {'columns': 'prompt=question', 'map_reward': 'up=1'}
+  assert resume.read_options({'data': {'read': none}}, step) == none
+
+
 def test_metadata_of_before_a_name_was_kept_is_passed_over(refusal):
   assert refusal({}, {}, metadata(fingerprint=None), metadata()) is None
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import cluster, derived, files, places
-from dro_jax.data import chat, lost_text, sources, split, staging, table
+from dro_jax.data import chat, inheritance, lost_text, sources, split, staging, table
 from dro_jax.data import columns as column_stores
 from dro_jax.data import scaling as scalings
 from dro_jax.data.registration import register as register
@@ -72,6 +72,7 @@ def load_triplets(
   columns_from: str | Sequence[str] | None = None,
   data_dir: str | None = None,
   cache_dir: str | None = None,
+  inherited: Mapping[str, Any] | None = None,
 ) -> Triplets:
   """Token tables of training and validation triplets.
 
@@ -105,6 +106,8 @@ def load_triplets(
     data_dir: a folder that holds the public data sets' own; None: they are downloaded.
     cache_dir: where token tables are kept; None: ~/.cache/dro_jax, or under XDG_CACHE_HOME. In a bucket
       (gs://...) they are kept for all machines, and each copies what it needs to the usual place.
+    inherited: the `columns` and `map_reward` of a run, which hold where None is given here, for files that
+      have the run's fields (see `data.inheritance`).
 
   Raises:
     UsageError: whatever is wrong with the files, fields or options.
@@ -114,8 +117,8 @@ def load_triplets(
 
   def build(name, task_split: str) -> TokenTable:
     source = find(
-      name, columns=columns, map_reward=map_reward, rewards_required=rewards_required,
-      chat_template=chat_template, split=task_split, data_dir=data_dir,
+      name, rewards_required=rewards_required, chat_template=chat_template, split=task_split,
+      data_dir=data_dir, **inheritance.options(inherited, name, columns, map_reward),
     )  # fmt: skip
     return build_table(
       source, vocabulary, cache_dir, prompt_length=prompt_length, response_length=response_length,
@@ -139,8 +142,13 @@ def load_triplets(
     'template': template, 'prompt_length': prompt_length, 'response_length': response_length,
     'overlong': overlong, 'keep': keep, 'chat_template': chat_template,
   }  # fmt: skip
+  report['read'] = {'columns': _plain(columns), 'map_reward': _plain(map_reward)}
   found = scaled(train, held_out, scaling, report)
   return with_columns(found, columns_from) if columns_from else found
+
+
+def _plain(pairs: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
+  return pairs if pairs is None or isinstance(pairs, str) else dict(pairs)
 
 
 def scaled(train: TokenTable, held_out: TokenTable | None, kind: str, report: Mapping[str, Any]) -> Triplets:
