@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -41,8 +42,7 @@ def test_a_narrow_terminal_cuts_metrics_and_keeps_bar_step_and_time(tmp_path, mo
     writer.metrics(500, dict.fromkeys(writers.SHOWN, -0.0123456))
     line = shown(writer, width)
   assert line.count('\n') == 1 and len(line) <= width + 1
-  bar, step, time, metric = (line.index(text) for text in ('━' * 10, '500/1000', ':0', 'loss -0.01235'))
-  assert bar < step < time < metric
+  assert re.search(r'━{10} *500/1000 +\S:\S\S:\S\S +loss -0\.01235', line), line
   assert '…' in line
 
 
