@@ -263,7 +263,7 @@ class Baseline(NamedTuple):
 
 def zero_baseline() -> Baseline:
   """b = 0."""
-  return Baseline(lambda batch: jnp.zeros_like(batch.rewards))
+  return Baseline(lambda batch: jnp.zeros_like(batch.rewards), check=derived.refuse_zero_rewards)
 
 
 def minibatch_mean_baseline() -> Baseline:

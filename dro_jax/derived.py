@@ -351,7 +351,7 @@ def refuse_negative_rewards(triplets: Any) -> None:
   """An algorithm that weighs log-probs by rewards would push away what it should ignore.
 
   Raises:
-    UsageError: a training reward is negative.
+    UsageError: a training reward is negative, or all are 0.
   """
   lowest = float(np.min(triplets.train.rewards))
   if lowest < 0:
@@ -359,6 +359,17 @@ def refuse_negative_rewards(triplets: Any) -> None:
       f'the algorithm weighs log-probs by rewards, which must not be negative, and the least is '
       f'{lowest:.4g}: pass --set REWARD_SCALING=minmax.'
     )
+  refuse_zero_rewards(triplets)
+
+
+def refuse_zero_rewards(triplets: Any) -> None:
+  """An algorithm that weighs log-probs by rewards learns nothing where all weigh 0.
+
+  Raises:
+    UsageError: all training rewards are 0.
+  """
+  if not np.any(triplets.train.rewards):
+    _refuse_one_reward(triplets.train.rewards, 'the algorithm weighs log-probs by them')
 
 
 def _equal(x: np.ndarray, y: np.ndarray) -> np.ndarray:

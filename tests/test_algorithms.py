@@ -156,3 +156,12 @@ def test_who_weighs_by_rewards_refuses_negative_ones(name):
   data = types.SimpleNamespace(train=types.SimpleNamespace(rewards=np.array([-1.0, 1.0])))
   with pytest.raises(UsageError, match='must not be negative.*REWARD_SCALING=minmax'):
     getattr(algorithms, name)().check(data)
+
+
+@pytest.mark.parametrize('name', ['gold', 'weighted_bc', 'r_lol', 'topr'])
+def test_who_weighs_by_rewards_refuses_zeros_only(name):
+  data = types.SimpleNamespace(train=types.SimpleNamespace(rewards=np.zeros(3)))
+  with pytest.raises(UsageError, match='all 3 training rewards are 0, and the algorithm weighs'):
+    getattr(algorithms, name)().check(data)
+  data.train.rewards = np.array([0.0, 0.0, 1.0])
+  getattr(algorithms, name)().check(data)
