@@ -200,13 +200,14 @@ def _write_json_tokenizer(folder: epath.Path, spec: str, content: bytes) -> list
 
 def _write_tokenizer_config(folder: epath.Path, tokenizer: str, sentinels: list[str]) -> None:
   special = {'eos_token': '</s>', 'pad_token': '<pad>', 'unk_token': '<unk>'}
-  _write_json(folder / 'special_tokens_map.json', special | {'additional_special_tokens': sentinels})
   settings = {
     'tokenizer_class': tokenizer,
     'extra_ids': len(sentinels),
-    'additional_special_tokens': sentinels,
     'clean_up_tokenization_spaces': False,
   }
-  # Names of special tokens are text where text holds them, as they are here.
-  plain = {'split_special_tokens': True} if tokenizer == _FAST else {}
-  _write_json(folder / 'tokenizer_config.json', special | settings | plain)
+  # Names of special tokens are text where text holds them, as they are here. Sentinels are none of them: what
+  # is called special would be text, too.
+  own = {'split_special_tokens': True} if tokenizer == _FAST else {'additional_special_tokens': sentinels}
+  called = {name: value for name, value in own.items() if name == 'additional_special_tokens'}
+  _write_json(folder / 'special_tokens_map.json', special | called)
+  _write_json(folder / 'tokenizer_config.json', special | settings | own)
