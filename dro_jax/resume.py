@@ -229,8 +229,9 @@ def refuse_other_run(
   now = json.loads(json.dumps(metadata))
   seen = [*_described(identity(saved), identity(now)), *_labelled_otherwise(saved, now)]
   if not refused and seen:
-    refused = [difference for difference in differences if accepted(difference) in (_PLACE, _COMPARED)]
-    refused += seen
+    # What may have made the difference that is seen: pairs are compared by the report of them.
+    causes = (_PLACE, _COMPARED) if any(each.name.startswith('data.units') for each in seen) else (_PLACE,)
+    refused = [difference for difference in differences if accepted(difference) in causes] + seen
   if refused:
     raise UsageError(
       f'{folder} holds a run with other settings, and resuming would make neither run (then → now):\n'

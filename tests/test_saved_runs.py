@@ -90,6 +90,7 @@ def test_a_saved_run_that_trained_against_thumbs_ups_is_refused_in_words_and_lef
   message = capsys.readouterr().err
   assert 'labels: by a mean, whatever the rewards → the rewards 0 and 1 are labels themselves' in message
   assert 'trained against thumbs-ups' in message and 'choose another --model_dir' in message
+  assert 'PAIRS' not in message  # It forms none.
   assert {path: path.read_bytes() for path in before} == before
   assert door.main(['evaluate', '--model_dir=kto', *RUNS['kto'][:1], RUNS['kto'][2], '--json']) == 0
 
