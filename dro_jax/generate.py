@@ -194,7 +194,7 @@ def generate(
     }
     for (i, k), answer in zip(order, answers)
   )  # fmt: skip
-  count = _write(records, target)
+  count = _write(_told(records), target)
   # Standard output holds the answers, or what was written to a file: never both.
   return {} if output is None else {'prompts': len(tokens), 'responses': count, 'output': str(target)}
 
@@ -242,6 +242,20 @@ def _tokens(
       '%d prompts are over %d tokens, and cut as in training', count, length
     )
   return [ids for ids, _ in cut]
+
+
+def _told(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+  """The records; says at the end which of them no file of triplets may have."""
+  refused = []
+  for record in records:
+    yield record
+    if not record['response'].strip() or '\0' in record['response']:
+      refused.append(record['id'])
+  if refused:
+    logging.getLogger(__name__).warning(
+      '%d responses are empty or hold a NUL character (%s): remove them before this is read as triplets',
+      len(refused), ', '.join(refused[:5]),
+    )  # fmt: skip
 
 
 def _write(records: Iterable[dict[str, Any]], target: pathlib.Path | None) -> int:

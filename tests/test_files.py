@@ -11,7 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dro_jax import files
+from dro_jax import files, generate, writers
+from dro_jax.arena import answers
+from dro_jax.arena import text as arena_text
+from dro_jax.data import sources
 from dro_jax.errors import UsageError
 
 # Whatever ends a line for somebody, half a surrogate pair, and ordinary text.
@@ -29,6 +32,45 @@ def test_json_lines_come_back_as_they_were_written(records):
     path = pathlib.Path(folder) / 'a.jsonl'
     path.write_text(text, encoding='utf-8')
     assert list(files.json_lines(path)) == records
+
+
+# What a triplet's text may be: neither empty nor with a NUL character or half a surrogate pair.
+SOUND = TEXTS.filter(lambda text: text.strip() and not {'\0', '\ud800'} & set(text))
+
+
+@given(st.lists(st.tuples(SOUND, SOUND), min_size=1, max_size=4))
+@example([('a\u2028b\rc\x85', '\x1c{"x": 1}\u2029d')])
+@settings(deadline=None, max_examples=40)
+def test_what_generate_and_replays_write_is_a_file_of_triplets(pairs):
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'a.jsonl'
+    records = [{'id': str(i), 'prompt': a, 'response': b, 'reward': i} for i, (a, b) in enumerate(pairs)]
+    generate._write(records, path)
+    assert [(r.prompt, r.response) for r in sources.read_triplets(str(path))] == pairs
+
+
+@given(st.lists(TEXTS, max_size=4))
+@settings(deadline=None, max_examples=40)
+def test_what_a_run_writes_of_samples_outlives_its_resumption(texts):
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'samples.jsonl'
+    records = [{'step': i, 'prompt': text, 'response': text} for i, text in enumerate(texts)]
+    path.write_text(''.join(map(files.json_line, records)), encoding='utf-8')
+    writers.keep_until(path, 2)
+    assert list(files.json_lines(path)) == records[:3]
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), max_size=3))
+@settings(deadline=None, max_examples=30)
+def test_what_the_arena_logs_comes_back(pairs):
+  with tempfile.TemporaryDirectory() as folder:
+    file = pathlib.Path(folder) / 'world' / 'log.jsonl'
+    logged = answers.Samples(
+      [a for a, _ in pairs], [np.arange(3)] * len(pairs), [b for _, b in pairs], *np.ones((2, len(pairs)))
+    )
+    arena_text._write(file, arena_text._records(logged, 'train'))
+    read = arena_text._read(file)
+    assert (list(read.prompts), list(read.texts)) == (logged.prompts, logged.texts)
 
 
 def test_json_lines_of_others_end_in_line_feeds_only(tmp_path):

@@ -124,6 +124,12 @@ def test_several_samples_of_a_prompt_are_triplets_once_they_have_rewards(prompts
     answers(folder, prompts, tmp_path / 'c.jsonl', columns='')
 
 
+def test_answers_that_are_no_triplets_are_named(caplog):
+  records = [{'id': f'p#{i}', 'response': text} for i, text in enumerate(['a', ' ', 'b\0', ''])]
+  assert list(generate._told(records)) == records
+  assert '3 responses are empty or hold a NUL character (p#1, p#2, p#3): remove them' in caplog.text
+
+
 def test_bad_calls_write_nothing(policy, prompts, tmp_path):
   output = tmp_path / 'never.jsonl'
   with pytest.raises(UsageError, match='pass --triplets FILE'):

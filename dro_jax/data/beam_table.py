@@ -11,6 +11,7 @@ is copied to the worker's disk, for as long as it is read.
 
 import json
 import os
+import pathlib
 import shutil
 import tempfile
 import time
@@ -21,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from dro_jax import places
-from dro_jax.data import parts, readers, sources, staging, table, table_writer, tasks
+from dro_jax.data import folders, parts, readers, sources, staging, table, table_writer, tasks
 from dro_jax.data.readers import Span
 from dro_jax.data.sources import Record
 from dro_jax.data.table import TokenTable
@@ -93,6 +94,7 @@ def build(
   root = cache_dir if cache_dir and places.is_remote(cache_dir) else tasks.local_root(cache_dir)
   job = Job(f'{root}/.beam-{os.getpid()}-{time.time_ns():x}', spec, words.fingerprint, read, options)
   work = epath.Path(job.folder)
+  _sweep(root)
   try:
     work.mkdir(parents=True)
     hashes, job = _survey(job, pieces, beam_options)
@@ -114,6 +116,13 @@ def build(
   if url:
     staging.put(directory, url, description=table.DESCRIPTION, always=not found)
   return table.load(directory)
+
+
+def _sweep(root: str) -> None:
+  """Removes what builders left whose machine was lost: nobody has written there for a day."""
+  for folder in () if places.is_remote(root) else pathlib.Path(root).glob('.beam-*'):
+    if folders.is_silent(folder):
+      shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- files and pieces ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dro_jax.data import folders
+from dro_jax.data import beam_table, folders
 from dro_jax.errors import UsageError
 
 OPTIONS = {'what': 'store', 'description': 'd.json', 'version': 1, 'mark': 'm', 'elsewhere': 'another folder'}
@@ -67,6 +67,15 @@ def test_a_builder_of_another_machine_or_version_is_dead_after_a_silent_day(lock
   aged(building / 'part', building, *tmp_path.glob('*.lock'))
   build(tmp_path / 'b')
   assert names(tmp_path) == ['a', 'b']
+
+
+def test_what_a_killed_beam_job_left_goes_after_a_silent_day(tmp_path):
+  for name in ('.beam-1-a', '.beam-2-b'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'part').touch()
+  aged(tmp_path / '.beam-1-a' / 'part', tmp_path / '.beam-1-a')
+  beam_table._sweep(str(tmp_path))
+  assert names(tmp_path) == ['.beam-2-b']
 
 
 def test_a_place_that_holds_something_else_is_refused_before_anything_is_built(tmp_path):
