@@ -102,7 +102,7 @@ def _parsed(text: str, what: str) -> list | dict | None:
   if found is None and _BEGINS.match(text):
     raise UsageError(
       f'{what} begins like a conversation, {shown(text)}, but is a list in neither JSON nor Python (arrays '
-      'that pandas wrote have no commas, and cut texts no end); write it by json.dumps(messages), or .jsonl'
+      'that pandas wrote have no commas, and cut texts no end); write it as JSON (json.dumps), or .jsonl'
     )
   return found
 

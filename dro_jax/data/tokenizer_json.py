@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from dro_jax.data import charsmap
 from dro_jax.errors import UsageError
+from dro_jax.files import json_text
 
 SPECIAL = ('<pad>', '</s>', '<unk>')  # By id.
 SENTINEL = re.compile(r'<extra_id_\d+>')
@@ -149,7 +150,7 @@ def from_json(text: bytes | str, where: str) -> dict[str, Any]:
   """
   try:
     read = json.loads(text)
-    tokenizer = Tokenizer.from_str(json.dumps(read))
+    tokenizer = Tokenizer.from_str(json_text(read))
   except Exception as error:  # The library raises Exception itself.
     raise UsageError(f"vocabulary '{where}' is no tokenizer.json that can be read: {error}") from error
   named = tuple(tokenizer.id_to_token(i) for i in range(3))
@@ -199,7 +200,7 @@ def unlike(ours: Callable[[str], Sequence[int]], read: Mapping[str, Any]) -> lis
 
 def load(read: Mapping[str, Any]) -> Tokenizer:
   """The tokenizer of a `from_sentencepiece` or `from_json`."""
-  tokenizer = Tokenizer.from_str(json.dumps(read))
+  tokenizer = Tokenizer.from_str(json_text(read))
   tokenizer.encode_special_tokens = True  # As text.
   return tokenizer
 
