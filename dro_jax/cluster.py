@@ -12,11 +12,13 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from dro_jax import interrupts
 from dro_jax.errors import UsageError
 
 VARIABLE = 'DRO_JAX_CLUSTER'
 # A peer that does not answer for so long is dead, and the others end.
 HEARTBEAT_SECONDS = 100
+_AT_ONCE = (1, interrupts.ENDED)
 _TOGETHER = (0, 75)  # Exit codes that all processes end with, so they may wait for each other.
 
 
@@ -59,13 +61,14 @@ def is_first() -> bool:
 def failing_at_once() -> Iterator[None]:
   """Ends a process that failed without waiting for the others, as jax would for minutes: they do not know.
 
-  Nor, where it is alone and failed in words (exit code 1), for the saves under way, which would fail too.
+  Nor, where it is alone and failed in words (exit code 1), for the saves under way, which would fail too; nor
+  where Ctrl-C ended it (130), for work of native threads, which may crash as Python takes itself down.
   """
   try:
     yield
   except SystemExit as error:
     alone = not os.environ.get(VARIABLE)
-    if (error.code or 0) in _TOGETHER or (alone and error.code != 1):
+    if (error.code or 0) in _TOGETHER or (alone and error.code not in _AT_ONCE):
       raise
     _end(error.code if isinstance(error.code, int) else 1)
   except BaseException:

@@ -40,6 +40,17 @@ with cluster.failing_at_once():
 """
 
 
+@pytest.mark.parametrize('code, waits', [(1, False), (2, True), (75, True), (130, False)])
+def test_who_is_alone_waits_for_nothing_that_failed_or_was_interrupted(code, waits):
+  done = subprocess.run(
+    [sys.executable, '-c', ENDING, f'sys.exit({code})'],
+    env={'PYTHONPATH': ':'.join(sys.path)},
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, 'waited' in done.stdout) == (code, waits)
+
+
 @pytest.mark.parametrize(
   'ending, code, waits',
   [('sys.exit(0)', 0, True), ('sys.exit(75)', 75, True), ('sys.exit(2)', 2, False), ('1/0', 1, False)],
