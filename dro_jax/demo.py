@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from dro_jax import algorithms, evaluate, feeds, optimizers, partitioning, train, writers
 from dro_jax.data import tasks, toy
+from dro_jax.errors import Interrupted
 from dro_jax.files import json_line, json_lines, json_text
 from dro_jax.models.t5 import T5Config
 
@@ -299,4 +301,11 @@ def plot(judged: Judged, file: pathlib.Path) -> None:
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--directory', default='demo_output', help='where files, runs and the plot go')
-  main(parser.parse_args().directory)
+  try:
+    main(parser.parse_args().directory)
+  except KeyboardInterrupt as stopped:
+    print(
+      f'demo: {stopped}' if str(stopped) else 'demo: stopped by Ctrl-C: the same command goes on',
+      file=sys.stderr,
+    )
+    sys.exit(75 if isinstance(stopped, Interrupted) else 130)
