@@ -1,8 +1,13 @@
 """Packaging of dro_jax: what it needs, what it ships, and the `dro_jax` command."""
 
 import pathlib
+import re
 
 import setuptools
+
+_HERE = pathlib.Path(__file__).parent
+# Read, not imported: the package's needs are not installed yet.
+_VERSION = re.search(r"^__version__ = '(.+)'$", (_HERE / 'dro_jax' / '__init__.py').read_text(), re.M)[1]
 
 _REQUIRES = [
   'absl-py',
@@ -58,9 +63,9 @@ _EXTRAS = {
 
 setuptools.setup(
   name='dro_jax',
-  version='0.1.0',
+  version=_VERSION,
   description='Offline alignment of T5 language models from (prompt, response, reward) triplets, in JAX.',
-  long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+  long_description=(_HERE / 'README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   license_files=['LICENSE'],

@@ -24,7 +24,17 @@ from typing import Any, NamedTuple
 import gin
 from absl import flags
 
-from dro_jax import cluster, config_files, config_tables, configs, interrupts, machine, printing, usage
+from dro_jax import (
+  __version__,
+  cluster,
+  config_files,
+  config_tables,
+  configs,
+  interrupts,
+  machine,
+  printing,
+  usage,
+)
 from dro_jax.errors import Failed, Interrupted, Stopped, UsageError, did_you_mean
 
 DONE, FAILED, BAD_USAGE, STOPPED = 0, 1, 2, 75
@@ -262,6 +272,9 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
   name, *arguments = argv
   if name in ('--help', '-h', 'help'):
     print(usage.overview(commands))
+    return DONE
+  if name == '--version':
+    print(f'dro_jax {__version__}')
     return DONE
   if name not in commands:
     if name.startswith('-'):

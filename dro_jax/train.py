@@ -18,6 +18,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from dro_jax import (
+  __version__,
   algorithms,
   best,
   checkpoints,
@@ -526,8 +527,8 @@ def _describe(
 ) -> None:
   """Writes what the run is: data report, versions, configuration; what it was before `step` stays."""
   folder.mkdir(parents=True, exist_ok=True)
-  packages = ('dro_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  versions = {name: version for name in packages if (version := _version(name))}
+  packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  versions = {'dro_jax': __version__} | {name: found for name in packages if (found := _version(name))}
   versions |= {'python': platform.python_version(), 'device': jax.devices()[0].device_kind}
   resume.describe(folder, metadata, has_saved=step > 0)
   resume.record(folder, {'versions.json': files.json_text(versions, indent=2) + '\n', **configs}, step)

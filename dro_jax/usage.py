@@ -15,6 +15,8 @@ def overview(commands: Mapping[str, Any]) -> str:
 Commands (`dro_jax COMMAND --help` lists the flags and settings of one):
 {rows}
 
+`dro_jax --version` prints the version.
+
 Exit codes: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped by a signal after saving.
 Ctrl-C lets a run save and stop (75). Where there is nothing to save it ends the command (130), and a second
 one ends it at once (130)."""

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import typing
 
 import pytest
 
+import dro_jax
 from dro_jax import configs, usage
 from dro_jax import main as door
 from dro_jax.errors import UsageError
@@ -600,6 +602,20 @@ def test_help_imports_nothing_heavy():
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith('dro_jax ')
+
+
+def test_the_version_is_one_number_everywhere(capsys):
+  assert door.main(['--version']) == 0
+  assert capsys.readouterr().out == f'dro_jax {dro_jax.__version__}\n'
+  root = pathlib.Path(dro_jax.__file__).resolve().parents[1]
+  asked = subprocess.run(
+    [sys.executable, 'setup.py', '--version'], cwd=root, capture_output=True, text=True, check=True
+  )
+  assert asked.stdout.splitlines()[-1] == dro_jax.__version__
+  process, _ = _python(
+    "import sys, dro_jax; dro_jax.__version__; assert not {'jax', 'numpy', 'gin'} & set(sys.modules)"
+  )
+  assert process.returncode == 0, process.stderr
 
 
 def test_help_lists_flags_and_settings(commands, packaged, capsys):

@@ -1,4 +1,4 @@
-"""Two processes of four CPU devices each on this machine: a pod in small."""
+"""This machine: one process with all its GPUs, or two processes of four CPU devices each, a pod in small."""
 
 from ml_collections import config_dict
 

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from launch import local
+from dro_jax.errors import UsageError
+from launch import gpus, local
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -103,3 +104,71 @@ def test_a_dry_run_prints_one_command_a_process(capsys):
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 3
   assert 'DRO_JAX_CLUSTER=2/3@localhost:PORT' in lines[2] and lines[2].endswith("train 'a b'")
+
+
+# GPUs
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+  """Makes this machine one whose driver lists so many GPUs, of which jax sees so many (None: it can not)."""
+
+  def make(driver, jax):
+    (tmp_path / 'nvidia-smi').write_text('#!/bin/sh\n' + 'echo "GPU 0: H100"\n' * driver)
+    (tmp_path / 'nvidia-smi').chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:/usr/bin:/bin')
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if jax is not None:
+      monkeypatch.setattr(gpus, '_ASK', f'print({jax})')
+
+  return make
+
+
+def shown(capsys, **fields):
+  assert local.run(job(**fields), ['train'], dry_run=True) == 0
+  return capsys.readouterr().out.splitlines()
+
+
+def test_one_process_has_all_gpus(machine, capsys):
+  machine(driver=4, jax=4)
+  [line] = shown(capsys)
+  assert 'CUDA_VISIBLE_DEVICES=0,1,2,3' in line
+  assert not any(name in line for name in ('JAX_PLATFORMS', 'JAX_NUM_CPU_DEVICES', 'DRO_JAX_CLUSTER'))
+
+
+def test_processes_share_the_gpus_that_are_visible(machine, capsys, monkeypatch):
+  machine(driver=8, jax=2)
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
+  lines = shown(capsys, processes=2)
+  assert [line.partition('CUDA_VISIBLE_DEVICES=')[2][0] for line in lines] == ['3', '5']
+  assert all(f'DRO_JAX_CLUSTER={index}/2@localhost:PORT' in line for index, line in enumerate(lines))
+  with pytest.raises(UsageError, match='3 do not share 2 GPUs evenly'):
+    local.run(job(processes=3), ['train'], dry_run=True)
+
+
+@pytest.mark.parametrize('fields, variable', [({'platform': 'cpu'}, None), ({}, ('JAX_PLATFORMS', 'cpu'))])
+def test_cpu_devices_are_taken_where_they_are_asked_for(machine, capsys, monkeypatch, fields, variable):
+  machine(driver=1, jax=1)
+  if variable:
+    monkeypatch.setenv(*variable)
+  lines = shown(capsys, **fields)
+  assert len(lines) == 2 and all('JAX_PLATFORMS=cpu' in line for line in lines)
+
+
+def test_a_machine_without_gpus_rehearses_on_cpu_devices(machine, capsys):
+  machine(driver=0, jax=0)
+  assert len(shown(capsys)) == 2
+  with pytest.raises(UsageError, match='no GPU that jax may use'):
+    local.run(job(platform='gpu'), ['train'], dry_run=True)
+
+
+def test_gpus_that_jax_does_not_see_are_told_with_the_remedy(machine):
+  machine(driver=2, jax=None)
+  with pytest.raises(UsageError, match=r"has 2 GPUs .* pip install 'dro_jax\[gpu\]'.* --job.platform=cpu"):
+    local.run(job(), ['train'], dry_run=True)
+
+
+def test_another_platform_is_refused():
+  with pytest.raises(UsageError, match='--job.platform=tpu: pass gpu or cpu'):
+    local.run(job(platform='tpu'), ['train'], dry_run=True)
