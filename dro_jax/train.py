@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import logging
 import math
+import os
 import pathlib
 import platform
 import time
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from etils import epath
 from jax.experimental import multihost_utils
 
 from dro_jax import (
@@ -29,6 +31,7 @@ from dro_jax import (
   generate,
   interrupts,
   limits,
+  machine,
   networks,
   online,
   optimizers,
@@ -292,7 +295,7 @@ def train(
   _refuse_unmeasured(run, train_step.make_evaluate(score, chosen, ref), abstract, ref, options.reward)
   if rehearsal is not None:
     return rehearsal.receive(run, abstract)
-  with claims.claimed(folder), writers.disk_of(folder):
+  with claims.claimed(folder), writers.disk_of(folder), _cleared_without_memory(folder):
     # Nothing is written before all that could be refused has been looked at.
     resumes = checkpoints.has_any(folder)
     if not resumes and replay is None:
@@ -522,6 +525,19 @@ def _fresh_state(
   return create(networks.initial_params(nets, mesh, seed, init_from))
 
 
+@contextlib.contextmanager
+def _cleared_without_memory(folder: pathlib.Path) -> Iterator[None]:
+  """Leaves nothing that looks like a run where memory does not suffice for one: no checkpoint came about."""
+  before = set(os.listdir(folder)) if folder.is_dir() else set()
+  try:
+    yield
+  except Exception as error:
+    if machine.is_out_of_memory(error) and jax.process_index() == 0 and not checkpoints.has_any(folder):
+      for name in {*os.listdir(folder)} - before:
+        epath.Path(folder / name).rmtree() if (folder / name).is_dir() else (folder / name).unlink()
+    raise
+
+
 def _describe(
   folder: pathlib.Path, metadata: Mapping[str, Any], configs: Mapping[str, str], step: int
 ) -> None:
@@ -628,7 +644,8 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
   verb = f'resuming after step {first}' if first else 'starting'
   records = 'responses' if run.samplers.responder is None else 'prompts'
   writer.say(
-    f'{verb}: {timing.steps} steps on {jax.device_count()} devices ({grid}); parameters: {sizes}; '
+    f'{verb}: {timing.steps} steps on {jax.device_count()} {jax.devices()[0].device_kind} devices ({grid}); '
+    f'parameters: {sizes}; '
     f'{len(run.train_loader.table):,} {records}, {run.train_loader.plan.batch_size} {run.algorithm.unit}s a '
     f'batch ({_DEALT[run.train_loader.plan.deal]}) in {shape.rows} rows of {shape.prompt_length} + '
     f'{shape.response_length} tokens'
@@ -638,7 +655,11 @@ def _announce(run: Run, writer: writers.RunWriter, state: train_state.TrainState
       'each prompt gets {samples} fresh responses of {max_length} tokens at most, rewarded by {reward}; '
       'optimiser steps on each batch of them: {epochs}'.format(**run.samplers.responder.settings)
     )
-  for note in filter(None, (few_prompts(run.train_loader, run.algorithm, first), *run.notes)):
+  about_batches = (
+    few_prompts(run.train_loader, run.algorithm, first),
+    repeated(run.train_loader.plan, run.algorithm),
+  )
+  for note in filter(None, (*about_batches, *run.notes)):
     writer.say(note)
 
 
@@ -655,6 +676,17 @@ def few_prompts(batches: loader.Loader, algorithm: algorithms.Algorithm, step: i
   return (
     f"note: a batch holds the responses to {prompts} prompts{why}: {algorithm.name}'s statistics of a batch "
     f'are nearly those of a prompt. A larger BATCH helps{remedy}.'
+  )
+
+
+def repeated(plan: Any, algorithm: algorithms.Algorithm) -> str:
+  """A note where a batch is larger than what there is to train on, or ''."""
+  if plan.batches_per_epoch >= 1:
+    return ''
+  there = round(plan.batches_per_epoch * plan.batch_size)
+  return (
+    f'note: a batch of {plan.batch_size} {algorithm.unit}s is more than the {there} that there are to train '
+    f'on, so every batch repeats them. Pass --set BATCH={there} or less, or more data.'
   )
 
 

@@ -581,3 +581,18 @@ def test_a_run_that_kept_the_start_of_prompts_goes_on_with_it(run, triplets, tmp
   run(tmp_path / 'run', steps=2, data=data, eval_every=0)
   described = json.loads((tmp_path / 'run' / 'run.json').read_text())
   assert described['data']['options']['keep'] == 'start'
+
+
+def test_a_batch_larger_than_the_data_is_said(triplets):
+  data = tasks.load_triplets(triplets, vocabulary=vocabularies.vocabulary('bytes'), validation_fraction=0)
+  small, large = (plan.Plan.of(data.train, size, 0) for size in (60, 61))
+  assert train.repeated(small, algorithms.sft()) == ''
+  assert '61 responses is more than the 60' in train.repeated(large, algorithms.sft())
+
+
+def test_memory_that_does_not_suffice_leaves_nothing_that_looks_like_a_run(run, tmp_path):
+  # Scores of attention over 2¹⁸ prompt tokens: terabytes.
+  rows = functools.partial(feeds.RowOptions, prompt_length=2**18, response_length=16)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
+    run(tmp_path / 'run', rows=rows)
+  assert not (tmp_path / 'run').exists()
