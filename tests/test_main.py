@@ -308,7 +308,7 @@ def test_without_json_the_result_is_lines(commands, packaged, capsys):
 
 def test_unknown_commands_and_flags(refused):
   assert 'did you mean fit?' in refused('fti')
-  assert 'fit, stop, break_down, refuse' in refused()
+  assert 'fit, stop, interrupt, press, break_down, refuse, exhaust' in refused()
   assert 'Did you mean: model_dir' in refused('fit', '--modle_dir=x')
   assert 'the command comes first: dro_jax COMMAND --triplets=a' in refused('--triplets=a', 'fit')
   assert "'b.jsonl' is no flag" in refused('fit', '--triplets', 'a.jsonl', 'b.jsonl')

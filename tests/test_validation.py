@@ -88,7 +88,8 @@ def test_a_run_of_pairs_is_measured_on_every_response(run):
   assert len(found.sample_prompts) == 3
   assert set(found.sample_prompts.tolist()) <= set(found.prompts.tolist())
   assert metadata['decoding'] == {
-    'prompts': 3, 'temperature': 1.0, 'max_length': 4, 'reward': 'dro_jax.rewards:length_reward'
+    'prompts': 3, 'temperature': 1.0, 'max_length': 4, 'reward': 'dro_jax.rewards:length_reward',
+    'reward_code': None,
   }  # fmt: skip
 
 

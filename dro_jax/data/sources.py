@@ -508,7 +508,7 @@ def _inside(value: Any, path: str) -> str:
   """How to name the reward in a list or object; '' where it is neither."""
   found = field_paths.structured(value) if isinstance(value, str) else value
   if isinstance(found, list) and found:
-    return f'not a number but a list of {len(found)}; name one of it: --columns reward={path}.0'
+    return f'not a number but a list of {len(found)}; name one of its items: --columns reward={path}.0'
   if isinstance(found, dict) and found:
     return (
       f'not a number but an object; name a field of it: --columns reward={path}.{_short(next(iter(found)))}'

@@ -62,7 +62,7 @@ def test_words_of_files_without_types(tmp_path, map_reward, rewards, numbers):
       r"'Up ', which .*\('up', 'down'\) does not name \(did you mean up",
     ),
     ('up=1,down=0', ['up', 'down', 'sideways'], "so far there were: 'up', 'down'. Give it a number"),
-    ('up=1', [[1]], r'\[1\], which --map_reward'),
+    ('up=1', [[1]], r'is \[1\], not a number but a list of 1; .*--columns reward=reward.0'),
     ('1=0,2=1', [1, 3], '3, which --map_reward'),
     ('true=1', [True, False], 'False, which --map_reward'),
     ('numbers', ['1_0'], "'1_0', which"),
