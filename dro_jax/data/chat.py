@@ -12,6 +12,7 @@ would lose: calls of tools, names, reasoning, files. It is refused. Left alone a
 `METADATA`, which no model reads.
 """
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -45,7 +46,9 @@ BESIDE = (
   'system', 'tools', 'functions', 'tool_calls', 'function_call', 'documents', 'images', 'image', 'videos',
   'video', 'audios', 'audio',
 )  # fmt: skip
-_BEGINS = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
+# A list whose first object has a role or a content, among its first fields.
+_BEGINS = re.compile(r"""\s*\[\s*\{[^{}\[\]]{0,200}?["'](role|content)["']\s*:""")
+_EMPTY = re.compile(r'\s*(\[\s*\]|\{\s*\}|null|None)?\s*')  # Text of a list, object or nothing.
 _TEXTS = ('text', 'input_text', 'output_text')  # Types of parts.
 
 
@@ -96,6 +99,8 @@ def remedy(lost: str) -> str:
 
 def _parsed(text: str, what: str) -> list | dict | None:
   """The list or object that a text is; None where it is a text."""
+  if text.lstrip().startswith('"'):
+    text = _unquoted(text)
   if not text.lstrip().startswith(('[', '{')):
     return None
   found = field_paths.structured(text)
@@ -105,6 +110,15 @@ def _parsed(text: str, what: str) -> list | dict | None:
       'that pandas wrote have no commas, and cut texts no end); write it as JSON (json.dumps), or .jsonl'
     )
   return found
+
+
+def _unquoted(text: str) -> str:
+  """The text that a JSON string is, as of a list that was made text twice; another text as it is."""
+  try:
+    found = json.loads(text)
+  except (ValueError, RecursionError):
+    return text
+  return found if isinstance(found, str) else text
 
 
 def prompt(value: Any, template: str, what: str) -> str:
@@ -239,7 +253,7 @@ def _says_something(value: Any) -> bool:
       left += item.values()
     elif isinstance(item, list | tuple):
       left += item
-    elif item is not None and not (isinstance(item, str) and not item.strip()):
+    elif item is not None and not (isinstance(item, str) and _EMPTY.fullmatch(item)):
       return True
   return False
 

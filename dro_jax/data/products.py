@@ -1,6 +1,6 @@
 """Feedback as chat products export it: the answers that people rated, each with the turns before it.
 
-A .json file is known by its first object:
+A .json file is known by one of its first objects:
 
     Open WebUI, feedback   {"data": {"rating": 1}, "meta": {"message_id": ...}, "snapshot": {"chat": ...}}
     Open WebUI, chats      {"chat": {"history": {"messages": {ID: {..., "annotation": {"rating": -1}}}}}}
@@ -21,6 +21,7 @@ from dro_jax.data import chat, field_paths
 from dro_jax.errors import UsageError
 
 _LARGEST = 2**30  # Bytes of a file of messages, all of which are held: parents may stand anywhere in it.
+_LOOKED_AT = 20  # Objects that tell whose export a file is.
 _ZIPPED = 8  # How many times as large text is as its gzip data, or so.
 _ROOT = '00000000-0000-0000-0000-000000000000'  # LibreChat's parent of a first message.
 _OWN = ('id', 'prompt', 'response', 'reward', 'messages', 'label', *chat.BESIDE)
@@ -52,11 +53,10 @@ class _Product(NamedTuple):
 
 def opened(path: str, located: Iterator[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
   """(file:number, fields) of the rated answers of a product's export; any other file's as they are."""
-  first = next(located, None)
-  if first is None:
-    return iter(())
-  objects = itertools.chain([first], located)
-  product = next((product for product in _PRODUCTS if product.fits(first[1])), None)
+  # The first may be odd: a chat without messages, feedback without its snapshot.
+  first = list(itertools.islice(located, _LOOKED_AT))
+  objects = itertools.chain(first, located)
+  product = next((product for _, x in first for product in _PRODUCTS if product.fits(x)), None)
   return objects if product is None else _rated(path, product, (fields for _, fields in objects))
 
 

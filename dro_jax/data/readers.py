@@ -498,7 +498,7 @@ def _values(field: Any, column: Any, where: str) -> list:
   except (pa.ArrowException, ValueError, OverflowError, TypeError, KeyError) as error:
     raise UsageError(
       f'{where}: not readable as parquet: column {shown(field.name)} ({str(field.type)[:40]}) cannot be read '
-      f'({error}); write it again, as text or numbers'
+      f'({error}); write it again, as text or numbers, or leave it alone by --columns NAME='
     ) from error
 
 

@@ -451,6 +451,17 @@ def _refuse_lost(
       )
 
 
+def _refuse_torn(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str) -> None:
+  """Refuses a path to a turn's content that leaves behind what else the turn says, as calls of tools."""
+  path = names.get(name, name)
+  for holder in field_paths.holders(fields, path)[1:]:
+    if 'role' in holder and (lost := chat.lost_beside(holder, [holder], names)):
+      raise UsageError(
+        f"{where}: field '{lost}' ({shown(holder[lost])}) stands beside '{path}' in a turn, and would be "
+        f'lost: write it into the text, remove the record, or leave the field alone by --columns {lost}='
+      )
+
+
 def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where: str, template: str) -> str:
   value = field_paths.value(fields, names, name)
   if value is None:
@@ -459,6 +470,8 @@ def _text(fields: Mapping[str, Any], names: Mapping[str, str], name: str, where:
   if (messages := chat.conversation(value, what, names)) is not None:
     _refuse_lost(fields, names, name, messages, where)
     value = chat.prompt(messages, template, what) if name == 'prompt' else chat.response(messages, what)
+  else:
+    _refuse_torn(fields, names, name, where)
   if not isinstance(value, str):
     raise _wrong(name, names, where, f'is {shown(value)}, a {type(value).__name__}; it must be text')
   if not value or value.isspace():
@@ -547,7 +560,8 @@ class _Carried(dict):
   def __init__(self, names: Mapping[str, str]):
     super().__init__(dict.fromkeys([*FIELDS, *(names.get(field, field) for field in FIELDS)]))
     self |= {theirs: _ALIASES.get(name, name) for name, theirs in names.items() if name not in FIELDS}
-    self |= dict.fromkeys(name for name, theirs in names.items() if not theirs)
+    taken = {*names.values()}
+    self |= dict.fromkeys(name for name, theirs in names.items() if not theirs and name not in taken)
 
   def __missing__(self, theirs: str) -> str:
     return self.setdefault(theirs, _ALIASES.get(theirs, theirs))

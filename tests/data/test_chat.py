@@ -162,6 +162,14 @@ def test_a_system_text_that_is_a_turn_as_well_is_not_lost(tmp_path):
   assert found.prompt == 'system: Be brief.\nuser: q'
 
 
+def test_lists_that_are_empty_text_say_nothing(tmp_path):
+  talk = [turn('user', 'q'), turn('assistant', 'a')]
+  (found,) = read(
+    tmp_path, {'messages': talk, 'tools': '[]', 'images': ' { } ', 'audio': 'null'} | {'reward': 1}
+  )
+  assert found.prompt == 'user: q'
+
+
 def test_prompts_to_answer_lose_nothing_either(tmp_path):
   path = tmp_path / 't.jsonl'
   path.write_text(json.dumps({'messages': [turn('user', 'q')], 'tools': [{'name': 'weather'}]}))
@@ -254,8 +262,11 @@ def test_text_that_is_no_conversation_stays_text(tmp_path, text):
 
 @pytest.mark.parametrize(
   'text',
-  [as_numpy(TALK), json.dumps(TALK)[:-9], repr(TALK)[:-1], '[{"role": "user", "role": "x", "content": "q"}]'],
-)
+  [
+    as_numpy(TALK), json.dumps(TALK)[:-9], repr(TALK)[:-1], '[{"role": "user", "role": "x", "content": "q"}]',
+    '[{"id": 1, "at": "now", "role": "user", "content": "cu',
+  ],
+)  # fmt: skip
 def test_a_conversation_that_cannot_be_read_is_no_prompt(tmp_path, text):
   with pytest.raises(UsageError, match=r"1: field 'prompt' .*begins like a conversation.*json.dumps"):
     read(tmp_path, {'prompt': text, 'response': 'r', 'reward': 1})
@@ -278,3 +289,21 @@ def test_what_stands_beside_a_conversation_at_the_end_of_a_path_is_not_lost(tmp_
       read(tmp_path, written, columns='prompt=input.messages,response=output')
   record['input']['tools'] = []
   assert read(tmp_path, record, columns='prompt=input.messages,response=output')[0].prompt == TEXT
+
+
+def test_a_text_at_the_end_of_a_path_is_not_taken_out_of_a_turn_that_says_more(tmp_path):
+  columns = 'prompt=input.0.content,response=reply.content'
+  reply = turn('assistant', 'a') | {'tool_calls': [{'id': 'c'}]}
+  record = {'input': [turn('user', 'q')], 'reply': reply, 'reward': 1}
+  with pytest.raises(UsageError, match=r"1: field 'tool_calls' .*beside 'reply.content'.*tool_calls="):
+    read(tmp_path, record, columns=columns)
+  assert read(tmp_path, record, columns=f'{columns},tool_calls=')[0].response == 'a'
+  (found,) = read(tmp_path, record | {'reply': turn('assistant', 'a')}, columns=columns)
+  assert (found.prompt, found.response) == ('q', 'a')
+
+
+def test_a_conversation_that_was_made_text_twice_is_read(tmp_path):
+  (found,) = read(tmp_path, {'prompt': json.dumps(json.dumps(TALK)), 'response': 'r', 'reward': 1})
+  assert found.prompt == TEXT
+  (found,) = read(tmp_path, {'prompt': '"Quoted," he said. "[1]"', 'response': '"r"', 'reward': 1})
+  assert (found.prompt, found.response) == ('"Quoted," he said. "[1]"', '"r"')

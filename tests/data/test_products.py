@@ -196,6 +196,20 @@ def test_the_prefix_of_a_preset_is_a_system_turn(tmp_path):
   assert found(path, **THUMBS) == [('system: Be brief.\nuser: Hi', 'Hello', 1.0)]
 
 
+@pytest.mark.parametrize(
+  'first, rest',
+  [
+    ({'id': 'f0', 'data': {'rating': 1}, 'meta': {}}, feedback('f', 'a1', 1)),
+    ({'id': 'c0', 'chat': {}}, {'id': 'c1', 'chat': talk()}),
+    ({'conversationId': 'c0', 'messages': []}, CONVERSATION | {'messages': MESSAGES}),
+  ],
+)
+def test_the_first_object_may_be_odd(tmp_path, first, rest):
+  options = THUMBS if 'conversationId' in first else {}
+  alone = found(written(tmp_path / 't.json', [rest]), **options)
+  assert alone and found(written(tmp_path / 'u.json', [first, rest]), **options) == alone
+
+
 def test_a_dump_that_memory_may_not_hold_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(products, '_LARGEST', 100)
   with pytest.raises(UsageError, match='t.json: more than .* GiB of messages'):

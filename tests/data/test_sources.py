@@ -112,6 +112,20 @@ def test_a_column_of_numbers_may_be_left_out(tmp_path):
   assert read(path, 'hter=')[0].columns == {}
 
 
+def test_a_column_that_is_left_alone_may_have_another_name(tmp_path):
+  path = write(tmp_path / 't.jsonl', [dict(r, label=7) for r in RECORDS])
+  assert {r.columns['grade'] for r in read(path, 'label=,grade=label')} == {7}
+
+
+def test_dates_in_a_column_with_a_meaning_are_told_how_to_be_left_alone(tmp_path):
+  path = str(tmp_path / 't.parquet')
+  ids = pa.array([1, 2], pa.timestamp('ns'))
+  pq.write_table(pa.table({'prompt': ['p', 'q'], 'response': ['r', 's'], 'reward': [1, 0], 'id': ids}), path)
+  with pytest.raises(UsageError, match=r"column 'id' \(timestamp.ns.\).*leave it alone by --columns NAME="):
+    read(path)
+  assert len(read(path, 'id=')) == 2
+
+
 @pytest.mark.parametrize('name', ['prompt', 'response'])
 def test_what_a_record_needs_cannot_be_left_alone(tmp_path, name):
   with pytest.raises(UsageError, match=f"'{name}=': every record needs its {name}"):
