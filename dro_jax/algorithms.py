@@ -242,7 +242,10 @@ def prompt_mean_labels() -> Labels:
 
 
 def value_labels() -> Labels:
-  """Desirable when the reward exceeds the prompt's fitted value, the data's column `value`."""
+  """Desirable when the reward exceeds the prompt's fitted value, the data's column `value`.
+
+  Binary rewards are labels themselves (see `derived.binary_labels`).
+  """
   return _derived_labels(derived.above_value)
 
 

@@ -85,9 +85,9 @@ def _unless_binary(triplets: Any, scalar: Labelling) -> Labelling:
 
 
 def _refuse_alike(labelling: Labelling, triplets: Any) -> Labelling:
-  """What a rule makes, unless it is one kind of label from rewards that are no thumbs."""
-  labels = labelling(triplets.train)
-  if _thumbs(ties.distinct(triplets.train.raw_rewards)[0]) is None and np.ptp(labels) == 0:
+  """What a rule makes, unless it is one kind of label from rewards that do not mean it."""
+  labels, binary = labelling(triplets.train), binary_labels(triplets)
+  if np.ptp(labels) == 0 and (binary is None or np.any(labels != binary(triplets.train))):
     kind = 'desirable' if labels[0] == 1 else 'undesirable'
     raise UsageError(
       f'labels: {labelling.said}, and all {len(labels)} training responses would be {kind}, so that there '
@@ -164,7 +164,7 @@ def above_threshold(threshold: float | int) -> Callable[[Any], Labelling]:
   """1 where the reward, in its own units, exceeds `threshold`.
 
   Raises:
-    UsageError: of the fit: all labels are alike, of rewards that are no thumbs; so for values.
+    UsageError: of the fit: all labels are alike, of rewards that are no such thumbs; so for values.
   """
   said = f'a response is desirable where its reward exceeds the threshold {threshold:.6g}'
   found = Labelling(
@@ -175,14 +175,18 @@ def above_threshold(threshold: float | int) -> Callable[[Any], Labelling]:
 
 
 def above_value(triplets: Any) -> Labelling:
-  """1 where the reward exceeds the prompt's value in the column `value`."""
+  """1 where the reward exceeds the prompt's value in the column `value`.
+
+  Binary rewards are labels themselves: a value fitted to thumbs-ups lies about 1, on either side.
+  """
   _refuse_without(triplets, 'value')
   found = Labelling(
     lambda table: _float(ties.exceeds(table.raw_rewards, table.columns['value'])), 'value',
     'a response is desirable where its reward exceeds its prompt’s value, the column value',
     lambda table: _float(table.raw_rewards > table.columns['value']),
   )  # fmt: skip
-  return _refuse_alike(found, triplets)
+  binary = binary_labels(triplets)
+  return _refuse_alike(found, triplets) if binary is None else binary._replace(earlier=found.earlier)
 
 
 def label_column(triplets: Any) -> Labelling:

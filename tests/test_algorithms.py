@@ -7,7 +7,7 @@ import pytest
 from dro_jax import algorithms, derived
 from dro_jax.batch import Batch
 from dro_jax.errors import UsageError
-from dro_jax.types import Scores
+from dro_jax.types import Mismatched, Scores
 from tests.examples import layout, random_examples
 
 
@@ -61,6 +61,15 @@ def test_a_tie_of_a_prompt_is_left_out_of_the_loss():
   assert terms['policy'].weights.tolist() == [True, False, True]
   terms = algorithms.filtered_sft(labels=algorithms.prompt_mean_labels).loss(batch).terms
   assert terms['policy'].weights.tolist() == [True, False, False]
+  valued = batch._replace(scores=scores._replace(values=jnp.zeros((1, 3))))
+  terms = algorithms.dro_v_binary(labels=algorithms.prompt_mean_labels).loss(valued).terms
+  assert all(term.weights.tolist() == [True, False, True] for term in terms.values())
+  empty = jnp.zeros((1, 0), jnp.int32)
+  rows = rows._replace(mismatched=Mismatched(*[empty] * 4, jnp.ones((1, 3), bool)))
+  scores = scores._replace(mismatched_logps=jnp.zeros((1, 3)))
+  output = algorithms.kto(labels=algorithms.prompt_mean_labels).loss(Batch(scores, scores, rows))
+  assert output.terms['policy'].weights.tolist() == [True, False, True]
+  assert output.metrics['desirable'] == 0.5
 
 
 def test_column_labels_need_no_rewards():

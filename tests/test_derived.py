@@ -96,6 +96,15 @@ def test_the_training_part_decides_for_the_held_out_one():
   held_out = triplets(raw=np.ones(3), prompts=np.arange(3), kind='none').train
   for fit in BY_MEANS.values():
     np.testing.assert_array_equal(fit(data)(held_out), [1, 1, 1])
+  # Scalar rewards that are held out make thumbs no scalars.
+  data.eval = triplets(raw=np.array([0.25, 0.75, 1.0]), prompts=np.arange(3)).train
+  for fit in BY_MEANS.values():
+    np.testing.assert_array_equal(fit(data)(data.eval), [0, 1, 1])
+  # A lone answer is compared with the training part's mean, 3.
+  data = triplets(raw=np.array([1.0, 2.0, 6.0]), prompts=np.array([0, 0, 1]))
+  held_out = triplets(raw=np.array([4.0, 8.0]), prompts=np.arange(2)).train
+  for name in ('dataset', 'prompt'):
+    np.testing.assert_array_equal(BY_MEANS[name](data)(held_out), [1, 1])
 
 
 @pytest.mark.parametrize('rule', BY_MEANS)
@@ -120,6 +129,20 @@ def test_a_rule_that_labels_all_alike_is_refused():
     labelled(derived.above_value, [1, 2, 3], value=[4.0, 4.0, 4.0])
   # Thumbs carry their meaning.
   assert labelled(derived.above_threshold(0.5), [1, 1])[0] == [1, 1]
+  assert labelled(derived.above_threshold(0), [-1, -1])[0] == [0, 0]
+
+
+@pytest.mark.parametrize('raw, threshold', [([0, 1, 1], 1), ([1, 1], 1), ([0, 0], -1), ([-1, 1], 5)])
+def test_a_threshold_that_turns_thumbs_into_one_kind_is_refused(raw, threshold):
+  with pytest.raises(UsageError, match='all . training responses would be .*desirable'):
+    labelled(derived.above_threshold(threshold), raw)
+
+
+def test_thumbs_are_labels_whatever_value_was_fitted():
+  """A value of prompts with thumbs-ups only lies about 1, on either side."""
+  for raw in ([1, 1, 1], [1, 0, 1], [5, 2, 5]):
+    labels, report = labelled(derived.above_value, raw, value=[0.99, -0.01, 5.01])
+    assert labels == [1, float(raw[1] == raw[0]), 1] and report['rule'] == 'binary'
 
 
 def test_thumbs_of_one_kind_are_refused_by_who_needs_the_other():
