@@ -14,7 +14,7 @@ from tests.examples import layout, random_examples
 def test_a_reward_at_the_mean_is_undesirable_in_every_layout():
   """Scaled stars whose mean is a star: float32 sums of another order must not flip a whole level."""
   stars = np.array([1, 2, 3, 4, 5, 3, 3, 3, 1, 5, 2, 4, 3, 3, 3, 3])
-  for shift, scale in ((0.0, 1.0), (2.9, 1.234567), (-0.37, 0.1)):
+  for shift, scale in ((0.0, 1.0), (2.9, 1.234567), (-0.37, 0.1), (0.64, 2.216), (1.9, 0.108)):
     rewards = (stars - shift) / scale
     for num_rows in (1, 2, 4, 8, 16):
       rows = layout(random_examples(16), num_rows, 16 // num_rows, lengths=(128, 128))
@@ -44,6 +44,15 @@ def test_a_batch_of_thumbs_ups_is_desirable(maker):
     thumbs = thumbs_of(maker(), rewards)
     assert thumbs.known.all() and thumbs.up.tolist() == [reward == 1 for reward in rewards]
   assert not thumbs_of(maker(), [-1, -1, -1]).up.any()
+
+
+@pytest.mark.parametrize(
+  'maker, rewards', [(algorithms.dro_v_binary, [1, 1]), (algorithms.filtered_sft, [-1, -1])]
+)
+@pytest.mark.parametrize('labels', [algorithms.dataset_mean_labels, algorithms.minibatch_mean_labels])
+def test_thumbs_of_one_kind_are_refused_by_the_algorithm_that_needs_the_other(maker, rewards, labels):
+  with pytest.raises(UsageError, match='the only one, is a label itself.*training response'):
+    thumbs_of(maker(labels=labels), rewards)
 
 
 @pytest.mark.parametrize('value', [0.7, 0.1, 3.0])

@@ -315,7 +315,9 @@ def test_a_path_reads_parquet_and_csv_as_well(tmp_path):
 def test_a_reward_in_a_list_is_told_how_to_be_reached(tmp_path, name):
   value = '[1.5]' if name == 't.csv' else [1.5]
   path = write(tmp_path / name, [{'prompt': 'p', 'response': 'r', 'user-feedback': value}])
-  with pytest.raises(UsageError, match=r'a list of 1; name one of its items: --columns reward=user-feedback\.0'):
+  with pytest.raises(
+    UsageError, match=r'a list of 1; name one of its items: --columns reward=user-feedback\.0'
+  ):
     read(path, 'reward=user-feedback')
   assert read(path, 'reward=user-feedback.0')[0].reward == 1.5
 
