@@ -43,6 +43,8 @@ _WEIGHTS = ('.bin', '.safetensors', '.pt', '.pth', '.h5', '.msgpack')
 # Of what a run and its metadata mean. In 1, which is not written, a value `batch` was today's `scalar`, and
 # what couples held-out responses was taken over each batch, in the order of the file.
 FORMAT = 2
+# How earlier versions began the names of this package's own reward functions.
+_EARLIER_REWARDS = 'dro_jax.rewards:'
 # Where a run's damaged checkpoints go.
 DAMAGED = 'damaged'
 
@@ -481,10 +483,14 @@ def format_of(saved: Mapping[str, Any]) -> int:
 
 def in_todays_words(saved: Mapping[str, Any]) -> dict[str, Any]:
   """A run's metadata, whichever version of this package wrote it."""
+  now = {'family': 't5', **saved}  # There was one family once.
   value = saved.get('value') or {}
-  if format_of(saved) >= 2 or value.get('readout') != 'batch':
-    return dict(saved)
-  return {**saved, 'value': {**value, 'readout': 'scalar'}}
+  if format_of(saved) < 2 and value.get('readout') == 'batch':
+    now['value'] = {**value, 'readout': 'scalar'}
+  for settings in ('online', 'decoding'):
+    if isinstance(reward := (saved.get(settings) or {}).get('reward'), str):
+      now[settings] = {**saved[settings], 'reward': reward.removeprefix(_EARLIER_REWARDS)}
+  return now
 
 
 def _read_tree(folder: epath.Path, path: tuple[str, ...], abstract: Any | None) -> Any:

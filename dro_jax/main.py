@@ -467,7 +467,8 @@ def _refuse_other_kind(setting: str, bound: Any, reference: str) -> None:
   selector = reference.strip('@()').rpartition('/')[2]
   if not (isinstance(bound, gin.config.ConfigurableReference) and _is_configurable(selector)):
     return
-  here, there = (_original(name).__module__ for name in (bound.selector, selector))
+  # By the names that gin has for them, which stay when code moves.
+  here, there = (gin.config._REGISTRY.get_match(name).module for name in (bound.selector, selector))
   if here != there and here.startswith('dro_jax.') and there.startswith('dro_jax.'):
     raise UsageError(
       f'--set {setting}: {selector} is of {there}, and what stands there so far, {bound.selector}, of {here}'

@@ -16,7 +16,7 @@ from dro_jax import algorithms, checkpoints, partitioning, scoring, train_state,
 from dro_jax.batch import Batch
 from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5, Path, T5Config, convert_leaves, in_stack, smallest_rows
+from dro_jax.models.t5 import FAMILY, T5, Path, T5Config, convert_leaves, in_stack, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
 from dro_jax.partitioning import Grid
 from dro_jax.reference import MOVING, Reference
@@ -308,6 +308,7 @@ def metadata(
   """What is saved beside every checkpoint: enough to rebuild the networks and read data as the run did."""
   value = {'readout': readout, 'shared': shared} | ({'frozen_trunk': True} if frozen_trunk else {})
   return {
+    'family': FAMILY,
     'model': dataclasses.asdict(config),
     'value': value if algorithm.uses_value else None,
     'vocabulary': vocabulary.spec,

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+import dro_jax
 from dro_jax import files
 from dro_jax.data.table import TokenTable
 from dro_jax.data.vocabularies import Vocabulary
@@ -154,7 +155,7 @@ def origin(step: Callable, state: TrainState, rows: Rows) -> str | None:
   """
   if jax.process_count() > 1:
     return None
-  here = str(pathlib.Path(__file__).parent)
+  here = dro_jax.__path__[0]
   try:
     with jax.debug_nans(True):
       jax.block_until_ready(jax.jit(step)(state, rows))

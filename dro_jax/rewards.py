@@ -128,6 +128,8 @@ def find(reward: Reward | str | None) -> Reward:
       'the algorithm scores its own samples, and has no reward function: pass --set REWARD=exact_match, or '
       f'another of {", ".join(__all__)}, or your own as --set REWARD=FILE.py:FUNCTION or MODULE:FUNCTION.'
     )
+  if reward in __all__:
+    return globals()[reward]
   module, colon, name = reward.rpartition(':')
   if not colon:
     raise UsageError(
@@ -162,6 +164,8 @@ def name_of(reward: Reward) -> str:
   while isinstance(reward, functools.partial):
     reward = reward.func
   named = reward if hasattr(reward, '__qualname__') else type(reward)
+  if named.__module__ == __name__:
+    return named.__qualname__  # One of ours, wherever this file lies.
   return f'{named.__module__}:{named.__qualname__}'
 
 
@@ -171,8 +175,8 @@ def code_of(reward: Reward | str | None) -> str | None:
   Of a function that is named as FILE.py:FUNCTION or MODULE:FUNCTION it is of that file, and of the files
   beside it that it imports.
   """
-  if not isinstance(reward, str):
-    return files.source_of(reward)
+  if not isinstance(reward, str) or reward in __all__:
+    return files.source_of(find(reward)) if reward else None
   module = reward.rpartition(':')[0]
   if module.partition('.')[0] == 'dro_jax':
     return None

@@ -333,3 +333,14 @@ def test_another_projects_files_are_refused_with_the_import_to_copy(tmp_path):
     checkpoints.find_checkpoint(adapter)
   with pytest.raises(UsageError, match='import_checkpoint --init_from=google/flan-t5-small'):
     checkpoints.find_checkpoint('google/flan-t5-small')
+
+
+def test_an_earlier_versions_metadata_is_read_in_todays_words():
+  saved = {'value': {'readout': 'batch'}, 'online': {'reward': 'dro_jax.rewards:contains', 'samples': 2}}
+  now = checkpoints.in_todays_words(saved)
+  assert now == {
+    'family': 't5', 'value': {'readout': 'scalar'}, 'online': {'reward': 'contains', 'samples': 2}
+  }  # fmt: skip
+  assert checkpoints.in_todays_words(now | {'format': 2}) == now | {'format': 2}
+  own = {'online': {'reward': 'mine:contains'}, 'decoding': {'reward': None}, 'format': 2, 'family': 't5'}
+  assert checkpoints.in_todays_words(own) == own

@@ -53,10 +53,10 @@ def test_a_policy_is_nothing_away_from_itself(nets, mesh, table):
 
 def test_kl_is_that_of_the_samples_and_rewards_are_the_functions(nets, mesh, table):
   """A mean of log π(y)/π_ref(y) over samples y of π, here by scoring what was drawn anew."""
-  draw, settings = make(nets, mesh, reward='dro_jax.rewards:length_reward')
+  draw, settings = make(nets, mesh, reward='length_reward')
   state = state_of(nets, mesh, 0, 1)
   drawn = draw(state, table)
-  assert settings['reward'] == 'dro_jax.rewards:length_reward'
+  assert settings['reward'] == 'length_reward'
   np.testing.assert_allclose(drawn.rewards, [-abs(len(text) - 40) / 40 for text in drawn.responses])
   assert own_samples.summary(drawn)['kl'] > 0
   again = draw(state, table.subset(np.arange(len(table))[::-1]))

@@ -62,7 +62,7 @@ def test_a_function_of_ones_own(tmp_path):
   found = rewards.find(f'{path}:shouts')
   assert rewards.score(found, ['p', 'p'], ['A', 'a']) == [1.0, 0.0]
   assert rewards.name_of(found) == 'my_rewards:shouts'
-  assert rewards.find('dro_jax.rewards:contains') is rewards.contains
+  assert rewards.find('dro_jax.rewards:contains') is rewards.find('contains') is rewards.contains
   assert rewards.find(rewards.contains) is rewards.contains
 
 
@@ -85,7 +85,7 @@ def test_a_name_says_nothing_of_this_process():
     def __call__(self, prompts, responses):
       return [0.0] * len(responses)
 
-  assert rewards.name_of(functools.partial(rewards.contains, text='a')) == 'dro_jax.rewards:contains'
+  assert rewards.name_of(functools.partial(rewards.contains, text='a')) == 'contains'
   assert rewards.name_of(Judge()).endswith('Judge')
 
 

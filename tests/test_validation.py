@@ -71,7 +71,7 @@ def run(tmp_path_factory):
     ),
     algorithms.dpo, model=MODEL, batch_size=4, mesh=one_device,
     policy_optimizer=functools.partial(optimizers.adamw, 0.01),
-    rollouts=functools.partial(online.RolloutOptions, reward='dro_jax.rewards:length_reward'),
+    rollouts=functools.partial(online.RolloutOptions, reward='length_reward'),
     schedule=functools.partial(
       train.Schedule, steps=3, log_every=1, eval_every=1, checkpoint_every=2, sample_prompts=0, kl_prompts=3
     ),
@@ -88,7 +88,7 @@ def test_a_run_of_pairs_is_measured_on_every_response(run):
   assert len(found.sample_prompts) == 3
   assert set(found.sample_prompts.tolist()) <= set(found.prompts.tolist())
   assert metadata['decoding'] == {
-    'prompts': 3, 'temperature': 1.0, 'max_length': 4, 'reward': 'dro_jax.rewards:length_reward',
+    'prompts': 3, 'temperature': 1.0, 'max_length': 4, 'reward': 'length_reward',
     'reward_code': None,
   }  # fmt: skip
 

@@ -13,7 +13,7 @@ from dro_jax.data import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.importers import huggingface, t5x
 from dro_jax.importers import vocabulary as vocabulary_of
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5 import FAMILY, T5Config
 from dro_jax.types import Params
 
 _ACCEPTED = (
@@ -59,7 +59,7 @@ def import_checkpoint(
   staged.rmtree(missing_ok=True)
   spec = str(target / words.file) + words.option if words.file else words.spec
   metadata = {
-    'model': dataclasses.asdict(imported.config), 'vocabulary': spec,
+    'family': FAMILY, 'model': dataclasses.asdict(imported.config), 'vocabulary': spec,
     'vocabulary_fingerprint': words.fingerprint, 'stored_dtype': imported.stored_dtype,
   }  # fmt: skip
   checkpoints.save_params(staged, imported.params, metadata)

@@ -18,6 +18,8 @@ from dro_jax.models import layers
 from dro_jax.models.layers import KeysValues
 from dro_jax.types import Array, Params, Rows
 
+# What a checkpoint's metadata calls these models.
+FAMILY = 't5'
 DTYPES = ('float32', 'bfloat16')
 # What a layer's forward pass keeps where the rest is recomputed.
 REMATS = {True: None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
