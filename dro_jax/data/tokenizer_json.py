@@ -160,8 +160,19 @@ def from_json(text: bytes | str, where: str) -> dict[str, Any]:
       f'unknown there: {", ".join(map(repr, SPECIAL))}'
     )
   tokens = [token | {'special': token['content'] in SPECIAL} for token in read.get('added_tokens') or []]
+  _refuse_normalised_away(tokenizer, tokens, where)
   plain = read | {'added_tokens': tokens, 'truncation': None, 'padding': None}
   return plain if _cuts_names(read) else plain | {'pre_tokenizer': _with_split(read)}
+
+
+def _refuse_normalised_away(tokenizer: Tokenizer, tokens: Sequence[Mapping[str, Any]], where: str) -> None:
+  """Refuses added tokens, such as a line break, of which normalising leaves nothing: no text holds them."""
+  for token in tokens if tokenizer.normalizer else ():
+    if token.get('normalized') and not tokenizer.normalizer.normalize_str(token['content']):
+      raise UsageError(
+        f'{where}: the added token {token["content"]!r} is normalised to nothing, so that no text can hold '
+        "it: add it as AddedToken(..., normalized=False), or set its 'normalized' to false in the file"
+      )
 
 
 def _cuts_names(read: Mapping[str, Any]) -> bool:

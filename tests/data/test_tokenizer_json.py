@@ -65,6 +65,18 @@ def test_what_differs_is_named(pair):
   assert tokenizer_json.unlike(lambda text: [], made) == list(tokenizer_json.PROBES)
 
 
+@pytest.mark.parametrize('content', ['\n', ' '])
+def test_an_added_token_that_is_normalised_to_nothing_is_refused(pair, content):
+  """The library itself panics at the first text."""
+  with open(pair[1].spec, encoding='utf-8') as file:
+    tokenizer = Tokenizer.from_str(file.read())
+  if tokenizer.normalizer.normalize_str(content):
+    pytest.skip('this vocabulary keeps blanks')
+  tokenizer.add_tokens([AddedToken(content)])
+  with pytest.raises(UsageError, match='added token .* is normalised to nothing.*normalized=False'):
+    tokenizer_json.from_json(tokenizer.to_str(), 'made.json')
+
+
 def test_added_tokens_follow_the_vocabulary(pair):
   ours, _ = pair
   with open(ours.spec, 'rb') as file:
