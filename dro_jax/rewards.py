@@ -15,8 +15,10 @@ import math
 import os
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
+
+import numpy as np
 
 from dro_jax import files
 from dro_jax.errors import UsageError
@@ -114,6 +116,10 @@ def letter_share(prompts: Sequence[str], responses: Sequence[str], letters: str 
 
 # --- finding and calling one --------------------------------------------------------------------------------
 
+# What can be read one by one and is no list of numbers: without order, or letters.
+_LOOSE = (str, bytes, Mapping, Set)
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def find(reward: Reward | str | None) -> Reward:
   """The reward function that is given, or named as 'module:function' or 'file.py:function'.
@@ -155,7 +161,7 @@ def _import(name: str) -> Any:
     raise UsageError(
       f'REWARD: cannot import {name} ({error}): pass a .py file, or a module on the path.'
     ) from error
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise UsageError(f'REWARD: {name} cannot be imported, for it raised {_raised(error)}.') from error
 
 
@@ -209,23 +215,24 @@ def score(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> l
 def _called(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> list[Any]:
   try:
     returned = reward(list(prompts), list(responses))
+    # What computes its numbers as they are read may fail here.
+    given = list(returned) if isinstance(returned, Iterable) and not isinstance(returned, _LOOSE) else None
   except UsageError:
     raise
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise UsageError(
       f'the reward function {name_of(reward)} raised {_raised(error)}. It gets two lists of texts, '
       f'{len(prompts)} prompts and their responses, and must return one finite number for each response.'
     ) from error
-  try:
-    return list(returned)
-  except TypeError as error:
+  if given is None:
     raise UsageError(
       f'the reward function {name_of(reward)} returned {returned!r} for {len(responses)} responses: it must '
       'return a list with one number for each response, in order.'
-    ) from error
+    )
+  return given
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: BaseException) -> str:
   """What somebody's function raised, and the line of their file where it did."""
   place = traceback.extract_tb(error.__traceback__)[-1]
   if isinstance(error, SyntaxError):
@@ -234,10 +241,12 @@ def _raised(error: Exception) -> str:
 
 
 def _number(value: Any) -> float:
+  """The number that a value is; NaN where it is none, or none of float32's, in which rewards are kept."""
   try:
-    return float(value)
-  except (TypeError, ValueError):
+    number = float(value)
+  except (TypeError, ValueError, OverflowError):
     return math.nan
+  return number if abs(number) <= _LARGEST else math.nan
 
 
 __all__ = ['contains', 'exact_match', 'graded_match', 'length_reward', 'letter_share']

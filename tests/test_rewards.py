@@ -119,6 +119,28 @@ def test_what_is_no_reward_is_refused(returned, message):
     rewards.score(lambda prompts, responses: returned, ['p', 'q'], ['a', 'b'])
 
 
+@pytest.mark.parametrize('returned', ['10', {0: 0.5, 1: 0.2}, {0.5, 1.0}])
+def test_what_is_no_sequence_is_refused(returned):
+  with pytest.raises(UsageError, match=r'returned .* for 2 responses: it must return a list'):
+    rewards.score(lambda prompts, responses: returned, ['p', 'q'], ['r', 's'])
+
+
+@pytest.mark.parametrize('number', [10**400, 1e39, -1e39], ids=['integer', 'large', 'small'])
+def test_numbers_that_float32_cannot_hold_are_refused(number):
+  with pytest.raises(UsageError, match=r"for the response 's' .*it must return a finite number"):
+    rewards.score(lambda prompts, responses: [1.0, number], ['p', 'q'], ['r', 's'])
+
+
+def test_a_function_that_fails_as_its_numbers_are_read_or_leaves_python_is_refused():
+  def leaves(prompts, responses):
+    raise SystemExit(3)
+
+  with pytest.raises(UsageError, match='raised ZeroDivisionError'):
+    rewards.score(lambda prompts, responses: (1 / 0 for _ in responses), ['p'], ['r'])
+  with pytest.raises(UsageError, match='raised SystemExit: 3'):
+    rewards.score(leaves, ['p'], ['r'])
+
+
 def test_arrays_are_rewards_too():
   given = rewards.score(lambda prompts, responses: np.array([1, 0], np.float32), ['p', 'q'], ['a', 'b'])
   assert given == [1.0, 0.0]
