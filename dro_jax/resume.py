@@ -189,10 +189,9 @@ def refuse_lost(folder: pathlib.Path, checkpoint_every: int, steps: int) -> None
     UsageError: says what there is, and what to do.
   """
   described, metrics = folder / RUN, folder / 'metrics.jsonl'
-  if not described.exists():
-    return
   last = max((record['step'] for record in files.json_lines(metrics)), default=0) if metrics.exists() else 0
-  has_saved = json.loads(described.read_text(encoding='utf-8')).get(_HAS_SAVED)
+  description = json.loads(described.read_text(encoding='utf-8')) if described.exists() else {}
+  has_saved = description.get(_HAS_SAVED)
   if has_saved is None:  # A run of an earlier version did not say; its records tell how far it came.
     has_saved = last >= min((every for every in (checkpoint_every, steps) if every), default=math.inf)
   if has_saved:

@@ -82,9 +82,12 @@ def test_another_default_of_a_later_version_is_refused(refusal):
   assert 'train.seed: 0 → 1' in refusal(texts('train.seed = 0'), texts('train.seed = 1'))
 
 
-@pytest.mark.parametrize('description', [{'has_saved': True}, {}], ids=['said', 'of an earlier version'])
+@pytest.mark.parametrize(
+  'description', [{'has_saved': True}, {}, None], ids=['said', 'of an earlier version', 'gone too']
+)
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, description):
-  (tmp_path / 'run.json').write_text(json.dumps(description))
+  if description is not None:
+    (tmp_path / 'run.json').write_text(json.dumps(description))
   (tmp_path / 'metrics.jsonl').write_text('{"step": 500}\n{"step": 510}\n')
   with pytest.raises(UsageError, match='came to step 510, but its checkpoints are gone'):
     resume.refuse_lost(tmp_path, 500, 1000)
