@@ -176,12 +176,13 @@ def _fit_padded(lengths, batch_size: int, prompt_length, response_length, row_mu
   return layout
 
 
-def _fit_rows(layout: Layout, lengths: _Lengths, batches: list, coverage: float | int) -> Layout:
-  """The fewest rows that hold the share `coverage` of the batches.
+def _fit_rows(layout: Layout, lengths: _Lengths, batches: list, coverage: float | int, placed=None) -> Layout:
+  """The fewest rows that hold the share `coverage` of the batches; `placed` holds placements made before.
 
   Slots: room for the fullest row seen and a quarter more, because slots are cheap and another shape is not.
   """
-  placed = [layout.place(*lengths.of(batch)) for batch in batches]
+  placed = [None] * len(batches) if placed is None else placed
+  placed = [found or layout.place(*lengths.of(batch)) for found, batch in zip(placed, batches)]
   needed = sorted(placement.rows for placement in placed)
   fullest = max(int(placement.response_segment.max()) for placement in placed)
   slots = min(_round_up(1.25 * fullest, _MULTIPLE), layout.slots)
@@ -203,12 +204,16 @@ def _fit_lengths(layout, lengths, batches, prompt_length, response_length, cover
   totals = np.quantile(totals, coverage, axis=0)
   longest = np.array([lengths.prompt.max(), lengths.response.max()])
   given = prompt_length, response_length
-  tried = []
+  tried, seen = [], set()
   for length, room in itertools.product(_ROW_LENGTHS, _PROMPT_ROOMS):
     row = np.maximum(longest, [fixed or length for fixed in given])
     rows = _round_up(max(totals / row), layout.row_multiple)
     least = longest * [room, 1]
-    if tried and _work(rows, np.maximum(least, totals / rows)) > _WORTH * tried[0][0]:
+    shortest = np.maximum(least, totals / rows)
+    if (rows, *shortest) in seen:  # Where texts are short, many a length and room come to the same rows.
+      continue
+    seen.add((rows, *shortest))
+    if tried and _work(rows, shortest) > _WORTH * tried[0][0]:
       continue
     found = _shortest_rows(layout._replace(rows=rows), lengths, batches, least, totals, given, coverage)
     tried.append((_work(found.rows, (found.prompt_length, found.response_length)), found))
@@ -232,10 +237,21 @@ def _shortest_rows(layout, lengths, batches, least, totals, given, coverage: flo
     sizes = [fixed or _round_up(size, _MULTIPLE) for fixed, size in zip(given, sizes)]
     layout = layout._replace(prompt_length=sizes[0], response_length=sizes[1])
     _check_lengths(layout, lengths)
-    misfits = (batch for batch in batches if _place(lengths.of(batch), layout, rows) is None)
-    if len(list(itertools.islice(misfits, allowed + 1))) <= allowed:
+    placed = _place_all(layout, lengths, batches, allowed)
+    if placed is not None:
       break
-  return _fit_rows(layout, lengths, batches, coverage)
+  return _fit_rows(layout, lengths, batches, coverage, placed)
+
+
+def _place_all(layout: Layout, lengths: _Lengths, batches: list, allowed: int) -> list | None:
+  """Each batch in the layout's rows, None for a misfit; None for all where more than `allowed` misfit."""
+  placed, misfits = [], 0
+  for batch in batches:
+    placed.append(_place(lengths.of(batch), layout, layout.rows))
+    misfits += placed[-1] is None
+    if misfits > allowed:
+      return None
+  return placed
 
 
 def _tokens(lengths: _Lengths, encode_once: bool) -> tuple[int, int]:
