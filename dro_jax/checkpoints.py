@@ -399,7 +399,7 @@ def find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
     if steps:
       return steps_folder / str(_preferred_step(steps_folder, steps))
   hint = 'it does not exist'
-  if str(name).count('/') == 1 and not directory.exists():
+  if str(name).count('/') == 1 and str(name)[0] not in '/.~' and not directory.exists():
     hint += f' (a model of the Hugging Face Hub is imported first: {_import_command(name)})'
   if directory.exists():
     names = sorted(path.name for path in directory.iterdir())[:8]

@@ -1,13 +1,17 @@
 """What a machine lacks, memory or a device, said in words."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
 from dro_jax.errors import Failed, UsageError
 
 # How jax, XLA and numpy say that memory is refused.
-_OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'Out of memory', 'out of memory', 'Unable to allocate')
+_OUT_OF_MEMORY = (
+  'RESOURCE_EXHAUSTED', 'OUT_OF_MEMORY', 'Out of memory', 'out of memory', 'Unable to allocate',
+  'Failed to allocate',
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -29,7 +33,7 @@ def memory(remedy: str) -> Iterator[None]:
 
 def is_out_of_memory(error: Exception) -> bool:
   """Whether an error says that there was not enough memory."""
-  if isinstance(error, MemoryError):
+  if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
     return True
   return isinstance(error, RuntimeError) and any(word in str(error) for word in _OUT_OF_MEMORY)
 

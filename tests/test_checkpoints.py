@@ -333,6 +333,9 @@ def test_another_projects_files_are_refused_with_the_import_to_copy(tmp_path):
     checkpoints.find_checkpoint(adapter)
   with pytest.raises(UsageError, match='import_checkpoint --init_from=google/flan-t5-small'):
     checkpoints.find_checkpoint('google/flan-t5-small')
+  for path in ('~/absent-run', './absent-run', '/absent-run'):
+    with pytest.raises(UsageError, match=r"it does not exist\. Pass a run's model_dir"):
+      checkpoints.find_checkpoint(path)
 
 
 def test_an_earlier_versions_metadata_is_read_in_todays_words():

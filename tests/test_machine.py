@@ -1,5 +1,6 @@
 """Memory and devices that are not there, asked of the machine itself."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -19,6 +20,21 @@ def test_memory_that_is_refused_is_one_sentence_with_the_remedy(allocate):
   message = r'out of memory \(.*\). What was saved .* pass --set MICROBATCHES=2\.'
   with pytest.raises(Failed, match=message), machine.memory('pass --set MICROBATCHES=2'):
     allocate()
+
+
+@pytest.mark.parametrize(
+  'error, is_memory',
+  [
+    (MemoryError(), True),
+    (OSError(errno.ENOMEM, 'Cannot allocate memory'), True),
+    (RuntimeError('INTERNAL: Failed to allocate 8589934592 bytes'), True),
+    (RuntimeError('INTERNAL: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY'), True),
+    (OSError(errno.ENOSPC, 'No space left on device'), False),
+    (ValueError('out of memory'), False),
+  ],
+)
+def test_what_says_that_memory_is_refused(error, is_memory):
+  assert machine.is_out_of_memory(error) == is_memory
 
 
 def test_another_error_stays_as_it_is():

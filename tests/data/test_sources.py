@@ -296,6 +296,7 @@ def test_a_path_leads_into_objects_lists_and_text_that_is_json(tmp_path, path, n
   'path, message',
   [
     ('chat.message', "'chat' has messages, a.b"), ('scores.2', "'scores' is a list of 2"),
+    ('scores.-3', "'scores' is a list of 2"),
     ('answer.text.x', "'answer.text' is 'a'"), ('nowhere.x', 'the record has chat'),
   ],
 )  # fmt: skip
