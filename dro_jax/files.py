@@ -74,8 +74,12 @@ def output_file(path: str, flag: str = '--output') -> pathlib.Path:
   target = pathlib.Path(path).expanduser()
   if '://' in path:
     raise UsageError(f'{flag}={path}: pass a file on this machine, and copy it from there')
+  # The file itself is replaced, and not a link to it.
+  target = target.resolve() if target.is_symlink() else target
   if not path or target.is_dir():
     raise UsageError(f'{flag}={path} is a folder: pass a file in it, {flag}={target / "NAME"}')
+  if target.exists() and not target.is_file():
+    raise UsageError(f'{flag}={path} is a pipe or device, which would be replaced: pass a file')
   if not target.parent.is_dir():
     raise UsageError(f'{flag}={path}: there is no folder {target.parent}. Make it, or pass another file')
   if not os.access(target.parent, os.W_OK | os.X_OK):

@@ -186,7 +186,7 @@ def test_imported_params_are_born_sharded(tmp_path):
   checkpoints.save_params(tmp_path / 'imported', policy, {'model': {'emb_dim': 16}})
   metadata = checkpoints.load_metadata(tmp_path / 'imported')
   assert metadata.pop('digest')
-  assert metadata == {'model': {'emb_dim': 16}}
+  assert metadata == {'family': 't5', 'model': {'emb_dim': 16}}
   params, _ = checkpoints.load_params(tmp_path / 'imported', _abstract(policy, _mesh(2, 4)))
   _assert_identical(params, policy)
   assert params['encoder']['kernel'].sharding == _sharded(_mesh(2, 4))

@@ -129,6 +129,19 @@ def test_an_output_is_looked_at_before_the_work_begins(tmp_path, monkeypatch):
   assert sorted(path.name for path in tmp_path.iterdir()) == ['file']
 
 
+def test_an_output_replaces_no_pipe_or_device_and_goes_where_a_link_leads(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  for path in (str(tmp_path / 'pipe'), '/dev/null'):
+    with pytest.raises(UsageError, match='is a pipe or device.*pass a file'):
+      files.output_file(path)
+  (tmp_path / 'there').mkdir()
+  (tmp_path / 'link').symlink_to(tmp_path / 'there' / 'file')
+  assert files.output_file(str(tmp_path / 'link')) == tmp_path / 'there' / 'file'
+  (tmp_path / 'torn').symlink_to(tmp_path / 'gone' / 'file')
+  with pytest.raises(UsageError, match='there is no folder .*gone'):
+    files.output_file(str(tmp_path / 'torn'))
+
+
 def test_a_folder_without_leave_to_write_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'access', lambda path, mode: False)  # Root may write everywhere.
   for check, path in ((files.output_file, 'a.jsonl'), (files.output_folder, 'a/b')):
