@@ -75,16 +75,8 @@ def from_sentencepiece(
 
 
 def _scored(proto: Any) -> list[tuple[str, float]]:
-  """Pieces and scores; what the user defined has the score that SentencePiece gives it, by its length."""
-  normal = [piece.score for piece in proto.pieces if piece.type == piece.NORMAL]
-  largest, smallest = max(normal), min(normal)
-
-  def score(piece: Any) -> float:
-    if piece.type == piece.USER_DEFINED:
-      return max(len(piece.piece) * largest - 0.1, smallest)
-    return piece.score if piece.type == piece.NORMAL else 0.0
-
-  return [(piece.piece, score(piece)) for piece in proto.pieces]
+  """Pieces and scores; what the user defined goes before all others, as SentencePiece has it."""
+  return [(piece.piece, piece.score if piece.type == piece.NORMAL else 0.0) for piece in proto.pieces]
 
 
 def _check(proto: Any) -> None:

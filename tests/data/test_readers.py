@@ -152,6 +152,13 @@ def test_parquet_of_other_types_is_named(tmp_path, field, values, message):
     read(tmp_path / 't.parquet')
 
 
+def test_numbers_that_parquet_writes_by_number_are_read(tmp_path):
+  numbers = {name: pa.array(x).dictionary_encode() for name, x in {'reward': [1.5], 'grade': [7]}.items()}
+  pq.write_table(pa.table({'prompt': ['p'], 'response': ['r'], **numbers}), tmp_path / 't.parquet')
+  (record,) = read(tmp_path / 't.parquet')
+  assert (record.reward, record.columns) == (1.5, {'grade': 7.0})
+
+
 def test_parquet_of_odd_columns(tmp_path):
   names = ['prompt', 'prompt']
   pq.write_table(pa.Table.from_arrays([pa.array(['p'])] * 2, names), tmp_path / 't.parquet')
