@@ -122,8 +122,9 @@ def _scaled(triplets: tasks.Triplets, kind: str) -> tasks.Triplets:
 
 def _formed(triplets: tasks.Triplets, unit: str) -> Mapping[str, Any] | UsageError:
   """The report of the pairs or groups to train on, or why there are none there or among those held out."""
-  part, options = '', units.resolved(units.UnitOptions(), triplets.train)
+  part, options = '', units.UnitOptions()
   try:
+    options = units.resolved(options, triplets.train) if unit == 'pair' else options
     report = units.form(triplets.train, unit, options).report
     if triplets.eval is not None:
       part = 'of the responses held out: '

@@ -101,7 +101,8 @@ def make(
     fitted = layout.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
     return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
 
-  unit_options = units.resolved(unit_options, triplets.train)  # What is held out may be too few to tell.
+  if algorithm.unit == 'pair':  # What is held out may be too few to tell.
+    unit_options = units.resolved(unit_options, triplets.train)
   table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
   if members is None:
     train_loader = load(table, plan.Plan.of(table, batch_size, seed, deal=deal))

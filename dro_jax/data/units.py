@@ -58,9 +58,20 @@ class Formed(NamedTuple):
 
 
 def resolved(options: UnitOptions, table: TokenTable) -> UnitOptions:
-  """The options with the pairs that the data decides, where nobody else does."""
+  """The options with the pairs that the data decides, where nobody else does.
+
+  Raises:
+    UsageError: comparisons lie among other records, which logged pairs would leave out and others pair with
+      what nobody compared.
+  """
   if options.pairs is not None:
     return options
+  if comparisons.COLUMN in table.report.get('columns_left_out', ()):
+    raise UsageError(
+      'these triplets are comparisons and other records, and their pairs would not be those that were '
+      'judged: pass files of comparisons alone, or form pairs by rewards, of 1 for chosen and 0 for rejected '
+      'responses: PAIRS=best_worst or PAIRS=all'
+    )
   return dataclasses.replace(options, pairs='logged' if are_comparisons(table) else 'best_worst')
 
 
@@ -70,9 +81,10 @@ def form(table: TokenTable, unit: str, options: UnitOptions) -> Formed:
   Raises:
     UsageError: there are none.
   """
-  options = resolved(options, table)
-  if unit == 'pair' and options.pairs == 'logged':
-    return _formed_as_logged(table, options)
+  if unit == 'pair':
+    options = resolved(options, table)
+    if options.pairs == 'logged':
+      return _formed_as_logged(table, options)
   merged, duplicates = merge_duplicates(table)
   make = {'pair': _pairs, 'group': _groups}[unit]
   ranked = [_best_first(merged, members) for members in _by_prompt(merged)]
@@ -118,6 +130,7 @@ def notes(report: Mapping[str, Any] | None) -> tuple[str, ...]:
     'ties_dropped': 'dropped as ties',
     'duplicates_merged': 'responses merged as duplicates',
     'comparisons_left_out': 'comparisons left out, which lack a side or have two prompts',
+    'equal_sides': 'comparisons left out, whose sides are the same tokens',
   }
   less = ''.join(f'; {report[name]} {words}' for name, words in counts.items() if report.get(name))
   return (f'pairs: {_TAKEN[report["pairs"]]} (PAIRS={report["pairs"]}), {report["units"]} of them{less}',)
@@ -173,8 +186,14 @@ def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
   logged = _logged(table)
   rewards = table.raw_rewards[logged.records]
   judged = ties.exceeds(rewards.max(-1), rewards.min(-1))
+  same = np.array([np.array_equal(*map(table.response, pair)) for pair in logged.records.tolist()], bool)
   best_first = np.argsort(-rewards, axis=-1, kind='stable')
-  members = np.take_along_axis(logged.records, best_first, axis=-1)[judged]
+  members = np.take_along_axis(logged.records, best_first, axis=-1)[judged & ~same]
+  if not len(members):
+    raise UsageError(
+      f'of {len(same)} comparisons none teaches anything, for the sides of each are the same tokens, or were '
+      'not told apart: look at chosen and rejected, and at RESPONSE_LENGTH, beyond which they are cut'
+    )
   prompts = len(np.unique(table.prompt_index[members[:, 0]]))
   report = {
     'unit': 'pair',
@@ -184,6 +203,7 @@ def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
     'duplicates_merged': 0,
     'ties_dropped': int((~judged).sum()),
     'comparisons_left_out': logged.broken,
+    'equal_sides': int((judged & same).sum()),
     **dataclasses.asdict(options),
   }
   return _of_used(table, members, report)

@@ -173,6 +173,30 @@ def test_a_comparison_judged_both_ways_is_two_pairs(tmp_path):
   assert pairs_of(formed) == [('A', 'B'), ('B', 'A'), ('A', 'B')]
 
 
+def test_a_comparison_of_a_response_with_itself_is_no_pair(tmp_path):
+  """Of cut responses too, whose difference lies beyond the cut: no pair's loss has a gradient there."""
+  long = 'x' * 20
+  write(tmp_path / 't.jsonl', judged(('A', 'A'), ('A', 'B'), (long + 'A', long + 'B')))
+  formed = units.form(load(tmp_path / 't.jsonl', response_length=20).train, 'pair', UnitOptions())
+  assert pairs_of(formed) == [('A', 'B')]
+  assert formed.report['equal_sides'] == 2
+  assert '2 comparisons left out, whose sides are the same tokens' in units.notes(formed.report)[0]
+  write(tmp_path / 'u.jsonl', judged(('A', 'A'), ('B', 'B')))
+  with pytest.raises(UsageError, match='2 comparisons.* the sides of each are the same tokens'):
+    units.form(load(tmp_path / 'u.jsonl').train, 'pair', UnitOptions())
+
+
+def test_comparisons_among_other_records_are_not_paired_otherwise_without_a_word(tmp_path):
+  alone = {'prompt': 'p', 'response': 'E', 'reward': 0.5}
+  found = load(write(tmp_path / 't.jsonl', [*judged(*CIRCLE), alone]))
+  settings = {'batch_size': 1, 'seed': 0, 'multiple': 1, 'eval_examples': None}
+  with pytest.raises(UsageError, match='comparisons and other records.*PAIRS=best_worst'):
+    feeds.make(found, algorithms.dpo(), feeds.RowOptions(), UnitOptions(), **settings)
+  fed = feeds.make(found, algorithms.dpo(), feeds.RowOptions(), UnitOptions(pairs='all'), **settings)
+  assert fed.units['pairs'] == 'all'
+  assert feeds.make(found, algorithms.dro_v(), feeds.RowOptions(), UnitOptions(), **settings).units is None
+
+
 def test_single_responses_are_two_triplets_a_comparison(tmp_path):
   write(tmp_path / 't.jsonl', judged(*CIRCLE))
   train = load(tmp_path / 't.jsonl').train
