@@ -78,7 +78,10 @@ def start():
   started = []
 
   def start(program, *arguments):
-    environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+    # One device, which compiles in a fraction of eight devices' time.
+    flags = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
+    changes = {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags)}
+    environment = os.environ | changes
     pipes = dict.fromkeys(('stdout', 'stderr'), subprocess.PIPE)
     command = [sys.executable, '-c', program, *arguments]
     started.append(subprocess.Popen(command, env=environment, text=True, **pipes))

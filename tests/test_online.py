@@ -27,7 +27,7 @@ from dro_jax.batch import Batch
 from dro_jax.data import layout, loader, plan, tasks, vocabularies
 from dro_jax.errors import UsageError
 from tests.examples import CONFIG
-from tests.test_train import assert_same_run, records
+from tests.test_train import assert_same_run, records, two_devices
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=None)
 NETS = networks.build(
@@ -68,7 +68,7 @@ def run(data):
       train.Schedule, steps=steps, log_every=1, eval_every=eval_every, checkpoint_every=0, sample_prompts=0
     )
     settings = {
-      'model': MODEL, 'batch_size': 8, 'value_readout': 'token', 'schedule': timing,
+      'model': MODEL, 'batch_size': 8, 'value_readout': 'token', 'schedule': timing, 'mesh': two_devices,
       'policy_optimizer': functools.partial(optimizers.adamw, 2e-2),
       'value_optimizer': functools.partial(optimizers.adamw, 2e-2),
       'rollouts': functools.partial(online.RolloutOptions, reward=low_letters, max_length=LENGTH),
@@ -267,7 +267,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(run, data, tm
     'has no reward function': (algorithms.rloo_online, {'rollouts': online.RolloutOptions}),
     'rewards are scaled': (algorithms.rloo_online, {'data': functools.partial(data, scaling='minmax')}),
     'value is read out by prompt': (algorithms.ppo_online, {'value_readout': 'prompt'}),
-    'a batch of 4 prompts does not divide': (algorithms.rloo_online, {'batch_size': 4}),
+    'a batch of 3 prompts does not divide': (algorithms.rloo_online, {'batch_size': 3}),
     'rloo compares the samples of a prompt': (functools.partial(algorithms.rloo_online, samples=1), {}),
     'samples=1, epochs=0': (functools.partial(algorithms.ppo_online, epochs=0), {}),
     'no reference log-probs can be cached': (
