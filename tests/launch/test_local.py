@@ -147,6 +147,20 @@ def test_processes_share_the_gpus_that_are_visible(machine, capsys, monkeypatch)
     local.run(job(processes=3), ['train'], dry_run=True)
 
 
+def test_each_gpu_belongs_to_one_process(machine, capsys):
+  machine(driver=4, jax=4)
+  first, second = shown(capsys, processes=2)
+  assert 'CUDA_VISIBLE_DEVICES=0,1 ' in first and 'CUDA_VISIBLE_DEVICES=2,3 ' in second
+
+
+@pytest.mark.parametrize('hidden', ['', '-1'])
+def test_gpus_that_are_hidden_are_none(machine, capsys, monkeypatch, hidden):
+  machine(driver=2, jax=None)
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+  lines = shown(capsys)
+  assert len(lines) == 2 and all('JAX_PLATFORMS=cpu' in line for line in lines)
+
+
 @pytest.mark.parametrize('fields, variable', [({'platform': 'cpu'}, None), ({}, ('JAX_PLATFORMS', 'cpu'))])
 def test_cpu_devices_are_taken_where_they_are_asked_for(machine, capsys, monkeypatch, fields, variable):
   machine(driver=1, jax=1)
