@@ -128,8 +128,12 @@ def by_content(table: TokenTable) -> np.ndarray:
 
   Equal in all of these, two records are the same to every method.
   """
-  columns = (table.columns[name] for name in sorted(table.columns, reverse=True))
-  return np.lexsort((*columns, table.raw_rewards, table.response_digests(), table.prompt_digests))
+  columns, digests = dict(table.columns), table.response_digests()
+  if comparisons.COLUMN in columns:  # Their numbers may be of the lines they are in.
+    numbers = columns[comparisons.COLUMN]
+    columns[comparisons.COLUMN] = comparisons.contents(numbers, digests, table.raw_rewards)
+  keys = (columns[name] for name in sorted(columns, reverse=True))
+  return np.lexsort((*keys, table.raw_rewards, digests, table.prompt_digests))
 
 
 def once(table: TokenTable, mesh: Grid, batch_size: int) -> loader.Loader:

@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from dro_jax.data import chat, field_paths
 from dro_jax.errors import UsageError
 
@@ -28,6 +30,21 @@ def number(name: str) -> float:
 def without(columns: Mapping[str, Any]) -> dict[str, Any]:
   """Columns without the comparisons' numbers, which no loss reads."""
   return {name: column for name, column in columns.items() if name != COLUMN}
+
+
+def contents(numbers: np.ndarray, digests: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+  """`[N]` uint64 that say what each record's comparison holds, where its number says how it is called.
+
+  Args:
+    numbers: of the records' comparisons.
+    digests: of their responses, uint64.
+    rewards: theirs, float64.
+  """
+  mixed = (digests ^ rewards.astype(np.float64).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+  unique, which = np.unique(numbers, return_inverse=True)
+  sums = np.zeros(len(unique), np.uint64)
+  np.add.at(sums, which, mixed)  # Modulo 2⁶⁴: no order of adding changes it.
+  return sums[which]
 
 
 def is_one(fields: Mapping[str, Any], names: Mapping[str, str]) -> bool:

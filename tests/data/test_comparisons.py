@@ -278,3 +278,18 @@ def test_what_is_held_out_is_paired_as_the_training_part_is(tmp_path):
   responses = feed.eval.table.responses
   pairs = [tuple(responses[i] for i in row) for row in feed.eval.plan.units(0)]
   assert pairs == [('E', 'F'), ('G', 'F')]
+
+
+def test_which_comparisons_are_held_out_does_not_depend_on_the_files_order(tmp_path):
+  """Where one response was compared with several, records differ in their comparison's number alone."""
+  records = judged(*[('A', rejected) for rejected in 'BCDEFGHIJK'], *[(chosen, 'A') for chosen in 'BCDE'])
+  found = []
+  for order in (records, records[::-1]):
+    train = load(write(tmp_path / f't{len(found)}.jsonl', order)).train
+    sides = {}
+    for number, response in zip(train.columns['comparison'], train.responses):
+      sides.setdefault(number, set()).add(response)
+    some = train.subset(feeds.by_content(train))
+    judgements = [sides[number] for number in some.columns['comparison']]
+    found.append(list(zip(some.responses, some.rewards, judgements)))
+  assert found[0] == found[1]
