@@ -27,5 +27,8 @@ class Interrupted(KeyboardInterrupt):
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
   """The candidate that is nearest to what was typed, as a question in brackets; '' where none is near."""
   by_lower = {candidate.lower(): candidate for candidate in candidates}
+  within = sorted(name for name in by_lower if word.lower() in name) if len(word) > 3 else []
+  if 1 < len(within) <= 3 and word.lower() not in by_lower:
+    return f' (did you mean {" or ".join(by_lower[name] for name in within)}?)'
   close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
   return f' (did you mean {by_lower[close[0]]}?)' if close else ''

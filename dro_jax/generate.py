@@ -172,6 +172,7 @@ def generate(
       'SAMPLES=1, or --set BEAMS=1 and a temperature to draw several.'
     )
   target = None if output is None else _target(output)
+  _refuse_input(target, prompts)
   grid = mesh()
   model_dir = str(checkpoints.find_checkpoint(model_dir))
   words = networks.vocabulary_of(model_dir, vocabulary)
@@ -202,6 +203,18 @@ def generate(
 def _target(output: str) -> pathlib.Path:
   """The file to write, looked at before anything is answered; the first of several processes writes it."""
   return files.output_file(output) if jax.process_index() == 0 else pathlib.Path(output).expanduser()
+
+
+def _refuse_input(target: pathlib.Path | None, prompts: str | None) -> None:
+  """Refuses to write answers over the file that they answer."""
+  if target is None or prompts is None:
+    return
+  for path in sources.expand(prompts):
+    if target.resolve() == pathlib.Path(path).resolve():
+      raise UsageError(
+        f'--output={target} is a file that the prompts are read from, and the answers would replace it: pass '
+        'another file'
+      )
 
 
 def _asked(

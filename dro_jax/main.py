@@ -590,8 +590,16 @@ def _suggest(message: str) -> str:
     configurable = re.search(r"Configurable '([\w.]+)'", message)[1]
     return did_you_mean(match[1], configs.parameters(_original(configurable)))
   if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message):
-    return did_you_mean(match[1], _configurable_names())
+    return _other_commands(match[1]) or did_you_mean(match[1], _configurable_names())
   return ''
+
+
+def _other_commands(name: str) -> str:
+  """Which commands take a configurable that this one lacks, or ''."""
+  owners = [
+    command for command, about in COMMANDS.items() if any(x.endswith(f':{name}') for x in about.configurables)
+  ]
+  return f' It belongs to other commands ({", ".join(owners)}): leave it out here.' if owners else ''
 
 
 def _original(selector: str) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -138,6 +139,10 @@ def test_bad_calls_write_nothing(policy, prompts, tmp_path):
     generate.generate(policy, prompts, output=str(output))
   with pytest.raises(UsageError, match='temperature=-1'):
     generate.generate(policy, prompt='x', temperature=-1.0, output=str(output))
+  before = pathlib.Path(prompts).read_bytes()
+  with pytest.raises(UsageError, match='is a file that the prompts are read from'):
+    generate.generate(policy, prompts, output=str(prompts))
+  assert pathlib.Path(prompts).read_bytes() == before
   with pytest.raises(UsageError, match='no checkpoint'):
     generate.generate(str(tmp_path / 'absent'), prompt='x')
   assert not output.exists()

@@ -15,7 +15,7 @@ import pytest
 import dro_jax
 from dro_jax import configs, usage
 from dro_jax import main as door
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, did_you_mean
 
 _COMMANDS_MODULE = """
   import dataclasses
@@ -664,3 +664,18 @@ def test_an_algorithm_is_one_run_however_it_is_chosen(argument):
     return {name: getattr(value, '__name__', value) for name, value in values.items()}
 
   assert bindings(argument) == {**bindings(), 'algorithm': 'kto'}
+
+
+def test_several_settings_that_hold_the_word_are_all_named():
+  names = ['POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'STEPS']
+  assert did_you_mean('LEARNING_RATE', names) == (
+    ' (did you mean POLICY_LEARNING_RATE or VALUE_LEARNING_RATE?)'
+  )
+  assert did_you_mean('STEP', names) == ' (did you mean STEPS?)'
+
+
+def test_a_gin_file_of_other_commands_says_whose_it_is():
+  # In a process of its own: what gin registered for one command stays.
+  command = [sys.executable, '-m', 'dro_jax.main', 'inspect', 'x', '--gin_file=models/t5_1_1_tiny.gin']
+  message = subprocess.run(command, capture_output=True, text=True).stderr
+  assert "No configurable matching 'T5Config'. It belongs to other commands (train, " in message

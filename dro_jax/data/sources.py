@@ -91,9 +91,17 @@ def expand(paths: str | Sequence[str]) -> list[str]:
   return found
 
 
+def _files_of(folder: str) -> str:
+  """A pattern of the files in a folder that can be read."""
+  names = sorted(name for name in os.listdir(folder) if name.endswith(FORMATS))
+  # The longest ending that a name has: a .jsonl.gz is no .gz of anything else.
+  endings = [max(filter(names[0].endswith, FORMATS), key=len)] if names else ['.jsonl']
+  return os.path.join(folder, f'*{endings[0]}')
+
+
 def _file(path: str, pattern: str) -> str:
   if os.path.isdir(path):
-    raise UsageError(f"triplets '{path}': it is a folder; pass its files: '{os.path.join(path, '*.jsonl')}'")
+    raise UsageError(f"triplets '{path}': it is a folder; pass its files: '{_files_of(path)}'")
   if os.path.exists(path) and not os.path.isfile(path):
     raise UsageError(f"triplets '{path}': a pipe or device, which cannot be read twice; pass a file")
   if not os.path.isfile(path):
@@ -342,6 +350,8 @@ def _missing(fields: Mapping[str, Any], names: Mapping[str, str], name: str, whe
   path = names.get(name, name)
   near = field_paths.how_far(fields, path) if path not in fields and field_paths.is_path(path) else near
   talk = _in_a_field(fields, where) or talk
+  if name == 'response' and any(isinstance(fields.get(side), str) for side in comparisons.SIDES):
+    talk += ' (a comparison has both chosen and rejected, and this record lacks one of them)'
   return UsageError(
     f'{where}: field {_called(name, names)} is missing or empty; the record has {known}{near}. Say which one '
     f'it is with --columns {name}=FIELD{talk}, or fill it in'

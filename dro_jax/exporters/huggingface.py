@@ -205,9 +205,8 @@ def _write_tokenizer_config(folder: epath.Path, tokenizer: str, sentinels: list[
     'extra_ids': len(sentinels),
     'clean_up_tokenization_spaces': False,
   }
-  # Names of special tokens are text where text holds them, as they are here. Sentinels are none of them: what
-  # is called special would be text, too.
-  own = {'split_special_tokens': True} if tokenizer == _FAST else {'additional_special_tokens': sentinels}
-  called = {name: value for name, value in own.items() if name == 'additional_special_tokens'}
+  # Sentinels are not called special where text that holds one means it, for what is special is text, too.
+  called = {} if tokenizer == _FAST else {'additional_special_tokens': sentinels}
   _write_json(folder / 'special_tokens_map.json', special | called)
-  _write_json(folder / 'tokenizer_config.json', special | settings | own)
+  # Names of special tokens are text where text holds them, as they are here.
+  _write_json(folder / 'tokenizer_config.json', special | settings | called | {'split_special_tokens': True})

@@ -293,3 +293,9 @@ def test_which_comparisons_are_held_out_does_not_depend_on_the_files_order(tmp_p
     judgements = [sides[number] for number in some.columns['comparison']]
     found.append(list(zip(some.responses, some.rewards, judgements)))
   assert found[0] == found[1]
+
+
+def test_a_comparison_without_its_rejected_side_says_so(tmp_path):
+  (tmp_path / 'p.csv').write_text('prompt,chosen,rejected\nhi,hello,\n')
+  with pytest.raises(UsageError, match='a comparison has both chosen and rejected'):
+    list(sources.read_triplets(str(tmp_path / 'p.csv')))

@@ -176,6 +176,9 @@ def test_what_is_no_file_is_named(tmp_path):
   (tmp_path / 'd.jsonl').mkdir()
   with pytest.raises(UsageError, match=r"d.jsonl': it is a folder; pass its files: '.*\*.jsonl'"):
     read(tmp_path / 'd.jsonl')
+  (tmp_path / 'd.jsonl' / 'a.json.gz').write_bytes(b'')
+  with pytest.raises(UsageError, match=r"pass its files: '.*/\*\.json\.gz'"):
+    read(tmp_path / 'd.jsonl')
   os.mkfifo(tmp_path / 'p.jsonl')
   with pytest.raises(UsageError, match='a pipe or device'):
     read(tmp_path / 'p.jsonl')

@@ -141,8 +141,8 @@ def test_bytes_tokenizer(tmp_path):
   save(tmp_path / 'ours')
   export(tmp_path / 'ours', tmp_path / 'theirs')
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'theirs')
-  text = 'Grüße, 你好'
-  assert tokenizer(text)['input_ids'] == [*vocabularies.vocabulary('bytes').encode(text), 1]
+  for text in ('Grüße, 你好', '</s> <pad> <extra_id_0>', '<unk>x'):
+    assert tokenizer(text)['input_ids'] == [*vocabularies.vocabulary('bytes').encode(text), 1]
   assert len(tokenizer) == 384
 
 
