@@ -265,9 +265,10 @@ def _told(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     if not record['response'].strip() or '\0' in record['response']:
       refused.append(record['id'])
   if refused:
+    some = ', '.join(refused[:5]) + (', ...' if len(refused) > 5 else '')
     logging.getLogger(__name__).warning(
-      '%d responses are empty or hold a NUL character (%s): remove them before this is read as triplets',
-      len(refused), ', '.join(refused[:5]),
+      '%d responses are blank or hold a NUL character (%s): remove them before this is read as triplets',
+      len(refused), some,
     )  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def test_several_samples_of_a_prompt_are_triplets_once_they_have_rewards(prompts
 def test_answers_that_are_no_triplets_are_named(caplog):
   records = [{'id': f'p#{i}', 'response': text} for i, text in enumerate(['a', ' ', 'b\0', ''])]
   assert list(generate._told(records)) == records
-  assert '3 responses are empty or hold a NUL character (p#1, p#2, p#3): remove them' in caplog.text
+  assert '3 responses are blank or hold a NUL character (p#1, p#2, p#3): remove them' in caplog.text
 
 
 def test_bad_calls_write_nothing(policy, prompts, tmp_path):

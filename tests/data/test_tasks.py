@@ -285,3 +285,10 @@ def test_a_table_of_an_older_way_of_reading_is_not_taken(tmp_path, monkeypatch):
   now = tasks.find(str(path)).fingerprint
   monkeypatch.setattr(tasks.sources, 'READING', 1)
   assert tasks.find(str(path)).fingerprint != now
+
+
+def test_a_mistyped_file_is_named(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'thumbs.jsonl').write_text('')
+  with pytest.raises(UsageError, match=r"'thumbs.jsnl' \(did you mean thumbs.jsonl\?\)"):
+    load('thumbs.jsnl')
