@@ -93,6 +93,17 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, descrip
     resume.refuse_lost(tmp_path, 500, 1000)
 
 
+def test_what_a_run_says_of_its_checkpoints_goes_before_what_its_records_tell(tmp_path):
+  """One that was stopped early has saved, and one that was killed as it saved has not."""
+  resume.describe(tmp_path, {}, has_saved=True)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 10}\n')
+  with pytest.raises(UsageError, match='came to step 10, but its checkpoints are gone'):
+    resume.refuse_lost(tmp_path, 500, 1000)
+  resume.describe(tmp_path, {}, has_saved=False)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 510}\n')
+  resume.refuse_lost(tmp_path, 500, 1000)
+
+
 @pytest.mark.parametrize('description', [None, {'has_saved': False}, {}])
 def test_a_run_that_was_killed_before_it_saved_begins_again(tmp_path, description):
   resume.refuse_lost(tmp_path, 500, 1000)
