@@ -441,8 +441,9 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
   except ValueError as error:
     known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
     here = [file for file in os.listdir() if file.endswith(sources.FORMATS)]
+    near = did_you_mean(name, [*here, *known])
     raise UsageError(
-      f"triplets '{name}'{did_you_mean(name, [*here, *known])}: neither a triplet file ({', '.join(sources.FORMATS)}) "
+      f"triplets '{name}'{near}: neither a triplet file ({', '.join(sources.FORMATS)}) "
       f'nor a data set, seqio task or mixture ({", ".join(known) or "none is registered"}); for your own '
       'pass the module that registers it: --gin.load_triplets.task_modules="\'FILE.py\'"'
     ) from error
