@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dro_jax import checkpoints, evaluate, generate, inspection, networks, partitioning
-from dro_jax.data import tasks
+from dro_jax.data import chat, tasks, vocabularies
 from dro_jax.errors import UsageError
 from tests.examples import CONFIG
 
@@ -158,3 +158,20 @@ def test_of_overlong_conversations_the_question_is_answered(policy, tmp_path, ca
   greedy = answers(policy, str(path), tmp_path / 'a.jsonl', temperature=0.0)
   assert greedy[0]['logp'] == greedy[1]['logp'] != greedy[2]['logp']
   assert '3 prompts are over 512 tokens' in caplog.text
+
+
+@pytest.mark.parametrize(
+  'options, kept',
+  [
+    ({'prompt_length': 4}, 'use'),
+    ({'prompt_length': 4, 'keep': 'auto'}, 'END'),
+    ({'keep': 'start'}, 'user: END'),
+  ],
+)
+def test_a_conversation_is_cut_as_the_run_cut_its_own(monkeypatch, options, kept):
+  """A run that does not say was made before conversations kept their end."""
+  monkeypatch.setattr(checkpoints, 'load_metadata', lambda _: {'data': {'options': options}})
+  words = vocabularies.vocabulary('bytes')
+  asked = chat.render([chat.Turn('user', 'END')], chat.TEMPLATE)
+  [ids] = generate._tokens('run', [asked], None, words)
+  assert words.decode(ids) == kept
