@@ -196,20 +196,23 @@ def test_a_finished_run_is_left_alone(whole, run):
   assert records(whole[0]) == before
 
 
-def test_init_from_a_run_starts_at_its_policy_with_a_fresh_reference(whole, run, tmp_path):
-  run(tmp_path, init_from=str(whole[0]), model=None, steps=1, eval_every=0)
-  assert records(tmp_path)[0]['log_ratio_max'] == 0.0
+@pytest.fixture(scope='module')
+def continued(whole, run, tmp_path_factory):
+  """A run of one step from the policy of `whole`: (folder, result)."""
+  folder = tmp_path_factory.mktemp('continued')
+  return folder, run(folder, init_from=str(whole[0]), model=None, steps=1, eval_every=0)
+
+
+def test_init_from_a_run_starts_at_its_policy_with_a_fresh_reference(whole, continued):
+  assert records(continued[0])[0]['log_ratio_max'] == 0.0
   start = checkpoints.load_params(str(whole[0]))[0]
-  reference = final_state(tmp_path)['reference']
+  reference = final_state(continued[0])['reference']
   jax.tree.map(np.testing.assert_array_equal, start, reference)
 
 
-def test_scanned_layers_start_from_an_unrolled_checkpoint(whole, run, tmp_path):
-  scanned = run(
-    tmp_path / 'scanned', init_from=str(whole[0]), model=None, scan_layers=True, steps=1, eval_every=0
-  )
-  unrolled = run(tmp_path / 'unrolled', init_from=str(whole[0]), model=None, steps=1, eval_every=0)
-  np.testing.assert_allclose(scanned['loss'], unrolled['loss'], rtol=1e-5)
+def test_scanned_layers_start_from_an_unrolled_checkpoint(whole, continued, run, tmp_path):
+  scanned = run(tmp_path, init_from=str(whole[0]), model=None, scan_layers=True, steps=1, eval_every=0)
+  np.testing.assert_allclose(scanned['loss'], continued[1]['loss'], rtol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_examples(run, triplets, tmp_path):
