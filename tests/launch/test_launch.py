@@ -41,7 +41,7 @@ def test_jobs_may_be_named_without_their_folder(calls, name, kind):
     ([*LOCAL, '--job.procesess=3', '--', 'train'], "no field 'procesess' (did you mean processes?)"),
     (
       [*LOCAL, '--job.processes=two', '--', 'train'],
-      'processes is of type int (2 unless given)',
+      'processes is of type int (0 unless given)',
     ),
     ([*LOCAL, '--job.peer_seconds=x', '--', 'train'], 'peer_seconds is of type float'),
     (['--job=v5e_16', '--job.spot=perhaps', '--', 'train'], 'spot is of type bool'),
@@ -51,7 +51,7 @@ def test_jobs_may_be_named_without_their_folder(calls, name, kind):
     ([*LOCAL, 'train'], "'train' is no flag of ours: dro_jax's arguments follow --"),
     ([*LOCAL, '--dri_run', '--', 'train'], 'dri_run'),
     ([*LOCAL, '--job.backend=launch.slurm:run', '--', 'train'], 'Pass MODULE:FUNCTION'),
-    ([*LOCAL, '--job.processes=0', '--', 'train'], '--job.processes=0: pass 1 or more'),
+    ([*LOCAL, '--job.processes=-1', '--', 'train'], '--job.processes=-1: pass 0 or more'),
   ],
 )
 def test_bad_usage_is_said_in_one_line(capsys, argv, words):
