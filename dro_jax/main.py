@@ -67,6 +67,7 @@ class Command(NamedTuple):
 _MODEL = ('dro_jax.models.t5:T5Config', 'dro_jax.partitioning')
 _DATA = ('dro_jax.data.tasks:load_triplets',)
 
+_ALGORITHMS = 'dro_jax.algorithms'
 _TRAIN = (
   *_MODEL,
   *_DATA,
@@ -377,6 +378,7 @@ def _configure(
       given[line.partition('=')[0].strip()] = origin
     _refuse_unused_macros(name, given)
     _refuse_wrong_types(given)
+    _refuse_settings_of_other_algorithms(command.function, given)
     if complete:
       _refuse_undefined_macros()
       gin.finalize()
@@ -666,6 +668,34 @@ def _refuse_wrong_types(given: Mapping[str, str]) -> None:
         origin = given.get(macro) or given.get(name) or f'{macro or name}={value!r}'
         takes = ' or '.join(configs.KINDS[kind] for kind in kinds)
         raise UsageError(f'{origin}: {name} takes {takes}, and not {value!r}')
+
+
+def _refuse_settings_of_other_algorithms(command: str, given: Mapping[str, str]) -> None:
+  """A setting that only algorithms read, and not the chosen one, would change nothing, without a word."""
+  chosen = _bound(f'{command}.algorithm') or _bound('train.algorithm')
+  if not isinstance(chosen, gin.config.ConfigurableReference):
+    return
+  selector = gin.config._REGISTRY.get_match(chosen.selector).selector  # Whole: it may have been typed short.
+  name = selector.rpartition('.')[2]
+  own = [f'{name}.{parameter}' for parameter in configs.parameters(_original(selector))]
+  for macro, origin in given.items():
+    readers = _readers(macro) - {'gin.macro'}
+    are_algorithms = all(_original(reader).__module__ == _ALGORITHMS for reader in readers)
+    if origin.startswith('--set') and readers and are_algorithms and selector not in readers:
+      others = ', '.join(sorted(reader.rpartition('.')[2] for reader in readers))
+      instead = f'its own are {", ".join(own)} (--set {own[0]}=VALUE)' if own else 'it has none of its own'
+      raise UsageError(f'{origin}: {macro} is a setting of {others}, and {name} does not read it; {instead}')
+
+
+def _readers(macro: str) -> set[str]:
+  """The configurables with a parameter that is bound to a macro."""
+  return {
+    selector
+    for (_, selector), parameters in gin.config._CONFIG.items()
+    if any(
+      _macro_of(reference) == macro for reference in gin.config.iterate_references([*parameters.values()])
+    )
+  }
 
 
 # Running

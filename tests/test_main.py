@@ -679,3 +679,13 @@ def test_a_gin_file_of_other_commands_says_whose_it_is():
   command = [sys.executable, '-m', 'dro_jax.main', 'inspect', 'x', '--gin_file=models/t5_1_1_tiny.gin']
   message = subprocess.run(command, capture_output=True, text=True).stderr
   assert "No configurable matching 'T5Config'. It belongs to other commands (train, " in message
+
+
+def test_a_setting_that_the_chosen_algorithm_does_not_read_is_refused():
+  with pytest.raises(
+    UsageError, match=r'TAU is a setting of .*dro_v.*dpo does not read it; its own are dpo.beta'
+  ):
+    _configure('train', '--set=ALGORITHM=dpo', '--set=TAU=0.3')
+  for algorithm in ('dro_v', 'kto'):
+    assert callable(_configure('train', f'--set=ALGORITHM={algorithm}', '--set=TAU=0.3'))
+  assert callable(_configure('train', '--set=ALGORITHM=dpo', '--set=dpo.beta=0.3', '--set=PAIRS=all'))
