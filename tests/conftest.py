@@ -28,8 +28,18 @@ import jax
 import jaxtyping
 import pytest
 
+
+def _shaped_modules() -> list[str]:
+  """The modules with annotated shapes: to check the calls of all others takes long."""
+  root = pathlib.Path(__file__).resolve().parent.parent
+  paths = [
+    path for path in (root / 'dro_jax').rglob('*.py') if 'jaxtyping' in path.read_text(encoding='utf-8')
+  ]
+  return ['.'.join(path.relative_to(root).with_suffix('').parts) for path in paths]
+
+
 # Must precede the first import of dro_jax: annotated shapes and dtypes are checked in tests, and only here.
-jaxtyping.install_import_hook('dro_jax', 'beartype.beartype')
+jaxtyping.install_import_hook(_shaped_modules(), 'beartype.beartype')
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

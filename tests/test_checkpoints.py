@@ -174,7 +174,8 @@ def test_a_failure_to_write_is_raised(tmp_path):
 def test_the_policy_of_a_run_starts_another(run):
   params, metadata = checkpoints.load_params(run)
   assert metadata.pop('digest')
-  assert metadata == {'vocabulary': 'bytes', 'best_metric': 'accuracy', 'best_mode': 'max', 'step': 2}
+  expected = {'vocabulary': 'bytes', 'best_metric': 'accuracy', 'best_mode': 'max', 'step': 2}
+  assert metadata == expected | {'family': 't5'}
   _assert_identical(params, _state(_mesh(4, 2), 2).params['policy'])
   newest, metadata = checkpoints.load_params(run / 'checkpoints' / '5')
   assert metadata['step'] == 5
