@@ -19,7 +19,7 @@ def memory(remedy: str) -> Iterator[None]:
   """A block that may run out of memory, on a device or on the host; that is raised as `Failed`.
 
   Args:
-    remedy: what to do, as the end of a sentence that begins with "use less memory".
+    remedy: what to do, as the end of a sentence that begins "To use less memory,".
   """
   try:
     yield

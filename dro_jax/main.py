@@ -620,16 +620,32 @@ def _macros() -> set[str]:
   return {scope for scope, selector in gin.config._CONFIG if selector == 'gin.macro'}
 
 
-def _macros_used() -> dict[str, str]:
-  """Every macro that some binding refers to, and one such binding."""
-  used = {}
+class _Use(NamedTuple):
+  """A binding that refers to a macro: of a configurable's parameter, or of another macro, its scope."""
+
+  macro: str
+  scope: str
+  selector: str
+  parameter: str
+
+
+def _uses() -> Iterator[_Use]:
+  """Every place where a binding refers to a macro."""
   for (scope, selector), parameters in gin.config._CONFIG.items():
     for parameter, value in parameters.items():
-      reader = scope if selector == 'gin.macro' else f'{selector.rsplit(".", 1)[-1]}.{parameter}'
       for reference in gin.config.iterate_references([value]):
-        used[_macro_of(reference)] = reader
-  used.pop(None, None)
-  return used
+        if macro := _macro_of(reference):
+          yield _Use(macro, scope, selector, parameter)
+
+
+def _macros_used() -> dict[str, str]:
+  """Every macro that some binding refers to, and one such binding."""
+  return {
+    use.macro: use.scope
+    if use.selector == 'gin.macro'
+    else f'{use.selector.rsplit(".", 1)[-1]}.{use.parameter}'
+    for use in _uses()
+  }
 
 
 def _refuse_undefined_macros() -> None:
@@ -679,23 +695,12 @@ def _refuse_settings_of_other_algorithms(command: str, given: Mapping[str, str])
   name = selector.rpartition('.')[2]
   own = [f'{name}.{parameter}' for parameter in configs.parameters(_original(selector))]
   for macro, origin in given.items():
-    readers = _readers(macro) - {'gin.macro'}
+    readers = {use.selector for use in _uses() if use.macro == macro} - {'gin.macro'}
     are_algorithms = all(_original(reader).__module__ == _ALGORITHMS for reader in readers)
     if origin.startswith('--set') and readers and are_algorithms and selector not in readers:
       others = ', '.join(sorted(reader.rpartition('.')[2] for reader in readers))
       instead = f'its own are {", ".join(own)} (--set {own[0]}=VALUE)' if own else 'it has none of its own'
       raise UsageError(f'{origin}: {macro} is a setting of {others}, and {name} does not read it; {instead}')
-
-
-def _readers(macro: str) -> set[str]:
-  """The configurables with a parameter that is bound to a macro."""
-  return {
-    selector
-    for (_, selector), parameters in gin.config._CONFIG.items()
-    if any(
-      _macro_of(reference) == macro for reference in gin.config.iterate_references([*parameters.values()])
-    )
-  }
 
 
 # Running

@@ -242,7 +242,7 @@ def train(
     )
   if chosen.uses_value and value_readout == 'batch':
     chosen = algorithms.with_batch_value(chosen)
-  triplets, timing, longest = _prepared(_as_before(data, folder), chosen, words, timing)
+  triplets, timing, longest = _prepared(_as_before(data, earlier), chosen, words, timing)
   value = {'readout': value_readout, 'shared': value_shared, 'frozen_trunk': value_frozen_trunk}
   nets = networks.build(config, uses_value=chosen.uses_value, **value)
   txs = {'policy': policy_optimizer() if chosen.trains_policy else optax.set_to_zero()}
@@ -317,11 +317,11 @@ def train(
     return _loop(run._replace(checkpoints=saved), state, timing)
 
 
-def _as_before(data: Callable[..., tasks.Triplets], folder: pathlib.Path) -> Callable[..., tasks.Triplets]:
-  """The data, read as the run read them that is in the folder (see `resume.data_options`)."""
-  if not checkpoints.has_any(folder):
-    return data
-  return functools.partial(data, **resume.data_options(checkpoints.run_metadata(folder)))
+def _as_before(
+  data: Callable[..., tasks.Triplets], earlier: Mapping[str, Any] | None
+) -> Callable[..., tasks.Triplets]:
+  """The data, read as the run that is resumed, if one is, has read it (see `resume.data_options`)."""
+  return data if earlier is None else functools.partial(data, **resume.data_options(earlier))
 
 
 def _refuse_unmeasured(
