@@ -23,7 +23,9 @@ import jax
 import steps
 import timing
 
-from dro_jax import algorithms, chips, optimizers
+from dro_jax import algorithms
+from dro_jax.costs import slices as chips
+from dro_jax.step import optimizers
 
 MODELS = {
   'large': steps.T5_LARGE,

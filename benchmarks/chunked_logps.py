@@ -24,8 +24,11 @@ import timing
 from arguments import numbers
 from flax import linen as nn
 
-from dro_jax import algorithms, logprobs, partitioning, scoring
+from dro_jax import algorithms
+from dro_jax.models import scoring
 from dro_jax.models.t5 import T5, T5Config, smallest_rows
+from dro_jax.ops import logprobs
+from dro_jax.parallel import partitioning
 
 T5_SMALL = T5Config(
   vocab_size=32128, emb_dim=512, num_heads=6, mlp_dim=1024, num_encoder_layers=8, num_decoder_layers=8

@@ -14,10 +14,10 @@ from typing import Any
 
 from arguments import pair
 
-from dro_jax.data.layout import Layout, fill
-from dro_jax.data.plan import Plan
+from dro_jax.data.batches.packing import Layout, fill
+from dro_jax.data.batches.plan import Plan
 from dro_jax.data.tasks import build_table, find
-from dro_jax.data.vocabularies import vocabulary
+from dro_jax.data.text.vocabularies import vocabulary
 
 
 def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _files(folder: pathlib.Path, megabytes: float) -> dict[str, pathlib.Path]:
 
 def _demo(folder: pathlib.Path) -> pathlib.Path:
   """The demo's own triplets, a quarter of them."""
-  from dro_jax.data import toy
+  from dro_jax.data.worlds import toy
 
   path = folder / 'demo.jsonl'
   records = toy.sample_log(toy.World(), 16_000, 0)
@@ -116,9 +116,9 @@ def measure_loader(
   files: dict[str, pathlib.Path], words, rounds: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
   """Rows a second of one loader, and the stall of steps ten times as fast as this machine's."""
-  from dro_jax.data.layout import Layout
-  from dro_jax.data.loader import Loader
-  from dro_jax.data.plan import Plan
+  from dro_jax.data.batches.loader import Loader
+  from dro_jax.data.batches.packing import Layout
+  from dro_jax.data.batches.plan import Plan
 
   for name, path in files.items():
     step = 'demo' if name == 'demo' else 't5_1_1_small'
@@ -147,7 +147,7 @@ def measure_loader(
 
 def _stall(loader, steps: range, seconds: float) -> float:
   """The share of time spent waiting for batches, the first one's wait left out."""
-  from dro_jax.data.loader import prefetch
+  from dro_jax.data.batches.loader import prefetch
 
   batches, waited = prefetch(loader, steps), 0.0
   next(batches)
@@ -207,7 +207,7 @@ def measure_start(rounds: int) -> Iterator[dict[str, Any]]:
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
   """One result at a time."""
-  from dro_jax.data.vocabularies import vocabulary
+  from dro_jax.data.text.vocabularies import vocabulary
 
   parts = options.parts.split(',')
   words = vocabulary(os.environ.get('DRO_JAX_VOCAB') or 'bytes')

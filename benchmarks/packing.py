@@ -29,9 +29,12 @@ import steps
 import timing
 
 from dro_jax import algorithms
-from dro_jax.data import layout, loader, tasks, vocabularies
-from dro_jax.data.plan import Plan
-from dro_jax.data.table import Ragged
+from dro_jax.data import tasks
+from dro_jax.data.batches import loader
+from dro_jax.data.batches import packing as layout
+from dro_jax.data.batches.plan import Plan
+from dro_jax.data.table.table import Ragged
+from dro_jax.data.text import vocabularies
 from dro_jax.types import Rows
 
 LIMIT = 512  # Tokens of a prompt, and of a response.

@@ -87,16 +87,11 @@ def dro_jax_step(case: Case) -> Step:
   """The step that `dro_jax train` compiles."""
   import jax
 
-  from dro_jax import (
-    algorithms,
-    networks,
-    optimizers,
-    partitioning,
-    reference,
-    scoring,
-    train_state,
-    train_step,
-  )
+  from dro_jax import algorithms, networks
+  from dro_jax.models import scoring
+  from dro_jax.parallel import partitioning
+  from dro_jax.step import optimizers, reference, train_step
+  from dro_jax.step import state as train_state
 
   algorithm = getattr(algorithms, case.method)()
   nets = networks.build(case.config, uses_value=algorithm.uses_value)
@@ -124,7 +119,7 @@ def flops_of(case: Case) -> float:
 def _jax_loop(step: Callable, state: Any, rows: Any, loss_of: Callable) -> Step:
   import jax
 
-  from dro_jax import partitioning
+  from dro_jax.parallel import partitioning
 
   mesh, rows = partitioning.make_mesh(), jax.device_put(rows)
   compiled = jax.jit(step, donate_argnums=0, compiler_options=partitioning.COMPILER_OPTIONS)
@@ -329,9 +324,9 @@ def _torch_t5(case: Case) -> Any:
   import transformers
   from flax import traverse_util
 
-  from dro_jax.exporters import huggingface
+  from dro_jax.checkpoints.huggingface import write as huggingface
+  from dro_jax.checkpoints.huggingface.read import is_transposed
   from dro_jax.importers import names
-  from dro_jax.importers.huggingface import is_transposed
 
   raw = huggingface.read_config(case.config, 'float32') | {'dropout_rate': 0.0}
   model = transformers.T5ForConditionalGeneration(transformers.T5Config(**raw))

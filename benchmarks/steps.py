@@ -9,9 +9,14 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from dro_jax import algorithms, flops, networks, optimizers, partitioning, scoring, train_state, train_step
-from dro_jax import reference as references
+from dro_jax import algorithms, networks
+from dro_jax.costs import flops
+from dro_jax.models import scoring
 from dro_jax.models.t5 import T5Config
+from dro_jax.parallel import partitioning
+from dro_jax.step import optimizers, train_step
+from dro_jax.step import reference as references
+from dro_jax.step import state as train_state
 from dro_jax.types import Mismatched, Rows
 
 T5_LARGE = T5Config(
@@ -36,7 +41,7 @@ class Subject(NamedTuple):
   state: Callable[[], train_state.TrainState]
 
   def flops(self, rows: Rows) -> float:
-    """Of one step, by `dro_jax.flops`."""
+    """Of one step, by `dro_jax.costs.flops`."""
     return flops.count(self.step, jax.eval_shape(self.state), shapes(rows))
 
 

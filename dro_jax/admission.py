@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
-from dro_jax import algorithms, feeds
+from dro_jax import algorithms
 from dro_jax.data import scaling as scalings
-from dro_jax.data import tasks, units
+from dro_jax.data import tasks
+from dro_jax.data.batches import groups as units
 from dro_jax.errors import UsageError
+from dro_jax.run import batches as feeds
 
 
 class Admission(NamedTuple):

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dro_jax import derived, limits, losses, masked, values
+from dro_jax import derived, limits, losses, values
 from dro_jax.batch import Batch
 from dro_jax.errors import UsageError
+from dro_jax.ops import masked
 from dro_jax.types import Array, LossOutput, LossTerm, Scalar
 
 # Why a setting may not be what it is.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
-from dro_jax import masked
+from dro_jax.ops import masked
 from dro_jax.types import Array, Rows, Scores
 
 

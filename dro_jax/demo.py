@@ -19,11 +19,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dro_jax import algorithms, evaluate, feeds, optimizers, partitioning, train, writers
-from dro_jax.data import tasks, toy
+from dro_jax import algorithms, evaluate, train, writers
+from dro_jax.data import tasks
+from dro_jax.data.worlds import toy
 from dro_jax.errors import Interrupted
 from dro_jax.files import json_line, json_lines, json_text
 from dro_jax.models.t5 import T5Config
+from dro_jax.parallel import partitioning
+from dro_jax.run import batches as feeds
+from dro_jax.step import optimizers
 
 MODEL = T5Config(emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2)
 
@@ -41,7 +45,7 @@ class Settings:
   """The demo's world and budget.
 
   Args:
-    world: see `data.toy.World`.
+    world: see `data.worlds.toy.World`.
     demonstrations: records that the reference is fitted to.
     triplets: records of feedback, the same for every method.
     reference_steps: optimiser steps of the reference.

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import ties
 from dro_jax.errors import UsageError
+from dro_jax.statistics import ties
 
 Column = Callable[[Any], np.ndarray]
 Fit = Callable[[Any], Column]

@@ -7,25 +7,22 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dro_jax import (
-  algorithms,
-  checkpoints,
-  feeds,
-  limits,
-  networks,
-  partitioning,
-  reference,
-  reference_store,
-  resume,
-  scoring,
-  statistics,
-  train_state,
-)
-from dro_jax.data import scaling, tasks, vocabularies
-from dro_jax.data.table import TokenTable
+from dro_jax import algorithms, limits, networks
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.data import scaling, tasks
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.text import vocabularies
+from dro_jax.models import scoring
 from dro_jax.models.t5 import T5Config
-from dro_jax.partitioning import Grid
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
 from dro_jax.plain import plain
+from dro_jax.run import batches as feeds
+from dro_jax.run import reference_store
+from dro_jax.run.folder import configs as resume
+from dro_jax.statistics import agreement as statistics
+from dro_jax.step import reference
+from dro_jax.step import state as train_state
 from dro_jax.types import LossOutput, Params
 
 

@@ -10,11 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dro_jax import beam_search, checkpoints, decoding, files, limits, networks, partitioning, resume
-from dro_jax.data import chat, inheritance, preprocessors, sources, vocabularies
+from dro_jax import files, limits, networks
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.data.records import inheritance
+from dro_jax.data.records import triplets as sources
+from dro_jax.data.text import chat, vocabularies
+from dro_jax.data.text import templates as preprocessors
 from dro_jax.errors import UsageError
+from dro_jax.models import beam_search
+from dro_jax.models import sampling as decoding
 from dro_jax.models.t5 import T5
-from dro_jax.partitioning import Grid
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run.folder import configs as resume
 from dro_jax.types import Params
 
 _PROMPT_MULTIPLE = 32  # Prompts are padded to a multiple, so that few lengths are compiled.
@@ -53,8 +61,8 @@ def make_generator(
     temperature: divides the logits; 0 takes the most probable token.
     top_k: keep the k most probable tokens; 0 keeps all.
     top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
-    repetition_penalty: of tokens that the response has already (see `decoding.penalised`); 1 is none.
-    beams: prefixes that a beam search keeps (see `beam_search.search`), at temperature 0; 1 does not search.
+    repetition_penalty: of tokens that the response has already (see `models.sampling.penalised`); 1 is none.
+    beams: prefixes kept by a beam search (`models.beam_search.search`), at temperature 0; 1 does not search.
     length_penalty: exponent of the length by which that search divides a response's log-prob.
     batch_size: prompts at once, rounded up to what the mesh divides.
     seed: with a prompt's id it decides its sample, whatever the batch.

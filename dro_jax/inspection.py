@@ -12,23 +12,21 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dro_jax import admission, derived, feeds, inspection_tables, networks, survey, ties
-from dro_jax.arena.tables import text
-from dro_jax.data import (
-  chat,
-  layout,
-  lost_text,
-  plan,
-  reward_words,
-  sources,
-  tasks,
-  units,
-  vocabularies,
-)
+from dro_jax import admission, derived, inspection_tables, networks, survey
 from dro_jax.data import scaling as scalings
-from dro_jax.data.table import TokenTable
+from dro_jax.data import tasks
+from dro_jax.data.batches import groups as units
+from dro_jax.data.batches import packing as layout
+from dro_jax.data.batches import plan
+from dro_jax.data.records import reward_words
+from dro_jax.data.records import triplets as sources
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.text import chat, lost_text, vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.printing import Sections
+from dro_jax.printing.result import Sections
+from dro_jax.printing.tables import text
+from dro_jax.run import batches as feeds
+from dro_jax.statistics import ties
 
 _FRACTIONS = (0.05, 0.1, 0.2, 0.5)  # Shares of the prompts to hold out: the first that holds out some.
 _SCANNED = 64  # Batches at most that are laid out in each kind of rows,

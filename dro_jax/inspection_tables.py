@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from dro_jax.arena.tables import text
+from dro_jax.printing.tables import text
 
 _BAR = 40  # Characters of a histogram's longest bar.
 _SIZES = 8  # Numbers of responses to a prompt that are all listed.

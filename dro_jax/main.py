@@ -24,18 +24,13 @@ from typing import Any, NamedTuple
 import gin
 from absl import flags
 
-from dro_jax import (
-  __version__,
-  cluster,
-  config_files,
-  config_tables,
-  configs,
-  interrupts,
-  machine,
-  printing,
-  usage,
-)
+from dro_jax import __version__, config_files, configs
+from dro_jax.cli import configs_command as config_tables
+from dro_jax.cli import help as usage
 from dro_jax.errors import Failed, Interrupted, Stopped, UsageError, did_you_mean
+from dro_jax.parallel import interrupts, machine
+from dro_jax.parallel import processes as cluster
+from dro_jax.printing import result as printing
 
 DONE, FAILED, BAD_USAGE, STOPPED = 0, 1, 2, 75
 UNREAD = 141  # As shells call a program that SIGPIPE ended.
@@ -44,6 +39,32 @@ _HERE = pathlib.Path(__file__).resolve().parent
 # Installed, the gin files are inside the package; in a checkout they are beside it.
 _PLACES = (_HERE / 'gin_configs', _HERE.parent / 'gin_configs')
 GIN_CONFIGS = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
+
+
+# Gin's names are public and stay when code moves: the module where something is defined, and the module by
+# which gin files and command lines know it.
+_GIN_MODULES = {
+  'dro_jax.arena.arena': 'dro_jax.arena.run',
+  'dro_jax.arena.exact.suite': 'dro_jax.arena.exact',
+  'dro_jax.arena.exact.world': 'dro_jax.arena.exact_world',
+  'dro_jax.arena.human.suite': 'dro_jax.arena.human',
+  'dro_jax.arena.text.suite': 'dro_jax.arena.text',
+  'dro_jax.checkpoints.export_checkpoint': 'dro_jax.exporters',
+  'dro_jax.checkpoints.import_checkpoint': 'dro_jax.importers',
+  'dro_jax.data.batches.groups': 'dro_jax.data.units',
+  'dro_jax.evaluation.check': 'dro_jax.check',
+  'dro_jax.evaluation.report': 'dro_jax.report',
+  'dro_jax.parallel.partitioning': 'dro_jax.partitioning',
+  'dro_jax.recipes.a_lol': 'dro_jax.a_lol',
+  'dro_jax.recipes.build_table': 'dro_jax.build_table',
+  'dro_jax.recipes.cache_reference': 'dro_jax.cache_reference',
+  'dro_jax.recipes.fit_value': 'dro_jax.fit_value',
+  'dro_jax.recipes.train_vocabulary': 'dro_jax.train_vocabulary',
+  'dro_jax.run.batches': 'dro_jax.feeds',
+  'dro_jax.run.sampling.rollouts': 'dro_jax.online',
+  'dro_jax.step.optimizers': 'dro_jax.optimizers',
+  'dro_jax.step.reference': 'dro_jax.reference',
+}
 
 
 class Command(NamedTuple):
@@ -64,7 +85,7 @@ class Command(NamedTuple):
   own: bool = False
 
 
-_MODEL = ('dro_jax.models.t5:T5Config', 'dro_jax.partitioning')
+_MODEL = ('dro_jax.models.t5:T5Config', 'dro_jax.parallel.partitioning')
 _DATA = ('dro_jax.data.tasks:load_triplets',)
 
 _ALGORITHMS = 'dro_jax.algorithms'
@@ -72,12 +93,12 @@ _TRAIN = (
   *_MODEL,
   *_DATA,
   'dro_jax.algorithms',
-  'dro_jax.optimizers',
-  'dro_jax.reference',
-  'dro_jax.data.units:UnitOptions',
-  'dro_jax.online',
+  'dro_jax.step.optimizers',
+  'dro_jax.step.reference',
+  'dro_jax.data.batches.groups:UnitOptions',
+  'dro_jax.run.sampling.rollouts',
   'dro_jax.rewards',
-  'dro_jax.feeds',
+  'dro_jax.run.batches',
   'dro_jax.train',
 )
 
@@ -89,16 +110,22 @@ COMMANDS = {
     _TRAIN,
   ),
   'cache_reference': Command(
-    'dro_jax.cache_reference', 'cache_reference', "takes a reference's log-probs once, for any run", _TRAIN
+    'dro_jax.recipes.cache_reference',
+    'cache_reference',
+    "takes a reference's log-probs once, for any run",
+    _TRAIN,
   ),
   'fit_value': Command(
-    'dro_jax.fit_value', 'fit_value', 'fits V(x) on other prompts, for methods that read a value', _TRAIN
+    'dro_jax.recipes.fit_value',
+    'fit_value',
+    'fits V(x) on other prompts, for methods that read a value',
+    _TRAIN,
   ),
   'a_lol': Command(
-    'dro_jax.a_lol',
+    'dro_jax.recipes.a_lol',
     'a_lol_stages',
     'A-LoL in its stages: fits a value, keeps what beats it, trains on that',
-    (*_TRAIN, 'dro_jax.fit_value'),
+    (*_TRAIN, 'dro_jax.recipes.fit_value'),
   ),
   'preflight': Command(
     'dro_jax.preflight',
@@ -119,42 +146,49 @@ COMMANDS = {
     bare='triplets',
   ),
   'train_vocabulary': Command(
-    'dro_jax.train_vocabulary',
+    'dro_jax.recipes.train_vocabulary',
     'train_vocabulary',
     'trains a SentencePiece model on the texts of triplets',
     bare='triplets',
   ),
   'build_table': Command(
-    'dro_jax.build_table',
+    'dro_jax.recipes.build_table',
     'build_table',
     'tokenises triplets once, on this machine or by Apache Beam on many, for runs that read them',
     bare='triplets',
   ),
   'generate': Command('dro_jax.generate', 'generate', 'samples responses to prompts', _MODEL),
   'arena': Command(
-    'dro_jax.arena.run',
+    'dro_jax.arena.arena',
     'arena',
     'holds methods to a known optimum, and to each other',
     (
       *_MODEL,
       'dro_jax.arena.bandit',
-      'dro_jax.arena.exact',
-      'dro_jax.arena.exact_world:ExactSettings',
-      'dro_jax.arena.text',
-      'dro_jax.arena.human',
+      'dro_jax.arena.exact.suite',
+      'dro_jax.arena.exact.world:ExactSettings',
+      'dro_jax.arena.text.suite',
+      'dro_jax.arena.human.suite',
     ),
   ),
   'report': Command(
-    'dro_jax.report', 'report', 'compares runs: settings, curves, metrics with paired intervals', bare='runs'
+    'dro_jax.evaluation.report',
+    'report',
+    'compares runs: settings, curves, metrics with paired intervals',
+    bare='runs',
   ),
   'import_checkpoint': Command(
-    'dro_jax.importers', 'import_checkpoint', 'brings in a T5 of Hugging Face or T5X, for --init_from'
+    'dro_jax.checkpoints.import_checkpoint',
+    'import_checkpoint',
+    'brings in a T5 of Hugging Face or T5X, for --init_from',
   ),
   'export_checkpoint': Command(
-    'dro_jax.exporters', 'export_checkpoint', 'writes a policy for transformers or T5X'
+    'dro_jax.checkpoints.export_checkpoint', 'export_checkpoint', 'writes a policy for transformers or T5X'
   ),
   'check': Command(
-    'dro_jax.check', 'check', 'shows that a checkpoint scores and answers: ρ = 0 against itself, five answers'
+    'dro_jax.evaluation.check',
+    'check',
+    'shows that a checkpoint scores and answers: ρ = 0 against itself, five answers',
   ),
   'configs': Command(
     'dro_jax.main',
@@ -404,7 +438,7 @@ def _public_callables(module_name: str) -> list[str]:
 @functools.cache
 def _configurable(module: str, name: str) -> Callable[..., Any]:
   value = getattr(importlib.import_module(module), name)
-  return gin.external_configurable(value, module=value.__module__)
+  return gin.external_configurable(value, module=_GIN_MODULES.get(value.__module__, value.__module__))
 
 
 def _read_files(files: Iterable[str]) -> dict[str, str]:

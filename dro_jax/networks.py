@@ -12,14 +12,19 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from dro_jax import algorithms, checkpoints, partitioning, scoring, train_state, train_step
+from dro_jax import algorithms
 from dro_jax.batch import Batch
-from dro_jax.data import vocabularies
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
+from dro_jax.models import scoring
 from dro_jax.models.t5 import FAMILY, T5, Path, T5Config, convert_leaves, in_stack, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
-from dro_jax.partitioning import Grid
-from dro_jax.reference import MOVING, Reference
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.step import state as train_state
+from dro_jax.step import train_step
+from dro_jax.step.reference import MOVING, Reference
 from dro_jax.types import Mismatched, Params, Rows
 
 _log = logging.getLogger(__name__)

@@ -14,15 +14,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dro_jax import algorithms, chips, feeds, flops, forecast, partitioning, printing
-from dro_jax import reference as references
+from dro_jax import algorithms
 from dro_jax import train as training
-from dro_jax.data import stand_in, tasks, units
-from dro_jax.data.table import Ragged, TokenTable
+from dro_jax.costs import flops
+from dro_jax.costs import roofline as forecast
+from dro_jax.costs import slices as chips
+from dro_jax.data import tasks
+from dro_jax.data.batches import groups as units
+from dro_jax.data.table.table import Ragged, TokenTable
+from dro_jax.data.worlds import placeholder as stand_in
 from dro_jax.errors import UsageError
-from dro_jax.partitioning import AXES, Grid
-from dro_jax.scoring import Score
-from dro_jax.train_state import TrainState
+from dro_jax.models.scoring import Score
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import AXES, Grid
+from dro_jax.printing import result as printing
+from dro_jax.run import batches as feeds
+from dro_jax.step import reference as references
+from dro_jax.step.state import TrainState
 from dro_jax.types import Rows
 
 _log = logging.getLogger(__name__)

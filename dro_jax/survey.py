@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import statistics, ties
-from dro_jax.data import columns
-from dro_jax.data import comparisons as pairs
-from dro_jax.data.table import TokenTable
-from dro_jax.data.vocabularies import UNKNOWN, Vocabulary
+from dro_jax.data.records import comparisons as pairs
+from dro_jax.data.table import column_store as columns
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.text.vocabularies import UNKNOWN, Vocabulary
+from dro_jax.statistics import agreement as statistics
+from dro_jax.statistics import ties
 
 _PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 _BARS = 12  # Of a histogram; as many distinct values are shown one by one.

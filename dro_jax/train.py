@@ -19,39 +19,29 @@ import optax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from dro_jax import (
-  __version__,
-  algorithms,
-  best,
-  checkpoints,
-  claims,
-  evaluate,
-  feeds,
-  files,
-  generate,
-  interrupts,
-  limits,
-  machine,
-  networks,
-  online,
-  optimizers,
-  own_samples,
-  partitioning,
-  reference_store,
-  replays,
-  resume,
-  scoring,
-  spent,
-  train_state,
-  train_step,
-  validation,
-  writers,
-)
-from dro_jax import reference as references
-from dro_jax.data import loader, tasks, units, vocabularies
+from dro_jax import __version__, algorithms, evaluate, files, generate, limits, networks, writers
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.data import tasks
+from dro_jax.data.batches import groups as units
+from dro_jax.data.batches import loader
+from dro_jax.data.text import vocabularies
 from dro_jax.errors import Interrupted, NotFinite, Stopped, UsageError
+from dro_jax.models import scoring
 from dro_jax.models.t5 import T5Config
-from dro_jax.partitioning import Grid
+from dro_jax.parallel import interrupts, machine, partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import batches as feeds
+from dro_jax.run import best, reference_store
+from dro_jax.run.folder import configs as resume
+from dro_jax.run.folder import lock as claims
+from dro_jax.run.folder import nonfinite as replays
+from dro_jax.run.folder import spending as spent
+from dro_jax.run.folder import validation
+from dro_jax.run.sampling import policy_samples as own_samples
+from dro_jax.run.sampling import rollouts as online
+from dro_jax.step import optimizers, train_step
+from dro_jax.step import reference as references
+from dro_jax.step import state as train_state
 
 MANY_PROMPTS = 8  # Below it a mean over a batch says little of other prompts.
 # Rows of a fresh embedding table: divides over meshes, and is what T5 itself pads to.
@@ -320,7 +310,7 @@ def train(
 def _as_before(
   data: Callable[..., tasks.Triplets], earlier: Mapping[str, Any] | None
 ) -> Callable[..., tasks.Triplets]:
-  """The data, read as the run that is resumed, if one is, has read it (see `resume.data_options`)."""
+  """The data, read as the run that is resumed, if one is, has read it: `run.folder.configs.data_options`."""
   return data if earlier is None else functools.partial(data, **resume.data_options(earlier))
 
 

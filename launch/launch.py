@@ -22,7 +22,8 @@ from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
 from dro_jax.errors import UsageError
-from launch import cells, signals
+from launch import signals
+from launch import sweep as cells
 from launch.say import say
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -179,7 +180,7 @@ def _backend(job: config_dict.ConfigDict) -> Callable[..., int]:
     return getattr(module, function)
   except (ImportError, AttributeError, ValueError) as error:
     raise UsageError(
-      f'--job.backend={job.backend}: {error}. Pass MODULE:FUNCTION, such as launch.local:run'
+      f'--job.backend={job.backend}: {error}. Pass MODULE:FUNCTION, such as launch.backends.local:run'
     ) from error
 
 

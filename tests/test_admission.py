@@ -3,10 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from dro_jax import admission, algorithms, feeds, train
+from dro_jax import admission, algorithms, train
 from dro_jax.data import tasks
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5Config
+from dro_jax.run import batches as feeds
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,7 @@
 import pytest
 
-from dro_jax import config_files, config_tables, configs
+from dro_jax import config_files, configs
+from dro_jax.cli import configs_command as config_tables
 from dro_jax.errors import UsageError
 
 

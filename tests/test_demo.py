@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from dro_jax import demo, partitioning
-from dro_jax.data import toy
+from dro_jax import demo
+from dro_jax.data.worlds import toy
+from dro_jax.parallel import partitioning
 
 WORLD = toy.World(alphabets=('bd', 'ae', 'lm'))
 SETTINGS = demo.Settings(

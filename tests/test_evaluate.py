@@ -6,10 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from dro_jax import algorithms, checkpoints, evaluate, optimizers, partitioning, train
+from dro_jax import algorithms, evaluate, train
+from dro_jax.checkpoints import orbax as checkpoints
 from dro_jax.data import tasks
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5Config
+from dro_jax.parallel import partitioning
+from dro_jax.step import optimizers
 
 MODEL = T5Config(emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1)
 ESTIMATE = {'value', 'low', 'high'}

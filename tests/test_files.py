@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dro_jax import files, generate, writers
-from dro_jax.arena import answers
-from dro_jax.arena import text as arena_text
-from dro_jax.data import sources
+from dro_jax.arena.text import answers
+from dro_jax.arena.text import suite as arena_text
+from dro_jax.data.records import triplets as sources
 from dro_jax.errors import UsageError
 
 # Whatever ends a line for somebody, half a surrogate pair, and ordinary text.

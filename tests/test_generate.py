@@ -6,9 +6,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from dro_jax import checkpoints, evaluate, generate, inspection, networks, partitioning
-from dro_jax.data import chat, tasks, vocabularies
+from dro_jax import evaluate, generate, inspection, networks
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.data import tasks
+from dro_jax.data.text import chat, vocabularies
 from dro_jax.errors import UsageError
+from dro_jax.parallel import partitioning
 from tests.examples import CONFIG
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=384)

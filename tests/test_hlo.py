@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dro_jax import flops, hlo
+from dro_jax import hlo
+from dro_jax.costs import flops
 
 LOOP = """HloModule loop
 

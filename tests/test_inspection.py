@@ -4,8 +4,13 @@ import shlex
 import numpy as np
 import pytest
 
-from dro_jax import admission, inspection, main, usage
-from dro_jax.data import layout, plan, split, table, tasks
+from dro_jax import admission, inspection, main
+from dro_jax.cli import help as usage
+from dro_jax.data import tasks
+from dro_jax.data.batches import packing as layout
+from dro_jax.data.batches import plan
+from dro_jax.data.storage import hashes as split
+from dro_jax.data.table import table
 from dro_jax.errors import UsageError
 
 _CONFIGS = main.GIN_CONFIGS

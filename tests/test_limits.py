@@ -1,8 +1,10 @@
 import jax
 import pytest
 
-from dro_jax import cache_reference, evaluate, generate, limits, report
+from dro_jax import evaluate, generate, limits
 from dro_jax.errors import UsageError
+from dro_jax.evaluation import report
+from dro_jax.recipes import cache_reference
 
 
 @pytest.mark.parametrize('value', [0, 0.0, -1, float('nan'), float('inf')])

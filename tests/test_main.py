@@ -13,8 +13,9 @@ import typing
 import pytest
 
 import dro_jax
-from dro_jax import configs, usage
+from dro_jax import configs
 from dro_jax import main as door
+from dro_jax.cli import help as usage
 from dro_jax.errors import UsageError, did_you_mean
 
 _COMMANDS_MODULE = """
@@ -357,7 +358,7 @@ def test_a_class_has_its_parameters():
 
 def test_a_configurable_takes_the_place_of_its_own_kind():
   with pytest.raises(
-    UsageError, match=r'adafactor is of dro_jax.optimizers, and .*, dro_v, of dro_jax.algori'
+    UsageError, match=r'adafactor is of dro_jax.step.optimizers, and .*, dro_v, of dro_jax.algori'
   ):
     _configure('train', '--set=ALGORITHM=adafactor')
   assert callable(_configure('train', '--set=ALGORITHM=kto', '--set=train.policy_optimizer=@policy/adamw'))

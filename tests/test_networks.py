@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from dro_jax import checkpoints, networks, partitioning
+from dro_jax import networks
+from dro_jax.checkpoints import orbax as checkpoints
 from dro_jax.errors import UsageError
 from dro_jax.importers import names
 from dro_jax.models.t5 import T5Config, convert_layers
+from dro_jax.parallel import partitioning
 
 CONFIG = T5Config(
   vocab_size=16, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_encoder_layers=2, num_decoder_layers=3

@@ -9,20 +9,17 @@ import numpy as np
 import pytest
 from rich import console
 
-from dro_jax import (
-  algorithms,
-  chips,
-  feeds,
-  optimizers,
-  partitioning,
-  preflight,
-  reference,
-  train,
-  train_state,
-)
-from dro_jax.data import stand_in, units, vocabularies
+from dro_jax import algorithms, preflight, train
+from dro_jax.costs import slices as chips
+from dro_jax.data.batches import groups as units
+from dro_jax.data.text import vocabularies
+from dro_jax.data.worlds import placeholder as stand_in
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5Config
+from dro_jax.parallel import partitioning
+from dro_jax.run import batches as feeds
+from dro_jax.step import optimizers, reference
+from dro_jax.step import state as train_state
 
 CONFIG = T5Config(
   vocab_size=384, emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2,

@@ -11,8 +11,8 @@ import tarfile
 
 import pytest
 
-from dro_jax import checkpoints
 from dro_jax import main as door
+from dro_jax.checkpoints import orbax as checkpoints
 
 ARCHIVE = pathlib.Path(__file__).with_name('saved_runs') / '9c2e7b0.tar.gz'
 _TINY = {

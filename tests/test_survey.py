@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from dro_jax import survey
-from dro_jax.data import scaling, table, vocabularies
+from dro_jax.data import scaling
+from dro_jax.data.table import table
+from dro_jax.data.text import vocabularies
 
 LIMIT = 6
 

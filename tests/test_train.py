@@ -14,21 +14,20 @@ import numpy as np
 import optax
 import pytest
 
-from dro_jax import (
-  algorithms,
-  checkpoints,
-  claims,
-  evaluate,
-  feeds,
-  networks,
-  optimizers,
-  partitioning,
-  train,
-  validation,
-)
-from dro_jax import reference as references
-from dro_jax.data import layout, loader, plan, table, tasks, vocabularies
+from dro_jax import algorithms, evaluate, networks, train
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.data import tasks
+from dro_jax.data.batches import loader, plan
+from dro_jax.data.batches import packing as layout
+from dro_jax.data.table import table
+from dro_jax.data.text import vocabularies
 from dro_jax.errors import NotFinite, Stopped, UsageError
+from dro_jax.parallel import partitioning
+from dro_jax.run import batches as feeds
+from dro_jax.run.folder import lock as claims
+from dro_jax.run.folder import validation
+from dro_jax.step import optimizers
+from dro_jax.step import reference as references
 from tests.examples import CONFIG
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=None)

@@ -13,7 +13,7 @@ def main(port: str, index: str, count: str, triplets: str, model_dir: str, steps
   jax.distributed.initialize(f'localhost:{port}', int(count), int(index))
 
   from dro_jax.errors import Interrupted, Stopped
-  from tests.test_partitioning import train_on_mesh
+  from tests.parallel.test_partitioning import train_on_mesh
 
   try:
     train_on_mesh(triplets, model_dir, int(steps))

@@ -18,10 +18,10 @@ import optax
 from dro_jax import losses
 from dro_jax.arena.cells import Cell, Finished, plain
 from dro_jax.arena.suite import Report, Suite
-from dro_jax.arena.tables import Table
-from dro_jax.data import toy
+from dro_jax.data.worlds import toy
 from dro_jax.errors import UsageError
-from dro_jax.statistics import Estimate
+from dro_jax.printing.tables import Table
+from dro_jax.statistics.agreement import Estimate
 from dro_jax.types import Array
 
 SETTLING_STEPS = 6000

@@ -11,7 +11,7 @@ import numpy as np
 
 from dro_jax.arena import trials
 from dro_jax.arena.cells import Cell, Finished
-from dro_jax.statistics import Estimate
+from dro_jax.statistics.agreement import Estimate
 
 RESAMPLES = 1000
 CHECKPOINTS = ('best', 'last')

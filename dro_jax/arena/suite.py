@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax.arena.cells import Cell, Finished
-from dro_jax.arena.tables import Table
 from dro_jax.arena.trials import Grid
+from dro_jax.printing.tables import Table
 
 
 class Report(NamedTuple):

@@ -8,27 +8,22 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from dro_jax import (
-  algorithms,
-  checkpoints,
-  feeds,
-  flops,
-  networks,
-  optimizers,
-  partitioning,
-  reference,
-  scoring,
-  train,
-  train_state,
-  train_step,
-)
+from dro_jax import algorithms, networks, train
 from dro_jax.arena import results, trials
 from dro_jax.arena.cells import Cell
-from dro_jax.arena.tables import Table
 from dro_jax.arena.trials import Range
-from dro_jax.data import tasks, units
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.costs import flops
+from dro_jax.data import tasks
+from dro_jax.data.batches import groups as units
+from dro_jax.models import scoring
 from dro_jax.models.t5 import T5Config
-from dro_jax.partitioning import Grid
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.printing.tables import Table
+from dro_jax.run import batches as feeds
+from dro_jax.step import optimizers, reference, train_step
+from dro_jax.step import state as train_state
 
 # A policy that two cores can train.
 MODEL = T5Config(

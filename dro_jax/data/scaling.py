@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax import ties
 from dro_jax.errors import UsageError
+from dro_jax.statistics import ties
 
 KINDS = ('none', 'standardise', 'minmax', 'quantile')
 _KNOTS = 1001

@@ -18,16 +18,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import cluster, derived, files, places
-from dro_jax.data import chat, inheritance, lost_text, sources, split, staging, table
-from dro_jax.data import columns as column_stores
+from dro_jax import derived, files, places
 from dro_jax.data import scaling as scalings
-from dro_jax.data.registration import register as register
-from dro_jax.data.registration import text_features as text_features
-from dro_jax.data.sources import Record
-from dro_jax.data.table import TokenTable
-from dro_jax.data.vocabularies import Vocabulary, vocabulary
+from dro_jax.data.records import inheritance
+from dro_jax.data.records import triplets as sources
+from dro_jax.data.records.triplets import Record
+from dro_jax.data.sources.seqio_tasks import register as register
+from dro_jax.data.sources.seqio_tasks import text_features as text_features
+from dro_jax.data.storage import buckets as staging
+from dro_jax.data.storage import hashes as split
+from dro_jax.data.table import column_store as column_stores
+from dro_jax.data.table import table
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.text import chat, lost_text
+from dro_jax.data.text.vocabularies import Vocabulary, vocabulary
 from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.parallel import processes as cluster
 
 _NAME_LENGTH = 100  # Characters of a source that name its folder; file systems allow 255 bytes.
 
@@ -433,7 +439,7 @@ def _imported_module(name: str) -> types.ModuleType:
 def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str | None) -> Source:
   import seqio
 
-  from dro_jax.data import public
+  from dro_jax.data.sources import public
 
   public.read_from(data_dir)
   try:

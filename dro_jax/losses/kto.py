@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
-from dro_jax import masked, shapes
+from dro_jax.ops import checks as shapes
+from dro_jax.ops import masked
 from dro_jax.types import Array, Scalar
 
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dro_jax import masked, shapes
 from dro_jax import values as value_targets
+from dro_jax.ops import checks as shapes
+from dro_jax.ops import masked
 from dro_jax.types import Array, Scalar
 
 

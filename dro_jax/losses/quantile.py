@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from dro_jax import shapes
+from dro_jax.ops import checks as shapes
 from dro_jax.types import Array, Scalar
 
 

@@ -1,6 +1,6 @@
 """T5's layers: attention, gated MLP, RMS norm, relative position bias, with T5X's parameter names.
 
-Logical axes, which `partitioning.py` maps to the mesh:
+Logical axes, which `parallel/partitioning.py` maps to the mesh:
 
 - parameters, as T5X names them: `vocab`, `embed`, `joined_kv` (heads × head width), `mlp`, `heads`,
   `relpos_buckets`, and `layers` (axis 1 of every parameter of a scanned stack);

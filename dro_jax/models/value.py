@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Int
 
-from dro_jax import masked, values
+from dro_jax import values
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import T5, T5Config
+from dro_jax.ops import masked
 from dro_jax.types import Array, Params, Rows
 
 READOUTS = ('prompt', 'attention', 'token', 'batch', 'scalar')

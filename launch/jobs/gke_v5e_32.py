@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-from launch import gke
+from launch.backends import gke
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-from launch import local
+from launch.backends import local
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-from launch import slurm
+from launch.backends import slurm
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-from launch import tpu_vm
+from launch.backends import tpu_vm
 
 
 def get_config() -> config_dict.ConfigDict:

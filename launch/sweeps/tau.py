@@ -5,7 +5,7 @@ Other values: --sweep.product.TAU='(0.5, 2.0)'.
 
 from ml_collections import config_dict
 
-from launch import cells
+from launch import sweep as cells
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from dro_jax import partitioning
+from dro_jax.parallel import partitioning
 
 
 @pytest.fixture(scope='session')

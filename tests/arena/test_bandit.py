@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from dro_jax.arena import bandit, run
+from dro_jax.arena import arena as run
+from dro_jax.arena import bandit
 from dro_jax.errors import UsageError
 
 BANDIT = bandit.Bandit()

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax.data import table
-from dro_jax.data.vocabularies import vocabulary
+from dro_jax.data.table import table
+from dro_jax.data.text.vocabularies import vocabulary
 
 
 class Lengths(NamedTuple):

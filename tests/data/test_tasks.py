@@ -8,7 +8,7 @@ import pytest
 
 from dro_jax.data import tasks
 from dro_jax.data.tasks import load_triplets
-from dro_jax.data.vocabularies import vocabulary
+from dro_jax.data.text.vocabularies import vocabulary
 from dro_jax.errors import UsageError
 from tests.data.generated import ratings, records
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from launch import tpu_vm
+from launch.backends import tpu_vm
 
 # What the workers find on their PATH; uv makes an environment whose python plays dro_jax.
 BINARIES = {

@@ -7,7 +7,8 @@ import pytest
 
 from dro_jax.errors import UsageError
 from launch import arguments as words
-from launch import checks, commands, signals, slices, tpu_vm
+from launch import checks, commands, signals, slices
+from launch.backends import tpu_vm
 
 DATA = ['--triplets=hh_helpful']
 TRAIN = ['train', '--model_dir=/mnt/runs/a', '--gin_file=models/t5_1_1_xl.gin', '--json', *DATA]

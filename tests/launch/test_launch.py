@@ -1,6 +1,7 @@
 import pytest
 
-from launch import launch, tpu_vm
+from launch import launch
+from launch.backends import tpu_vm
 
 # ml_collections loads a job's file in a way that importlib would rather it did not.
 pytestmark = pytest.mark.filterwarnings('default:the load_module:DeprecationWarning')
@@ -50,7 +51,7 @@ def test_jobs_may_be_named_without_their_folder(calls, name, kind):
     (LOCAL, 'what shall dro_jax do?'),
     ([*LOCAL, 'train'], "'train' is no flag of ours: dro_jax's arguments follow --"),
     ([*LOCAL, '--dri_run', '--', 'train'], 'dri_run'),
-    ([*LOCAL, '--job.backend=launch.slurm:run', '--', 'train'], 'Pass MODULE:FUNCTION'),
+    ([*LOCAL, '--job.backend=launch.backends.slurm:run', '--', 'train'], 'Pass MODULE:FUNCTION'),
     ([*LOCAL, '--job.processes=-1', '--', 'train'], '--job.processes=-1: pass 0 or more'),
   ],
 )

@@ -36,7 +36,7 @@ def synthesise(scale: int, folder: str) -> None:
   import numpy as np
   from etils import epath
 
-  from dro_jax.exporters import t5x
+  from dro_jax.checkpoints.t5x import write as t5x
   from dro_jax.importers import names
 
   def stream(scan):
@@ -50,13 +50,13 @@ def synthesise(scale: int, folder: str) -> None:
 
 
 def bring_in(source: str, target: str) -> None:
-  from dro_jax import importers
+  from dro_jax.checkpoints import import_checkpoint as importers
 
   importers.import_checkpoint(source, target, 'bytes')
 
 
 def take_out(source: str, target: str, *arguments: str) -> None:
-  from dro_jax import exporters
+  from dro_jax.checkpoints import export_checkpoint as exporters
 
   exporters.export_checkpoint(source, target, *arguments)
 
@@ -65,7 +65,8 @@ def load_scanned(source: str) -> None:
   """As a run with scanned layers loads an unrolled checkpoint."""
   import dataclasses
 
-  from dro_jax import networks, partitioning
+  from dro_jax import networks
+  from dro_jax.parallel import partitioning
 
   model = dataclasses.replace(networks.config_of(source), scan_layers=True)
   abstract = networks.abstract_on(networks.build(model, uses_value=False), partitioning.make_mesh())
@@ -108,7 +109,7 @@ def same(first: str, second: str) -> bool:
   import numpy as np
   from etils import epath
 
-  from dro_jax.importers import t5x
+  from dro_jax.checkpoints.t5x import write as t5x
 
   opened = [t5x.open_checkpoint(t5x.find(epath.Path(folder))).weights for folder in (first, second)]
   return opened[0].keys() == opened[1].keys() and all(

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from dro_jax import cluster  # noqa: E402
+from dro_jax.parallel import processes as cluster  # noqa: E402
 
 KILLS, STEPS = 50, 1000
 SETTINGS = (

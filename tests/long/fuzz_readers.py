@@ -36,8 +36,12 @@ import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from dro_jax.data import columns, readers, sources, table, tasks  # noqa: E402
-from dro_jax.data.vocabularies import vocabulary  # noqa: E402
+from dro_jax.data import tasks  # noqa: E402
+from dro_jax.data.records import readers  # noqa: E402
+from dro_jax.data.records import triplets as sources  # noqa: E402
+from dro_jax.data.table import column_store as columns  # noqa: E402
+from dro_jax.data.table import table  # noqa: E402
+from dro_jax.data.text.vocabularies import vocabulary  # noqa: E402
 from dro_jax.errors import UsageError  # noqa: E402
 
 HANG = 60  # Seconds without a new case.
@@ -414,8 +418,10 @@ def _json(rng: random.Random, depth: int = 0):
 
 def try_reference_store(rng: random.Random, folder: pathlib.Path) -> str:
   """A store that is whole, and another's: it does not serve, and the run says why."""
-  from dro_jax import algorithms, reference, reference_store
+  from dro_jax import algorithms
   from dro_jax.models.t5 import T5Config
+  from dro_jax.run import reference_store
+  from dro_jax.step import reference
 
   built = _small_table(rng, folder, sane(rng))
   flat = np.zeros(built.response_lengths.sum(), np.float32)

@@ -57,7 +57,7 @@ def noting() -> None:
   import numpy as np
 
   from dro_jax import main as door
-  from dro_jax import partitioning
+  from dro_jax.parallel import partitioning
 
   place, folder = partitioning.global_batch, pathlib.Path(os.environ[PLACED])
 

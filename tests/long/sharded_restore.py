@@ -54,7 +54,10 @@ def tools(scan: bool = False):
   """Networks, a mesh, the state's shapes and what makes it, as `train` has them."""
   import functools
 
-  from dro_jax import networks, optimizers, partitioning, train, train_state
+  from dro_jax import networks, train
+  from dro_jax.parallel import partitioning
+  from dro_jax.step import optimizers
+  from dro_jax.step import state as train_state
 
   mesh = partitioning.make_mesh(1, -1)
   nets = networks.build(config(scan), uses_value=False)
@@ -98,7 +101,7 @@ def imported(folder: pathlib.Path) -> int:
   import jax
   import numpy as np
 
-  from dro_jax import checkpoints
+  from dro_jax.checkpoints import orbax as checkpoints
 
   *_, abstract = tools()
   params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), abstract.params['policy'])
@@ -152,7 +155,7 @@ def grant(more: float) -> None:
 def opened(folder: pathlib.Path):
   import contextlib
 
-  from dro_jax import checkpoints
+  from dro_jax.checkpoints import orbax as checkpoints
 
   return contextlib.closing(checkpoints.Checkpoints(folder / 'checkpoints'))
 
@@ -173,7 +176,8 @@ def work(step: str, folder: pathlib.Path) -> None:
   import orbax.checkpoint  # noqa: F401
   import tensorstore  # noqa: F401
 
-  from dro_jax import cluster, train  # noqa: F401
+  from dro_jax import train  # noqa: F401
+  from dro_jax.parallel import processes as cluster
 
   cluster.join()
   jax.block_until_ready(jax.jit(lambda: jax.numpy.zeros(8))())

@@ -1,0 +1,124 @@
+"""The `arena` command: runs the cells that are missing, then tells of all that are there."""
+
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from dro_jax import files, writers
+from dro_jax.arena import cells, trials
+from dro_jax.arena.suite import Report, Suite
+from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.files import json_text
+from dro_jax.printing import tables
+
+
+def arena(
+  model_dir: str,
+  suite: Callable[[], Suite],
+  *,
+  algorithms: str | Sequence[str] | None = None,
+  seeds: int = 2,
+  points: int = 2,
+  widen: int | bool = 0,
+  configs: Callable[[], Mapping[str, str]] = dict,
+) -> dict[str, Any]:
+  """Holds methods to the optimum, and to each other.
+
+  Every method gets as many trials and as many FLOPs as any other. A finished cell is never run again: more
+  algorithms, seeds, points of an axis or a wider grid run what is missing.
+
+  Args:
+    model_dir: the arena's folder: cells, tables, plots.
+    suite: the world and who competes in it.
+    algorithms: some of the suite's methods, 'dro_v,kto'; None takes its usual ones.
+    seeds: repetitions, numbered from 0.
+    points: values of each hyperparameter's range.
+    widen: steps by which every method's ranges are extended at both ends.
+    configs: texts to save with the results, by file name.
+
+  Returns:
+    Where the results are, and how many cells there were.
+
+  Raises:
+    UsageError: there is no such method, or the folder is another world's.
+  """
+  folder = files.output_folder(model_dir, '--model_dir').absolute()
+  world = suite()
+  # Of the whole suite, so that the number of trials is the same whoever competes.
+  tried = trials.of(world.grids, points, int(widen))
+  chosen = {name: tried[name] for name in _names(world, algorithms)}
+  if seeds < 1:
+    raise UsageError(f'seeds={seeds}: pass 1 or more (--seeds=2).')
+  planned = cells.plan(world.name, chosen, seeds, world.axes)
+  cells.claim(folder, world.name, world.settings)
+  console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+  ran = _run(folder, world, planned, console)
+  report = world.report(cells.read_all(folder))
+  written = save(folder, world.name, report)
+  for name, text in configs().items():
+    writers.write_atomically(folder / name, text)
+  wide = Console(file=sys.stderr, highlight=False, width=console.width if console.is_terminal else 160)
+  for table in report.tables:
+    wide.print(tables.for_terminal(table))
+  return {'model_dir': str(folder), 'cells': len(planned), 'cells_run': ran, 'files': ', '.join(written)}
+
+
+def _names(world: Suite, algorithms: str | Sequence[str] | None) -> list[str]:
+  """The methods that are named, without a name the usual ones.
+
+  Raises:
+    UsageError: a name is no method's.
+  """
+  if algorithms is None:
+    algorithms = list(world.usual or world.grids)
+  names = algorithms.split(',') if isinstance(algorithms, str) else list(algorithms)
+  for name in names:
+    if name not in world.grids:
+      hint = did_you_mean(name, world.grids)
+      raise UsageError(
+        f'nobody in the suite {world.name} is called {name!r}{hint}: choose from {", ".join(world.grids)}.'
+      )
+  return list(dict.fromkeys(names))
+
+
+def _run(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], console: Console) -> int:
+  """Runs what is missing, and says how it goes; returns how many cells that were."""
+  todo, began = cells.missing(folder, planned), time.monotonic()
+  console.print(
+    f'{world.name}: {len(planned)} cells, {len(planned) - len(todo)} of them done'
+    + (f'. {world.cost}' if todo and world.cost else '')
+  )
+  for number, cell in enumerate(todo, 1):
+    start = time.monotonic()
+    result = world.run(cell)
+    now = time.monotonic()
+    cells.write(folder, cells.Finished(cell, result, now - start))
+    left = (now - began) / number * (len(todo) - number)
+    console.print(
+      f'{number}/{len(todo)}  {cells.describe(cell)}  {now - start:.1f} s; about {left / 60:.0f} min left'
+    )
+  return len(todo)
+
+
+def save(folder: pathlib.Path, name: str, report: Report) -> list[str]:
+  """Writes `results.json`, `results.md` and the figures; returns their names."""
+  from matplotlib.figure import Figure
+
+  content = {'suite': name, 'tables': [tables.for_json(table) for table in report.tables]}
+  text = json_text(content, indent=2, ensure_ascii=False) + '\n'
+  writers.write_atomically(folder / 'results.json', text)
+  body = f'# Arena: {name}\n\n' + '\n'.join(map(tables.for_markdown, report.tables))
+  body += ''.join(f'\n![{figure}]({figure})\n' for figure in report.figures)
+  writers.write_atomically(folder / 'results.md', body)
+  for file, draw in report.figures.items():
+    figure = Figure(layout='constrained')
+    draw(figure)
+    figure.savefig(folder / file, dpi=120)
+  return ['results.json', 'results.md', *report.figures]
+
+
+__all__ = ['arena']

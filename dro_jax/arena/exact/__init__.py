@@ -1,0 +1,1 @@
+"""The suite whose optimum is computed by enumeration."""

@@ -1,0 +1,1 @@
+"""The suite on people's own ratings."""

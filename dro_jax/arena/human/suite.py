@@ -1,0 +1,306 @@
+"""The `human` suite: does what a policy learned of some prompts agree with people on others?
+
+Any triplet file whose rewards are people's. Prompts are dealt to parts by their hash: some make the reference
+(unless one is given), some train, some choose hyperparameters, some are reported on. No answer is sampled:
+logged responses are scored, and where a human corrected them, the corrections too.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax import evaluate, networks
+from dro_jax.arena import training
+from dro_jax.arena.cells import Cell, file_of, plain
+from dro_jax.arena.human import report as human_report
+from dro_jax.arena.suite import Suite
+from dro_jax.arena.trials import Range
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.data import tasks
+from dro_jax.data.records import triplets as sources
+from dro_jax.data.storage import hashes as split
+from dro_jax.data.table import table as token_tables
+from dro_jax.data.table.table import TokenTable
+from dro_jax.errors import UsageError
+from dro_jax.models.t5 import T5Config
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import batches as feeds
+
+USUAL = ('dro_v', 'dro_p', 'kto', 'filtered_sft')
+RATES = Range(1e-4, 5e-4)
+
+
+class Feedback(NamedTuple):
+  """The triplets, and how they are read and dealt out.
+
+  Attributes:
+    triplets: files or names of data sets (see `data.tasks.load_triplets`).
+    test_triplets: those that are reported on; None holds out prompts of `triplets`.
+    columns: the file's own names.
+    map_reward: numbers for rewards that are words.
+    post_edit: the field with a human's correction of the response, used where the files have it.
+    init_from: the reference's folder; None fits one to a part of the prompts: to corrections where there are
+      any, else to responses.
+    vocabulary: 'bytes' or a SentencePiece model's path; None takes the reference's, else bytes.
+    prompt_length: prompt tokens at most.
+    response_length: response tokens at most.
+    reference: share of the prompts that the reference is fitted to.
+    validation: share of the prompts that choose hyperparameters.
+    test: share of the prompts that are reported on, where there are no `test_triplets`.
+    reference_steps: optimiser steps of the reference.
+  """
+
+  triplets: str | Sequence[str]
+  test_triplets: str | Sequence[str] | None = None
+  columns: str | Mapping[str, str] | None = None
+  map_reward: str | Mapping[str, float] | None = None
+  post_edit: str | None = 'post_edit'
+  init_from: str | None = None
+  vocabulary: str | None = None
+  prompt_length: int = 256
+  response_length: int = 256
+  reference: float = 0.3
+  validation: float = 0.15
+  test: float = 0.15
+  reference_steps: int = 300
+
+
+class Place(NamedTuple):
+  """Where everything lies, and on what it runs."""
+
+  folder: pathlib.Path
+  feedback: Feedback
+  model: T5Config
+  mesh: Callable[[], Grid]
+  batch_size: int
+
+
+class World(NamedTuple):
+  """What cells share.
+
+  Attributes:
+    data: for `training.fit`.
+    tables: responses of the validation and the test part, and the test part's corrections, if any.
+    about: what the report needs of them beside scores, by table: plain arrays, `[N]`.
+  """
+
+  data: training.Data
+  tables: Mapping[str, TokenTable]
+  about: Mapping[str, Mapping[str, Any]]
+
+
+# --- parts --------------------------------------------------------------------------------------------------
+
+
+class _Parts(NamedTuple):
+  """A file's table by part of its prompts, and what building it told."""
+
+  reference: TokenTable
+  train: TokenTable
+  validation: TokenTable
+  test: TokenTable
+  report: Mapping[str, Any]
+
+
+def parts(place: Place, words: Any, response: str | None = None) -> _Parts:
+  """The responses, or another field in their place, by part; no prompt is in two.
+
+  Raises:
+    UsageError: a part would be empty, or what is wrong with the files.
+  """
+  given = place.feedback
+  whole, report = _table(place, given.triplets, words, response)
+  if given.test_triplets is None:
+    test = split.by_prompt_hash(whole.prompt_digests, given.test)
+    tested, first = whole.subset(test), given.test
+  else:
+    tested, _ = _table(place, given.test_triplets, words, response)
+    test, first = np.isin(whole.prompt_digests, tested.prompt_digests), 0.0
+  edges = np.cumsum([first, given.validation, 0.0 if given.init_from else given.reference])
+  below = [split.by_prompt_hash(whole.prompt_digests, float(edge)) for edge in edges]
+  held, imitated = below[1] & ~below[0] & ~test, below[2] & ~below[1] & ~test
+  training_part = ~below[2] & ~test
+  dealt = _Parts(whole.subset(imitated), whole.subset(training_part), whole.subset(held), tested, report)
+  needed = ['train', 'validation', 'test'] + ['reference'] * (given.init_from is None)
+  for name in needed:
+    if not len(getattr(dealt, name)):
+      raise UsageError(
+        f'the part {name!r} of {len(np.unique(whole.prompt_index))} prompts is empty: pass more triplets, or '
+        'other shares (Feedback.reference, .validation, .test).'
+      )
+  return dealt
+
+
+def _table(
+  place: Place, triplets: str | Sequence[str], words: Any, response: str | None
+) -> tuple[TokenTable, Mapping[str, Any]]:
+  given = place.feedback
+  names = sources.parse_columns(given.columns) | ({'response': response} if response else {})
+  loaded = tasks.load_triplets(
+    triplets, columns=names, map_reward=given.map_reward, vocabulary=words, validation_fraction=0,
+    prompt_length=given.prompt_length, response_length=given.response_length,
+    cache_dir=str(place.folder / 'world' / 'tables'),
+  )  # fmt: skip
+  return loaded.train, loaded.report
+
+
+def corrected(triplets: str | Sequence[str], field: str | None) -> bool:
+  """Whether files have this field, by their first record; data sets by name have none."""
+  if field is None or not sources.is_files(triplets):
+    return False
+  _, first = next(sources.located(sources.expand(triplets)[0], [field]))
+  return isinstance(first.get(field), str)
+
+
+def prepare(place: Place) -> World:
+  """Deals the prompts out, fits the reference where none is given, and scores with it."""
+  given = place.feedback
+  has_edits = all(
+    corrected(name, given.post_edit) for name in filter(None, (given.triplets, given.test_triplets))
+  )
+  reference = given.init_from or _reference(place, given.post_edit if has_edits else None)
+  words = networks.vocabulary_of(reference, given.vocabulary)
+  dealt = parts(place, words)
+  tables = {'validation': dealt.validation, 'test': dealt.test}
+  if has_edits:
+    tables['corrections'] = parts(place, words, given.post_edit).test
+  load = lambda **_: tasks.scaled(dealt.train, dealt.validation, 'standardise', dealt.report)  # noqa: E731
+  logps = scored(place, reference, tables)
+  about = {name: _about(table) | {'reference': logps[name]['logps']} for name, table in tables.items()}
+  return World(training.Data(load, reference), tables, about)
+
+
+def _contents(given: Feedback) -> dict[str, str | None]:
+  """What the triplets and the reference hold, whatever they are called."""
+
+  def of(triplets: str | Sequence[str]) -> str:
+    if sources.is_files(triplets):
+      return token_tables.files_fingerprint(sources.expand(triplets))
+    return tasks.find(triplets).fingerprint
+
+  return {
+    'triplets': of(given.triplets),
+    'test_triplets': given.test_triplets and of(given.test_triplets),
+    'init_from': given.init_from and checkpoints.init_digest(given.init_from),
+  }
+
+
+def _reference(place: Place, post_edit: str | None) -> str:
+  """A policy that imitates a part's corrections, or else its responses."""
+
+  def load(vocabulary: Any, **_: Any) -> tasks.Triplets:
+    dealt = parts(place, vocabulary, post_edit)
+    return tasks.scaled(dealt.reference, None, 'none', dealt.report)
+
+  return training.imitate(
+    place.folder / 'world' / 'sft', load, place.model, vocabulary=place.feedback.vocabulary or 'bytes',
+    steps=place.feedback.reference_steps, responses=place.batch_size, learning_rate=2e-3, mesh=place.mesh,
+  )  # fmt: skip
+
+
+def _about(table: TokenTable) -> dict[str, np.ndarray]:
+  """What a table's scores are held to."""
+  hter = table.columns.get('hter', np.ones(len(table)))
+  return {
+    'rewards': table.raw_rewards,
+    'prompts': np.unique(table.prompt_index, return_inverse=True)[1],
+    'lengths': table.response_lengths,
+    'weights': hter,
+  }
+
+
+# --- a cell -------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)
+def _scorer(nets: networks.Networks, mesh: Grid) -> Callable[..., networks.ScoredTable]:
+  """Compiled once for all cells with the same networks."""
+  return networks.make_scorer(nets, evaluate.NO_LOSS, None, mesh)
+
+
+def scored(
+  place: Place, checkpoint: str, tables: Mapping[str, TokenTable]
+) -> dict[str, dict[str, np.ndarray]]:
+  """A policy's log-probs of every response of some tables, and V where it has a value, `[N]` each."""
+  mesh = place.mesh()
+  run = evaluate.load_run(checkpoint, mesh)
+  state, found = run.state._replace(reference=None), {}
+  for name, table in tables.items():
+    result = _scorer(run.networks, mesh)(state, feeds.once(table, mesh, place.batch_size))
+    found[name] = {'logps': result.logps} | ({} if result.values is None else {'values': result.values})
+  return found
+
+
+def run(
+  place: Place,
+  methods: Mapping[str, training.Method],
+  budget: training.Budget,
+  world_of: Callable[[], World],
+  cell: Cell,
+) -> dict[str, Any]:
+  """A cell: trains, and scores what people judged with the last and the best checkpoint."""
+  world = world_of()
+  folder = place.folder / 'runs' / file_of(place.folder, cell).stem
+  method = methods[cell.algorithm]
+  trained = training.fit(folder, method, cell, world.data, budget, place.mesh)
+  saved = training.saved(trained['model_dir'])
+  temperature = float(method.algorithm(cell.hyperparameters.get('temperature', 1.0)).temperature)
+  found = {path: scored(place, path, world.tables) for path in set(saved.values())}
+  judged = {
+    path: {**scores, 'validation': -human_report.agreement(scores['validation'], world.about, temperature)}
+    for path, scores in found.items()
+  }
+  return {
+    'steps': trained['steps'],
+    'flops': trained['flops'],
+    'temperature': temperature,
+    **{name: judged[path] for name, path in saved.items()},
+    'about': {name: about for name, about in world.about.items() if name != 'validation'},
+  }
+
+
+def human(
+  folder: str,
+  feedback: Callable[[], Feedback],
+  *,
+  model: T5Config = training.MODEL,
+  steps: int = 200,
+  batch_size: int = 32,
+  evaluations: int = 2,
+  mesh: Callable[[], Grid] = partitioning.make_mesh,
+) -> Suite:
+  """Agreement with human scores on held-out prompts.
+
+  Args:
+    folder: the arena's.
+    feedback: the triplets.
+    model: the policy's size, where no reference is given.
+    steps: of DRO-V; other methods take as many as cost the same FLOPs.
+    batch_size: responses of a batch.
+    evaluations: how often a run validates, to find its best checkpoint.
+    mesh: devices' arrangement.
+
+  Raises:
+    UsageError: no triplets.
+  """
+  given = feedback()
+  if not given.triplets:
+    raise UsageError('the suite human needs people’s scores: pass --triplets FILE.')
+  place = Place(pathlib.Path(folder).expanduser().absolute(), given, model, mesh, batch_size)
+  competing = training.methods(RATES)
+  budget = training.Budget(steps, batch_size, evaluations=evaluations)
+  settings = {'feedback': given._asdict(), 'model': vars(model), 'budget': budget._asdict()}
+  settings |= {'contents': _contents(given)}
+  world_of = functools.lru_cache(maxsize=1)(functools.partial(prepare, place))
+  return Suite(
+    'human', plain(settings), {name: method.grid for name, method in competing.items()}, ({},),
+    functools.partial(run, place, competing, budget, world_of),
+    functools.partial(human_report.report, tuple(competing)), usual=USUAL,
+  )  # fmt: skip
+
+
+__all__ = ['Feedback', 'human']

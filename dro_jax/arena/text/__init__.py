@@ -1,0 +1,1 @@
+"""The suite of exercises in text with checkable answers."""

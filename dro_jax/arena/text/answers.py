@@ -1,0 +1,129 @@
+"""Answers of a policy to prompts: drawn, scored, and what is told of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax import generate, rewards
+from dro_jax.data.text import vocabularies
+from dro_jax.models.t5 import T5
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import reference_store
+from dro_jax.types import Params, Rows
+
+GRAMS = (1, 2, 3)
+_BATCH = 256  # Prompts answered, and responses scored, at once.
+_DRAWS = 100_000  # Samples of a purpose at most, each with a number of its own.
+_PURPOSES = ('train', 'validation', 'test', 'own validation', 'own test')
+
+
+class Samples(NamedTuple):
+  """K answers to each of P prompts, those to one prompt next to each other: N = P·K."""
+
+  prompts: list[str]
+  tokens: list[np.ndarray]
+  texts: list[str]
+  logps: np.ndarray
+  rewards: np.ndarray
+
+
+class Tools(NamedTuple):
+  """What answers and scores, compiled once.
+
+  Attributes:
+    draw: from parameters, prompts, K, a purpose and a seed to samples.
+    score: from parameters and samples to log π(y|x), `[N]`.
+    mesh: where parameters live.
+  """
+
+  draw: Callable[..., Samples]
+  score: Callable[[Params, Samples], np.ndarray]
+  mesh: Grid
+
+
+def make_tools(policy: T5, words: vocabularies.Vocabulary, mesh: Grid, response_length: int) -> Tools:
+  """Answers and scores of any policy of this kind, at temperature 1 without truncation."""
+  answer = generate.make_generator(policy, mesh, max_length=response_length, batch_size=_BATCH)
+
+  def draw(params: Params, prompts: Sequence[str], num: int, purpose: str, seed: int) -> Samples:
+    asked = [prompt for prompt in prompts for _ in range(num)]
+    first = (seed * len(_PURPOSES) + _PURPOSES.index(purpose)) * _DRAWS
+    answers = list(answer(params, _prompt_tokens(words, asked), range(first, first + len(asked))))
+    texts = [words.decode(each.tokens) for each in answers]
+    logps = np.array([each.logp for each in answers])
+    rewarded = np.array(rewards.graded_match(asked, texts))
+    return Samples(asked, [each.tokens for each in answers], texts, logps, rewarded)
+
+  return Tools(draw, _make_score(policy, words, mesh, response_length), mesh)
+
+
+def _prompt_tokens(words: vocabularies.Vocabulary, prompts: Sequence[str]) -> list[np.ndarray]:
+  return [np.append(ids, vocabularies.EOS) for ids in words.encode_batch(prompts)]
+
+
+def _make_score(policy: T5, words: vocabularies.Vocabulary, mesh: Grid, response_length: int) -> Callable:
+  """Scores tokens as they were sampled: text that is tokenised again need not be the same."""
+  score = reference_store.make_scorer(policy, mesh)
+
+  def logps(params: Params, samples: Samples) -> np.ndarray:
+    found, asked = [], _prompt_tokens(words, samples.prompts)
+    length = -(-max(map(len, asked)) // 16) * 16
+    for start in range(0, len(asked), _BATCH):
+      part = slice(start, start + _BATCH)
+      rows = _rows(asked[part], samples.tokens[part], _BATCH, length, response_length)
+      found.append(score(params, rows, _BATCH)[0][:, 0])
+    return np.concatenate(found)[: len(asked)].astype(np.float64)
+
+  return logps
+
+
+def _rows(
+  prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], num_rows: int, length: int, width: int
+) -> Rows:
+  """One prompt and one response a row; rows beyond them are padding."""
+
+  def laid_out(texts: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, ...]:
+    tokens, segments, positions = np.zeros((3, num_rows, length), np.int32)
+    for row, text in enumerate(texts):
+      tokens[row, : len(text)], segments[row, : len(text)] = text, 1
+      positions[row, : len(text)] = np.arange(len(text))
+    return tokens, segments, positions
+
+  answers = laid_out(responses, width)
+  valid = (np.arange(num_rows) < len(prompts))[:, None]
+  return Rows(
+    *laid_out(prompts, length), *answers, answers[1], np.zeros((num_rows, 1), np.float32),
+    np.zeros((num_rows, 1), np.int32), valid,
+  )  # fmt: skip
+
+
+def by_prompt(x_N: np.ndarray, num: int) -> np.ndarray:
+  """Means over the `num` answers to each prompt, `[P]`."""
+  return np.asarray(x_N, np.float64).reshape(-1, num).mean(1)
+
+
+def wins(own_PK: np.ndarray, other_PK: np.ndarray) -> np.ndarray:
+  """Share of a prompt's (own, other) pairs of answers that the own one wins, ties half, `[P]`."""
+  margin_PKK = own_PK[:, :, None] - other_PK[:, None, :]
+  return ((np.sign(margin_PKK) + 1) / 2).mean((1, 2))
+
+
+def about(samples: Samples, num: int) -> dict[str, Any]:
+  """What a table tells of answers, K to a prompt: means by prompt, `[P]`, and of all, distinct-n."""
+  exact = np.array(rewards.exact_match(samples.prompts, samples.texts))
+  different = [len(set(samples.texts[i : i + num])) / num for i in range(0, len(samples.texts), num)]
+  return {
+    'reward': by_prompt(samples.rewards, num),
+    'best': samples.rewards.reshape(-1, num).max(1),
+    'exact': by_prompt(exact, num),
+    'length': by_prompt(np.array([len(tokens) for tokens in samples.tokens]), num),
+    'different': np.array(different),
+    **{f'distinct_{n}': distinct(samples.tokens, n) for n in GRAMS},
+  }
+
+
+def distinct(responses: Sequence[np.ndarray], n: int) -> float:
+  """distinct-n (arXiv 1510.03055): different n-grams of tokens over all n-grams, in all responses."""
+  grams = [tuple(tokens[i : i + n].tolist()) for tokens in responses for i in range(len(tokens) - n + 1)]
+  return len(set(grams)) / len(grams) if grams else float('nan')

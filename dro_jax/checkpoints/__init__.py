@@ -1,0 +1,1 @@
+"""Checkpoints: written, read, digested, imported and exported."""

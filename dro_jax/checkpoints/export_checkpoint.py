@@ -1,0 +1,85 @@
+"""A run's policy, for other projects."""
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+from dro_jax import files, networks, places
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints.huggingface import write as huggingface
+from dro_jax.checkpoints.t5x import write as t5x
+from dro_jax.errors import UsageError
+from dro_jax.importers import names
+from dro_jax.models.t5 import T5Config
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+FORMATS = ('huggingface', 't5x')
+
+_log = logging.getLogger(__name__)
+
+
+def export_checkpoint(
+  init_from: str,
+  output: str,
+  format: str = 'huggingface',
+  *,
+  dtype: str | None = None,
+  scan_layers: bool = False,
+  vocabulary: str | None = None,
+) -> dict[str, Any]:
+  """The `export_checkpoint` command: writes a policy as another project's checkpoint.
+
+  Args:
+    init_from: a run's folder (its best step, or the newest), one step of it, or an imported folder.
+    output: the folder to write, which must not exist.
+    format: 'huggingface' (transformers loads it) or 't5x'.
+    dtype: of the weights; by default as an imported source stored them, and float32 after training.
+    scan_layers: of 't5x', write examples/scalable_t5's tree instead of examples/t5's.
+    vocabulary: where the checkpoint's lies now; `None` takes it from where it lay.
+
+  Returns:
+    Where it lies, and `notes`: what is not part of it, and what else its reader must know.
+
+  Raises:
+    UsageError: there is no such checkpoint, the format cannot hold it, or `output` exists.
+  """
+  files.output_folder(output)
+  saved = checkpoints.load_metadata(init_from)
+  config, dtype = T5Config(**saved['model']), dtype or saved.get('stored_dtype', 'float32')
+  writer = _writer(format, dtype, scan_layers or config.relative_bias_per_layer, saved.get('step', 0))
+  target = places.absolute(output)
+  if target.exists():
+    raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
+  # Under another name until all of it is there.
+  staged = target.with_name(f'.{target.name}.exporting')
+  staged.rmtree(missing_ok=True)
+  staged.mkdir(parents=True)
+  stream = functools.partial(networks.stream_policy, init_from)
+  notes = writer(staged, stream, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
+  staged.rename(target)
+  notes += _left_out(saved)
+  for note in notes:
+    _log.info('%s: %s', target, note)
+  count = sum(math.prod(shape) for shape in names.shapes(config).values())
+  return {'output': str(target), 'parameters': count, 'dtype': dtype, 'notes': notes}
+
+
+def _writer(format: str, dtype: str, scan_layers: bool, step: int) -> Callable[..., list[str]]:
+  if dtype not in DTYPES:
+    raise UsageError(f'DTYPE={dtype!r}: weights are written as one of {DTYPES}.')
+  if format not in FORMATS:
+    raise UsageError(f'FORMAT={format!r}: pass one of {FORMATS}.')
+  if format == 't5x':
+    return functools.partial(t5x.write, scan_layers=scan_layers, step=step)
+  return huggingface.write
+
+
+def _left_out(saved: dict[str, Any]) -> list[str]:
+  """What a run has beside its policy."""
+  value = ['without the value network, which only dro_jax knows'] if saved.get('value') else []
+  return value + (['without the optimisers and the reference'] if 'step' in saved else [])
+
+
+__all__ = ['export_checkpoint']

@@ -1,0 +1,60 @@
+"""The vocabulary of a Hugging Face folder, with the tokens that were added to it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dro_jax.checkpoints.huggingface.read import read_json
+from dro_jax.data.text import tokenizer_json, vocabularies
+from dro_jax.errors import UsageError
+
+PIECES, TOKENIZER = 'spiece.model', 'tokenizer.json'
+
+
+class Tokenizer(NamedTuple):
+  """What a vocabulary is made from; `made` is a tokenizer.json that the folder lacks."""
+
+  spec: str
+  made: dict[str, Any] | None = None
+
+
+def find(folder: Path) -> Tokenizer | None:
+  """What a folder says of its vocabulary, if it does.
+
+  SentencePiece's file where nothing was added to it, else tokenizer.json, else both of what there is.
+
+  Raises:
+    UsageError: a file cannot be read, or added tokens cannot be kept.
+  """
+  settings = _optional(folder / 'tokenizer_config.json')
+  extra_ids = settings.get('extra_ids', 100)
+  option = '' if extra_ids == 100 else f'#extra_ids={extra_ids}'
+  fast, pieces = folder / TOKENIZER, folder / PIECES
+  if fast.is_file() and (not pieces.is_file() or tokenizer_json.added(read_json(fast))):
+    return Tokenizer(str(fast))
+  if not pieces.is_file():
+    return Tokenizer('bytes') if settings.get('tokenizer_class') == 'ByT5Tokenizer' else None
+  spec = f'{pieces}{option}'
+  added = _added(folder, settings)
+  if not added:
+    return Tokenizer(spec)
+  try:
+    made = tokenizer_json.from_sentencepiece(vocabularies.read_model(str(pieces)), extra_ids, added)
+  except UsageError as error:
+    raise UsageError(f'{folder}: {error}; its added tokens cannot be kept') from error
+  return Tokenizer(spec, made)
+
+
+def _optional(file: Path) -> Mapping[str, Any]:
+  return read_json(file) if file.is_file() else {}
+
+
+def _added(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Tokens that were added to a slow tokenizer, as transformers 4 keeps them."""
+  found = {name: {'id': number} for name, number in _optional(folder / 'added_tokens.json').items()}
+  for number, token in settings.get('added_tokens_decoder', {}).items():
+    found[token['content']] = {**token, 'id': int(number)}
+  return [{**token, 'content': name} for name, token in found.items() if not tokenizer_json.is_usual(name)]
+
+
+__all__ = ['PIECES', 'TOKENIZER', 'Tokenizer', 'find']

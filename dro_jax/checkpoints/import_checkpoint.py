@@ -1,0 +1,174 @@
+"""Checkpoints of other projects, brought in for `--init_from`."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from dro_jax import files, places
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints.huggingface import read as huggingface
+from dro_jax.checkpoints.huggingface import vocabulary as vocabulary_of
+from dro_jax.checkpoints.t5x import read as t5x
+from dro_jax.data.text import vocabularies
+from dro_jax.errors import UsageError
+from dro_jax.models.t5 import FAMILY, T5Config
+from dro_jax.types import Params
+
+_ACCEPTED = (
+  'a Hugging Face folder (config.json and model.safetensors or pytorch_model.bin) or a name on its hub, or a '
+  'T5X checkpoint: its msgpack file, or its folder checkpoint_STEP'
+)
+
+_log = logging.getLogger(__name__)
+
+
+class _Imported(NamedTuple):
+  """A model from elsewhere: how its weights were stored, and what its vocabulary is made from, if known."""
+
+  config: T5Config
+  params: Params
+  stored_dtype: str
+  vocabulary: vocabulary_of.Tokenizer | None
+
+
+def import_checkpoint(
+  source: str, model_dir: str, vocabulary: str | None = None, mlp_activations: Sequence[str] | None = None
+) -> dict[str, Any]:
+  """The `import_checkpoint` command: writes another project's T5 as a folder that `--init_from` takes.
+
+  Args:
+    source: a Hugging Face folder or name, or a T5X checkpoint, on disk or at gs://.
+    model_dir: the folder to write, which must not exist.
+    vocabulary: `bytes`, a SentencePiece file or a tokenizer.json; by default what the source names or its
+      size tells. A file that it names is copied beside the checkpoint, with the tokens that were added.
+    mlp_activations: of a T5X checkpoint, whose shapes do not tell them: `('gelu', 'linear')`.
+
+  Raises:
+    UsageError: the source cannot be imported, or the folder exists.
+  """
+  files.output_folder(model_dir, '--model_dir')
+  target = places.absolute(model_dir)
+  if target.exists():
+    raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
+  imported = _load(source, mlp_activations)
+  words = _words(source, imported, vocabulary)
+  # Under another name until all of it is there.
+  staged = target.with_name(f'.{target.name}.importing')
+  staged.rmtree(missing_ok=True)
+  spec = str(target / words.file) + words.option if words.file else words.spec
+  metadata = {
+    'family': FAMILY, 'model': dataclasses.asdict(imported.config), 'vocabulary': spec,
+    'vocabulary_fingerprint': words.fingerprint, 'stored_dtype': imported.stored_dtype,
+  }  # fmt: skip
+  checkpoints.save_params(staged, imported.params, metadata)
+  if words.file:
+    (staged / words.file).write_bytes(words.content)
+  staged.rename(target)
+  return {
+    'model_dir': str(target),
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(imported.params)),
+    'vocabulary': spec,
+    'model': metadata['model'],
+    'check': f'dro_jax check --init_from={target}',
+  }
+
+
+def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
+  """Reads whichever kind of checkpoint `source` is."""
+  path = epath.Path(source).expanduser()
+  _check_reach(source, path)
+  if path.suffix in ('.bin', '.safetensors') and path.is_file():
+    raise UsageError(f'{source} holds weights only: pass its folder, --init_from={path.parent}.')
+  if problem := checkpoints.adapter_problem(path):
+    raise UsageError(problem)
+  if (path / 'config.json').is_file() or not path.exists():
+    if '://' in source:
+      raise UsageError(f'{source}: no T5X checkpoint lies there. Pass {_ACCEPTED}.')
+    folder = huggingface.find_folder(source)
+    config, params = huggingface.load(folder)
+    return _Imported(config, params, huggingface.stored_dtype(folder), vocabulary_of.find(folder))
+  file = t5x.find(path)
+  if file is None:
+    raise UsageError(f'{source} {_contents(path)}. Pass {_ACCEPTED}.')
+  chosen = None if mlp_activations is None else tuple(mlp_activations)
+  config, params, vocabulary = t5x.load(file, chosen)
+  named = None if vocabulary is None else vocabulary_of.Tokenizer(vocabulary)
+  return _Imported(config, params, t5x.stored_dtype(file), named)
+
+
+def _check_reach(source: str, path: epath.Path) -> None:
+  try:
+    path.exists()
+  except Exception as error:  # Every kind of storage has its own.
+    raise UsageError(
+      f'{source} cannot be reached from here ({error}): log in, or copy it to a disk and pass that folder.'
+    ) from error
+
+
+def _contents(folder: epath.Path) -> str:
+  names = sorted(path.name for path in folder.iterdir())
+  if {'params', 'metadata'} <= {*names} or 'checkpoints' in names:
+    return "is dro_jax's own: --init_from takes it as it is, without an import"
+  if any('.ckpt' in name for name in names):
+    return 'is a TensorFlow checkpoint: convert it with T5X (t5x/scripts/convert_tf_checkpoint.py)'
+  return f'holds {", ".join(names[:8]) or "nothing"}, and no checkpoint that can be imported'
+
+
+class _Words(NamedTuple):
+  """A vocabulary to record: what it is made from, and the file to keep beside it, if the source named one."""
+
+  spec: str
+  fingerprint: str | None
+  file: str | None = None
+  content: bytes = b''
+  option: str = ''
+
+
+def _words(source: str, imported: _Imported, chosen: str | None) -> _Words:
+  rows, named = imported.config.vocab_size, imported.vocabulary
+  if chosen is None and named is None:
+    raise UsageError(
+      f'{source} has no {vocabulary_of.PIECES} or {vocabulary_of.TOKENIZER}, and nothing says which '
+      f'vocabulary its {rows} rows embed: pass {vocabularies.offer(rows)} that it was trained with.'
+    )
+  spec = chosen or named.spec
+  try:
+    words, kept = _chosen(spec) if chosen or spec == 'bytes' else _named(named)
+  except UsageError as error:
+    if chosen or '://' not in spec:
+      raise
+    # The weights are good without it, and whoever uses them may have it under another name.
+    _log.warning(
+      'its vocabulary cannot be read here: pass --set VOCABULARY=FILE to this command, or to those that use '
+      'the checkpoint (%s)', error,
+    )  # fmt: skip
+    return _Words(spec, None)
+  if words.size > rows:
+    raise UsageError(
+      f'the vocabulary {spec!r} has {words.size} ids, but {source} embeds {rows}: pass the one that it was '
+      'trained with as --set VOCABULARY=FILE.'
+    )
+  return kept
+
+
+def _chosen(spec: str) -> tuple[vocabularies.Vocabulary, _Words]:
+  words = vocabularies.vocabulary(spec)
+  return words, _Words(spec, words.fingerprint)
+
+
+def _named(named: vocabulary_of.Tokenizer) -> tuple[vocabularies.Vocabulary, _Words]:
+  """A vocabulary that the source brings, and its file."""
+  spec = named.spec
+  if named.made:
+    words, content = vocabularies.from_json(named.made, spec), files.json_text(named.made).encode()
+  else:
+    words = vocabularies.vocabulary(spec)
+    content = vocabularies.read_model(vocabularies.parse(spec)[0])
+  if named.made or vocabularies.is_json(spec):
+    return words, _Words(spec, words.fingerprint, vocabulary_of.TOKENIZER, content)
+  _, mark, option = spec.partition('#')
+  return words, _Words(spec, words.fingerprint, vocabulary_of.PIECES, content, mark + option)

@@ -1,0 +1,111 @@
+"""What `dro_jax configs` answers, from texts: packaged files, one configuration, or two side by side."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from dro_jax import config_files, configs
+from dro_jax.errors import UsageError
+from dro_jax.printing import result as printing
+
+Known = Mapping[str, Mapping[str, configs.Parameter]]
+
+
+def listed(packaged: pathlib.Path, words: Sequence[str], summaries: Mapping[str, str]) -> printing.Sections:
+  """`configs list [FOLDER]`: the packaged files, each with its first sentence.
+
+  Args:
+    packaged: the gin files' folder.
+    words: a folder of it, or none.
+    summaries: what each command does.
+
+  Raises:
+    UsageError: there is no such folder, or there are several.
+  """
+  if len(words) > 1:
+    raise UsageError(
+      f'configs list takes one folder, not {" ".join(words)!r}: `dro_jax configs list algorithms`'
+    )
+  rows = config_files.listing(packaged, words[0] if words else '', summaries)
+  by_folder = {}
+  for row in rows:
+    by_folder.setdefault(str(pathlib.PurePath(row['file']).parent), []).append(row)
+  return printing.Sections({'folder': str(packaged), 'files': rows}, by_folder)
+
+
+def shown(
+  bindings: Iterable[configs.Binding], roots: Sequence[str], known: Known, remedy: Callable[[str], str]
+) -> printing.Sections:
+  """`configs show`: see `configs.table`."""
+  found = configs.table(configs.collect(bindings), roots, known, remedy)
+  titles = {name: name.replace('_', ' ').capitalize() for name in found}
+  return printing.Sections(found, {titles[name]: list(map(_in_words, rows)) for name, rows in found.items()})
+
+
+def _in_words(row: Mapping[str, Any]) -> dict[str, str]:
+  over = row['overrode']
+  origin = row['origin'] + (f' (over {over["value"]}, {over["origin"]})' if over else '')
+  return {'setting': row['setting'], 'value': row['value'], 'origin': origin, 'meaning': row['meaning']}
+
+
+def compared(
+  packaged: pathlib.Path, words: Sequence[str], commands: Iterable[str], known: Callable[[], Known]
+) -> printing.Sections:
+  """`configs diff A B`: what differs, and whether a run of A may be resumed as B.
+
+  Args:
+    packaged: the gin files' folder.
+    words: two runs' folders, gin files or commands.
+    commands: the commands there are.
+    known: the parameters of all that gin may bind.
+
+  Raises:
+    UsageError: they are not two, or one of them is not there.
+  """
+  if len(words) != 2:
+    raise UsageError(
+      f'configs diff takes two runs, files or commands, not {len(words)}: `dro_jax configs diff A B`'
+    )
+  from dro_jax.run.folder import configs as resume
+
+  a, b = words
+  sides = [configs.collect(_whole(packaged, name, commands)) for name in words]
+  defaults = configs.defaults_of(known())
+  rows = resume.rows(resume.between(*sides, (defaults, defaults)))
+  possible = all(row['resumable'] for row in rows)
+  content = {'a': a, 'b': b, 'resumable': possible, 'differences': rows}
+  if not rows:
+    return printing.Sections(content, {}, f'{a} and {b} do not differ in anything that is read.')
+  note = f'A run of {a} {"can" if possible else "cannot"} be resumed as {b}.'
+  return printing.Sections(content, {'What differs': [_judged(row, a, b) for row in rows]}, note)
+
+
+def _judged(row: Mapping[str, Any], a: str, b: str) -> dict[str, str]:
+  given = [None if configs.macro_of(row[side] or '') else row[side] for side in ('a', 'b')]
+  values = dict(zip((a, b), (value or 'not set' for value in given)))
+  return (
+    {'setting': row['setting']}
+    | values
+    | {'resumable': 'yes' if row['resumable'] else 'no', 'for': row['why']}
+  )
+
+
+def bindings_of(packaged: pathlib.Path, name: str, commands: Iterable[str]) -> list[configs.Binding]:
+  """Of a run's folder, a command's defaults, or a gin file.
+
+  Raises:
+    UsageError: there is none of that name.
+  """
+  folder = pathlib.Path(name).expanduser()
+  if name in commands:
+    name = f'runs/{name}.gin'
+  elif folder.is_dir():
+    return list(config_files.of_run(folder, packaged))
+  return list(config_files.of_file(config_files.find(name, packaged, commands), packaged))
+
+
+def _whole(packaged: pathlib.Path, name: str, commands: Iterable[str]) -> list[configs.Binding]:
+  """A few settings mean a run with them: they are laid over the defaults of `train`."""
+  bindings = bindings_of(packaged, name, commands)
+  whole = config_files.is_whole(bindings)
+  return bindings if whole else [*bindings_of(packaged, 'train', ['train']), *bindings]

@@ -1,0 +1,150 @@
+"""What a compiled step will take on a slice: memory a chip, operations, bytes moved, seconds at the least."""
+
+import collections
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from dro_jax import hlo
+from dro_jax.costs import slices as chips
+from dro_jax.step.state import TrainState
+
+
+class Work(NamedTuple):
+  """What one step does on one chip: operations, bytes, and the collectives that move some of them."""
+
+  flops: float | int
+  hbm_bytes: float | int
+  traffic: chips.Traffic
+  collectives: Sequence[hlo.Collective]
+  estimated_cycles: float | int
+  kept_bytes: float | int
+
+
+def work(text: str, devices: Sequence[Any], where: chips.Slice) -> Work:
+  """Reads a compiled step's HLO.
+
+  Args:
+    text: of the optimised module.
+    devices: the program's, in its order.
+    where: the slice that they are of.
+  """
+  module = hlo.parse(text)
+  found = hlo.collectives(module, len(devices))
+  return Work(
+    hlo.flops(module), hlo.memory_bytes(module), chips.traffic(found, devices, where), found,
+    hlo.estimated_cycles(module), hlo.kept_bytes(module),
+  )  # fmt: skip
+
+
+def seconds(done: Work, chip: chips.Chip) -> dict[str, float | int]:
+  """What each resource of a chip takes by itself at its peak, their greatest and their sum.
+
+  The greatest is the roofline: all else hidden behind one resource. The sum is the other end: nothing hidden.
+  """
+  alone = {
+    'compute': done.flops / chip.flops, 'hbm': done.hbm_bytes / chip.hbm_bandwidth,
+    'ici': done.traffic.ici_seconds, 'dcn': done.traffic.dcn_seconds,
+  }  # fmt: skip
+  return alone | {'most': max(alone.values()), 'sum': sum(alone.values())}
+
+
+def bound_by(times: Mapping[str, float | int]) -> str:
+  """Which resource takes longest."""
+  return max(('compute', 'hbm', 'ici', 'dcn'), key=times.__getitem__)
+
+
+def by_kind(found: Sequence[hlo.Collective]) -> list[dict[str, Any]]:
+  """Collectives of one kind and group size together: runs, bytes that a chip sends a step, the largest."""
+  kinds = collections.defaultdict(list)
+  for one in found:
+    kinds[one.kind, len(one.groups[0]), one.network].append(one)
+  rows = [
+    {
+      'kind': kind, 'group': size, 'over': 'DCN' if network else 'ICI',
+      'runs': sum(one.count for one in some),
+      'sent_bytes': sum(one.count * one.sent for one in some),
+      'largest': max(some, key=lambda one: one.sent).describe(),
+    }
+    for (kind, size, network), some in kinds.items()
+  ]  # fmt: skip
+  return sorted(rows, key=lambda row: -row['sent_bytes'])
+
+
+def shard_bytes(tree: Any) -> int:
+  """Bytes that one device holds of a tree of shapes with shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+    if x.sharding is not None
+  )
+
+
+def memory(state: TrainState, statistics: Any, kept: float | int) -> dict[str, float | int]:
+  """Bytes a chip by kind, of a compiled step that fits.
+
+  Args:
+    state: shapes and shardings.
+    statistics: the compiler's (`compiled.memory_analysis()`).
+    kept: what the forward pass keeps for the backward one, by layer.
+  """
+  held = of_state(state)
+  rows = max(statistics.argument_size_in_bytes - sum(held.values()), 0)
+  new = max(statistics.output_size_in_bytes - statistics.alias_size_in_bytes, 0)
+  kept = min(kept, statistics.temp_size_in_bytes)
+  parts = held | {
+    'rows_and_padding': rows + new, 'activations': kept,
+    'temporaries': statistics.temp_size_in_bytes - kept, 'code': statistics.generated_code_size_in_bytes,
+  }  # fmt: skip
+  return parts | {'total': sum(parts.values())}
+
+
+def of_state(state: TrainState) -> dict[str, float | int]:
+  """Bytes a chip that lie there between steps."""
+  held = {
+    'parameters': shard_bytes(state.params), 'optimizer': shard_bytes(state.opt_state),
+    'reference': shard_bytes(state.reference),
+  }  # fmt: skip
+  return held if state.initial is None else held | {'initial_policy': shard_bytes(state.initial)}
+
+
+# --- the rule of thumb --------------------------------------------------------------------------------------
+
+
+def rule_of_thumb(
+  state: TrainState, tokens: tuple[int, int], algorithm: Any, frozen_trunk: bool = False
+) -> float | int:
+  """Operations of a step by 6 N D and 2 N D: parameters times tokens that meet them.
+
+  Encoders meet prompt tokens, decoders with the vocabulary's projection response tokens; an embedding that is
+  only looked up meets none. 6 for what is trained, 2 for the reference and for a trunk that is held, 2 more
+  of a decoder for mismatched pairs.
+
+  Args:
+    state: shapes.
+    tokens: of prompts and of responses, padding included, as the rows are computed on.
+    algorithm: which passes there are.
+    frozen_trunk: whether nothing is pulled back to the value network's trunk.
+  """
+  policy, reference = state.params['policy'], state.reference
+  passes = [(6 if algorithm.trains_policy else 2, *_met(policy))]
+  passes += [] if reference is None else [(2, *_met(reference))]
+  if trunk := state.params.get('value', {}).get('trunk'):
+    passes.append((2 if frozen_trunk else 6, _size(trunk, 'encoder'), _size(trunk, 'decoder')))
+  if algorithm.uses_mismatched:
+    passes += [(2, 0, _met(tree)[1]) for tree in (policy, reference) if tree is not None]
+  return float(
+    sum(factor * (encoder * tokens[0] + decoder * tokens[1]) for factor, encoder, decoder in passes)
+  )
+
+
+def _met(tree: Mapping[str, Any]) -> tuple[int, int]:
+  """Parameters of a policy that prompt tokens meet, and those that response tokens do."""
+  tied = 'logits_dense' not in tree['decoder']
+  return _size(tree, 'encoder'), _size(tree, 'decoder') + (_size(tree, 'token_embedder') if tied else 0)
+
+
+def _size(tree: Mapping[str, Any], part: str) -> int:
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree.get(part, {})))

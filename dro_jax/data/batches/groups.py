@@ -1,0 +1,272 @@
+"""Pairs and groups: which responses to one prompt a pairwise or group method sees together."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax.data.records import comparisons
+from dro_jax.data.table.table import TokenTable
+from dro_jax.errors import UsageError
+from dro_jax.statistics import ties
+
+PAIRS = ('logged', 'best_worst', 'all')
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitOptions:
+  """How pairs and groups are formed from responses to one prompt.
+
+  Args:
+    pairs: each comparison as it was judged ('logged'), a prompt's best response against its worst
+      ('best_worst'), or every two ('all'). None: 'logged' where data is of comparisons, else 'best_worst'.
+    margin: least difference of the rewards of a pair, in the rewards' own units; ties never make a pair.
+    group_size: responses of a group at most, 2 or more. Larger groups are dealt out evenly, best and worst
+      together.
+    ranked: keep one response of each reward, so that a group is a strict ranking.
+  """
+
+  pairs: str | None = None
+  margin: float | int = 0.0
+  group_size: int = 8
+  ranked: bool = False
+
+  def __post_init__(self):
+    if self.pairs is not None and self.pairs not in PAIRS:
+      raise UsageError(f"pairs '{self.pairs}' is unknown; choose from {', '.join(PAIRS)} (--set PAIRS=...)")
+    if self.margin < 0 or self.group_size < 2:
+      raise UsageError(
+        f'margin={self.margin}, group_size={self.group_size}: pass a margin of 0 or more, and groups of 2 or '
+        'more (--set PAIR_MARGIN=..., --set GROUP_SIZE=...)'
+      )
+
+
+class Formed(NamedTuple):
+  """Units of a table.
+
+  Attributes:
+    table: those records only that are in some unit, each text once a prompt, its reward the mean of its
+      duplicates'; but of logged pairs each comparison's own.
+    members: `[U, K]`, records of `table`, best first; −1 where a group is smaller than the largest.
+    report: plain JSON: how many units there are, and what was merged, dropped or left out.
+  """
+
+  table: TokenTable
+  members: np.ndarray
+  report: dict
+
+
+def resolved(options: UnitOptions, table: TokenTable) -> UnitOptions:
+  """The options with the pairs that the data decides, where nobody else does.
+
+  Raises:
+    UsageError: comparisons lie among other records, which logged pairs would leave out and others pair with
+      what nobody compared.
+  """
+  if options.pairs is not None:
+    return options
+  if comparisons.COLUMN in table.report.get('columns_left_out', ()):
+    raise UsageError(
+      'these triplets are comparisons and other records, and their pairs would not be those that were '
+      'judged: pass files of comparisons alone, or form pairs by rewards, of 1 for chosen and 0 for rejected '
+      'responses: PAIRS=best_worst or PAIRS=all'
+    )
+  return dataclasses.replace(options, pairs='logged' if are_comparisons(table) else 'best_worst')
+
+
+def form(table: TokenTable, unit: str, options: UnitOptions) -> Formed:
+  """Pairs (`unit` 'pair') or groups ('group') of the responses to one prompt.
+
+  Raises:
+    UsageError: there are none.
+  """
+  if unit == 'pair':
+    options = resolved(options, table)
+    if options.pairs == 'logged':
+      return _formed_as_logged(table, options)
+  merged, duplicates = merge_duplicates(table)
+  make = {'pair': _pairs, 'group': _groups}[unit]
+  ranked = [_best_first(merged, members) for members in _by_prompt(merged)]
+  made = [make(merged.raw_rewards[members], members, options) for members in ranked]
+  units = [members for of_prompt, _ in made for members in of_prompt]
+  report = {
+    'unit': unit,
+    'units': len(units),
+    'prompts': sum(bool(of_prompt) for of_prompt, _ in made),
+    'prompts_without': sum(not of_prompt for of_prompt, _ in made),
+    'duplicates_merged': duplicates,
+    'ties_dropped': sum(ties for _, ties in made),
+    **dataclasses.asdict(options),
+  }
+  report |= {'pairs': None} if unit == 'group' else {}
+  if not units:
+    raise _none_formed(unit, table, report)
+  members = np.full((len(units), max(map(len, units))), -1)
+  for row, records in zip(members, units):
+    row[: len(records)] = records
+  return _of_used(merged, members, report)
+
+
+def _of_used(table: TokenTable, members: np.ndarray, report: dict) -> Formed:
+  """Units of those records only that are in some, from units of a whole table."""
+  used = np.unique(members[members >= 0])
+  numbered = np.where(members >= 0, np.searchsorted(used, members), -1)
+  return Formed(table.subset(used), numbered, report | {'responses_left_out': len(table) - len(used)})
+
+
+_TAKEN = {
+  'logged': 'each comparison as it was judged',
+  'best_worst': "each prompt's best response against its worst",
+  'all': 'every two responses to a prompt whose rewards differ',
+}
+
+
+def notes(report: Mapping[str, Any] | None) -> tuple[str, ...]:
+  """What a run says of its pairs: which were taken, how many there are, and what was left out."""
+  if not report or report['unit'] != 'pair':
+    return ()
+  counts = {
+    'ties_dropped': 'dropped as ties',
+    'duplicates_merged': 'responses merged as duplicates',
+    'comparisons_left_out': 'comparisons left out, which lack a side or have two prompts',
+    'equal_sides': 'comparisons left out, whose sides are the same tokens',
+  }
+  less = ''.join(f'; {report[name]} {words}' for name, words in counts.items() if report.get(name))
+  return (f'pairs: {_TAKEN[report["pairs"]]} (PAIRS={report["pairs"]}), {report["units"]} of them{less}',)
+
+
+class _Logged(NamedTuple):
+  """A table's comparisons.
+
+  Attributes:
+    records: `[C, 2]`, of those that have two records, to one prompt.
+    most: records of the largest.
+    broken: how many have another number of records, or two prompts.
+  """
+
+  records: np.ndarray
+  most: int
+  broken: int
+
+
+def _logged(table: TokenTable) -> _Logged:
+  number, prompt = table.columns[comparisons.COLUMN], table.prompt_index
+  order = np.lexsort((number, prompt))
+  changes = np.diff(number[order], prepend=np.nan) != 0
+  starts = np.flatnonzero(changes | (np.diff(prompt[order], prepend=-1) != 0))
+  sizes = np.diff([*starts, len(order)])
+  whole = starts[sizes == 2]
+  records = np.sort(order[np.stack([whole, whole + 1], -1)], axis=-1)
+  return _Logged(records[np.argsort(records[:, 0])], int(sizes.max()), len(np.unique(number)) - len(whole))
+
+
+def are_comparisons(table: TokenTable) -> bool:
+  """Whether records come by twos that were judged against each other (see `comparisons`)."""
+  if comparisons.COLUMN not in table.columns or not len(table):
+    return False
+  logged = _logged(table)
+  rewards = table.raw_rewards[logged.records]
+  return logged.most == 2 and bool(ties.exceeds(rewards.max(-1), rewards.min(-1)).any())
+
+
+def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
+  """Every comparison as it was judged: nothing is merged, whatever else the responses were compared with."""
+  if not are_comparisons(table):
+    raise UsageError(
+      'PAIRS=logged keeps the pairs that were judged, and this data holds rewarded responses, not '
+      'comparisons: pass records with prompt, chosen and rejected, or form pairs by rewards: '
+      'PAIRS=best_worst or PAIRS=all'
+    )
+  if options.margin:
+    raise UsageError(
+      f'PAIR_MARGIN={options.margin} is a difference of rewards, and logged comparisons have none: leave it '
+      '0, or form pairs by rewards: PAIRS=best_worst or PAIRS=all'
+    )
+  logged = _logged(table)
+  rewards = table.raw_rewards[logged.records]
+  judged = ties.exceeds(rewards.max(-1), rewards.min(-1))
+  same = np.array([np.array_equal(*map(table.response, pair)) for pair in logged.records.tolist()], bool)
+  best_first = np.argsort(-rewards, axis=-1, kind='stable')
+  members = np.take_along_axis(logged.records, best_first, axis=-1)[judged & ~same]
+  if not len(members):
+    raise UsageError(
+      f'of {len(same)} comparisons none teaches anything, for the sides of each are the same tokens, or were '
+      'not told apart: look at chosen and rejected, and at RESPONSE_LENGTH, beyond which they are cut'
+    )
+  prompts = len(np.unique(table.prompt_index[members[:, 0]]))
+  report = {
+    'unit': 'pair',
+    'units': len(members),
+    'prompts': prompts,
+    'prompts_without': len(np.unique(table.prompt_index)) - prompts,
+    'duplicates_merged': 0,
+    'ties_dropped': int((~judged).sum()),
+    'comparisons_left_out': logged.broken,
+    'equal_sides': int((judged & same).sum()),
+    **dataclasses.asdict(options),
+  }
+  return _of_used(table, members, report)
+
+
+def _none_formed(unit: str, table: TokenTable, report: dict) -> UsageError:
+  prompts = len(np.unique(table.prompt_index))
+  why = (
+    'every prompt has one response'
+    if prompts == len(table)
+    else f'{report["ties_dropped"]} dropped as ties, {report["duplicates_merged"]} responses as duplicates'
+  )
+  return UsageError(
+    f'the algorithm compares the responses to one prompt, and these {len(table)} responses to {prompts} '
+    f'prompts make no {unit}: {why}. Records that share a prompt form a group; lower PAIR_MARGIN, or choose '
+    'an algorithm for single responses, such as dro_v or kto.'
+  )
+
+
+def merge_duplicates(table: TokenTable) -> tuple[TokenTable, int]:
+  """Records of equal prompt and response as one, its reward their mean; and how many were merged away."""
+  first, number = {}, np.zeros(len(table), np.int64)
+  counts = np.bincount(table.prompt_index)
+  for i, prompt in enumerate(table.prompt_index.tolist()):
+    # What a prompt has one of has no duplicate, whatever it says.
+    key = (prompt, table.response(i).tobytes()) if counts[prompt] > 1 else (prompt, None)
+    number[i] = first.setdefault(key, len(first))
+  if len(first) == len(table):
+    return table, 0
+  kept = np.unique(number, return_index=True)[1]
+  times = np.bincount(number)
+  means = {name: np.bincount(number, getattr(table, name)) / times for name in ('rewards', 'raw_rewards')}
+  return dataclasses.replace(table.subset(kept), **means), len(table) - len(kept)
+
+
+def _by_prompt(table: TokenTable) -> Iterator[np.ndarray]:
+  """Records of each prompt, prompts in the order in which they first occur."""
+  order = np.argsort(table.prompt_index, kind='stable')
+  groups = np.split(order, np.flatnonzero(np.diff(table.prompt_index[order])) + 1)
+  return iter(sorted(groups, key=lambda members: members[0]))
+
+
+def _best_first(table: TokenTable, members: np.ndarray) -> np.ndarray:
+  return members[np.argsort(-table.raw_rewards[members], kind='stable')]
+
+
+def _pairs(rewards: np.ndarray, members: np.ndarray, options: UnitOptions) -> tuple[list[np.ndarray], int]:
+  """(chosen, rejected) of one prompt's responses, best first; and how many pairs were dropped as ties."""
+  above, below = np.triu_indices(len(members), 1)
+  if options.pairs == 'best_worst':
+    above, below = np.array([0]), np.array([len(members) - 1])
+    if len(members) < 2:
+      return [], 0
+  higher, lower = rewards[above], rewards[below]
+  kept = ties.exceeds(higher, lower) & ~ties.exceeds(options.margin, higher - lower, made_of=rewards)
+  return list(members[np.stack([above, below], -1)[kept]]), int((~kept).sum())
+
+
+def _groups(rewards: np.ndarray, members: np.ndarray, options: UnitOptions) -> tuple[list[np.ndarray], int]:
+  """Groups of one prompt's responses, best first; and how many responses were dropped as ties."""
+  total = len(members)
+  if options.ranked:
+    members = members[ties.distinct(-rewards)[1]]
+  parts = -(-len(members) // options.group_size)
+  groups = [members[part::parts] for part in range(parts)]
+  return [group for group in groups if len(group) > 1], total - len(members)

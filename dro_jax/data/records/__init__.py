@@ -1,0 +1,1 @@
+"""Records of files: their formats, fields and rewards."""

@@ -1,0 +1,109 @@
+"""Comparisons, (prompt, chosen, rejected), as two triplets each: 1 for the chosen response, 0 for the other.
+
+Both have the comparison's number in the column `comparison`, so that methods for pairs find each as it was
+judged, while others read triplets. The fields' shapes are TRL's: text or conversations, with the prompt in a
+field of its own, or else as what `chosen` and `rejected` begin with.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dro_jax.data.records import field_paths
+from dro_jax.data.text import chat
+from dro_jax.errors import UsageError
+
+COLUMN = 'comparison'
+SIDES = ('chosen', 'rejected')
+REWARDS = {'chosen': 1.0, 'rejected': 0.0}
+_INSTEAD = ('response', 'reward', 'messages')  # Who names one of these has triplets.
+_ANSWERS, _ASKS = chat.ANSWERS, '\n\nHuman:'  # How turns begin in Anthropic's HH.
+
+
+def number(name: str) -> float:
+  """A comparison's number, of its id: a whole one that a float64 holds."""
+  return float(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big') >> 11)
+
+
+def without(columns: Mapping[str, Any]) -> dict[str, Any]:
+  """Columns without the comparisons' numbers, which no loss reads."""
+  return {name: column for name, column in columns.items() if name != COLUMN}
+
+
+def contents(numbers: np.ndarray, digests: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+  """`[N]` uint64 that say what each record's comparison holds, where its number says how it is called.
+
+  Args:
+    numbers: of the records' comparisons.
+    digests: of their responses, uint64.
+    rewards: theirs, float64.
+  """
+  mixed = (digests ^ rewards.astype(np.float64).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+  unique, which = np.unique(numbers, return_inverse=True)
+  sums = np.zeros(len(unique), np.uint64)
+  np.add.at(sums, which, mixed)  # Modulo 2⁶⁴: no order of adding changes it.
+  return sums[which]
+
+
+def is_one(fields: Mapping[str, Any], names: Mapping[str, str]) -> bool:
+  """Whether a record is a comparison: so its columns are named, or it has both sides and no response."""
+  if any(names.get(name) for name in _INSTEAD):
+    return False
+  if any(names.get(side) for side in SIDES):
+    return True
+  values = [field_paths.value(fields, names, side) for side in SIDES]
+  has_sides = all(isinstance(value, str | list | dict) for value in values)
+  return has_sides and field_paths.value(fields, names, 'response') is None
+
+
+def split_texts(chosen: str, rejected: str, what: str) -> dict[str, tuple[str, str]]:
+  """(prompt, response) of each side, of texts that begin with their prompt.
+
+  A dialogue as HH writes it is split at the assistant's last turn. Of other texts the prompt is the words
+  with which both begin.
+
+  Raises:
+    UsageError: there is no such beginning, or nothing follows it.
+  """
+  sides = {'chosen': chosen, 'rejected': rejected}
+  if all(_ANSWERS in text for text in sides.values()):
+    return {side: _split_dialogue(text, f'{what} and its side {side}') for side, text in sides.items()}
+  alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected))
+  end = max((i for i, (letter, _) in enumerate(alike) if letter.isspace()), default=0)
+  prompt = chosen[:end].rstrip()
+  answers = {side: text[end:].strip() for side, text in sides.items()}
+  if not prompt or not all(answers.values()):
+    raise UsageError(
+      f"{what} has no prompt, and 'chosen' and 'rejected' do not begin with one: "
+      f'{"what they have in common leaves one of them empty" if prompt else "they share no first word"}. Say '
+      'which field holds it: --columns prompt=FIELD'
+    )
+  return {side: (prompt, answer) for side, answer in answers.items()}
+
+
+def _split_dialogue(text: str, what: str) -> tuple[str, str]:
+  prompt, turn, response = text.rpartition(_ANSWERS)
+  if _ASKS in response or not response.strip():
+    raise UsageError(f"{what}: it does not end in an answer of the assistant's; remove the record")
+  return prompt + turn, response.strip()
+
+
+def split_turns(turns: list, prompt: Any, template: str, what: str) -> tuple[str, str]:
+  """(prompt, response) of a side that is a whole conversation.
+
+  Args:
+    turns: of the side, as read.
+    prompt: the record's own, None where it has none.
+    template: of one turn.
+    what: file:line and field, for errors.
+
+  Returns:
+    The prompt is the record's own text where it is all that comes before the response; else those turns.
+  """
+  before, response = chat.split(turns, template, what)
+  asked = chat.turns(turns, what)[:-1]
+  is_said = isinstance(prompt, str) and [turn.role for turn in asked] == ['user']
+  return (prompt if is_said and prompt.strip() == asked[0].content.strip() else before), response

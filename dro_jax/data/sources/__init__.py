@@ -1,0 +1,1 @@
+"""Where triplets come from."""

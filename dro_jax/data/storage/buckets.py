@@ -1,0 +1,172 @@
+"""Files and token tables in a bucket: copied here once, and read from this machine's disk.
+
+Tables are memory-mapped and read at random, which no bucket serves. A copy is checked by its checksums;
+one that a run made is put there for the others, the description last: it is there whole or not at all.
+"""
+
+import glob
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from dro_jax.data.storage import folders
+from dro_jax.errors import UsageError
+
+_BLOCK = 2**23  # Bytes copied at a time.
+
+
+class _Damaged(Exception):
+  """A folder whose copy is not what its description says."""
+
+
+def default_root() -> str:
+  """Where tables and copies are kept when nothing else is said."""
+  return os.path.expanduser(os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'dro_jax'))
+
+
+def files(pattern: str) -> list[str]:
+  """Local copies of the files in a bucket that a path or glob pattern names, in order.
+
+  A copy is made again when the file's size or time has changed.
+
+  Raises:
+    UsageError: it cannot be reached, or names no file.
+  """
+  found = reached(pattern, lambda: [_copied(file) for file in _named(pattern)])
+  if not found:
+    raise UsageError(f"triplets '{pattern}': there is no such file")
+  return found
+
+
+def names(pattern: str) -> list[str]:
+  """The files in a bucket that a path or glob pattern names, in order; errors as `files`."""
+  found = reached(pattern, lambda: [str(file) for file in _named(pattern)])
+  if not found:
+    raise UsageError(f"triplets '{pattern}': there is no such file")
+  return found
+
+
+def _named(pattern: str) -> Iterator[epath.Path]:
+  if not glob.has_magic(pattern):
+    return iter([epath.Path(pattern)] if epath.Path(pattern).exists() else [])
+  parts = pattern.split('/')
+  fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+  matches = epath.Path('/'.join(parts[:fixed])).glob('/'.join(parts[fixed:]))
+  return iter(sorted(matches, key=str))
+
+
+def stamp(path: str) -> tuple[int, int]:
+  """What changes with a file in a bucket: its length and time; errors as `files`."""
+  stat = reached(path, epath.Path(path).stat)
+  return stat.length, stat.mtime
+
+
+def _copied(file: epath.Path) -> str:
+  mark = hashlib.blake2b(repr((str(file), *stamp(str(file)))).encode(), digest_size=8).hexdigest()
+  target = os.path.join(default_root(), 'files', mark, file.name)
+  if not os.path.exists(target):
+    logging.getLogger(__name__).info('%s: copied to %s', file, target)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    _sweep(os.path.dirname(target))
+    descriptor, partial = tempfile.mkstemp(dir=os.path.dirname(target), prefix='.copying-')
+    os.close(descriptor)
+    try:
+      copy(file, epath.Path(partial))
+      os.replace(partial, target)
+    finally:
+      epath.Path(partial).unlink(missing_ok=True)
+  return target
+
+
+def _sweep(folder: str) -> None:
+  """Removes copies on which nobody has worked for a day: whoever made them is dead."""
+  for partial in pathlib.Path(folder).glob('.copying-*'):
+    if folders.is_silent(partial):
+      partial.unlink(missing_ok=True)
+
+
+def copy(source: epath.Path, target: epath.Path) -> None:
+  """Copies a file, a block at a time."""
+  with source.open('rb') as read, target.open('wb') as written:
+    shutil.copyfileobj(read, written, _BLOCK)
+
+
+def fetch(url: str, directory: str, *, description: str, version: int, what: str) -> bool:
+  """Copies a complete folder of arrays to this machine; whether one was there, and arrived whole.
+
+  Args:
+    url: its place in a bucket.
+    directory: its place here.
+    description: the JSON file that completes it (see `folders`).
+    version: of the format.
+    what: how messages call it.
+  """
+  folder, log = epath.Path(url), logging.getLogger(__name__)
+  meta = reached(url, lambda: _description(folder / description))
+  if meta is None or meta.get('version') != version:
+    return False
+  log.info('%s: the %s is copied to %s', url, what, directory)
+  try:
+    with folders.Replacing(
+      directory, what=what, description=description, version=version, mark=meta['fingerprint'],
+      elsewhere='another folder in XDG_CACHE_HOME',
+    ) as building:  # fmt: skip
+      for name in (*meta['files'], description):
+        reached(url, lambda name=name: copy(folder / name, epath.Path(building) / name))
+      copied = folders.describe(building, description, version)
+      if copied is None or folders.damaged(building, copied):
+        raise _Damaged
+  except _Damaged:
+    log.warning('%s: the %s there is damaged and made again', url, what)
+    return False
+  return True
+
+
+def put(directory: str, url: str, *, description: str, always: bool = False) -> None:
+  """Copies a complete folder of arrays to a bucket, unless it is said to be there; the description last."""
+  folder, own = epath.Path(url), epath.Path(directory)
+  meta = json.loads((own / description).read_text())
+
+  def upload() -> None:
+    there = _description(folder / description)
+    if not always and there is not None and there.get('checksums') == meta['checksums']:
+      return
+    logging.getLogger(__name__).info('%s: copied there from %s', url, directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / description).unlink(missing_ok=True)
+    for name in (*meta['files'], description):
+      copy(own / name, folder / name)
+
+  reached(url, upload)
+
+
+def _description(file: epath.Path) -> dict[str, Any] | None:
+  """What a description says; None where there is none that can be read."""
+  try:
+    found = json.loads(file.read_text()) if file.exists() else None
+  except ValueError:
+    return None
+  sound = isinstance(found, dict) and isinstance(found.get('files'), dict) and 'fingerprint' in found
+  # Names come from elsewhere: none may lead out of the folder.
+  return found if sound and all(os.path.basename(name) == name for name in found['files']) else None
+
+
+def reached(url: str, act: Callable[[], Any]) -> Any:
+  """What an act on a bucket returns; its failure is a UsageError."""
+  try:
+    return act()
+  except UsageError:
+    raise
+  except Exception as error:  # Every kind of storage has its own.
+    raise UsageError(
+      f'{url} cannot be reached from here ({error or type(error).__name__}): log in, or copy it to a disk '
+      'and pass that'
+    ) from error

@@ -1,0 +1,1 @@
+"""The token table, and columns kept beside it."""

@@ -1,0 +1,345 @@
+"""Token tables built by many machines with Apache Beam: of the same files the same table, byte for byte.
+
+Two pipelines. The first hashes the files and counts the lines of their pieces, so that every line keeps its
+number. The second tokenises each piece into a part, and finds by a shuffle of hashes which part has a prompt
+first, and which ids occur twice. The machine that started them puts the parts together, in memory that one
+piece bounds; its disk must hold the table, as must those of the machines that train on it.
+
+Pieces are lines of .jsonl files, read where they are. Of other formats a file is one piece; from a bucket it
+is copied to the worker's disk, for as long as it is read.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from dro_jax import places
+from dro_jax.data import tasks
+from dro_jax.data.records import readers
+from dro_jax.data.records import triplets as sources
+from dro_jax.data.records.readers import Span
+from dro_jax.data.records.triplets import Record
+from dro_jax.data.storage import buckets as staging
+from dro_jax.data.storage import folders
+from dro_jax.data.table import parts, table
+from dro_jax.data.table import writer as table_writer
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.text.vocabularies import vocabulary
+from dro_jax.errors import UsageError
+from dro_jax.files import json_text
+
+PIECE_BYTES = 2**26
+_CHUNK = 2048  # Records tokenised at a time.
+
+
+class Piece(NamedTuple):
+  """Part of a file: the lines that begin in bytes [start, stop), or all of it where `stop` is None."""
+
+  number: int
+  path: str
+  start: int
+  stop: int | None
+
+
+class Job(NamedTuple):
+  """What a worker needs to know.
+
+  Attributes:
+    folder: of the parts, which all machines reach.
+    vocabulary: see `vocabularies.vocabulary`; a path that workers reach.
+    vocabulary_fingerprint: that theirs must have.
+    read: options of `sources.read_triplets`.
+    options: the table's.
+    first: the number of each piece's first line.
+  """
+
+  folder: str
+  vocabulary: str
+  vocabulary_fingerprint: str
+  read: Mapping[str, Any]
+  options: Mapping[str, Any]
+  first: Mapping[int, int] = {}
+
+
+def build(
+  triplets: str | Sequence[str],
+  spec: str,
+  cache_dir: str | None = None,
+  *,
+  read: Mapping[str, Any],
+  beam_options: str | Sequence[str],
+  piece_bytes: int = PIECE_BYTES,
+  **options,
+) -> TokenTable:
+  """The table that `tasks.build_table` would build of triplet files, in the same place.
+
+  Args:
+    triplets: files, on a disk that all workers have or in a bucket.
+    spec: of the vocabulary.
+    cache_dir: where tables are kept; the parts are for a while in it, too.
+    read: options of `sources.read_triplets`, all that `tasks.find` sets.
+    beam_options: Beam's own flags: '--runner=DataflowRunner --project=...'.
+    piece_bytes: of a piece, about.
+    options: of the table.
+
+  Raises:
+    UsageError: Beam is not installed; what is wrong with the files.
+  """
+  began, words = time.perf_counter(), vocabulary(spec)
+  files = _files(triplets)
+  stamps = tasks.stamps(files)
+  pieces = list(_pieces(stamps, piece_bytes))
+  root = cache_dir if cache_dir and places.is_remote(cache_dir) else tasks.local_root(cache_dir)
+  job = Job(f'{root}/.beam-{os.getpid()}-{time.time_ns():x}', spec, words.fingerprint, read, options)
+  work = epath.Path(job.folder)
+  _sweep(root)
+  try:
+    work.mkdir(parents=True)
+    hashes, job = _survey(job, pieces, beam_options)
+    mark = tasks.files_mark(table.fingerprint(*hashes), read)
+    source = tasks.Source(os.path.basename(files[0]), lambda: iter(()), mark)
+    directory = os.path.join(tasks.local_root(cache_dir), tasks.table_name(source, words, options))
+    meta = table.description(mark, words, **options)
+    job = job._replace(options=meta['options'])
+    url = f'{root}/{os.path.basename(directory)}' if places.is_remote(root) else None
+    found = table.exists(directory) or (url is not None and table.fetch(url, directory))
+    if table.load_if(directory, meta['fingerprint']) is None:
+      _run(job, pieces, beam_options)
+      _raise_first(job)
+      tasks.refuse_changed(stamps)
+      with table.replacing(directory, meta['fingerprint']) as building:
+        _assemble(building, job, len(pieces), table_writer.token_dtype(words), meta, began)
+  finally:
+    work.rmtree(missing_ok=True)
+  if url:
+    staging.put(directory, url, description=table.DESCRIPTION, always=not found)
+  return table.load(directory)
+
+
+def _sweep(root: str) -> None:
+  """Removes what builders left whose machine was lost: nobody has written there for a day."""
+  for folder in () if places.is_remote(root) else pathlib.Path(root).glob('.beam-*'):
+    if folders.is_silent(folder):
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- files and pieces ---------------------------------------------------------------------------------------
+
+
+def _files(triplets: str | Sequence[str]) -> list[str]:
+  """As `sources.expand`, but for what is in a bucket, which stays there."""
+  found = []
+  for path in triplets.split(',') if isinstance(triplets, str) else triplets:
+    found += staging.names(path) if places.is_remote(path) else map(os.path.abspath, sources.expand(path))
+  if repeated := [path for i, path in enumerate(found) if path in found[:i]]:
+    raise UsageError(f"triplets '{repeated[0]}': the file is named twice; name it once")
+  return found
+
+
+def _pieces(stamps: Mapping[str, tuple[int, int] | None], size: int) -> Iterator[Piece]:
+  number = 0
+  for path, stamp in stamps.items():
+    length = stamp[0] if stamp else 0
+    cuts = range(0, length, size) if path.endswith('.jsonl') and length else [None]
+    for start in cuts:
+      yield Piece(number, path, start or 0, None if start is None else min(start + size, length))
+      number += 1
+
+
+def _read(piece: Piece, job: Job) -> Iterator[Record]:
+  """A piece's records."""
+  name = os.path.basename(piece.path)
+  if piece.stop is not None:
+    span = Span(piece.start, piece.stop, job.first[piece.number])
+    return sources.from_located(readers.spanned(piece.path, span), name, **job.read)
+  if places.is_remote(piece.path):
+    return _staged(piece.path, job)
+  return sources.read_triplets(piece.path, **job.read)
+
+
+def _staged(path: str, job: Job) -> Iterator[Record]:
+  """The records of a file in a bucket, from a copy that stays no longer than they are read."""
+  with tempfile.TemporaryDirectory() as folder:
+    own = os.path.join(folder, os.path.basename(path))
+    staging.reached(path, lambda: staging.copy(epath.Path(path), epath.Path(own)))
+    try:
+      for record in sources.read_triplets(own, **job.read):
+        yield record._replace(where=record.where.replace(own, path, 1))
+    except UsageError as error:
+      raise UsageError(str(error).replace(own, path)) from error
+
+
+# --- what workers do ----------------------------------------------------------------------------------------
+
+
+def _look(piece: Piece, job: Job) -> tuple[int, int, tuple[str, str] | None]:
+  """A piece's number, how many lines begin in it, and its file's hash where the file begins with it."""
+  try:
+    mark = None if piece.start else table.file_hash(piece.path)
+    return piece.number, readers.count_lines(piece.path, piece.start, piece.stop) if piece.stop else 0, mark
+  except (UsageError, OSError) as error:
+    _complain(job, piece.number, f'{error}; workers read it too: pass files that all reach')
+    return piece.number, 0, None
+
+
+def _tokenise(piece: Piece, job: Job) -> Iterator[tuple[str, tuple[bytes, Any]]]:
+  """Writes a piece's part; yields its ids' and prompts' hashes, and where they are."""
+  try:
+    words = vocabulary(job.vocabulary)
+    if words.fingerprint != job.vocabulary_fingerprint:
+      raise UsageError(
+        f"vocabulary '{job.vocabulary}' is another file there than here; pass one that all reach"
+      )
+    with tempfile.TemporaryDirectory() as folder:
+      writer = parts.PartWriter(folder, words, job.options)
+      for chunk in parts.chunks(_read(piece, job), _CHUNK):
+        writer.add(chunk)
+        for record in chunk:
+          yield 'id', (parts.digest(record.id), (piece.number, record.where))
+      writer.finish_part()
+      _put(folder, _folder(job, piece.number))
+    yield from (('prompt', (key, (piece.number, i))) for i, key in enumerate(writer.keys))
+  except UsageError as error:
+    _complain(job, piece.number, str(error))
+
+
+def _folder(job: Job, number: int) -> epath.Path:
+  return epath.Path(job.folder) / 'parts' / str(number)
+
+
+def _put(folder: str, target: epath.Path) -> None:
+  target.mkdir(parents=True, exist_ok=True)
+  for name in sorted(os.listdir(folder)):
+    staging.copy(epath.Path(folder) / name, target / name)
+
+
+def _complain(job: Job, number: int, error: str) -> None:
+  """Leaves an error for the machine that started the pipeline; a runner would wrap and repeat it."""
+  folder = epath.Path(job.folder) / 'errors'
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / str(number)).write_text(error)
+
+
+def _owners(key_and_places: tuple[bytes, Any]) -> Iterator[tuple[int, tuple[int, int, int]]]:
+  """To each part that has a prompt: its number there, and the part and number where it is first."""
+  occurrences = sorted(key_and_places[1])
+  for number, local in occurrences:
+    yield number, (local, *occurrences[0])
+
+
+def _write_owners(number_and_owners: tuple[int, Any], job: Job) -> None:
+  number, owners = number_and_owners
+  array = np.array(sorted(owners), np.int64)[:, 1:]
+  with (_folder(job, number) / 'owners.npy').open('wb') as file:
+    np.save(file, array)
+
+
+def _refuse_repeated(key_and_places: tuple[bytes, Any], job: Job) -> None:
+  found = sorted(key_and_places[1])
+  if len(found) > 1:
+    _complain(job, found[1][0], str(parts.repeated(found[1][1], found[0][1])))
+
+
+def _raise_first(job: Job) -> None:
+  """Raises the error of the first piece that had one."""
+  folder = epath.Path(job.folder) / 'errors'
+  if folder.exists() and (found := sorted(folder.iterdir(), key=lambda path: int(path.name))):
+    raise UsageError(found[0].read_text())
+
+
+# --- the pipelines ------------------------------------------------------------------------------------------
+
+
+def _pipeline(beam_options: str | Sequence[str]):
+  try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+  except ImportError as error:
+    raise UsageError(
+      "BEAM_OPTIONS: Apache Beam is not installed; pip install 'dro_jax[beam]' in an environment of its own, "
+      'for it asks for an older protobuf'
+    ) from error
+  flags = beam_options.split() if isinstance(beam_options, str) else list(beam_options)
+  return beam, beam.Pipeline(options=PipelineOptions(flags))
+
+
+def _survey(
+  job: Job, pieces: Sequence[Piece], beam_options: str | Sequence[str]
+) -> tuple[list[tuple[str, str]], Job]:
+  """Hashes of the files, and the job with the pieces' line numbers."""
+  beam, pipeline = _pipeline(beam_options)
+  written = epath.Path(job.folder) / 'survey' / 'pieces'
+  with pipeline:
+    listed = pipeline | 'pieces' >> beam.Create(list(pieces)) | 'spread' >> beam.Reshuffle()
+    found = listed | 'look' >> beam.Map(_look, job) | 'gather' >> beam.combiners.ToList()
+    _ = found | 'write' >> beam.Map(_write_json, str(written))
+  if not written.exists():
+    raise UsageError(
+      f'{written}: the workers wrote it where this machine does not see it; pass a folder that all reach: '
+      '--set CACHE_DIR=gs://...'
+    )
+  _raise_first(job)
+  hashes, first, count = [], {}, 1
+  for number, lines, mark in sorted(json.loads(written.read_text())):
+    if mark:
+      hashes, count = [*hashes, tuple(mark)], 1
+    first[number], count = count, count + lines
+  return hashes, job._replace(first=first)
+
+
+def _write_json(value: Any, path: str) -> None:
+  target = epath.Path(path)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  target.write_text(json_text(value))
+
+
+def _run(job: Job, pieces: Sequence[Piece], beam_options: str | Sequence[str]) -> None:
+  """Tokenises the pieces into parts, each with its prompts' owners."""
+  beam, pipeline = _pipeline(beam_options)
+  with pipeline:
+    listed = pipeline | 'pieces' >> beam.Create(list(pieces)) | 'spread' >> beam.Reshuffle()
+    made = listed | 'tokenise' >> beam.FlatMap(_tokenise, job)
+    prompts = made | 'prompts' >> beam.FlatMap(_of_kind, 'prompt') | 'same prompts' >> beam.GroupByKey()
+    owners = prompts | 'owners' >> beam.FlatMap(_owners) | 'to parts' >> beam.GroupByKey()
+    _ = owners | 'write owners' >> beam.Map(_write_owners, job)
+    ids = made | 'ids' >> beam.FlatMap(_of_kind, 'id') | 'same ids' >> beam.GroupByKey()
+    _ = ids | 'refuse repeated ids' >> beam.Map(_refuse_repeated, job)
+
+
+def _of_kind(item: tuple[str, Any], kind: str) -> list[Any]:
+  return [item[1]] if item[0] == kind else []
+
+
+def _described(job: Job, number: int) -> dict[str, Any]:
+  """A part's description without what grows with its records."""
+  found = json.loads((_folder(job, number) / 'part.json').read_text())
+  del found['cut_ids']
+  return found
+
+
+def _assemble(
+  directory: str, job: Job, count: int, dtype: str, meta: Mapping[str, Any], began: float
+) -> None:
+  metas = [_described(job, i) for i in range(count)]
+  with tempfile.TemporaryDirectory(dir=os.path.dirname(directory), prefix='.building-') as scratch:
+
+    def read(number: int) -> tuple[str, np.ndarray]:
+      source, target = _folder(job, number), epath.Path(scratch) / str(number)
+      if places.is_remote(job.folder):
+        shutil.rmtree(os.path.join(scratch, str(number - 1)), ignore_errors=True)
+        target.mkdir()
+        for file in source.iterdir():
+          staging.copy(file, target / file.name)
+      folder = target if places.is_remote(job.folder) else source
+      owners = np.load(folder / 'owners.npy') if metas[number]['prompts'] else np.zeros((0, 2), np.int64)
+      return str(folder), owners
+
+    parts.assemble(directory, dtype, metas, read, meta, lambda: time.perf_counter() - began)

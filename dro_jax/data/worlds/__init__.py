@@ -1,0 +1,1 @@
+"""Triplets that this project generates."""

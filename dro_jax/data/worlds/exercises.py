@@ -1,0 +1,140 @@
+"""Prompts with one right answer, in the form that `rewards` reads: sorting, sums with carries, rewriting.
+
+A prompt's hash decides its split, so that no prompt is in two, whatever their sizes and seeds.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from dro_jax import rewards
+from dro_jax.data.storage import hashes as splits
+from dro_jax.errors import UsageError
+
+# Share of all prompts in each.
+SPLITS = {'sft': 0.25, 'train': 0.45, 'validation': 0.1, 'test': 0.2}
+_ATTEMPTS = 200  # Draws for each prompt wanted, before there seem to be no more.
+
+
+class Exercises(NamedTuple):
+  """What is asked, and how hard it is.
+
+  Attributes:
+    kinds: which exercises, evenly mixed: names of `KINDS`.
+    letters: what texts are made of.
+    length: least and most letters of a text.
+    digits: most digits of a number to add.
+  """
+
+  kinds: tuple[str, ...] | list[str] = ('sort', 'add', 'without', 'backwards')
+  letters: str = 'abcdefgh'
+  length: tuple[int, int] | list[int] = (3, 5)
+  digits: int = 2
+
+
+def prompts(exercises: Exercises, split: str, num: int, seed: int = 0) -> list[str]:
+  """`num` different prompts of a split; with a larger `num` the first ones stay.
+
+  Raises:
+    UsageError: an unknown split or kind, or there are not as many prompts.
+  """
+  if split not in SPLITS or not set(exercises.kinds) <= set(KINDS) or not exercises.kinds:
+    raise UsageError(
+      f'split {split!r}, kinds {exercises.kinds!r}: choose a split from {", ".join(SPLITS)}, and kinds from '
+      f'{", ".join(KINDS)}.'
+    )
+  found: dict[str, None] = {}
+  for count, prompt in enumerate(_drawn(exercises, seed)):
+    if len(found) == num:
+      break
+    if count > _ATTEMPTS * num:
+      raise UsageError(
+        f'{split} has hardly more than {len(found)} different prompts of these exercises, and {num} are '
+        'wanted: ask for fewer, or for longer texts, more letters or more digits.'
+      )
+    if split_of(prompt) == split:
+      found.setdefault(prompt)
+  return list(found)
+
+
+def split_of(prompt: str) -> str:
+  """The split that a prompt belongs to."""
+  place = int(splits.digests([prompt])[0]) / 2**64
+  edges = np.cumsum(list(SPLITS.values()))[:-1]
+  return list(SPLITS)[int(np.searchsorted(edges, place, 'right'))]
+
+
+def demonstrations(prompts: list[str]) -> list[dict]:
+  """The right answers, as triplets of reward 1."""
+  return [
+    {'id': f'sft-{i}', 'prompt': prompt, 'response': rewards.answer(prompt), 'reward': 1.0}
+    for i, prompt in enumerate(prompts)
+  ]
+
+
+def subject(prompt: str) -> str:
+  """What the exercise is about, without what is to be done with it: 'kjhba' of 'sort: kjhba'."""
+  return prompt.partition(': ')[2]
+
+
+def kind_of(prompt: str) -> str:
+  """The exercise, without what it is about: 'sort', 'rewrite without'."""
+  return ' '.join(word for word in prompt.partition(': ')[0].split() if len(word) > 2)
+
+
+def _drawn(exercises: Exercises, seed: int) -> Iterator[str]:
+  """Prompts without end; what leaves nothing to say is left out."""
+  rng = np.random.default_rng(seed)
+  while True:
+    for kind in exercises.kinds:
+      prompt = KINDS[kind](exercises, rng)
+      if rewards.answer(prompt):
+        yield prompt
+
+
+def _text(exercises: Exercises, rng: np.random.Generator) -> str:
+  length = rng.integers(exercises.length[0], exercises.length[1] + 1)
+  return ''.join(rng.choice(list(exercises.letters), length))
+
+
+def _number(exercises: Exercises, rng: np.random.Generator) -> int:
+  return int(rng.integers(10 ** int(rng.integers(1, exercises.digits + 1))))
+
+
+def _sort(exercises: Exercises, rng: np.random.Generator) -> str:
+  return f'sort: {_text(exercises, rng)}'
+
+
+def _sort_down(exercises: Exercises, rng: np.random.Generator) -> str:
+  return f'sort down: {_text(exercises, rng)}'
+
+
+def _add(exercises: Exercises, rng: np.random.Generator) -> str:
+  """A sum in which some digit carries: the others are too easy to tell policies apart."""
+  while True:
+    a, b = _number(exercises, rng), _number(exercises, rng)
+    if any((a % place) + (b % place) >= place for place in (10**i for i in range(1, exercises.digits + 1))):
+      return f'add: {a} + {b}'
+
+
+def _without(exercises: Exercises, rng: np.random.Generator) -> str:
+  text = _text(exercises, rng)
+  return f'rewrite without {rng.choice(list(text))}: {text}'
+
+
+def _with(exercises: Exercises, rng: np.random.Generator) -> str:
+  text = _text(exercises, rng)
+  old = rng.choice(list(text))
+  new = rng.choice([letter for letter in exercises.letters if letter != old])
+  return f'rewrite with {old} as {new}: {text}'
+
+
+def _backwards(exercises: Exercises, rng: np.random.Generator) -> str:
+  return f'rewrite backwards: {_text(exercises, rng)}'
+
+
+KINDS: dict[str, Callable[[Exercises, np.random.Generator], str]] = {
+  'sort': _sort, 'sort_down': _sort_down, 'add': _add, 'without': _without, 'with': _with,
+  'backwards': _backwards,
+}  # fmt: skip

@@ -1,0 +1,60 @@
+"""Triplets of full length that stand in for one's own: the shapes of a run, and nothing to learn."""
+
+import numpy as np
+
+from dro_jax.data import scaling
+from dro_jax.data.storage import hashes as split
+from dro_jax.data.table.table import Texts, TokenTable
+from dro_jax.data.tasks import Triplets
+from dro_jax.data.text.vocabularies import EOS, Vocabulary
+
+
+def triplets(
+  vocabulary: Vocabulary,
+  *,
+  prompts: int,
+  responses: int = 2,
+  prompt_length: int = 512,
+  response_length: int = 512,
+  columns: tuple[str, ...] = (),
+) -> Triplets:
+  """Prompts with as many responses each, all of the longest length, rewards 0, 1, ... to a prompt.
+
+  Args:
+    vocabulary: what the tokens are said to be of.
+    prompts: how many.
+    responses: to each prompt.
+    prompt_length: tokens of every prompt.
+    response_length: tokens of every response.
+    columns: other columns that a record has, each ½: a value is below the best reward.
+  """
+  count = prompts * responses
+  rewards = np.tile(np.arange(responses, dtype=np.float64), prompts)
+  index = np.repeat(np.arange(prompts), responses)
+  names = _texts([f'prompt {i}' for i in range(prompts)])
+  table = TokenTable(
+    prompt_index=index, prompt_lengths=np.full(count, prompt_length),
+    response_lengths=np.full(count, response_length), rewards=rewards, raw_rewards=rewards,
+    columns=dict.fromkeys(columns, np.full(count, 0.5)), ids=_texts([str(i) for i in range(count)]),
+    prompts=Texts(names._data, names._offsets, index),
+    responses=_texts([f'response {i}' for i in range(count)]),
+    prompt_digests=split.digests(names)[index], truncated=np.zeros(count, bool), weights=None, report={},
+    vocabulary=vocabulary.spec, directory='', _records=np.arange(count),
+    _tokens={
+      'prompt': _tokens(prompts, prompt_length), 'response': _tokens(count, response_length, responses),
+    },
+  )  # fmt: skip
+  return Triplets(table, None, scaling.fit('none', rewards, index), {})
+
+
+def _texts(texts: list[str]) -> Texts:
+  encoded = [text.encode() for text in texts]
+  offsets = np.cumsum([0, *map(len, encoded)])
+  return Texts(np.frombuffer(b''.join(encoded), np.uint8), offsets, np.arange(len(texts)))
+
+
+def _tokens(count: int, length: int, kinds: int = 1) -> tuple[np.ndarray, np.ndarray]:
+  """Texts of which as many kinds as there are responses to a prompt differ: equal ones would be merged."""
+  tokens = np.full((count, length), EOS, np.int32)
+  tokens[:, 0] += np.arange(count) % kinds
+  return tokens.ravel(), np.arange(count + 1) * length

@@ -1,0 +1,1 @@
+"""Policies scored, sampled, checked and compared."""

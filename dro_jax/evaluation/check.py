@@ -1,0 +1,138 @@
+"""The `check` command: what a checkpoint is, and that scoring and sampling agree on it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dro_jax import generate, networks
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.data.records import triplets as sources
+from dro_jax.data.text import templates as preprocessors
+from dro_jax.evaluate import NO_LOSS
+from dro_jax.models import scoring
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.step import reference, train_step
+from dro_jax.step import state as train_state
+from dro_jax.types import Params, Rows
+
+# Kinds of prompt that T5 was trained on, and FLAN.
+PROMPTS = (
+  'translate English to German: The house is wonderful.',
+  'summarize: The river rose by two metres overnight. The bridge was closed, and children stayed at home.',
+  'cola sentence: The course is jumping well.',
+  'stsb sentence1: A man plays a flute. sentence2: A man is playing the flute.',
+  'Question: Which city is the capital of France? Answer:',
+)
+_PROMPT_LENGTH = 512
+
+
+def check(
+  init_from: str,
+  prompts: str | None = None,
+  *,
+  columns: str | None = None,
+  max_length: int = 32,
+  dtype: str | None = None,
+  vocabulary: str | None = None,
+  mesh: Callable[[], Grid] = partitioning.make_mesh,
+) -> dict[str, Any]:
+  """Answers five prompts greedily, and scores the answers with the checkpoint as policy and as reference.
+
+  Args:
+    init_from: an imported folder, a run's folder, or one checkpoint of it.
+    prompts: a file of which the first five prompts are answered; `None` takes `PROMPTS`.
+    columns: the file's own names: `prompt=question`.
+    max_length: most tokens of an answer.
+    dtype: activations' type; `None` takes the model's.
+    vocabulary: where the checkpoint's lies now; `None` takes it from where it lay.
+    mesh: devices' arrangement.
+
+  Returns:
+    Parameters, vocabulary, `log_ratio`: the largest |ρ| = |log π − log π_ref|, which is 0,
+    `sampled_and_scored`: by how many nats an answer's log-prob while sampling differs from that in scoring,
+    and the answers.
+
+  Raises:
+    UsageError: no checkpoint, or no prompts.
+    RuntimeError: ρ is not 0 exactly.
+  """
+  grid = mesh()
+  init_from = str(checkpoints.find_checkpoint(init_from))
+  words, config = networks.vocabulary_of(init_from, vocabulary), networks.config_of(init_from)
+  nets = networks.build(dataclasses.replace(config, dtype=dtype or config.dtype), uses_value=False)
+  params = networks.load_policy(init_from, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
+  texts = _first_prompts(prompts, columns) if prompts else PROMPTS
+  tokens = [preprocessors.prompt_tokens(ids, _PROMPT_LENGTH)[0] for ids in words.encode_batch(texts)]
+  run = generate.make_generator(
+    nets.policy, grid, max_length=max_length, temperature=0.0, batch_size=len(tokens)
+  )
+  answers = list(run(params, tokens, range(len(tokens))))
+  logps, reference_logps = _score(nets, params, grid, tokens, [answer.tokens for answer in answers])
+  rho = float(np.abs(logps - reference_logps).max())
+  if rho != 0:
+    raise RuntimeError(f'{init_from}: ρ against itself is {rho} nats, where it must be 0')
+  return {
+    'checkpoint': init_from,
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
+    'vocabulary': words.spec,
+    'log_ratio': rho,
+    'sampled_and_scored': float(np.abs(logps - [answer.logp for answer in answers]).max()),
+    'answers': {text: words.decode(answer.tokens) for text, answer in zip(texts, answers, strict=True)},
+  }
+
+
+def _first_prompts(file: str, columns: str | None, count: int = 5) -> list[str]:
+  """The first prompts of a file that differ."""
+  texts = {}
+  for _, text in sources.read_prompts(file, columns):
+    texts.setdefault(text)
+    if len(texts) == count:
+      break
+  return list(texts)
+
+
+def _score(
+  nets: networks.Networks, params: Params, mesh: Grid, prompts: list[np.ndarray], responses: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Log-probs of responses by the policy, and by the same parameters as its reference."""
+  score = scoring.make_score(nets.policy)
+  evaluate = train_step.make_evaluate(score, NO_LOSS, reference.frozen(score))
+
+  def logps(state: train_state.TrainState, rows: Rows):
+    scores, reference_scores, _ = evaluate(state, rows)
+    return scores.logps, reference_scores.logps
+
+  logps = jax.jit(
+    logps, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
+  )
+  state = train_state.TrainState(np.zeros((), np.int32), {'policy': params}, {}, reference=params)
+  rows, num_rows = _rows(mesh, prompts, responses)
+  with partitioning.use_mesh(mesh):
+    arrays = jax.device_get(logps(state, partitioning.global_batch(mesh, rows, num_rows)))
+  own, other = (array[: len(prompts), 0].astype(np.float64) for array in arrays)
+  return own, other
+
+
+def _rows(mesh: Grid, prompts: list[np.ndarray], responses: list[np.ndarray]) -> tuple[Rows, int]:
+  """This host's rows, one prompt and one response in each, and how many all hosts have."""
+  shards = partitioning.num_row_shards(mesh)
+  num_rows = -(-len(prompts) // shards) * shards
+  ids = range(len(prompts))
+  prompt_tokens, prompt_segments, _ = generate.padded(prompts, ids, num_rows, max(map(len, prompts)))
+  tokens, segments, ids = generate.padded(responses, ids, num_rows, max(map(len, responses)))
+  positions = lambda segments: np.arange(segments.shape[1], dtype=np.int32)[None] * segments  # noqa: E731
+  rows = Rows(
+    prompt_tokens=prompt_tokens, prompt_segments=prompt_segments, prompt_positions=positions(prompt_segments),
+    response_tokens=tokens, response_segments=segments, response_positions=positions(segments),
+    response_prompt=segments, rewards=np.zeros((num_rows, 1), np.float32), example_id=ids[:, None],
+    valid=segments[:, :1] > 0,
+  )  # fmt: skip
+  first, last = partitioning.host_rows(mesh, num_rows)
+  return jax.tree.map(lambda array: array[first:last], rows), num_rows
+
+
+__all__ = ['check']

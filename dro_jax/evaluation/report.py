@@ -1,0 +1,449 @@
+"""The `report` command: runs side by side, or why they cannot be compared."""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax import configs, files, limits, writers
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.errors import UsageError
+from dro_jax.printing import tables
+from dro_jax.run.folder import configs as resume
+from dro_jax.run.folder import validation
+from dro_jax.run.folder.validation import Validation
+from dro_jax.statistics import agreement as statistics
+
+# What means the same for every algorithm, and how it is called.
+MEANINGS = {
+  'sample_reward': 'reward of own samples',
+  'kl': 'KL(π‖π_ref) of own samples, nats',
+  'kl_moving': 'KL to the moving reference of own samples, nats',
+  'sample_tokens': 'tokens of own samples',
+  'within_prompt_accuracy/log_ratio': 'within-prompt accuracy of ρ',
+  'within_prompt_accuracy/log_ratio_moving': 'within-prompt accuracy of ρ to the moving reference',
+  'within_prompt_accuracy/logp': 'within-prompt accuracy of log π',
+  'within_prompt_accuracy/logp_per_token': 'within-prompt accuracy of log π by token',
+  'rank_correlation': 'rank correlation of V + τρ',
+  'value_explained_variance': 'variance explained by V',
+  'log_ratio': 'mean log-ratio ρ on logged responses',
+  'log_ratio_std': 'its standard deviation',
+  'logp': 'log π of logged responses',
+}
+AXES = {'examples': 'examples', 'flops': 'FLOPs', 'eval/kl': MEANINGS['kl']}
+_CURVES = (
+  'sample_reward', 'within_prompt_accuracy/log_ratio', 'within_prompt_accuracy/logp', 'rank_correlation', 'kl'
+)  # fmt: skip
+_SAME_REFERENCE = 0.1  # nats: more than rounding makes of one reference on two machines.
+
+
+class Run(NamedTuple):
+  """A run's folder, read.
+
+  Attributes:
+    name: as tables call it.
+    folder: where it lies.
+    metadata: its run.json.
+    bindings: its config.gin, by what is bound.
+    records: its metrics.jsonl.
+    last: its newest validation, after `last_step`.
+    best: that of its best checkpoint, after `best_step`; the newest one's where no best was measured.
+  """
+
+  name: str
+  folder: pathlib.Path
+  metadata: Mapping[str, Any]
+  bindings: Mapping[str, str]
+  records: Sequence[Mapping[str, Any]]
+  last: Validation
+  last_step: int
+  best: Validation
+  best_step: int
+
+
+class Result(dict):
+  """The report as plain values, which shows itself as tables."""
+
+  def __init__(self, content: Mapping[str, Any], shown: Sequence[tables.Table]):
+    super().__init__(content)
+    self._shown = shown
+
+  def __rich__(self) -> Any:
+    from rich.console import Group
+
+    return Group(*map(tables.for_terminal, self._shown))
+
+
+def report(
+  runs: str | Sequence[str], *, output: str | None = None, resamples: int = 1000, seed: int = 0
+) -> Result:
+  """Compares runs: what differs in their settings, what they spent, and what came of it.
+
+  Intervals are over held-out prompts; those of differences are paired, on the same draws of prompts.
+
+  Args:
+    runs: two folders or more, or their names separated by commas; differences are from the first.
+    output: a folder for report.md, report.json and curves.png.
+    resamples: draws of prompts behind each 95 % interval.
+    seed: of those draws.
+
+  Raises:
+    UsageError: a folder is no run's, or split, reward scaling or decoding differ.
+  """
+  limits.seed(seed)
+  folders = [part for part in (runs.split(',') if isinstance(runs, str) else runs) if part]
+  if len(folders) < 2:
+    raise UsageError(f'{len(folders)} run to compare: name two or more (dro_jax report runs/a runs/b).')
+  target = None if output is None else files.output_folder(output)
+  found = [read(folder, name) for folder, name in zip(folders, _names(folders))]
+  refuse_incomparable(found)
+  content, shown = {'runs': {run.name: str(run.folder) for run in found}}, [settings(found), spending(found)]
+  differ = any(run.best_step != run.last_step for run in found)
+  for moment in ('last', 'best') if differ else ('last',):
+    values, differences = compared(found, moment, resamples, seed)
+    shown += [values, differences]
+  content['tables'] = [tables.for_json(table) for table in shown]
+  content['curves'] = {run.name: curves(run) for run in found}
+  if target is not None:
+    save(target, found, content, shown)
+  return Result(content, shown)
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def read(folder: str, name: str) -> Run:
+  """A run's folder.
+
+  Raises:
+    UsageError: there is none, or it never validated.
+  """
+  path = pathlib.Path(folder).expanduser()
+  if not (path / 'run.json').exists():
+    raise UsageError(f"no run in {folder}: pass a run's --model_dir, which holds run.json and metrics.jsonl.")
+  steps = validation.steps(path)
+  if not steps:
+    raise UsageError(
+      f'{folder} holds no validation (eval/STEP.npz): it held nothing out, or EVAL_EVERY=0. Train with '
+      'held-out prompts (--eval_triplets, or --set VALIDATION_FRACTION=0.05).'
+    )
+  best = _best_step(path)
+  best = best if best in steps else steps[-1]
+  return Run(
+    name, path, checkpoints.in_todays_words(json.loads((path / 'run.json').read_text(encoding='utf-8'))),
+    bindings(path),
+    list(files.json_lines(path / 'metrics.jsonl')),
+    validation.load(path, steps[-1]), steps[-1], validation.load(path, best), best,
+  )  # fmt: skip
+
+
+def _best_step(folder: pathlib.Path) -> int | None:
+  if checkpoints.newest_step(folder) is None:
+    return None
+  return int(checkpoints.find_checkpoint(folder).name)
+
+
+def _names(folders: Sequence[str]) -> list[str]:
+  """The last part of each path, or all of it where two would be called the same."""
+  names = [pathlib.Path(folder).name for folder in folders]
+  return names if len(set(names)) == len(names) else list(folders)
+
+
+def bindings(folder: pathlib.Path) -> dict[str, str]:
+  """What the configuration that a run last went on with binds, by name; nothing, where a run is Python's."""
+  text = resume.newest_text(folder, resume.CONFIG) or ''
+  return {binding.name: binding.value for binding in configs.read(text, resume.CONFIG) if binding.name}
+
+
+# --- whether they can be compared ---------------------------------------------------------------------------
+
+
+def refuse_incomparable(runs: Sequence[Run]) -> None:
+  """Refuses runs that were not measured by the same yardstick.
+
+  Raises:
+    UsageError: says which two runs, what differs, and how.
+  """
+  first = runs[0]
+  for run in runs[1:]:
+    for what, of in _YARDSTICKS.items():
+      a, b = of(first), of(run)
+      if a is not None and b is not None and a != b:
+        raise _incomparable(first, run, what, *_differing(a, b))
+    _refuse_other_prompts(first, run)
+    _refuse_other_rewards(first, run)
+
+
+def _split(run: Run) -> dict[str, Any]:
+  """How responses were held out; of a file of their own it is their prompts that tell."""
+  data = run.metadata['data']
+  return data.get('split') or {'by': 'eval_triplets'}
+
+
+def _scaling(run: Run) -> dict[str, Any]:
+  scaling = run.metadata['data']['scaling']
+  return {name: scaling[name] for name in ('kind', 'shift', 'scale', 'knots')}
+
+
+def _decoding(run: Run) -> dict[str, Any] | None:
+  """`None` where nothing was sampled, and so nothing measured on samples."""
+  decoding = run.metadata.get('decoding')
+  return decoding and {name: value for name, value in decoding.items() if name != 'reward_code'}
+
+
+def _reward_code(run: Run) -> dict[str, Any] | None:
+  """`None` where no user's function scored samples, or an earlier version did not record it."""
+  code = (run.metadata.get('decoding') or {}).get('reward_code')
+  return code and {'code': code}
+
+
+_YARDSTICKS: dict[str, Callable[[Run], Any]] = {
+  'split': _split, 'reward scaling': _scaling, 'decoding': _decoding,
+  'reward function': _reward_code,
+}  # fmt: skip
+
+
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+  return tuple({name: each.get(name) for name in names} for each in (a, b))
+
+
+def _refuse_other_prompts(first: Run, run: Run) -> None:
+  one, other = (None if x.last.prompts is None else set(x.last.prompts.tolist()) for x in (first, run))
+  if one is None or other is None or one <= other or other <= one:
+    return
+  shared = f'{len(one & other)} of them the same'
+  raise _incomparable(
+    first, run, 'split', f'{len(one)} held-out prompts', f'{len(other)} held-out prompts, {shared}'
+  )
+
+
+def _refuse_other_rewards(first: Run, run: Run) -> None:
+  a, b = common([first.last, run.last])
+  if a.rewards is not None and b.rewards is not None and not np.allclose(a.rewards, b.rewards, atol=1e-4):
+    i = int(np.argmax(np.abs(a.rewards - b.rewards)))
+    raise _incomparable(
+      first, run, 'reward of a held-out response', f'{a.rewards[i]:.4g}', f'{b.rewards[i]:.4g}'
+    )
+
+
+def _incomparable(first: Run, run: Run, what: str, a: Any, b: Any) -> UsageError:
+  return UsageError(
+    f'{first.name} and {run.name} cannot be compared, for their {what} differs: {a} and {b}. Train both with '
+    'the same, or `dro_jax evaluate` both on one file.'
+  )
+
+
+# --- numbers ------------------------------------------------------------------------------------------------
+
+
+def common(found: Sequence[Validation]) -> list[Validation]:
+  """What all validations measured, in the same order: responses by example, samples by prompt."""
+  result = list(found)
+  for key, fields in (
+    ('examples', (
+      'examples', 'prompts', 'rewards', 'lengths', 'logps', 'reference_logps', 'values',
+      'moving_reference_logps',
+    )),
+    ('sample_prompts', (
+      'sample_prompts', 'samples', 'sample_lengths', 'sample_log_ratios', 'sample_rewards',
+      'sample_moving_log_ratios',
+    )),
+  ):  # fmt: skip
+    having = [i for i, each in enumerate(result) if getattr(each, key) is not None]
+    picks = _aligned([_numbered(getattr(result[i], key)) for i in having])
+    for i, pick in zip(having, picks):
+      present = {name: getattr(result[i], name) for name in fields}
+      result[i] = result[i]._replace(**{name: x[pick] for name, x in present.items() if x is not None})
+  return result
+
+
+def _numbered(digests: np.ndarray) -> list[tuple[int, int]]:
+  """Each digest with how often it occurred before, for a log may hold a response twice."""
+  seen: dict[int, int] = {}
+  result = []
+  for digest in digests.tolist():
+    result.append((digest, seen.setdefault(digest, 0)))
+    seen[digest] += 1
+  return result
+
+
+def _aligned(keys: Sequence[Sequence[tuple[int, int]]]) -> list[np.ndarray]:
+  """For each list, where it has the keys that all of them have."""
+  places = [{key: i for i, key in enumerate(of)} for of in keys]
+  shared = sorted(set.intersection(*map(set, places))) if places else []
+  return [np.array([of[key] for key in shared], int) for of in places]
+
+
+def compared(
+  runs: Sequence[Run], moment: str, resamples: int, seed: int
+) -> tuple[tables.Table, tables.Table]:
+  """Metrics with intervals over prompts, and their differences from the first run's with paired ones."""
+  found = common([getattr(run, moment) for run in runs])
+  draws = {'resamples': resamples, 'seed': seed}
+  values: dict[str, dict[str, Any]] = {}
+  differences: dict[str, dict[str, Any]] = {}
+  for functions, num_prompts in _measured(found):
+    for metric, meaning in MEANINGS.items():
+      of = [each.get(metric) for each in functions]
+      if not any(of):
+        continue
+      values[metric] = {'metric': meaning} | {
+        run.name: f and statistics.bootstrap(f, num_prompts, **draws) for run, f in zip(runs, of)
+      }
+      differences[metric] = {'metric': meaning} | {
+        run.name: f and of[0] and statistics.bootstrap(_less(f, of[0]), num_prompts, **draws)
+        for run, f in zip(runs[1:], of[1:])
+      }
+  ordered = [metric for metric in MEANINGS if metric in values]
+  title = {'last': 'Last validation', 'best': 'Best checkpoints'}[moment]
+  return (
+    tables.Table(title, [values[metric] for metric in ordered], _note(runs, found)),
+    tables.Table(
+      f'{title}: difference from {runs[0].name}', [differences[metric] for metric in ordered],
+      'Paired: each interval is over prompts, drawn alike for both runs. One that spans 0 decides nothing.',
+    ),
+  )  # fmt: skip
+
+
+def _measured(found: Sequence[Validation]) -> Iterator[tuple[list[dict], int]]:
+  """(each run's statistics, the number of prompts that they are functions of): logged responses, samples."""
+  prompts = next((len(np.unique(x.prompts)) for x in found if x.prompts is not None), 0)
+  samples = next((len(x.sample_prompts) for x in found if x.sample_prompts is not None), 0)
+  if samples:
+    yield [validation.sample_statistics(x) for x in found], samples
+  if prompts:
+    yield [validation.statistics_of(x) for x in found], prompts
+
+
+def _less(f: Callable[[np.ndarray], float], g: Callable[[np.ndarray], float]):
+  return lambda weights_P: f(weights_P) - g(weights_P)
+
+
+def _note(runs: Sequence[Run], found: Sequence[Validation]) -> str:
+  """On how much this rests, and where two runs' references are not the same."""
+  responses = next((len(x.examples) for x in found if x.examples is not None), 0)
+  note = f'On {responses} held-out responses that all runs scored; 95 % intervals over prompts.'
+  scored = {run.name: x.reference_logps for run, x in zip(runs, found) if x.reference_logps is not None}
+  if scored:
+    base = next(iter(scored.values()))
+    others = [name for name, x in scored.items() if len(x) and np.abs(x - base).max() > _SAME_REFERENCE]
+    if others:
+      note += (
+        f' {", ".join(others)} measure KL and ρ against another reference than {next(iter(scored))} does: '
+        'these rows compare each run with its own.'
+      )
+  return note
+
+
+# --- settings, spending, curves -----------------------------------------------------------------------------
+
+# Of run.json; and what config.gin says too.
+_DESCRIBED = ('temperature', 'value', 'reference', 'model', 'online')
+_BOUND = ('algorithm', 'batch_size', 'seed', 'init_from')
+
+
+def settings(runs: Sequence[Run]) -> tables.Table:
+  """Settings that are not the same in all runs."""
+  texts = [_settings_of(run) for run in runs]
+  names = dict.fromkeys(name for of in texts for name in of)
+  rows = [
+    {'setting': name} | {run.name: of.get(name) for run, of in zip(runs, texts)}
+    for name in names
+    if len({of.get(name) for of in texts}) > 1
+  ]
+  return tables.Table('What differs', rows, '' if rows else 'Nothing but the folder.')
+
+
+def _settings_of(run: Run) -> dict[str, str]:
+  """What config.gin binds; and what run.json says where that is more (a run of Python has no config.gin)."""
+  bound = {name: value for name, value in run.bindings.items() if name != 'MODEL_DIR'}
+  names = _DESCRIBED if bound else (*_DESCRIBED, *_BOUND)
+  data = run.metadata['data']
+  described = {name: run.metadata.get(name) for name in names}
+  described |= {name: data.get(name) for name in ('triplets', 'train_records', 'units', 'options')}
+  return bound | dict(_flat(described))
+
+
+def _flat(value: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, str]]:
+  for name, item in value.items():
+    if isinstance(item, Mapping):
+      yield from _flat(item, f'{prefix}{name}.')
+    elif item is not None:
+      yield prefix + name, str(item)
+
+
+def spending(runs: Sequence[Run]) -> tables.Table:
+  """How long each run was, and what it took."""
+  rows = []
+  for run in runs:
+    spent = {name: _latest(run, name) for name in ('examples', 'flops')}
+    rows.append(
+      {
+        'run': run.name, 'algorithm': run.metadata['algorithm'], 'last step': run.last_step,
+        'best step': run.best_step, f'{_unit(run)}s seen': spent['examples'], 'FLOPs': spent['flops'],
+      }
+    )  # fmt: skip
+  return tables.Table(
+    'Runs', rows, "FLOPs are the training steps' products of matrices, reference and value included."
+  )
+
+
+def _unit(run: Run) -> str:
+  units = run.metadata['data'].get('units') or {}
+  return 'prompt' if run.metadata.get('online') else units.get('unit', 'response')
+
+
+def _latest(run: Run, name: str) -> float | int | None:
+  return next((record[name] for record in reversed(run.records) if name in record), None)
+
+
+def curves(run: Run) -> list[dict[str, float | int]]:
+  """A point for each validation: what was spent, KL, and what is comparable."""
+  names = {'step', *AXES, *(f'eval/{metric}' for metric in MEANINGS)}
+  return [
+    {name: value for name, value in record.items() if name in names}
+    for record in run.records
+    if any(name.startswith('eval/') for name in record)
+  ]
+
+
+def save(
+  folder: pathlib.Path, runs: Sequence[Run], content: Mapping[str, Any], shown: Sequence[tables.Table]
+) -> None:
+  """Writes report.md, report.json and curves.png."""
+  folder.mkdir(parents=True, exist_ok=True)
+  text = files.json_text(content, indent=2, ensure_ascii=False) + '\n'
+  writers.write_atomically(folder / 'report.json', text)
+  body = '\n'.join(map(tables.for_markdown, shown))
+  title = ' against '.join(run.name for run in runs)
+  writers.write_atomically(folder / 'report.md', f'# {title}\n\n{body}\n![curves](curves.png)\n')
+  plot({run.name: curves(run) for run in runs}, folder / 'curves.png')
+
+
+def plot(points: Mapping[str, Sequence[Mapping[str, Any]]], file: pathlib.Path) -> None:
+  """Saves the curves: a row for each metric, against examples, FLOPs and KL."""
+  from matplotlib.figure import Figure
+
+  flat = [point for of in points.values() for point in of]
+  metrics = [metric for metric in _CURVES if any(f'eval/{metric}' in point for point in flat)]
+  axes = [axis for axis in AXES if any(axis in point for point in flat)]
+  figure = Figure(figsize=(4 * len(axes), 3 * len(metrics)), layout='constrained')
+  grid = figure.subplots(len(metrics), len(axes), squeeze=False)
+  for row, metric in enumerate(metrics):
+    for column, axis in enumerate(axes):
+      _draw(grid[row, column], points, axis, f'eval/{metric}')
+      grid[row, column].set(xlabel=AXES[axis], ylabel=MEANINGS[metric] if column == 0 else None)
+  grid[0, 0].legend()
+  figure.savefig(file, dpi=120)
+
+
+def _draw(axes: Any, points: Mapping[str, Sequence[Mapping[str, Any]]], x: str, y: str) -> None:
+  for name, of in points.items():
+    pairs = [(point[x], point[y]) for point in of if x in point and y in point]
+    axes.plot(*(np.array(pairs).T if pairs else ([], [])), marker='o', markersize=3, label=name)
+
+
+__all__ = ['report']

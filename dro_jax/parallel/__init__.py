@@ -1,0 +1,1 @@
+"""The mesh, the processes that share it, and the signals that stop them."""

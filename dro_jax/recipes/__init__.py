@@ -1,0 +1,1 @@
+"""Commands that prepare a run, and runs in stages."""

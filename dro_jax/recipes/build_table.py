@@ -1,0 +1,68 @@
+"""The `build_table` command: the token table of triplets, before a run asks for it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dro_jax import networks
+from dro_jax.data import tasks
+from dro_jax.data.table import beam as beam_table
+from dro_jax.data.text import chat, vocabularies
+from dro_jax.errors import UsageError
+
+
+def build_table(
+  triplets: str | Sequence[str],
+  *,
+  init_from: str | None = None,
+  vocabulary: str | None = None,
+  prompt_length: int = 512,
+  response_length: int = 512,
+  overlong: str = 'truncate',
+  keep: str = 'auto',
+  template: str = '{prompt}',
+  chat_template: str = chat.TEMPLATE,
+  columns: str | None = None,
+  map_reward: str | None = None,
+  rewards_required: bool = True,
+  data_dir: str | None = None,
+  cache_dir: str | None = None,
+  beam_options: str | None = None,
+  piece_megabytes: int = 64,
+) -> dict[str, Any]:
+  """Builds the token table that `train` finds there when it is given the same triplets and options.
+
+  Args:
+    triplets: files, also in a bucket, or (without Beam) names of data sets.
+    init_from: a checkpoint whose vocabulary is taken.
+    vocabulary: `bytes` or a SentencePiece file; `None` is the checkpoint's, else bytes.
+    prompt_length, response_length, overlong, keep, template, chat_template, columns, map_reward, data_dir,
+      cache_dir: as for `data.tasks.load_triplets`.
+    rewards_required: False where rewards are not read, as SFT does not; the table is another one then.
+    beam_options: flags of Apache Beam; `None` builds on this machine, without it. The table is the same.
+    piece_megabytes: of a file that Beam gives to one worker at a time.
+
+  Raises:
+    UsageError: whatever is wrong with the files, fields or options; Beam is not installed.
+  """
+  read = {
+    'columns': columns, 'map_reward': map_reward, 'rewards_required': rewards_required,
+    'chat_template': chat_template,
+  }  # fmt: skip
+  options = {
+    'prompt_length': prompt_length, 'response_length': response_length, 'overlong': overlong, 'keep': keep,
+    'template': template,
+  }  # fmt: skip
+  spec = vocabulary or 'bytes'
+  words = networks.vocabulary_of(init_from, vocabulary) if init_from else vocabularies.vocabulary(spec)
+  if beam_options is None:
+    found = tasks.build_table(tasks.find(triplets, data_dir=data_dir, **read), words, cache_dir, **options)
+  else:
+    if piece_megabytes < 1:
+      raise UsageError(f'PIECE_MEGABYTES={piece_megabytes}: pass 1 or more')
+    found = beam_table.build(
+      triplets, words.spec, cache_dir, read=read, beam_options=beam_options,
+      piece_bytes=piece_megabytes * 2**20, **options,
+    )  # fmt: skip
+  told = ('records', 'prompts', 'overlong_responses', 'truncated_prompts', 'text_megabytes', 'seconds')
+  counts = {name: found.report[name] for name in told}
+  return {'table': found.directory, 'fingerprint': found.fingerprint(), **counts}

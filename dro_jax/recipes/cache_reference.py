@@ -1,0 +1,130 @@
+"""The `cache_reference` command: a reference's log-probs of every response, taken once, for any run."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dro_jax import algorithms, limits, networks
+from dro_jax.data import tasks
+from dro_jax.data.batches import groups as units
+from dro_jax.data.table import column_store as columns
+from dro_jax.errors import UsageError
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import batches as feeds
+from dro_jax.run import reference_store
+from dro_jax.run.batches import RowOptions
+from dro_jax.step.reference import MISMATCHED_LOGPS, TOKEN_LOGPS
+from dro_jax.train import Schedule
+
+
+def cache_reference(
+  model_dir: str,
+  data: Callable[..., tasks.Triplets] = tasks.load_triplets,
+  algorithm: Callable[[], algorithms.Algorithm] = algorithms.dro_v,
+  *,
+  init_from: str | None = None,
+  vocabulary: str | None = None,
+  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  schedule: Callable[[], Schedule] = Schedule,
+  batch_size: int = 32,
+  deal: str = 'together',
+  num_microbatches: int = 1,
+  rows: Callable[[], RowOptions] = RowOptions,
+  unit_options: Callable[[], units.UnitOptions] = units.UnitOptions,
+  score_batch_size: int = 32,
+  chunk_size: int | None = None,
+  dtype: str | None = None,
+  scan_layers: bool | None = None,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Scores every response, to train on or held out, under a policy, and writes the log-probs by token.
+
+  Of an algorithm that reads mismatched pairs (KTO), those of the run's plan are scored too: then pass the
+  run's own seed, steps, batch size, microbatches, mesh and layout.
+
+  Args:
+    model_dir: the store's folder, complete or not there.
+    data: the run's triplets, read as the run reads them.
+    algorithm: the run's; it matters only where it reads mismatched pairs.
+    init_from: the checkpoint of the reference, from which the run will start.
+    vocabulary: as the run's.
+    mesh: devices' arrangement.
+    schedule: the run's; a shorter run may read the store too.
+    batch_size: the run's.
+    deal: the run's.
+    num_microbatches: the run's.
+    rows: how the run's batches are laid out.
+    unit_options: the run's.
+    score_batch_size: responses scored at once.
+    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    dtype: activations' type; the run's must be the same.
+    scan_layers: one compiled layer for all, where it is to differ from the model's.
+    seed: the run's.
+
+  Returns:
+    How many responses, tokens and mismatched pairs were scored, and their mean log-prob.
+
+  Raises:
+    UsageError: there is no checkpoint, or the data cannot make the run.
+  """
+  limits.seed(seed)
+  if init_from is None:
+    raise UsageError('whose log-probs? Pass --init_from=DIR, the checkpoint from which the run will start.')
+  if jax.process_index() == 0:
+    columns.refuse_place(model_dir, '--model_dir')
+  chosen, words, grid = algorithm(), networks.vocabulary_of(init_from, vocabulary), mesh()
+  changes = {'dtype': dtype, 'scan_layers': scan_layers}
+  given = {name: value for name, value in changes.items() if value is not None}
+  config = dataclasses.replace(networks.config_of(init_from), **given)
+  nets = networks.build(config, uses_value=False)
+  triplets = data(vocabulary=words, rewards_required=chosen.uses_rewards)
+  params = networks.load_policy(init_from, config, networks.abstract_on(nets, grid)['policy'])
+  score = reference_store.make_scorer(nets.policy, grid, chunk_size)
+  tables = [table for table in (triplets.train, triplets.eval) if table is not None]
+  taken = [
+    reference_store.token_logps(score, params, feeds.once(table, grid, score_batch_size), grid)
+    for table in tables
+  ]
+  flat, lengths = (np.concatenate(parts) for parts in zip(*taken))
+  origin, pairs = {'init_from': init_from, 'triplets': triplets.report.get('triplets')}, None
+  if chosen.uses_mismatched:
+    chosen.check(triplets)
+    triplets = tasks.derive(triplets, chosen.columns, chosen.select, chosen.weights)
+    validates = schedule().eval_every > 0
+    feed = feeds.make(
+      triplets if validates else triplets._replace(eval=None), chosen, rows(), unit_options(),
+      batch_size=batch_size, seed=seed, multiple=partitioning.num_row_shards(grid) * num_microbatches,
+      eval_examples=schedule().eval_examples, deal=deal,
+    )  # fmt: skip
+    origin['plan'] = reference_store.plan_of(feed.train, feed.eval, seed, schedule().steps)
+    pairs = _mismatched(score, params, feed, schedule().steps, grid)
+  made_of = reference_store.fingerprint(config, words, triplets.report.get('options', {}))
+  if jax.process_index() == 0:
+    columns.write(
+      model_dir, np.concatenate([columns.keys(table) for table in tables]),
+      token_columns={TOKEN_LOGPS: (flat, lengths)}, pairs=pairs,
+      fingerprint={**made_of, 'parameters': reference_store.digest_of(params)}, origin=origin,
+    )  # fmt: skip
+  return {
+    'model_dir': model_dir, 'responses': len(lengths), 'tokens': int(lengths.sum()),
+    'mismatched_pairs': 0 if pairs is None else len(pairs.keys),
+    'logp': float(flat.sum(dtype=np.float64) / len(lengths)),
+  }  # fmt: skip
+
+
+def _mismatched(
+  score: reference_store.Scorer, params: Any, feed: feeds.Feed, steps: int, mesh: Grid
+) -> columns.Pairs:
+  """The pairs of every batch that the run will see."""
+  steps_of = {feed.train: steps} | ({feed.eval: feed.eval.plan.num_batches} if feed.eval else {})
+  logging.getLogger(__name__).info('scoring the mismatched pairs of %d batches', sum(steps_of.values()))
+  keys, logps = zip(*reference_store.mismatched_logps(score, params, steps_of, mesh))
+  return columns.Pairs(np.concatenate(keys), {MISMATCHED_LOGPS: np.concatenate(logps)})
+
+
+__all__ = ['cache_reference']

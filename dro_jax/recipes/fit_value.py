@@ -1,0 +1,275 @@
+"""The `fit_value` command: V(x) for every prompt, from networks that never saw its rewards."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dro_jax import algorithms, evaluate
+from dro_jax import train as training
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.data import tasks
+from dro_jax.data.storage import hashes as split
+from dro_jax.data.table import column_store as columns
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.text import vocabularies
+from dro_jax.errors import UsageError
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run.folder import configs as resume
+from dro_jax.statistics import agreement as statistics
+
+_LITTLE = 0.05  # Share of the rewards' variance below which a value is hardly fitted.
+
+
+def fit_value(
+  model_dir: str,
+  data: Callable[..., tasks.Triplets] = tasks.load_triplets,
+  train: Callable[..., Mapping[str, Any]] = training.train,
+  *,
+  folds: int = 5,
+  held_out: float | None = None,
+  columns_dir: str | None = None,
+  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  score_batch_size: int = 32,
+  chunk_size: int | None = None,
+  min_explained_variance: float | None = None,
+  configs: Callable[[], Mapping[str, str]] = dict,
+) -> dict[str, Any]:
+  """Fits V by least squares, ½ (V(x) − r)², and writes the column `value` of every response's prompt.
+
+  Cross-fitted: prompts fall into K folds by their hash, and the values of one fold come from a network that
+  was fitted on the others. Prompts held out for validation choose each network's best checkpoint, and get the
+  mean of all networks. Each is a run of `train` in MODEL_DIR/fold_K, which is resumed; a store that is
+  complete, and made of the data and the checkpoint that are there now, is not made again. The policy is not
+  trained. Rewards are standardised for the fit; values are written in the rewards' own units.
+
+  Args:
+    model_dir: the folder of the networks' runs, and of the store.
+    data: the triplets and how to read them.
+    train: how to train each network; its model_dir, data and algorithm are chosen here.
+    folds: K, 2 or more; K networks are trained.
+    held_out: instead of folds, the share of prompts on which one network is fitted: the others get values,
+      and these are left out of any data that the store is joined to.
+    columns_dir: the store's folder; `None` is MODEL_DIR/columns.
+    mesh: devices' arrangement for predicting.
+    score_batch_size: prompts whose values are predicted at once.
+    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    min_explained_variance: share of the variance of unseen prompts' rewards below which V is refused; `None`
+      warns below .05.
+    configs: texts to save with the runs, by file name; other texts make the store again.
+
+  Returns:
+    By fold, the share of the variance of unseen prompts' rewards that V explains; the store's folder.
+
+  Raises:
+    UsageError: the folds cannot be made of these prompts, settings or data cannot make a run, or V explains
+      less than `min_explained_variance`.
+  """
+  if (held_out is None and folds < 2) or (held_out is not None and not 0 < held_out < 1):
+    raise UsageError(
+      f'folds={folds}, held_out={held_out}: pass 2 folds or more, or a share between 0 and 1 to fit on '
+      '(--set FOLDS=5, --set HELD_OUT=0.5).'
+    )
+  columns_dir = columns_dir or os.path.join(model_dir, 'columns')
+  request = {'folds': folds, 'held_out': held_out, 'config': configs().get('config.gin')}
+  if (report := _complete(columns_dir, request, data)) is not None:
+    logging.getLogger(__name__).info('%s is complete: nothing is fitted again', columns_dir)
+    return judged(report, min_explained_variance)
+  if jax.process_index() == 0:
+    columns.refuse_place(columns_dir, 'columns_dir')
+  fitted = []
+  for part in _parts(folds, held_out):
+    folder, load = os.path.join(model_dir, part.name), _of_part(data, part)
+    train(model_dir=folder, data=load, algorithm=algorithms.regression, configs=configs)
+    fitted.append(_predict(folder, data, part, mesh(), score_batch_size, chunk_size))
+  report = judged({'columns': str(columns_dir), **_report(fitted)}, min_explained_variance)
+  if jax.process_index() == 0:
+    _write(columns_dir, fitted, {'request': request, 'report': report, 'made_of': fitted[0].made_of})
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('columns')
+  return report
+
+
+def _complete(
+  directory: str, request: Mapping[str, Any], data: Callable[..., tasks.Triplets]
+) -> dict[str, Any] | None:
+  """The report of a store that is there, was asked for in the same words, and is made of what is there now.
+
+  Of a store that an earlier version wrote nobody knows what it is made of: its words are believed.
+  """
+  if not columns.exists(directory):
+    return None
+  origin = columns.read(directory).origin
+  if origin.get('request') != request:
+    return None
+  before = origin.get('made_of')
+  if before is None:
+    return dict(origin['report'])
+  triplets = data(**_reading(before['vocabulary'], before['read_as']))
+  return (
+    dict(origin['report']) if resume.alike(before, _made_of(before, triplets, before['read_as'])) else None
+  )
+
+
+def _reading(vocabulary: str, read_as: Mapping[str, Any]) -> dict[str, Any]:
+  return {'vocabulary': vocabularies.vocabulary(vocabulary), 'rewards_required': True, **read_as}
+
+
+def _made_of(
+  described: Mapping[str, Any], triplets: tasks.Triplets, read_as: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What values depend on: the data and the networks' start by their contents, the vocabulary's place."""
+  init_from, digest = described.get('init_from'), described.get('init_digest')
+  names = ('train_fingerprint', 'eval_fingerprint', 'train_columns', 'eval_columns')
+  return {
+    'data': {name: triplets.report.get(name) for name in names},
+    'vocabulary': described['vocabulary'],
+    'read_as': read_as,
+    'init_from': init_from,
+    'init_digest': init_from and checkpoints.init_digest(init_from, digest),
+  }
+
+
+class _Part(NamedTuple):
+  """One network: the prompts that it is fitted on, from digests `[N]` to booleans; it predicts the others."""
+
+  name: str
+  fits: Callable[[np.ndarray], np.ndarray]
+
+
+def _parts(folds: int, held_out: float | None) -> list[_Part]:
+  if held_out is not None:
+    return [_Part('held_out', lambda digests: split.by_prompt_hash(digests, held_out, 'fold'))]
+  return [
+    _Part(f'fold_{fold}', lambda digests, fold=fold: split.folds(digests, folds) != fold)
+    for fold in range(folds)
+  ]
+
+
+def _of_part(data: Callable[..., tasks.Triplets], part: _Part) -> Callable[..., tasks.Triplets]:
+  """The triplets that one network is fitted on; it is validated on prompts that no network is fitted on."""
+
+  def load(**options: Any) -> tasks.Triplets:
+    triplets = data(**options)
+    train = triplets.train.subset(_checked(part.fits(triplets.train.prompt_digests), part, triplets.train))
+    # Quantiles are a scale of their own: their mean is not the quantile of a mean.
+    kind = 'quantile' if triplets.scaling.kind == 'quantile' else 'standardise'
+    return tasks.scaled(train, triplets.eval, kind, triplets.report | {'part': part.name})
+
+  return load
+
+
+def _checked(fits: np.ndarray, part: _Part, table: TokenTable) -> np.ndarray:
+  if fits.all() or not fits.any():
+    raise UsageError(
+      f'{part.name}: {len(np.unique(table.prompt_index))} prompts, split by their hash, leave none to fit on '
+      'or none to predict; pass fewer FOLDS, or more prompts.'
+    )
+  return fits
+
+
+class _Fitted(NamedTuple):
+  """What one network says: raw values `[N]`, NaN of prompts it was fitted on, and of the held-out part.
+
+  `made_of` is what it depends on (see `_made_of`).
+  """
+
+  name: str
+  triplets: tasks.Triplets
+  values: np.ndarray
+  eval_values: np.ndarray | None
+  made_of: Mapping[str, Any]
+
+
+def _predict(
+  folder: str,
+  data: Callable[..., tasks.Triplets],
+  part: _Part,
+  mesh: Grid,
+  batch_size: int,
+  chunk_size: int | None,
+) -> _Fitted:
+  run = evaluate.load_run(folder, mesh)
+  read_as = resume.data_options({'data': {'options': run.data_options}})
+  triplets = data(**_reading(run.vocabulary.spec, read_as))
+  unseen = np.flatnonzero(~part.fits(triplets.train.prompt_digests))
+
+  def values_of(table: TokenTable) -> np.ndarray:
+    _, firsts, prompt = np.unique(table.prompt_index, return_index=True, return_inverse=True)
+    scored = evaluate.score(
+      run, table.subset(firsts), mesh, batch_size=min(batch_size, len(firsts)), chunk_size=chunk_size
+    )
+    return run.scaling.invert(scored.values)[prompt]
+
+  values = np.full(len(triplets.train), np.nan)
+  values[unseen] = values_of(triplets.train.subset(unseen))
+  held_out = triplets.eval and values_of(triplets.eval)
+  return _Fitted(
+    part.name, triplets, values, held_out, _made_of(checkpoints.load_metadata(folder), triplets, read_as)
+  )
+
+
+def _merged(fitted: list[_Fitted]) -> tuple[np.ndarray, np.ndarray | None]:
+  """Values of the training part, each from the network that did not see its prompt; of the other, means."""
+  found = np.stack([fit.values for fit in fitted])
+  values = np.where(np.isnan(found).all(0), np.nan, np.nansum(found, axis=0))
+  held_out = None if fitted[0].eval_values is None else np.mean([fit.eval_values for fit in fitted], axis=0)
+  return values, held_out
+
+
+def _report(fitted: list[_Fitted]) -> dict[str, Any]:
+  """Explained variance of rewards of prompts that V was not fitted on, by network and in all."""
+  train, held_out = fitted[0].triplets.train, fitted[0].triplets.eval
+  values, eval_values = _merged(fitted)
+  report = {f'explained_variance/{fit.name}': _explained(fit.values, train) for fit in fitted}
+  report['explained_variance/all'] = _explained(values, train)
+  if held_out is not None:
+    report['explained_variance/eval'] = _explained(eval_values, held_out)
+  known = values[~np.isnan(values)]
+  report |= {'responses': len(known), 'value_mean': float(known.mean()), 'value_sd': float(known.std())}
+  for name, value in report.items():
+    logging.getLogger(__name__).info('%s: %.4g', name, value)
+  return report
+
+
+def judged(report: dict[str, Any], least: float | None) -> dict[str, Any]:
+  """The report, unless V explains too little of the rewards of prompts that it was not fitted on."""
+  explained = report['explained_variance/all']
+  if explained >= (_LITTLE if least is None else least):
+    return report
+  told = (
+    f'V explains {explained:.3g} of the variance of rewards of prompts it was not fitted on: advantages are '
+    'hardly more than rewards less their mean. Fit it longer or faster (STEPS, in `a_lol` VALUE_STEPS, or '
+    'VALUE_LEARNING_RATE). Where all prompts have the same mean reward, as with one pair of 1 and 0 each, '
+    'there is nothing to explain, and A-LoL is fine-tuning on the chosen responses'
+  )
+  if least is not None:
+    raise UsageError(f'{told}. Nothing was written: MIN_EXPLAINED_VARIANCE={least} (None only warns).')
+  logging.getLogger(__name__).warning('%s.', told)
+  return report
+
+
+def _explained(values: np.ndarray, table: TokenTable) -> float:
+  known = ~np.isnan(values)
+  return float(
+    statistics.explained_variance(values[known], table.raw_rewards[known], np.ones(int(known.sum())))
+  )
+
+
+def _write(directory: str, fitted: list[_Fitted], origin: Mapping[str, Any]) -> None:
+  values, eval_values = _merged(fitted)
+  tables = [(fitted[0].triplets.train, values)]
+  if eval_values is not None:
+    tables.append((fitted[0].triplets.eval, eval_values))
+  columns.write(
+    directory, np.concatenate([columns.keys(table) for table, _ in tables]),
+    {'value': np.concatenate([found for _, found in tables])}, origin=origin,
+  )  # fmt: skip
+
+
+__all__ = ['fit_value']

@@ -1,0 +1,154 @@
+"""The `train_vocabulary` command: a SentencePiece model of one's own data, by T5's conventions."""
+
+import io
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dro_jax import files
+from dro_jax.data import tasks
+from dro_jax.data.text import chat, vocabularies
+from dro_jax.data.text.vocabularies import EOS, PAD, UNKNOWN
+from dro_jax.errors import UsageError
+
+_THREADS = 16  # Part of the result: sums are made thread by thread.
+_TOO_MANY = re.compile(r'Vocabulary size too high .* a value <= (\d+)')
+_TOO_FEW = re.compile(r'Vocabulary size is smaller than required_chars\. \d+ vs (\d+)')
+_TOLD = 10_000  # Texts at most that are encoded to say how long they are.
+
+
+def train_vocabulary(
+  triplets: str | Sequence[str],
+  output: str,
+  *,
+  size: int = 8000,
+  keep_whitespace: bool = False,
+  columns: str | None = None,
+  chat_template: str = chat.TEMPLATE,
+  data_dir: str | None = None,
+) -> dict[str, Any]:
+  """Trains a unigram SentencePiece model on every distinct prompt and response, and writes it, whole.
+
+  Pad is 0, EOS 1, unknown 2, there is no BOS, and what has no piece is spelt in bytes. The same texts make
+  the same file.
+
+  Args:
+    triplets: files, or names of data sets, as for `train`; rewards are not read.
+    output: the new file, NAME.model.
+    size: pieces. Reading the file adds 100 extra ids to them, as T5 does.
+    keep_whitespace: text comes back as it was, line breaks and blanks included; T5's own vocabulary makes a
+      blank of any of them, and of look-alike characters one (NFKC).
+    columns: the files' own names: 'prompt=question,response=answer'.
+    chat_template: of each turn of a prompt that is a conversation.
+    data_dir: folder of public data sets got by hand.
+
+  Returns:
+    What was written, on how much text, and characters by token.
+
+  Raises:
+    UsageError: the file exists or cannot be written, the data cannot be read, or its text makes no vocabulary
+      of that size: then it says which it makes.
+  """
+  target = _target(output)
+  found = tasks.find(
+    triplets, columns=columns, rewards_required=False, chat_template=chat_template, data_dir=data_dir
+  )
+  texts = list(_texts(found))
+  if not texts:
+    raise UsageError(f'{found.name}: there is no record, so no text to make a vocabulary of')
+  model = _fit(texts, size, keep_whitespace)
+  _write(target, model)
+  words = vocabularies.vocabulary(str(target))
+  told = texts[:_TOLD]
+  tokens, characters = sum(map(len, words.encode_batch(told))), sum(map(len, told))
+  return {
+    'vocabulary': str(target), 'pieces': size, 'ids': words.size, 'fingerprint': words.fingerprint,
+    'texts': len(texts), 'characters': sum(map(len, texts)),
+    'characters_per_token': characters / max(tokens, 1), 'use': f'--set VOCABULARY={output}',
+  }  # fmt: skip
+
+
+def _target(output: str) -> pathlib.Path:
+  """Where the model goes: found wanting before an hour is spent on it."""
+  if '#' in output or ',' in output:
+    raise UsageError(f'--output={output}: pass a name without # and commas, NAME.model')
+  target = files.output_file(output)
+  if target.exists() or target.is_symlink():
+    raise UsageError(
+      f'--output={output}: it exists, and runs that read it would no longer know their ids; pass another '
+      'name, or remove it'
+    )
+  return target
+
+
+def _texts(found: tasks.Source) -> Iterator[str]:
+  """Every distinct prompt, as a model reads it, and every response."""
+  seen = set()
+  for record in found.records():
+    if record.prompt not in seen:
+      seen.add(record.prompt)
+      yield record.prompt
+    yield record.response
+
+
+def _fit(texts: Sequence[str], size: int, keep_whitespace: bool) -> bytes:
+  try:
+    return _sentencepiece(texts, size, keep_whitespace)
+  except RuntimeError as error:
+    about = f'VOCABULARY_SIZE={size}: these {len(texts)} texts ({sum(map(len, texts))} characters)'
+    if needed := _TOO_FEW.search(str(error)):
+      raise UsageError(
+        f'{about} need {needed[1]} pieces at least: 256 bytes, 3 for padding, end and unknown, and one for '
+        f'each character but the rarest. Pass --set VOCABULARY_SIZE={needed[1]} or more.'
+      ) from error
+    if not _TOO_MANY.search(str(error)):
+      raise UsageError(f'{about} make no vocabulary: {error}') from error
+    largest = _largest(texts, error, keep_whitespace)
+    raise UsageError(
+      f'{about} make {largest} pieces at most: pass --set VOCABULARY_SIZE={largest} or fewer, or more text.'
+    ) from error
+
+
+def _largest(texts: Sequence[str], error: RuntimeError, keep_whitespace: bool) -> int:
+  """The size that the trainer names, tried: there it may name a smaller one."""
+  largest = int(_TOO_MANY.search(str(error))[1])
+  try:
+    _sentencepiece(texts, largest, keep_whitespace)
+  except RuntimeError as again:
+    if named := _TOO_MANY.search(str(again)):
+      return largest if int(named[1]) >= largest else _largest(texts, again, keep_whitespace)
+  return largest
+
+
+def _sentencepiece(texts: Sequence[str], size: int, keep_whitespace: bool) -> bytes:
+  import sentencepiece
+
+  # What one sentence ends: the trainer takes none with a line break in it.
+  lines = (line for text in texts for line in text.splitlines() if line.strip())
+  kept = {'normalization_rule_name': 'identity', 'remove_extra_whitespaces': False} if keep_whitespace else {}
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.Train(
+    sentence_iterator=lines, model_writer=model, vocab_size=size, model_type='unigram', byte_fallback=True,
+    pad_id=PAD, eos_id=EOS, unk_id=UNKNOWN, bos_id=-1, num_threads=_THREADS, minloglevel=2,
+    max_sentence_length=2**30, **kept,
+  )  # fmt: skip
+  return model.getvalue()
+
+
+def _write(target: pathlib.Path, model: bytes) -> None:
+  """Under another name first, so that the file is there whole or not at all."""
+  descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f'.{target.name}.', suffix='.tmp')
+  try:
+    with os.fdopen(descriptor, 'wb') as file:
+      file.write(model)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, target)
+  except OSError as error:
+    raise UsageError(f'{target}: cannot write it ({error})') from error
+  finally:
+    pathlib.Path(temporary).unlink(missing_ok=True)

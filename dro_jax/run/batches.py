@@ -1,0 +1,174 @@
+"""A run's batches: to train on, and to validate on, laid out in rows for its mesh."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax import algorithms
+from dro_jax.data import tasks
+from dro_jax.data.batches import groups as units
+from dro_jax.data.batches import loader, plan
+from dro_jax.data.batches import packing as layout
+from dro_jax.data.records import comparisons
+from dro_jax.data.table.table import TokenTable
+from dro_jax.errors import UsageError
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run.sampling import rollouts as online
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOptions:
+  """How a batch is laid out in rows; changes speed, never a number (see `data.batches.packing.Layout.fit`).
+
+  Args:
+    packed: many responses a row; otherwise one.
+    encode_once: responses to one prompt in one row share its encoding.
+    prompt_length: prompt tokens of a row; `None` takes what fits the data best.
+    response_length: response tokens of a row; `None` likewise.
+    coverage: share of batches that the usual number of rows must hold; the rest take more, which is another
+      compilation. Below 1 pays where a few prompts have very many or very long responses.
+  """
+
+  packed: bool = True
+  encode_once: bool = True
+  prompt_length: int | None = None
+  response_length: int | None = None
+  coverage: float | int = 1.0
+
+
+class Feed(NamedTuple):
+  """Batches to train on, to validate on where something is held out, and how units were formed, if any.
+
+  `statistics` holds every held-out response where `eval` holds pairs or groups: what is left out of those
+  would make a method's statistics incomparable with another's.
+  """
+
+  train: loader.Loader
+  eval: loader.Loader | None
+  units: Mapping[str, Any] | None
+  statistics: loader.Loader | None = None
+
+
+def admitted(triplets: tasks.Triplets, algorithm: algorithms.Algorithm) -> tasks.Triplets:
+  """The triplets with the columns that an algorithm makes of them, those responses only that it trains on.
+
+  Raises:
+    UsageError: it cannot learn from them.
+  """
+  for table in filter(None, (triplets.train, triplets.eval)):
+    algorithms.check_columns(algorithm, table.columns)
+  algorithm.check(triplets)
+  return tasks.derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
+
+
+def make(
+  triplets: tasks.Triplets,
+  algorithm: algorithms.Algorithm,
+  rows: RowOptions,
+  unit_options: units.UnitOptions,
+  *,
+  batch_size: int,
+  seed: int,
+  multiple: int,
+  eval_examples: int | None,
+  deal: str = 'together',
+  in_file_order: bool = False,
+) -> Feed:
+  """The batches that a run with these settings will see.
+
+  Args:
+    triplets: with the algorithm's own columns (see `admitted`).
+    algorithm: decides what a batch counts.
+    rows: how a batch is laid out.
+    unit_options: how pairs and groups are formed.
+    batch_size: responses, pairs, groups or prompts.
+    seed: of the order.
+    multiple: parts into which the mesh and the microbatches cut a batch's rows.
+    eval_examples: held-out responses to validate on at most; `None` for all.
+    deal: 'together' or 'uniform' (see `data.batches.plan.Plan`).
+    in_file_order: the held-out part as its file has it, as runs of earlier versions do.
+
+  Raises:
+    UsageError: a batch cannot give every part of the mesh and every microbatch its rows, or the data has no
+      units for the algorithm.
+  """
+  if algorithm.online is not None:
+    # Rows of one prompt each, which its fresh responses join: a layout of logged ones says nothing of them.
+    triplets = online.prompts_only(triplets)
+    rows = dataclasses.replace(rows, packed=False, response_length=None)
+  _refuse_lone(batch_size, algorithm, triplets.report.get('labels', {}))
+  _refuse_indivisible(batch_size, algorithm.unit, rows.packed, multiple)
+
+  def load(table, batches) -> loader.Loader:
+    table = dataclasses.replace(table, columns=comparisons.without(table.columns))
+    fitted = layout.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
+    return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
+
+  if algorithm.unit == 'pair':  # What is held out may be too few to tell.
+    unit_options = units.resolved(unit_options, triplets.train)
+  table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
+  if members is None:
+    train_loader = load(table, plan.Plan.of(table, batch_size, seed, deal=deal))
+  else:
+    train_loader = load(table, plan.UnitPlan.of(table, members, batch_size, seed, deal=deal))
+  if triplets.eval is None:
+    return Feed(train_loader, None, report)
+  if in_file_order:
+    chosen = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[:eval_examples])
+  else:
+    chosen = by_content(triplets.eval)[:eval_examples]
+  held_out = triplets.eval.subset(chosen)
+  every = load(held_out, plan.SequentialPlan(len(held_out), batch_size))
+  table, members, _ = _formed(held_out, algorithm.unit, unit_options)
+  if members is None:
+    return Feed(train_loader, every, report)
+  once = plan.UnitPlan(plan.SequentialPlan(len(members), batch_size), members, len(table))
+  return Feed(train_loader, load(table, once), report, every)
+
+
+def by_content(table: TokenTable) -> np.ndarray:
+  """A table's records in an order that no file's decides: by prompt's digest, response's, reward, columns.
+
+  Equal in all of these, two records are the same to every method.
+  """
+  columns, digests = dict(table.columns), table.response_digests()
+  if comparisons.COLUMN in columns:  # Their numbers may be of the lines they are in.
+    numbers = columns[comparisons.COLUMN]
+    columns[comparisons.COLUMN] = comparisons.contents(numbers, digests, table.raw_rewards)
+  keys = (columns[name] for name in sorted(columns, reverse=True))
+  return np.lexsort((*keys, table.raw_rewards, digests, table.prompt_digests))
+
+
+def once(table: TokenTable, mesh: Grid, batch_size: int) -> loader.Loader:
+  """Every record of a table once, in order, in rows that fit it best."""
+  batches = plan.SequentialPlan(len(table), batch_size)
+  fitted = layout.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
+  return loader.Loader(table, batches, fitted)
+
+
+def _refuse_lone(batch_size: int, algorithm: algorithms.Algorithm, labels: Mapping[str, Any]) -> None:
+  if batch_size < max(algorithm.least_batch, labels.get('least_batch', 1)):
+    raise UsageError(
+      f'{algorithm.name} compares each reward with its batch’s mean, and that of a batch of {batch_size} is '
+      'the reward itself, so that nothing would be learned: pass 2 or more (--set BATCH=32).'
+    )
+
+
+def _refuse_indivisible(batch_size: int, unit: str, packed: bool, multiple: int) -> None:
+  if batch_size < multiple or (not packed and batch_size % multiple):
+    raise UsageError(
+      f'a batch of {batch_size} {unit}s does not divide over the {multiple} parts that the mesh and the '
+      f'microbatches cut its rows into: pass a multiple of {multiple} (--set BATCH=...), '
+      'or a smaller mesh.'
+    )
+
+
+def _formed(table: Any, unit: str, options: units.UnitOptions) -> tuple[Any, np.ndarray | None, Any]:
+  """(the table, its pairs or groups, how they were formed); responses stay as they are."""
+  return units.form(table, unit, options) if unit in ('pair', 'group') else (table, None, None)
+
+
+__all__ = ['RowOptions']

@@ -1,0 +1,93 @@
+"""What a run's best checkpoint may be chosen by, known before its first step."""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+
+from dro_jax import networks
+from dro_jax.algorithms import Algorithm
+from dro_jax.data.table.table import TokenTable
+from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.run.folder import validation
+from dro_jax.run.sampling import policy_samples as own_samples
+from dro_jax.run.sampling import rollouts as online
+from dro_jax.step.reference import MOVING
+
+PREFIX = 'eval/'
+# The algorithm's own: always measured.
+CRITERION = f'{PREFIX}criterion'
+
+
+def refuse_unmeasured(metric: str, names: Collection[str]) -> None:
+  """Refuses a metric that no validation would measure.
+
+  Raises:
+    UsageError: names those that are measured.
+  """
+  if metric in names:
+    return
+  nearest = did_you_mean(f'{PREFIX}{metric.removeprefix(PREFIX)}', names)
+  raise UsageError(
+    f'best_metric={metric!r} is not measured{nearest}: pass one of {", ".join(sorted(names))} (--set '
+    'BEST_METRIC=...), or None to keep the newest checkpoints only.'
+  )
+
+
+def described(metric: str | None, mode: str) -> str:
+  """A line that says which checkpoint is the best, where that is not the algorithm's criterion; or ''."""
+  if metric in (None, CRITERION):
+    return ''
+  return f'the best checkpoint is that with the {"largest" if mode == "max" else "smallest"} {metric}'
+
+
+def measured_names(
+  table: TokenTable,
+  algorithm: Algorithm,
+  terms: Iterable[str],
+  *,
+  moves: bool = False,
+  draws: bool = False,
+  draws_ratios: bool = False,
+  draws_rewards: bool = False,
+) -> set[str]:
+  """Names of what a validation measures.
+
+  Which statistics are defined depends on the held-out rewards and prompts: they are computed of stand-in
+  log-probs and values.
+
+  Args:
+    table: the held-out responses.
+    algorithm: the run's.
+    terms: names of its losses' terms.
+    moves: the reference moves, and what is measured against it has names of its own.
+    draws: the policy's own samples are drawn.
+    draws_ratios: they are scored under the reference too.
+    draws_rewards: a reward function scores them.
+  """
+  names = set(own_samples.summary(_drawn(draws_ratios, draws_rewards, moves))) if draws else set()
+  if algorithm.online is not None:
+    names |= set(online.validation_names())
+  else:
+    losses = ['criterion', 'loss', *(f'loss/{term}' for term in terms)]
+    names |= {name + ending for name in losses for ending in ('', MOVING)[: 1 + moves]}
+    names |= _defined(table, algorithm, moves).keys()
+  return {PREFIX + name for name in names}
+
+
+def _drawn(ratios: bool, rewards: bool, moves: bool) -> own_samples.OwnSamples:
+  one = np.zeros(1)
+  columns = (one if there else None for there in (ratios, rewards, ratios and moves))
+  return own_samples.OwnSamples(one, one, one, *columns)
+
+
+def _defined(table: TokenTable, algorithm: Algorithm, moves: bool) -> Mapping[str, float]:
+  random = np.random.default_rng(0)
+  logps, reference_logps, moving_logps = -table.response_lengths * (1 + random.random((3, len(table))))
+  values = random.normal(size=len(table))
+  scored = networks.ScoredTable(
+    logps, table.response_lengths, table.rewards, reference_logps if algorithm.uses_reference else None,
+    values if algorithm.uses_value else None, losses={}, moving_logps=moving_logps if moves else None,
+  )  # fmt: skip
+  summary = validation.summary(validation.of(algorithm.temperature, table, scored))
+  return {name: value for name, value in summary.items() if math.isfinite(value)}

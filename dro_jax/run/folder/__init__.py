@@ -1,0 +1,1 @@
+"""A run's folder: one module for each thing in it."""

@@ -1,0 +1,150 @@
+"""What a validation found, by response and by prompt: kept beside the run, for reports to compare runs by.
+
+MODEL_DIR/eval/STEP.npz     of the newest validation, and of the newest and best checkpoints
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from dro_jax.data.storage import hashes as split
+from dro_jax.data.table.table import TokenTable
+from dro_jax.networks import ScoredTable
+from dro_jax.run.sampling.policy_samples import OwnSamples
+from dro_jax.statistics import agreement as statistics
+from dro_jax.step.reference import MOVING
+
+
+class Validation(NamedTuple):
+  """N held-out responses, scored, and the policy's own samples to M held-out prompts; `None`: not measured.
+
+  Attributes:
+    temperature: τ, a scalar.
+    examples: digests of prompt and response, `[N]`.
+    prompts: digests of prompts, `[N]`.
+    rewards: scaled, as the losses see them, `[N]`.
+    lengths: response tokens, `[N]`.
+    logps: log π(y|x) in nats, `[N]`.
+    reference_logps: log π_ref(y|x), `[N]`.
+    values: V(x), `[N]`.
+    sample_prompts: digests of prompts, `[M]`.
+    samples: texts, `[M]`.
+    sample_lengths: in tokens, `[M]`.
+    sample_log_ratios: log π − log π_ref, `[M]`.
+    sample_rewards: by a reward function, `[M]`.
+    moving_reference_logps: of a reference that moves, where `reference_logps` are the initial one's, `[N]`.
+    sample_moving_log_ratios: to that, `[M]`.
+  """
+
+  temperature: np.ndarray
+  examples: np.ndarray | None = None
+  prompts: np.ndarray | None = None
+  rewards: np.ndarray | None = None
+  lengths: np.ndarray | None = None
+  logps: np.ndarray | None = None
+  reference_logps: np.ndarray | None = None
+  values: np.ndarray | None = None
+  sample_prompts: np.ndarray | None = None
+  samples: np.ndarray | None = None
+  sample_lengths: np.ndarray | None = None
+  sample_log_ratios: np.ndarray | None = None
+  sample_rewards: np.ndarray | None = None
+  moving_reference_logps: np.ndarray | None = None
+  sample_moving_log_ratios: np.ndarray | None = None
+
+
+def of(
+  temperature: float | int,
+  table: TokenTable,
+  scored: ScoredTable | None = None,
+  drawn: OwnSamples | None = None,
+) -> Validation:
+  """What was measured, by response and by prompt."""
+  found = Validation(np.asarray(float(temperature)))
+  if scored is not None:
+    texts = (f'{prompt}\0{response}' for prompt, response in zip(table.prompts, table.responses))
+    found = found._replace(
+      examples=split.digests(texts), prompts=table.prompt_digests, rewards=scored.rewards,
+      lengths=scored.lengths, logps=scored.logps, reference_logps=scored.reference_logps,
+      values=scored.values, moving_reference_logps=scored.moving_logps,
+    )  # fmt: skip
+  if drawn is not None:
+    found = found._replace(
+      sample_prompts=drawn.prompts, samples=drawn.responses, sample_lengths=drawn.lengths,
+      sample_log_ratios=drawn.log_ratios, sample_rewards=drawn.rewards,
+      sample_moving_log_ratios=drawn.moving_log_ratios,
+    )  # fmt: skip
+  return found
+
+
+def statistics_of(found: Validation) -> dict[str, Callable[[np.ndarray], float]]:
+  """Statistics of the scored responses by name, each a function of how often each prompt was drawn, `[P]`.
+
+  Prompts are in the order of their digests.
+  """
+  if found.logps is None:
+    return {}
+  of = functools.partial(
+    statistics.of_scores, found.logps, found.lengths, found.rewards, found.prompts, values=found.values,
+    temperature=float(found.temperature),
+  )  # fmt: skip
+  moving = {}
+  if found.moving_reference_logps is not None:
+    alone = of()
+    moving = {
+      f'{name}{MOVING}': function
+      for name, function in of(reference_logps=found.moving_reference_logps).items()
+      if name not in alone
+    }
+  return of(reference_logps=found.reference_logps) | moving
+
+
+def summary(found: Validation) -> dict[str, float]:
+  """The statistics of the scored responses as they are."""
+  functions = statistics_of(found)
+  ones = np.ones(len(np.unique(found.prompts)) if functions else 0)
+  return {name: float(function(ones)) for name, function in functions.items()}
+
+
+def sample_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], float]]:
+  """The same of the policy's own samples, one to a prompt."""
+  columns = {
+    'kl': found.sample_log_ratios,
+    f'kl{MOVING}': found.sample_moving_log_ratios,
+    'sample_reward': found.sample_rewards,
+    'sample_tokens': found.sample_lengths,
+  }
+  return {name: statistics.mean_of(x) for name, x in columns.items() if x is not None}
+
+
+def save(model_dir: pathlib.Path, step: int, found: Validation) -> None:
+  """Writes a validation whole or not at all."""
+  folder = model_dir / 'eval'
+  folder.mkdir(exist_ok=True)
+  arrays = {name: np.asarray(x) for name, x in found._asdict().items() if x is not None}
+  temporary = folder / f'.{step}.tmp.npz'
+  np.savez_compressed(temporary, **arrays)
+  os.replace(temporary, folder / f'{step}.npz')
+
+
+def load(model_dir: pathlib.Path, step: int) -> Validation:
+  """The validation after a step."""
+  with np.load(model_dir / 'eval' / f'{step}.npz') as file:
+    return Validation(**{name: file[name] for name in file.files if name in Validation._fields})
+
+
+def steps(model_dir: pathlib.Path) -> list[int]:
+  """Steps whose validation is kept, in order."""
+  return sorted(int(path.stem) for path in (model_dir / 'eval').glob('[0-9]*.npz'))
+
+
+def keep(model_dir: pathlib.Path, kept: Iterable[int | None]) -> None:
+  """Removes the validations of all other steps."""
+  wanted = set(kept)
+  for step in steps(model_dir):
+    if step not in wanted:
+      (model_dir / 'eval' / f'{step}.npz').unlink()

@@ -1,0 +1,269 @@
+"""The reference's log-probs on disk: what they depend on, how they are taken, how a run tries them."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dro_jax import algorithms, networks
+from dro_jax.checkpoints import digest
+from dro_jax.data import tasks
+from dro_jax.data.batches import loader
+from dro_jax.data.table import column_store as columns
+from dro_jax.data.text import vocabularies
+from dro_jax.errors import UsageError
+from dro_jax.models import scoring, t5
+from dro_jax.models.t5 import T5, T5Config
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import batches as feeds
+from dro_jax.step.reference import TOKEN_LOGPS, Reference
+from dro_jax.types import Params, Rows
+
+# What changes speed or training, and no score.
+_INDIFFERENT = ('scan_layers', 'remat', 'dropout_rate')
+_TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.1}
+
+
+# --- what the numbers depend on -----------------------------------------------------------------------------
+
+
+def fingerprint(
+  config: T5Config, words: vocabularies.Vocabulary, options: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Of the policy's architecture, vocabulary and way of reading data; its parameters' is `digest_of`'s."""
+  model = {name: x for name, x in dataclasses.asdict(config).items() if name not in _INDIFFERENT}
+  found = {'model': model, 'vocabulary': words.fingerprint, 'data': dict(options)}
+  return json.loads(json.dumps(found))
+
+
+def digest_of(params: Params) -> str:
+  """A hash of parameters, the same for any mesh, scanned or not."""
+  return digest.of(t5.convert_layers(params, scan=False))
+
+
+def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, steps: int) -> dict[str, Any]:
+  """What decides which responses a run scores under which other prompts."""
+
+  def of(feed: loader.Loader | None) -> dict[str, Any] | None:
+    if feed is None:
+      return None
+    table = feed.table
+    weights = b'' if table.weights is None else np.asarray(table.weights, np.float64).tobytes()
+    records = hashlib.blake2b(columns.keys(table).tobytes() + weights, digest_size=16).hexdigest()
+    found = {'batch_size': feed.plan.batch_size, 'layout': feed.layout._asdict(), 'records': records}
+    # Stores of before there was a choice do not say that theirs were dealt together.
+    return found | ({'deal': 'uniform'} if feed.plan.deal == 'uniform' else {})
+
+  found = {'seed': seed, 'steps': steps, 'train': of(train), 'eval': of(held_out)}
+  return json.loads(json.dumps(found))
+
+
+# --- taking them --------------------------------------------------------------------------------------------
+
+Scorer = Callable[[Params, Rows, int], tuple[np.ndarray, np.ndarray]]
+
+
+def make_scorer(policy: T5, mesh: Grid, chunk_size: int | None = None) -> Scorer:
+  """Returns `score(params, this host's rows, number of rows) -> (logps [B, R], token log-probs [B, T])`.
+
+  The same scoring function as training's, on the mesh.
+  """
+  score = scoring.make_score(policy, chunk_size=chunk_size)
+
+  def numbers(params: Params, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    found = score({'policy': params}, rows, None)
+    return found.logps, found.token_logps
+
+  compiled = jax.jit(
+    numbers, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
+  )
+
+  def run(params: Params, rows: Rows, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    # Only what is read of a row, so that rows of all kinds share a compilation.
+    bare = rows._replace(columns={}, token_columns={}, mismatched=None, units=None)
+    with partitioning.use_mesh(mesh):
+      return jax.device_get(compiled(params, partitioning.global_batch(mesh, bare, num_rows)))
+
+  return run
+
+
+def token_logps(
+  score: Scorer, params: Params, feed: loader.Loader, mesh: Grid
+) -> tuple[np.ndarray, np.ndarray]:
+  """(log-prob of every response token, in the table's order; tokens of each response)."""
+  lengths = np.asarray(feed.table.response_lengths)
+  starts = np.cumsum(lengths) - lengths
+  flat = np.zeros(lengths.sum(), np.float32)
+  for step in range(feed.plan.num_batches):
+    num_rows = feed.num_rows(step)
+    _, found_BT = score(params, feed.rows(step, *partitioning.host_rows(mesh, num_rows)), num_rows)
+    for record, row, start in zip(*feed.places(step)):
+      flat[starts[record] : starts[record] + lengths[record]] = found_BT[row, start : start + lengths[record]]
+  return flat, lengths
+
+
+def mismatched_logps(
+  score: Scorer, params: Params, steps_of: Mapping[loader.Loader, int], mesh: Grid
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """(keys, log-probs) of each batch's mismatched pairs; `steps_of` says how many of each loader's."""
+  for feed, steps in steps_of.items():
+    for step in range(steps):
+      num_rows, pairs = feed.num_rows(step), feed.mismatched_pairs(step)
+      rows = feed.rows(step, *partitioning.host_rows(mesh, num_rows))
+      other = rows._replace(**rows.mismatched._asdict())
+      logps_BR, _ = score(params, other, num_rows)
+      digests = feed.table.prompt_digests[pairs.prompt], feed.table.response_digests(pairs.response)
+      yield columns.keys_of(*digests), logps_BR[pairs.row, pairs.slot]
+
+
+# --- reading them -------------------------------------------------------------------------------------------
+
+
+class Opened(NamedTuple):
+  """A run's reference, the store that it reads, if it does, and the data joined to that."""
+
+  reference: Reference | None
+  store: columns.Store | None
+  triplets: tasks.Triplets
+
+  @property
+  def settings(self) -> dict[str, Any] | None:
+    """What decides the run's numbers."""
+    if self.reference is None or self.store is None:
+      return self.reference and dict(self.reference.settings)
+    return {**self.reference.settings, 'parameters': self.store.fingerprint['parameters']}
+
+  def refuse_other_plan(self, now: Mapping[str, Any]) -> None:
+    """Refuses mismatched pairs that were taken for another plan (see `plan_of`).
+
+    Raises:
+      UsageError: says what differs.
+    """
+    if self.store is None:
+      return
+    saved = self.store.origin.get('plan')
+    if not isinstance(saved, Mapping) or not isinstance(saved.get('steps'), int):
+      raise UsageError(
+        f'the reference store {self.store.directory} has no mismatched pairs, which this algorithm reads: '
+        'they depend on the run’s batches. Run `dro_jax cache_reference` with this run’s algorithm, seed, '
+        'steps, batch size and layout.'
+      )
+    # What a shorter run needs is a part of a longer one's.
+    now = {**now, 'steps': max(now['steps'], saved['steps'])}
+    self._refuse('was made for the mismatched pairs of another plan', now, saved)
+
+  def _refuse(self, what: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    if found := list(columns.differences(ours, theirs)):
+      raise UsageError(
+        f'the reference store {self.store.directory} {what}: {"; ".join(found)}. Set these back, or run '
+        '`dro_jax cache_reference` again with this run’s settings.'
+      )
+
+  def try_out(self, policy: T5, params: Params, mesh: Grid, chunk_size: int | None = None) -> dict[str, Any]:
+    """Scores a sample of responses again by the run's initial policy; says by how much they differ at most.
+
+    Raises:
+      UsageError: the policy is another than the store's, or gives other numbers.
+    """
+    if self.store is None:
+      return {}
+    saved = self.store.fingerprint['parameters']
+    self._refuse(
+      'holds another reference’s log-probs', {'parameters': digest_of(params)}, {'parameters': saved}
+    )
+    stored, table = self.reference.stored, self.triplets.train
+    count = min(stored.sample, len(table))
+    some = table.subset(np.unique(np.linspace(0, len(table) - 1, count).astype(int)))
+    score = make_scorer(policy, mesh, chunk_size)
+    found, _ = token_logps(score, params, feeds.once(some, mesh, min(32, count)), mesh)
+    kept = np.concatenate([some.token_column(TOKEN_LOGPS, i) for i in range(len(some))])
+    largest = float(np.abs(found - kept).max())
+    tolerance = _TOLERANCE[policy.config.dtype] if stored.tolerance is None else stored.tolerance
+    report = {'responses': len(some), 'largest_difference': largest, 'tolerance': tolerance}
+    # A comparison that nan fails.
+    if not largest <= tolerance:
+      raise UsageError(
+        f'the reference store {self.store.directory}: {len(some)} responses were scored again, and a token '
+        f'differs by {largest:.3g} nats, more than {tolerance:g}. The store is damaged, or another kind of '
+        'device or precision made it: make it again, or accept it with --set REFERENCE_TOLERANCE=...'
+      )
+    logging.getLogger(__name__).info(
+      'reference log-probs from %s: %d responses scored again differ by %.2g nats a token at most',
+      self.store.directory, len(some), largest,
+    )  # fmt: skip
+    return {'reference_check': report}
+
+
+def open_for(
+  reference: Reference | None,
+  algorithm: algorithms.Algorithm,
+  config: T5Config,
+  words: vocabularies.Vocabulary,
+  triplets: tasks.Triplets,
+) -> Opened:
+  """Joins the store that a run's reference reads, if it reads one, to the run's data.
+
+  Raises:
+    UsageError: there is no store, it is of another reference, it lacks examples, or it cannot serve.
+  """
+  opened = Opened(reference, None, triplets)
+  if reference is None or reference.stored is None:
+    return opened
+  if algorithm.online is not None:
+    raise UsageError(
+      f'{algorithm.name} learns from fresh responses, which no store can hold: pass '
+      '--gin_file=references/frozen.gin.'
+    )
+  store = columns.read(reference.stored.directory)
+  if 'parameters' not in store.fingerprint or TOKEN_LOGPS not in store.token_columns:
+    raise UsageError(
+      f'{store.directory} holds {", ".join(sorted(store.columns)) or "nothing"}, and no log-probs of a '
+      'reference: pass a folder that `dro_jax cache_reference` wrote.'
+    )
+  opened = opened._replace(store=store)
+  ours = fingerprint(config, words, triplets.report.get('options', {}))
+  theirs = {name: x for name, x in store.fingerprint.items() if name != 'parameters'}
+  opened._refuse('does not fit', ours, theirs)
+  return opened._replace(triplets=_joined(triplets, store))
+
+
+def _joined(triplets: tasks.Triplets, store: columns.Store) -> tasks.Triplets:
+  """Both tables with the store's log-probs."""
+  train, held_out = (table and columns.join(table, store).table for table in (triplets.train, triplets.eval))
+  return triplets._replace(train=train, eval=held_out)
+
+
+def load_reference(
+  saved: Mapping[str, Any], init_from: str | None, config: T5Config, abstract: Params
+) -> Params:
+  """The parameters of a run's cached reference, which the run did not keep.
+
+  Args:
+    saved: the run's metadata.
+    init_from: where they lie now; `None`: where they lay.
+    config: the run's model.
+    abstract: their shapes and shardings.
+
+  Raises:
+    UsageError: they are not there, or they are another policy's.
+  """
+  directory = init_from or saved.get('init_from')
+  try:
+    params = networks.load_policy(directory, config, abstract)
+  except UsageError as error:
+    raise UsageError(
+      f'the run read its reference’s log-probs from a store and kept no parameters of it; they are those of '
+      f'{directory}, which is not readable here ({error}). Pass --init_from=DIR, where they lie now.'
+    ) from error
+  if digest_of(params) != saved['reference']['parameters']:
+    raise UsageError(
+      f'{directory} holds another policy than this run’s reference: pass --init_from=DIR, a folder with the '
+      'policy from which the run started.'
+    )
+  return params

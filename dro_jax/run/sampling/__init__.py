@@ -1,0 +1,1 @@
+"""Samples of the policy during a run, and their rewards."""

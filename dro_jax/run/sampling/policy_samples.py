@@ -1,0 +1,163 @@
+"""The policy's own answers to held-out prompts: KL(π‖π_ref), length, and reward where there is a function."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dro_jax import generate, networks, rewards
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.text.vocabularies import Vocabulary
+from dro_jax.models import sampling as decoding
+from dro_jax.models import scoring
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run.sampling import rollouts as online
+from dro_jax.step.reference import MOVING, Reference
+from dro_jax.step.state import TrainState
+from dro_jax.types import Array, Rows
+
+_BATCH = 32  # Prompts at once.
+TEMPERATURE = 1.0  # KL(π‖π_ref) is a mean over samples of π itself.
+
+
+class OwnSamples(NamedTuple):
+  """One sample to each of M prompts.
+
+  Attributes:
+    prompts: digests of their texts, `[M]`.
+    responses: as texts, `[M]`.
+    lengths: in tokens, `[M]`.
+    log_ratios: log π(y|x) − log π_ref(y|x), `[M]`: their mean estimates KL(π‖π_ref), of responses cut where
+      the samples are; `None` where the reference's parameters are not at hand.
+    rewards: by the reward function, `[M]`, or `None`.
+    moving_log_ratios: the same as `log_ratios` to a reference that moves, where those are to the initial one.
+  """
+
+  prompts: np.ndarray
+  responses: np.ndarray
+  lengths: np.ndarray
+  log_ratios: np.ndarray | None
+  rewards: np.ndarray | None
+  moving_log_ratios: np.ndarray | None = None
+
+
+Draw = Callable[[TrainState, TokenTable], OwnSamples]
+
+
+def make_draw(
+  nets: networks.Networks,
+  reference: Reference | None,
+  mesh: Grid,
+  vocabulary: Vocabulary,
+  count: int,
+  *,
+  max_length: int,
+  reward: rewards.Reward | str | None = None,
+  seed: int = 0,
+  chunk_size: int | None = None,
+) -> tuple[Draw, dict[str, Any]]:
+  """Returns `draw(state, table)` and what decides what is drawn: samples to always the same prompts.
+
+  Args:
+    nets: the run's networks.
+    reference: the run's reference, scored where the state keeps its parameters.
+    mesh: rows are split over it.
+    vocabulary: of the samples' texts.
+    count: prompts at most.
+    max_length: most tokens of a sample.
+    reward: a reward function, or its name (see `rewards.find`).
+    seed: with a prompt it decides its sample.
+    chunk_size: response tokens projected to the vocabulary at once.
+  """
+  sample = _make_sample(nets, reference, mesh, max_length, seed, chunk_size)
+  code, reward = rewards.code_of(reward), reward and rewards.find(reward)
+
+  def draw(state: TrainState, table: TokenTable) -> OwnSamples:
+    records = chosen(table, count)
+    digests, drawn = table.prompt_digests[records], []
+    ids = (digests & np.uint64(0x7FFFFFFF)).astype(np.int32)
+    num_rows = partitioning.num_row_shards(mesh) * -(-_BATCH // partitioning.num_row_shards(mesh))
+    length = max(len(table.prompt(int(i))) for i in records)
+    for start in range(0, len(records), num_rows):
+      some = records[start : start + num_rows]
+      prompts = [table.prompt(int(i)) for i in some]
+      arrays = generate.padded(prompts, ids[start : start + num_rows], num_rows, length)
+      first, last = partitioning.host_rows(mesh, num_rows)
+      local = tuple(array[first:last] for array in arrays)
+      with partitioning.use_mesh(mesh):
+        samples, ratios = jax.device_get(sample(state, *partitioning.global_rows(mesh, local, num_rows)))
+      drawn += [(samples.tokens[b], samples.lengths[b], ratios[:, b]) for b in range(len(some))]
+    tokens, lengths, ratios = zip(*drawn)
+    texts = [vocabulary.decode(row[:n]) for row, n in zip(tokens, lengths)]
+    scored = None
+    if reward is not None:
+      scored = np.asarray(rewards.score(reward, [table.prompts[int(i)] for i in records], texts))
+    # To the initial policy, and to a reference that moves: as many of these as there are.
+    to = (*np.array(ratios, np.float64).T, None, None)
+    return OwnSamples(digests, np.array(texts), np.array(lengths), to[0], scored, to[1])
+
+  settings = {
+    'prompts': count, 'temperature': TEMPERATURE, 'max_length': max_length,
+    'reward': reward and rewards.name_of(reward), 'reward_code': code,
+  }  # fmt: skip
+  return draw, settings
+
+
+def chosen(table: TokenTable, count: int) -> np.ndarray:
+  """A record of each of `count` prompts at most: those of the least digests, in every table that has them."""
+  records = np.unique(table.prompt_digests, return_index=True)[1]
+  return records[:count]
+
+
+def summary(drawn: OwnSamples) -> dict[str, float]:
+  """Means over the samples."""
+  result = {'sample_tokens': drawn.lengths.mean()}
+  if drawn.log_ratios is not None:
+    result['kl'] = drawn.log_ratios.mean()
+  if drawn.moving_log_ratios is not None:
+    result[f'kl{MOVING}'] = drawn.moving_log_ratios.mean()
+  if drawn.rewards is not None:
+    result['sample_reward'] = drawn.rewards.mean()
+  return {name: float(value) for name, value in result.items()}
+
+
+def _make_sample(
+  nets: networks.Networks,
+  reference: Reference | None,
+  mesh: Grid,
+  max_length: int,
+  seed: int,
+  chunk_size: int | None,
+) -> Callable[..., tuple[decoding.Samples, Array]]:
+  score, key = scoring.make_score(nets.policy, chunk_size=chunk_size), jax.random.key(seed)
+  kept = reference is not None and reference.is_kept
+  yardsticks = list(reference.yardsticks.values()) if kept else []
+
+  def sample(state: TrainState, tokens_BS, segments_BS, ids_B) -> tuple[decoding.Samples, Array]:
+    samples = decoding.sample(
+      nets.policy, state.params['policy'], (tokens_BS, segments_BS), max_length, key,
+      temperature=TEMPERATURE, prompt_ids=ids_B,
+    )  # fmt: skip
+    if not yardsticks:
+      return samples, jnp.zeros((0, len(ids_B)))
+    rows = online.answered_rows(_prompt_rows(tokens_BS, segments_BS), samples, jnp.zeros((len(ids_B), 1)))
+    # Both by the same pass, so that policies that are equal are 0 apart.
+    logps_B1 = score(state.params, rows, None).logps
+    ratios = [logps_B1 - scores(state, rows).logps for scores in yardsticks]
+    return samples, jnp.stack(ratios)[:, :, 0]
+
+  where = partitioning.replicated(mesh)
+  return jax.jit(sample, out_shardings=where, compiler_options=partitioning.COMPILER_OPTIONS)
+
+
+def _prompt_rows(tokens_BS: Array, segments_BS: Array) -> Rows:
+  """Rows of one prompt each, and as yet no response."""
+  positions_BS = jnp.where(segments_BS > 0, jnp.arange(tokens_BS.shape[1])[None, :], 0)
+  zeros_B1 = jnp.zeros((len(tokens_BS), 1), jnp.int32)
+  return Rows(
+    tokens_BS, segments_BS, positions_BS, *[zeros_B1] * 4, zeros_B1.astype(jnp.float32), zeros_B1,
+    segments_BS[:, :1] > 0,
+  )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Statistics of scores and rewards, with intervals over prompts: numpy."""

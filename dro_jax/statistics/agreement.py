@@ -1,0 +1,214 @@
+"""What a scored triplet file says of a policy and its value, with intervals from resampling prompts.
+
+Numpy, float64. Responses to one prompt are not independent, so every interval resamples whole prompts; a
+statistic is therefore a function of how often each prompt was drawn.
+
+Axes: N responses, P prompts. `prompts` numbers the prompt of each response, in any order and with any gaps.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dro_jax.statistics import ties
+
+
+class Estimate(NamedTuple):
+  """A statistic and its 95 % interval over prompts; `nan` where the data cannot give it."""
+
+  value: float
+  low: float
+  high: float
+
+
+class PairCounts(NamedTuple):
+  """Pairs of responses to one prompt, counted by prompt, `[P]` each.
+
+  pairs  those whose rewards differ.
+  wins   of these, ordered by the score as by the reward; a tied score wins half.
+  ties   those of equal reward, which decide nothing.
+  """
+
+  pairs: np.ndarray
+  wins: np.ndarray
+  ties: np.ndarray
+
+
+def count_pairs(scores: np.ndarray, rewards: np.ndarray, prompts: np.ndarray) -> PairCounts:
+  """Compares every two responses to one prompt: does the higher reward have the higher score?"""
+  order_N = np.argsort(prompts, kind='stable')
+  scores, rewards = scores[order_N], ties.distinct(rewards)[2][order_N]  # Equal rewards, equal levels.
+  _, starts_P, sizes_P = np.unique(prompts[order_N], return_index=True, return_counts=True)
+  counts_P3 = np.zeros((len(starts_P), 3))
+  for p in np.flatnonzero(sizes_P > 1):
+    end = starts_P[p] + sizes_P[p]
+    for i in range(starts_P[p], end - 1):  # a row at a time: one prompt may have 10,000 responses
+      by_reward = np.sign(rewards[i] - rewards[i + 1 : end])
+      by_score = np.sign(scores[i] - scores[i + 1 : end])
+      tied = by_reward == 0
+      wins = np.where(tied, 0.0, (1 + by_reward * by_score) / 2)
+      counts_P3[p] += (~tied).sum(), wins.sum(), tied.sum()
+  return PairCounts(*counts_P3.T)
+
+
+def pairwise_accuracy(counts: PairCounts, weights_P: np.ndarray) -> float:
+  """Share of a prompt's pairs, rewards differing, that the score orders as the reward does; .5 is chance."""
+  return _divide(weights_P @ counts.wins, weights_P @ counts.pairs)
+
+
+def rank_correlation(scores: np.ndarray, rewards: np.ndarray, weights: np.ndarray) -> float:
+  """Spearman's rank correlation, ties at their mean rank; each response counts `weights` times."""
+  x, y = _mean_ranks(scores, weights), _mean_ranks(rewards, weights)
+  x, y = x - weights @ x / weights.sum(), y - weights @ y / weights.sum()
+  return _divide(weights @ (x * y), np.sqrt((weights @ x**2) * (weights @ y**2)))
+
+
+def explained_variance(values: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
+  """1 − Var(target − value) / Var(target): 1 is perfect, 0 a constant; `nan` where targets are equal."""
+  if ties.is_constant(targets[weights > 0]):
+    return np.nan
+  return 1 - _divide(_variance(targets - values, weights), _variance(targets, weights))
+
+
+def bootstrap(
+  statistic: Callable[[np.ndarray], float], num_prompts: int, resamples: int, seed: int
+) -> Estimate:
+  """A statistic of `weights_P`, and its 2.5 % and 97.5 % quantiles over prompts drawn with replacement.
+
+  Draws on which the statistic is undefined are left out; one prompt alone has no interval.
+  """
+  rng = np.random.default_rng(seed)
+  value = statistic(np.ones(num_prompts))
+  if num_prompts < 2 or not np.isfinite(value):
+    return Estimate(float(value), np.nan, np.nan)
+  even = np.full(num_prompts, 1 / num_prompts)
+  draws = [statistic(rng.multinomial(num_prompts, even).astype(np.float64)) for _ in range(resamples)]
+  low, high = np.nanquantile(draws, (0.025, 0.975))
+  return Estimate(float(value), float(low), float(high))
+
+
+def baselines(logps: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+  """What any useful score has to beat: the policy's log-prob, the same by token, and the length alone."""
+  return {'logp': logps, 'logp_per_token': logps / lengths, 'length': lengths.astype(np.float64)}
+
+
+def of_scores(
+  logps: np.ndarray,
+  lengths: np.ndarray,
+  rewards: np.ndarray,
+  prompts: np.ndarray,
+  *,
+  reference_logps: np.ndarray | None = None,
+  values: np.ndarray | None = None,
+  temperature: float | int = 1.0,
+) -> dict[str, Callable[[np.ndarray], float]]:
+  """Statistics of scored responses by name, each a function of how often each prompt was drawn, `[P]`.
+
+  Prompts are in the order of their numbers. Within a prompt responses are ranked by ρ, which at DRO's optimum
+  is an advantage over τ; across prompts only by V(x) + τρ. What the scores cannot give is left out.
+  """
+  prompt_N, _ = _number(prompts)
+  result = {'reward': mean_of(rewards, prompt_N), 'logp': mean_of(logps, prompt_N)}
+  scores = baselines(logps, lengths)
+  if values is not None:
+    result['value'] = mean_of(values, prompt_N)
+    result['value_explained_variance'] = lambda w_P: explained_variance(values, rewards, w_P[prompt_N])
+  if reference_logps is not None:
+    rho = logps - reference_logps
+    scores = {'log_ratio': rho} | scores
+    result['log_ratio'] = mean_of(rho, prompt_N)
+    result['log_ratio_std'] = lambda w_P: float(np.sqrt(_variance(rho, w_P[prompt_N])))
+    if values is not None:
+      level = values + temperature * rho
+      result['rank_correlation'] = lambda w_P: rank_correlation(level, rewards, w_P[prompt_N])
+  counts = {name: count_pairs(score, rewards, prompts) for name, score in scores.items()}
+  return result | {
+    f'within_prompt_accuracy/{name}': functools.partial(pairwise_accuracy, of) for name, of in counts.items()
+  }
+
+
+def mean_of(x: np.ndarray, prompt_N: np.ndarray | slice = slice(None)) -> Callable[[np.ndarray], float]:
+  """The mean of `x` as a function of how often each prompt was drawn; `prompt_N` numbers their prompts."""
+  return lambda weights_P: _divide(weights_P[prompt_N] @ x, weights_P[prompt_N].sum())
+
+
+def within_prompts(
+  scores: Mapping[str, np.ndarray],
+  rewards: np.ndarray,
+  prompts: np.ndarray,
+  *,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> dict:
+  """Pairwise accuracy of each score within prompts, and how many pairs there were.
+
+  Returns:
+    `pairs`, `tied_pairs` (equal rewards, dropped) and `accuracy`, an Estimate of each score.
+  """
+
+  def accuracy(counts):
+    return bootstrap(functools.partial(pairwise_accuracy, counts), len(counts.pairs), resamples, seed)
+
+  counts = {name: count_pairs(score, rewards, prompts) for name, score in scores.items()}
+  some = next(iter(counts.values()))
+  return {
+    'pairs': int(some.pairs.sum()),
+    'tied_pairs': int(some.ties.sum()),
+    'accuracy': {name: accuracy(of) for name, of in counts.items()},
+  }
+
+
+def across_prompts(
+  scores: Mapping[str, np.ndarray],
+  rewards: np.ndarray,
+  prompts: np.ndarray,
+  *,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> dict[str, Estimate]:
+  """Rank correlation of each score with the logged reward, over all responses to all prompts.
+
+  τρ alone does not belong here: at DRO's optimum it is an advantage, r − V(x), without the prompt's level.
+  Pass V(x) + τρ.
+  """
+  prompt_N, num_prompts = _number(prompts)
+
+  def correlation(score):
+    return bootstrap(
+      lambda weights_P: rank_correlation(score, rewards, weights_P[prompt_N]), num_prompts, resamples, seed
+    )
+
+  return {name: correlation(score) for name, score in scores.items()}
+
+
+def value_fit(
+  values: np.ndarray, rewards: np.ndarray, prompts: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+  """Explained variance of the rewards by V(x)."""
+  prompt_N, num_prompts = _number(prompts)
+  return bootstrap(
+    lambda weights_P: explained_variance(values, rewards, weights_P[prompt_N]), num_prompts, resamples, seed
+  )
+
+
+def _number(prompts):
+  unique, prompt_N = np.unique(prompts, return_inverse=True)
+  return prompt_N, len(unique)
+
+
+def _mean_ranks(x, weights):
+  """Ranks in a sample where x_i occurs weights_i times; equal values share their mean rank."""
+  class_N = ties.distinct(x)[2]
+  count_C = np.bincount(class_N, weights)
+  return (np.cumsum(count_C) - (count_C - 1) / 2)[class_N]
+
+
+def _variance(x, weights):
+  mean = weights @ x / weights.sum()
+  return weights @ (x - mean) ** 2 / weights.sum()
+
+
+def _divide(numerator, denominator):
+  return float(numerator / denominator) if denominator > 0 else np.nan

@@ -1,0 +1,1 @@
+"""One training step; it knows no concrete loss and no concrete model."""

@@ -1,0 +1,190 @@
+"""The reference policy is an array: ways to fill the reference's scores, and to move it.
+
+Any loss takes any of them: a moving reference makes DPO TR-DPO, and DRO-V TR-DRO-V.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dro_jax.errors import UsageError
+from dro_jax.models.scoring import Score
+from dro_jax.ops import masked
+from dro_jax.step.state import TrainState
+from dro_jax.types import Params, Rows, Scores
+
+# What a store of the reference's log-probs calls them: by token, and of mismatched pairs.
+TOKEN_LOGPS, MISMATCHED_LOGPS = 'reference_token_logps', 'reference_mismatched_logps'
+
+
+# How measures end that are taken against a reference that moves.
+MOVING = '_moving'
+
+
+class Stored(NamedTuple):
+  """Where a cached reference's log-probs lie, and how they are tried at the start of a run.
+
+  Attributes:
+    directory: a column store that `cache_reference` wrote.
+    sample: responses that are scored again.
+    tolerance: nats by which a token's log-prob may differ from the stored one; `None`: .001, and .1 in
+      bfloat16.
+  """
+
+  directory: str
+  sample: int = 64
+  tolerance: float | int | None = None
+
+
+class Reference(NamedTuple):
+  """How a step gets log π_ref, and what becomes of π_ref after an optimiser step.
+
+  Attributes:
+    scores: the reference's scores of some rows; no gradient flows through them.
+    update: from the state after an optimiser step to the state that the next one sees.
+    is_kept: whether the state holds the reference's parameters.
+    settings: what decides the run's numbers, recorded with it.
+    stored: the store whose log-probs the rows must bring; `None` where the reference is scored.
+    initial: the initial policy's scores, by which a run is measured whose reference moves: against that, KL
+      and ρ are 0 after each update. `None` where the reference is the initial policy.
+  """
+
+  scores: Callable[[TrainState, Rows], Scores]
+  update: Callable[[TrainState], TrainState]
+  is_kept: bool
+  settings: Mapping[str, Any]
+  stored: Stored | None = None
+  initial: Callable[[TrainState, Rows], Scores] | None = None
+
+  @property
+  def yardsticks(self) -> dict[str, Callable[[TrainState, Rows], Scores]]:
+    """What a run is measured against, by how the measures' names end: '' is the initial policy."""
+    return {'': self.scores} if self.initial is None else {'': self.initial, MOVING: self.scores}
+
+
+def live_scores(
+  score: Score, params_of: Callable[[TrainState], Params] = lambda state: state.reference
+) -> Callable[[TrainState, Rows], Scores]:
+  """Scores by the state's own reference, afresh at every step.
+
+  Args:
+    score: the policy's own scoring function, so that policy and reference agree to the bit while equal.
+    params_of: which of the state's parameters.
+  """
+
+  def scores(state: TrainState, rows: Rows) -> Scores:
+    return jax.lax.stop_gradient(score({'policy': params_of(state)}, rows, None))
+
+  return scores
+
+
+def frozen(score: Score, store: str | None = None) -> Reference:
+  """π_ref is the run's initial policy.
+
+  Args:
+    score: the policy's scoring function.
+    store: none: see `cached`.
+
+  Raises:
+    UsageError: a store is given.
+  """
+  _refuse_store(store, 'is scored afresh at every step', '; to read the store')
+  return Reference(live_scores(score), lambda state: state, True, {'scheme': 'frozen'})
+
+
+def cached(
+  score: Score, store: str | None = None, sample: int = 64, tolerance: float | int | None = None
+) -> Reference:
+  """π_ref's log-probs were taken once, by `cache_reference`, and come with the rows.
+
+  The numbers are those of `frozen` to rounding; no parameters of π_ref are held, and no pass of it is made.
+
+  Args:
+    score: not used: nothing is scored.
+    store: the column store.
+    sample: see `Stored`.
+    tolerance: see `Stored`.
+
+  Raises:
+    UsageError: no store is given.
+  """
+  if store is None:
+    raise UsageError(
+      'a cached reference reads a store: write one with `dro_jax cache_reference`, and pass it as '
+      '--set REFERENCE_STORE=DIR.'
+    )
+
+  def scores(state: TrainState, rows: Rows) -> Scores:
+    token_logps_BT = rows.token_columns[TOKEN_LOGPS]
+    logps_BR = masked.segment_sum(token_logps_BT, rows.response_segments, rows.valid.shape[1])
+    return Scores(logps_BR, token_logps_BT, rows.columns.get(MISMATCHED_LOGPS))
+
+  return Reference(
+    scores, lambda state: state, False, {'scheme': 'cached'}, Stored(str(store), sample, tolerance)
+  )
+
+
+def _refuse_store(store: str | None, why: str, remedy: str) -> None:
+  if store is not None:
+    raise UsageError(
+      f'REFERENCE_STORE={store} holds the log-probs of a reference that stays as it is, and this one {why}: '
+      f'remove REFERENCE_STORE{remedy}, pass --gin_file=references/cached.gin alone.'
+    )
+
+
+def soft(score: Score, alpha: float | int = 0.6, every: int = 512, store: str | None = None) -> Reference:
+  """A trust region's soft update (TR-DPO, arXiv 2404.09656, Sect. 3): π_ref follows π.
+
+  After each `every` optimiser steps: θ_ref ← α·θ + (1 − α)·θ_ref, in float32 (bfloat16 loses a small α). The
+  state keeps a third policy beside π and π_ref, the initial one, by which the run is measured.
+
+  Args:
+    score: the policy's scoring function.
+    alpha: the weight of the *policy* (most moving averages mean the opposite), 0 < α ≤ 1.
+    every: optimiser steps, not microbatches, between updates.
+    store: none: what moves cannot be cached.
+
+  Raises:
+    UsageError: a setting is out of its range, or a store is given.
+  """
+  _refuse_store(
+    store, 'moves with the policy, so that they hold for its first steps only', '; to keep it frozen'
+  )
+  if not 0 < alpha <= 1 or every < 1:
+    raise UsageError(
+      f'alpha={alpha}, every={every}: pass 0 < alpha ≤ 1 (the weight of the policy) and every ≥ 1 steps.'
+    )
+
+  def blend(state: TrainState) -> TrainState:
+    def mix(policy, reference):
+      return policy if alpha == 1 else alpha * policy + (1 - alpha) * reference
+
+    # A copy where α = 1: two names for one buffer could not both be donated.
+    mixed = jax.tree.map(lambda p, r: jnp.copy(mix(p, r)), state.params['policy'], state.reference)
+    return state._replace(reference=jax.lax.stop_gradient(mixed))
+
+  def update(state: TrainState) -> TrainState:
+    return jax.lax.cond(state.step % every == 0, blend, lambda state: state, state)
+
+  settings = {'scheme': 'moving', 'alpha': alpha, 'every': every}
+  initial = live_scores(score, lambda state: state.initial)
+  return Reference(live_scores(score), update, True, settings, initial=initial)
+
+
+def hard(score: Score, every: int = 512, store: str | None = None) -> Reference:
+  """A trust region's hard update (TR-DPO, arXiv 2404.09656, Sect. 3): every so often π_ref becomes π.
+
+  Args:
+    score: the policy's scoring function.
+    every: optimiser steps between updates.
+    store: none: what moves cannot be cached.
+
+  Raises:
+    UsageError: `every` is less than 1, or a store is given.
+  """
+  return soft(score, 1.0, every, store)
+
+
+__all__ = ['cached', 'frozen', 'hard', 'soft']

@@ -1,0 +1,228 @@
+"""One step: score → loss → pull back. It knows no concrete loss and no concrete model."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dro_jax import values
+from dro_jax.algorithms import Algorithm
+from dro_jax.batch import Batch
+from dro_jax.models.scoring import Score
+from dro_jax.step import metrics
+from dro_jax.step import reference as references
+from dro_jax.step.reference import Reference
+from dro_jax.step.state import TrainState
+from dro_jax.types import Array, LossOutput, Params, Rows, Scores
+
+
+class StepOutput(NamedTuple):
+  """What a step says of itself: scalars, and the ids of examples whose loss is not finite (−1 elsewhere).
+
+  `logps` are the policy's of the step's responses, `[B, R]`, where they have yet to be measured against the
+  initial policy (see `make_measure`).
+  """
+
+  metrics: Mapping[str, Array]
+  nonfinite_ids: Array
+  logps: Array | None = None
+
+
+def split(tree, num_microbatches: int):
+  """`[B, ...]` to `[M, B/M, ...]`, every M-th row: a strided split moves nothing between devices."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0), tree)
+
+
+def merge(tree):
+  """Undoes `split`."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def total_weights(output: LossOutput) -> dict[str, Array]:
+  """Each term's Σ weights, at least 1, so that an empty batch has loss 0."""
+  return {
+    name: jnp.maximum(jnp.sum(term.weights), 1).astype(jnp.float32) for name, term in output.terms.items()
+  }
+
+
+def weighted_losses(output: LossOutput, totals: Mapping[str, Array]) -> dict[str, Array]:
+  """Each term's Σ weights · loss / total."""
+  return {
+    name: jnp.sum(jnp.where(term.weights > 0, term.weights * term.per_example, 0.0)) / totals[name]
+    for name, term in output.terms.items()
+  }
+
+
+def as_read(algorithm: Algorithm, scores: Scores, rows: Rows) -> Scores:
+  """The global batch's scores as the loss reads them: with one value for all where it wants that."""
+  if not algorithm.pools_values:
+    return scores
+  return scores._replace(values=values.batch_mean(scores.values, rows.valid))
+
+
+def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1):
+  """Returns `gradient(params, batch, rng) -> (scores, gradients)` of the global batch's loss.
+
+  `batch` comes with anything for scores: (a) score every microbatch; (b) on those vectors, once for the
+  global batch, the loss and its cotangents; (c) score again and pull each microbatch's cotangents back. One
+  microbatch needs no (a), nor does a loss that couples nothing: then each knows its own cotangents.
+
+  Args:
+    score: see `models.scoring.make_score`.
+    algorithm: what to minimise.
+    num_microbatches: M ≥ 1; the rows must divide into M. It changes memory and speed, never a number.
+  """
+
+  def cotangents(batch: Batch, totals: Mapping[str, Array]) -> Scores:
+    def loss(scores: Scores) -> Array:
+      batch_as_read = batch._replace(scores=as_read(algorithm, scores, batch.rows))
+      return sum(weighted_losses(algorithm.loss(batch_as_read), totals).values())
+
+    return jax.grad(loss)(batch.scores)
+
+  def whole(params: Params, batch: Batch, rng: Array | None) -> tuple[Scores, Params]:
+    scores, pullback = jax.vjp(lambda params: score(params, batch.rows, rng), params)
+    batch = batch._replace(scores=scores)
+    return scores, pullback(cotangents(batch, total_weights(algorithm.loss(batch))))[0]
+
+  def in_parts(params: Params, batch: Batch, rng: Array | None) -> tuple[Scores, Params]:
+    keys = None if rng is None else jax.random.split(rng, num_microbatches)
+    shapes = jax.eval_shape(score, params, batch.rows, rng)
+    # Weights never depend on scores, so any scores tell the totals.
+    batch = batch._replace(scores=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+    totals = total_weights(algorithm.loss(batch))
+    parts = split((batch.rows._replace(units=None), batch.reference), num_microbatches)
+    given = None
+    if algorithm.couples:
+      scores = merge(jax.lax.map(lambda xs: score(params, *xs), (parts[0], keys)))
+      given = split(cotangents(batch._replace(scores=scores), totals), num_microbatches)
+
+    def pull_back(total: Params, part) -> tuple[Params, Scores]:
+      (rows, reference), key, given = part
+      scores, pullback = jax.vjp(lambda params: score(params, rows, key), params)
+      if given is None:
+        given = cotangents(Batch(scores, reference, rows, batch.statistics), totals)
+      return jax.tree.map(jnp.add, total, pullback(given)[0]), scores
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    gradients, scores = jax.lax.scan(pull_back, zeros, (parts, keys, given))
+    return merge(scores), gradients
+
+  return whole if num_microbatches == 1 else in_parts
+
+
+def _policy_held(score: Score) -> Score:
+  """The same scores, which pull nothing back to the policy: its backward pass is never made."""
+  return lambda params, rows, rng: score(
+    {**params, 'policy': jax.lax.stop_gradient(params['policy'])}, rows, rng
+  )
+
+
+def apply_optimizers(
+  state: TrainState, gradients: Mapping[str, Params], optimizers: Mapping[str, optax.GradientTransformation]
+) -> TrainState:
+  """One update of every network by its own optimiser: nothing couples them."""
+  params, opt_state = {}, {}
+  for name in state.params:
+    updates, opt_state[name] = optimizers[name].update(
+      gradients[name], state.opt_state[name], state.params[name]
+    )
+    params[name] = optax.apply_updates(state.params[name], updates)
+  return state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+
+
+def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | None = None):
+  """Returns `evaluate(state, rows) -> (scores, reference scores, losses)`: no gradient, no dropout."""
+
+  def evaluate(state: TrainState, rows: Rows) -> tuple[Scores, Scores | None, LossOutput]:
+    reference_scores = None if reference is None else reference.scores(state, rows)
+    scores = score(state.params, rows, None)
+    batch = Batch(as_read(algorithm, scores, rows), reference_scores, rows, state.statistics)
+    return scores, reference_scores, algorithm.loss(batch)
+
+  return evaluate
+
+
+def in_parts(scores: Callable[[TrainState, Rows], Scores], num_microbatches: int):
+  """The same scores of a batch, microbatch by microbatch."""
+  if num_microbatches == 1:
+    return scores
+  return lambda state, rows: merge(
+    jax.lax.map(lambda part: scores(state, part), split(rows, num_microbatches))
+  )
+
+
+def make_measure(reference: Reference, num_microbatches: int = 1):
+  """Returns `measure(state, rows, logps)`: log-ratios of a step's responses to the initial policy.
+
+  It takes a pass of that policy, for the steps that are logged only; a step itself does without.
+  """
+
+  def measure(state: TrainState, rows: Rows, logps: Array) -> dict[str, Array]:
+    bare = rows._replace(units=None, mismatched=None)
+    initial = in_parts(reference.initial, num_microbatches)(state, bare)
+    return metrics.log_ratios(logps, initial.logps, rows.valid)
+
+  return measure
+
+
+def make_train_step(
+  score: Score,
+  algorithm: Algorithm,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  reference: Reference | None = None,
+  *,
+  seed: int = 0,
+  num_microbatches: int = 1,
+  dropout: bool = False,
+) -> Callable[[TrainState, Rows], tuple[TrainState, StepOutput]]:
+  """Returns the pure function of one step, to be jitted with shardings and a donated state.
+
+  Args:
+    score: see `models.scoring.make_score`.
+    algorithm: see `algorithms`.
+    optimizers: one for each network of `params`.
+    reference: how to fill the reference's scores, and how it moves; `None` where the algorithm uses none.
+    seed: with the step it makes the step's random key, fold_in(seed, step).
+    num_microbatches: M; see `make_gradient`.
+    dropout: whether scoring drops (supervised fine-tuning only: log-probs of an alignment loss must not).
+  """
+  score = score if algorithm.trains_policy else _policy_held(score)
+  gradient = make_gradient(score, algorithm, num_microbatches)
+  epochs = 1 if algorithm.online is None else algorithm.online.epochs
+  moves = reference is not None and reference.initial is not None
+
+  def update(state: TrainState, rows: Rows, reference_scores: Scores | None) -> tuple[TrainState, StepOutput]:
+    rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
+    batch = Batch(None, reference_scores, rows, state.statistics)
+    scores, gradients = gradient(state.params, batch, rng)
+    scores = as_read(algorithm, scores, rows)
+    output = algorithm.loss(batch._replace(scores=scores))
+    new_state = apply_optimizers(state, gradients, optimizers)._replace(statistics=output.statistics)
+    scalars = {
+      **metrics.losses(weighted_losses(output, total_weights(output))),
+      **output.metrics,
+      **metrics.of_scores(scores, reference_scores, rows, references.MOVING if moves else ''),
+      **metrics.norms('gradient_norm', gradients),
+      **metrics.norms('parameter_norm', new_state.params),
+    }
+    ids = metrics.nonfinite_ids(output, scalars, rows)
+    return new_state, StepOutput(scalars, ids, scores.logps if moves else None)
+
+  def train_step(state: TrainState, rows: Rows) -> tuple[TrainState, StepOutput]:
+    reference_scores = None
+    if reference is not None:
+      score_reference = in_parts(reference.scores, num_microbatches)
+      reference_scores = score_reference(state, rows._replace(units=None))
+    new_state, output = update(state, rows, reference_scores)
+    if epochs > 1:
+      again = functools.partial(update, rows=rows, reference_scores=reference_scores)
+      new_state, output = jax.lax.fori_loop(1, epochs, lambda _, carry: again(carry[0]), (new_state, output))
+      # A step is a batch, however often it is learned from: the plan and a moving reference count so.
+      new_state = new_state._replace(step=state.step + 1)
+    return new_state if reference is None else reference.update(new_state), output
+
+  return train_step

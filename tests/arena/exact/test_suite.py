@@ -1,0 +1,156 @@
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dro_jax import algorithms
+from dro_jax.arena import arena as run
+from dro_jax.arena.cells import Cell
+from dro_jax.arena.exact import enumeration
+from dro_jax.arena.exact import report as exact_report
+from dro_jax.arena.exact import suite as exact
+from dro_jax.arena.exact import world as exact_world
+from dro_jax.arena.exact.world import ExactSettings, Place, Point
+from dro_jax.data.worlds import toy
+from dro_jax.errors import UsageError
+from dro_jax.models.t5 import T5Config
+
+TINY = T5Config(
+  vocab_size=384, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1
+)
+SETTINGS = ExactSettings(
+  letters=('bd', 'ae', 'lm'), records=64, demonstrations=64, validation_words=1, test_words=1,
+  reference_steps=2, value_steps=2, steps=4, batch_size=16, measurements=2, model=TINY,
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  return Place(SETTINGS, Point(), 0, tmp_path_factory.mktemp('exact'))
+
+
+def test_the_world_is_big_enough_by_default():
+  settings = ExactSettings()
+  world = exact_world.world_at(settings, Point())
+  validation, test = exact_world.held_out(settings, world)
+  records = exact_world.draw_log(settings, Point(), 0)
+  logged = {record['prompt'] for record in records}
+  assert len(toy.responses(world)) == 1000
+  assert len(logged) == 4096 and len(records) == 16_384
+  assert len(validation.texts) == 65 and len(test.texts) == 130
+  words = [{toy.parse(text)[0] for text in texts} for texts in (logged, validation.texts, test.texts)]
+  sft = {toy.parse(text)[0] for text in toy.prompts(world, 'sft')}
+  assert not any(a & b for a, b in ((words[0], words[1]), (words[0], words[2]), (words[1], words[2])))
+  assert not sft & (words[0] | words[1] | words[2])
+
+
+def test_axes_do_what_they_say():
+  def log(**axes):
+    return exact_world.draw_log(SETTINGS, Point(**axes), 0)
+
+  def of(name, **axes):
+    return [record[name] for record in log(**axes)]
+
+  assert len(set(of('prompt', responses=1))) == 64 and len(set(of('prompt', responses=16))) == 4
+  assert set(of('response', coverage=0.0)) == {'bal'}
+  assert len(set(of('response'))) > 4
+  assert set(of('reward')) <= {1, 2, 3, 4, 5}
+  world = exact_world.world_at(SETTINGS, Point())
+  for record in log(noise=0.0):
+    y = toy.responses(world).index(record['response'])
+    assert record['reward'] == pytest.approx(toy.expected_reward(world, [record['prompt']])[0, y])
+  ease = [exact_world.world_at(SETTINGS, Point(spread=spread)).ease for spread in (0.0, 1.0)]
+  assert len(set(ease[0])) == 1 and ease[1] == pytest.approx(toy.World().ease)
+
+
+def test_what_is_shared_is_kept(place):
+  before = exact_world.reference_params(SETTINGS, 0, place.shared)
+  files = {file.name: file.stat().st_mtime_ns for file in place.shared.iterdir()}
+  after = exact_world.reference_params(SETTINGS, 0, place.shared)
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  assert files == {file.name: file.stat().st_mtime_ns for file in place.shared.iterdir()}
+
+
+def test_columns_belong_to_their_records(place):
+  lab, feed = exact_world.laboratory(place), exact_world.log_feed(place, 'group')
+  logged = feed.triplets.train
+  values = exact.oracle_value(place, feed, {'temperature': 0.3})
+  texts = [logged.prompts[i] for i in range(len(logged))]
+  prompts = exact_world.prompts_of(lab.world, texts)
+  reference = exact_world.enumerate_words(SETTINGS, lab.reference, prompts)
+  _, expected = toy.optimum(reference, prompts.rewards_PZ, 0.3)
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
+  labels = exact.best_share(place, feed, {'share': 0.25})
+  assert labels.min() == 0 and logged.raw_rewards[labels > 0].min() > logged.raw_rewards[labels == 0].max()
+  assert exact.best_share(place, feed, {'share': 3.0}).all()
+
+
+def test_a_regressed_value_never_saw_its_own_prompts_rewards(place, monkeypatch):
+  lab = exact_world.laboratory(place)
+  found = exact._regressed.__wrapped__(place)[0]
+  table = lab.triplets.train
+  seen = table.prompt_index[exact_world.log_feed(place, 'response').batch(0).example_id.max()]
+  changed = table.rewards - 100 * (table.prompt_index == seen)
+  triplets = lab.triplets._replace(train=exact_world.dataclasses.replace(table, rewards=changed))
+  feed = exact_world.feed_of(SETTINGS, triplets, 'response', 0, 4)
+  monkeypatch.setattr(exact_world, 'log_feed', lambda *_: feed)
+  again = exact._regressed.__wrapped__(place)[0]
+  mine = np.searchsorted(np.unique(table.prompt_index), seen)
+  assert again[mine] == found[mine]
+  assert np.abs(again - found).max() > 0
+
+
+COMPETING = exact.methods(SETTINGS.tau)
+
+
+@pytest.mark.parametrize('name', ['awr', 'filtered_sft', 'dpo'])
+def test_methods_spend_one_budget(place, name):
+  axes = place.point._asdict()
+  trial = {axis: ends.low for axis, ends in COMPETING[name].grid.items()}
+  result = exact.run(SETTINGS, COMPETING, place.shared, Cell('exact', name, trial, 0, axes))
+  budget = exact._budget(place)
+  assert result['flops'] == pytest.approx(budget, abs=SETTINGS.measurements * result['flops_per_step'])
+  assert result['last']['step'] == result['steps']
+  assert set(result['last']['test']) == set(enumeration.MEASURES)
+  assert all(np.isfinite(values).all() for values in result['last']['test'].values())
+
+
+def test_every_method_makes_its_algorithm():
+  for method in COMPETING.values():
+    if method.algorithm is not None:
+      assert isinstance(method.algorithm(0.5), algorithms.Algorithm)
+  assert {name for before, after, _ in exact_report.LADDER for name in (before, after)} <= set(COMPETING)
+
+
+def test_the_suite_runs_resumes_and_reports(tmp_path):
+  folder = str(tmp_path / 'arena')
+  suite = functools.partial(exact.exact, folder, settings=lambda: SETTINGS)
+  chosen = {'algorithms': 'dro_v,best_of_n', 'seeds': 1}
+  assert run.arena(folder, suite, **chosen)['cells_run'] == 8
+  assert run.arena(folder, suite, **chosen)['cells_run'] == 0
+  wider = functools.partial(suite, noise=(1.0, 0.0))
+  assert run.arena(folder, wider, algorithms='best_of_n', seeds=1)['cells_run'] == 4
+  tables = {
+    table['title']: table['rows']
+    for table in json.loads((tmp_path / 'arena/results.json').read_text())['tables']
+  }
+  here = 'spread 1, noise 1, responses 4, coverage 1'
+  frontier = tables[f'Reward against divergence ({here})']
+  assert {row['method'] for row in frontier} == {
+    *chosen['algorithms'].split(','), '(reference)', '(logging policy)', '(optimum)',
+  }  # fmt: skip
+  regrets = {row['method']: row for row in tables[f'Regret J* − J ({here})']}
+  assert regrets['dro_v']['V − V* (rms)'] > 0 and regrets['best_of_n']['V − V* (rms)'] is None
+  assert {row['trials'] for row in tables[f'Trials ({here})']} == {4}
+  assert len(tables['Regret over the axes']) == 2
+  assert (tmp_path / 'arena/frontier-0.png').exists()
+
+
+def test_settings_that_make_no_world_are_refused(tmp_path):
+  with pytest.raises(UsageError, match='alphabets of one size'):
+    ExactSettings(letters=['ab', 'c'])
+  with pytest.raises(UsageError, match='1 or more responses'):
+    exact.exact(str(tmp_path), responses=(0, 2))
+  assert 'dpo' not in exact.exact(str(tmp_path), responses=(1, 4)).grids

@@ -1,0 +1,160 @@
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from dro_jax.arena import arena as run
+from dro_jax.arena import cells, trials
+from dro_jax.arena.text import answers
+from dro_jax.arena.text import report as text_report
+from dro_jax.arena.text import suite as text
+from dro_jax.data.text import vocabularies
+from dro_jax.data.worlds import exercises as verifiable
+from dro_jax.models.t5 import T5Config
+from dro_jax.statistics import off_policy
+
+MODEL = T5Config(emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1)
+WORLD = text.TextWorld(
+  verifiable.Exercises(kinds=('sort', 'add'), letters='abcd', length=(1, 3)), demonstrations=40, sft_steps=60,
+  sft_learning_rate=0.02, prompts=16, samples=4, validation_prompts=4, test_prompts=8, own_samples=4,
+  response_length=5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def suite(tmp_path_factory, one_device):
+  """A small world's folder, and what makes its suite."""
+  folder = tmp_path_factory.mktemp('text') / 'arena'
+  settings = {'steps': 3, 'batch_size': 8, 'evaluations': 1, 'mesh': one_device, 'model': MODEL}
+  return folder, functools.partial(text.text, str(folder), lambda: WORLD, **settings)
+
+
+@pytest.fixture(scope='module')
+def results(suite):
+  """A run of methods by response and by pair, and for one of them copies in the place of its other trials."""
+  folder, make = suite
+  made, found = make(), {}
+  cells.claim(folder, 'text', made.settings)
+  for name in ('filtered_sft', 'dro_v', 'dpo'):
+    tried = trials.of(made.grids, 2)[name]
+    cell = cells.Cell('text', name, tried[0], 0, {})
+    found[name] = made.run(cell)
+    for trial in tried if name == 'filtered_sft' else tried[:1]:
+      cells.write(folder, cells.Finished(cell._replace(hyperparameters=trial), found[name], 1.0))
+  return found
+
+
+@pytest.fixture(scope='module')
+def logged(suite, results):
+  place = suite[1]().run.args[0]
+  return text.prepare(place, 0)
+
+
+def test_everyone_spends_as_much(suite, results):
+  """Up to half a step."""
+  finished = cells.read_all(suite[0])
+  assert {each.cell.algorithm for each in finished} == {'filtered_sft', 'dro_v', 'dpo'}
+  spent = {each.cell.algorithm: each.result for each in finished}
+  for result in spent.values():
+    half = result['flops'] / result['steps'] / 2
+    assert abs(result['flops'] - spent['dro_v']['flops']) <= half * 1.0001
+  assert spent['filtered_sft']['steps'] > spent['dpo']['steps'] >= spent['dro_v']['steps'] == 3
+
+
+def test_a_finished_cell_is_never_run_again(suite, results, monkeypatch):
+  folder, make = suite
+  monkeypatch.setattr(text.training, 'fit', None)
+  assert run.arena(str(folder), make, algorithms='filtered_sft', seeds=1)['cells_run'] == 0
+
+
+def test_answers_are_told_with_intervals(suite, results):
+  folder, make = suite
+  report = run.save(folder, 'text', make().report(cells.read_all(folder)))
+  assert report == ['results.json', 'results.md', 'frontier.png', 'values.png']
+  scores, differences, shapes, values, trust, choices = json.loads((folder / 'results.json').read_text())[
+    'tables'
+  ]
+  assert [row['method'] for row in scores['rows']] == ['SFT (reference)', 'dro_v', 'dpo', 'filtered_sft']
+  for row in scores['rows'][1:]:
+    assert row['reward']['low'] <= row['reward']['value'] <= row['reward']['high']
+    assert 0 <= row['win rate']['value'] <= 1
+  assert [row['method'] for row in shapes['rows']] == [row['method'] for row in scores['rows']]
+  assert [row['trials'] for row in choices['rows']] == [1, 1, 4]
+  assert [row['method'] for row in differences['rows']] == ['dpo', 'filtered_sft']
+  assert {'truth', 'IPS', 'self-normalised', 'doubly robust', 'effective samples'} <= values['rows'][0].keys()
+  assert len(trust['rows']) == 4
+  assert '6 policies' in trust['title']
+
+
+def test_no_prompt_is_in_two_splits(suite, logged):
+  folder, _ = suite
+  asked = {
+    split: {
+      json.loads(line)['prompt'] for line in (folder / 'world' / f'{split}.jsonl').read_text().splitlines()
+    }
+    for split in ('demonstrations', 'train-0', 'validation-0', 'test-0')
+  }
+  assert sum(map(len, asked.values())) == len(set().union(*asked.values()))
+
+
+def test_the_training_log_has_its_propensities(suite, logged):
+  """The column that a method reads is what the policy gives the text that it trains on."""
+  words = vocabularies.vocabulary('bytes')
+  table = logged.data.load(vocabulary=words, rewards_required=True).train
+  assert 32 < len(table) <= 64
+  samples = answers.Samples(
+    list(table.prompts), [table.response(i) for i in range(len(table))], list(table.responses),
+    table.columns['behaviour_logps'], table.raw_rewards,
+  )  # fmt: skip
+  scored = logged.tools.score(logged.reference, samples)
+  np.testing.assert_allclose(scored, table.columns['behaviour_logps'], atol=1e-4)
+
+
+def test_the_reference_itself_is_no_better_than_its_log(suite, logged):
+  """KL 0, every w 1, and then every estimate but the reward model's own is the log's mean reward."""
+  judged = text.judge(logged, logged.data.init_from, 4, 0)
+  np.testing.assert_allclose(judged['test']['kl'], 0, atol=1e-4)
+  np.testing.assert_allclose(judged['ratios'], 1, atol=1e-3)
+  log = logged.heldout['test']
+  made = {'last': judged, 'log': {'rewards': log.rewards, 'predicted': logged.predict(log)}}
+  estimates = off_policy.estimates(text_report.log_of([made]), resamples=10)
+  assert estimates['ips'].value == pytest.approx(log.rewards.mean(), abs=1e-3)
+
+
+def test_own_answers_are_the_same_whoever_else_is_judged(logged):
+  one, other = (text.judge(logged, logged.data.init_from, 4, 0) for _ in range(2))
+  np.testing.assert_array_equal(one['test']['reward'], other['test']['reward'])
+
+
+def test_texts_that_were_not_sampled_so_are_left_out():
+  words = vocabularies.vocabulary('bytes')
+  records = [
+    {'response': 'ab', 'tokens': [100, 101, 1]},
+    {'response': 'ab', 'tokens': [100, 101]},
+    {'response': '', 'tokens': [1]},
+    {'response': 'a', 'tokens': [100, 200, 1]},
+  ]
+  kept = text.representable(records, words)
+  assert kept == [{'response': 'ab'}] * 2
+
+
+def test_wins_count_ties_half():
+  own, other = np.array([[1.0, 0.0], [2.0, 2.0]]), np.array([[0.0, 0.5], [3.0, 2.0]])
+  np.testing.assert_array_equal(answers.wins(own, other), [(1 + 1 + 0.5 + 0) / 4, (0 + 0.5) / 2])
+
+
+def test_distinct_n():
+  said = [np.array([5, 6, 5, 6]), np.array([5, 6])]
+  assert answers.distinct(said, 1) == 2 / 6
+  assert answers.distinct(said, 2) == 2 / 4
+  assert np.isnan(answers.distinct(said, 5))
+
+
+def test_a_reward_model_sees_no_answer_and_tells_something():
+  """Sorted answers rise; the right exercise's features are the ones that are filled."""
+  prompts = ['sort: cab', 'sort: cab', 'add: 5 + 6']
+  samples = answers.Samples(prompts, [], ['abc', 'cba', '11'], np.zeros(3), np.zeros(3))
+  rising, falling, sum_ = text.features(samples)
+  assert (rising != falling).any()
+  assert not (sum_ * rising).any()

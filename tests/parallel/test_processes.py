@@ -1,0 +1,66 @@
+import subprocess
+import sys
+
+import pytest
+
+from dro_jax.errors import UsageError
+from dro_jax.parallel import processes as cluster
+
+
+@pytest.mark.parametrize(
+  'text, arguments',
+  [
+    ('auto', {}),
+    ('1/2@host:80', {'process_id': 1, 'num_processes': 2, 'coordinator_address': 'host:80'}),
+    ('0/1@[::1]:80', {'process_id': 0, 'num_processes': 1, 'coordinator_address': '[::1]:80'}),
+  ],
+)
+def test_a_cluster_is_read(text, arguments):
+  assert cluster.parse(text) == arguments
+
+
+@pytest.mark.parametrize('text', ['2', '2/2@host:80', '0/2@host', '0/2', '-1/2@host:80'])
+def test_what_is_no_cluster_is_refused(text):
+  with pytest.raises(UsageError, match='pass auto, or INDEX/COUNT@HOST:PORT'):
+    cluster.parse(text)
+
+
+def test_alone_nothing_is_joined_and_one_prints(monkeypatch):
+  monkeypatch.delenv(cluster.VARIABLE, raising=False)
+  cluster.join()
+  assert cluster.is_first()
+
+
+ENDING = """
+import atexit, sys
+from dro_jax import cluster
+atexit.register(lambda: print('waited for the others'))
+with cluster.failing_at_once():
+  exec(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize('code, waits', [(1, False), (2, True), (75, True), (130, False)])
+def test_who_is_alone_waits_for_nothing_that_failed_or_was_interrupted(code, waits):
+  done = subprocess.run(
+    [sys.executable, '-c', ENDING, f'sys.exit({code})'],
+    env={'PYTHONPATH': ':'.join(sys.path)},
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, 'waited' in done.stdout) == (code, waits)
+
+
+@pytest.mark.parametrize(
+  'ending, code, waits',
+  [('sys.exit(0)', 0, True), ('sys.exit(75)', 75, True), ('sys.exit(2)', 2, False), ('1/0', 1, False)],
+)
+def test_who_fails_does_not_wait_for_the_others(ending, code, waits):
+  done = subprocess.run(
+    [sys.executable, '-c', ENDING, ending],
+    env={cluster.VARIABLE: 'auto', 'PYTHONPATH': ':'.join(sys.path)},
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, 'waited' in done.stdout) == (code, waits)
+  assert ('ZeroDivisionError' in done.stderr) == (ending == '1/0')

@@ -1,0 +1,83 @@
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from dro_jax import algorithms, train
+from dro_jax.data.table import column_store as columns
+from dro_jax.errors import Stopped, UsageError
+from dro_jax.recipes import a_lol, fit_value
+from dro_jax.step import optimizers
+from tests.recipes.test_fit_value import data, one_device, settings
+
+__all__ = ['data']
+
+VARIANTS = {
+  'a_lol': algorithms.a_lol,
+  'a_lol_ref_free': functools.partial(algorithms.a_lol_ref_free, priority=True),
+  'a_lol_kl': algorithms.a_lol_kl,
+  'a_lol_sequence': functools.partial(algorithms.a_lol_sequence, priority=True),
+}
+
+
+def stages(folder, data, algorithm=algorithms.a_lol, value=train.train, policy=train.train):
+  small = settings(3, policy_optimizer=functools.partial(optimizers.adamw, 1e-3))
+  return a_lol.a_lol_stages(
+    str(folder), data, algorithm,
+    fit=functools.partial(
+      fit_value.fit_value, train=functools.partial(value, **small), folds=2, mesh=one_device
+    ),
+    train=functools.partial(policy, **small),
+  )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def done(data, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('stages')
+  return folder, stages(folder, data)
+
+
+def test_stages_end_in_a_policy_of_positive_advantages(done, data):
+  folder, result = done
+  assert sorted(path.name for path in folder.iterdir()) == ['columns', 'policy', 'value']
+  table = data(columns_from=str(folder / 'columns')).train
+  positive = int((table.raw_rewards > table.columns['value']).sum())
+  assert result['advantages']['positive'] == positive
+  metadata = json.loads((folder / 'policy' / 'run.json').read_text())
+  assert metadata['data']['selected_records'] == positive < len(table)
+  assert metadata['data']['columns_from'] == [columns.read(folder / 'columns').mark]
+  assert result['policy']['step'] == 3 and np.isfinite(result['policy']['loss'])
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_every_variant_takes_the_same_values(name, done, data, tmp_path):
+  for stage in ('value', 'columns'):
+    (tmp_path / stage).symlink_to(done[0] / stage)
+
+  def no_fit(*_, **__):
+    raise AssertionError('fitted again')
+
+  result = stages(tmp_path, data, VARIANTS[name], value=no_fit)
+  assert result['value'] == done[1]['value']
+  assert json.loads((tmp_path / 'policy' / 'run.json').read_text())['algorithm'] == name
+
+
+def test_a_finished_command_trains_nothing(done, data):
+  before = (done[0] / 'policy' / 'metrics.jsonl').read_text()
+  assert stages(done[0], data)['policy']['step'] == 3
+  assert (done[0] / 'policy' / 'metrics.jsonl').read_text() == before
+
+
+def test_a_stop_in_the_values_stage_starts_no_policy(data, tmp_path):
+  def stop(*_, **__):
+    raise Stopped('stopped')
+
+  with pytest.raises(Stopped):
+    stages(tmp_path, data, value=stop)
+  assert not (tmp_path / 'policy').exists()
+
+
+def test_an_algorithm_without_advantages_is_refused(data, tmp_path):
+  with pytest.raises(UsageError, match='dro_v reads no advantages'):
+    stages(tmp_path, data, algorithms.dro_v)

@@ -1,0 +1,300 @@
+import inspect
+import json
+import logging
+
+import pytest
+
+from dro_jax import configs, train
+from dro_jax.data import tasks
+from dro_jax.errors import UsageError
+from dro_jax.parallel import partitioning
+from dro_jax.recipes import a_lol, fit_value
+from dro_jax.run import batches as feeds
+from dro_jax.run.folder import configs as resume
+from dro_jax.step import reference
+
+TEXT = """
+STEPS = {steps}
+RATE = {rate}
+MODEL_DIR = '{folder}'
+INIT_FROM = '{init}'
+train.model_dir = %MODEL_DIR
+train.init_from = %INIT_FROM
+train.schedule = @Schedule
+train.policy_optimizer = @policy/adam
+train.num_microbatches = {microbatches}
+Schedule.steps = %STEPS
+policy/adam.learning_rate = @policy/warmup_cosine()
+warmup_cosine.peak_value = %RATE
+warmup_cosine.decay_steps = {decay}
+"""
+
+
+def texts(defaults='', steps=10, rate=1e-4, microbatches=1, decay=100, folder='a', init='/data/t5', more=''):
+  values = {'steps': steps, 'rate': rate, 'microbatches': microbatches, 'decay': decay}
+  return {'config.gin': TEXT.format(folder=folder, init=init, **values) + more, 'defaults.gin': defaults}
+
+
+def metadata(seed=0, fingerprint='x', **model):
+  data = {'train_fingerprint': fingerprint, 'scaling': {'kind': 'none', 'shift': 0.0, 'scale': 1.0}}
+  return {'seed': seed, 'model': {'emb_dim': 8, 'remat': False} | model, 'data': data}
+
+
+@pytest.fixture
+def refusal(tmp_path):
+  """What resuming a run made with the first texts with the second ones is refused for, or None."""
+
+  def check(before, now, saved=None, described=None):
+    resume.record(tmp_path, before, 0)
+    try:
+      resume.refuse_other_run(tmp_path, saved or metadata(), described or metadata(), now)
+    except UsageError as error:
+      return str(error)
+    return None
+
+  return check
+
+
+def test_what_changes_no_number_is_accepted(refusal):
+  assert refusal(texts(), texts(steps=20, microbatches=2, folder='b')) is None
+
+
+def test_another_learning_rate_is_refused_with_both_values_and_what_to_do(refusal):
+  message = refusal(texts(), texts(rate=3e-4, steps=20))
+  assert '\n  RATE: 0.0001 → 0.0003\n' in message
+  assert 'Set them back (--set RATE=0.0001), or choose another --model_dir.' in message
+  assert 'STEPS' not in message
+
+
+def test_a_longer_run_is_another_where_its_learning_rate_decays_to_the_end(refusal):
+  message = refusal(texts(decay='%STEPS'), texts(decay='%STEPS', steps=20))
+  assert 'STEPS: 10 → 20  (the learning rates so far decayed towards the earlier end)' in message
+
+
+@pytest.mark.parametrize('more', ['train.unheard_of = 1', 'policy/adam.b1 = 0.5', 'adam.b1 = 0.5'])
+def test_what_nobody_classified_is_refused(refusal, more):
+  name = more.split(' ')[0].replace('policy/', '').replace('adam', 'policy/adam')
+  assert f'{name}: not set → ' in refusal(texts(), texts(more=more))
+
+
+def test_a_parameter_that_a_later_version_adds_is_accepted_at_its_default(refusal):
+  known = 'train.unheard_of = 1\n'
+  assert refusal(texts(), texts(known, more='train.unheard_of = 1')) is None
+  assert 'unheard_of: 1 → 2' in refusal(texts(), texts(known, more='train.unheard_of = 2'))
+
+
+def test_another_default_of_a_later_version_is_refused(refusal):
+  assert 'train.seed: 0 → 1' in refusal(texts('train.seed = 0'), texts('train.seed = 1'))
+
+
+@pytest.mark.parametrize(
+  'description', [{'has_saved': True}, {}, None], ids=['said', 'of an earlier version', 'gone too']
+)
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, description):
+  if description is not None:
+    (tmp_path / 'run.json').write_text(json.dumps(description))
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 500}\n{"step": 510}\n')
+  with pytest.raises(UsageError, match='came to step 510, but its checkpoints are gone'):
+    resume.refuse_lost(tmp_path, 500, 1000)
+
+
+def test_what_a_run_says_of_its_checkpoints_goes_before_what_its_records_tell(tmp_path):
+  """One that was stopped early has saved, and one that was killed as it saved has not."""
+  resume.describe(tmp_path, {}, has_saved=True)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 10}\n')
+  with pytest.raises(UsageError, match='came to step 10, but its checkpoints are gone'):
+    resume.refuse_lost(tmp_path, 500, 1000)
+  resume.describe(tmp_path, {}, has_saved=False)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 510}\n')
+  resume.refuse_lost(tmp_path, 500, 1000)
+
+
+@pytest.mark.parametrize('description', [None, {'has_saved': False}, {}])
+def test_a_run_that_was_killed_before_it_saved_begins_again(tmp_path, description):
+  resume.refuse_lost(tmp_path, 500, 1000)
+  if description is not None:
+    (tmp_path / 'run.json').write_text(json.dumps(description))
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 490}\n{"ste')
+  resume.refuse_lost(tmp_path, 500, 1000)
+
+
+def test_what_a_run_is_says_from_its_first_checkpoint_that_it_has_saved(tmp_path):
+  resume.describe(tmp_path, {'seed': 3}, has_saved=False)
+  assert json.loads((tmp_path / 'run.json').read_text()) == {'seed': 3, 'has_saved': False}
+  resume.say_saved(tmp_path)
+  assert json.loads((tmp_path / 'run.json').read_text()) == {'seed': 3, 'has_saved': True}
+
+
+def test_a_run_whose_warmup_of_no_steps_was_a_rate_of_zero_is_refused(refusal):
+  more = 'policy/adam.learning_rate = @warmup_constant()\nN = 0\nwarmup_constant.warmup_steps = %N\n'
+  then = texts(more=more)
+  assert 'it has trained nothing so far' in refusal(then, then)
+  since = metadata() | {'zero_warmup': 'full rate'}
+  assert refusal(then, then, since, since) is None
+  some = texts(more=more.replace('N = 0', 'N = 5'))
+  assert refusal(some, some) is None
+
+
+def test_a_start_that_was_moved_keeps_its_name(refusal):
+  assert refusal(texts(), texts(init='/elsewhere/t5')) is None
+  assert "INIT_FROM: '/data/t5' → '/data/t6'" in refusal(texts(), texts(init='/data/t6'))
+
+
+def test_what_gin_cannot_see_is_refused_by_what_it_holds(refusal):
+  message = refusal({}, {}, metadata(emb_dim=8), metadata(emb_dim=16, remat=True))
+  assert 'model.emb_dim: 8 → 16' in message
+  assert 'remat' not in message
+  place = "train.data = @load_triplets\nload_triplets.triplets = '{}'\n"
+  files = [texts(more=place.format(name)) for name in ('a', 'b')]
+  assert refusal(*files) is None
+  message = refusal(*files, described=metadata(fingerprint='y'))
+  assert "load_triplets.triplets: 'a' → 'b'" in message
+  assert 'the records are not those that the run was trained on' in message
+
+
+def test_labels_that_an_earlier_version_made_otherwise_are_refused_in_words(refusal):
+  def labelled(**labels):
+    described = metadata()
+    described['data']['labels'] = {
+      'rule': 'binary', 'said': 'the rewards 0 and 1 are labels themselves', 'desirable': 5, 'labels': 8,
+      'least_batch': 1, 'unlike_earlier': 8,
+    } | labels  # fmt: skip
+    return described
+
+  message = refusal({}, {}, metadata(), labelled())
+  assert 'labels: by a mean, whatever the rewards → the rewards 0 and 1 are labels themselves' in message
+  assert 'trained against thumbs-ups' in message and 'choose another --model_dir' in message
+  # Where no label is another, an earlier run goes on; so does one of the same rule.
+  assert refusal({}, {}, metadata(), labelled(rule='dataset mean', unlike_earlier=0)) is None
+  assert refusal({}, {}, labelled(), labelled(said='in other words')) is None
+  assert "data.labels.rule: 'dataset mean' → 'binary'" in refusal(
+    {}, {}, labelled(rule='dataset mean'), labelled()
+  )
+
+
+def described(**changes):
+  return metadata() | changes
+
+
+def test_other_code_columns_or_parameters_at_the_start_are_refused(refusal):
+  data = metadata()['data']
+  for name, then, now, message in (
+    (
+      'online',
+      {'reward_code': 'x'},
+      {'reward_code': 'y'},
+      "the reward function's file, or one that it imports",
+    ),
+    ('decoding', {'reward_code': 'x'}, {'reward_code': 'y'}, "samples.reward_code: 'x' → 'y'"),
+    ('code', {'algorithm_code': 'x'}, {'algorithm_code': 'y'}, "the algorithm's file"),
+    ('data', data | {'train_columns': {'label': 'x'}}, data | {'train_columns': {'label': 'y'}}, 'label'),
+    ('init_digest', 'x', 'y', 'INIT_FROM holds other parameters than the run started from'),
+  ):
+    assert message in refusal({}, {}, described(**{name: then}), described(**{name: now}))
+    # An earlier version recorded none.
+    assert refusal({}, {}, metadata(), described(**{name: now})) is None
+  # How many prompts are sampled to measure is no part of the run.
+  assert refusal({}, {}, described(decoding={'prompts': 1}), described(decoding={'prompts': 2})) is None
+
+
+def test_a_start_that_holds_the_same_parameters_may_have_another_name(refusal):
+  other = texts(init='/data/t6')
+  assert refusal(texts(), other, described(init_digest='x'), described(init_digest='x')) is None
+  assert 'INIT_FROM' in refusal(texts(), other, described(init_digest='x'), described(init_digest='y'))
+
+
+def test_a_run_says_how_its_files_were_read_or_its_configuration_does(tmp_path):
+  step = tmp_path / 'checkpoints' / '5'
+  none = {'columns': None, 'map_reward': None}
+  assert resume.read_options({}, step) == none
+  bound = "COLUMNS = 'prompt=question'\nload_triplets.columns = %COLUMNS\nload_triplets.map_reward = 'up=1'\n"
+  resume.record(tmp_path, texts(more=bound), 0)
+  assert resume.read_options({}, step) == {'columns': 'prompt=question', 'map_reward': 'up=1'}
+  assert resume.read_options({'data': {'read': none}}, step) == none
+
+
+def test_metadata_of_before_a_name_was_kept_is_passed_over(refusal):
+  assert refusal({}, {}, metadata(fingerprint=None), metadata()) is None
+
+
+def test_a_run_of_before_deals_were_kept_was_dealt_together(refusal):
+  assert refusal({}, {}, metadata(), metadata() | {'deal': 'together'}) is None
+  assert "deal: 'together' → 'uniform'" in refusal({}, {}, metadata(), metadata() | {'deal': 'uniform'})
+  known = "train.deal = 'together'\n"
+  dealt = 'DEAL = {!r}\ntrain.deal = %DEAL\n'
+  assert refusal(texts(), texts(known, more=dealt.format('together'))) is None
+  assert "deal: 'together' → 'uniform'" in refusal(texts(), texts(known, more=dealt.format('uniform')))
+
+
+def test_a_run_keeps_the_pairs_that_it_was_made_with_or_is_refused(refusal):
+  """Runs of before the data decided say best_worst, on whatever data."""
+  bound = 'PAIRS = {!r}\nUnitOptions.pairs = %PAIRS\ntrain.unit_options = @UnitOptions\n'
+  before, now, said = (texts(more=bound.format(pairs)) for pairs in ('best_worst', None, 'best_worst'))
+
+  def made(pairs):
+    about = metadata()
+    return about | {'data': about['data'] | {'units': {'unit': 'pair', 'pairs': pairs, 'margin': 0.0}}}
+
+  # Of rewards: the pairs are the same.
+  assert refusal(before, now, made('best_worst'), made('best_worst')) is None
+  # Of comparisons: the default is another, and the run is resumed where its own is set.
+  message = refusal(before, now, made('best_worst'), made('logged'))
+  assert "PAIRS: 'best_worst' → None" in message
+  assert "data.units.pairs: 'best_worst' → 'logged'" in message
+  assert "Set them back (--set PAIRS='best_worst')" in message
+  assert refusal(before, said, made('best_worst'), made('best_worst')) is None
+  # Groups and single responses have no pairs.
+  assert refusal(before, now) is None
+  assert refusal(before, texts(more=bound.format('all')), made('best_worst'), made('all'))
+
+
+def test_a_run_keeps_the_end_of_prompts_that_it_was_made_with(refusal):
+  """Runs of before KEEP kept the start, and say so; auto takes what they have."""
+  keep, known = (
+    'KEEP = {!r}\nload_triplets.keep = %KEEP\ntrain.data = @load_triplets\n',
+    'load_triplets.keep = {!r}\n',
+  )
+  before = texts(known.format('start'), more='train.data = @load_triplets\n')
+  assert refusal(before, texts(known.format('auto'), more=keep.format('auto'))) is None
+  assert "keep: 'start' → 'end'" in refusal(before, texts(known.format('auto'), more=keep.format('end')))
+  saved = {'data': {'options': {'keep': 'start'}}}
+  assert resume.data_options(saved) == {'keep': 'start'}
+  assert resume.data_options({'data': {'options': {'keep': 'auto'}}}) == resume.data_options({}) == {}
+
+
+def test_a_resumed_run_keeps_its_first_texts_and_records_the_later_ones(tmp_path, caplog):
+  caplog.set_level(logging.INFO, logger='dro_jax')
+  resume.record(tmp_path, texts(), 0)
+  resume.record(tmp_path, texts(), 5)
+  assert not caplog.messages
+  for _ in range(2):
+    resume.record(tmp_path, texts(steps=20), 7)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['config.7.gin', 'config.gin', 'defaults.gin']
+  assert 'STEPS = 10' in (tmp_path / 'config.gin').read_text()
+  [message] = caplog.messages
+  assert 'STEPS: 10 → 20' in message
+  # A run that starts anew leaves nothing of the one before.
+  resume.record(tmp_path, texts(steps=3), 0)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['config.gin', 'defaults.gin']
+  assert 'STEPS = 3' in (tmp_path / 'config.gin').read_text()
+
+
+_CARRIERS = (
+  train.train, train.Schedule, feeds.RowOptions, partitioning.make_mesh, tasks.load_triplets,
+  fit_value.fit_value, a_lol.a_lol_stages,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('function', _CARRIERS, ids=lambda function: function.__name__)
+def test_every_parameter_is_in_one_class(function):
+  accepted = set(resume.ACCEPTED.get(function.__name__, {}))
+  decisive = set(resume.DECISIVE.get(function.__name__, ()))
+  assert accepted | decisive == set(inspect.signature(function).parameters) - {'configs'}
+  assert not accepted & decisive
+
+
+def test_references_say_where_stores_lie():
+  for name in ('frozen', 'soft', 'hard', 'cached'):
+    assert set(resume.ACCEPTED[name]) < set(inspect.signature(getattr(reference, name)).parameters)
+  difference = configs.Difference('soft.alpha', '0.5', '0.6', None)
+  assert resume.accepted(difference) is None

@@ -1,0 +1,86 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dro_jax import networks
+from dro_jax.data import tasks
+from dro_jax.data.text import vocabularies
+from dro_jax.models import scoring
+from dro_jax.parallel import partitioning
+from dro_jax.run.sampling import policy_samples as own_samples
+from dro_jax.step import reference
+from dro_jax.step import state as train_state
+from tests.examples import CONFIG
+from tests.test_train import write_triplets
+
+CONFIG = dataclasses.replace(CONFIG, vocab_size=384, num_heads=2)
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('own')
+  return tasks.load_triplets(
+    write_triplets(folder / 't.jsonl'), prompt_length=16, response_length=8, validation_fraction=0,
+    cache_dir=str(folder / 'cache'),
+  ).train  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  return partitioning.make_mesh(data=-1)
+
+
+@pytest.fixture(scope='module')
+def nets():
+  return networks.build(CONFIG, uses_value=False)
+
+
+def state_of(nets, mesh, seed, other):
+  policy, ref = (networks.initial_params(nets, mesh, s, None)['policy'] for s in (seed, other))
+  return train_state.TrainState(np.zeros((), np.int32), {'policy': policy}, {}, ref)
+
+
+def make(nets, mesh, count=6, **changes):
+  frozen = reference.frozen(scoring.make_score(nets.policy))
+  options = {'max_length': 5} | changes
+  return own_samples.make_draw(nets, frozen, mesh, vocabularies.vocabulary('bytes'), count, **options)
+
+
+def test_a_policy_is_nothing_away_from_itself(nets, mesh, table):
+  draw, settings = make(nets, mesh)
+  drawn = draw(state_of(nets, mesh, 0, 0), table)
+  assert (drawn.log_ratios == 0).all()
+  assert len(drawn.prompts) == len(np.unique(drawn.prompts)) == 6
+  assert own_samples.summary(drawn).keys() == {'sample_tokens', 'kl'}
+  expected = {'prompts': 6, 'temperature': 1.0, 'max_length': 5, 'reward': None, 'reward_code': None}
+  assert settings == expected
+
+
+def test_kl_is_that_of_the_samples_and_rewards_are_the_functions(nets, mesh, table):
+  """A mean of log π(y)/π_ref(y) over samples y of π, here by scoring what was drawn anew."""
+  draw, settings = make(nets, mesh, reward='length_reward')
+  state = state_of(nets, mesh, 0, 1)
+  drawn = draw(state, table)
+  assert settings['reward'] == 'length_reward'
+  np.testing.assert_allclose(drawn.rewards, [-abs(len(text) - 40) / 40 for text in drawn.responses])
+  assert own_samples.summary(drawn)['kl'] > 0
+  again = draw(state, table.subset(np.arange(len(table))[::-1]))
+  assert (again.responses == drawn.responses).all()  # Whatever the table's order.
+  np.testing.assert_allclose(again.log_ratios, drawn.log_ratios, rtol=1e-5)
+
+
+def test_kl_to_a_reference_that_moves_is_named_apart(nets, mesh, table):
+  state = state_of(nets, mesh, 0, 0)._replace(initial=state_of(nets, mesh, 0, 1).reference)
+  soft = reference.soft(scoring.make_score(nets.policy))
+  draw, _ = own_samples.make_draw(nets, soft, mesh, vocabularies.vocabulary('bytes'), 6, max_length=5)
+  drawn = draw(state, table)
+  found, against_initial = own_samples.summary(drawn), make(nets, mesh)[0](state_of(nets, mesh, 0, 1), table)
+  assert found['kl_moving'] == 0
+  assert found['kl'] == pytest.approx(own_samples.summary(against_initial)['kl'], rel=1e-5)
+
+
+def test_a_few_prompts_are_always_the_same(table):
+  few, more = own_samples.chosen(table, 3), own_samples.chosen(table, 5)
+  assert set(few) < set(more)
+  assert len(own_samples.chosen(table, 1000)) == len(np.unique(table.prompt_index))

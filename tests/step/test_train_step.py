@@ -1,0 +1,360 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dro_jax import algorithms, losses
+from dro_jax.models import scoring
+from dro_jax.models.t5 import T5
+from dro_jax.parallel import partitioning
+from dro_jax.step import optimizers, reference, train_step
+from dro_jax.step import state as train_state
+from dro_jax.types import Units
+from tests.examples import CONFIG, init_params, layout, random_examples
+
+EXAMPLES = random_examples(16)
+MISMATCHES = [8 * (1 - i // 8) + (i % 8 - 1) % 8 for i in range(16)]
+ROWS = layout(EXAMPLES, 8, 2, mismatches=MISMATCHES)
+# Each prompt's best response first; the last group is smaller.
+PAIRS = Units(jnp.array([[2 * i, 2 * i + 1] for i in range(8)]), jnp.ones((8, 2), bool))
+GROUPS = Units(
+  jnp.array([[0, 5, 9, 14], [1, 4, 8, 15], [2, 7, 10, 13], [3, 6, 0, 0]]),
+  jnp.array([[True] * 4] * 3 + [[True, True, False, False]]),
+)
+ALGORITHMS = {
+  'sft': algorithms.sft,
+  'dro_v': algorithms.dro_v,
+  'dro_v_residual': algorithms.dro_v_residual,
+  'dro_p': algorithms.dro_p,
+  'kto': algorithms.kto,
+  'kto_label': functools.partial(algorithms.kto, labels=algorithms.column_labels),
+  'a_lol_sequence': algorithms.a_lol_sequence,
+  'bco': algorithms.bco,
+  'copg': algorithms.copg,
+  'dpo': algorithms.dpo,
+  'oreo': algorithms.oreo,
+  'pro': algorithms.pro,
+  'reinforce': algorithms.reinforce,
+}
+
+
+def distinct_reference(params):
+  """Another policy than the trained one, so that ρ ≠ 0."""
+  return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(7), x.shape), params['policy'])
+
+
+def make(algorithm, *, num_microbatches=1, readout='prompt', shared=False, optimizer=None):
+  algorithm = algorithm()
+  algorithm = algorithms.with_batch_value(algorithm) if readout == 'batch' else algorithm
+  policy, value, params = init_params(readout=readout if algorithm.uses_value else None, shared=shared)
+  txs = {name: optimizer or optimizers.adafactor(1e-2) for name in params}
+  score = scoring.make_score(policy, value)
+  frozen = reference.frozen(scoring.make_score(policy)) if algorithm.uses_reference else None
+  state = train_state.create(params, txs, algorithm.uses_reference, algorithm.statistics)
+  if algorithm.uses_reference:
+    state = state._replace(reference=distinct_reference(params))
+  step = train_step.make_train_step(score, algorithm, txs, frozen, num_microbatches=num_microbatches)
+  return step, state
+
+
+def rows_for(algorithm):
+  """The batch as this algorithm's loader would bring it, with every column that it may derive."""
+  rng = np.random.default_rng(3)
+  derived = {
+    name: jnp.asarray(rng.normal(size=ROWS.rewards.shape), jnp.float32) for name in algorithm.columns
+  }
+  units = {'response': None, 'pair': PAIRS, 'group': GROUPS}[algorithm.unit]
+  return ROWS._replace(
+    columns=dict(ROWS.columns) | derived,
+    mismatched=ROWS.mismatched if algorithm.uses_mismatched else None,
+    units=units,
+  )
+
+
+def assert_close(a, b, rtol=2e-4, atol=2e-6):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+@functools.cache
+def one_step(name, num_microbatches=1, readout='prompt', shared=False):
+  """Metrics and parameters after one step of gradient descent, which keeps gradients' sizes visible."""
+  readout = 'token' if ALGORITHMS[name]().uses_token_values else readout
+  settings = {'num_microbatches': num_microbatches, 'readout': readout, 'shared': shared}
+  step, state = make(ALGORITHMS[name], optimizer=optax.sgd(0.1), **settings)
+  state, output = jax.jit(step)(state, rows_for(ALGORITHMS[name]()))
+  return jax.device_get((state.params, output.metrics))
+
+
+@pytest.mark.parametrize('name', ALGORITHMS)
+def test_microbatches_change_no_number(name):
+  for num_microbatches in (2, 4) if name in ('dro_v', 'kto') else (2,):
+    assert_close(one_step(name), one_step(name, num_microbatches))
+
+
+def test_microbatches_change_no_number_of_a_shared_token_value():
+  assert_close(one_step('dro_v', 1, 'token', True), one_step('dro_v', 4, 'token', True))
+
+
+SECOND_AND_SHARED = pytest.mark.parametrize('shared', [False, True], ids=['second network', 'shared trunk'])
+
+
+@functools.cache
+def batch_value_step(shared, num_microbatches=1):
+  """Parameters with a head away from 0, those after one step of gradient descent, and the step's metrics."""
+  step, state = make(
+    algorithms.dro_v,
+    num_microbatches=num_microbatches,
+    readout='batch',
+    shared=shared,
+    optimizer=optax.sgd(0.1),
+  )
+  head = {'kernel': 0.3 * jax.random.normal(jax.random.key(5), (CONFIG.emb_dim,)), 'bias': jnp.asarray(0.2)}
+  params = dict(state.params) | {'value': state.params['value'] | {'head': head}}
+  after, output = jax.jit(step)(state._replace(params=params), rows_for(algorithms.dro_v()))
+  return params, jax.device_get(after.params), jax.device_get(output.metrics)
+
+
+def scored(params, shared):
+  """(log-probs, reference log-probs, values by prompt) of the batch's 16 responses."""
+  policy, value, start = init_params(readout='batch', shared=shared)
+  rows = ROWS._replace(mismatched=None)
+  scores = scoring.make_score(policy, value)(params, rows, None)
+  reference_scores = scoring.make_score(policy)({'policy': distinct_reference(start)}, rows, None)
+  return scores.logps, reference_scores.logps, scores.values
+
+
+@SECOND_AND_SHARED
+def test_microbatches_change_no_number_of_a_batch_value(shared):
+  assert_close(batch_value_step(shared), batch_value_step(shared, 4))
+
+
+@SECOND_AND_SHARED
+def test_a_batch_value_is_one_number_in_both_losses(shared):
+  """Independent numpy in float64, from the values by prompt."""
+  params, _, metrics = batch_value_step(shared)
+  logps, reference_logps, values = (np.asarray(x, np.float64) for x in scored(params, shared))
+  assert values.std() > 0.01
+  rho, value = logps - reference_logps, values.mean()
+  advantages = np.asarray(ROWS.rewards, np.float64) - value
+  np.testing.assert_allclose(metrics['loss/policy'], np.mean(-advantages * logps + rho**2 / 2), rtol=1e-5)
+  np.testing.assert_allclose(metrics['loss/value'], np.mean((advantages - rho) ** 2) / 2, rtol=1e-5)
+  np.testing.assert_allclose(metrics['value'], value, rtol=1e-5)
+  assert abs(metrics['value_explained_variance']) < 1e-5
+
+
+@SECOND_AND_SHARED
+def test_a_batch_value_pulls_the_network_that_it_reads(shared):
+  """Against one `grad` of the loss by hand; the second network's trunk moves, or the policy's for V too."""
+  before, after, _ = batch_value_step(shared)
+
+  def objective(params, weight):
+    logps, reference_logps, values = scored(params, shared)
+    rho, stop = logps - reference_logps, jax.lax.stop_gradient
+    policy_loss = jnp.mean(-(ROWS.rewards - stop(jnp.mean(values))) * logps + jnp.square(rho) / 2)
+    return policy_loss + weight * jnp.mean(jnp.square(jnp.mean(values) - stop(ROWS.rewards - rho))) / 2
+
+  gradient = jax.jit(jax.grad(objective))
+  stepped = lambda weight: jax.tree.map(lambda p, g: p - 0.1 * g, before, gradient(before, weight))  # noqa: E731
+  assert_close(after, stepped(1.0))
+  moves = optax.tree.norm(optax.tree.sub(after['policy'], stepped(0.0)['policy']))
+  assert (moves > 1e-3) == shared
+  assert ('trunk' in before['value']) != shared
+  if not shared:
+    trunks = (tree['value']['trunk']['encoder'] for tree in (after, before))
+    assert optax.tree.norm(optax.tree.sub(*trunks)) > 1e-3
+
+
+def test_kto_couples_so_that_microbatch_means_would_differ():
+  """The test above can fail: KTO on each half alone has another gradient."""
+  half = jax.tree.map(lambda x: x[:4], ROWS)
+  step, state = make(algorithms.kto, optimizer=optax.sgd(0.1))
+  halved, _ = jax.jit(step)(state, half)
+  with pytest.raises(AssertionError):
+    assert_close(halved.params, one_step('kto')[0])
+
+
+@pytest.mark.parametrize('name', ['dro_v', 'dro_p'])
+def test_gradient_is_plain_autodiff_of_the_papers_loss(name):
+  """Against one `grad` of the loss written out by hand, without cotangents or microbatches."""
+  algorithm = ALGORITHMS[name]()
+  policy, value, params = init_params(readout='prompt' if algorithm.uses_value else None)
+  score = scoring.make_score(policy, value)
+  reference_logps = jax.jit(scoring.make_score(policy))(
+    {'policy': distinct_reference(params)}, ROWS._replace(mismatched=None)
+  ).logps
+
+  def objective(params):
+    scores = score(params, ROWS._replace(mismatched=None), None)
+    rho = scores.logps - reference_logps
+    if name == 'dro_p':
+      e = ROWS.rewards - rho
+      return jnp.mean(jnp.square(e - jax.lax.stop_gradient(jnp.mean(e)))) / 2
+    advantage = ROWS.rewards - jax.lax.stop_gradient(scores.values)
+    policy_loss = jnp.mean(-advantage * scores.logps + jnp.square(rho) / 2)
+    return policy_loss + jnp.mean(jnp.square(scores.values - jax.lax.stop_gradient(ROWS.rewards - rho))) / 2
+
+  expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.jit(jax.grad(objective))(params))
+  assert_close(one_step(name)[0], expected)
+
+
+MESHES = [(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8]
+
+
+@functools.cache
+def steps_on(mesh_shape, name='dro_v', num_microbatches=1, rules=(), readout='prompt'):
+  """Two optimiser steps on a mesh, laid out as a run lays it out; `None`: one device."""
+  step, state = make(ALGORITHMS[name], num_microbatches=num_microbatches, readout=readout)
+  rows = rows_for(ALGORITHMS[name]())
+  if mesh_shape is None:
+    step = jax.jit(step)
+  else:
+    mesh = partitioning.make_mesh(*mesh_shape, rules=rules)
+    policy, value, _ = init_params()
+    boxed = jax.eval_shape(policy.init, jax.random.key(0), rows)['params']
+    shardings = {'policy': partitioning.parameter_shardings(boxed, mesh)}
+    if 'value' in state.params:
+      encoded = jax.ShapeDtypeStruct((8, 32, CONFIG.emb_dim), jnp.float32)
+      hidden = jax.ShapeDtypeStruct((8, 24, CONFIG.emb_dim), jnp.float32)
+      boxed = jax.eval_shape(value.init, jax.random.key(0), rows, encoded, hidden)['params']
+      shardings['value'] = partitioning.parameter_shardings(boxed, mesh)
+    state_shardings = partitioning.state_shardings(state, shardings, mesh)
+    rows = partitioning.global_batch(mesh, rows, 8)
+    # A copy: the step donates its buffers.
+    state = jax.device_put(jax.tree.map(jnp.copy, state), state_shardings)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, partitioning.replicated(mesh)))
+
+    def step(state, rows):
+      with partitioning.use_mesh(mesh):
+        return jitted(state, rows)
+
+  outputs = []
+  for _ in range(2):
+    state, output = step(state, rows)
+    outputs.append(jax.device_get(output.metrics))
+  return jax.device_get(state.params), outputs
+
+
+@pytest.mark.parametrize('mesh_shape', MESHES)
+def test_every_mesh_gives_the_numbers_of_one_device(mesh_shape):
+  assert_close(steps_on(None), steps_on(mesh_shape), rtol=1e-3, atol=2e-5)
+
+
+def test_microbatches_and_cut_lengths_on_a_mesh():
+  cut = tuple((name, 'model') for name in ('activation_heads', 'activation_mlp', 'activation_vocab'))
+  rules = (*cut, ('activation_length', 'model'))
+  assert_close(steps_on(None, 'kto'), steps_on((4, 1, 2), 'kto', 2, rules), rtol=1e-3, atol=2e-5)
+
+
+def test_a_batch_value_is_the_global_batchs_on_a_mesh():
+  one, meshed = steps_on(None, readout='batch'), steps_on((2, 2, 2), 'dro_v', 2, readout='batch')
+  assert_close(one, meshed, rtol=1e-3, atol=2e-5)
+
+
+def test_log_ratio_is_exactly_zero_at_step_zero():
+  policy, value, params = init_params()
+  txs = {name: optimizers.adafactor(1e-3) for name in params}
+  for num_microbatches in (1, 2):
+    step = train_step.make_train_step(
+      scoring.make_score(policy, value),
+      algorithms.dro_v(),
+      txs,
+      reference.frozen(scoring.make_score(policy)),
+      num_microbatches=num_microbatches,
+    )
+    _, output = jax.jit(step)(train_state.create(params, txs, True), ROWS._replace(mismatched=None))
+    assert output.metrics['log_ratio_max'] == 0.0
+
+
+def test_log_ratio_is_exactly_zero_in_bfloat16_without_excess_precision():
+  _, value, params = init_params()
+  policy = T5(dataclasses.replace(CONFIG, dtype='bfloat16'))
+  txs = {name: optimizers.adafactor(1e-3) for name in params}
+  step = train_step.make_train_step(
+    scoring.make_score(policy, value), algorithms.dro_v(), txs, reference.frozen(scoring.make_score(policy))
+  )
+  step = jax.jit(step, compiler_options=partitioning.COMPILER_OPTIONS)
+  _, output = step(train_state.create(params, txs, True), ROWS._replace(mismatched=None))
+  assert output.metrics['log_ratio_max'] == 0.0
+
+
+@pytest.mark.parametrize(
+  'readout, shared',
+  [
+    ('scalar', False),
+    ('batch', False),
+    ('batch', True),
+    ('prompt', False),
+    ('prompt', True),
+    ('token', False),
+    ('token', True),
+  ],
+)
+def test_every_value_learns_the_mean_reward(readout, shared):
+  """With the policy's learning rate at 0, ρ = 0: each value regresses on the reward."""
+  policy, value, params = init_params(readout=readout, shared=shared)
+  algorithm = algorithms.dro_v()
+  algorithm = algorithms.with_batch_value(algorithm) if readout == 'batch' else algorithm
+  txs = {'policy': optax.sgd(0.0), 'value': optimizers.adamw(0.1)}
+  score = scoring.make_score(policy, value)
+  step = jax.jit(
+    train_step.make_train_step(score, algorithm, txs, reference.frozen(scoring.make_score(policy)))
+  )
+  state = train_state.create(params, txs, True)
+  rows = ROWS._replace(rewards=ROWS.rewards + 2.0, mismatched=None)
+  for _ in range(60):
+    state, output = step(state, rows)
+  assert abs(output.metrics['value'] - rows.rewards.mean()) < 0.2
+  if readout == 'prompt':
+    assert output.metrics['value_explained_variance'] > 0.3
+
+
+def test_shared_trunk_gets_the_value_losss_gradient_and_a_second_network_does_not_give_it():
+  def policy_gradient(shared):
+    policy, value, params = init_params(shared=shared)
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    score = scoring.make_score(policy, value)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(score(p, ROWS._replace(mismatched=None), None).values)))
+    return gradient(params)['policy']
+
+  size = {shared: optax.tree.norm(policy_gradient(shared)) for shared in (True, False)}
+  assert size[True] > 0
+  assert size[False] == 0
+
+
+def test_a_step_names_the_examples_whose_loss_is_not_finite():
+  step, state = make(algorithms.dro_v)
+  rewards = ROWS.rewards.at[3, 1].set(np.nan)
+  _, output = jax.jit(step)(state, ROWS._replace(rewards=rewards, mismatched=None))
+  ids = np.asarray(output.nonfinite_ids)
+  assert ids[ids >= 0].tolist() == [ROWS.example_id[3, 1]]
+
+
+def test_kto_step_uses_the_mismatched_mean_of_the_global_batch():
+  """z₀ from the mismatched pairs, each scored by itself as a row of its own."""
+  step, state = make(algorithms.kto)
+  policy, _, params = init_params(readout=None)
+  score = jax.jit(scoring.make_score(policy))
+  pairs = [type(EXAMPLES[0])(EXAMPLES[j].prompt, EXAMPLES[i].response, 0.0) for i, j in enumerate(MISMATCHES)]
+  rows = layout(pairs, 16, 1)
+  rho = score(params, rows).logps - score({'policy': distinct_reference(params)}, rows).logps
+  _, output = jax.jit(step)(state, ROWS)
+  np.testing.assert_allclose(output.metrics['reference_point'], max(0, np.mean(rho)), rtol=1e-4)
+  assert output.metrics['unpaired'] == 0
+
+
+def test_losses_module_is_what_the_algorithms_use():
+  metrics = one_step('sft')[1]
+  policy, _, params = init_params(readout=None)
+  logps = jax.jit(scoring.make_score(policy))(params, ROWS._replace(mismatched=None)).logps
+  np.testing.assert_allclose(metrics['loss'], np.mean(losses.sft(logps.reshape(-1))), rtol=1e-5)
+
+
+def test_a_policy_that_is_not_trained_is_left_alone():
+  step, state = make(algorithms.regression, shared=True)
+  after, output = jax.jit(step)(state, rows_for(algorithms.regression()))
+  jax.tree.map(np.testing.assert_array_equal, after.params['policy'], state.params['policy'])
+  assert float(output.metrics['gradient_norm/policy']) == 0.0 < float(output.metrics['gradient_norm/value'])
