@@ -16,7 +16,8 @@ from arguments import pair
 
 from dro_jax.data.batches.packing import Layout, fill
 from dro_jax.data.batches.plan import Plan
-from dro_jax.data.tasks import build_table, find
+from dro_jax.data.sources.find import find
+from dro_jax.data.table.cache import build_table
 from dro_jax.data.text.vocabularies import vocabulary
 
 

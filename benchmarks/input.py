@@ -75,7 +75,8 @@ def _demo(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _table(path: pathlib.Path, words, cache: str):
-  from dro_jax.data.tasks import build_table, find
+  from dro_jax.data.sources.find import find
+  from dro_jax.data.table.cache import build_table
 
   return build_table(find(str(path)), words, cache, prompt_length=512, response_length=512)
 

@@ -29,10 +29,11 @@ import steps
 import timing
 
 from dro_jax import algorithms
-from dro_jax.data import tasks
 from dro_jax.data.batches import loader
 from dro_jax.data.batches import packing as layout
 from dro_jax.data.batches.plan import Plan
+from dro_jax.data.sources import find
+from dro_jax.data.table.cache import build_table
 from dro_jax.data.table.table import Ragged
 from dro_jax.data.text import vocabularies
 from dro_jax.types import Rows
@@ -75,8 +76,8 @@ def _ones(lengths: np.ndarray) -> Ragged:
 def of_file(path: str, words: vocabularies.Vocabulary) -> Lengths:
   """The lengths of a triplet file's records."""
   with tempfile.TemporaryDirectory() as cache:
-    found = tasks.find(path, rewards_required=False)
-    table = tasks.build_table(found, words, cache, prompt_length=LIMIT, response_length=LIMIT)
+    found = find.find(path, rewards_required=False)
+    table = build_table(found, words, cache, prompt_length=LIMIT, response_length=LIMIT)
     return Lengths(*map(np.array, (table.prompt_lengths, table.response_lengths, table.prompt_index)))
 
 

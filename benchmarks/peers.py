@@ -59,7 +59,8 @@ def make_case(method: str, dtype: str, options: argparse.Namespace) -> Case:
   import numpy as np
   from flax import linen as nn
 
-  from dro_jax.models.t5 import T5, T5Config, smallest_rows
+  from dro_jax.models.t5.config import T5Config
+  from dro_jax.models.t5.network import T5, smallest_rows
   from dro_jax.types import Mismatched, Rows
 
   config = T5Config(
@@ -87,9 +88,10 @@ def dro_jax_step(case: Case) -> Step:
   """The step that `dro_jax train` compiles."""
   import jax
 
-  from dro_jax import algorithms, networks
+  from dro_jax import algorithms
   from dro_jax.models import scoring
   from dro_jax.parallel import partitioning
+  from dro_jax.run import networks
   from dro_jax.step import optimizers, reference, train_step
   from dro_jax.step import state as train_state
 
@@ -326,7 +328,7 @@ def _torch_t5(case: Case) -> Any:
 
   from dro_jax.checkpoints.huggingface import write as huggingface
   from dro_jax.checkpoints.huggingface.read import is_transposed
-  from dro_jax.importers import names
+  from dro_jax.models.t5 import names
 
   raw = huggingface.read_config(case.config, 'float32') | {'dropout_rate': 0.0}
   model = transformers.T5ForConditionalGeneration(transformers.T5Config(**raw))

@@ -9,13 +9,14 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from dro_jax import algorithms, networks
+from dro_jax import algorithms, types
 from dro_jax.costs import flops
 from dro_jax.models import scoring
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
+from dro_jax.run import networks
 from dro_jax.step import optimizers, train_step
-from dro_jax.step import reference as references
+from dro_jax.step import reference as step_reference
 from dro_jax.step import state as train_state
 from dro_jax.types import Mismatched, Rows
 
@@ -54,14 +55,14 @@ def make(
   value: Mapping[str, Any] = {},
   optimizer: Callable[[], optax.GradientTransformation] = optimizers.adamw,
 ) -> Subject:
-  """The step that `train` makes of these settings; `value` as `networks.build` takes it."""
+  """The step that `train` makes of these settings; `value` as `run.networks.build` takes it."""
   nets = networks.build(config, uses_value=algorithm.uses_value, **value)
   score = scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size)
   txs = {'policy': optimizer()} | ({'value': optimizer()} if algorithm.uses_value else {})
   reference = None
   if algorithm.uses_reference:
     scored = scoring.make_score(nets.policy, chunk_size=chunk_size)
-    reference = references.cached(scored, 'rows bring it') if cached else references.frozen(scored)
+    reference = step_reference.cached(scored, 'rows bring it') if cached else step_reference.frozen(scored)
 
   def state() -> train_state.TrainState:
     params = nn.unbox(networks._init(nets, jax.random.key(0)))
@@ -104,7 +105,7 @@ def full_rows(config: T5Config, batch: int, prompt_length: int, response_length:
   return Rows(
     *side(prompt_length), *responses, rewards=rng.normal(size=(batch, 1)).astype(np.float32),
     example_id=np.arange(batch, dtype=np.int32)[:, None], valid=valid,
-    columns={references.MISMATCHED_LOGPS: logps[:, :1]}, token_columns={references.TOKEN_LOGPS: logps},
+    columns={types.MISMATCHED_LOGPS: logps[:, :1]}, token_columns={types.TOKEN_LOGPS: logps},
     mismatched=Mismatched(*(np.roll(x, 1, axis=0) for x in responses), valid),
   )  # fmt: skip
 

@@ -19,14 +19,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dro_jax import algorithms, evaluate, train, writers
-from dro_jax.data import tasks
+from dro_jax import algorithms
+from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.data.worlds import toy
 from dro_jax.errors import Interrupted
-from dro_jax.files import json_line, json_lines, json_text
-from dro_jax.models.t5 import T5Config
+from dro_jax.files import json_line, json_lines, json_text, write_atomically
+from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
 from dro_jax.run import batches as feeds
+from dro_jax.run import schedule, train, trained
 from dro_jax.step import optimizers
 
 MODEL = T5Config(emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2)
@@ -104,7 +105,7 @@ def main(directory: str = 'demo_output', settings: Settings = Settings()) -> dic
   console.print(rendered(judged))
   console.print(conclusion(judged))
   plot(judged, folder / 'demo.png')
-  writers.write_atomically(folder / 'table.json', json_text(judged.table, indent=2) + '\n')
+  write_atomically(folder / 'table.json', json_text(judged.table, indent=2) + '\n')
   console.print(f'Plot: {folder / "demo.png"}. {time.monotonic() - began:.0f} s.')
   return judged.table
 
@@ -121,7 +122,7 @@ def prepare(folder: pathlib.Path, settings: Settings) -> pathlib.Path:
   if mark.exists() and mark.read_text(encoding='utf-8') != text:
     for name in ('data', 'runs'):
       shutil.rmtree(folder / name, ignore_errors=True)
-  writers.write_atomically(mark, text)
+  write_atomically(mark, text)
   return folder
 
 
@@ -142,7 +143,7 @@ def write_files(folder: pathlib.Path, settings: Settings) -> dict[str, pathlib.P
   folder.mkdir(exist_ok=True)
   files = {name: folder / f'{name}.jsonl' for name in records}
   for name, file in files.items():
-    writers.write_atomically(file, ''.join(map(json_line, records[name])))
+    write_atomically(file, ''.join(map(json_line, records[name])))
   return files
 
 
@@ -183,7 +184,7 @@ def fit(
     init_from=init_from,
     policy_optimizer=optimizer(method.learning_rate),
     value_optimizer=optimizer(method.value_learning_rate),
-    schedule=lambda: train.Schedule(steps, log_every=100, eval_every=0, checkpoint_every=0),
+    schedule=lambda: schedule.Schedule(steps, log_every=100, eval_every=0, checkpoint_every=0),
     mesh=partitioning.make_mesh,
     rows=lambda: feeds.RowOptions(prompt_length=32, response_length=16),
     batch_size=settings.batch_size,
@@ -193,10 +194,10 @@ def fit(
   return result['model_dir']
 
 
-def read(folder: pathlib.Path, triplets: pathlib.Path, **options: Any) -> tasks.Triplets:
+def read(folder: pathlib.Path, triplets: pathlib.Path, **options: Any) -> Triplets:
   """All triplets of a file."""
   cache = str(folder / 'data' / 'tables')
-  return tasks.load_triplets(
+  return load_triplets(
     str(triplets), prompt_length=16, response_length=8, validation_fraction=0, cache_dir=cache, **options
   )
 
@@ -207,9 +208,9 @@ def judge(runs: Mapping[str, str], heldout: pathlib.Path, folder: pathlib.Path, 
   rewards_PZ = toy.expected_reward(settings.world, prompts)
   mesh, scored, loaded = partitioning.make_mesh(), {}, {}
   for name, model_dir in runs.items():
-    loaded[name] = evaluate.load_run(model_dir, mesh)
+    loaded[name] = trained.load_run(model_dir, mesh)
     table = read(folder, heldout, vocabulary=loaded[name].vocabulary).train
-    scored[name] = evaluate.score(loaded[name], table, mesh, batch_size=1000)
+    scored[name] = trained.score(loaded[name], table, mesh, batch_size=1000)
   scaling = loaded['DRO-V'].scaling
   tau = scaling.effective_temperature(settings.tau)
   policies = {name: toy.complete(scores.logps.reshape(len(prompts), -1)) for name, scores in scored.items()}

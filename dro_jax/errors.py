@@ -1,7 +1,9 @@
 """What a run may end with, other than a result or a fault of ours."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -32,3 +34,12 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     return f' (did you mean {" or ".join(by_lower[name] for name in within)}?)'
   close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
   return f' (did you mean {by_lower[close[0]]}?)' if close else ''
+
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 80
+
+
+def shown(value: Any) -> str:
+  """A value as errors show it: a few words, however long or deep it is."""
+  return _brief.repr(value)

@@ -1,10 +1,13 @@
 """Files as this project reads and writes them: JSON lines, and a user's Python files by what they hold."""
 
 import ast
+import contextlib
+import errno
 import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 import pathlib
 import re
@@ -12,8 +15,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from dro_jax.errors import UsageError
-from dro_jax.plain import plain
+from dro_jax.errors import Failed, UsageError
 
 # What other programs (`str.splitlines` among them) take for the end of a line, and half a surrogate pair,
 # which UTF-8 cannot hold. JSON escapes the other control characters itself.
@@ -201,3 +203,61 @@ def _is_plain(value: Any) -> bool:
   if isinstance(value, tuple):
     return all(map(_is_plain, value))
   return value is None or isinstance(value, (str, int, float, bool))
+
+
+# What a disk can end a run with, whatever the run did.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
+
+
+@contextlib.contextmanager
+def disk_of(folder: str | os.PathLike) -> Iterator[None]:
+  """A block that writes a run's folder; what its disk refuses is raised as `Failed`, in words."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _DISK:
+      raise
+    raise Failed(
+      f'{error.filename or folder}: {error.strerror}. What was saved before is intact: once there is room '
+      'and leave to write, the same command resumes.'
+    ) from error
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+  """Writes a file whole or not at all."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  try:
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  """Whether a path has a scheme, and so is no file of this machine's."""
+  return '://' in str(path)
+
+
+def absolute(path: str | os.PathLike) -> Any:
+  """The `epath.Path` whatever the working directory; one with a scheme is as it is."""
+  from etils import epath  # Heavier than all the rest of this file, which `--help` imports.
+
+  path = epath.Path(path)
+  # epath would make gs://bucket a folder of the working directory.
+  return path if is_remote(path) else path.expanduser().absolute()
+
+
+def plain(value: Any) -> Any:
+  """Named tuples by their fields, arrays and tuples as lists, and null for what is not finite."""
+  if hasattr(value, '_asdict'):
+    value = value._asdict()
+  if isinstance(value, Mapping):
+    return {str(name): plain(item) for name, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(item) for item in value]
+  if hasattr(value, 'tolist'):
+    return plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

@@ -105,3 +105,10 @@ class LossOutput(NamedTuple):
   terms: Mapping[str, LossTerm]
   metrics: Mapping[str, Float[Array, '']] = {}
   statistics: Mapping[str, Float[Array, '']] = {}
+
+
+# The words by which a record says that the reference policy sampled its response.
+SAMPLED = ('sampled', 'sampling', 'sample')
+
+# What a store of the reference's log-probs calls them: by token, and of mismatched pairs.
+TOKEN_LOGPS, MISMATCHED_LOGPS = 'reference_token_logps', 'reference_mismatched_logps'

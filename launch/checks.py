@@ -15,7 +15,9 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from dro_jax import config_files, configs, files
+from dro_jax import files
+from dro_jax.configs import files as config_files
+from dro_jax.configs.text import Binding, read, split
 from dro_jax.errors import UsageError
 from launch import arguments as words
 from launch import slices
@@ -184,7 +186,7 @@ def _bound(arguments: Sequence[str], flag: str) -> list[tuple[str, str]]:
   """The text that gin binds a setting to, by its macro or as a parameter; the last of each holds."""
   found = {}
   for binding in _bindings(arguments):
-    _, selector, parameter = configs.split(binding.name)
+    _, selector, parameter = split(binding.name)
     names = (flag.upper(), '') if not selector else (_PARAMETERS.get(flag, flag), selector)
     if (parameter, selector) == names:
       value = ast.literal_eval(binding.value) if binding.value[0] in '\'"' else ''
@@ -193,7 +195,7 @@ def _bound(arguments: Sequence[str], flag: str) -> list[tuple[str, str]]:
   return [pair for pair in found.values() if pair[0]]
 
 
-def _bindings(arguments: Sequence[str]) -> Iterator[configs.Binding]:
+def _bindings(arguments: Sequence[str]) -> Iterator[Binding]:
   """What gin files and `--gin.` bindings say, in gin's order; of a file that is not here, nothing."""
   for name in words.values(arguments, 'gin_file'):
     try:
@@ -203,7 +205,7 @@ def _bindings(arguments: Sequence[str]) -> Iterator[configs.Binding]:
     yield from config_files.of_file(path, _GIN_CONFIGS)
   for argument in words.joined(arguments):
     if match := re.match(r'--?gin(?:\.|_binding=)\s*([\w./]+\.\w+)\s*=(.*)', argument, re.DOTALL):
-      yield from configs.read(f'{match[1]} = {match[2]}', '')
+      yield from read(f'{match[1]} = {match[2]}', '')
 
 
 def _is_tracked(path: str) -> bool:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dro_jax import derived
-from dro_jax.models.t5 import T5, T5Config
+from dro_jax.algorithms.columns import BY_BATCH
+from dro_jax.models.t5.config import T5Config
+from dro_jax.models.t5.network import T5
 from dro_jax.models.value import ValueNetwork
 from dro_jax.types import Mismatched, Rows
 
@@ -69,7 +70,7 @@ def layout(
   # As a run's loader brings them: labels that the batch's mean decides.
   columns = {
     'label': (rewards > 0.2).astype(np.float32),
-    'derived_label': np.full_like(rewards, derived.BY_BATCH),
+    'derived_label': np.full_like(rewards, BY_BATCH),
   }
   return jax.tree.map(jnp.asarray, Rows(*prompts, *responses, rewards, ids, valid, columns, mismatched))
 

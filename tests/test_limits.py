@@ -1,9 +1,9 @@
 import jax
 import pytest
 
-from dro_jax import evaluate, generate, limits
+from dro_jax import limits
 from dro_jax.errors import UsageError
-from dro_jax.evaluation import report
+from dro_jax.evaluation import evaluate, generate, report
 from dro_jax.recipes import cache_reference
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax.plain import plain
+from dro_jax.files import plain
 
 
 class Pair(NamedTuple):

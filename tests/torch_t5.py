@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dro_jax.models.t5 import T5
+from dro_jax.models.t5.network import T5
 from dro_jax.types import Rows
 
 torch = pytest.importorskip('torch')

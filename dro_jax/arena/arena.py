@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dro_jax import files, writers
+from dro_jax import files
 from dro_jax.arena import cells, trials
 from dro_jax.arena.suite import Report, Suite
 from dro_jax.errors import UsageError, did_you_mean
@@ -60,7 +60,7 @@ def arena(
   report = world.report(cells.read_all(folder))
   written = save(folder, world.name, report)
   for name, text in configs().items():
-    writers.write_atomically(folder / name, text)
+    files.write_atomically(folder / name, text)
   wide = Console(file=sys.stderr, highlight=False, width=console.width if console.is_terminal else 160)
   for table in report.tables:
     wide.print(tables.for_terminal(table))
@@ -110,10 +110,10 @@ def save(folder: pathlib.Path, name: str, report: Report) -> list[str]:
 
   content = {'suite': name, 'tables': [tables.for_json(table) for table in report.tables]}
   text = json_text(content, indent=2, ensure_ascii=False) + '\n'
-  writers.write_atomically(folder / 'results.json', text)
+  files.write_atomically(folder / 'results.json', text)
   body = f'# Arena: {name}\n\n' + '\n'.join(map(tables.for_markdown, report.tables))
   body += ''.join(f'\n![{figure}]({figure})\n' for figure in report.figures)
-  writers.write_atomically(folder / 'results.md', body)
+  files.write_atomically(folder / 'results.md', body)
   for file, draw in report.figures.items():
     figure = Figure(layout='constrained')
     draw(figure)

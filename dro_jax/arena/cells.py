@@ -7,10 +7,9 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dro_jax import writers
+from dro_jax import files
 from dro_jax.errors import UsageError
-from dro_jax.files import json_text
-from dro_jax.plain import plain
+from dro_jax.files import json_text, plain
 
 _FORMAT = 1
 
@@ -59,7 +58,7 @@ def write(folder: pathlib.Path, finished: Finished) -> None:
   content = plain({'format': _FORMAT, **finished._asdict(), 'cell': finished.cell._asdict()})
   file = file_of(folder, finished.cell)
   file.parent.mkdir(parents=True, exist_ok=True)
-  writers.write_atomically(file, json_text(content | {'checksum': _digest(content)}) + '\n')
+  files.write_atomically(file, json_text(content | {'checksum': _digest(content)}) + '\n')
 
 
 def read(folder: pathlib.Path, cell: Cell) -> Finished | None:
@@ -123,7 +122,7 @@ def claim(folder: pathlib.Path, suite: str, settings: Mapping[str, Any]) -> None
   elif folder.exists() and any(folder.iterdir()):
     raise UsageError(f'{folder} holds something else than an arena: pass another --model_dir.')
   folder.mkdir(parents=True, exist_ok=True)
-  writers.write_atomically(mark, json_text(wanted, indent=2) + '\n')
+  files.write_atomically(mark, json_text(wanted, indent=2) + '\n')
 
 
 def missing(folder: pathlib.Path, cells: Iterable[Cell]) -> list[Cell]:

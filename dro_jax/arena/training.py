@@ -8,20 +8,23 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from dro_jax import algorithms, networks, train
+from dro_jax import algorithms
 from dro_jax.arena import results, trials
 from dro_jax.arena.cells import Cell
 from dro_jax.arena.trials import Range
 from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import policy
 from dro_jax.costs import flops
-from dro_jax.data import tasks
 from dro_jax.data.batches import groups as units
+from dro_jax.data.triplets import Triplets
 from dro_jax.models import scoring
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Grid
 from dro_jax.printing.tables import Table
 from dro_jax.run import batches as feeds
+from dro_jax.run import networks, schedule, train
+from dro_jax.run.batches import derive
 from dro_jax.step import optimizers, reference, train_step
 from dro_jax.step import state as train_state
 
@@ -96,7 +99,7 @@ def methods(rates: Range, behaviour_sampler: str | None = None) -> dict[str, Met
 class Data(NamedTuple):
   """Triplets of a world: `load` reads them, given a vocabulary; `init_from` is the reference's run."""
 
-  load: Callable[..., tasks.Triplets]
+  load: Callable[..., Triplets]
   init_from: str
 
 
@@ -127,7 +130,7 @@ def fit(
     policy_optimizer=optimizer,
     value_optimizer=optimizer,
     mesh=mesh,
-    schedule=lambda: train.Schedule(
+    schedule=lambda: schedule.Schedule(
       steps, log_every=every, eval_every=every, checkpoint_every=every, sample_prompts=0
     ),
     batch_size=_batch_size(algorithm, budget),
@@ -155,7 +158,7 @@ def flops_per_step(
   No temperature changes them.
   """
   algorithm = make(1.0)
-  config = networks.config_of(data.init_from)
+  config = policy.config_of(data.init_from)
   nets = networks.build(config, uses_value=algorithm.uses_value)
   frozen = reference.frozen(scoring.make_score(nets.policy)) if algorithm.uses_reference else None
   txs = dict.fromkeys(['policy'] + ['value'] * algorithm.uses_value, optimizers.adamw())
@@ -169,9 +172,9 @@ def flops_per_step(
 
 def _first_rows(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mesh: Grid) -> Any:
   """The rows of a first batch: they have every batch's shape."""
-  words = networks.vocabulary_of(data.init_from)
+  words = policy.vocabulary_of(data.init_from)
   triplets = data.load(vocabulary=words, rewards_required=algorithm.uses_rewards)
-  triplets = tasks.derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
+  triplets = derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
   feed = feeds.make(
     triplets._replace(eval=None), algorithm, feeds.RowOptions(), _unit_options(budget),
     batch_size=_batch_size(algorithm, budget), seed=0, multiple=partitioning.num_row_shards(mesh),
@@ -182,7 +185,7 @@ def _first_rows(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mes
 
 def imitate(
   folder: pathlib.Path,
-  load: Callable[..., tasks.Triplets],
+  load: Callable[..., Triplets],
   model: T5Config,
   *,
   vocabulary: str | None,
@@ -196,7 +199,7 @@ def imitate(
   result = train.train(
     str(folder), load, algorithms.sft, model=model, vocabulary=vocabulary,
     policy_optimizer=lambda: optimizers.adamw(tx), mesh=mesh, batch_size=responses, best_metric=None,
-    schedule=lambda: train.Schedule(steps, log_every=max(steps // 4, 1), eval_every=0, checkpoint_every=0),
+    schedule=lambda: schedule.Schedule(steps, log_every=max(steps // 4, 1), eval_every=0, checkpoint_every=0),
   )  # fmt: skip
   return result['model_dir']
 

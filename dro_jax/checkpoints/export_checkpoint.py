@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from dro_jax import files, networks, places
+from dro_jax import files
 from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import policy
 from dro_jax.checkpoints.huggingface import write as huggingface
 from dro_jax.checkpoints.t5x import write as t5x
 from dro_jax.errors import UsageError
-from dro_jax.importers import names
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5 import names
+from dro_jax.models.t5.config import T5Config
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 FORMATS = ('huggingface', 't5x')
@@ -49,14 +50,14 @@ def export_checkpoint(
   saved = checkpoints.load_metadata(init_from)
   config, dtype = T5Config(**saved['model']), dtype or saved.get('stored_dtype', 'float32')
   writer = _writer(format, dtype, scan_layers or config.relative_bias_per_layer, saved.get('step', 0))
-  target = places.absolute(output)
+  target = files.absolute(output)
   if target.exists():
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
   # Under another name until all of it is there.
   staged = target.with_name(f'.{target.name}.exporting')
   staged.rmtree(missing_ok=True)
   staged.mkdir(parents=True)
-  stream = functools.partial(networks.stream_policy, init_from)
+  stream = functools.partial(policy.stream_policy, init_from)
   notes = writer(staged, stream, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
   staged.rename(target)
   notes += _left_out(saved)

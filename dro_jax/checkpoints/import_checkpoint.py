@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from dro_jax import files, places
+from dro_jax import files
 from dro_jax.checkpoints import orbax as checkpoints
 from dro_jax.checkpoints.huggingface import read as huggingface
 from dro_jax.checkpoints.huggingface import vocabulary as vocabulary_of
 from dro_jax.checkpoints.t5x import read as t5x
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import FAMILY, T5Config
+from dro_jax.models.t5.config import FAMILY, T5Config
 from dro_jax.types import Params
 
 _ACCEPTED = (
@@ -51,7 +51,7 @@ def import_checkpoint(
     UsageError: the source cannot be imported, or the folder exists.
   """
   files.output_folder(model_dir, '--model_dir')
-  target = places.absolute(model_dir)
+  target = files.absolute(model_dir)
   if target.exists():
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
   imported = _load(source, mlp_activations)

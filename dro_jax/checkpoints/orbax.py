@@ -24,10 +24,10 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers, type_handlers
 
-from dro_jax import places
+from dro_jax import files
 from dro_jax.checkpoints import digest
 from dro_jax.errors import Failed, UsageError
-from dro_jax.plain import plain
+from dro_jax.files import plain
 from dro_jax.types import Params
 
 # Where the metadata says what "best" meant to the run, and what the state was.
@@ -45,7 +45,7 @@ _WEIGHTS = ('.bin', '.safetensors', '.pt', '.pth', '.h5', '.msgpack')
 # what couples held-out responses was taken over each batch, in the order of the file.
 FORMAT = 2
 # How earlier versions began the names of this package's own reward functions.
-_EARLIER_REWARDS = 'dro_jax.rewards:'
+_EARLIER_REWARDS = 'dro_jax.run.sampling.rewards:'
 # Where a run's damaged checkpoints go.
 DAMAGED = 'damaged'
 
@@ -551,4 +551,4 @@ def _say(shape: tuple[int, ...] | None) -> str:
 
 
 def _absolute(directory: str | epath.PathLike) -> epath.Path:
-  return places.absolute(directory)
+  return files.absolute(directory)

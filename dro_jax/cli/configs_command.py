@@ -4,11 +4,12 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from dro_jax import config_files, configs
+from dro_jax.configs import files as config_files
+from dro_jax.configs import parameters, table, text
 from dro_jax.errors import UsageError
 from dro_jax.printing import result as printing
 
-Known = Mapping[str, Mapping[str, configs.Parameter]]
+Known = Mapping[str, Mapping[str, parameters.Parameter]]
 
 
 def listed(packaged: pathlib.Path, words: Sequence[str], summaries: Mapping[str, str]) -> printing.Sections:
@@ -34,10 +35,10 @@ def listed(packaged: pathlib.Path, words: Sequence[str], summaries: Mapping[str,
 
 
 def shown(
-  bindings: Iterable[configs.Binding], roots: Sequence[str], known: Known, remedy: Callable[[str], str]
+  bindings: Iterable[text.Binding], roots: Sequence[str], known: Known, remedy: Callable[[str], str]
 ) -> printing.Sections:
-  """`configs show`: see `configs.table`."""
-  found = configs.table(configs.collect(bindings), roots, known, remedy)
+  """`configs show`: see `configs.table.table`."""
+  found = table.table(text.collect(bindings), roots, known, remedy)
   titles = {name: name.replace('_', ' ').capitalize() for name in found}
   return printing.Sections(found, {titles[name]: list(map(_in_words, rows)) for name, rows in found.items()})
 
@@ -69,8 +70,8 @@ def compared(
   from dro_jax.run.folder import configs as resume
 
   a, b = words
-  sides = [configs.collect(_whole(packaged, name, commands)) for name in words]
-  defaults = configs.defaults_of(known())
+  sides = [text.collect(_whole(packaged, name, commands)) for name in words]
+  defaults = parameters.defaults_of(known())
   rows = resume.rows(resume.between(*sides, (defaults, defaults)))
   possible = all(row['resumable'] for row in rows)
   content = {'a': a, 'b': b, 'resumable': possible, 'differences': rows}
@@ -81,7 +82,7 @@ def compared(
 
 
 def _judged(row: Mapping[str, Any], a: str, b: str) -> dict[str, str]:
-  given = [None if configs.macro_of(row[side] or '') else row[side] for side in ('a', 'b')]
+  given = [None if text.macro_of(row[side] or '') else row[side] for side in ('a', 'b')]
   values = dict(zip((a, b), (value or 'not set' for value in given)))
   return (
     {'setting': row['setting']}
@@ -90,7 +91,7 @@ def _judged(row: Mapping[str, Any], a: str, b: str) -> dict[str, str]:
   )
 
 
-def bindings_of(packaged: pathlib.Path, name: str, commands: Iterable[str]) -> list[configs.Binding]:
+def bindings_of(packaged: pathlib.Path, name: str, commands: Iterable[str]) -> list[text.Binding]:
   """Of a run's folder, a command's defaults, or a gin file.
 
   Raises:
@@ -104,7 +105,7 @@ def bindings_of(packaged: pathlib.Path, name: str, commands: Iterable[str]) -> l
   return list(config_files.of_file(config_files.find(name, packaged, commands), packaged))
 
 
-def _whole(packaged: pathlib.Path, name: str, commands: Iterable[str]) -> list[configs.Binding]:
+def _whole(packaged: pathlib.Path, name: str, commands: Iterable[str]) -> list[text.Binding]:
   """A few settings mean a run with them: they are laid over the defaults of `train`."""
   bindings = bindings_of(packaged, name, commands)
   whole = config_files.is_whole(bindings)

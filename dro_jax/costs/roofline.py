@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dro_jax import hlo
 from dro_jax.costs import slices as chips
+from dro_jax.costs.hlo import collectives as hlo_collectives
+from dro_jax.costs.hlo import memory as hlo_memory
+from dro_jax.costs.hlo import operations, program
 from dro_jax.step.state import TrainState
 
 
@@ -18,7 +20,7 @@ class Work(NamedTuple):
   flops: float | int
   hbm_bytes: float | int
   traffic: chips.Traffic
-  collectives: Sequence[hlo.Collective]
+  collectives: Sequence[hlo_collectives.Collective]
   estimated_cycles: float | int
   kept_bytes: float | int
 
@@ -31,11 +33,11 @@ def work(text: str, devices: Sequence[Any], where: chips.Slice) -> Work:
     devices: the program's, in its order.
     where: the slice that they are of.
   """
-  module = hlo.parse(text)
-  found = hlo.collectives(module, len(devices))
+  module = program.parse(text)
+  found = hlo_collectives.collectives(module, len(devices))
   return Work(
-    hlo.flops(module), hlo.memory_bytes(module), chips.traffic(found, devices, where), found,
-    hlo.estimated_cycles(module), hlo.kept_bytes(module),
+    operations.flops(module), hlo_memory.memory_bytes(module), chips.traffic(found, devices, where), found,
+    operations.estimated_cycles(module), hlo_memory.kept_bytes(module),
   )  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def bound_by(times: Mapping[str, float | int]) -> str:
   return max(('compute', 'hbm', 'ici', 'dcn'), key=times.__getitem__)
 
 
-def by_kind(found: Sequence[hlo.Collective]) -> list[dict[str, Any]]:
+def by_kind(found: Sequence[hlo_collectives.Collective]) -> list[dict[str, Any]]:
   """Collectives of one kind and group size together: runs, bytes that a chip sends a step, the largest."""
   kinds = collections.defaultdict(list)
   for one in found:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dro_jax.costs.hlo.collectives import Collective
 from dro_jax.errors import UsageError, did_you_mean
-from dro_jax.hlo import Collective
 
 GIB = 2**30
 MOST_CHIPS = 256
@@ -146,7 +146,7 @@ def traffic(found: Iterable[Collective], devices: Sequence[Any], where: Slice) -
   """Adds up collectives one after the other; permutations of one loop or program share its links at once.
 
   Args:
-    found: of a program (see `hlo.collectives`).
+    found: of a program (see `costs.hlo.collectives.collectives`).
     devices: the program's, in its order.
     where: the slice that they are of.
   """

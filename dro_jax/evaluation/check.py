@@ -7,14 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from dro_jax import generate, networks
+from dro_jax.algorithms.base import NO_LOSS
 from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import policy
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.text import templates as preprocessors
-from dro_jax.evaluate import NO_LOSS
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import networks
+from dro_jax.run.sampling import generation
 from dro_jax.step import reference, train_step
 from dro_jax.step import state as train_state
 from dro_jax.types import Params, Rows
@@ -62,12 +64,12 @@ def check(
   """
   grid = mesh()
   init_from = str(checkpoints.find_checkpoint(init_from))
-  words, config = networks.vocabulary_of(init_from, vocabulary), networks.config_of(init_from)
+  words, config = policy.vocabulary_of(init_from, vocabulary), policy.config_of(init_from)
   nets = networks.build(dataclasses.replace(config, dtype=dtype or config.dtype), uses_value=False)
-  params = networks.load_policy(init_from, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
+  params = policy.load_policy(init_from, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
   texts = _first_prompts(prompts, columns) if prompts else PROMPTS
   tokens = [preprocessors.prompt_tokens(ids, _PROMPT_LENGTH)[0] for ids in words.encode_batch(texts)]
-  run = generate.make_generator(
+  run = generation.make_generator(
     nets.policy, grid, max_length=max_length, temperature=0.0, batch_size=len(tokens)
   )
   answers = list(run(params, tokens, range(len(tokens))))
@@ -122,8 +124,8 @@ def _rows(mesh: Grid, prompts: list[np.ndarray], responses: list[np.ndarray]) ->
   shards = partitioning.num_row_shards(mesh)
   num_rows = -(-len(prompts) // shards) * shards
   ids = range(len(prompts))
-  prompt_tokens, prompt_segments, _ = generate.padded(prompts, ids, num_rows, max(map(len, prompts)))
-  tokens, segments, ids = generate.padded(responses, ids, num_rows, max(map(len, responses)))
+  prompt_tokens, prompt_segments, _ = generation.padded(prompts, ids, num_rows, max(map(len, prompts)))
+  tokens, segments, ids = generation.padded(responses, ids, num_rows, max(map(len, responses)))
   positions = lambda segments: np.arange(segments.shape[1], dtype=np.int32)[None] * segments  # noqa: E731
   rows = Rows(
     prompt_tokens=prompt_tokens, prompt_segments=prompt_segments, prompt_positions=positions(prompt_segments),

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import configs, files, limits, writers
+from dro_jax import files, limits
 from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.configs import text as configs_text
 from dro_jax.errors import UsageError
 from dro_jax.printing import tables
 from dro_jax.run.folder import configs as resume
@@ -154,7 +155,7 @@ def _names(folders: Sequence[str]) -> list[str]:
 def bindings(folder: pathlib.Path) -> dict[str, str]:
   """What the configuration that a run last went on with binds, by name; nothing, where a run is Python's."""
   text = resume.newest_text(folder, resume.CONFIG) or ''
-  return {binding.name: binding.value for binding in configs.read(text, resume.CONFIG) if binding.name}
+  return {binding.name: binding.value for binding in configs_text.read(text, resume.CONFIG) if binding.name}
 
 
 # --- whether they can be compared ---------------------------------------------------------------------------
@@ -416,10 +417,10 @@ def save(
   """Writes report.md, report.json and curves.png."""
   folder.mkdir(parents=True, exist_ok=True)
   text = files.json_text(content, indent=2, ensure_ascii=False) + '\n'
-  writers.write_atomically(folder / 'report.json', text)
+  files.write_atomically(folder / 'report.json', text)
   body = '\n'.join(map(tables.for_markdown, shown))
   title = ' against '.join(run.name for run in runs)
-  writers.write_atomically(folder / 'report.md', f'# {title}\n\n{body}\n![curves](curves.png)\n')
+  files.write_atomically(folder / 'report.md', f'# {title}\n\n{body}\n![curves](curves.png)\n')
   plot({run.name: curves(run) for run in runs}, folder / 'curves.png')
 
 

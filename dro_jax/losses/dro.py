@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dro_jax import values as value_targets
 from dro_jax.ops import checks as shapes
-from dro_jax.ops import masked
+from dro_jax.ops import masked, returns
 from dro_jax.types import Array, Scalar
 
 
@@ -104,7 +103,7 @@ def dro_v_token_value(
     reference_logps=reference_logps,
     values=values,
   )
-  future_rho = value_targets.future_sums(policy_logps - reference_logps, mask)
+  future_rho = returns.future_sums(policy_logps - reference_logps, mask)
   targets = jax.lax.stop_gradient(rewards[:, None] - tau * future_rho)
   return masked.masked_mean(jnp.square(jnp.where(mask, values - targets, 0.0)) / 2, mask)
 

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dro_jax import values as value_targets
 from dro_jax.ops import checks as shapes
-from dro_jax.ops import masked
+from dro_jax.ops import masked, returns
 from dro_jax.types import Array, Scalar
 
 
@@ -39,7 +38,7 @@ def oreo_value(
   """
   _check(policy_logps, reference_logps, mask, values, rewards)
   values = jnp.where(mask, values, 0.0)
-  future = value_targets.future_sums(jax.lax.stop_gradient(policy_logps - reference_logps), mask)
+  future = returns.future_sums(jax.lax.stop_gradient(policy_logps - reference_logps), mask)
   return masked.masked_mean(jnp.square(values + beta * future - rewards[:, None]), mask)
 
 
@@ -68,7 +67,7 @@ def oreo_policy(
   """
   _check(policy_logps, reference_logps, mask, values, rewards)
   rho, values = (jnp.where(mask, x, 0.0) for x in (policy_logps - reference_logps, values))
-  later = value_targets.future_sums(rho, mask) - rho
+  later = returns.future_sums(rho, mask) - rho
   residuals = jax.lax.stop_gradient(values + beta * later) + beta * rho - rewards[:, None]
   return masked.masked_mean(jnp.square(residuals), mask)
 

@@ -73,7 +73,7 @@ def ppo_token(
   advantages: Float[Array, 'B T'],
   epsilon: float = 0.2,
 ) -> Float[Array, ' B']:
-  """PPO by token, the mean over a response's tokens; advantages by `values.gae`.
+  """PPO by token, the mean over a response's tokens; advantages by `ops.returns.gae`.
 
   L = (1/|y|) Σ_t −min(w_t A_t, clip(w_t, 1−ε, 1+ε) A_t),  w_t = π_t/μ_t        (arXiv 1707.06347, Eq. 7)
 

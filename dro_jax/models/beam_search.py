@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from dro_jax.errors import UsageError
 from dro_jax.models import sampling as decoding
 from dro_jax.models.sampling import EOS, Apply, Samples
-from dro_jax.models.t5 import T5, Cache
+from dro_jax.models.t5.network import T5, Cache
 from dro_jax.types import Array, Params
 
 

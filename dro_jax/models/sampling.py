@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5, Cache
+from dro_jax.models.t5.network import T5, Cache
 from dro_jax.types import Array, Params
 
 EOS = 1

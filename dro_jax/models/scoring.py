@@ -15,7 +15,7 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
   """Returns `score(params, rows, rng)`: log-probs of every response, and its value where `value` is given.
 
   Args:
-    policy: has methods `encode`, `decode` and `logits` (see `models.t5.T5`).
+    policy: has methods `encode`, `decode` and `logits` (see `models.t5.network.T5`).
     value: takes the rows and the policy's states to values (see `models.value.ValueNetwork`).
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
 

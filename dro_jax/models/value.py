@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from dro_jax import values
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5, T5Config
+from dro_jax.models.t5.config import T5Config
+from dro_jax.models.t5.network import T5
 from dro_jax.ops import masked
 from dro_jax.types import Array, Params, Rows
 
@@ -85,7 +85,7 @@ class ValueNetwork(nn.Module):
       response. `attention`: the same of an attention pool over those states (A-LoL's). `token`: w ·
       (decoder's state at t) + b = V(x, y_<t); the response's value is V_0, seeing no response token. `batch`:
       as `prompt` here; the step then takes the mean over the global batch's responses, one value for all of
-      them (see `values.batch_mean`). `scalar`: one learned number, which reads no network.
+      them (see `models.value.batch_mean`). `scalar`: one learned number, which reads no network.
     shared: read the policy's own states, and pull its parameters too, instead of a trunk's.
     frozen_trunk: no gradient reaches those states: only what reads them is fitted.
 
@@ -145,7 +145,7 @@ class ValueNetwork(nn.Module):
       return jnp.where(rows.valid, self.head(), 0.0), None
     if self.readout != 'token':
       prompts_BR = masked.segment_first(rows.response_prompt, rows.response_segments, slots)
-      pool = values.prompt_means if self.readout in _MEANS else self.pool
+      pool = prompt_means if self.readout in _MEANS else self.pool
       pooled_BRD = pool(self._fitted(self._encoded(rows, encoded_BSD)), rows.prompt_segments, prompts_BR)
       return jnp.where(rows.valid, self.head(pooled_BRD), 0.0), None
     token_values_BT = self.head(self._fitted(self._hidden(rows, hidden_BTD)))
@@ -180,3 +180,33 @@ def start_from_policy(value_params: Params, policy_params: Params) -> Params:
     return value_params
   trunk = _matching(value_params['trunk'], policy_params, 'trunk')
   return value_params | {'trunk': jax.tree.map(jnp.copy, trunk)}
+
+
+def prompt_means(
+  encoded: Float[Array, 'B S D'],
+  prompt_segments: Int[Array, 'B S'],
+  response_prompts: Int[Array, 'B R'],
+) -> Float[Array, 'B R D']:
+  """Mean of the encoder's states over each response's prompt, float32; 0 where a response points at none.
+
+  x̄_r = Σ_s [segment_s = prompt_r] h_s / Σ_s [segment_s = prompt_r].
+  """
+  mask_BRS = (prompt_segments[:, None, :] == response_prompts[:, :, None]) & (
+    response_prompts[:, :, None] > 0
+  )
+  count_BR = jnp.maximum(jnp.sum(mask_BRS, axis=-1), 1)
+  sums_BRD = jnp.einsum(
+    'brs,bsd->brd',
+    mask_BRS.astype(jnp.float32),
+    encoded.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return sums_BRD / count_BR[:, :, None]
+
+
+def batch_mean(values: Float[Array, 'B R'], valid: Bool[Array, 'B R']) -> Float[Array, 'B R']:
+  """One value for a whole batch: the mean over its responses of their prompts' values, at each response.
+
+  V̄ = Σ_i V(x_i) / N over the N responses of the *global* batch.
+  """
+  return jnp.where(valid, masked.weighted_mean(values, valid), 0.0)

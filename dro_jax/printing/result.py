@@ -4,8 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dro_jax.files import json_text
-from dro_jax.plain import plain
+from dro_jax.files import json_text, plain
 
 
 class Sections(dict):

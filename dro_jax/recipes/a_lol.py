@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 
 from dro_jax import algorithms
-from dro_jax import train as training
-from dro_jax.data import tasks
+from dro_jax.data.triplets import Triplets, load_triplets, with_columns
 from dro_jax.errors import UsageError
 from dro_jax.recipes import fit_value
+from dro_jax.run import train as run_train
 
 
 def a_lol_stages(
   model_dir: str,
-  data: Callable[..., tasks.Triplets] = tasks.load_triplets,
+  data: Callable[..., Triplets] = load_triplets,
   algorithm: Callable[[], algorithms.Algorithm] = algorithms.a_lol,
   *,
   fit: Callable[..., Mapping[str, Any]] = fit_value.fit_value,
-  train: Callable[..., Mapping[str, Any]] = training.train,
+  train: Callable[..., Mapping[str, Any]] = run_train.train,
   configs: Callable[[], Mapping[str, str]] = dict,
 ) -> dict[str, Any]:
   """Fits V, freezes it, takes every response's advantage once, drops A ≤ 0, and trains on the rest.
@@ -57,8 +57,8 @@ def a_lol_stages(
   value = fit(model_dir=folder['value'], data=data, columns_dir=folder['columns'], configs=configs)
   advantages = {}
 
-  def joined(**options: Any) -> tasks.Triplets:
-    triplets = tasks.with_columns(data(**options), [folder['columns']])
+  def joined(**options: Any) -> Triplets:
+    triplets = with_columns(data(**options), [folder['columns']])
     advantages.update(_summary(triplets))
     return triplets
 
@@ -66,7 +66,7 @@ def a_lol_stages(
   return {'value': dict(value), 'advantages': advantages, 'policy': dict(policy)}
 
 
-def _summary(triplets: tasks.Triplets) -> dict[str, float | int]:
+def _summary(triplets: Triplets) -> dict[str, float | int]:
   """Of the training responses' advantages, in the rewards' own units."""
   advantages = triplets.train.raw_rewards - triplets.train.columns['value']
   found = {

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dro_jax import networks
-from dro_jax.data import tasks
+from dro_jax.checkpoints import policy
+from dro_jax.data.sources import find
 from dro_jax.data.table import beam as beam_table
+from dro_jax.data.table import cache
 from dro_jax.data.text import chat, vocabularies
 from dro_jax.errors import UsageError
 
@@ -36,7 +37,7 @@ def build_table(
     init_from: a checkpoint whose vocabulary is taken.
     vocabulary: `bytes` or a SentencePiece file; `None` is the checkpoint's, else bytes.
     prompt_length, response_length, overlong, keep, template, chat_template, columns, map_reward, data_dir,
-      cache_dir: as for `data.tasks.load_triplets`.
+      cache_dir: as for `data.triplets.load_triplets`.
     rewards_required: False where rewards are not read, as SFT does not; the table is another one then.
     beam_options: flags of Apache Beam; `None` builds on this machine, without it. The table is the same.
     piece_megabytes: of a file that Beam gives to one worker at a time.
@@ -53,9 +54,9 @@ def build_table(
     'template': template,
   }  # fmt: skip
   spec = vocabulary or 'bytes'
-  words = networks.vocabulary_of(init_from, vocabulary) if init_from else vocabularies.vocabulary(spec)
+  words = policy.vocabulary_of(init_from, vocabulary) if init_from else vocabularies.vocabulary(spec)
   if beam_options is None:
-    found = tasks.build_table(tasks.find(triplets, data_dir=data_dir, **read), words, cache_dir, **options)
+    found = cache.build_table(find.find(triplets, data_dir=data_dir, **read), words, cache_dir, **options)
   else:
     if piece_megabytes < 1:
       raise UsageError(f'PIECE_MEGABYTES={piece_megabytes}: pass 1 or more')

@@ -8,23 +8,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from dro_jax import algorithms, limits, networks
-from dro_jax.data import tasks
+from dro_jax import algorithms, limits
+from dro_jax.checkpoints import policy
 from dro_jax.data.batches import groups as units
 from dro_jax.data.table import column_store as columns
+from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Grid
 from dro_jax.run import batches as feeds
-from dro_jax.run import reference_store
-from dro_jax.run.batches import RowOptions
-from dro_jax.step.reference import MISMATCHED_LOGPS, TOKEN_LOGPS
-from dro_jax.train import Schedule
+from dro_jax.run import networks, reference_store, table_scores
+from dro_jax.run.batches import RowOptions, derive
+from dro_jax.run.schedule import Schedule
+from dro_jax.types import MISMATCHED_LOGPS, TOKEN_LOGPS
 
 
 def cache_reference(
   model_dir: str,
-  data: Callable[..., tasks.Triplets] = tasks.load_triplets,
+  data: Callable[..., Triplets] = load_triplets,
   algorithm: Callable[[], algorithms.Algorithm] = algorithms.dro_v,
   *,
   init_from: str | None = None,
@@ -77,14 +78,14 @@ def cache_reference(
     raise UsageError('whose log-probs? Pass --init_from=DIR, the checkpoint from which the run will start.')
   if jax.process_index() == 0:
     columns.refuse_place(model_dir, '--model_dir')
-  chosen, words, grid = algorithm(), networks.vocabulary_of(init_from, vocabulary), mesh()
+  chosen, words, grid = algorithm(), policy.vocabulary_of(init_from, vocabulary), mesh()
   changes = {'dtype': dtype, 'scan_layers': scan_layers}
   given = {name: value for name, value in changes.items() if value is not None}
-  config = dataclasses.replace(networks.config_of(init_from), **given)
+  config = dataclasses.replace(policy.config_of(init_from), **given)
   nets = networks.build(config, uses_value=False)
   triplets = data(vocabulary=words, rewards_required=chosen.uses_rewards)
-  params = networks.load_policy(init_from, config, networks.abstract_on(nets, grid)['policy'])
-  score = reference_store.make_scorer(nets.policy, grid, chunk_size)
+  params = policy.load_policy(init_from, config, networks.abstract_on(nets, grid)['policy'])
+  score = table_scores.make_token_scorer(nets.policy, grid, chunk_size)
   tables = [table for table in (triplets.train, triplets.eval) if table is not None]
   taken = [
     reference_store.token_logps(score, params, feeds.once(table, grid, score_batch_size), grid)
@@ -94,7 +95,7 @@ def cache_reference(
   origin, pairs = {'init_from': init_from, 'triplets': triplets.report.get('triplets')}, None
   if chosen.uses_mismatched:
     chosen.check(triplets)
-    triplets = tasks.derive(triplets, chosen.columns, chosen.select, chosen.weights)
+    triplets = derive(triplets, chosen.columns, chosen.select, chosen.weights)
     validates = schedule().eval_every > 0
     feed = feeds.make(
       triplets if validates else triplets._replace(eval=None), chosen, rows(), unit_options(),
@@ -118,7 +119,7 @@ def cache_reference(
 
 
 def _mismatched(
-  score: reference_store.Scorer, params: Any, feed: feeds.Feed, steps: int, mesh: Grid
+  score: table_scores.TokenScorer, params: Any, feed: feeds.Feed, steps: int, mesh: Grid
 ) -> columns.Pairs:
   """The pairs of every batch that the run will see."""
   steps_of = {feed.train: steps} | ({feed.eval: feed.eval.plan.num_batches} if feed.eval else {})

@@ -9,17 +9,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dro_jax import algorithms, evaluate
-from dro_jax import train as training
+from dro_jax import algorithms
 from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.data import tasks
 from dro_jax.data.storage import hashes as split
 from dro_jax.data.table import column_store as columns
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import vocabularies
+from dro_jax.data.triplets import Triplets, load_triplets, scaled
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import train as run_train
+from dro_jax.run import trained
 from dro_jax.run.folder import configs as resume
 from dro_jax.statistics import agreement as statistics
 
@@ -28,8 +29,8 @@ _LITTLE = 0.05  # Share of the rewards' variance below which a value is hardly f
 
 def fit_value(
   model_dir: str,
-  data: Callable[..., tasks.Triplets] = tasks.load_triplets,
-  train: Callable[..., Mapping[str, Any]] = training.train,
+  data: Callable[..., Triplets] = load_triplets,
+  train: Callable[..., Mapping[str, Any]] = run_train.train,
   *,
   folds: int = 5,
   held_out: float | None = None,
@@ -96,7 +97,7 @@ def fit_value(
 
 
 def _complete(
-  directory: str, request: Mapping[str, Any], data: Callable[..., tasks.Triplets]
+  directory: str, request: Mapping[str, Any], data: Callable[..., Triplets]
 ) -> dict[str, Any] | None:
   """The report of a store that is there, was asked for in the same words, and is made of what is there now.
 
@@ -120,9 +121,7 @@ def _reading(vocabulary: str, read_as: Mapping[str, Any]) -> dict[str, Any]:
   return {'vocabulary': vocabularies.vocabulary(vocabulary), 'rewards_required': True, **read_as}
 
 
-def _made_of(
-  described: Mapping[str, Any], triplets: tasks.Triplets, read_as: Mapping[str, Any]
-) -> dict[str, Any]:
+def _made_of(described: Mapping[str, Any], triplets: Triplets, read_as: Mapping[str, Any]) -> dict[str, Any]:
   """What values depend on: the data and the networks' start by their contents, the vocabulary's place."""
   init_from, digest = described.get('init_from'), described.get('init_digest')
   names = ('train_fingerprint', 'eval_fingerprint', 'train_columns', 'eval_columns')
@@ -151,15 +150,15 @@ def _parts(folds: int, held_out: float | None) -> list[_Part]:
   ]
 
 
-def _of_part(data: Callable[..., tasks.Triplets], part: _Part) -> Callable[..., tasks.Triplets]:
+def _of_part(data: Callable[..., Triplets], part: _Part) -> Callable[..., Triplets]:
   """The triplets that one network is fitted on; it is validated on prompts that no network is fitted on."""
 
-  def load(**options: Any) -> tasks.Triplets:
+  def load(**options: Any) -> Triplets:
     triplets = data(**options)
     train = triplets.train.subset(_checked(part.fits(triplets.train.prompt_digests), part, triplets.train))
     # Quantiles are a scale of their own: their mean is not the quantile of a mean.
     kind = 'quantile' if triplets.scaling.kind == 'quantile' else 'standardise'
-    return tasks.scaled(train, triplets.eval, kind, triplets.report | {'part': part.name})
+    return scaled(train, triplets.eval, kind, triplets.report | {'part': part.name})
 
   return load
 
@@ -180,7 +179,7 @@ class _Fitted(NamedTuple):
   """
 
   name: str
-  triplets: tasks.Triplets
+  triplets: Triplets
   values: np.ndarray
   eval_values: np.ndarray | None
   made_of: Mapping[str, Any]
@@ -188,20 +187,20 @@ class _Fitted(NamedTuple):
 
 def _predict(
   folder: str,
-  data: Callable[..., tasks.Triplets],
+  data: Callable[..., Triplets],
   part: _Part,
   mesh: Grid,
   batch_size: int,
   chunk_size: int | None,
 ) -> _Fitted:
-  run = evaluate.load_run(folder, mesh)
+  run = trained.load_run(folder, mesh)
   read_as = resume.data_options({'data': {'options': run.data_options}})
   triplets = data(**_reading(run.vocabulary.spec, read_as))
   unseen = np.flatnonzero(~part.fits(triplets.train.prompt_digests))
 
   def values_of(table: TokenTable) -> np.ndarray:
     _, firsts, prompt = np.unique(table.prompt_index, return_index=True, return_inverse=True)
-    scored = evaluate.score(
+    scored = trained.score(
       run, table.subset(firsts), mesh, batch_size=min(batch_size, len(firsts)), chunk_size=chunk_size
     )
     return run.scaling.invert(scored.values)[prompt]

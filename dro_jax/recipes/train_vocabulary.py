@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dro_jax import files
-from dro_jax.data import tasks
+from dro_jax.data.sources import find
 from dro_jax.data.text import chat, vocabularies
 from dro_jax.data.text.vocabularies import EOS, PAD, UNKNOWN
 from dro_jax.errors import UsageError
@@ -53,7 +53,7 @@ def train_vocabulary(
       of that size: then it says which it makes.
   """
   target = _target(output)
-  found = tasks.find(
+  found = find.find(
     triplets, columns=columns, rewards_required=False, chat_template=chat_template, data_dir=data_dir
   )
   texts = list(_texts(found))
@@ -84,7 +84,7 @@ def _target(output: str) -> pathlib.Path:
   return target
 
 
-def _texts(found: tasks.Source) -> Iterator[str]:
+def _texts(found: find.Source) -> Iterator[str]:
   """Every distinct prompt, as a model reads it, and every response."""
   seen = set()
   for record in found.records():

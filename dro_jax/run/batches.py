@@ -1,18 +1,19 @@
 """A run's batches: to train on, and to validate on, laid out in rows for its mesh."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dro_jax import algorithms
-from dro_jax.data import tasks
+from dro_jax.algorithms.columns import Labelling
 from dro_jax.data.batches import groups as units
 from dro_jax.data.batches import loader, plan
 from dro_jax.data.batches import packing as layout
 from dro_jax.data.records import comparisons
 from dro_jax.data.table.table import TokenTable
+from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Grid
@@ -52,7 +53,39 @@ class Feed(NamedTuple):
   statistics: loader.Loader | None = None
 
 
-def admitted(triplets: tasks.Triplets, algorithm: algorithms.Algorithm) -> tasks.Triplets:
+def derive(
+  triplets: Triplets,
+  columns: Mapping[str, Callable[[Triplets], Callable[[TokenTable], np.ndarray]]],
+  select: Callable[[TokenTable], np.ndarray] | None = None,
+  weights: Callable[[TokenTable], np.ndarray] | None = None,
+) -> Triplets:
+  """Adds columns that are made from the data, and then chooses what to train on.
+
+  Args:
+    triplets: whose training part decides every constant.
+    columns: by name: from the triplets to a function from a table to `[N]`. What labels are made by is
+      reported.
+    select: which training responses to keep, `[N]` booleans.
+    weights: how often to draw each of them, `[N]`, times the mixture's weights.
+  """
+  made = {name: fit(triplets) for name, fit in columns.items()}
+  rules = [column for column in made.values() if isinstance(column, Labelling)]
+
+  def extended(table: TokenTable | None) -> TokenTable | None:
+    return table and table.with_columns({name: column(table) for name, column in made.items()})
+
+  train = extended(triplets.train)
+  report = triplets.report | ({'labels': rules[0].report(train)} if rules else {})
+  if select is not None:
+    train = train.subset(select(train))
+    report = report | {'selected_records': len(train)}
+  if weights is not None:
+    own = weights(train)
+    train = dataclasses.replace(train, weights=own if train.weights is None else own * train.weights)
+  return triplets._replace(train=train, eval=extended(triplets.eval), report=report)
+
+
+def admitted(triplets: Triplets, algorithm: algorithms.Algorithm) -> Triplets:
   """The triplets with the columns that an algorithm makes of them, those responses only that it trains on.
 
   Raises:
@@ -61,11 +94,11 @@ def admitted(triplets: tasks.Triplets, algorithm: algorithms.Algorithm) -> tasks
   for table in filter(None, (triplets.train, triplets.eval)):
     algorithms.check_columns(algorithm, table.columns)
   algorithm.check(triplets)
-  return tasks.derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
+  return derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
 
 
 def make(
-  triplets: tasks.Triplets,
+  triplets: Triplets,
   algorithm: algorithms.Algorithm,
   rows: RowOptions,
   unit_options: units.UnitOptions,

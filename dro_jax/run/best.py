@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from dro_jax import networks
 from dro_jax.algorithms import Algorithm
 from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.run import table_scores
 from dro_jax.run.folder import validation
 from dro_jax.run.sampling import policy_samples as own_samples
 from dro_jax.run.sampling import rollouts as online
@@ -85,7 +85,7 @@ def _defined(table: TokenTable, algorithm: Algorithm, moves: bool) -> Mapping[st
   random = np.random.default_rng(0)
   logps, reference_logps, moving_logps = -table.response_lengths * (1 + random.random((3, len(table))))
   values = random.normal(size=len(table))
-  scored = networks.ScoredTable(
+  scored = table_scores.ScoredTable(
     logps, table.response_lengths, table.rewards, reference_logps if algorithm.uses_reference else None,
     values if algorithm.uses_value else None, losses={}, moving_logps=moving_logps if moves else None,
   )  # fmt: skip

@@ -4,33 +4,32 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from dro_jax import algorithms, networks
+from dro_jax import algorithms
 from dro_jax.checkpoints import digest
-from dro_jax.data import tasks
+from dro_jax.checkpoints.policy import load_policy
 from dro_jax.data.batches import loader
 from dro_jax.data.table import column_store as columns
 from dro_jax.data.text import vocabularies
+from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
-from dro_jax.models import scoring, t5
-from dro_jax.models.t5 import T5, T5Config
+from dro_jax.models.t5 import parameters
+from dro_jax.models.t5.config import T5Config
+from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Grid
 from dro_jax.run import batches as feeds
-from dro_jax.step.reference import TOKEN_LOGPS, Reference
-from dro_jax.types import Params, Rows
+from dro_jax.run.table_scores import TokenScorer, make_token_scorer
+from dro_jax.step.reference import Reference
+from dro_jax.types import TOKEN_LOGPS, Params
 
 # What changes speed or training, and no score.
 _INDIFFERENT = ('scan_layers', 'remat', 'dropout_rate')
 _TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.1}
-
-
-# --- what the numbers depend on -----------------------------------------------------------------------------
 
 
 def fingerprint(
@@ -44,7 +43,7 @@ def fingerprint(
 
 def digest_of(params: Params) -> str:
   """A hash of parameters, the same for any mesh, scanned or not."""
-  return digest.of(t5.convert_layers(params, scan=False))
+  return digest.of(parameters.convert_layers(params, scan=False))
 
 
 def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, steps: int) -> dict[str, Any]:
@@ -64,37 +63,8 @@ def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, ste
   return json.loads(json.dumps(found))
 
 
-# --- taking them --------------------------------------------------------------------------------------------
-
-Scorer = Callable[[Params, Rows, int], tuple[np.ndarray, np.ndarray]]
-
-
-def make_scorer(policy: T5, mesh: Grid, chunk_size: int | None = None) -> Scorer:
-  """Returns `score(params, this host's rows, number of rows) -> (logps [B, R], token log-probs [B, T])`.
-
-  The same scoring function as training's, on the mesh.
-  """
-  score = scoring.make_score(policy, chunk_size=chunk_size)
-
-  def numbers(params: Params, rows: Rows) -> tuple[jax.Array, jax.Array]:
-    found = score({'policy': params}, rows, None)
-    return found.logps, found.token_logps
-
-  compiled = jax.jit(
-    numbers, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
-  )
-
-  def run(params: Params, rows: Rows, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    # Only what is read of a row, so that rows of all kinds share a compilation.
-    bare = rows._replace(columns={}, token_columns={}, mismatched=None, units=None)
-    with partitioning.use_mesh(mesh):
-      return jax.device_get(compiled(params, partitioning.global_batch(mesh, bare, num_rows)))
-
-  return run
-
-
 def token_logps(
-  score: Scorer, params: Params, feed: loader.Loader, mesh: Grid
+  score: TokenScorer, params: Params, feed: loader.Loader, mesh: Grid
 ) -> tuple[np.ndarray, np.ndarray]:
   """(log-prob of every response token, in the table's order; tokens of each response)."""
   lengths = np.asarray(feed.table.response_lengths)
@@ -109,7 +79,7 @@ def token_logps(
 
 
 def mismatched_logps(
-  score: Scorer, params: Params, steps_of: Mapping[loader.Loader, int], mesh: Grid
+  score: TokenScorer, params: Params, steps_of: Mapping[loader.Loader, int], mesh: Grid
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """(keys, log-probs) of each batch's mismatched pairs; `steps_of` says how many of each loader's."""
   for feed, steps in steps_of.items():
@@ -122,15 +92,12 @@ def mismatched_logps(
       yield columns.keys_of(*digests), logps_BR[pairs.row, pairs.slot]
 
 
-# --- reading them -------------------------------------------------------------------------------------------
-
-
 class Opened(NamedTuple):
   """A run's reference, the store that it reads, if it does, and the data joined to that."""
 
   reference: Reference | None
   store: columns.Store | None
-  triplets: tasks.Triplets
+  triplets: Triplets
 
   @property
   def settings(self) -> dict[str, Any] | None:
@@ -180,7 +147,7 @@ class Opened(NamedTuple):
     stored, table = self.reference.stored, self.triplets.train
     count = min(stored.sample, len(table))
     some = table.subset(np.unique(np.linspace(0, len(table) - 1, count).astype(int)))
-    score = make_scorer(policy, mesh, chunk_size)
+    score = make_token_scorer(policy, mesh, chunk_size)
     found, _ = token_logps(score, params, feeds.once(some, mesh, min(32, count)), mesh)
     kept = np.concatenate([some.token_column(TOKEN_LOGPS, i) for i in range(len(some))])
     largest = float(np.abs(found - kept).max())
@@ -205,7 +172,7 @@ def open_for(
   algorithm: algorithms.Algorithm,
   config: T5Config,
   words: vocabularies.Vocabulary,
-  triplets: tasks.Triplets,
+  triplets: Triplets,
 ) -> Opened:
   """Joins the store that a run's reference reads, if it reads one, to the run's data.
 
@@ -233,7 +200,7 @@ def open_for(
   return opened._replace(triplets=_joined(triplets, store))
 
 
-def _joined(triplets: tasks.Triplets, store: columns.Store) -> tasks.Triplets:
+def _joined(triplets: Triplets, store: columns.Store) -> Triplets:
   """Both tables with the store's log-probs."""
   train, held_out = (table and columns.join(table, store).table for table in (triplets.train, triplets.eval))
   return triplets._replace(train=train, eval=held_out)
@@ -255,7 +222,7 @@ def load_reference(
   """
   directory = init_from or saved.get('init_from')
   try:
-    params = networks.load_policy(directory, config, abstract)
+    params = load_policy(directory, config, abstract)
   except UsageError as error:
     raise UsageError(
       f'the run read its reference’s log-probs from a store and kept no parameters of it; they are those of '

@@ -13,11 +13,7 @@ from dro_jax.errors import UsageError
 from dro_jax.models.scoring import Score
 from dro_jax.ops import masked
 from dro_jax.step.state import TrainState
-from dro_jax.types import Params, Rows, Scores
-
-# What a store of the reference's log-probs calls them: by token, and of mismatched pairs.
-TOKEN_LOGPS, MISMATCHED_LOGPS = 'reference_token_logps', 'reference_mismatched_logps'
-
+from dro_jax.types import MISMATCHED_LOGPS, TOKEN_LOGPS, Params, Rows, Scores
 
 # How measures end that are taken against a reference that moves.
 MOVING = '_moving'

@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dro_jax import values
 from dro_jax.algorithms import Algorithm
-from dro_jax.batch import Batch
+from dro_jax.algorithms.batch import Batch
+from dro_jax.models import value
 from dro_jax.models.scoring import Score
 from dro_jax.step import metrics
-from dro_jax.step import reference as references
-from dro_jax.step.reference import Reference
+from dro_jax.step.reference import MOVING, Reference
 from dro_jax.step.state import TrainState
 from dro_jax.types import Array, LossOutput, Params, Rows, Scores
 
@@ -60,7 +59,7 @@ def as_read(algorithm: Algorithm, scores: Scores, rows: Rows) -> Scores:
   """The global batch's scores as the loss reads them: with one value for all where it wants that."""
   if not algorithm.pools_values:
     return scores
-  return scores._replace(values=values.batch_mean(scores.values, rows.valid))
+  return scores._replace(values=value.batch_mean(scores.values, rows.valid))
 
 
 def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1):
@@ -205,7 +204,7 @@ def make_train_step(
     scalars = {
       **metrics.losses(weighted_losses(output, total_weights(output))),
       **output.metrics,
-      **metrics.of_scores(scores, reference_scores, rows, references.MOVING if moves else ''),
+      **metrics.of_scores(scores, reference_scores, rows, MOVING if moves else ''),
       **metrics.norms('gradient_norm', gradients),
       **metrics.norms('parameter_norm', new_state.params),
     }

@@ -340,7 +340,10 @@ def test_another_projects_files_are_refused_with_the_import_to_copy(tmp_path):
 
 
 def test_an_earlier_versions_metadata_is_read_in_todays_words():
-  saved = {'value': {'readout': 'batch'}, 'online': {'reward': 'dro_jax.rewards:contains', 'samples': 2}}
+  saved = {
+    'value': {'readout': 'batch'},
+    'online': {'reward': 'dro_jax.run.sampling.rewards:contains', 'samples': 2},
+  }
   now = checkpoints.in_todays_words(saved)
   assert now == {
     'family': 't5', 'value': {'readout': 'scalar'}, 'online': {'reward': 'contains', 'samples': 2}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dro_jax import algorithms, networks
+from dro_jax import algorithms
 from dro_jax.costs import roofline as forecast
+from dro_jax.run import networks
 from dro_jax.step.state import TrainState
 from tests.examples import CONFIG
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import pytest
 
 from dro_jax.costs import slices as chips
+from dro_jax.costs.hlo.collectives import Collective
+from dro_jax.costs.hlo.program import Shape
 from dro_jax.errors import UsageError
-from dro_jax.hlo import Collective, Shape
 
 
 class Device(NamedTuple):

@@ -10,8 +10,8 @@ from flax import traverse_util
 
 from dro_jax.checkpoints import orbax as checkpoints
 from dro_jax.evaluation import check
-from dro_jax.importers import names
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5 import names
+from dro_jax.models.t5.config import T5Config
 from dro_jax.step import reference
 
 CONFIG = T5Config(

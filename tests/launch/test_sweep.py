@@ -171,7 +171,9 @@ def interrupted(command, seeds):
   process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   ups = 0
   while ups < 2:
-    ups += process.stdout.readline().endswith('up\n')
+    line = process.stdout.readline()
+    assert line, process.stderr.read()
+    ups += line.endswith('up\n')
   process.send_signal(signal.SIGINT)
   _, said = process.communicate(timeout=20)
   return process.returncode, said

@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def config(scale: int):
-  from dro_jax.models.t5 import T5Config
+  from dro_jax.models.t5.config import T5Config
 
   layers = 24 // scale
   return T5Config(
@@ -37,7 +37,7 @@ def synthesise(scale: int, folder: str) -> None:
   from etils import epath
 
   from dro_jax.checkpoints.t5x import write as t5x
-  from dro_jax.importers import names
+  from dro_jax.models.t5 import names
 
   def stream(scan):
     for i, (path, shape) in enumerate(names.shapes(model).items()):
@@ -65,12 +65,13 @@ def load_scanned(source: str) -> None:
   """As a run with scanned layers loads an unrolled checkpoint."""
   import dataclasses
 
-  from dro_jax import networks
+  from dro_jax.checkpoints import policy
   from dro_jax.parallel import partitioning
+  from dro_jax.run import networks
 
-  model = dataclasses.replace(networks.config_of(source), scan_layers=True)
+  model = dataclasses.replace(policy.config_of(source), scan_layers=True)
   abstract = networks.abstract_on(networks.build(model, uses_value=False), partitioning.make_mesh())
-  networks.load_policy(source, model, abstract['policy'])
+  policy.load_policy(source, model, abstract['policy'])
 
 
 def step(name: str, arguments: list[str]) -> None:
@@ -80,7 +81,7 @@ def step(name: str, arguments: list[str]) -> None:
   import tensorstore  # noqa: F401
 
   import dro_jax.exporters
-  import dro_jax.importers  # noqa: F401
+  import dro_jax.checkpoints.import_checkpoint  # noqa: F401
 
   before, start = resident(), time.monotonic()
   {'bring_in': bring_in, 'take_out': take_out, 'load_scanned': load_scanned}[name](*arguments)
@@ -120,7 +121,7 @@ def same(first: str, second: str) -> bool:
 def run(scale: int, folder: pathlib.Path) -> int:
   import math
 
-  from dro_jax.importers import names
+  from dro_jax.models.t5 import names
 
   size = 4 * sum(math.prod(shape) for shape in names.shapes(config(scale)).values())
   print(f'T5 1.1 XL / {scale}: {size / 1e9:.2f} GB in float32')

@@ -36,12 +36,12 @@ import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from dro_jax.data import tasks  # noqa: E402
 from dro_jax.data.records import readers  # noqa: E402
 from dro_jax.data.records import triplets as sources  # noqa: E402
 from dro_jax.data.table import column_store as columns  # noqa: E402
 from dro_jax.data.table import table  # noqa: E402
 from dro_jax.data.text.vocabularies import vocabulary  # noqa: E402
+from dro_jax.data.triplets import Triplets, load_triplets  # noqa: E402
 from dro_jax.errors import UsageError  # noqa: E402
 
 HANG = 60  # Seconds without a new case.
@@ -259,7 +259,7 @@ def try_files(rng: random.Random, folder: pathlib.Path) -> str:
     list(readers.located(str(path)))
     return 'fields read'
   if how == 2:
-    found = tasks.load_triplets(
+    found = load_triplets(
       str(path), cache_dir=str(folder / 'cache'), validation_fraction=rng.choice([0, 0.5]), prompt_length=16,
       response_length=rng.choice([1, 16]), overlong=rng.choice(['truncate', 'drop']),
       scaling=rng.choice(['none', 'standardise']), rewards_required=required, **options,
@@ -419,7 +419,7 @@ def _json(rng: random.Random, depth: int = 0):
 def try_reference_store(rng: random.Random, folder: pathlib.Path) -> str:
   """A store that is whole, and another's: it does not serve, and the run says why."""
   from dro_jax import algorithms
-  from dro_jax.models.t5 import T5Config
+  from dro_jax.models.t5.config import T5Config
   from dro_jax.run import reference_store
   from dro_jax.step import reference
 
@@ -436,7 +436,7 @@ def try_reference_store(rng: random.Random, folder: pathlib.Path) -> str:
     folder / 'store', columns.keys(built), token_columns=token_columns,
     fingerprint=made_of if isinstance(made_of, dict) else {'x': made_of}, origin={'plan': _json(rng)},
   )  # fmt: skip
-  triplets = tasks.Triplets(built, None, None, report)
+  triplets = Triplets(built, None, None, report)
   opened = reference_store.open_for(
     reference.cached(None, store=str(folder / 'store')), algorithms.dro_v(), config, words, triplets
   )

@@ -56,7 +56,7 @@ def noting() -> None:
   import jax
   import numpy as np
 
-  from dro_jax import main as door
+  from dro_jax import main as dro_jax_main
   from dro_jax.parallel import partitioning
 
   place, folder = partitioning.global_batch, pathlib.Path(os.environ[PLACED])
@@ -69,7 +69,7 @@ def noting() -> None:
     return place(grid, local, num_rows)
 
   partitioning.global_batch = noted
-  door.run()
+  dro_jax_main.run()
 
 
 def placed(folder: pathlib.Path, processes: int) -> list[list[list[int]]]:

@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def config(scan: bool = False):
-  from dro_jax.models.t5 import T5Config
+  from dro_jax.models.t5.config import T5Config
 
   return T5Config(
     vocab_size=32128, emb_dim=2048, num_heads=32, head_dim=64, mlp_dim=5120, num_encoder_layers=2,
@@ -54,8 +54,8 @@ def tools(scan: bool = False):
   """Networks, a mesh, the state's shapes and what makes it, as `train` has them."""
   import functools
 
-  from dro_jax import networks, train
   from dro_jax.parallel import partitioning
+  from dro_jax.run import build, networks
   from dro_jax.step import optimizers
   from dro_jax.step import state as train_state
 
@@ -64,23 +64,23 @@ def tools(scan: bool = False):
   create = functools.partial(
     train_state.create, optimizers={'policy': optimizers.adafactor(1e-3)}, uses_reference=True
   )
-  return nets, mesh, create, train._abstract_state(create, nets, mesh)
+  return nets, mesh, create, build.abstract_state(create, nets, mesh)
 
 
 def fresh(folder: pathlib.Path) -> int:
-  from dro_jax import train
+  from dro_jax.run import build
 
   nets, mesh, create, abstract = tools()
-  train._fresh_state(create, nets, mesh, abstract, 0, None)
+  build.fresh_state(create, nets, mesh, abstract, 0, None)
   return size(abstract)
 
 
 def saved(folder: pathlib.Path) -> int:
   """Each process's copy on its way to the disk is one share more."""
-  from dro_jax import train
+  from dro_jax.run import build
 
   nets, mesh, create, abstract = tools()
-  state = train._fresh_state(create, nets, mesh, abstract, 0, None)
+  state = build.fresh_state(create, nets, mesh, abstract, 0, None)
   with opened(folder) as checkpoints:
     checkpoints.save(1, state)
     checkpoints.wait()
@@ -110,10 +110,10 @@ def imported(folder: pathlib.Path) -> int:
 
 
 def plain(folder: pathlib.Path, scan: bool = False) -> int:
-  from dro_jax import train
+  from dro_jax.run import build
 
   nets, mesh, create, abstract = tools(scan)
-  train._fresh_state(create, nets, mesh, abstract, 0, str(folder / 'imported'))
+  build.fresh_state(create, nets, mesh, abstract, 0, str(folder / 'imported'))
   return size(abstract)
 
 
@@ -176,8 +176,8 @@ def work(step: str, folder: pathlib.Path) -> None:
   import orbax.checkpoint  # noqa: F401
   import tensorstore  # noqa: F401
 
-  from dro_jax import train  # noqa: F401
   from dro_jax.parallel import processes as cluster
+  from dro_jax.run import build  # noqa: F401
 
   cluster.join()
   jax.block_until_ready(jax.jit(lambda: jax.numpy.zeros(8))())

@@ -58,8 +58,9 @@ def _memory() -> tuple[float, float]:
 
 def _build(path: str, cache: str, limit: float) -> None:
   """In a process of its own: builds a table, and prints what it took."""
+  from dro_jax.data.sources.find import find
   from dro_jax.data.table import table as tables
-  from dro_jax.data.tasks import build_table, find
+  from dro_jax.data.table.cache import build_table
   from dro_jax.data.text.vocabularies import vocabulary
 
   words = vocabulary(os.environ.get('DRO_JAX_VOCAB') or 'bytes')

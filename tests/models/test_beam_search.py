@@ -14,7 +14,7 @@ from dro_jax.checkpoints.huggingface import read as huggingface
 from dro_jax.errors import UsageError
 from dro_jax.models import beam_search
 from dro_jax.models import sampling as decoding
-from dro_jax.models.t5 import T5, smallest_rows
+from dro_jax.models.t5.network import T5, smallest_rows
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
 from dro_jax.types import Rows

@@ -9,7 +9,9 @@ from flax import linen as nn
 
 from dro_jax.errors import UsageError
 from dro_jax.models import sampling as decoding
-from dro_jax.models.t5 import T5, T5Config, convert_layers, smallest_rows
+from dro_jax.models.t5.config import T5Config
+from dro_jax.models.t5.network import T5, smallest_rows
+from dro_jax.models.t5.parameters import convert_layers
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
 from dro_jax.types import Rows

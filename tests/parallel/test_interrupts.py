@@ -10,7 +10,7 @@ import pytest
 
 from dro_jax.checkpoints import orbax as checkpoints
 from dro_jax.parallel import interrupts
-from tests.test_train import write_triplets
+from tests.run.test_train import write_triplets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Where the tests are a job in the background, their children ignore Ctrl-C.
@@ -96,7 +96,7 @@ def start():
 
 DEAF = """
 import signal, time
-from dro_jax import interrupts
+from dro_jax.parallel import interrupts
 signal.signal(signal.SIGINT, lambda *_: None)
 with interrupts.second_ends():
   print('ready', flush=True)

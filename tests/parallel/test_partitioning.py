@@ -17,17 +17,19 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from dro_jax import algorithms, configs, networks, train
+from dro_jax import algorithms
 from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.data import tasks
+from dro_jax.configs.text import read
+from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import layers
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
+from dro_jax.run import networks, schedule, train
 from dro_jax.step import optimizers
 from dro_jax.step import state as train_state
 from tests.examples import CONFIG
-from tests.test_train import records, write_triplets
+from tests.run.test_train import records, write_triplets
 
 STEPS = 3
 
@@ -38,7 +40,7 @@ def train_on_mesh(triplets: str, model_dir: str, steps: int) -> None:
   train.train(
     model_dir,
     functools.partial(
-      tasks.load_triplets,
+      load_triplets,
       triplets,
       prompt_length=32,
       response_length=16,
@@ -50,7 +52,7 @@ def train_on_mesh(triplets: str, model_dir: str, steps: int) -> None:
     policy_optimizer=functools.partial(optimizers.adamw, 1e-3),
     mesh=functools.partial(partitioning.make_mesh, 2, 2, 2),
     schedule=functools.partial(
-      train.Schedule, steps=steps, log_every=1, eval_every=STEPS, checkpoint_every=0, sample_prompts=1
+      schedule.Schedule, steps=steps, log_every=1, eval_every=STEPS, checkpoint_every=0, sample_prompts=1
     ),
     batch_size=8,
     num_microbatches=2,
@@ -125,7 +127,7 @@ SHAPES = {
 
 def bound(path: pathlib.Path) -> dict:
   """What a gin file gives make_mesh."""
-  bindings = configs.read(path.read_text(), path.name)
+  bindings = read(path.read_text(), path.name)
   prefix = 'make_mesh.'
   return {
     b.name.removeprefix(prefix): ast.literal_eval(b.value) for b in bindings if b.name.startswith(prefix)

@@ -33,7 +33,7 @@ def test_alone_nothing_is_joined_and_one_prints(monkeypatch):
 
 ENDING = """
 import atexit, sys
-from dro_jax import cluster
+from dro_jax.parallel import processes as cluster
 atexit.register(lambda: print('waited for the others'))
 with cluster.failing_at_once():
   exec(sys.argv[1])

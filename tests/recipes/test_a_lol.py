@@ -4,10 +4,11 @@ import json
 import numpy as np
 import pytest
 
-from dro_jax import algorithms, train
+from dro_jax import algorithms
 from dro_jax.data.table import column_store as columns
 from dro_jax.errors import Stopped, UsageError
 from dro_jax.recipes import a_lol, fit_value
+from dro_jax.run import train
 from dro_jax.step import optimizers
 from tests.recipes.test_fit_value import data, one_device, settings
 

@@ -6,20 +6,21 @@ import jax
 import numpy as np
 import pytest
 
-from dro_jax import algorithms, evaluate, networks, train
+from dro_jax import algorithms, types
 from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.data import tasks
 from dro_jax.data.table import column_store as columns
 from dro_jax.data.text import vocabularies
+from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import convert_layers
+from dro_jax.evaluation import evaluate
+from dro_jax.models.t5.parameters import convert_layers
 from dro_jax.parallel import partitioning
 from dro_jax.recipes import cache_reference
 from dro_jax.run import batches as feeds
-from dro_jax.run import reference_store
+from dro_jax.run import networks, reference_store, schedule, train, trained
 from dro_jax.step import optimizers, reference
 from tests.examples import CONFIG
-from tests.test_train import final_state, records, write_triplets
+from tests.run.test_train import final_state, records, write_triplets
 
 WORDS = vocabularies.vocabulary('bytes')
 MODEL = dataclasses.replace(CONFIG, vocab_size=384)
@@ -28,7 +29,7 @@ ALGORITHMS = {
   'dpo': algorithms.dpo,
   'kto': functools.partial(algorithms.kto, beta=0.5),
 }
-TIMING = functools.partial(train.Schedule, steps=3, log_every=1, eval_every=3, sample_prompts=0)
+TIMING = functools.partial(schedule.Schedule, steps=3, log_every=1, eval_every=3, sample_prompts=0)
 # Only KTO's validation reads more than its training does.
 BRIEF = functools.partial(TIMING, eval_every=0)
 
@@ -41,7 +42,7 @@ def one_device():
 def data(tmp_path_factory):
   folder = tmp_path_factory.mktemp('data')
   return functools.partial(
-    tasks.load_triplets, write_triplets(folder / 'triplets.jsonl'), prompt_length=32, response_length=16,
+    load_triplets, write_triplets(folder / 'triplets.jsonl'), prompt_length=32, response_length=16,
     validation_fraction=0.2, cache_dir=str(folder / 'cache'),
   )  # fmt: skip
 
@@ -138,15 +139,15 @@ def test_evaluate_has_the_reference_of_a_cached_run(finished, data, policy, tmp_
   found = evaluate.evaluate(folder, whole, resamples=2, mesh=one_device)
   assert np.isfinite(found['statistics']['log_ratio'])
   (tmp_path / 'moved').symlink_to(policy)
-  moved = evaluate.load_run(folder, one_device(), init_from=str(tmp_path / 'moved'))
+  moved = trained.load_run(folder, one_device(), init_from=str(tmp_path / 'moved'))
   assert reference_store.digest_of(moved.state.reference) == reference_store.digest_of(
     checkpoints.load_params(policy)[0]
   )
   with pytest.raises(UsageError, match=r'kept no parameters of it[\s\S]*Pass --init_from'):
-    evaluate.load_run(folder, one_device(), init_from=str(tmp_path / 'nowhere'))
+    trained.load_run(folder, one_device(), init_from=str(tmp_path / 'nowhere'))
   other = save_policy(tmp_path / 'other', seed=1)
   with pytest.raises(UsageError, match='holds another policy'):
-    evaluate.load_run(folder, one_device(), init_from=other)
+    trained.load_run(folder, one_device(), init_from=other)
 
 
 def test_another_policy_is_refused(store, data, tmp_path):
@@ -168,10 +169,10 @@ def test_another_way_of_reading_the_data_is_refused(store, data, policy, tmp_pat
 
 def test_numbers_beyond_the_tolerance_are_refused(store, data, policy, tmp_path):
   good = columns.read(store)
-  flat, offsets = good.token_columns[reference.TOKEN_LOGPS]
+  flat, offsets = good.token_columns[types.TOKEN_LOGPS]
   bad = columns.write(
     tmp_path / 'bad', good.keys, fingerprint=good.fingerprint, origin=good.origin,
-    token_columns={reference.TOKEN_LOGPS: (np.asarray(flat) + 0.01, np.diff(offsets))},
+    token_columns={types.TOKEN_LOGPS: (np.asarray(flat) + 0.01, np.diff(offsets))},
   )  # fmt: skip
   with pytest.raises(UsageError, match=r'differs by 0\.01 nats, more than 0\.001'):
     run(tmp_path / 'run', data, policy, scheme=cached(bad.directory))

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from dro_jax import train
-from dro_jax.data import tasks
+from dro_jax.data import triplets
 from dro_jax.data.storage import hashes as split
 from dro_jax.data.table import column_store as columns
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.recipes import fit_value
+from dro_jax.run import schedule, train
 from dro_jax.step import optimizers
 from tests.examples import CONFIG
 
@@ -36,7 +36,7 @@ def write_triplets(path):
 def data(tmp_path_factory):
   folder = tmp_path_factory.mktemp('data')
   return functools.partial(
-    tasks.load_triplets, write_triplets(folder / 't.jsonl'), prompt_length=32, response_length=16,
+    triplets.load_triplets, write_triplets(folder / 't.jsonl'), prompt_length=32, response_length=16,
     validation_fraction=0.2, cache_dir=str(folder / 'cache'),
   )  # fmt: skip
 
@@ -50,7 +50,7 @@ def settings(steps=40, **changes):
     'value_shared': True,
     'value_frozen_trunk': True,
     'value_optimizer': functools.partial(optimizers.adamw, 0.05),
-    'schedule': functools.partial(train.Schedule, steps=steps, eval_every=0, sample_prompts=0),
+    'schedule': functools.partial(schedule.Schedule, steps=steps, eval_every=0, sample_prompts=0),
     **changes,
   }
 
@@ -117,7 +117,7 @@ def test_a_complete_store_is_none_of_other_rewards_or_columns(field, tmp_path):
   write_triplets(path)
   rewritten(path, lambda record: record | {'label': 0})
   data = functools.partial(
-    tasks.load_triplets, str(path), prompt_length=32, response_length=16, validation_fraction=0.2,
+    triplets.load_triplets, str(path), prompt_length=32, response_length=16, validation_fraction=0.2,
     cache_dir=str(tmp_path / 'cache'),
   )  # fmt: skip
   fit(tmp_path / 'v', data, steps=1, folds=2)

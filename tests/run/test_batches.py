@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dro_jax import algorithms, networks
-from dro_jax.data import tasks
+from dro_jax import algorithms
 from dro_jax.data.batches import groups as units
 from dro_jax.data.text import vocabularies
+from dro_jax.data.triplets import load_triplets
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
 from dro_jax.run import batches as feeds
+from dro_jax.run import networks, table_scores
 from dro_jax.step import reference
 from dro_jax.step import state as train_state
 from tests.examples import CONFIG
@@ -67,7 +68,7 @@ def triplets(tmp_path_factory):
   def load(order):
     file = folder / f'{order.replace(" ", "_")}.jsonl'
     file.write_text(''.join(json.dumps(record) + '\n' for record in ORDERS[order](records())))
-    return tasks.load_triplets(
+    return load_triplets(
       str(file), eval_triplets=str(file), prompt_length=16, response_length=8, vocabulary=WORDS,
       cache_dir=str(folder / 'cache'),
     )  # fmt: skip
@@ -107,7 +108,7 @@ class Scorer:
     frozen = reference.frozen(scoring.make_score(nets.policy)) if self.algorithm.uses_reference else None
     other = other if self.algorithm.uses_reference else None
     self.state = train_state.TrainState(jnp.zeros((), jnp.int32), params, {}, other, statistics)
-    self.score = networks.make_scorer(nets, self.algorithm, frozen, one_device(), by_batch=by_batch)
+    self.score = table_scores.make_scorer(nets, self.algorithm, frozen, one_device(), by_batch=by_batch)
 
   def criterion(self, triplets, **settings):
     scored = self.score(self.state, fed(triplets, self.algorithm, **settings).eval)
@@ -136,7 +137,7 @@ def test_a_batch_value_is_the_mean_over_the_whole_held_out_part(triplets):
   loader = fed(triplets['mixed'], algorithm).eval
   frozen = reference.frozen(scoring.make_score(nets.policy))
   whole, each = (
-    networks.make_scorer(some, algorithm, frozen, one_device())(state, loader).values
+    table_scores.make_scorer(some, algorithm, frozen, one_device())(state, loader).values
     for some in (nets, per_prompt)
   )
   assert each.std() > 0.01

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +9,11 @@ import optax
 import pytest
 from flax import linen as nn
 
-from dro_jax import main as door
+from dro_jax.cli import bindings, flags
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5, T5Config, convert_layers, smallest_rows
+from dro_jax.models.t5.config import T5Config
+from dro_jax.models.t5.network import T5, smallest_rows
+from dro_jax.models.t5.parameters import convert_layers
 from dro_jax.step import optimizers
 
 CONFIG = T5Config(
@@ -235,9 +238,9 @@ def test_a_linear_decay_needs_steps_to_decay_in(warmup_steps, decay_steps):
 
 def bound(*arguments):
   """The optimisers that a command line makes."""
-  values = door._parse_flags('train', ['--triplets=x', '--model_dir=y', *arguments])
-  door._configure('train', door.COMMANDS['train'], values)
-  made = door.gin.get_bindings('dro_jax.train.train')
+  values = flags.parse_flags('train', ['--triplets=x', '--model_dir=y', *arguments])
+  bindings.configure('train', tables.COMMANDS['train'], values)
+  made = gin.get_bindings('dro_jax.train.train')
   return {network: made[f'{network}_optimizer']() for network in ('policy', 'value')}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dro_jax import algorithms, losses
 from dro_jax.models import scoring
-from dro_jax.models.t5 import T5
+from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
 from dro_jax.step import optimizers, reference, train_step
 from dro_jax.step import state as train_state

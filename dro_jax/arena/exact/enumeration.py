@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dro_jax.data.worlds import toy
-from dro_jax.models.t5 import T5, Cache
+from dro_jax.models.t5.network import T5, Cache
 from dro_jax.types import Array, Params
 
 PROMPTS_AT_ONCE = 8

@@ -16,14 +16,15 @@ from jaxtyping import Bool, Float, Int
 
 from dro_jax import algorithms
 from dro_jax.costs import flops
-from dro_jax.data import tasks
 from dro_jax.data.batches import groups as units
 from dro_jax.data.batches import loader, plan
 from dro_jax.data.batches import packing as layout
+from dro_jax.data.triplets import Triplets
 from dro_jax.models import scoring
-from dro_jax.models.t5 import smallest_rows
+from dro_jax.models.t5.network import smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
-from dro_jax.networks import Networks
+from dro_jax.run.batches import derive
+from dro_jax.run.networks import Networks
 from dro_jax.step import optimizers, reference, train_step
 from dro_jax.step import state as train_state
 from dro_jax.types import Array, Params, Rows, Scalar
@@ -49,11 +50,11 @@ class Feed(NamedTuple):
   """A run's batches by step, numpy, read once; and the triplets whose records they number."""
 
   batch: Callable[[int], Rows]
-  triplets: tasks.Triplets
+  triplets: Triplets
 
 
 def feed(
-  triplets: tasks.Triplets,
+  triplets: Triplets,
   unit: str,
   *,
   responses: int,
@@ -130,7 +131,7 @@ def fitted_to(
   triplets = triplets._replace(train=triplets.train.with_columns(columns))
   algorithms.check_columns(algorithm, triplets.train.columns)
   algorithm.check(triplets)
-  derived = tasks.derive(triplets, algorithm.columns).train.columns
+  derived = derive(triplets, algorithm.columns).train.columns
   wanted = {name: derived[name] for name in (*algorithm.columns, *algorithm.requires)}
   return with_columns(first(source, steps, algorithm.uses_mismatched), wanted)
 

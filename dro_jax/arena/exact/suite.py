@@ -18,8 +18,8 @@ from dro_jax import algorithms
 from dro_jax.arena.cells import Cell, plain
 from dro_jax.arena.exact import enumeration
 from dro_jax.arena.exact import in_memory as inmemory
-from dro_jax.arena.exact import report as exact_report
 from dro_jax.arena.exact import world as exact_world
+from dro_jax.arena.exact.report import report
 from dro_jax.arena.exact.world import ExactSettings, Lab, Place, Point
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.trials import Grid, Range, steps_within
@@ -342,7 +342,7 @@ def exact(
     grids={name: method.grid for name, method in competing.items()},
     axes=[point._asdict() for point in axes],
     run=functools.partial(run, chosen, competing, shared),
-    report=functools.partial(exact_report.report, {name: method.about for name, method in competing.items()}),
+    report=functools.partial(report, {name: method.about for name, method in competing.items()}),
     cost='About 10 s a cell on two cores, and a minute for each seed and point.',
   )
 

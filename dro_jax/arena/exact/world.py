@@ -14,16 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from dro_jax import algorithms, networks
+from dro_jax import algorithms
 from dro_jax.arena.exact import enumeration
 from dro_jax.arena.exact import in_memory as inmemory
-from dro_jax.data import tasks
 from dro_jax.data.batches import groups as units
 from dro_jax.data.table import table
 from dro_jax.data.text import vocabularies
+from dro_jax.data.triplets import Triplets, scaled
 from dro_jax.data.worlds import toy
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5.config import T5Config
+from dro_jax.run import networks
 from dro_jax.types import Params
 
 LETTERS = ('bdfgklmprt', 'aeiouyhwjq', 'cnsvxzbdgk')
@@ -161,12 +162,12 @@ def _distinct_prompts(world: toy.World, count: int, rng: np.random.Generator) ->
   return list(texts)[:count]
 
 
-def triplets_of(records: list[dict[str, Any]], folder: pathlib.Path, kind: str) -> tasks.Triplets:
+def triplets_of(records: list[dict[str, Any]], folder: pathlib.Path, kind: str) -> Triplets:
   """A token table of records, built once in the folder, its rewards scaled."""
   built = table.build(
     records, vocabularies.vocabulary(), folder, prompt_length=PROMPT_TOKENS, response_length=WORD_TOKENS
   )
-  return tasks.scaled(built, None, kind, built.report)
+  return scaled(built, None, kind, built.report)
 
 
 # --- the reference ------------------------------------------------------------------------------------------
@@ -211,7 +212,7 @@ def _fit_reference(settings: ExactSettings, seed: int, shared: pathlib.Path) -> 
 
 
 def feed_of(
-  settings: ExactSettings, triplets: tasks.Triplets, unit: str, seed: int, responses: int = 1
+  settings: ExactSettings, triplets: Triplets, unit: str, seed: int, responses: int = 1
 ) -> inmemory.Feed:
   """Batches, in rows of a few responses: attention's cost grows with the row."""
   slots = max(4, min(responses, 16))
@@ -240,7 +241,7 @@ class Lab(NamedTuple):
 
   world: toy.World
   reference: Params
-  triplets: tasks.Triplets
+  triplets: Triplets
   validation: Prompts
   test: Prompts
   validation_reference_PZ: np.ndarray

@@ -12,23 +12,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import evaluate, networks
+from dro_jax.algorithms import base
 from dro_jax.arena import training
 from dro_jax.arena.cells import Cell, file_of, plain
 from dro_jax.arena.human import report as human_report
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.trials import Range
 from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.data import tasks
+from dro_jax.checkpoints import policy
 from dro_jax.data.records import triplets as sources
+from dro_jax.data.sources import find
 from dro_jax.data.storage import hashes as split
 from dro_jax.data.table import table as token_tables
 from dro_jax.data.table.table import TokenTable
+from dro_jax.data.triplets import Triplets, load_triplets, scaled
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Grid
 from dro_jax.run import batches as feeds
+from dro_jax.run import networks, table_scores
+from dro_jax.run.trained import load_run
 
 USUAL = ('dro_v', 'dro_p', 'kto', 'filtered_sft')
 RATES = Range(1e-4, 5e-4)
@@ -38,7 +42,7 @@ class Feedback(NamedTuple):
   """The triplets, and how they are read and dealt out.
 
   Attributes:
-    triplets: files or names of data sets (see `data.tasks.load_triplets`).
+    triplets: files or names of data sets (see `data.triplets.load_triplets`).
     test_triplets: those that are reported on; None holds out prompts of `triplets`.
     columns: the file's own names.
     map_reward: numbers for rewards that are words.
@@ -140,7 +144,7 @@ def _table(
 ) -> tuple[TokenTable, Mapping[str, Any]]:
   given = place.feedback
   names = sources.parse_columns(given.columns) | ({'response': response} if response else {})
-  loaded = tasks.load_triplets(
+  loaded = load_triplets(
     triplets, columns=names, map_reward=given.map_reward, vocabulary=words, validation_fraction=0,
     prompt_length=given.prompt_length, response_length=given.response_length,
     cache_dir=str(place.folder / 'world' / 'tables'),
@@ -163,12 +167,12 @@ def prepare(place: Place) -> World:
     corrected(name, given.post_edit) for name in filter(None, (given.triplets, given.test_triplets))
   )
   reference = given.init_from or _reference(place, given.post_edit if has_edits else None)
-  words = networks.vocabulary_of(reference, given.vocabulary)
+  words = policy.vocabulary_of(reference, given.vocabulary)
   dealt = parts(place, words)
   tables = {'validation': dealt.validation, 'test': dealt.test}
   if has_edits:
     tables['corrections'] = parts(place, words, given.post_edit).test
-  load = lambda **_: tasks.scaled(dealt.train, dealt.validation, 'standardise', dealt.report)  # noqa: E731
+  load = lambda **_: scaled(dealt.train, dealt.validation, 'standardise', dealt.report)  # noqa: E731
   logps = scored(place, reference, tables)
   about = {name: _about(table) | {'reference': logps[name]['logps']} for name, table in tables.items()}
   return World(training.Data(load, reference), tables, about)
@@ -180,7 +184,7 @@ def _contents(given: Feedback) -> dict[str, str | None]:
   def of(triplets: str | Sequence[str]) -> str:
     if sources.is_files(triplets):
       return token_tables.files_fingerprint(sources.expand(triplets))
-    return tasks.find(triplets).fingerprint
+    return find.find(triplets).fingerprint
 
   return {
     'triplets': of(given.triplets),
@@ -192,9 +196,9 @@ def _contents(given: Feedback) -> dict[str, str | None]:
 def _reference(place: Place, post_edit: str | None) -> str:
   """A policy that imitates a part's corrections, or else its responses."""
 
-  def load(vocabulary: Any, **_: Any) -> tasks.Triplets:
+  def load(vocabulary: Any, **_: Any) -> Triplets:
     dealt = parts(place, vocabulary, post_edit)
-    return tasks.scaled(dealt.reference, None, 'none', dealt.report)
+    return scaled(dealt.reference, None, 'none', dealt.report)
 
   return training.imitate(
     place.folder / 'world' / 'sft', load, place.model, vocabulary=place.feedback.vocabulary or 'bytes',
@@ -217,9 +221,9 @@ def _about(table: TokenTable) -> dict[str, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=4)
-def _scorer(nets: networks.Networks, mesh: Grid) -> Callable[..., networks.ScoredTable]:
+def _scorer(nets: networks.Networks, mesh: Grid) -> Callable[..., table_scores.ScoredTable]:
   """Compiled once for all cells with the same networks."""
-  return networks.make_scorer(nets, evaluate.NO_LOSS, None, mesh)
+  return table_scores.make_scorer(nets, base.NO_LOSS, None, mesh)
 
 
 def scored(
@@ -227,7 +231,7 @@ def scored(
 ) -> dict[str, dict[str, np.ndarray]]:
   """A policy's log-probs of every response of some tables, and V where it has a value, `[N]` each."""
   mesh = place.mesh()
-  run = evaluate.load_run(checkpoint, mesh)
+  run = load_run(checkpoint, mesh)
   state, found = run.state._replace(reference=None), {}
   for name, table in tables.items():
     result = _scorer(run.networks, mesh)(state, feeds.once(table, mesh, place.batch_size))

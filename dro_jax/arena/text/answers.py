@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import generate, rewards
 from dro_jax.data.text import vocabularies
-from dro_jax.models.t5 import T5
+from dro_jax.models.t5.network import T5
 from dro_jax.parallel.partitioning import Grid
-from dro_jax.run import reference_store
+from dro_jax.run import table_scores
+from dro_jax.run.sampling import generation, rewards
 from dro_jax.types import Params, Rows
 
 GRAMS = (1, 2, 3)
@@ -44,7 +44,7 @@ class Tools(NamedTuple):
 
 def make_tools(policy: T5, words: vocabularies.Vocabulary, mesh: Grid, response_length: int) -> Tools:
   """Answers and scores of any policy of this kind, at temperature 1 without truncation."""
-  answer = generate.make_generator(policy, mesh, max_length=response_length, batch_size=_BATCH)
+  answer = generation.make_generator(policy, mesh, max_length=response_length, batch_size=_BATCH)
 
   def draw(params: Params, prompts: Sequence[str], num: int, purpose: str, seed: int) -> Samples:
     asked = [prompt for prompt in prompts for _ in range(num)]
@@ -64,7 +64,7 @@ def _prompt_tokens(words: vocabularies.Vocabulary, prompts: Sequence[str]) -> li
 
 def _make_score(policy: T5, words: vocabularies.Vocabulary, mesh: Grid, response_length: int) -> Callable:
   """Scores tokens as they were sampled: text that is tokenised again need not be the same."""
-  score = reference_store.make_scorer(policy, mesh)
+  score = table_scores.make_token_scorer(policy, mesh)
 
   def logps(params: Params, samples: Samples) -> np.ndarray:
     found, asked = [], _prompt_tokens(words, samples.prompts)

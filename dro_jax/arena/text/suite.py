@@ -14,21 +14,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import evaluate, files, networks, writers
+from dro_jax import files
 from dro_jax.arena import training
 from dro_jax.arena.cells import Cell, file_of, plain
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.text import answers
-from dro_jax.arena.text import report as text_report
 from dro_jax.arena.text.answers import Samples, Tools
+from dro_jax.arena.text.report import report
 from dro_jax.arena.trials import Range
-from dro_jax.data import tasks
+from dro_jax.checkpoints.policy import config_of, vocabulary_of
 from dro_jax.data.text import vocabularies
+from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.data.worlds import exercises as verifiable
 from dro_jax.data.worlds.exercises import Exercises as Exercises
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import networks
+from dro_jax.run.trained import load_run
 from dro_jax.statistics import off_policy
 from dro_jax.types import Params
 
@@ -100,7 +103,7 @@ class Logged(NamedTuple):
 def prepare(place: Place, seed: int) -> Logged:
   """A seed's world: what of it is there is read, the rest is made."""
   reference = _reference(place)
-  run = evaluate.load_run(reference, place.mesh())
+  run = load_run(reference, place.mesh())
   params, tools = run.state.params['policy'], _tools(reference, place.mesh, place.world.response_length)
   logs = {split: _logged(place, tools, params, split, seed) for split in ('train', 'validation', 'test')}
   files = {split: place.folder / 'world' / f'{split}-{seed}-triplets.jsonl' for split in logs}
@@ -131,8 +134,8 @@ def _reference(place: Place) -> str:
 @functools.lru_cache(maxsize=1)
 def _tools(reference: str, mesh: Callable[[], Grid], response_length: int) -> Tools:
   """Compiled once for all seeds: policies differ in their parameters only."""
-  policy = networks.build(networks.config_of(reference), uses_value=False).policy
-  return answers.make_tools(policy, networks.vocabulary_of(reference), mesh(), response_length)
+  policy = networks.build(config_of(reference), uses_value=False).policy
+  return answers.make_tools(policy, vocabulary_of(reference), mesh(), response_length)
 
 
 def _logged(place: Place, tools: Tools, params: Params, split: str, seed: int) -> Samples:
@@ -146,8 +149,8 @@ def _logged(place: Place, tools: Tools, params: Params, split: str, seed: int) -
   return _read(file)
 
 
-def _load(place: Place, triplets: str, **options: Any) -> tasks.Triplets:
-  return tasks.load_triplets(
+def _load(place: Place, triplets: str, **options: Any) -> Triplets:
+  return load_triplets(
     triplets, prompt_length=_PROMPT_LENGTH, response_length=place.world.response_length,
     cache_dir=str(place.folder / 'world' / 'tables'), **options,
   )  # fmt: skip
@@ -178,7 +181,7 @@ def representable(records: Sequence[dict], words: vocabularies.Vocabulary) -> li
 
 def _write(file: pathlib.Path, records: Sequence[dict]) -> None:
   file.parent.mkdir(parents=True, exist_ok=True)
-  writers.write_atomically(file, ''.join(map(files.json_line, records)))
+  files.write_atomically(file, ''.join(map(files.json_line, records)))
 
 
 def _read(file: pathlib.Path) -> Samples:
@@ -247,7 +250,7 @@ def judge(logged: Logged, checkpoint: str, num: int, seed: int) -> dict[str, Any
 
   `validation` is less for better: trials are chosen by the mean reward on validation prompts.
   """
-  policy = evaluate.load_run(checkpoint, logged.tools.mesh).state.params['policy']
+  policy = load_run(checkpoint, logged.tools.mesh).state.params['policy']
   found = {}
   for split, log in logged.heldout.items():
     own = logged.tools.draw(policy, list(dict.fromkeys(log.prompts)), num, f'own {split}', seed)
@@ -298,7 +301,7 @@ def text(
   return Suite(
     'text', plain(settings), {name: method.grid for name, method in competing.items()}, ({},),
     functools.partial(run, place, competing, budget, world_of),
-    functools.partial(text_report.report, tuple(competing)),
+    functools.partial(report, tuple(competing)),
     'About 3 minutes for each seed’s log and 1 to 2 minutes a cell, on two cores.', USUAL,
   )  # fmt: skip
 

@@ -13,8 +13,8 @@ import numpy as np
 from flax import traverse_util
 
 from dro_jax.errors import UsageError
-from dro_jax.importers import names
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5 import names
+from dro_jax.models.t5.config import T5Config
 from dro_jax.types import Params
 
 Weights = Mapping[str, Callable[[], np.ndarray]]

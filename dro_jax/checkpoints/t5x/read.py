@@ -24,8 +24,9 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from dro_jax.errors import UsageError
-from dro_jax.importers import names
-from dro_jax.models.t5 import Path, T5Config, in_stack, is_stack
+from dro_jax.models.t5 import names
+from dro_jax.models.t5.config import T5Config
+from dro_jax.models.t5.parameters import Path, in_stack, is_stack
 from dro_jax.types import Params
 
 FILE = 'checkpoint'

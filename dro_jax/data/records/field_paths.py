@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dro_jax.data.records import json_files, readers
+from dro_jax import errors
+from dro_jax.data.records import json_files
 
 _INDEX = re.compile(r'\[(-?\d+)\]')
 _PLACE = re.compile(r'-?\d{1,9}')
@@ -61,7 +62,7 @@ def how_far(fields: Mapping[str, Any], path: str) -> str:
     return ''
   if isinstance(found, dict):
     return f"; '{reached}' has {', '.join(str(name)[:40] for name in list(found)[:_NAMED]) or 'no fields'}"
-  held = f'a list of {len(found)}' if isinstance(found, list) else readers.shown(found)
+  held = f'a list of {len(found)}' if isinstance(found, list) else errors.shown(found)
   return f"; '{reached}' is {held}"
 
 

@@ -12,16 +12,15 @@ import gzip
 import json
 import logging
 import os
-import reprlib
 import zlib
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from dro_jax import places
+from dro_jax import files
 from dro_jax.data.records import json_files
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, shown
 
 FORMATS = (
   '.jsonl', '.json', '.csv', '.tsv', '.jsonl.gz', '.json.gz', '.csv.gz', '.tsv.gz', '.parquet',
@@ -31,7 +30,6 @@ _BLOCK = 2**18  # Bytes of .json that are read at a time.
 _HEAD = 512  # Bytes that tell what a file is.
 _COUNTED = 2**22  # Bytes of lines that are counted at a time.
 _BATCH = 1024  # Rows of parquet at a time.
-
 # How other files begin, what they are, and what to do.
 _KINDS = (
   (b'\x1f\x8b', 'gzip data', 'give its name the ending .gz'),
@@ -45,14 +43,6 @@ _KINDS = (
   (b'\xfe\xff', 'UTF-16 text', 'convert it: iconv -f UTF-16 -t UTF-8'),
 )
 _MARKUP = (b'<!doctype', b'<html', b'<?xml')
-
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = 80
-
-
-def shown(value: Any) -> str:
-  """A value as errors show it: a few words, however long or deep it is."""
-  return _brief.repr(value)
 
 
 def format_of(path: str) -> str:
@@ -78,9 +68,6 @@ def located(path: str, wanted: Collection[str] | None = None) -> Iterator[tuple[
     yield where, fields
   if where is None:
     raise UsageError(f'{path}: the file holds no records; pass one that does')
-
-
-# --- bytes to lines -----------------------------------------------------------------------------------------
 
 
 def _kind(head: bytes) -> str:
@@ -165,7 +152,7 @@ def _unreadable(path: str, error: Exception, after: str, count: int) -> UsageErr
 
 
 def _opened(path: str) -> Any:
-  if places.is_remote(path):
+  if files.is_remote(path):
     return epath.Path(path).open('rb')
   return gzip.open(path) if path.endswith('.gz') else open(path, 'rb')
 
@@ -229,9 +216,6 @@ def _likely_encoding(line: bytes) -> str:
     if high > 3 and sum('\u3040' <= letter <= '\u9fff' for letter in text) * 2 >= 0.9 * high:
       return name
   return 'WINDOWS-1252'
-
-
-# --- lines to fields ----------------------------------------------------------------------------------------
 
 
 def _parsed(text: str, where: str, remedy: str) -> Any:

@@ -17,8 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from dro_jax.data.records.readers import shown
-from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.errors import UsageError, did_you_mean, shown
 
 _COLOURS = re.compile('[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]')
 _BOOLEANS = ('true', 'false')

@@ -15,16 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import places
 from dro_jax.data.records import comparisons, field_paths, products, readers, reward_words
 from dro_jax.data.records.readers import FORMATS as FORMATS
 from dro_jax.data.records.readers import located as located
-from dro_jax.data.records.readers import shown
 from dro_jax.data.storage import buckets as staging
 from dro_jax.data.storage.disk_index import Seen
 from dro_jax.data.text import chat
-from dro_jax.derived import SAMPLED
-from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.errors import UsageError, did_you_mean, shown
+from dro_jax.files import is_remote
+from dro_jax.types import SAMPLED
 
 READING = 2  # Counts up where the same files give other records, so that no older table is taken for theirs.
 FIELDS = ('prompt', 'response', 'reward', 'id', 'messages')
@@ -76,7 +75,7 @@ def expand(paths: str | Sequence[str]) -> list[str]:
     paths = [paths] if os.path.exists(paths) else paths.split(',')
   found = []
   for path in map(os.path.expanduser, map(str, paths)):
-    if places.is_remote(path):
+    if is_remote(path):
       found += staging.files(path)
       continue
     matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]

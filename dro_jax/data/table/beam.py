@@ -21,20 +21,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from dro_jax import places
-from dro_jax.data import tasks
 from dro_jax.data.records import readers
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.records.readers import Span
 from dro_jax.data.records.triplets import Record
+from dro_jax.data.sources import find
 from dro_jax.data.storage import buckets as staging
 from dro_jax.data.storage import folders
-from dro_jax.data.table import parts, table
-from dro_jax.data.table import writer as table_writer
+from dro_jax.data.table import cache, parts, table
 from dro_jax.data.table.table import TokenTable
+from dro_jax.data.table.writer import token_dtype
 from dro_jax.data.text.vocabularies import vocabulary
 from dro_jax.errors import UsageError
-from dro_jax.files import json_text
+from dro_jax.files import is_remote, json_text
 
 PIECE_BYTES = 2**26
 _CHUNK = 2048  # Records tokenised at a time.
@@ -95,28 +94,28 @@ def build(
   """
   began, words = time.perf_counter(), vocabulary(spec)
   files = _files(triplets)
-  stamps = tasks.stamps(files)
+  stamps = find.stamps(files)
   pieces = list(_pieces(stamps, piece_bytes))
-  root = cache_dir if cache_dir and places.is_remote(cache_dir) else tasks.local_root(cache_dir)
+  root = cache_dir if cache_dir and is_remote(cache_dir) else cache.local_root(cache_dir)
   job = Job(f'{root}/.beam-{os.getpid()}-{time.time_ns():x}', spec, words.fingerprint, read, options)
   work = epath.Path(job.folder)
   _sweep(root)
   try:
     work.mkdir(parents=True)
     hashes, job = _survey(job, pieces, beam_options)
-    mark = tasks.files_mark(table.fingerprint(*hashes), read)
-    source = tasks.Source(os.path.basename(files[0]), lambda: iter(()), mark)
-    directory = os.path.join(tasks.local_root(cache_dir), tasks.table_name(source, words, options))
+    mark = find.files_mark(table.fingerprint(*hashes), read)
+    source = find.Source(os.path.basename(files[0]), lambda: iter(()), mark)
+    directory = os.path.join(cache.local_root(cache_dir), cache.table_name(source, words, options))
     meta = table.description(mark, words, **options)
     job = job._replace(options=meta['options'])
-    url = f'{root}/{os.path.basename(directory)}' if places.is_remote(root) else None
+    url = f'{root}/{os.path.basename(directory)}' if is_remote(root) else None
     found = table.exists(directory) or (url is not None and table.fetch(url, directory))
     if table.load_if(directory, meta['fingerprint']) is None:
       _run(job, pieces, beam_options)
       _raise_first(job)
-      tasks.refuse_changed(stamps)
+      find.refuse_changed(stamps)
       with table.replacing(directory, meta['fingerprint']) as building:
-        _assemble(building, job, len(pieces), table_writer.token_dtype(words), meta, began)
+        _assemble(building, job, len(pieces), token_dtype(words), meta, began)
   finally:
     work.rmtree(missing_ok=True)
   if url:
@@ -126,7 +125,7 @@ def build(
 
 def _sweep(root: str) -> None:
   """Removes what builders left whose machine was lost: nobody has written there for a day."""
-  for folder in () if places.is_remote(root) else pathlib.Path(root).glob('.beam-*'):
+  for folder in () if is_remote(root) else pathlib.Path(root).glob('.beam-*'):
     if folders.is_silent(folder):
       shutil.rmtree(folder, ignore_errors=True)
 
@@ -138,7 +137,7 @@ def _files(triplets: str | Sequence[str]) -> list[str]:
   """As `sources.expand`, but for what is in a bucket, which stays there."""
   found = []
   for path in triplets.split(',') if isinstance(triplets, str) else triplets:
-    found += staging.names(path) if places.is_remote(path) else map(os.path.abspath, sources.expand(path))
+    found += staging.names(path) if is_remote(path) else map(os.path.abspath, sources.expand(path))
   if repeated := [path for i, path in enumerate(found) if path in found[:i]]:
     raise UsageError(f"triplets '{repeated[0]}': the file is named twice; name it once")
   return found
@@ -160,7 +159,7 @@ def _read(piece: Piece, job: Job) -> Iterator[Record]:
   if piece.stop is not None:
     span = Span(piece.start, piece.stop, job.first[piece.number])
     return sources.from_located(readers.spanned(piece.path, span), name, **job.read)
-  if places.is_remote(piece.path):
+  if is_remote(piece.path):
     return _staged(piece.path, job)
   return sources.read_triplets(piece.path, **job.read)
 
@@ -333,12 +332,12 @@ def _assemble(
 
     def read(number: int) -> tuple[str, np.ndarray]:
       source, target = _folder(job, number), epath.Path(scratch) / str(number)
-      if places.is_remote(job.folder):
+      if is_remote(job.folder):
         shutil.rmtree(os.path.join(scratch, str(number - 1)), ignore_errors=True)
         target.mkdir()
         for file in source.iterdir():
           staging.copy(file, target / file.name)
-      folder = target if places.is_remote(job.folder) else source
+      folder = target if is_remote(job.folder) else source
       owners = np.load(folder / 'owners.npy') if metas[number]['prompts'] else np.zeros((0, 2), np.int64)
       return str(folder), owners
 

@@ -14,8 +14,17 @@ import numpy as np
 
 from dro_jax.data.records.triplets import NUMERIC, Record
 from dro_jax.data.storage import disk_index as seen
-from dro_jax.data.table import writer as table_writer
-from dro_jax.data.table.writer import ARRAYS, NAMED, OFFSETS, Flat, Growing, Writer
+from dro_jax.data.table.writer import (
+  ARRAYS,
+  NAMED,
+  OFFSETS,
+  Flat,
+  Growing,
+  Writer,
+  incomplete,
+  refuse_none,
+  seal,
+)
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 from dro_jax.files import json_text
@@ -131,7 +140,7 @@ def assemble(
   Raises:
     UsageError: nothing is left, or a column with a meaning is in some parts only.
   """
-  table_writer.refuse_none(sum(part['records'] for part in metas), sum(part['read'] for part in metas))
+  refuse_none(sum(part['records'] for part in metas), sum(part['read'] for part in metas))
   complete, partial = _columns([part for part in metas if part['records']])
   whole = _Whole(directory, dtype, complete)
   numbers = _Numbers([part['prompts'] for part in metas])
@@ -146,7 +155,7 @@ def assemble(
     'overlong_responses': counts['overlong_responses'], 'dropped_responses': counts['dropped_responses'],
     'truncated_prompt_examples': whole.cut_ids, 'overlong_response_examples': overlong,
   }  # fmt: skip
-  table_writer.seal(directory, meta, dtype, [''], complete, partial, counts, seconds())
+  seal(directory, meta, dtype, [''], complete, partial, counts, seconds())
 
 
 class _Whole:
@@ -191,9 +200,7 @@ def _columns(metas: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
   there = set().union(*(part['columns'] + part['partial'] for part in metas))
   for name in sorted(there - complete):
     if name in NUMERIC:
-      raise table_writer.incomplete(
-        name, next(part['where'] for part in metas if name not in part['columns'])
-      )
+      raise incomplete(name, next(part['where'] for part in metas if name not in part['columns']))
   return sorted(complete), sorted(there - complete)
 
 

@@ -18,9 +18,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax.data.records import field_paths
-from dro_jax.data.records.readers import shown
 from dro_jax.data.text import templates as preprocessors
-from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.errors import UsageError, did_you_mean, shown
 
 TEMPLATE = '{role}: {content}'
 ANSWERS = '\n\nAssistant:'  # How the answer to a dialogue of HH begins.

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dro_jax.data.records.readers import shown
 from dro_jax.data.text.vocabularies import UNKNOWN, Vocabulary
+from dro_jax.errors import shown
 
 _TEXTS = 2**13  # Of a block.
 _AROUND = 20  # Bytes of an example before a lost blank,

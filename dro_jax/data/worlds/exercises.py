@@ -3,12 +3,13 @@
 A prompt's hash decides its split, so that no prompt is in two, whatever their sizes and seeds.
 """
 
+import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax import rewards
 from dro_jax.data.storage import hashes as splits
 from dro_jax.errors import UsageError
 
@@ -68,7 +69,7 @@ def split_of(prompt: str) -> str:
 def demonstrations(prompts: list[str]) -> list[dict]:
   """The right answers, as triplets of reward 1."""
   return [
-    {'id': f'sft-{i}', 'prompt': prompt, 'response': rewards.answer(prompt), 'reward': 1.0}
+    {'id': f'sft-{i}', 'prompt': prompt, 'response': answer(prompt), 'reward': 1.0}
     for i, prompt in enumerate(prompts)
   ]
 
@@ -89,7 +90,7 @@ def _drawn(exercises: Exercises, seed: int) -> Iterator[str]:
   while True:
     for kind in exercises.kinds:
       prompt = KINDS[kind](exercises, rng)
-      if rewards.answer(prompt):
+      if answer(prompt):
         yield prompt
 
 
@@ -138,3 +139,28 @@ KINDS: dict[str, Callable[[Exercises, np.random.Generator], str]] = {
   'sort': _sort, 'sort_down': _sort_down, 'add': _add, 'without': _without, 'with': _with,
   'backwards': _backwards,
 }  # fmt: skip
+
+
+def _translate(text: str, old: str, new: str = '') -> str:
+  return ''.join(new if character in old else character for character in text)
+
+
+_TASKS: tuple[tuple[str, Callable[..., str]], ...] = (
+  (r'sort: (.+)', lambda text: ''.join(sorted(text))),
+  (r'sort down: (.+)', lambda text: ''.join(sorted(text, reverse=True))),
+  (r'add: (\d+(?: \+ \d+)+)', lambda terms: str(sum(map(int, terms.split(' + '))))),
+  (r'rewrite without (\S+): (.+)', lambda letters, text: _translate(text, letters)),
+  (r'rewrite with (\S) as (\S): (.+)', lambda old, new, text: _translate(text, old, new)),
+  (r'rewrite backwards: (.+)', lambda text: text[::-1]),
+  (r'rewrite sorted: (.+)', lambda text: ' '.join(sorted(text.split()))),
+)
+
+
+@functools.lru_cache(maxsize=65536)
+def answer(prompt: str) -> str | None:
+  """The one right answer to a prompt's task; `None` where it has no task that we know."""
+  for line in reversed(prompt.splitlines()):
+    for pattern, solve in _TASKS:
+      if found := re.fullmatch(pattern, line.strip()):
+        return solve(*found.groups())
+  return None

@@ -5,8 +5,8 @@ import numpy as np
 from dro_jax.data import scaling
 from dro_jax.data.storage import hashes as split
 from dro_jax.data.table.table import Texts, TokenTable
-from dro_jax.data.tasks import Triplets
 from dro_jax.data.text.vocabularies import EOS, Vocabulary
+from dro_jax.data.triplets import Triplets
 
 
 def triplets(

@@ -12,7 +12,11 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dro_jax import config_files, configs, files, writers
+from dro_jax import files
+from dro_jax.configs import differences as configs_differences
+from dro_jax.configs import files as config_files
+from dro_jax.configs import parameters, settings
+from dro_jax.configs import text as configs_text
 from dro_jax.errors import UsageError
 
 CONFIG, DEFAULTS = 'config.gin', 'defaults.gin'
@@ -96,9 +100,9 @@ _WHY = {
 }
 
 
-def accepted(difference: configs.Difference) -> str | None:
+def accepted(difference: configs_differences.Difference) -> str | None:
   """Why a run may be resumed across a difference; None where it may not."""
-  _, selector, parameter = configs.split(difference.name)
+  _, selector, parameter = configs_text.split(difference.name)
   if parameter == 'keep' and difference.now == repr('auto'):
     return 'the end of overlong prompts that the run kept so far is kept'
   if parameter == 'init_from' and _has_same_name(difference):
@@ -127,7 +131,7 @@ def read_options(saved: Mapping[str, Any], checkpoint: Any) -> dict[str, Any]:
   if (read := saved.get('data', {}).get('read')) is not None:
     return read
   text = newest_text(checkpoint.parent.parent, CONFIG) or ''
-  bound = {binding.name: binding.value for binding in configs.read(text, CONFIG) if binding.name}
+  bound = {binding.name: binding.value for binding in configs_text.read(text, CONFIG) if binding.name}
 
   def value(name: str) -> Any:
     text = bound.get(name) or 'None'
@@ -136,18 +140,18 @@ def read_options(saved: Mapping[str, Any], checkpoint: Any) -> dict[str, Any]:
   return {name: value(f'load_triplets.{name}') for name in ('columns', 'map_reward')}
 
 
-def _has_same_name(difference: configs.Difference) -> bool:
+def _has_same_name(difference: configs_differences.Difference) -> bool:
   then, now = (ast.literal_eval(value or 'None') for value in (difference.then, difference.now))
   return bool(then and now) and pathlib.PurePath(then).name == pathlib.PurePath(now).name
 
 
-def why_not(difference: configs.Difference) -> str:
+def why_not(difference: configs_differences.Difference) -> str:
   """Why a run may not be resumed across a difference."""
-  _, _, parameter = configs.split(difference.name)
+  _, _, parameter = configs_text.split(difference.name)
   return _WHY.get(parameter, "decides the run's numbers")
 
 
-def rows(differences: Sequence[configs.Difference]) -> list[dict[str, Any]]:
+def rows(differences: Sequence[configs_differences.Difference]) -> list[dict[str, Any]]:
   """Differences with whether a run may be resumed across them, and why; a macro's are said once."""
   found = []
   for difference in differences:
@@ -167,7 +171,7 @@ def rows(differences: Sequence[configs.Difference]) -> list[dict[str, Any]]:
 def describe(folder: pathlib.Path, metadata: Mapping[str, Any], *, has_saved: bool) -> None:
   """Writes what a run is, and whether it has saved a checkpoint."""
   text = files.json_text(dict(metadata) | {_HAS_SAVED: has_saved}, indent=2)
-  writers.write_atomically(folder / RUN, text + '\n')
+  files.write_atomically(folder / RUN, text + '\n')
 
 
 def say_saved(folder: pathlib.Path) -> None:
@@ -223,7 +227,7 @@ def refuse_other_run(
   differences = differing(folder, texts)
   starts = [described.get('init_digest') for described in (saved, metadata)]
   if starts[0] is not None and starts[0] == starts[1]:  # The same parameters, whatever the folder is called.
-    differences = [each for each in differences if configs.split(each.name)[2] != 'init_from']
+    differences = [each for each in differences if configs_text.split(each.name)[2] != 'init_from']
   refused = [difference for difference in differences if accepted(difference) is None]
   now = json.loads(json.dumps(metadata))
   seen = [*_described(identity(saved), identity(now)), *_labelled_otherwise(saved, now)]
@@ -243,7 +247,9 @@ def _refuse_unmoved(folder: pathlib.Path, saved: Mapping[str, Any]) -> None:
   text = newest_text(folder, CONFIG)
   if text is None or saved.get('zero_warmup') == FULL_RATE:
     return
-  for name, bound in configs.settings(configs.collect(configs.read(text, CONFIG)), configs.ROOTS, {}).items():
+  for name, bound in settings.settings(
+    configs_text.collect(configs_text.read(text, CONFIG)), settings.ROOTS, {}
+  ).items():
     if name.endswith('warmup_constant') and 'warmup_steps' in bound and bound['warmup_steps'].value == '0':
       raise UsageError(
         f'{folder}: the run was made with {name}.warmup_steps = 0 when that was a learning rate of 0 '
@@ -252,31 +258,33 @@ def _refuse_unmoved(folder: pathlib.Path, saved: Mapping[str, Any]) -> None:
       )
 
 
-def differing(folder: pathlib.Path, texts: Mapping[str, str]) -> list[configs.Difference]:
+def differing(folder: pathlib.Path, texts: Mapping[str, str]) -> list[configs_differences.Difference]:
   """Settings that are not as the run last had them; none where either has no configuration."""
   newest = newest_text(folder, CONFIG)
   if newest is None or CONFIG not in texts:
     return []
-  then, now = (configs.collect(configs.read(text, CONFIG)) for text in (newest, texts[CONFIG]))
-  known = configs.defaults_in(texts.get(DEFAULTS, ''))
+  then, now = (configs_text.collect(configs_text.read(text, CONFIG)) for text in (newest, texts[CONFIG]))
+  known = parameters.defaults_in(texts.get(DEFAULTS, ''))
   # What a run of an earlier version did not know of had the value that is the default now.
-  earlier = configs.defaults_in(newest_text(folder, DEFAULTS) or '')
+  earlier = parameters.defaults_in(newest_text(folder, DEFAULTS) or '')
   before = {name: known.get(name, {}) | earlier.get(name, {}) for name in known | earlier}
   return between(then, now, (before, known))
 
 
-def between(then: configs.Config, now: configs.Config, defaults: tuple[Any, Any]) -> list[configs.Difference]:
-  """What differs of two runs, their folders aside; see `configs.differences`."""
-  found = configs.differences(then, now, configs.ROOTS, defaults)
+def between(
+  then: configs_text.Config, now: configs_text.Config, defaults: tuple[Any, Any]
+) -> list[configs_differences.Difference]:
+  """What differs of two runs, their folders aside; see `configs.differences.differences`."""
+  found = configs_differences.differences(then, now, settings.ROOTS, defaults)
   return [difference for difference in found if not difference.name.endswith('.model_dir')]
 
 
-def listed(differences: Sequence[configs.Difference]) -> str:
+def listed(differences: Sequence[configs_differences.Difference]) -> str:
   """A line for each setting: then → now; a macro's is said once."""
   lines = {}
   for difference in differences:
     setting = difference.macro or difference.name
-    _, _, parameter = configs.split(difference.name)
+    _, _, parameter = configs_text.split(difference.name)
     why = f'  ({_WHY[parameter]})' if parameter in _WHY else ''
     lines[f'  {setting}: {_shown(difference.then)} → {_shown(difference.now)}{why}'] = None
   return '\n'.join(lines)
@@ -286,7 +294,7 @@ def _shown(value: str | None) -> str:
   return 'not set' if value is None else value
 
 
-def _remedy(differences: Sequence[configs.Difference]) -> str:
+def _remedy(differences: Sequence[configs_differences.Difference]) -> str:
   macros = {difference.macro: difference.then for difference in differences if difference.macro}
   back = ' '.join(f'--set {macro}={value}' for macro, value in macros.items() if value)
   return f'Set them back{f" ({back})" if back else ""}, or choose another --model_dir.'
@@ -319,11 +327,11 @@ def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _labelled_otherwise(
   saved: Mapping[str, Any], metadata: Mapping[str, Any]
-) -> Iterator[configs.Difference]:
+) -> Iterator[configs_differences.Difference]:
   """Labels that a run of a version which recorded no rule had made otherwise."""
   then, now = saved['data'].get('labels'), metadata['data'].get('labels')
   if now and not then and now['unlike_earlier']:
-    yield configs.Difference('labels', 'by a mean, whatever the rewards', now['said'], None)
+    yield configs_differences.Difference('labels', 'by a mean, whatever the rewards', now['said'], None)
 
 
 def alike(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -331,7 +339,7 @@ def alike(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
   return not any(_described(then, now))
 
 
-def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[configs.Difference]:
+def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[configs_differences.Difference]:
   """What differs of two identities; what one of them does not say is passed over."""
   for name, value in now.items():
     before = then.get(name)
@@ -339,7 +347,7 @@ def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[conf
       for difference in _described(before, value):
         yield difference._replace(name=f'{name}.{difference.name}')
     elif None not in (before, value) and before != value:
-      yield configs.Difference(name, repr(before), repr(value), None)
+      yield configs_differences.Difference(name, repr(before), repr(value), None)
 
 
 # The record
@@ -366,4 +374,4 @@ def record(folder: pathlib.Path, texts: Mapping[str, str], step: int) -> None:
         stale.unlink()
     if newest_text(folder, name) != text:
       stem, _, suffix = name.rpartition('.')
-      writers.write_atomically(folder / (f'{stem}.{step}.{suffix}' if step else name), text)
+      files.write_atomically(folder / (f'{stem}.{step}.{suffix}' if step else name), text)

@@ -13,8 +13,8 @@ import numpy as np
 
 from dro_jax.data.storage import hashes as split
 from dro_jax.data.table.table import TokenTable
-from dro_jax.networks import ScoredTable
 from dro_jax.run.sampling.policy_samples import OwnSamples
+from dro_jax.run.table_scores import ScoredTable
 from dro_jax.statistics import agreement as statistics
 from dro_jax.step.reference import MOVING
 

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dro_jax import generate, networks, rewards
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.models import sampling as decoding
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import networks
+from dro_jax.run.sampling import generation, rewards
 from dro_jax.run.sampling import rollouts as online
 from dro_jax.step.reference import MOVING, Reference
 from dro_jax.step.state import TrainState
@@ -68,7 +69,7 @@ def make_draw(
     vocabulary: of the samples' texts.
     count: prompts at most.
     max_length: most tokens of a sample.
-    reward: a reward function, or its name (see `rewards.find`).
+    reward: a reward function, or its name (see `run.sampling.rewards.find`).
     seed: with a prompt it decides its sample.
     chunk_size: response tokens projected to the vocabulary at once.
   """
@@ -84,7 +85,7 @@ def make_draw(
     for start in range(0, len(records), num_rows):
       some = records[start : start + num_rows]
       prompts = [table.prompt(int(i)) for i in some]
-      arrays = generate.padded(prompts, ids[start : start + num_rows], num_rows, length)
+      arrays = generation.padded(prompts, ids[start : start + num_rows], num_rows, length)
       first, last = partitioning.host_rows(mesh, num_rows)
       local = tuple(array[first:last] for array in arrays)
       with partitioning.use_mesh(mesh):

@@ -14,17 +14,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float, Int
 
-from dro_jax import networks, rewards
 from dro_jax.algorithms import Algorithm
-from dro_jax.batch import Batch
+from dro_jax.algorithms.batch import Batch
 from dro_jax.data.batches.loader import Loader
-from dro_jax.data.tasks import Triplets
 from dro_jax.data.text.vocabularies import Vocabulary
+from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import sampling as decoding
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import networks
+from dro_jax.run.sampling import rewards
 from dro_jax.step.reference import Reference
 from dro_jax.step.state import TrainState
 from dro_jax.types import Array, Params, Rows, Scalar, Units

@@ -9,13 +9,13 @@ from dro_jax import algorithms
 from dro_jax.arena import arena as run
 from dro_jax.arena.cells import Cell
 from dro_jax.arena.exact import enumeration
-from dro_jax.arena.exact import report as exact_report
 from dro_jax.arena.exact import suite as exact
 from dro_jax.arena.exact import world as exact_world
+from dro_jax.arena.exact.report import LADDER
 from dro_jax.arena.exact.world import ExactSettings, Place, Point
 from dro_jax.data.worlds import toy
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5.config import T5Config
 
 TINY = T5Config(
   vocab_size=384, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1
@@ -121,7 +121,7 @@ def test_every_method_makes_its_algorithm():
   for method in COMPETING.values():
     if method.algorithm is not None:
       assert isinstance(method.algorithm(0.5), algorithms.Algorithm)
-  assert {name for before, after, _ in exact_report.LADDER for name in (before, after)} <= set(COMPETING)
+  assert {name for before, after, _ in LADDER for name in (before, after)} <= set(COMPETING)
 
 
 def test_the_suite_runs_resumes_and_reports(tmp_path):

@@ -11,7 +11,7 @@ from dro_jax.arena.human import suite as human
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5.config import T5Config
 
 MODEL = T5Config(emb_dim=8, num_heads=2, head_dim=4, mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1)
 

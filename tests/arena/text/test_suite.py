@@ -7,11 +7,11 @@ import pytest
 from dro_jax.arena import arena as run
 from dro_jax.arena import cells, trials
 from dro_jax.arena.text import answers
-from dro_jax.arena.text import report as text_report
 from dro_jax.arena.text import suite as text
+from dro_jax.arena.text.report import log_of
 from dro_jax.data.text import vocabularies
 from dro_jax.data.worlds import exercises as verifiable
-from dro_jax.models.t5 import T5Config
+from dro_jax.models.t5.config import T5Config
 from dro_jax.statistics import off_policy
 
 MODEL = T5Config(emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1)
@@ -118,7 +118,7 @@ def test_the_reference_itself_is_no_better_than_its_log(suite, logged):
   np.testing.assert_allclose(judged['ratios'], 1, atol=1e-3)
   log = logged.heldout['test']
   made = {'last': judged, 'log': {'rewards': log.rewards, 'predicted': logged.predict(log)}}
-  estimates = off_policy.estimates(text_report.log_of([made]), resamples=10)
+  estimates = off_policy.estimates(log_of([made]), resamples=10)
   assert estimates['ips'].value == pytest.approx(log.rewards.mean(), abs=1e-3)
 
 

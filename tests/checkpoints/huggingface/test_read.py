@@ -13,7 +13,7 @@ from dro_jax.checkpoints import orbax as checkpoints
 from dro_jax.checkpoints.huggingface import read as huggingface
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.models.t5 import T5
+from dro_jax.models.t5.network import T5
 from tests.torch_t5 import KINDS, edit_config, logits, make_rows, make_torch, relative_error, torch_logits
 
 torch = pytest.importorskip('torch')

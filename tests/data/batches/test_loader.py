@@ -12,7 +12,8 @@ from flax import linen as nn
 from dro_jax.data.batches.loader import Loader, prefetch
 from dro_jax.data.batches.packing import Layout
 from dro_jax.data.batches.plan import Plan
-from dro_jax.models.t5 import T5, T5Config
+from dro_jax.models.t5.config import T5Config
+from dro_jax.models.t5.network import T5
 from dro_jax.ops.logprobs import token_logps
 from dro_jax.ops.masked import segment_sum
 from dro_jax.types import Rows

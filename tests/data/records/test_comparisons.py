@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from dro_jax import algorithms
-from dro_jax.data import tasks
 from dro_jax.data.batches import groups as units
 from dro_jax.data.batches.groups import UnitOptions
 from dro_jax.data.records import comparisons
 from dro_jax.data.records import triplets as sources
+from dro_jax.data.sources import seqio_tasks
 from dro_jax.data.table import table
 from dro_jax.data.text.vocabularies import vocabulary
+from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.run import batches as feeds
 
@@ -33,7 +34,7 @@ def judged(*pairs, prompt='p'):
 
 def load(path, **options):
   options = {'prompt_length': 64, 'response_length': 64, 'validation_fraction': 0} | options
-  return tasks.load_triplets(str(path), cache_dir=str(path) + '.cache', **options)
+  return load_triplets(str(path), cache_dir=str(path) + '.cache', **options)
 
 
 def pairs_of(formed):
@@ -262,9 +263,9 @@ def test_logged_pairs_have_no_margin(tmp_path):
 
 def test_a_file_registered_as_a_task_keeps_its_comparisons(tmp_path):
   write(tmp_path / 't.jsonl', judged(*CIRCLE))
-  tasks.register('circle_of_comparisons', {'train': str(tmp_path / 't.jsonl')})
+  seqio_tasks.register('circle_of_comparisons', {'train': str(tmp_path / 't.jsonl')})
   options = {'cache_dir': str(tmp_path / 'cache'), 'validation_fraction': 0}
-  found = tasks.load_triplets('circle_of_comparisons', prompt_length=8, response_length=8, **options)
+  found = load_triplets('circle_of_comparisons', prompt_length=8, response_length=8, **options)
   assert pairs_of(units.form(found.train, 'pair', UnitOptions())) == CIRCLE
 
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dro_jax.data import tasks
 from dro_jax.data.records import readers
 from dro_jax.data.records import triplets as sources
+from dro_jax.data.sources import find
 from dro_jax.errors import UsageError
 
 LINE = b'{"prompt": "p", "response": "r", "reward": 1}\n'
@@ -204,7 +204,7 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_named(tmp_path, monkeypatch):
   path = tmp_path / 't.jsonl'
   path.write_bytes(LINE)
   records = sources.read_triplets(str(path))
-  source = tasks.find(str(path))
+  source = find.find(str(path))
   path.unlink()
   for reading, message in ((records, 't.jsonl: cannot read it'), (source.records(), 'there is no such file')):
     with pytest.raises(UsageError, match=message):
@@ -215,7 +215,7 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_named(tmp_path, monkeypatch):
 
   path.write_bytes(LINE)
   monkeypatch.setattr('builtins.open', refuse)
-  for start in (lambda: read(path), lambda: tasks.find(str(path))):
+  for start in (lambda: read(path), lambda: find.find(str(path))):
     with pytest.raises(UsageError, match=r't.jsonl: cannot read it .*Permission denied'):
       start()
 
@@ -223,7 +223,7 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_named(tmp_path, monkeypatch):
 def test_a_file_that_changes_while_it_is_read_makes_no_table(tmp_path):
   path = tmp_path / 't.jsonl'
   path.write_bytes(LINE)
-  source = tasks.find(str(path))
+  source = find.find(str(path))
   path.write_bytes(LINE * 2)
   with pytest.raises(UsageError, match='changed while it was read'):
     list(source.records())

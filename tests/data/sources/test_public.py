@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dro_jax.data import tasks
 from dro_jax.data.batches import groups as units
 from dro_jax.data.batches import plan
+from dro_jax.data.sources import find
+from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.errors import UsageError
 
 with warnings.catch_warnings():
@@ -114,9 +115,9 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
 
 
-def load(name, folder, **options) -> tasks.Triplets:
+def load(name, folder, **options) -> Triplets:
   defaults = {'prompt_length': 256, 'response_length': 64, 'validation_fraction': 0}
-  return tasks.load_triplets(name, data_dir=str(folder), **defaults | options)
+  return load_triplets(name, data_dir=str(folder), **defaults | options)
 
 
 def triplets(name, folder, **options) -> list[tuple]:
@@ -340,8 +341,8 @@ def test_a_missing_file_is_named_with_where_to_get_it(hh):
 # --- downloads
 
 
-def load_downloaded(name) -> tasks.Triplets:
-  return tasks.load_triplets(name, prompt_length=64, response_length=64, validation_fraction=0)
+def load_downloaded(name) -> Triplets:
+  return load_triplets(name, prompt_length=64, response_length=64, validation_fraction=0)
 
 
 def test_without_a_folder_the_hubs_snapshot_is_read(hh, monkeypatch):
@@ -435,10 +436,10 @@ def test_a_mixture_that_counts_examples_is_told_the_other_way(hh):
 
 
 def test_another_file_is_another_table(hh):
-  before = tasks.find('hh_harmless', data_dir=str(hh)).fingerprint
-  assert tasks.find('hh_harmless', data_dir=str(hh / 'hh-rlhf')).fingerprint == before
+  before = find.find('hh_harmless', data_dir=str(hh)).fingerprint
+  assert find.find('hh_harmless', data_dir=str(hh / 'hh-rlhf')).fingerprint == before
   write(hh / 'hh-rlhf/harmless-base/train.jsonl.gz', pairs(0, 11))
-  assert tasks.find('hh_harmless', data_dir=str(hh)).fingerprint != before
+  assert find.find('hh_harmless', data_dir=str(hh)).fingerprint != before
 
 
 def test_every_data_set_is_a_task_with_its_splits():

@@ -4,11 +4,12 @@ import os
 import numpy as np
 import pytest
 
-from dro_jax import places
-from dro_jax.data import tasks
+from dro_jax import files
 from dro_jax.data.records import triplets as sources
+from dro_jax.data.sources import find
 from dro_jax.data.storage import buckets as staging
 from dro_jax.data.table import table
+from dro_jax.data.table.cache import build_table
 from dro_jax.errors import UsageError
 
 TRIPLETS = [{'prompt': f'p{i // 2}', 'response': f'r{i}', 'reward': float(i)} for i in range(6)]
@@ -20,13 +21,13 @@ def write(path, records=TRIPLETS):
 
 
 def build(cache='bucket://tables', triplets='bucket://data.jsonl') -> table.TokenTable:
-  return tasks.build_table(tasks.find(triplets), 'bytes', cache, **LENGTHS)
+  return build_table(find.find(triplets), 'bytes', cache, **LENGTHS)
 
 
 def test_a_path_with_a_scheme_is_left_as_it_is(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert str(places.absolute('gs://bucket/runs/1')) == 'gs://bucket/runs/1'
-  assert str(places.absolute('runs/1')) == str(tmp_path / 'runs' / '1')
+  assert str(files.absolute('gs://bucket/runs/1')) == 'gs://bucket/runs/1'
+  assert str(files.absolute('runs/1')) == str(tmp_path / 'runs' / '1')
 
 
 def test_triplets_are_copied_here_once_and_again_when_they_change(bucket, tmp_path):
@@ -42,11 +43,11 @@ def test_triplets_are_copied_here_once_and_again_when_they_change(bucket, tmp_pa
 
 def test_a_change_in_a_bucket_is_seen(bucket):
   write(bucket / 'data.jsonl')
-  before = tasks.stamps(['bucket://data.jsonl'])
-  tasks.refuse_changed(before)
+  before = find.stamps(['bucket://data.jsonl'])
+  find.refuse_changed(before)
   write(bucket / 'data.jsonl', TRIPLETS[:3])
   with pytest.raises(UsageError, match='bucket://data.jsonl: the file changed while it was read'):
-    tasks.refuse_changed(before)
+    find.refuse_changed(before)
 
 
 def test_patterns_in_a_bucket(bucket):

@@ -14,7 +14,7 @@ from dro_jax.errors import UsageError
 OPTIONS = {'what': 'store', 'description': 'd.json', 'version': 1, 'mark': 'm', 'elsewhere': 'another folder'}
 KILLED = """
 import os, signal, sys
-from dro_jax.data import folders
+from dro_jax.data.storage import folders
 with folders.Replacing(
   sys.argv[1], what='store', description='d.json', version=1, mark='m', elsewhere='x'
 ) as b:

@@ -3,14 +3,14 @@ import os
 import numpy as np
 import pytest
 
-from dro_jax.data import tasks
+from dro_jax.data import triplets
 from dro_jax.data.batches import loader, plan
 from dro_jax.data.batches import packing as layout
 from dro_jax.data.storage import hashes as split
 from dro_jax.data.table import column_store as columns
 from dro_jax.errors import UsageError
 from tests.data.generated import ratings, records, small_table
-from tests.data.test_tasks import write as write_file
+from tests.data.test_triplets import write as write_file
 
 
 @pytest.fixture(scope='module')
@@ -125,11 +125,11 @@ def test_mismatched_pairs_are_pairs_of_other_texts_in_their_slots(table, tmp_pat
 def test_loading_triplets_joins_both_parts(tmp_path):
   file = write_file(tmp_path / 't.jsonl', records(ratings(60)))
   options = {'prompt_length': 64, 'response_length': 96, 'cache_dir': str(tmp_path / 'cache')}
-  plain = tasks.load_triplets(file, validation_fraction=0.25, scaling='standardise', **options)
-  whole = tasks.load_triplets(file, validation_fraction=0, **options).train
+  plain = triplets.load_triplets(file, validation_fraction=0.25, scaling='standardise', **options)
+  whole = triplets.load_triplets(file, validation_fraction=0, **options).train
   value = np.where(np.arange(len(whole)) % 5 == 0, np.nan, whole.rewards)
   store = columns.write(tmp_path / 's', columns.keys(whole), {'value': value})
-  found = tasks.load_triplets(
+  found = triplets.load_triplets(
     file, validation_fraction=0.25, scaling='standardise', columns_from=store.directory, **options
   )
   for part in ('train', 'eval'):

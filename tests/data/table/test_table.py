@@ -296,7 +296,12 @@ def test_rates_are_weights_shared_out_among_a_sources_records(tmp_path):
 def test_the_data_wing_imports_neither_tensorflow_nor_seqio():
   script = """
 import sys
-from dro_jax.data import layout, loader, plan, scaling, sources, split, table, tasks, vocabularies
+from dro_jax.data import scaling, triplets
+from dro_jax.data.batches import loader, packing, plan
+from dro_jax.data.records import triplets as records
+from dro_jax.data.storage import hashes
+from dro_jax.data.table import table
+from dro_jax.data.text import vocabularies
 print([name for name in ('tensorflow', 'seqio', 'flax', 'pyarrow') if name in sys.modules])
 """
   result = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dro_jax.data import tasks
-from dro_jax.data.table import table
+from dro_jax.data.sources import find
+from dro_jax.data.table import cache, table
 from dro_jax.data.text import lost_text
 from dro_jax.data.text.vocabularies import vocabulary
 from dro_jax.errors import UsageError
@@ -64,8 +64,8 @@ def test_bytes_and_a_vocabulary_that_keeps_blanks_lose_nothing(tmp_path):
 def test_what_is_lost_is_told_with_an_example_and_a_remedy(tmp_path, words, caplog):
   path = tmp_path / 'feedback.jsonl'
   path.write_text(''.join(json.dumps(record) + '\n' for record in RECORDS))
-  tasks.build_table(
-    tasks.find(str(path)), words, str(tmp_path / 'cache'), prompt_length=64, response_length=64
+  cache.build_table(
+    find.find(str(path)), words, str(tmp_path / 'cache'), prompt_length=64, response_length=64
   )
   unknown, blanks, *_ = caplog.messages
   assert (
@@ -86,11 +86,11 @@ def test_a_text_without_tokens_is_refused_like_an_empty_one(tmp_path, words, sid
   path = tmp_path / 'feedback.jsonl'
   record = triplet(0, 'A fox', 'brown') | {side: '\u200b\u200b'}
   path.write_text(json.dumps(RECORDS[0] | {'id': 'x'}) + '\n' + json.dumps(record) + '\n')
-  found = tasks.find(str(path))
+  found = find.find(str(path))
   with pytest.raises(
     UsageError, match=rf"feedback.jsonl:2: the {side} '.u200b.u200b' is empty to the vocabulary"
   ):
-    tasks.build_table(found, words, str(tmp_path / 'cache'), prompt_length=64, response_length=64)
+    cache.build_table(found, words, str(tmp_path / 'cache'), prompt_length=64, response_length=64)
   assert not list((tmp_path / 'cache').glob('*feedback*'))
   assert len(build(tmp_path / 'bytes', vocabulary('bytes'), [record])) == 1
 

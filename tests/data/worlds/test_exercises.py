@@ -2,9 +2,10 @@ import itertools
 
 import pytest
 
-from dro_jax import rewards
 from dro_jax.data.worlds import exercises as verifiable
+from dro_jax.data.worlds.exercises import answer
 from dro_jax.errors import UsageError
+from dro_jax.run.sampling import rewards
 
 ALL = verifiable.Exercises(kinds=tuple(verifiable.KINDS))
 
@@ -34,7 +35,7 @@ def test_splits_have_their_shares():
 @pytest.mark.parametrize('kind', verifiable.KINDS)
 def test_every_prompt_has_an_answer(kind):
   prompts = verifiable.prompts(verifiable.Exercises(kinds=(kind,)), 'train', 30)
-  assert all(rewards.answer(prompt) for prompt in prompts)
+  assert all(answer(prompt) for prompt in prompts)
   records = verifiable.demonstrations(prompts)
   assert rewards.exact_match(prompts, [record['response'] for record in records]) == [1.0] * 30
   assert len({verifiable.kind_of(prompt) for prompt in prompts}) == 1
@@ -43,7 +44,7 @@ def test_every_prompt_has_an_answer(kind):
 def test_every_sum_carries():
   for prompt in verifiable.prompts(verifiable.Exercises(kinds=('add',), digits=3), 'train', 50):
     a, b = map(int, verifiable.subject(prompt).split(' + '))
-    assert sum(map(int, str(a))) + sum(map(int, str(b))) > sum(map(int, rewards.answer(prompt)))
+    assert sum(map(int, str(a))) + sum(map(int, str(b))) > sum(map(int, answer(prompt)))
 
 
 def test_parts_of_a_prompt():

@@ -20,7 +20,7 @@ exec(sys.argv[1 + int(index)])
 """
 SUM = """
 import jax, numpy as np
-from dro_jax import cluster
+from dro_jax.parallel import processes as cluster
 cluster.join()
 mesh = jax.make_mesh((jax.device_count(),), ('all',), axis_types=(jax.sharding.AxisType.Auto,))
 on = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

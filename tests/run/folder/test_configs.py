@@ -4,12 +4,13 @@ import logging
 
 import pytest
 
-from dro_jax import configs, train
-from dro_jax.data import tasks
+from dro_jax.configs import differences
+from dro_jax.data import triplets
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.recipes import a_lol, fit_value
 from dro_jax.run import batches as feeds
+from dro_jax.run import schedule, train
 from dro_jax.run.folder import configs as resume
 from dro_jax.step import reference
 
@@ -280,7 +281,7 @@ def test_a_resumed_run_keeps_its_first_texts_and_records_the_later_ones(tmp_path
 
 
 _CARRIERS = (
-  train.train, train.Schedule, feeds.RowOptions, partitioning.make_mesh, tasks.load_triplets,
+  train.train, schedule.Schedule, feeds.RowOptions, partitioning.make_mesh, triplets.load_triplets,
   fit_value.fit_value, a_lol.a_lol_stages,
 )  # fmt: skip
 
@@ -296,5 +297,5 @@ def test_every_parameter_is_in_one_class(function):
 def test_references_say_where_stores_lie():
   for name in ('frozen', 'soft', 'hard', 'cached'):
     assert set(resume.ACCEPTED[name]) < set(inspect.signature(getattr(reference, name)).parameters)
-  difference = configs.Difference('soft.alpha', '0.5', '0.6', None)
+  difference = differences.Difference('soft.alpha', '0.5', '0.6', None)
   assert resume.accepted(difference) is None

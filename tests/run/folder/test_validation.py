@@ -5,16 +5,17 @@ import shutil
 import numpy as np
 import pytest
 
-from dro_jax import algorithms, train
-from dro_jax.data import tasks
+from dro_jax import algorithms
+from dro_jax.data import triplets
 from dro_jax.evaluation import report
+from dro_jax.run import schedule, train
 from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
 from dro_jax.run.sampling import rollouts as online
 from dro_jax.statistics import agreement as statistics
 from dro_jax.step import optimizers
+from tests.evaluation.test_evaluate import MODEL, one_device
 from tests.evaluation.test_report import measured
-from tests.test_evaluate import MODEL, one_device
 
 
 def test_what_is_saved_is_read_and_the_rest_removed(tmp_path):
@@ -71,14 +72,15 @@ def run(tmp_path_factory):
   train.train(
     str(folder / 'run'),
     functools.partial(
-      tasks.load_triplets, str(folder / 't.jsonl'), prompt_length=16, response_length=8,
+      triplets.load_triplets, str(folder / 't.jsonl'), prompt_length=16, response_length=8,
       validation_fraction=0.4, cache_dir=str(folder / 'cache'),
     ),
     algorithms.dpo, model=MODEL, batch_size=4, mesh=one_device,
     policy_optimizer=functools.partial(optimizers.adamw, 0.01),
     rollouts=functools.partial(online.RolloutOptions, reward='length_reward'),
     schedule=functools.partial(
-      train.Schedule, steps=3, log_every=1, eval_every=1, checkpoint_every=2, sample_prompts=0, kl_prompts=3
+      schedule.Schedule, steps=3, log_every=1, eval_every=1, checkpoint_every=2, sample_prompts=0,
+      kl_prompts=3,
     ),
     best_metric='eval/kl',
   )  # fmt: skip

@@ -3,16 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dro_jax import networks
-from dro_jax.data import tasks
+from dro_jax.data import triplets
 from dro_jax.data.text import vocabularies
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
+from dro_jax.run import networks
 from dro_jax.run.sampling import policy_samples as own_samples
 from dro_jax.step import reference
 from dro_jax.step import state as train_state
 from tests.examples import CONFIG
-from tests.test_train import write_triplets
+from tests.run.test_train import write_triplets
 
 CONFIG = dataclasses.replace(CONFIG, vocab_size=384, num_heads=2)
 
@@ -20,7 +20,7 @@ CONFIG = dataclasses.replace(CONFIG, vocab_size=384, num_heads=2)
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
   folder = tmp_path_factory.mktemp('own')
-  return tasks.load_triplets(
+  return triplets.load_triplets(
     write_triplets(folder / 't.jsonl'), prompt_length=16, response_length=8, validation_fraction=0,
     cache_dir=str(folder / 'cache'),
   ).train  # fmt: skip

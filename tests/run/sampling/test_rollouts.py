@@ -10,22 +10,23 @@ import numpy as np
 import optax
 import pytest
 
-from dro_jax import algorithms, networks, train
-from dro_jax.batch import Batch
-from dro_jax.data import tasks
+from dro_jax import algorithms
+from dro_jax.algorithms.batch import Batch
 from dro_jax.data.batches import loader, plan
 from dro_jax.data.batches import packing as layout
 from dro_jax.data.text import vocabularies
+from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import sampling as decoding
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
+from dro_jax.run import networks, schedule, train
 from dro_jax.run.sampling import rollouts as online
 from dro_jax.step import optimizers, train_step
-from dro_jax.step import reference as references
+from dro_jax.step import reference as step_reference
 from dro_jax.step import state as train_state
 from tests.examples import CONFIG
-from tests.test_train import assert_same_run, records, two_devices
+from tests.run.test_train import assert_same_run, records, two_devices
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=None)
 NETS = networks.build(
@@ -55,7 +56,7 @@ def triplets(tmp_path_factory):
 def data(triplets, tmp_path_factory):
   cache = str(tmp_path_factory.mktemp('cache'))
   return functools.partial(
-    tasks.load_triplets, triplets, prompt_length=16, validation_fraction=0.3, cache_dir=cache
+    load_triplets, triplets, prompt_length=16, validation_fraction=0.3, cache_dir=cache
   )
 
 
@@ -63,7 +64,7 @@ def data(triplets, tmp_path_factory):
 def run(data):
   def run(folder, algorithm, *, steps, eval_every=0, **changes):
     timing = functools.partial(
-      train.Schedule, steps=steps, log_every=1, eval_every=eval_every, checkpoint_every=0, sample_prompts=0
+      schedule.Schedule, steps=steps, log_every=1, eval_every=eval_every, checkpoint_every=0, sample_prompts=0
     )
     settings = {
       'model': MODEL, 'batch_size': 8, 'value_readout': 'token', 'schedule': timing, 'mesh': two_devices,
@@ -103,7 +104,7 @@ def test_the_reward_rises(run, algorithm, tmp_path):
 
 
 def test_a_trust_region_run_is_measured_against_the_initial_policy(run, tmp_path):
-  hard = functools.partial(references.hard, every=1)
+  hard = functools.partial(step_reference.hard, every=1)
   result = run(tmp_path, LEARNERS['rloo'], steps=1, eval_every=1, reference=hard)
   assert abs(result['eval/kl_moving']) < 1e-5 < abs(result['eval/kl'])
   beta = LEARNERS['rloo']().temperature
@@ -148,7 +149,7 @@ def rollout(data, algorithm, mesh, batch_size=8, reward=low_letters, step=3, ask
   source = loader.Loader(
     table, batches, layout.Layout.fit(table, batches, packed=False, row_multiple=len(mesh.devices))
   )
-  reference = references.frozen(scoring.make_score(NETS.policy))
+  reference = step_reference.frozen(scoring.make_score(NETS.policy))
   responder = online.make_responder(
     NETS, algorithm, reference, mesh, WORDS, online.RolloutOptions(reward=reward), max_length=LENGTH
   )
@@ -270,7 +271,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(run, data, tm
     'samples=1, epochs=0': (functools.partial(algorithms.ppo_online, epochs=0), {}),
     'no reference log-probs can be cached': (
       algorithms.rloo_online,
-      {'reference': lambda score: references.frozen(score)._replace(is_kept=False)},
+      {'reference': lambda score: step_reference.frozen(score)._replace(is_kept=False)},
     ),
   }
   for message, (algorithm, changes) in cases.items():

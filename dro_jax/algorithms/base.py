@@ -1,0 +1,140 @@
+"""What an algorithm is: a loss over a batch, what it needs of a run, and how it reads a batch."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dro_jax.algorithms.batch import Batch
+from dro_jax.algorithms.columns import Fit, refuse_equal_within_prompts
+from dro_jax.errors import UsageError
+from dro_jax.ops import masked
+from dro_jax.types import Array, LossOutput, LossTerm
+
+
+class Online(NamedTuple):
+  """How an algorithm that learns from fresh responses gets them, and what it makes of them.
+
+  Attributes:
+    samples: responses of the current policy to each prompt of a batch.
+    epochs: optimiser steps on every batch of them.
+    token_columns: from a batch, scored by the policy that sampled it, to what the loss reads by token,
+      `[N, T]` each; `None` for nothing, and then no such scores are taken.
+  """
+
+  samples: int
+  epochs: int = 1
+  token_columns: Callable[[Batch], Mapping[str, Array]] | None = None
+
+
+class Algorithm(NamedTuple):
+  """What a train step needs to know of an algorithm.
+
+  Attributes:
+    name: the algorithm's, recorded with the run.
+    loss: from a batch to losses with weights, by response, pair or group.
+    temperature: τ (or β), by which τρ is an advantage in reward units.
+    criterion: the validation loss, or part of it, whose least value marks the best checkpoint.
+    unit: what `batch_size` counts: 'response', or the 'pair' or 'group' of responses to one prompt, or the
+      'prompt' to be answered.
+    uses_reference: whether it reads the reference policy's scores.
+    uses_value: whether it reads, and trains, a value network.
+    uses_token_values: whether that must give a value for each token.
+    pools_values: whether it reads one value for the whole batch, the mean of its responses'.
+    uses_mismatched: whether it reads scores of mismatched pairs.
+    uses_rewards: whether it reads rewards.
+    trains_policy: whether the policy gets a gradient.
+    couples: whether one example's loss depends on other examples, so that a microbatch alone cannot give its
+      gradient.
+    requires: the data's columns without which it cannot run.
+    columns: columns that it derives from the data (see `derived`), by name.
+    check: refuses triplets that it cannot learn from.
+    least_batch: what a batch must hold at least, of its unit: where it compares with the batch's mean, 2.
+    select: which of a table's responses to train on, `[N]` booleans; `None` for all.
+    weights: how often to draw each of a table's responses, `[N]`; `None` for each once an epoch.
+    statistics: running scalars, checkpointed, with their first values.
+    online: how it gets fresh responses; `None` where it learns from the logged ones.
+  """
+
+  name: str
+  loss: Callable[[Batch], LossOutput]
+  temperature: float = 1.0
+  criterion: str = 'loss'
+  unit: str = 'response'
+  uses_reference: bool = True
+  uses_value: bool = False
+  uses_token_values: bool = False
+  pools_values: bool = False
+  uses_mismatched: bool = False
+  uses_rewards: bool = True
+  trains_policy: bool = True
+  couples: bool = False
+  requires: tuple[str, ...] = ()
+  columns: Mapping[str, Fit] = {}
+  check: Callable[[Any], None] = lambda triplets: None
+  least_batch: int = 1
+  select: Callable[[Any], np.ndarray] | None = None
+  weights: Callable[[Any], np.ndarray] | None = None
+  statistics: Mapping[str, float] = {}
+  online: Online | None = None
+
+
+def with_batch_value(algorithm: Algorithm) -> Algorithm:
+  """The algorithm on one value for the whole batch, which couples the batch's examples."""
+  return algorithm._replace(pools_values=True, couples=True)
+
+
+def by_response(name: str, per_example: Callable[[Batch], Array], **settings: Any) -> Algorithm:
+  """An algorithm with one loss `[N]`, by response."""
+
+  def loss(batch: Batch) -> LossOutput:
+    return LossOutput({'policy': LossTerm(per_example(batch), batch.valid)})
+
+  return Algorithm(name, loss, **settings)
+
+
+def by_pair(name: str, per_pair: Callable[[Batch], Array], **settings: Any) -> Algorithm:
+  """An algorithm with one loss `[P]`, by pair: member 0 is chosen, member 1 rejected."""
+
+  def loss(batch: Batch) -> LossOutput:
+    valid = jnp.all(batch.unit_mask, axis=1)
+    scores = batch.policy_logps - (0.0 if batch.reference is None else batch.reference_logps)
+    margins = jax.lax.stop_gradient(jnp.diff(-batch.members(scores), axis=1)[:, 0])
+    wins = jnp.where(margins == 0, 0.5, (margins > 0).astype(jnp.float32))
+    metrics = {
+      'pair_margin': masked.weighted_mean(margins, valid),
+      'pair_accuracy': masked.weighted_mean(wins, valid),
+    }
+    return LossOutput({'policy': LossTerm(per_pair(batch), valid)}, metrics)
+
+  return Algorithm(name, loss, unit='pair', couples=True, **settings)
+
+
+def by_group(name: str, per_group: Callable[[Batch], Array], **settings: Any) -> Algorithm:
+  """An algorithm with one loss `[G]`, by group of responses to one prompt."""
+
+  def loss(batch: Batch) -> LossOutput:
+    return LossOutput({'policy': LossTerm(per_group(batch), jnp.any(batch.unit_mask, axis=1))})
+
+  settings = {'check': refuse_equal_within_prompts, **settings}
+  return Algorithm(name, loss, unit='group', couples=True, **settings)
+
+
+def check_columns(algorithm: Algorithm, columns: Iterable[str]) -> None:
+  """Refuses data without a column that the algorithm reads.
+
+  Raises:
+    UsageError: a required column is missing.
+  """
+  for column in algorithm.requires:
+    if column not in columns:
+      raise UsageError(
+        f'the algorithm reads the column {column!r}, which the triplets lack (they have '
+        f'{", ".join(sorted(columns)) or "no extra columns"}): add it, or map one with '
+        f'--columns {column}=YOURS.'
+      )
+
+
+NO_LOSS = Algorithm('none', lambda batch: LossOutput({}))

@@ -1,0 +1,114 @@
+"""DRO-V and its kin: a policy and a value trained so that r − V(x) = τ log π/π_ref."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dro_jax import limits, losses
+from dro_jax.algorithms import columns
+from dro_jax.algorithms.base import Algorithm
+from dro_jax.algorithms.batch import Batch
+from dro_jax.algorithms.labels import Labels, checked_labels, dataset_mean_labels
+from dro_jax.algorithms.settings import UNHELD
+from dro_jax.ops import masked
+from dro_jax.types import Array, LossOutput, LossTerm, Scalar
+
+
+def _value_loss(batch: Batch, rewards: Array, tau: Scalar) -> Array:
+  """DRO-V's value loss `[N]`, by response, or by token where the value is read per token."""
+  if batch.scores.token_values is None:
+    return losses.dro_v_value(batch.policy_logps, batch.reference_logps, rewards, batch.values, tau=tau)
+  policy_NT, reference_NT, values_NT = map(
+    batch.tokens, (batch.scores.token_logps, batch.reference.token_logps, batch.scores.token_values)
+  )
+  return losses.dro_v_token_value(policy_NT, reference_NT, batch.token_mask, rewards, values_NT, tau=tau)
+
+
+def _dro_v_terms(batch: Batch, rewards: Array, tau: Scalar, weights: Array) -> LossOutput:
+  policy = losses.dro_v_policy(batch.policy_logps, batch.reference_logps, rewards, batch.values, tau=tau)
+  value = _value_loss(batch, rewards, tau)
+  return LossOutput({'policy': LossTerm(policy, weights), 'value': LossTerm(value, weights)})
+
+
+def dro_v(tau: Scalar = 1.0) -> Algorithm:
+  """DRO-V: a policy and a value trained together (`losses.dro_v_policy`, `losses.dro_v_value`)."""
+  limits.above_zero('dro_v', UNHELD, tau=tau)
+  # The policy's loss has no meaning by itself; the value's is ½ (r − V − τρ)², DRO's own objective (Eq. 4).
+  loss = lambda batch: _dro_v_terms(batch, batch.rewards, tau, batch.valid)  # noqa: E731
+  return Algorithm(
+    'dro_v', loss, tau, criterion='loss/value', uses_value=True, check=columns.refuse_equal_rewards
+  )
+
+
+def dro_v_binary(tau: Scalar = 1.0, labels: Callable[[], Labels] = dataset_mean_labels) -> Algorithm:
+  """DRO-V on thumbs instead of rewards: what the scalar reward is worth."""
+  limits.above_zero('dro_v_binary', UNHELD, tau=tau)
+  label = checked_labels(columns.both_kinds, labels())
+
+  def loss(batch: Batch) -> LossOutput:
+    thumbs = label.of(batch)
+    return _dro_v_terms(batch, thumbs.up.astype(jnp.float32), tau, batch.valid & thumbs.known)
+
+  return Algorithm(
+    'dro_v_binary', loss, tau, criterion='loss/value', uses_value=True, uses_rewards=label.uses_rewards,
+    couples=label.couples, requires=label.requires, columns=label.columns,
+  )  # fmt: skip
+
+
+def dro_v_residual(tau: Scalar = 1.0) -> Algorithm:
+  """DRO's squared residual, nothing stopped (`losses.dro_v_residual`): policy and value share one loss."""
+  limits.above_zero('dro_v_residual', UNHELD, tau=tau)
+
+  def loss(batch: Batch) -> LossOutput:
+    residual = losses.dro_v_residual(
+      batch.policy_logps, batch.reference_logps, batch.rewards, batch.values, tau=tau
+    )
+    return LossOutput({'residual': LossTerm(residual, batch.valid)})
+
+  return Algorithm('dro_v_residual', loss, tau, uses_value=True, check=columns.refuse_equal_rewards)
+
+
+def dro_fixed_value(tau: Scalar = 1.0) -> Algorithm:
+  """DRO with a given V, the data's column `value`: a regressed mean reward, or the oracle's V*.
+
+  V is part of the solution: any other than V* biases the policy (arXiv 2405.19107, Sect. 3.3).
+  """
+  limits.above_zero('dro_fixed_value', UNHELD, tau=tau)
+
+  def loss(batch: Batch) -> LossOutput:
+    values = batch.column('scaled_value')
+    policy = losses.dro_v_policy(batch.policy_logps, batch.reference_logps, batch.rewards, values, tau=tau)
+    residual = batch.rewards - values - tau * (batch.policy_logps - batch.reference_logps)
+    metrics = {'residual': masked.weighted_mean(jnp.square(residual) / 2, batch.valid)}
+    return LossOutput({'policy': LossTerm(policy, batch.valid)}, metrics)
+
+  return Algorithm('dro_fixed_value', loss, tau, columns={'scaled_value': columns.scaled_value})
+
+
+def dro_p(tau: Scalar = 1.0) -> Algorithm:
+  """DRO-P: the global batch's mean residual in place of a value (`losses.dro_p`)."""
+  limits.above_zero('dro_p', UNHELD, tau=tau)
+
+  def loss(batch: Batch) -> LossOutput:
+    residuals = batch.rewards - tau * (batch.policy_logps - batch.reference_logps)
+    mean = jax.lax.stop_gradient(masked.weighted_mean(residuals, batch.valid))
+    policy = losses.dro_p(batch.policy_logps, batch.reference_logps, batch.rewards, mean, tau=tau)
+    return LossOutput({'policy': LossTerm(policy, batch.valid)}, {'mean_residual': mean})
+
+  return Algorithm('dro_p', loss, tau, couples=True, check=columns.refuse_equal_rewards, least_batch=2)
+
+
+def regression() -> Algorithm:
+  """A value alone, fitted to rewards by least squares; the policy gets no gradient.
+
+  L = ½ (V(x) − r)²
+  """
+
+  def loss(batch: Batch) -> LossOutput:
+    return LossOutput({'value': LossTerm(jnp.square(batch.values - batch.rewards) / 2, batch.valid)})
+
+  return Algorithm('regression', loss, uses_reference=False, uses_value=True, trains_policy=False)
+
+
+__all__ = ['dro_fixed_value', 'dro_p', 'dro_v', 'dro_v_binary', 'dro_v_residual', 'regression']

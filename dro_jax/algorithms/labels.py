@@ -1,0 +1,144 @@
+"""Labels and baselines of rewards: which responses count as good, and what a reward is compared with."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from dro_jax.algorithms import columns as algorithms_columns
+from dro_jax.algorithms.batch import Batch
+from dro_jax.ops import masked
+from dro_jax.types import Array
+
+
+class Thumbs(NamedTuple):
+  """A batch's labels, `[N]` booleans each: which responses are desirable, and which have a label at all."""
+
+  up: Array
+  known: Array
+
+
+class Labels(NamedTuple):
+  """How rewards become thumbs: `of(batch)`, and what of the data it reads.
+
+  `couples` where a response's label depends on the batch it is in.
+  """
+
+  of: Callable[[Batch], Thumbs]
+  couples: bool = False
+  uses_rewards: bool = True
+  requires: tuple[str, ...] = ()
+  columns: Mapping[str, algorithms_columns.Fit] = {}
+
+
+def _logged_thumbs(batch: Batch) -> Thumbs:
+  """What the column of labels says (see `algorithms.columns.Labelling`)."""
+  label = batch.column('derived_label')
+  return Thumbs(label == 1, label != algorithms_columns.NO_LABEL)
+
+
+def _minibatch_thumbs(batch: Batch) -> Thumbs:
+  """A reward's side of the batch's mean. Equal rewards have none."""
+  mean = masked.weighted_mean(batch.rewards, batch.valid)
+  spread = jnp.sqrt(masked.weighted_variance(batch.rewards, batch.valid))
+  # A reward that is the mean does not exceed it, in whichever order the layout made the float32 sum.
+  above = batch.rewards - mean > 1e-5 * (jnp.abs(mean) + spread)
+  return Thumbs(above, jnp.full_like(batch.valid, masked.varies(batch.rewards, batch.valid)))
+
+
+def _derived_labels(fit: algorithms_columns.Fit) -> Labels:
+  return Labels(_logged_thumbs, columns={'derived_label': fit})
+
+
+def minibatch_mean_labels() -> Labels:
+  """Desirable when the reward exceeds the mean of the global minibatch (DRO's KTO baseline).
+
+  Binary rewards are labels themselves (see `algorithms.columns.binary_labels`): their column says so.
+  """
+
+  def of(batch: Batch) -> Thumbs:
+    asks = batch.column('derived_label') == algorithms_columns.BY_BATCH
+    return Thumbs(*(jnp.where(asks, *pair) for pair in zip(_minibatch_thumbs(batch), _logged_thumbs(batch))))
+
+  return Labels(of, couples=True, columns={'derived_label': algorithms_columns.above_minibatch_mean})
+
+
+def column_labels() -> Labels:
+  """Desirable when the data's `label` column is positive."""
+  return _derived_labels(algorithms_columns.label_column)._replace(uses_rewards=False, requires=('label',))
+
+
+def threshold_labels(threshold: float = 0.0) -> Labels:
+  """Desirable when the reward, in its own units, exceeds a threshold."""
+  return _derived_labels(algorithms_columns.above_threshold(threshold))
+
+
+def dataset_mean_labels() -> Labels:
+  """Desirable when the reward exceeds the training responses' mean; binary rewards are labels themselves."""
+  return _derived_labels(algorithms_columns.above_dataset_mean)
+
+
+def prompt_mean_labels() -> Labels:
+  """Desirable when the reward exceeds the mean of the responses logged for its prompt.
+
+  Binary rewards are labels themselves. Lone answers are compared with the data set's mean; ties have none.
+  """
+  return _derived_labels(algorithms_columns.above_prompt_mean)
+
+
+def value_labels() -> Labels:
+  """Desirable when the reward exceeds the prompt's fitted value, the data's column `value`.
+
+  Binary rewards are labels themselves (see `algorithms.columns.binary_labels`).
+  """
+  return _derived_labels(algorithms_columns.above_value)
+
+
+def checked_labels(
+  check: Callable[[algorithms_columns.Fit], algorithms_columns.Fit], labels: Labels
+) -> Labels:
+  """The same labels, refused where they are not what an algorithm needs."""
+  return labels._replace(columns={name: check(fit) for name, fit in labels.columns.items()})
+
+
+class Baseline(NamedTuple):
+  """What is taken off a reward to make an advantage: `of(batch) -> [N]`, scaled, and what it derives."""
+
+  of: Callable[[Batch], Array]
+  couples: bool = False
+  columns: Mapping[str, algorithms_columns.Fit] = {}
+  check: Callable[[Any], None] = lambda triplets: None
+  least_batch: int = 1
+
+
+def zero_baseline() -> Baseline:
+  """b = 0."""
+  return Baseline(lambda batch: jnp.zeros_like(batch.rewards), check=algorithms_columns.refuse_zero_rewards)
+
+
+def minibatch_mean_baseline() -> Baseline:
+  """b = the global minibatch's mean reward."""
+  return Baseline(
+    lambda batch: jnp.full_like(batch.rewards, masked.weighted_mean(batch.rewards, batch.valid)),
+    couples=True, check=algorithms_columns.refuse_equal_rewards, least_batch=2,
+  )  # fmt: skip
+
+
+def value_baseline() -> Baseline:
+  """b = V(x), the data's column `value`."""
+  return Baseline(
+    lambda batch: batch.column('scaled_value'), columns={'scaled_value': algorithms_columns.scaled_value}
+  )
+
+
+__all__ = [
+  'column_labels',
+  'dataset_mean_labels',
+  'minibatch_mean_baseline',
+  'minibatch_mean_labels',
+  'prompt_mean_labels',
+  'threshold_labels',
+  'value_baseline',
+  'value_labels',
+  'zero_baseline',
+]

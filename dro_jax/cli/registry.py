@@ -1,0 +1,90 @@
+"""What gin has registered and bound: gin has no public list of either."""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import gin
+
+
+def bound_value(name: str) -> Any | None:
+  """What a macro, or CONFIGURABLE.PARAMETER, is bound to so far; macros are followed."""
+  try:
+    value = gin.query_parameter(name if '.' in name else f'{name}/gin.macro.value')
+  except (ValueError, KeyError):
+    return None
+  macro = macro_of(value)
+  return bound_value(macro) if macro else value
+
+
+def macro_of(value: Any) -> str | None:
+  """The name of the macro that a value refers to, if it does."""
+  if not isinstance(value, gin.config.ConfigurableReference) or value.selector != 'gin.macro':
+    return None
+  return value.scoped_selector.rpartition('/')[0]
+
+
+def parse_literal(text: str) -> Any | None:
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    return None
+
+
+def is_configurable(name: str) -> bool:
+  if not re.fullmatch(r'[A-Za-z_][\w.]*', name):
+    return False
+  try:
+    return gin.get_configurable(name) is not None
+  except (ValueError, KeyError):
+    return False
+
+
+def unwrapped(selector: str) -> Callable[..., Any]:
+  """What gin wraps: a class that it wraps has lost its signature."""
+  return gin.config._REGISTRY.get_match(selector).wrapped
+
+
+def module_of(selector: str) -> str:
+  """The module by which gin knows a configurable."""
+  return gin.config._REGISTRY.get_match(selector).module
+
+
+def configurable_names() -> list[str]:
+  # Gin has no public list of what is registered.
+  names = [selector.rsplit('.', 1)[-1] for selector, _ in gin.config._REGISTRY.items()]
+  return sorted(set(names))
+
+
+def defined_macros() -> set[str]:
+  # Nor of what is bound.
+  return {scope for scope, selector in gin.config._CONFIG if selector == 'gin.macro'}
+
+
+class _Use(NamedTuple):
+  """A binding that refers to a macro: of a configurable's parameter, or of another macro, its scope."""
+
+  macro: str
+  scope: str
+  selector: str
+  parameter: str
+
+
+def macro_uses() -> Iterator[_Use]:
+  """Every place where a binding refers to a macro."""
+  for (scope, selector), parameters in gin.config._CONFIG.items():
+    for parameter, value in parameters.items():
+      for reference in gin.config.iterate_references([value]):
+        if macro := macro_of(reference):
+          yield _Use(macro, scope, selector, parameter)
+
+
+def used_macros() -> dict[str, str]:
+  """Every macro that some binding refers to, and one such binding."""
+  return {
+    use.macro: use.scope
+    if use.selector == 'gin.macro'
+    else f'{use.selector.rsplit(".", 1)[-1]}.{use.parameter}'
+    for use in macro_uses()
+  }

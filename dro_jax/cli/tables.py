@@ -1,0 +1,186 @@
+"""The tables of commands and of plain flags."""
+
+import pathlib
+from typing import NamedTuple
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# Installed, the gin files are inside the package; in a checkout they are beside it.
+_PLACES = (_PACKAGE / 'gin_configs', _PACKAGE.parent / 'gin_configs')
+GIN_CONFIGS = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
+
+
+class Command(NamedTuple):
+  """What a word after `dro_jax` runs.
+
+  configurables  what else gin may bind: a MODULE's public names, or MODULE:NAME.
+  bare           the flag that arguments without a flag belong to.
+  usage          lines for its help.
+  own            the door does it itself, and gin binds nothing to it.
+  """
+
+  module: str
+  function: str
+  summary: str
+  configurables: tuple[str, ...] = ()
+  bare: str | None = None
+  usage: tuple[str, ...] = ()
+  own: bool = False
+
+
+_MODEL = ('dro_jax.models.t5.config:T5Config', 'dro_jax.parallel.partitioning')
+_DATA = ('dro_jax.data.triplets:load_triplets',)
+_TRAIN = (
+  *_MODEL,
+  *_DATA,
+  'dro_jax.algorithms',
+  'dro_jax.step.optimizers',
+  'dro_jax.step.reference',
+  'dro_jax.data.batches.groups:UnitOptions',
+  'dro_jax.run.sampling.rollouts',
+  'dro_jax.run.sampling.rewards',
+  'dro_jax.run.batches',
+  'dro_jax.run.schedule:Schedule',
+  'dro_jax.run.train:train',
+)
+COMMANDS = {
+  'train': Command(
+    'dro_jax.run.train',
+    'train',
+    'aligns a policy with (prompt, response, reward) triplets, or resumes a run',
+    _TRAIN,
+  ),
+  'cache_reference': Command(
+    'dro_jax.recipes.cache_reference',
+    'cache_reference',
+    "takes a reference's log-probs once, for any run",
+    _TRAIN,
+  ),
+  'fit_value': Command(
+    'dro_jax.recipes.fit_value',
+    'fit_value',
+    'fits V(x) on other prompts, for methods that read a value',
+    _TRAIN,
+  ),
+  'a_lol': Command(
+    'dro_jax.recipes.a_lol',
+    'a_lol_stages',
+    'A-LoL in its stages: fits a value, keeps what beats it, trains on that',
+    (*_TRAIN, 'dro_jax.recipes.fit_value'),
+  ),
+  'preflight': Command(
+    'dro_jax.preflight.preflight',
+    'preflight',
+    'compiles a run for a TPU slice that need not be here: does it fit, how fast can it be',
+    _TRAIN,
+  ),
+  'evaluate': Command(
+    'dro_jax.evaluation.evaluate',
+    'evaluate',
+    'scores a triplet file: statistics, ranking accuracy, baselines',
+    (*_MODEL, *_DATA),
+  ),
+  'inspect': Command(
+    'dro_jax.inspection.inspect',
+    'inspect_triplets',
+    'says what a triplet file holds, which methods it admits, and how to train on it',
+    bare='triplets',
+  ),
+  'train_vocabulary': Command(
+    'dro_jax.recipes.train_vocabulary',
+    'train_vocabulary',
+    'trains a SentencePiece model on the texts of triplets',
+    bare='triplets',
+  ),
+  'build_table': Command(
+    'dro_jax.recipes.build_table',
+    'build_table',
+    'tokenises triplets once, on this machine or by Apache Beam on many, for runs that read them',
+    bare='triplets',
+  ),
+  'generate': Command('dro_jax.evaluation.generate', 'generate', 'samples responses to prompts', _MODEL),
+  'arena': Command(
+    'dro_jax.arena.arena',
+    'arena',
+    'holds methods to a known optimum, and to each other',
+    (
+      *_MODEL,
+      'dro_jax.arena.bandit',
+      'dro_jax.arena.exact.suite',
+      'dro_jax.arena.exact.world:ExactSettings',
+      'dro_jax.arena.text.suite',
+      'dro_jax.arena.human.suite',
+    ),
+  ),
+  'report': Command(
+    'dro_jax.evaluation.report',
+    'report',
+    'compares runs: settings, curves, metrics with paired intervals',
+    bare='runs',
+  ),
+  'import_checkpoint': Command(
+    'dro_jax.checkpoints.import_checkpoint',
+    'import_checkpoint',
+    'brings in a T5 of Hugging Face or T5X, for --init_from',
+  ),
+  'export_checkpoint': Command(
+    'dro_jax.checkpoints.export_checkpoint', 'export_checkpoint', 'writes a policy for transformers or T5X'
+  ),
+  'check': Command(
+    'dro_jax.evaluation.check',
+    'check',
+    'shows that a checkpoint scores and answers: ρ = 0 against itself, five answers',
+  ),
+  'configs': Command(
+    'dro_jax.main',
+    'main',
+    'lists gin files; shows every setting, whence it comes and what it means; says what differs',
+    bare='words',
+    usage=(
+      'configs list [FOLDER]                 the packaged gin files',
+      'configs show COMMAND [flags]          what a command line would run with, given its own flags',
+      'configs show MODEL_DIR|FILE           what a run was made with, or what a file binds',
+      'configs diff A B                      of runs, files or commands; and whether A may be resumed as B',
+      '',
+    ),
+    own=True,
+  ),
+}
+
+
+class Flag(NamedTuple):
+  """A plain flag: the macro that it becomes.
+
+  macro   the macro's name.
+  help    what it means.
+  joined  several are one text, joined by commas.
+  bare    its value is read as `--set` reads one: a number, a configurable's name, or else text.
+  alone   its value where the flag stands alone.
+  """
+
+  macro: str
+  help: str
+  joined: bool = False
+  bare: bool = False
+  alone: str | None = None
+
+
+FLAGS = {
+  'model_dir': Flag('MODEL_DIR', "the run's folder: metrics, checkpoints, configuration"),
+  'triplets': Flag('TRIPLETS', 'triplet files, or names of data sets, separated by commas', joined=True),
+  'eval_triplets': Flag('EVAL_TRIPLETS', 'triplet files held out for validation', joined=True),
+  'init_from': Flag('INIT_FROM', "where parameters come from: a run's or an imported folder"),
+  'columns': Flag('COLUMNS', "your files' own names: prompt=question,reward=thumbs", joined=True),
+  'columns_from': Flag('COLUMNS_FROM', "folders of fit_value's, whose values join the data", joined=True),
+  'map_reward': Flag('MAP_REWARD', "numbers for your rewards' words: up=1,down=0", joined=True),
+  'runs': Flag('RUNS', "runs' folders; `dro_jax report RUN ...` takes them without the flag", joined=True),
+  'words': Flag('WORDS', 'what to list, show or compare; `dro_jax configs` takes it without the flag'),
+  'beam_options': Flag('BEAM_OPTIONS', "Apache Beam's own flags: '--runner=DataflowRunner --project=...'"),
+  'output': Flag('OUTPUT', 'where the result is written'),
+  'suite': Flag('SUITE', "the arena's suite: bandit, exact, text or human", bare=True),
+  'algorithms': Flag('ALGORITHMS', 'who competes, separated by commas', joined=True),
+  'seeds': Flag('SEEDS', 'repetitions, numbered from 0', bare=True),
+  'replay': Flag('REPLAY', 'goes again to a batch whose loss was not finite: MODEL_DIR/nonfinite/STEP'),
+  'topology': Flag('TOPOLOGY', 'the slice to compile for: v5e:4x8, or 2xv5e:4x8 for two of them'),
+  'sweep': Flag('SWEEP', 'tries every mesh that divides the slice', bare=True, alone='True'),
+  'widen': Flag('WIDEN', "steps by which every method's grid is extended", bare=True, alone='1'),
+}

@@ -1,0 +1,1 @@
+"""Gin's texts, read without gin."""

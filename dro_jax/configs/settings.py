@@ -1,0 +1,71 @@
+"""Every setting of a configuration, with its value."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from dro_jax.configs.text import Binding, Config, follow, is_same, macro_of, references, split
+
+# Who trains: what they refer to is read by a run.
+ROOTS = ('train', 'fit_value', 'a_lol_stages')
+
+
+class Setting(NamedTuple):
+  """A parameter as a run reads it.
+
+  Attributes:
+    value: macros followed; None where nothing is known to be bound.
+    macro: the macro that it is, if it is one and nothing else.
+    binding: whence, None for a default.
+  """
+
+  value: str | None
+  macro: str | None = None
+  binding: Binding | None = None
+
+
+def settings(
+  config: Config, roots: Sequence[str], defaults: Mapping[str, Mapping[str, str | None]], every: bool = False
+) -> dict[str, dict[str, Setting]]:
+  """What roots and all that they refer to read: parameters' settings by SCOPE/CONFIGURABLE.
+
+  Args:
+    config: the bindings.
+    roots: configurables that are called.
+    defaults: of parameters, by configurable.
+    every: also what no root refers to.
+  """
+  bound, found = _by_configurable(config), {}
+  todo = [('', root) for root in roots if root in defaults or any(is_same(root, name) for name in bound)]
+  if every:
+    todo += [(scope, name) for name, scopes in bound.items() for scope in scopes]
+  while todo:
+    scope, name = todo.pop(0)
+    selector = next((other for other in bound if is_same(name, other)), name)
+    key = f'{scope}/{selector}'.lstrip('/')
+    if key in found:
+      continue
+    unset = {parameter: Setting(default) for parameter, default in defaults.get(selector, {}).items()}
+    found[key] = unset | _in_scope(config, bound.get(selector, {}), scope)
+    values = (setting.value for setting in found[key].values() if setting.binding)
+    todo += [(inner or scope, reference) for value in values for inner, reference in references(value)]
+  return found
+
+
+def _by_configurable(config: Config) -> dict[str, dict[str, dict[str, Binding]]]:
+  bound = {}
+  for name, binding in config.last.items():
+    scope, selector, parameter = split(name)
+    if selector:
+      bound.setdefault(selector, {}).setdefault(scope, {})[parameter] = binding
+  return bound
+
+
+def _in_scope(config: Config, scopes: Mapping[str, Mapping[str, Binding]], scope: str) -> dict[str, Setting]:
+  """A configurable's settings where it is called in a scope: an outer scope's hold where none is nearer."""
+  outer = ['', *itertools.accumulate(filter(None, scope.split('/')), '{}/{}'.format)]
+  nearest = {name: binding for at in outer for name, binding in scopes.get(at, {}).items()}
+  return {
+    name: Setting(follow(config, binding.value), macro_of(binding.value), binding)
+    for name, binding in nearest.items()
+  }

@@ -1,0 +1,1 @@
+"""A compiled program's text, read: loops, operations, collectives, memory."""

@@ -1,0 +1,82 @@
+"""A program's floating point operations."""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from dro_jax.costs.hlo.loops import runs
+from dro_jax.costs.hlo.program import Computation, Instruction, Module
+
+
+def flops(module: Module) -> float | int:
+  """Operations of matrix products and convolutions on one device, two a multiply-add."""
+  count = runs(module).count
+  return sum(
+    count[computation.name] * _FLOPS[instruction.opcode](computation, instruction)
+    for computation in module.computations.values()
+    for instruction in computation.instructions.values()
+    if instruction.opcode in _FLOPS
+  )
+
+
+def _of_dot(computation: Computation, dot: Instruction) -> float | int:
+  left = computation.instructions[dot.operands[0]].shapes[0]
+  axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', dot.attributes)
+  contracted = math.prod(left.dims[int(axis)] for axis in axes[1].split(',') if axis) if axes else 1
+  return 2.0 * dot.shapes[0].elements * contracted
+
+
+def _of_convolution(computation: Computation, conv: Instruction) -> float | int:
+  """Two for each pair of an output and a kernel position that meet inside the input."""
+  left, right, out = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', conv.attributes).groups()
+  base, kernel = (computation.instructions[name].shapes[0].dims for name in conv.operands[:2])
+  meetings = 1
+  for i, (size, stride, pad, grown, kernel_grown) in enumerate(_window(conv, len(out) - 2)):
+    meetings *= _meetings(
+      base[left.index(str(i))], conv.shapes[0].dims[out.index(str(i))],
+      size=size, stride=stride, pad=pad, grown=grown, kernel_grown=kernel_grown,
+    )  # fmt: skip
+  batch, features = (conv.shapes[0].dims[out.index(name)] for name in 'bf')
+  # Groups in the batch show as an output batch that is that much smaller.
+  return 2.0 * batch * features * kernel[right.index('i')] * meetings
+
+
+def _window(conv: Instruction, rank: int) -> Iterator[tuple[int, int, int, int, int]]:
+  """By spatial axis: window size, stride, padding below, input dilation, kernel dilation."""
+  window = re.search(r'window=\{([^}]*)\}', conv.attributes)
+  fields = dict(field.split('=') for field in window[1].split()) if window else {}
+  for i in range(rank):
+    part = lambda name, i=i: fields[name].split('x')[i] if name in fields else None  # noqa: E731
+    pad = int((part('pad') or '0_0').split('_')[0])
+    yield (
+      int(part('size') or 1), int(part('stride') or 1), pad, int(part('lhs_dilate') or 1),
+      int(part('rhs_dilate') or 1),
+    )  # fmt: skip
+
+
+@functools.cache
+def _meetings(base: int, out: int, *, size: int, stride: int, pad: int, grown: int, kernel_grown: int) -> int:
+  """How many (output, kernel) positions of one spatial axis fall on an element of the input."""
+  at = np.arange(out)[:, None] * stride + np.arange(size)[None, :] * kernel_grown - pad
+  return int(((at >= 0) & (at < (base - 1) * grown + 1) & (at % grown == 0)).sum())
+
+
+_FLOPS: Mapping[str, Callable[[Computation, Instruction], float | int]] = {
+  'dot': _of_dot,
+  'convolution': _of_convolution,
+}
+
+
+def estimated_cycles(module: Module) -> float | int:
+  """Cycles of one device's core, as the compiler itself noted them; 0 where it did not."""
+  counts, inside = runs(module)
+  return sum(
+    counts[computation.name] * int(found[1])
+    for computation in module.computations.values()
+    if computation.name not in inside
+    for instruction in computation.instructions.values()
+    if (found := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes))
+  )

@@ -1,0 +1,208 @@
+"""Where triplets come from: files, data sets by name, seqio tasks."""
+
+import hashlib
+import os
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax import files
+from dro_jax.data.records import triplets as sources
+from dro_jax.data.records.triplets import Record
+from dro_jax.data.storage import buckets as staging
+from dro_jax.data.table import table
+from dro_jax.data.text import chat
+from dro_jax.errors import UsageError, did_you_mean
+
+
+class Source(NamedTuple):
+  """Records to come, and what stands for them in a fingerprint."""
+
+  name: str
+  records: Callable[[], Iterator[Record]]
+  fingerprint: str
+  rates: Mapping[str, float | int] | None = None
+
+
+def find(
+  name: str | Sequence[str],
+  *,
+  columns: str | Mapping[str, str] | None = None,
+  map_reward: str | Mapping[str, float | int] | None = None,
+  rewards_required: bool = True,
+  chat_template: str = chat.TEMPLATE,
+  split: str = 'train',
+  data_dir: str | None = None,
+) -> Source:
+  """The source that triplet files, or the names of seqio tasks or mixtures, stand for."""
+  options = {
+    'columns': columns, 'map_reward': map_reward, 'rewards_required': rewards_required,
+    'chat_template': chat_template,
+  }  # fmt: skip
+  if not name:
+    raise UsageError('no triplets given; pass --triplets FILE')
+  if not sources.is_files(name):
+    names = [part.strip() for text in as_names(name) for part in text.split(',')]
+    return _joined([_find_task(part, split, options, data_dir) for part in names])
+  files = sources.expand(name)
+  before = stamps(files)
+  mark = files_mark(table.files_fingerprint(files), options)
+
+  def records() -> Iterator[Record]:
+    yield from sources.read_triplets(files, **options)
+    refuse_changed(before)
+
+  return Source(os.path.basename(files[0]), records, mark)
+
+
+def files_mark(fingerprint: str, options: Mapping[str, Any]) -> str:
+  """What stands for the records of triplet files, read with these options."""
+  return table.fingerprint(sources.READING, fingerprint, sorted(options.items()))
+
+
+def stamps(files: Sequence[str]) -> dict[str, tuple[int, int] | None]:
+  """What changes with a file, on a disk or in a bucket: its size and time; None where it is gone."""
+  return {path: _stamp(path) for path in files}
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+  try:
+    if files.is_remote(path):
+      return staging.stamp(path)
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
+  except OSError:
+    return None
+
+
+def refuse_changed(before: Mapping[str, tuple[int, int] | None]) -> None:
+  """A table of other records than its fingerprint says would be taken for the right one for ever."""
+  changed = [path for path, stamp in stamps(list(before)).items() if stamp != before[path]]
+  if changed:
+    raise UsageError(f'{changed[0]}: the file changed while it was read; run again when it is complete')
+
+
+def _joined(parts: Sequence[Source]) -> Source:
+  """All records of all sources, each once."""
+  names = [part.name for part in parts]
+  if len(parts) == 1:
+    return parts[0]
+  if mixed := [part.name for part in parts if part.rates]:
+    raise UsageError(
+      f"triplets '{','.join(names)}': '{mixed[0]}' is a mixture by rate, to which nothing can be added; "
+      'name the tasks to have every record once, or register one mixture of all'
+    )
+  if repeated := {name for name in names if names.count(name) > 1}:
+    raise UsageError(f"triplets '{','.join(names)}': '{min(repeated)}' is named twice; name every task once")
+  mark = table.fingerprint(*(part.fingerprint for part in parts))
+  return Source('+'.join(names), lambda: (r for part in parts for r in part.records()), mark)
+
+
+def as_names(name: str | Sequence[str]) -> list[str]:
+  return [name] if isinstance(name, str) else [str(part) for part in name]
+
+
+def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str | None) -> Source:
+  import seqio
+
+  from dro_jax.data.sources import public
+
+  public.read_from(data_dir)
+  try:
+    found = seqio.get_mixture_or_task(name)
+  except ValueError as error:
+    known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+    here = [file for file in os.listdir() if file.endswith(sources.FORMATS)]
+    near = did_you_mean(name, [*here, *known])
+    raise UsageError(
+      f"triplets '{name}'{near}: neither a triplet file ({', '.join(sources.FORMATS)}) "
+      f'nor a data set, seqio task or mixture ({", ".join(known) or "none is registered"}); for your own '
+      'pass the module that registers it: --gin.load_triplets.task_modules="\'FILE.py\'"'
+    ) from error
+  mixed = isinstance(found, seqio.Mixture)
+  tasks = found.tasks if mixed else [found]
+  for task in tasks:
+    if split not in task.splits:
+      raise UsageError(f"seqio task '{task.name}' has no split '{split}'; it has {', '.join(task.splits)}")
+  rates = _rates(found) if mixed else None
+  mark = table.fingerprint(
+    sources.READING,
+    seqio.__version__,
+    split,
+    sorted(options.items()),
+    *(_task_fingerprint(task, split) for task in tasks),
+  )
+
+  def records() -> Iterator[Record]:
+    for task in tasks:
+      read = sources.from_mappings(_examples(task, split), f'{task.name}[{split}]', **options)
+      yield from (record._replace(source=task.name) for record in read)
+
+  return Source(name, records, mark, rates)
+
+
+def _rates(mixture) -> dict[str, float]:
+  try:
+    return {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
+  except (AssertionError, TypeError, ValueError) as error:
+    tasks = ','.join(task.name for task in mixture.tasks)
+    raise UsageError(
+      f"seqio mixture '{mixture.name}': a rate that counts examples needs seqio's offline cache ({error}); "
+      f"give numbers as rates, or pass the tasks' names to have every record once: {tasks}"
+    ) from error
+
+
+def _examples(task, split: str) -> Iterator[dict]:
+  """A task's examples in order, text as str; where a task tokenises, the text that it kept."""
+  import tensorflow as tf
+
+  dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
+  try:
+    for example in dataset.as_numpy_iterator():
+      yield _fields(example)
+  except tf.errors.OpError:
+    if error := getattr(getattr(task.source, '_dataset_fn', None), 'error', None):
+      raise error from None
+    raise
+
+
+def _fields(example: Mapping[str, Any]) -> dict:
+  fields = {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
+  for side in ('prompt', 'response'):
+    fields[side] = fields.pop(f'{side}_pretokenized', fields.get(side))
+  return {name: value for name, value in fields.items() if np.ndim(value) == 0}
+
+
+def _task_fingerprint(task, split: str) -> str:
+  """What decides a task's examples, as far as one can tell: its source, the files, its functions' code."""
+  source = task.source
+  named = getattr(source, '_split_to_filepattern', {}).get(split, [])
+  patterns = [named] if isinstance(named, str) else list(named)
+  paths = sorted({path for pattern in patterns for path in sources.glob.glob(pattern)})
+  function = getattr(source, '_dataset_fn', None)
+  own = getattr(function, 'fingerprint', None)
+  tfds = getattr(source, 'tfds_dataset', None)
+  # Byte code says nothing of the functions that these call.
+  files_of = [files.source_of(step) for step in ([] if own else [function]) + list(task.preprocessors)]
+  return table.fingerprint(
+    task.name, type(source).__name__, table.files_fingerprint(paths), own(split) if own else _code(function),
+    getattr(tfds, 'name', None), [_code(step) for step in task.preprocessors], *filter(None, files_of),
+  )  # fmt: skip
+
+
+def _code(function: Any) -> str:
+  """A hash of a function's byte code, constants, closure and bound arguments."""
+  if function is None:
+    return ''
+  parts = [getattr(function, '__qualname__', type(function).__name__)]
+  bound = getattr(function, 'args', ()), getattr(function, 'keywords', {})
+  inner = getattr(function, 'func', None) or getattr(function, '__wrapped__', None)
+  code = getattr(function, '__code__', None)
+  closure = [cell.cell_contents for cell in getattr(function, '__closure__', None) or ()]
+  values = [value for value in closure if isinstance(value, str | int | float | bool | tuple)]
+  if code is not None:
+    constants = [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
+    parts += [hashlib.blake2b(code.co_code).hexdigest(), repr(constants), repr(code.co_names)]
+  return table.fingerprint(*parts, repr(bound), repr(values), _code(inner) if inner else '')

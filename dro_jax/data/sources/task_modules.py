@@ -1,0 +1,45 @@
+"""A user's task modules, imported by name."""
+
+import importlib
+import importlib.util
+import os
+import sys
+import types
+
+from dro_jax import files
+from dro_jax.errors import UsageError
+
+_imported: dict[str, str] = {}  # Digests of the task modules that this process has imported.
+
+
+def import_module(name: str) -> types.ModuleType:
+  """Imports a user's task module: a dotted name, or a .py file.
+
+  Raises:
+    UsageError: it cannot be imported, or its file changed since this process imported it.
+  """
+  try:
+    module = _imported_module(name)
+    file = getattr(module, '__file__', None)
+    if file and file.endswith('.py'):
+      now = files.code_digest(file)
+      if _imported.setdefault(file, now) != now:
+        raise UsageError(
+          f"task module '{name}': the file, or one that it imports, changed since this process imported it, "
+          'and its tasks are still those of before: start Python again'
+        )
+    return module
+  except (ImportError, OSError) as error:
+    raise UsageError(f"task module '{name}': {error}; pass a module on the path, or a .py file") from error
+
+
+def _imported_module(name: str) -> types.ModuleType:
+  if not name.endswith('.py'):
+    return importlib.import_module(name)
+  stem = os.path.splitext(os.path.basename(name))[0]
+  spec = importlib.util.spec_from_file_location(stem, os.path.expanduser(name))
+  module = importlib.util.module_from_spec(spec)
+  if stem not in sys.modules:
+    sys.modules[stem] = module
+    spec.loader.exec_module(module)
+  return sys.modules[stem]

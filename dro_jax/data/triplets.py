@@ -1,0 +1,209 @@
+"""Triplets for a run: read, scaled, split, with columns."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax.data import scaling as scalings
+from dro_jax.data.records import inheritance
+from dro_jax.data.sources.find import as_names, find
+from dro_jax.data.sources.task_modules import import_module
+from dro_jax.data.storage import hashes as split
+from dro_jax.data.table import column_store as column_stores
+from dro_jax.data.table.cache import build_table
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.text import chat
+from dro_jax.data.text.vocabularies import Vocabulary
+from dro_jax.errors import UsageError
+
+
+class Triplets(NamedTuple):
+  """What a run trains and validates on.
+
+  Attributes:
+    train: rewards scaled.
+    eval: rewards scaled by the training set's scaling; None where nothing is held out.
+    scaling: of the rewards.
+    report: plain JSON: where the data came from, what was cut or dropped, the split, the reward statistics.
+      Save it with the run.
+  """
+
+  train: TokenTable
+  eval: TokenTable | None
+  scaling: scalings.RewardScaling
+  report: dict
+
+
+def load_triplets(
+  triplets: str | Sequence[str],
+  *,
+  eval_triplets: str | Sequence[str] | None = None,
+  columns: str | Mapping[str, str] | None = None,
+  map_reward: str | Mapping[str, float | int] | None = None,
+  rewards_required: bool = True,
+  template: str = '{prompt}',
+  chat_template: str = chat.TEMPLATE,
+  vocabulary: str | Vocabulary = 'bytes',
+  prompt_length: int = 512,
+  response_length: int = 512,
+  overlong: str = 'truncate',
+  keep: str = 'auto',
+  scaling: str = 'none',
+  validation_fraction: float | int = 0.05,
+  split_salt: str = '',
+  task_split: str = 'train',
+  eval_task_split: str = 'validation',
+  task_modules: str | Sequence[str] = (),
+  columns_from: str | Sequence[str] | None = None,
+  data_dir: str | None = None,
+  cache_dir: str | None = None,
+  inherited: Mapping[str, Any] | None = None,
+) -> Triplets:
+  """Token tables of training and validation triplets.
+
+  Args:
+    triplets: files (a path, several, a comma-separated string, glob patterns), or the name of a seqio task or
+      mixture whose examples have text `prompt` and `response` and a number `reward`. Names of several tasks,
+      separated by commas, stand for all their records. Public data sets have names: see `data.public`.
+    eval_triplets: the same for validation; without it prompts are held out of `triplets` by their hash.
+    columns: our names to the files': 'prompt=question,response=answer,reward=thumbs', paths into nested
+      fields, 'prompt=chat.messages', or nothing, 'label=', for a column to be left alone.
+    map_reward: numbers for rewards that are words: 'up=1,down=0'; or a rule, 'numbers' or 'stars' (see
+      `data.reward_words`).
+    rewards_required: False where rewards are of no use (SFT): a missing or unusable one is 0, and counted.
+    template: of the prompt text: 'Translate: {prompt}'.
+    chat_template: of each turn where a file's prompts are conversations, with {role} and {content} (see
+      `data.chat`).
+    vocabulary: 'bytes', or a SentencePiece model's path.
+    prompt_length: prompt tokens at most, EOS included.
+    response_length: response tokens at most, EOS included.
+    overlong: longer responses are cut, without EOS ('truncate'), or left out ('drop').
+    keep: the end of an overlong prompt that is kept: 'start' or 'end'; 'auto': the end of a conversation,
+      which is the question, and the start of other prompts.
+    scaling: of rewards: 'none', 'standardise', 'minmax' or 'quantile', fitted on the training part.
+    validation_fraction: share of the prompts to hold out, in [0, 1); 0 holds out none.
+    split_salt: another salt is another split.
+    task_split: a seqio task's split to train on.
+    eval_task_split: the split of `eval_triplets`, if that is a seqio task.
+    task_modules: modules (dotted names or .py files) to import first: they register one's own tasks.
+    columns_from: column stores of these examples, to be joined (see `data.columns`): folders that `fit_value`
+      wrote, or a comma-separated string.
+    data_dir: a folder that holds the public data sets' own; None: they are downloaded.
+    cache_dir: where token tables are kept; None: ~/.cache/dro_jax, or under XDG_CACHE_HOME. In a bucket
+      (gs://...) they are kept for all machines, and each copies what it needs to the usual place.
+    inherited: the `columns` and `map_reward` of a run, which hold where None is given here, for files that
+      have the run's fields (see `data.inheritance`).
+
+  Raises:
+    UsageError: whatever is wrong with the files, fields or options.
+  """
+  for module in [task_modules] if isinstance(task_modules, str) else task_modules:
+    import_module(module)
+
+  def build(name, task_split: str) -> TokenTable:
+    source = find(
+      name, rewards_required=rewards_required, chat_template=chat_template, split=task_split,
+      data_dir=data_dir, **inheritance.options(inherited, name, columns, map_reward),
+    )  # fmt: skip
+    return build_table(
+      source, vocabulary, cache_dir, prompt_length=prompt_length, response_length=response_length,
+      overlong=overlong, keep=keep, template=template,
+    )  # fmt: skip
+
+  train = build(triplets, task_split)
+  report = {'triplets': as_names(triplets), 'train_table': train.report}
+  if eval_triplets:
+    held_out = build(eval_triplets, eval_task_split)
+    shared = int(np.isin(np.unique(held_out.prompt_digests), train.prompt_digests).sum())
+    report |= {
+      'eval_triplets': as_names(eval_triplets),
+      'eval_table': held_out.report,
+      'eval_prompts_in_train': shared,
+    }
+  else:
+    train, held_out = hold_out(train, validation_fraction, split_salt)
+    report['split'] = {'by': 'prompt hash', 'fraction': validation_fraction, 'salt': split_salt}
+  report['options'] = {
+    'template': template, 'prompt_length': prompt_length, 'response_length': response_length,
+    'overlong': overlong, 'keep': keep, 'chat_template': chat_template,
+  }  # fmt: skip
+  report['read'] = {'columns': _plain(columns), 'map_reward': _plain(map_reward)}
+  found = scaled(train, held_out, scaling, report)
+  return with_columns(found, columns_from) if columns_from else found
+
+
+def _plain(pairs: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
+  return pairs if pairs is None or isinstance(pairs, str) else dict(pairs)
+
+
+def scaled(train: TokenTable, held_out: TokenTable | None, kind: str, report: Mapping[str, Any]) -> Triplets:
+  """Triplets of two tables, their rewards scaled as the training part's ask for, and counted in the report.
+
+  Raises:
+    UsageError: an unknown kind of scaling, or rewards that are all equal.
+  """
+  fitted = scalings.fit(kind, train.raw_rewards, train.prompt_index)
+  counts = _counts('train', train) | _counts('eval', held_out)
+  return Triplets(
+    train.scaled(fitted), held_out and held_out.scaled(fitted), fitted,
+    {**report, **counts, 'scaling': fitted.to_json()},
+  )  # fmt: skip
+
+
+def _counts(part: str, table: TokenTable | None) -> dict[str, Any]:
+  """How much a part holds, a hash of it, and one of each of its columns."""
+  records, prompts = (len(table), len(np.unique(table.prompt_index))) if table else (0, 0)
+  mark, columns = (table.fingerprint(), table.column_fingerprints()) if table else (None, {})
+  return {
+    f'{part}_records': records, f'{part}_prompts': prompts, f'{part}_fingerprint': mark,
+    f'{part}_columns': columns,
+  }  # fmt: skip
+
+
+def with_columns(triplets: Triplets, stores: str | Sequence[str]) -> Triplets:
+  """Joins column stores to both tables; training records that a store leaves out on purpose are left out.
+
+  Args:
+    triplets: of which every example must be in every store.
+    stores: folders, or a comma-separated string of them.
+
+  Raises:
+    UsageError: there is no store, examples are missing from it, or nothing is left to train on.
+  """
+  train, held_out, marks = triplets.train, triplets.eval, []
+  for directory in stores.split(',') if isinstance(stores, str) else stores:
+    store = column_stores.read(directory)
+    train, left_out = column_stores.join(train, store)
+    if left_out.all():
+      raise UsageError(f'column store {directory}: it leaves out every training example')
+    train = train.subset(~left_out) if left_out.any() else train
+    if held_out is not None:
+      held_out, left_out = column_stores.join(held_out, store)
+      held_out = held_out.subset(~left_out) if left_out.any() else held_out
+    marks.append(store.mark)
+  joined = [*triplets.report.get('columns_from', ()), *marks]
+  report = triplets.report | {'columns_from': joined} | _counts('train', train)
+  return triplets._replace(train=train, eval=held_out, report=report)
+
+
+def hold_out(
+  whole: TokenTable, fraction: float | int, salt: str = ''
+) -> tuple[TokenTable, TokenTable | None]:
+  """Splits a table by prompt hash into (train, held out).
+
+  Raises:
+    UsageError: a bad fraction, or one side would be empty.
+  """
+  if not 0 <= fraction < 1:
+    raise UsageError(f'validation_fraction must be at least 0 and below 1, got {fraction}')
+  if fraction == 0:
+    return whole, None
+  held = split.by_prompt_hash(whole.prompt_digests, fraction, salt)
+  if held.all() or not held.any():
+    prompts = len(np.unique(whole.prompt_index))
+    raise UsageError(
+      f'holding out {fraction:.0%} of {prompts} prompts by their hash leaves no record on one side; pass '
+      '--eval_triplets, another share (--set VALIDATION_FRACTION=0.2; 0 holds out none) or another split_salt'
+    )
+  return whole.subset(~held), whole.subset(held)

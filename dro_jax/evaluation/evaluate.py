@@ -1,0 +1,116 @@
+"""The `evaluate` command: a triplet file scored by a run's policy and value."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dro_jax import limits
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.triplets import Triplets, load_triplets
+from dro_jax.files import plain
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import table_scores
+from dro_jax.run.trained import load_run, score
+from dro_jax.statistics import agreement as statistics
+
+
+def evaluate(
+  model_dir: str,
+  data: Callable[..., Triplets] = load_triplets,
+  *,
+  template: str | None = None,
+  chat_template: str | None = None,
+  vocabulary: str | None = None,
+  init_from: str | None = None,
+  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  batch_size: int = 32,
+  chunk_size: int | None = None,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Scores every response of a triplet file once, and says how well scores and rewards agree.
+
+  Args:
+    model_dir: a run's folder (its best step, or the newest where no best was measured), or one checkpoint.
+    data: the triplets; all that is not held out is scored (`data.triplets.load_triplets`). Where it does
+      not say `columns` or `map_reward`, the run's own hold.
+    template: of the prompt text; `None` takes the run's.
+    chat_template: of each turn where prompts are conversations; `None` takes the run's.
+    vocabulary: where the run's lies now; `None` takes it from where it lay.
+    init_from: where the checkpoint lies now from which the run started, if its reference was cached.
+    mesh: devices' arrangement.
+    batch_size: responses scored at once.
+    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    resamples: draws of prompts behind each 95 % interval.
+    seed: of those draws.
+
+  Returns:
+    `statistics` as in training; `within_prompts` and `across_prompts` with intervals, for the run's own score
+    and for the baselines log-prob, log-prob by token and length.
+
+  Raises:
+    UsageError: there is no such checkpoint, or data that cannot be read as the run read its own.
+  """
+  limits.seed(seed)
+  grid = mesh()
+  run = load_run(model_dir, grid, vocabulary, init_from)
+  texts = {'template': template, 'chat_template': chat_template}
+  options = dict(run.data_options) | {name: text for name, text in texts.items() if text is not None}
+  if any(run.read_options.values()):
+    options['inherited'] = run.read_options
+  triplets = data(vocabulary=run.vocabulary, rewards_required=True, **options)
+  table = triplets.train.scaled(run.scaling)
+  scored = score(run, table, grid, batch_size=batch_size, chunk_size=chunk_size)
+  return plain(
+    {
+      'model_dir': str(model_dir),
+      'step': int(run.state.step),
+      'responses': len(table),
+      'prompts': len(np.unique(table.prompt_index)),
+      'temperature': run.temperature,
+      'effective_temperature': run.scaling.effective_temperature(run.temperature),
+      **report(scored, table, run.temperature, resamples=resamples, seed=seed),
+    }
+  )
+
+
+def report(
+  scored: table_scores.ScoredTable,
+  table: TokenTable,
+  temperature: float,
+  *,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Statistics of a scored table.
+
+  Within a prompt responses are ranked by τρ, which at DRO's optimum is an advantage; across prompts only by
+  V(x) + τρ, and not at all by a run without a value.
+  """
+  draws = {'resamples': resamples, 'seed': seed}
+  rewards, prompts, values = table.raw_rewards, table.prompt_index, scored.values
+  baselines = statistics.baselines(scored.logps, scored.lengths)
+  summary = {
+    'reward': scored.rewards.mean(),
+    'logp': scored.logps.mean(),
+    'response_tokens': scored.lengths.mean(),
+  }
+  own, levelled = {}, {}
+  if scored.reference_logps is not None:
+    rho = scored.logps - scored.reference_logps
+    own = {'tau_rho': temperature * rho}
+    summary |= {'log_ratio': rho.mean(), 'log_ratio_std': rho.std()}
+    if values is not None:
+      levelled = {'value_plus_tau_rho': values + temperature * rho}
+  if values is not None:
+    summary |= {'value': values.mean()}
+    if scored.reference_logps is not None:
+      summary |= {'residual': np.mean((scored.rewards - values - temperature * rho) ** 2) / 2}
+    summary |= {'value_explained_variance': statistics.value_fit(values, scored.rewards, prompts, **draws)}
+  return {
+    'statistics': summary,
+    'within_prompts': statistics.within_prompts(own | baselines, rewards, prompts, **draws),
+    'across_prompts': statistics.across_prompts(levelled | baselines, rewards, prompts, **draws),
+  }

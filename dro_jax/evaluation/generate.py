@@ -1,0 +1,208 @@
+"""The `generate` command: responses to a file's prompts."""
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dro_jax import files, limits
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import policy
+from dro_jax.data.records import inheritance
+from dro_jax.data.records import triplets as sources
+from dro_jax.data.text import chat, vocabularies
+from dro_jax.data.text import templates as preprocessors
+from dro_jax.errors import UsageError
+from dro_jax.models import sampling as decoding
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import networks
+from dro_jax.run.folder import configs as resume
+from dro_jax.run.sampling.generation import make_generator
+
+
+def generate(
+  model_dir: str,
+  prompts: str | None = None,
+  *,
+  prompt: str | None = None,
+  output: str | None = None,
+  columns: str | None = None,
+  template: str | None = None,
+  chat_template: str | None = None,
+  vocabulary: str | None = None,
+  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  max_length: int = 128,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  repetition_penalty: float = 1.0,
+  beams: int = 1,
+  length_penalty: float = 1.0,
+  num_samples: int = 1,
+  batch_size: int = 32,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Answers prompts and writes one JSON object a line: id, prompt, response, logp, tokens, ended.
+
+  The prompts are the file's own, without the template, and of several samples the ids are ID#0, ID#1 and so
+  on: what is written is a file of triplets as soon as each line has a reward.
+
+  Args:
+    model_dir: a run's folder (its best step, or the newest), one checkpoint, or an imported folder.
+    prompts: a file whose records have a prompt (any triplet format; other fields are not needed); each prompt
+      is answered once, however often it occurs.
+    prompt: one prompt as text, instead of a file.
+    output: the file to write, `None` for standard output.
+    columns: the file's own names: `prompt=question`; `None` takes the run's, if the file has those fields.
+    template: the prompt's text around the file's; `None` takes the run's.
+    chat_template: of each turn where the file's prompts are conversations; `None` takes the run's.
+    vocabulary: where the run's lies now; `None` takes it from where it lay.
+    mesh: devices' arrangement.
+    max_length: most tokens of a response.
+    temperature: divides the logits; 0 takes the most probable token.
+    top_k: keep the k most probable tokens; 0 keeps all.
+    top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
+    repetition_penalty: of tokens that the response has already; 1 is none.
+    beams: prefixes that a beam search keeps, at temperature 0; 1 does not search.
+    length_penalty: exponent of the length by which that search divides a response's log-prob.
+    num_samples: responses to each prompt.
+    batch_size: prompts at once.
+    seed: decides the samples.
+
+  Raises:
+    UsageError: no prompts, no checkpoint, or settings that exclude each other.
+  """
+  limits.seed(seed)
+  if beams > 1 and num_samples > 1:
+    raise UsageError(
+      f'num_samples={num_samples} with beams={beams}: a beam search has one answer to a prompt. Pass --set '
+      'SAMPLES=1, or --set BEAMS=1 and a temperature to draw several.'
+    )
+  target = None if output is None else _target(output)
+  _refuse_input(target, prompts)
+  grid = mesh()
+  model_dir = str(checkpoints.find_checkpoint(model_dir))
+  words = policy.vocabulary_of(model_dir, vocabulary)
+  asked = _asked(model_dir, prompts, prompt, columns, chat_template)
+  tokens = _tokens(model_dir, [text for _, text in asked], template, words)
+  nets = networks.build(policy.config_of(model_dir), uses_value=False)
+  params = policy.load_policy(model_dir, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
+  run = make_generator(
+    nets.policy, grid, max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p,
+    repetition_penalty=repetition_penalty, beams=beams, length_penalty=length_penalty, batch_size=batch_size,
+    seed=seed,
+  )  # fmt: skip
+  order = [(i, k) for i in range(len(tokens)) for k in range(num_samples)]
+  answers = run(params, [tokens[i] for i, _ in order], range(len(order)))
+  records = (
+    {
+      'id': asked[i][0] if num_samples == 1 else f'{asked[i][0]}#{k}', 'prompt': asked[i][1],
+      'response': words.decode(answer.tokens), 'logp': answer.logp, 'tokens': len(answer.tokens),
+      'ended': bool(answer.tokens[-1] == decoding.EOS),
+    }
+    for (i, k), answer in zip(order, answers)
+  )  # fmt: skip
+  count = _write(_told(records), target)
+  # Standard output holds the answers, or what was written to a file: never both.
+  return {} if output is None else {'prompts': len(tokens), 'responses': count, 'output': str(target)}
+
+
+def _target(output: str) -> pathlib.Path:
+  """The file to write, looked at before anything is answered; the first of several processes writes it."""
+  return files.output_file(output) if jax.process_index() == 0 else pathlib.Path(output).expanduser()
+
+
+def _refuse_input(target: pathlib.Path | None, prompts: str | None) -> None:
+  """Refuses to write answers over the file that they answer."""
+  if target is None or prompts is None:
+    return
+  for path in sources.expand(prompts):
+    if target.resolve() == pathlib.Path(path).resolve():
+      raise UsageError(
+        f'--output={target} is a file that the prompts are read from, and the answers would replace it: pass '
+        'another file'
+      )
+
+
+def _asked(
+  model_dir: str, prompts: str | None, prompt: str | None, columns: str | None, chat_template: str | None
+) -> list[tuple[str, str]]:
+  """(id, text) of every prompt to answer, each text once; read as the run read its own where nobody says."""
+  if (prompts is None) == (prompt is None):
+    raise UsageError('pass --triplets FILE with the prompts to answer, or one as --set PROMPT=TEXT')
+  if prompt is not None:
+    return [('0', prompt)]
+  saved = checkpoints.load_metadata(model_dir)
+  turn = chat_template or _options(saved).get('chat_template', chat.TEMPLATE)
+  read = resume.read_options(saved, pathlib.Path(model_dir))
+  names = inheritance.options({'columns': read['columns']}, prompts, columns)['columns']
+  first_id = {}
+  for record_id, text in sources.read_prompts(prompts, names, chat_template=turn):
+    first_id.setdefault(text, record_id)
+  return [(record_id, text) for text, record_id in first_id.items()]
+
+
+def _options(saved: Mapping[str, Any]) -> dict[str, Any]:
+  return saved.get('data', {}).get('options', {})
+
+
+def _tokens(
+  model_dir: str, asked: Sequence[str], template: str | None, words: vocabularies.Vocabulary
+) -> list[np.ndarray]:
+  """Prompts as the run's policy reads them: in its template, and cut as in training."""
+  options = _options(checkpoints.load_metadata(model_dir))
+  template = preprocessors.check_template(template or options.get('template', '{prompt}'))
+  texts = [template.format(prompt=text) for text in asked]
+  # Runs that do not say kept the start.
+  length, keep = options.get('prompt_length', 512), options.get('keep', 'start' if options else 'auto')
+  keeps = [preprocessors.kept_end(keep, chat.is_rendered(text)) for text in asked]
+  cut = [preprocessors.prompt_tokens(ids, length, end) for ids, end in zip(words.encode_batch(texts), keeps)]
+  if count := sum(was_cut for _, was_cut in cut):
+    logging.getLogger(__name__).warning(
+      '%d prompts are over %d tokens, and cut as in training', count, length
+    )
+  return [ids for ids, _ in cut]
+
+
+def _told(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+  """The records; says at the end which of them no file of triplets may have."""
+  refused = []
+  for record in records:
+    yield record
+    if not record['response'].strip() or '\0' in record['response']:
+      refused.append(record['id'])
+  if refused:
+    some = ', '.join(refused[:5]) + (', ...' if len(refused) > 5 else '')
+    logging.getLogger(__name__).warning(
+      '%d responses are blank or hold a NUL character (%s): remove them before this is read as triplets',
+      len(refused), some,
+    )  # fmt: skip
+
+
+def _write(records: Iterable[dict[str, Any]], target: pathlib.Path | None) -> int:
+  """Writes JSON lines, to a file whole or not at all; returns how many."""
+  lines = map(files.json_line, records)
+  primary = jax.process_index() == 0
+  if target is None:
+    return sum(sys.__stdout__.write(line) > 0 if primary else 1 for line in lines)
+  count, temporary = 0, target.with_name(f'.{target.name}.tmp')
+  try:
+    with open(temporary if primary else os.devnull, 'w', encoding='utf-8') as file:
+      for line in lines:
+        file.write(line)
+        count += 1
+    if primary:
+      os.replace(temporary, target)
+  finally:
+    if primary:
+      temporary.unlink(missing_ok=True)
+  return count
+
+
+__all__ = ['generate']

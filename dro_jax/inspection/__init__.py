@@ -1,0 +1,1 @@
+"""What a triplet file holds, and how to train on it."""

@@ -1,0 +1,96 @@
+"""The command line that trains on a data set."""
+
+import itertools
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dro_jax.data.text import chat
+from dro_jax.inspection import methods as admission
+
+# What a run takes by itself: what is no different is left out of the command.
+DEFAULTS = {
+  'VOCABULARY': None,
+  'TEMPLATE': '{prompt}',
+  'CHAT_TEMPLATE': chat.TEMPLATE,
+  'PROMPT_LENGTH': 512,
+  'RESPONSE_LENGTH': 512,
+  'KEEP': 'auto',
+  'BATCH': 32,
+  'TAU': 1.0,
+  'REWARD_SCALING': 'none',
+  'VALIDATION_FRACTION': 0.05,
+  'PACKED': True,
+  'ROW_COVERAGE': 1.0,
+  'ROW_PROMPT_LENGTH': None,
+  'ROW_RESPONSE_LENGTH': None,
+  'DATA_DIR': None,
+  'CACHE_DIR': None,
+}
+MACROS = {
+  'packed': 'PACKED',
+  'coverage': 'ROW_COVERAGE',
+  'prompt_length': 'ROW_PROMPT_LENGTH',
+  'response_length': 'ROW_RESPONSE_LENGTH',
+}
+USUAL = 'dro_v'  # What a run takes by itself.
+
+
+def train_command(
+  asked: Sequence[admission.Admission],
+  preferred: Sequence[str],
+  flags: Mapping[str, Any],
+  macros: Mapping[str, Any],
+) -> list[str]:
+  """The words of a `dro_jax train` that reads the data as it was inspected, and runs as it stands.
+
+  Args:
+    asked: what the algorithms say.
+    preferred: their names: the first that the data admits is taken.
+    flags: by name; None is left out.
+    macros: by name; what is a run's default is left out.
+  """
+  admitted = {method.method: method for method in asked if method.admitted}
+  method = next(admitted[name] for name in preferred if name in admitted)
+  words = ['dro_jax', 'train', *typed_flags(flags), f'--model_dir={_free(f"runs/{method.method}")}']
+  if flags['init_from'] is None:
+    words.append('--gin_file=models/t5_1_1_tiny.gin')
+  chosen = [] if method.method == USUAL else [f'ALGORITHM={method.method}']
+  changed = [
+    f'{name}={_typed(macros[name])}'
+    for name, usual in DEFAULTS.items()
+    if macros.get(name) not in (None, usual)
+  ]
+  return words + [word for setting in (*chosen, *method.settings, *changed) for word in ('--set', setting)]
+
+
+def _typed(value: Any) -> Any:
+  """A value as `--set` reads it: text that quotes, blanks, % or None's name would change stands in quotes."""
+  changes = isinstance(value, str) and (value != value.strip('\'" \t\n%') or value.lower() == 'none')
+  return repr(value) if changes else value
+
+
+def typed_flags(flags: Mapping[str, Any]) -> Iterator[str]:
+  for name, value in flags.items():
+    if isinstance(value, Mapping):
+      yield from ('--set', f'{name.upper()}={dict(value)}')
+    elif value is not None:
+      yield f'--{name}={value if isinstance(value, str) else ",".join(map(str, value))}'
+
+
+def _free(folder: str) -> str:
+  """A folder that is not there yet: in one that is, a run would be resumed, or refused."""
+  names = itertools.chain([folder], (f'{folder}_{i}' for i in itertools.count(2)))
+  return next(name for name in names if not os.path.exists(name))
+
+
+def folded(command: Sequence[str]) -> str:
+  """The command on several lines, a flag on each, as a shell reads it."""
+  lines = [shlex.join(command[:2])]
+  for word in command[2:]:
+    if lines[-1].startswith('--set') and ' ' not in lines[-1]:
+      lines[-1] += f' {shlex.quote(word)}'
+    else:
+      lines.append(shlex.quote(word))
+  return ' \\\n  '.join(lines)

@@ -1,0 +1,255 @@
+"""The `inspect` command: what a triplet file holds, which methods it admits, how to train on it."""
+
+import collections
+import contextlib
+import functools
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from dro_jax.algorithms.columns import above_minibatch_mean
+from dro_jax.checkpoints import policy
+from dro_jax.data import scaling as scalings
+from dro_jax.data.batches import groups as units
+from dro_jax.data.records import reward_words
+from dro_jax.data.records import triplets as sources
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.text import chat, lost_text, vocabularies
+from dro_jax.data.triplets import Triplets, hold_out, load_triplets
+from dro_jax.errors import UsageError
+from dro_jax.inspection import describe as survey
+from dro_jax.inspection import methods as admission
+from dro_jax.inspection.command import USUAL, folded, train_command, typed_flags
+from dro_jax.inspection.packing import packing
+from dro_jax.inspection.tables import tables
+from dro_jax.inspection.warnings import OFF_CENTRE, warnings
+from dro_jax.printing.result import Sections
+from dro_jax.statistics import ties
+
+_FRACTIONS = (0.05, 0.1, 0.2, 0.5)  # Shares of the prompts to hold out: the first that holds out some.
+_ODD_SCALE = 3.0  # sd, or 1 / sd: from here on the default temperature means something else.
+_IMITATION = 'sft'
+_PREFERRED = (USUAL, 'dro_v_binary', _IMITATION)
+
+
+class Read(NamedTuple):
+  """Triplets as read.
+
+  whole     all of them.
+  triplets  split as `train` would split them.
+  fraction  of the prompts held out; None where that part has its own files.
+  problem   why rewards cannot be read, if they cannot.
+  words     texts that stand for rewards and that --map_reward did not read, with how often each occurs.
+  proposed  what --map_reward might say of them; what it says where it can be guessed.
+  """
+
+  whole: TokenTable
+  triplets: Triplets
+  fraction: float | None
+  problem: str | None
+  words: Mapping[str, int] = {}
+  proposed: reward_words.Proposal | None = None
+
+
+def inspect_triplets(
+  triplets: str | Sequence[str],
+  *,
+  eval_triplets: str | Sequence[str] | None = None,
+  columns: str | Mapping[str, str] | None = None,
+  map_reward: str | Mapping[str, float | int] | None = None,
+  template: str = '{prompt}',
+  chat_template: str = chat.TEMPLATE,
+  init_from: str | None = None,
+  vocabulary: str | None = None,
+  prompt_length: int = 512,
+  response_length: int = 512,
+  keep: str = 'auto',
+  batch_size: int = 32,
+  scaling: str | Literal['none'] | None = None,
+  temperature: float | int = 1.0,
+  columns_from: str | Sequence[str] | None = None,
+  data_dir: str | None = None,
+  cache_dir: str | None = None,
+) -> Sections:
+  """Looks at triplets as `train` would read them, by the same token table.
+
+  Args:
+    triplets: as `data.triplets.load_triplets`; so are `eval_triplets`, `columns`, `map_reward`, `template`,
+      `chat_template`, `prompt_length`, `response_length`, `keep`, `columns_from`, `data_dir` and `cache_dir`.
+    init_from: a checkpoint to start from, whose vocabulary is taken.
+    vocabulary: 'bytes', or a SentencePiece model; None takes the checkpoint's, or else bytes.
+    batch_size: responses of a batch.
+    scaling: of rewards; None proposes one.
+    temperature: τ.
+
+  Returns:
+    Plain JSON by section; `command` is the train command to copy.
+
+  Raises:
+    UsageError: prompts or responses cannot be read. Rewards that cannot are a finding.
+  """
+  words = _vocabulary(vocabulary, init_from)
+  files = {'columns': columns, 'map_reward': map_reward, 'columns_from': columns_from}
+  texts = {'template': template, 'chat_template': chat_template, 'data_dir': data_dir, 'cache_dir': cache_dir}
+  limits = {'prompt_length': prompt_length, 'response_length': response_length}
+  read = _read(triplets, words, eval_triplets=eval_triplets, keep=keep, **files, **texts, **limits)
+  files |= {'map_reward': read.proposed.map_reward} if read.proposed else {}
+  chosen, unscaled = _chosen_scaling(read, scaling)
+  batch_size = min(batch_size, len(read.triplets.train))  # A larger one would hold records several times.
+  asked = admission.admissions(read.triplets, scaling=chosen, rewards_problem=read.problem)
+  found = surveyed(read, words, **limits) | {
+    'init_from': init_from,
+    'scaling': read.problem is None and _scaling(read.triplets, chosen, temperature),
+    'batch': {'size': batch_size, 'batches_an_epoch': len(read.triplets.train) / batch_size},
+    'rows': packing(read.triplets.train, batch_size),
+    'methods': [method._asdict() for method in asked],
+    'judged': units.are_comparisons(read.whole),
+    'labels': None if read.problem else _labels(read.triplets),
+    'unscaled': unscaled,
+    'reward_words': read.proposed and {
+      'words': read.words, 'map_reward': read.proposed.map_reward, 'complete': read.proposed.complete,
+    },
+  }  # fmt: skip
+  macros = texts | limits | {
+    'vocabulary': vocabulary, 'keep': keep, 'batch': batch_size, 'tau': temperature, 'reward_scaling': chosen,
+    'validation_fraction': read.fraction,
+  }  # fmt: skip
+  flags = {'triplets': triplets, 'eval_triplets': eval_triplets, **files, 'init_from': init_from}
+  if read.proposed and not read.proposed.complete:  # A run is proposed once the rewards are numbers.
+    command = ['dro_jax', 'inspect', *typed_flags(flags)]
+  else:
+    settings = {name.upper(): value for name, value in macros.items()} | found['rows']['settings']
+    command = train_command(asked, _PREFERRED, flags, settings)
+  found |= {'warnings': list(warnings(found)), 'command': shlex.join(command)}
+  return Sections(found, dict(tables(found)), verbatim=folded(command))
+
+
+def _vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Vocabulary:
+  if init_from is not None:
+    return policy.vocabulary_of(init_from, spec)
+  return vocabularies.vocabulary(spec or 'bytes')
+
+
+def _read(triplets: Any, words: vocabularies.Vocabulary, **options) -> Read:
+  load = functools.partial(load_triplets, triplets, vocabulary=words, validation_fraction=0, **options)
+  try:
+    return _split(load())
+  except UsageError as error:
+    problem = str(error)
+  # Whatever else is wrong is raised again.
+  unread = _split(load(rewards_required=False))._replace(problem=problem)
+  spoken = _words(triplets, options)
+  if not spoken:
+    return unread
+  proposed = reward_words.propose(spoken, options['map_reward'])
+  found = unread
+  if proposed.complete:
+    with contextlib.suppress(UsageError):  # Of some other record the reward is missing, too.
+      found = _split(load(map_reward=proposed.map_reward))
+  return found._replace(words=spoken, proposed=proposed)
+
+
+def _split(loaded: Triplets) -> Read:
+  """Held out as `train` would; none where those to train on would be left with one reward of several."""
+  if loaded.eval is not None:
+    return Read(loaded.train, loaded, None, None)
+  whole = loaded.train
+  for fraction in _FRACTIONS:
+    try:
+      train, held_out = hold_out(whole, fraction)
+    except UsageError:  # So few prompts that none, or all, would be held out.
+      continue
+    if ties.is_constant(train.raw_rewards) and not ties.is_constant(whole.raw_rewards):
+      break  # A larger share holds out the same prompts, and more.
+    return Read(whole, loaded._replace(train=train, eval=held_out), fraction, None)
+  return Read(whole, loaded, 0, None)
+
+
+def _words(triplets: Any, options: Mapping[str, Any]) -> dict[str, int]:
+  """Rewards that are words, of all files; data sets by name have none."""
+  counts: collections.Counter[str] = collections.Counter()
+  for name in filter(None, (triplets, options['eval_triplets'])):
+    if sources.is_files(name):
+      counts.update(sources.reward_words_of(name, options['columns'], options['map_reward']))
+  return dict(counts)
+
+
+def _chosen_scaling(read: Read, asked: str | None) -> tuple[str, str | None]:
+  """The scaling that is asked for, or one that suits the rewards to train on; why the former cannot be."""
+  rewards = read.triplets.train.raw_rewards
+  if read.problem:
+    return 'none', None
+  if asked is None:
+    return proposed_scaling(rewards), None
+  try:
+    scalings.fit(asked, rewards)
+    return asked, None
+  except UsageError as error:
+    return 'none', str(error)
+
+
+def _labels(triplets: Triplets) -> dict[str, Any]:
+  """What makes the labels of methods that learn from thumbs, unless they are told another rule."""
+  try:
+    return above_minibatch_mean(triplets).report(triplets.train)
+  except UsageError as error:
+    return {'rule': None, 'said': str(error), 'labels': 0, 'desirable': 0}
+
+
+def surveyed(
+  read: Read, words: vocabularies.Vocabulary, prompt_length: int, response_length: int
+) -> dict[str, Any]:
+  """What the whole table holds (see `survey`)."""
+  table = read.whole
+  lengths = survey.whole_lengths(table, words, prompt_length)
+  rewarded = {'rewards': None, 'variance': None, 'comparisons': None}
+  if read.problem is None:
+    rewards, prompts = table.raw_rewards, table.prompt_index
+    rewarded = {
+      'rewards': survey.rewards(rewards),
+      'variance': survey.variance(rewards, prompts),
+      'comparisons': survey.comparisons(rewards, table.response_lengths.astype(np.float64), prompts),
+    }
+  return {
+    'records': len(table),
+    'prompts': table.report['prompts'],
+    'held_out': {'fraction': read.fraction, 'records': len(read.triplets.eval) if read.triplets.eval else 0},
+    'rewards_problem': read.problem,
+    'without_reward': table.report['without_reward'],
+    'eval_prompts_in_train': read.triplets.report.get('eval_prompts_in_train', 0),
+    'responses_per_prompt': survey.responses_per_prompt(table.prompt_index),
+    'extra_columns': survey.extra_columns(table),
+    'vocabulary': {
+      'name': words.spec,
+      'size': words.size,
+      'unknown_share': survey.unknown_share(table),
+      'lost': table.report.get('lost', {}),
+      'losses': list(lost_text.sentences(table.report.get('lost', {}), words)),
+    },
+    'lengths': {name: survey.spread(x) for name, x in lengths._asdict().items()},
+    'truncation': {
+      'prompt': survey.truncation(lengths.prompt_tokens, prompt_length),
+      'response': survey.truncation(lengths.response_tokens, response_length),
+    },
+    **rewarded,
+    'duplicates': survey.duplicates(table),
+  }
+
+
+def proposed_scaling(rewards: np.ndarray) -> str:
+  """'standardise' where rewards are off centre, or in units in which τ = 1 is far from usual; else 'none'."""
+  if ties.is_constant(rewards):
+    return 'none'
+  sd = float(rewards.std())
+  usual = 1 / _ODD_SCALE <= sd <= _ODD_SCALE and abs(rewards.mean()) <= OFF_CENTRE * sd
+  return 'none' if usual else 'standardise'
+
+
+def _scaling(triplets: Triplets, kind: str, temperature: float | int) -> dict[str, Any]:
+  fitted = scalings.fit(kind, triplets.train.raw_rewards, triplets.train.prompt_index)
+  return fitted.to_json(temperature) | {'temperature': temperature, 'knots': []}
+
+
+__all__ = ['inspect_triplets']

@@ -1,0 +1,1 @@
+"""T5: its configuration, network, parameters and their names elsewhere."""

@@ -1,0 +1,79 @@
+"""T5's configuration."""
+
+import dataclasses
+
+import jax
+
+from dro_jax.errors import UsageError
+from dro_jax.models import layers
+
+# What a checkpoint's metadata calls these models.
+FAMILY = 't5'
+DTYPES = ('float32', 'bfloat16')
+# What a layer's forward pass keeps where the rest is recomputed.
+REMATS = {True: None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config:
+  """Size and kind of a T5.
+
+  Args:
+    vocab_size: rows of the embedding table; `None` leaves it to the run, which takes the vocabulary's.
+    emb_dim: width of the hidden states.
+    num_heads: attention heads.
+    head_dim: width of a head.
+    mlp_dim: width of the MLP.
+    num_encoder_layers: layers of the encoder.
+    num_decoder_layers: layers of the decoder.
+    mlp_activations: `('relu',)` in T5 1.0, `('gelu', 'linear')` (gated) in 1.1 and FLAN.
+    logits_via_embedding: tie the logits to the embedding table, as 1.0 does; hidden states are then scaled by
+      d^-½.
+    dropout_rate: used only where a caller enables dropout.
+    relative_attention_num_buckets: buckets of relative positions.
+    relative_attention_max_distance: distances beyond it share a bucket.
+    relative_bias_per_layer: each layer has its own, as in umT5 and T5X's scalable_t5; a T5's side shares one.
+    dtype: activations, `float32` or `bfloat16`; parameters, norms, softmax and logits are float32.
+    scan_layers: one compiled layer run over stacked parameters: compiles faster, the same numbers.
+    remat: recompute in the backward pass, for less memory and the same numbers: each layer (True), or all of
+      a layer but its products with parameters ('dots').
+
+  Raises:
+    UsageError: a field has no meaning.
+  """
+
+  vocab_size: int | None = None
+  emb_dim: int = 512
+  num_heads: int = 8
+  head_dim: int = 64
+  mlp_dim: int = 2048
+  num_encoder_layers: int = 6
+  num_decoder_layers: int = 6
+  mlp_activations: tuple[str, ...] | list[str] = ('gelu', 'linear')
+  logits_via_embedding: bool = False
+  dropout_rate: float = 0.0
+  relative_attention_num_buckets: int = 32
+  relative_attention_max_distance: int = 128
+  relative_bias_per_layer: bool = False
+  dtype: str = 'float32'
+  scan_layers: bool = False
+  remat: bool | str = False
+
+  def __post_init__(self):
+    # Hashable, for a model is a static argument of jit; JSON and gin hand lists in.
+    object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
+    unknown = [name for name in self.mlp_activations if name not in layers.ACTIVATIONS]
+    if unknown or not self.mlp_activations:
+      raise UsageError(
+        f'mlp_activations={self.mlp_activations!r}: pass names out of {sorted(layers.ACTIVATIONS)}.'
+      )
+    for name in ('emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers'):
+      if getattr(self, name) < 1:
+        raise UsageError(f'{name}={getattr(self, name)}: a T5 needs 1 or more.')
+    if self.remat and self.remat not in REMATS:
+      raise UsageError(f'remat={self.remat!r}: pass True (each layer), dots (all but products), or False.')
+    if self.dtype not in DTYPES:
+      raise UsageError(f'dtype={self.dtype!r} is no type for activations: pass one of {DTYPES}.')
+
+
+__all__ = ['T5Config']

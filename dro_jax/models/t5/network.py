@@ -1,0 +1,340 @@
+"""T5: encoder, decoder, their attention and caches."""
+
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Bool, Float, Int
+
+from dro_jax.errors import UsageError
+from dro_jax.models import layers
+from dro_jax.models.layers import KeysValues
+from dro_jax.models.t5.config import REMATS, T5Config
+from dro_jax.types import Array, Rows
+
+
+class LayerCache(NamedTuple):
+  """Keys and values of decoder layers: of the response so far, and of the prompt. Leading axis: layers."""
+
+  response: KeysValues
+  prompt: KeysValues | None
+
+
+class Cache(NamedTuple):
+  """What decoding keeps between steps."""
+
+  layers: LayerCache
+  prompt_mask: Bool[Array, 'B S']
+
+
+class _Context(NamedTuple):
+  """What all layers of a stack share; no bias where each has its own."""
+
+  bias: Array | None
+  mask: Array
+  encoded: Array | None = None
+  cross_mask: Array | None = None
+  position: Array | None = None
+
+
+def _attention(config: T5Config, name: str) -> layers.Attention:
+  return layers.Attention(
+    config.emb_dim, config.num_heads, config.head_dim, config.dropout_rate, config.dtype, name=name
+  )
+
+
+def _norm(config: T5Config, name: str) -> layers.RMSNorm:
+  return layers.RMSNorm(config.dtype, name=name)
+
+
+def _mlp(config: T5Config) -> layers.MLP:
+  return layers.MLP(config.mlp_dim, config.mlp_activations, config.dropout_rate, config.dtype, name='mlp')
+
+
+def _dropout(config: T5Config, x_BTD: Array, deterministic: bool) -> Array:
+  return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(x_BTD, deterministic)
+
+
+def _relative_bias(
+  config: T5Config, keys: int, position: Array | None = None, *, bidirectional: bool
+) -> Float[Array, '1 H T S']:
+  """The bias of every query, or of the one at `position`."""
+  relative = layers.RelativeBias(
+    config.num_heads,
+    config.relative_attention_num_buckets,
+    config.relative_attention_max_distance,
+    bidirectional,
+    name='relpos_bias',
+  )
+  return relative(keys, keys) if position is None else relative.at(position, keys)
+
+
+def _shared_bias(config: T5Config, *args, **kwargs) -> Array | None:
+  return None if config.relative_bias_per_layer else _relative_bias(config, *args, **kwargs)
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention, then the MLP, each normalised before and added after."""
+
+  config: T5Config
+  deterministic: bool = True
+
+  @nn.compact
+  def __call__(self, x_BSD: Array, cache: None, context: _Context) -> tuple[Array, None]:
+    cfg = self.config
+    y_BSD = _norm(cfg, 'pre_attention_layer_norm')(x_BSD)
+    attention = _attention(cfg, 'attention')
+    bias = context.bias
+    if bias is None:
+      bias = _relative_bias(cfg, x_BSD.shape[1], bidirectional=True)
+    y_BSD = attention(y_BSD, attention.keys_values(y_BSD), bias, context.mask, self.deterministic)
+    x_BSD = layers.constrain_hidden(x_BSD + _dropout(cfg, y_BSD, self.deterministic))
+    y_BSD = _mlp(cfg)(_norm(cfg, 'pre_mlp_layer_norm')(x_BSD), self.deterministic)
+    return layers.constrain_hidden(x_BSD + _dropout(cfg, y_BSD, self.deterministic)), None
+
+
+class DecoderLayer(nn.Module):
+  """Self-attention, attention over the prompt, then the MLP.
+
+  Given a cache, `x` is the one token at `context.position`; the layer returns that token's keys and values,
+  which the caller writes into the cache: a scanned stack then writes one token instead of copying the cache.
+  """
+
+  config: T5Config
+  deterministic: bool = True
+  keep: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x_BTD: Array, cache: LayerCache | None, context: _Context
+  ) -> tuple[Array, LayerCache | None]:
+    cfg = self.config
+    y_BTD = _norm(cfg, 'pre_self_attention_layer_norm')(x_BTD)
+    attention = _attention(cfg, 'self_attention')
+    new = attention.keys_values(y_BTD)
+    response = new if cache is None else _write(cache.response, new, context.position, axis=1)
+    bias = context.bias
+    if bias is None:
+      bias = _relative_bias(cfg, context.mask.shape[-1], context.position, bidirectional=False)
+    y_BTD = attention(y_BTD, response, bias, context.mask, self.deterministic)
+    x_BTD = layers.constrain_hidden(x_BTD + _dropout(cfg, y_BTD, self.deterministic))
+
+    y_BTD = _norm(cfg, 'pre_cross_attention_layer_norm')(x_BTD)
+    attention = _attention(cfg, 'encoder_decoder_attention')
+    prompt = attention.keys_values(context.encoded) if cache is None else cache.prompt
+    y_BTD = attention(y_BTD, prompt, None, context.cross_mask, self.deterministic)
+    x_BTD = layers.constrain_hidden(x_BTD + _dropout(cfg, y_BTD, self.deterministic))
+
+    y_BTD = _mlp(cfg)(_norm(cfg, 'pre_mlp_layer_norm')(x_BTD), self.deterministic)
+    x_BTD = layers.constrain_hidden(x_BTD + _dropout(cfg, y_BTD, self.deterministic))
+    return x_BTD, LayerCache(new, prompt if cache is None else None) if self.keep else None
+
+
+def _write(cache: KeysValues, new: KeysValues, position: Array, *, axis: int) -> KeysValues:
+  return jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis), cache, new)
+
+
+def _run_stack(
+  layer: type[nn.Module],
+  name: str,
+  length: int,
+  config: T5Config,
+  x: Array,
+  cache: Any,
+  context: _Context,
+  **fields,
+) -> tuple[Array, Any]:
+  """Runs `length` layers; what they keep comes back stacked on a leading axis, scanned or not."""
+  if config.remat:
+    layer = nn.remat(layer, prevent_cse=not config.scan_layers, policy=REMATS[config.remat])
+  if config.scan_layers:
+    scanned = nn.scan(
+      layer,
+      variable_axes={'params': 1},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(0, nn.broadcast),
+      length=length,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    return scanned(config, name=name, **fields)(x, cache, context)
+  kept = []
+  for i in range(length):
+    layer_cache = jax.tree.map(operator.itemgetter(i), cache)
+    x, new = layer(config, name=f'layers_{i}', **fields)(x, layer_cache, context)
+    kept.append(new)
+  return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
+
+
+class Encoder(nn.Module):
+  """Embedded prompts to states."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(
+    self, x_BSD: Float[Array, 'B S D'], segments_BS: Int[Array, 'B S'], deterministic: bool
+  ) -> Float[Array, 'B S D']:
+    cfg = self.config
+    length = x_BSD.shape[1]
+    bias = _shared_bias(cfg, length, bidirectional=True)
+    context = _Context(bias, (segments_BS[:, :, None] == segments_BS[:, None, :])[:, None])
+    x_BSD = _dropout(cfg, x_BSD, deterministic)
+    x_BSD, _ = _run_stack(
+      EncoderLayer, 'encoder', cfg.num_encoder_layers, cfg, x_BSD, None, context, deterministic=deterministic
+    )
+    return _dropout(cfg, _norm(cfg, 'encoder_norm')(x_BSD), deterministic)
+
+
+class Decoder(nn.Module):
+  """Embedded decoder inputs to states, and states to logits where those have their own weights."""
+
+  config: T5Config
+
+  def setup(self):
+    if not self.config.logits_via_embedding:
+      self.logits_dense = layers.Dense(self.config.vocab_size, ('embed', 'vocab'), jnp.float32)
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: Float[Array, 'B T D'],
+    encoded_BSD: Float[Array, 'B S D'] | None,
+    mask_BTT: Bool[Array, 'B T U'],
+    cross_mask_BTS: Bool[Array, 'B T S'],
+    deterministic: bool,
+    keep: bool = False,
+    cache: LayerCache | None = None,
+    position: Int[Array, ''] | None = None,
+  ) -> tuple[Float[Array, 'B T D'], LayerCache | None]:
+    cfg = self.config
+    bias = _shared_bias(cfg, mask_BTT.shape[-1], position, bidirectional=False)
+    context = _Context(bias, mask_BTT[:, None], encoded_BSD, cross_mask_BTS[:, None], position)
+    x_BTD = _dropout(cfg, x_BTD, deterministic)
+    x_BTD, kept = _run_stack(
+      DecoderLayer, 'decoder', cfg.num_decoder_layers, cfg, x_BTD, cache, context,
+      deterministic=deterministic, keep=keep,
+    )  # fmt: skip
+    return _dropout(cfg, _norm(cfg, 'decoder_norm')(x_BTD), deterministic), kept
+
+
+def shift_right(tokens_BT: Int[Array, 'B T'], positions_BT: Int[Array, 'B T']) -> Int[Array, 'B T']:
+  """The decoder's inputs: targets moved one to the right within each segment, whose first input is 0."""
+  previous_BT = jnp.pad(tokens_BT[:, :-1], ((0, 0), (1, 0)))
+  return jnp.where(positions_BT == 0, 0, previous_BT)
+
+
+class T5(nn.Module):
+  """The policy: an encoder-decoder over rows that hold several prompts and several responses.
+
+  T5 has no absolute positions, and segments are contiguous: distances within a row are distances within a
+  segment, so that the relative bias is one `[1, H, T, T]` for all rows.
+  """
+
+  config: T5Config
+
+  def setup(self):
+    cfg = self.config
+    if cfg.vocab_size is None:
+      raise UsageError(
+        'T5Config.vocab_size is None, so the embedding table has no size: bind it, or '
+        "dataclasses.replace(config, vocab_size=...) with the vocabulary's."
+      )
+    self.token_embedder = layers.Embedding(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
+    self.encoder = Encoder(cfg)
+    self.decoder = Decoder(cfg)
+
+  def encode(
+    self,
+    prompt_tokens_BS: Int[Array, 'B S'],
+    prompt_segments_BS: Int[Array, 'B S'],
+    prompt_positions_BS: Int[Array, 'B S'],
+    enable_dropout: bool = False,
+  ) -> Float[Array, 'B S D']:
+    """States of the prompts' tokens; each sees its own segment. Positions are for other architectures."""
+    del prompt_positions_BS
+    return self.encoder(self.token_embedder(prompt_tokens_BS), prompt_segments_BS, not enable_dropout)
+
+  def decode(
+    self,
+    encoded_BSD: Float[Array, 'B S D'],
+    prompt_segments_BS: Int[Array, 'B S'],
+    response_tokens_BT: Int[Array, 'B T'],
+    response_segments_BT: Int[Array, 'B T'],
+    response_positions_BT: Int[Array, 'B T'],
+    response_prompt_BT: Int[Array, 'B T'],
+    enable_dropout: bool = False,
+  ) -> Float[Array, 'B T D']:
+    """States that predict each response token from the prompt it points at and the tokens before it."""
+    inputs_BT = shift_right(response_tokens_BT, response_positions_BT)
+    same_BTT = response_segments_BT[:, :, None] == response_segments_BT[:, None, :]
+    causal_TT = np.tril(np.ones((inputs_BT.shape[1],) * 2, bool))
+    cross_BTS = response_prompt_BT[:, :, None] == prompt_segments_BS[:, None, :]
+    x_BTD = self.token_embedder(inputs_BT)
+    hidden_BTD, _ = self.decoder(
+      x_BTD, encoded_BSD, same_BTT & causal_TT[None], cross_BTS, not enable_dropout
+    )
+    return hidden_BTD
+
+  def logits(self, hidden_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
+    """Unnormalised log-probs of the next token, float32."""
+    if self.config.logits_via_embedding:
+      logits_BTV = self.token_embedder.attend(hidden_BTD.astype(jnp.float32) * self.config.emb_dim**-0.5)
+    else:
+      logits_BTV = self.decoder.logits_dense(hidden_BTD)
+    return layers.constrain(logits_BTV, 'activation_batch', 'activation_length', 'activation_vocab')
+
+  def __call__(self, rows: Rows, enable_dropout: bool = False) -> Float[Array, 'B T V']:
+    encoded_BSD = self.encode(
+      rows.prompt_tokens, rows.prompt_segments, rows.prompt_positions, enable_dropout=enable_dropout
+    )
+    hidden_BTD = self.decode(
+      encoded_BSD,
+      rows.prompt_segments,
+      rows.response_tokens,
+      rows.response_segments,
+      rows.response_positions,
+      rows.response_prompt,
+      enable_dropout=enable_dropout,
+    )
+    return self.logits(hidden_BTD)
+
+  def start_decoding(
+    self, encoded_BSD: Float[Array, 'B S D'], prompt_mask_BS: Bool[Array, 'B S'], max_length: int
+  ) -> tuple[Float[Array, 'B D'], Cache]:
+    """Decodes the start token: the state that predicts the first token, and a cache for `max_length`."""
+    batch = encoded_BSD.shape[0]
+    x_BTD = self.token_embedder(jnp.zeros((batch, 1), jnp.int32))
+    hidden_BTD, kept = self.decoder(
+      x_BTD, encoded_BSD, jnp.ones((batch, 1, 1), bool), prompt_mask_BS[:, None, :], True, keep=True
+    )
+    response = jax.tree.map(
+      lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, max_length - 1), (0, 0), (0, 0))), kept.response
+    )
+    return hidden_BTD[:, 0], Cache(LayerCache(response, kept.prompt), prompt_mask_BS)
+
+  def decode_step(
+    self, cache: Cache, tokens_B: Int[Array, 'B'], position: Int[Array, '']
+  ) -> tuple[Float[Array, 'B D'], Cache]:
+    """Decodes the token at input `position` (0 was the start token): the state that predicts the next one."""
+    length = cache.layers.response.keys.shape[2]
+    mask_BTT = jnp.broadcast_to(jnp.arange(length) <= position, (tokens_B.shape[0], 1, length))
+    hidden_BTD, new = self.decoder(
+      self.token_embedder(tokens_B[:, None]), None, mask_BTT, cache.prompt_mask[:, None, :], True,
+      keep=True, cache=cache.layers, position=position,
+    )  # fmt: skip
+    response = _write(cache.layers.response, new.response, position, axis=2)
+    return hidden_BTD[:, 0], cache._replace(layers=cache.layers._replace(response=response))
+
+
+def smallest_rows() -> Rows:
+  """One row with one token a side: what `T5(config).init` needs to be called on."""
+  token = jnp.ones((1, 1), jnp.int32)
+  start = jnp.zeros((1, 1), jnp.int32)
+  return Rows(
+    prompt_tokens=token, prompt_segments=token, prompt_positions=start,
+    response_tokens=token, response_segments=token, response_positions=start, response_prompt=token,
+    rewards=jnp.zeros((1, 1)), example_id=start, valid=jnp.ones((1, 1), bool),
+  )  # fmt: skip

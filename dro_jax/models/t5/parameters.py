@@ -1,0 +1,53 @@
+"""T5's parameter tree: layers scanned or not."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from dro_jax.types import Params
+
+Path = tuple[str, ...]
+
+
+def in_stack(path: Path) -> tuple[Path, int] | None:
+  """Where an unrolled layer's parameter lies in a scanned tree: its stack's path, and its layer."""
+  if len(path) < 2 or not path[1].startswith('layers_'):
+    return None
+  return (path[0], path[0], *path[2:]), int(path[1].removeprefix('layers_'))
+
+
+def is_stack(path: Path) -> bool:
+  """Whether a parameter holds all layers of a side, on axis 1."""
+  return len(path) > 2 and path[0] == path[1] and path[0] in ('encoder', 'decoder')
+
+
+def convert_leaves(flat: dict[Path, Any], *, scan: bool) -> Iterator[tuple[Path, Any]]:
+  """`convert_layers`, one parameter after the other: each leaves `flat` once it is converted."""
+  for path in list(flat):
+    stacked = in_stack(path)
+    if scan and stacked:
+      if path in flat:
+        yield stacked[0], _stack(flat, stacked[0])
+    elif not scan and is_stack(path):
+      stack = flat.pop(path)
+      for i in range(stack.shape[1]):
+        yield (path[0], f'layers_{i}', *path[2:]), stack[:, i]
+    else:
+      yield path, flat.pop(path)
+
+
+def _stack(flat: dict[Path, Any], stack: Path) -> Any:
+  of_layer = lambda i: (stack[0], f'layers_{i}', *stack[2:])  # noqa: E731
+  count = next(i for i in itertools.count() if of_layer(i) not in flat)
+  leaves = [flat.pop(of_layer(i)) for i in range(count)]
+  # numpy stays numpy: an importer's arrays are not yet meant for a device.
+  return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves, axis=1)
+
+
+def convert_layers(params: Params, *, scan: bool) -> Params:
+  """The same parameters as one stack a side (`encoder/encoder`, axis 1) or by layer (`encoder/layers_0`)."""
+  return traverse_util.unflatten_dict(dict(convert_leaves(traverse_util.flatten_dict(params), scan=scan)))

@@ -1,0 +1,1 @@
+"""A run's step compiled for devices that are not here."""

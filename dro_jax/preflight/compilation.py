@@ -1,0 +1,213 @@
+"""One compilation of a run's step, and all that is known of it."""
+
+import functools
+import logging
+import pathlib
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from dro_jax.costs import flops
+from dro_jax.costs import roofline as forecast
+from dro_jax.costs import slices as chips
+from dro_jax.data import triplets
+from dro_jax.errors import UsageError
+from dro_jax.parallel import partitioning
+from dro_jax.preflight.placeholders import with_reference, without_store
+from dro_jax.run import build
+from dro_jax.step.state import TrainState
+from dro_jax.types import Rows
+
+log = logging.getLogger(__name__)
+
+
+class Attempt(NamedTuple):
+  """One way to run the step: whether it fits, and all that is known of it."""
+
+  fits: bool
+  report: dict[str, Any]
+
+
+class Asked(NamedTuple):
+  """What is compiled: `train`, the slice, the data, and the settings that `train` gets."""
+
+  train: Callable[..., Any]
+  where: chips.Slice
+  data: Callable[..., triplets.Triplets]
+  settings: Mapping[str, Any]
+
+
+def make_request(
+  train: Callable[..., Any],
+  where: chips.Slice,
+  data: Callable[..., triplets.Triplets],
+  settings: Mapping[str, Any],
+  **changes: Any,
+) -> Asked:
+  """A run with some changes; a reference that is not scored brings its log-probs."""
+  settings = {**settings, **changes}
+  settings['reference'] = without_store(settings['reference'])
+  kept = settings['reference'](lambda *_: None).is_kept
+  return Asked(train, where, data if kept else functools.partial(with_reference, data), settings)
+
+
+def rehearse(asked: Asked, **changes: Any) -> tuple[build.Run, TrainState]:
+  """The run, built but not compiled, and its state's shapes."""
+  rehearsal = build.Rehearsal(asked.where.devices, lambda run, state: (run, state))
+  return asked.train(data=asked.data, rehearsal=rehearsal, **{**asked.settings, **changes})
+
+
+def try_compile(asked: Asked) -> Attempt:
+  where, settings = asked.where, asked.settings
+  run, state = rehearse(asked)
+  rows = abstract_rows(run)
+  log.info('compiling for %s, mesh %s', where.name, dict(run.mesh.shape))
+  report = _before(run, state, rows, where)
+  if settings['num_microbatches'] > 1 or run.networks.policy.config.remat:
+    plain = rehearse(asked, num_microbatches=1, remat=False)
+    report['flops']['useful'] = _count(*plain, abstract_rows(plain[0]))
+  start = time.monotonic()
+  try:
+    compiled, text = compile_step(run, state, rows)
+  except Exception as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    return Attempt(False, report | _too_large(str(error), state, where, time.monotonic() - start))
+  spent = time.monotonic() - start
+  memory, after = _after(compiled, text, run, state, where, report, settings['schedule']().steps)
+  fits = memory['total'] <= where.chip.hbm
+  return Attempt(fits, report | {'fits': fits, 'memory': memory} | after | {'compile_seconds': spent})
+
+
+def abstract_rows(run: build.Run, step: int = 0) -> Rows:
+  """Shapes and shardings of a batch, as the loop would place it."""
+  rows = run.train_loader.rows(step)
+  cut, whole = partitioning.rows_sharding(run.mesh), partitioning.replicated(run.mesh)
+
+  def place(tree: Any, sharding: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+  return place(rows._replace(units=None), cut)._replace(units=place(rows.units, whole))
+
+
+def compile_step(run: build.Run, state: TrainState, rows: Rows) -> tuple[jax.stages.Compiled, str]:
+  """(the run's own jitted step, compiled for the devices of its mesh; its program's text)."""
+  with partitioning.use_mesh(run.mesh), tempfile.TemporaryDirectory() as folder:
+    dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+    compiled = run.step.lower(state, rows).compile(compiler_options=dump)
+    return compiled, _text(compiled, pathlib.Path(folder))
+
+
+def _text(compiled: jax.stages.Compiled, dump: pathlib.Path) -> str:
+  """A compiled program's text, from the compiler's own dump where jaxlib cannot read the program.
+
+  jaxlib 0.10.2 does not know the async-updates that libtpu 0.0.52 makes for v5p's and v6e's sparse cores.
+
+  Raises:
+    UsageError: the compiler left no dump either. What the step takes is known, and told.
+  """
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    found = list(dump.glob('*.after_codegen.txt'))
+    if len(found) == 1:
+      return found[0].read_text()
+    used = compiled.memory_analysis()
+    takes = (used.argument_size_in_bytes + used.temp_size_in_bytes) / chips.GIB
+    raise UsageError(
+      f'the step compiles and takes {takes:.2f} GiB a chip, but this jaxlib cannot read the program that '
+      f'libtpu made: {str(error).splitlines()[0]}. Pass another kind of chip to --topology, or install a jax '
+      'and a libtpu that agree.'
+    ) from error
+
+
+def _count(run: build.Run, state: TrainState, rows: Rows) -> float | int:
+  with partitioning.use_mesh(run.mesh):
+    return flops.count(run.step, state, rows)
+
+
+def _before(run: build.Run, state: TrainState, rows: Rows, where: chips.Slice) -> dict[str, Any]:
+  """What is known of a step before it is compiled."""
+  layout, config = run.train_loader.layout, run.networks.policy.config
+  tokens = (rows.prompt_tokens.size, rows.response_tokens.size)
+  counted = _count(run, state, rows)
+  value = run.networks.value
+  estimate = forecast.rule_of_thumb(state, tokens, run.algorithm, value is not None and value.frozen_trunk)
+  held = {'reference': state.reference, 'initial_policy': state.initial}
+  networks = dict(state.params) | {name: tree for name, tree in held.items() if tree is not None}
+  return {
+    'topology': where.name, 'chips': len(where.devices), 'mesh': dict(run.mesh.shape),
+    'algorithm': run.algorithm.name,
+    'model': {name: getattr(config, name) for name in ('emb_dim', 'num_encoder_layers', 'dtype', 'remat')},
+    'parameters': {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in networks.items()},
+    'batch': {
+      'rows': len(rows.valid), 'prompt_length': layout.prompt_length,
+      'response_length': layout.response_length, 'tokens': sum(tokens),
+    },
+    'flops': {
+      'step': counted, 'useful': counted, 'rule_of_thumb': estimate, 'ratio': counted / estimate,
+    },
+  }  # fmt: skip
+
+
+def _after(
+  compiled: jax.stages.Compiled,
+  text: str,
+  run: build.Run,
+  state: TrainState,
+  where: chips.Slice,
+  report: Mapping[str, Any],
+  steps: int,
+) -> tuple[dict[str, float | int], dict[str, Any]]:
+  """(memory a chip by kind, what a compiled step does and takes)."""
+  done = forecast.work(text, list(run.mesh.devices.flat), where)
+  memory = forecast.memory(state, compiled.memory_analysis(), done.kept_bytes)
+  memory['available'] = where.chip.hbm
+  times = forecast.seconds(done, where.chip)
+  best = times['most']
+  rates = functools.partial(_rates, where, steps, report['batch']['tokens'], report['flops']['useful'])
+  return memory, {
+    'flops': report['flops'] | {'per_chip': done.flops},
+    'bytes': {
+      'hbm': done.hbm_bytes, 'ici': done.traffic.ici_bytes, 'dcn': done.traffic.dcn_bytes,
+      'collectives': forecast.by_kind(done.collectives),
+    },
+    'seconds': times, 'roofline_seconds': best, 'bound_by': forecast.bound_by(times),
+    'compiler_seconds': done.estimated_cycles / where.chip.clock,
+    'steps': steps, **rates(best), 'nothing_hidden': rates(times['sum']),
+  }  # fmt: skip
+
+
+def _rates(
+  where: chips.Slice, steps: int, tokens: int, useful: float | int, seconds: float | int
+) -> dict[str, float | int]:
+  """What a step's time makes of its tokens, padding included, its operations and a run's steps."""
+  count = len(where.devices)
+  return {
+    'tokens_per_second': tokens / seconds, 'mfu': useful / (seconds * where.chip.flops * count),
+    'chip_hours': steps * seconds * count / 3600,
+  }  # fmt: skip
+
+
+def _too_large(message: str, state: TrainState, where: chips.Slice, spent: float | int) -> dict[str, Any]:
+  """What is known of a step that the compiler found too large.
+
+  Raises:
+    UsageError: for something else than a chip's main memory.
+  """
+  if not re.search('(memory on|memory space|available) hbm', message, re.IGNORECASE):
+    raise UsageError(
+      f'the compiler ran out of something else than HBM: {message.splitlines()[0]} Another mesh or DTYPE may '
+      'do, or other COMPILER_OPTIONS.'
+    )
+  found = re.search(r'\(([\d.]+)([KMGT])\) exceeds available HBM', message) or re.search(
+    r'[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm', message
+  )
+  scale = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+  total = float(found[1]) * scale[found[2]] if found else None
+  memory = forecast.of_state(state) | {'total': total, 'available': where.chip.hbm}
+  return {'fits': False, 'memory': memory, 'compile_seconds': spent, 'compiler_says': message.splitlines()[0]}

@@ -1,0 +1,71 @@
+"""Every mesh that divides a slice, tried."""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from dro_jax.costs import roofline as forecast
+from dro_jax.costs import slices as chips
+from dro_jax.errors import UsageError
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.preflight import compilation
+from dro_jax.preflight.remedies import summary
+from dro_jax.preflight.tables import mesh_row
+from dro_jax.printing import result as printing
+
+
+def sweep_meshes(
+  asked: Callable[..., compilation.Asked], mesh: Callable[..., Grid], where: chips.Slice, limit: int | None
+) -> printing.Sections:
+  """Every mesh, those that fit first, the fastest of them first."""
+  possible, rows = _sifted(asked, mesh, where)
+  chosen = possible[:limit]
+  for sizes in chosen:
+    try:
+      found = compilation.try_compile(asked(mesh=functools.partial(mesh, **sizes)))
+    except UsageError as error:
+      rows.append(sizes | {'fits': False, 'refused': str(error)})
+      continue
+    rows.append(sizes | {'fits': found.fits, **summary(found.report)})
+    compilation.log.info('%s', mesh_row(rows[-1]))
+  left = f'not compiled: --set SWEEP_LIMIT={len(possible)} does'
+  rows += [sizes | {'fits': None, 'refused': left} for sizes in possible[len(chosen) :]]
+  rows.sort(key=lambda row: (not row['fits'], row.get('roofline_seconds') or math.inf))
+  return printing.Sections({'topology': where.name, 'meshes': rows}, {where.name: list(map(mesh_row, rows))})
+
+
+def _sifted(
+  asked: Callable[..., compilation.Asked], mesh: Callable[..., Grid], where: chips.Slice
+) -> tuple[list[dict[str, int]], list[dict[str, Any]]]:
+  """(sizes of meshes that may do, rows of those that cannot), as far as can be told without compiling."""
+  possible, rows = [], []
+  for sizes in _meshes(len(where.devices) // where.num_slices, where.num_slices):
+    try:
+      _, state = compilation.rehearse(asked(mesh=functools.partial(mesh, **sizes)))
+    except UsageError as error:
+      rows.append(sizes | {'fits': False, 'refused': str(error)})
+      continue
+    held = sum(forecast.of_state(state).values())
+    if held > where.chip.hbm:
+      why = 'parameters, optimizer and reference alone are too much'
+      rows.append(sizes | {'fits': False, 'total_bytes': held, 'refused': why})
+    else:
+      possible.append(sizes)
+  return possible, rows
+
+
+def _meshes(size: int, slices: int) -> list[dict[str, int]]:
+  """All meshes of slices of a size: what cuts rows most first, of those what cuts parameters most."""
+  found = [
+    {'data': data, 'fsdp': fsdp, 'model': size // (data * fsdp)}
+    | ({'dcn_data': slices // across, 'dcn_fsdp': across} if slices > 1 else {})
+    for data, fsdp, across in itertools.product(_divisors(size), _divisors(size), _divisors(slices))
+    if size % (data * fsdp) == 0
+  ]
+  return sorted(found, key=lambda sizes: (sizes['model'], sizes.get('dcn_fsdp', 1), -sizes['fsdp']))
+
+
+def _divisors(number: int) -> list[int]:
+  return [n for n in range(1, number + 1) if number % n == 0]

@@ -1,0 +1,84 @@
+"""Preflight's result as tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dro_jax.parallel.partitioning import AXES
+from dro_jax.printing import result as printing
+
+
+def shown_report(report: dict[str, Any]) -> printing.Sections:
+  sections: dict[str, Sequence[Mapping[str, Any]]] = {
+    report['topology']: _lines(
+      {
+        'mesh': ' × '.join(f'{axis} {size}' for axis, size in report['mesh'].items()),
+        'batch': '{rows} rows of {prompt_length} + {response_length} tokens'.format(**report['batch']),
+        'parameters': ', '.join(f'{name} {size:,}' for name, size in report['parameters'].items()),
+        'fits': 'yes' if report['fits'] else 'no',
+      }
+      | ({'the compiler says': report['compiler_says']} if 'compiler_says' in report else {})
+      | ({'would fit with': report['remedy'] or _NONE} if 'tried' in report else {})
+    ),
+    'memory a chip': _lines({name: _gib(size) for name, size in report['memory'].items()}),
+  }
+  if 'seconds' in report:
+    sections |= _speed(report)
+  if 'tried' in report:
+    sections['what would make it fit'] = list(map(mesh_row, report['tried']))
+  return printing.Sections(report, sections, _NOTE if 'seconds' in report else '')
+
+
+def _gib(size: float | int | None) -> str | None:
+  return None if size is None else f'{size / 2**30:.3f} GiB'
+
+
+def mesh_row(row: Mapping[str, Any]) -> dict[str, str | int | None]:
+  """A change or a mesh that was tried."""
+  what = {name: row[name] for name in ('change', *AXES, 'dcn_data', 'dcn_fsdp') if name in row}
+  best = row.get('roofline_seconds')
+  return what | {
+    'fits': {True: 'yes', False: 'no'}.get(row['fits']), 'memory a chip': _gib(row.get('total_bytes')),
+    'roofline': None if best is None else f'{best:.4g} s', 'bound by': row.get('bound_by'),
+    'refused': row.get('refused'),
+  }  # fmt: skip
+
+
+_NONE = 'nothing that was tried: take more chips, a smaller BATCH, or shorter texts'
+_NOTE = (
+  'roofline: the longest of compute, HBM, ICI and DCN, each alone at its peak, the rest hidden behind it; '
+  "sum: nothing hidden; compiler: the compiler's own count of a core's cycles, communication left out. 6ND "
+  'knows no attention, no recomputation, and not that cross-attention projects the prompt.'
+)
+
+
+def _speed(report: Mapping[str, Any]) -> dict[str, Sequence[Mapping[str, Any]]]:
+  flops_, times = report['flops'], report['seconds']
+  ends = lambda name: (report[name], report['nothing_hidden'][name])  # noqa: E731
+  return {
+    'a step': _lines(
+      {
+        'operations': f'{flops_["step"]:.4g}, {flops_["ratio"]:.2f} of 6ND ({flops_["rule_of_thumb"]:.4g})',
+        'operations a chip, compiled': f'{flops_["per_chip"]:.4g}',
+        'bytes a chip': ', '.join(
+          f'{name} {report["bytes"][name] / 1e9:.3f} GB' for name in ('hbm', 'ici', 'dcn')
+        ),
+        'seconds': ', '.join(f'{name} {value:.4f}' for name, value in times.items() if name != 'most'),
+        'roofline': f'{report["roofline_seconds"]:.4f} s, bound by {report["bound_by"]}',
+        'compiler': f'{report["compiler_seconds"]:.4f} s',
+        'tokens a second, padding included': 'at most {:,.0f}, {:,.0f} with nothing hidden'.format(
+          *ends('tokens_per_second')
+        ),
+        'MFU': 'at most {:.1%}, {:.1%} with nothing hidden'.format(*ends('mfu')),
+        'chip-hours': 'at least {:.2f}, {:.2f} with nothing hidden'.format(*ends('chip_hours')),
+        'compilation': f'{report["compile_seconds"]:.0f} s',
+      }
+    ),
+    'collectives': [
+      row | {'runs': f'{row["runs"]:.0f}', 'sent_bytes': f'{row["sent_bytes"] / 1e6:.1f} MB'}
+      for row in report['bytes']['collectives']
+    ],
+  }
+
+
+def _lines(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+  return [{' ': name, '  ': value} for name, value in values.items()]

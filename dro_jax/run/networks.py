@@ -1,0 +1,135 @@
+"""A run's networks, their parameters' shapes, shardings and first values."""
+
+import dataclasses
+import functools
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dro_jax import algorithms
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints.policy import load_policy
+from dro_jax.data.text import vocabularies
+from dro_jax.models.t5.config import FAMILY, T5Config
+from dro_jax.models.t5.network import T5, smallest_rows
+from dro_jax.models.value import ValueNetwork, start_from_policy
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.types import Params
+
+_log = logging.getLogger(__name__)
+
+
+class Networks(NamedTuple):
+  """The policy, and the value network where the algorithm has one."""
+
+  policy: T5
+  value: ValueNetwork | None
+
+
+def build(
+  config: T5Config,
+  *,
+  uses_value: bool,
+  readout: str = 'prompt',
+  shared: bool = False,
+  frozen_trunk: bool = False,
+) -> Networks:
+  """The networks of a configuration; the value trunk has the policy's architecture."""
+  value = ValueNetwork(config, readout=readout, shared=shared, frozen_trunk=frozen_trunk)
+  return Networks(T5(config), value if uses_value else None)
+
+
+@functools.lru_cache(maxsize=8)
+def abstract_params(networks: Networks) -> dict[str, Params]:
+  """Shapes of all parameters, boxed with their logical axes."""
+  return jax.eval_shape(lambda key: _init(networks, key), jax.random.key(0))
+
+
+def shardings(networks: Networks, mesh: Grid) -> dict[str, Params]:
+  """Where each parameter lives."""
+  return {
+    name: partitioning.parameter_shardings(tree, mesh) for name, tree in abstract_params(networks).items()
+  }
+
+
+def abstract_on(networks: Networks, mesh: Grid) -> dict[str, Params]:
+  """Shapes of all parameters with their shardings: what a restore fills."""
+  return with_shardings(nn.unbox(abstract_params(networks)), shardings(networks, mesh))
+
+
+def with_shardings(abstract: Any, sharding: Any) -> Any:
+  """Joins a tree of shapes and a tree of shardings."""
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, sharding)
+
+
+def _init(networks: Networks, key: jax.Array) -> dict[str, Params]:
+  rows, policy_key, value_key = smallest_rows(), *jax.random.split(key)
+  params = {'policy': networks.policy.init(policy_key, rows)['params']}
+  if networks.value is not None:
+    states = jnp.zeros((1, 1, networks.policy.config.emb_dim))
+    params['value'] = networks.value.init(value_key, rows, states, states)['params']
+  return params
+
+
+def initial_params(networks: Networks, mesh: Grid, seed: int, init_from: str | None) -> dict[str, Params]:
+  """First parameters, each born on its shard.
+
+  The policy comes from the checkpoint `init_from` (or at random without one); the value's trunk starts from
+  the policy, its head at zero.
+
+  Raises:
+    UsageError: the checkpoint is missing or does not fit.
+  """
+  where = shardings(networks, mesh)
+  # Never two policies.
+  made = {name: where[name] for name in where if name != 'policy' or init_from is None}
+
+  def init(key: jax.Array) -> dict[str, Params]:
+    every = nn.unbox(_init(networks, key))
+    return {name: every[name] for name in made}
+
+  params = jax.jit(init, out_shardings=made)(jax.random.key(seed))
+  if init_from is not None:
+    params['policy'] = load_policy(init_from, networks.policy.config, abstract_on(networks, mesh)['policy'])
+  if networks.value is not None:
+    start = jax.jit(start_from_policy, out_shardings=where['value'])
+    params['value'] = start(params['value'], params['policy'])
+    if init_from is not None:
+      _log.info('%s', _say_fresh(params['value'], init_from))
+  return params
+
+
+def _say_fresh(value: Params, init_from: str) -> str:
+  """What of a value network is new."""
+  trunk = "its trunk is a copy of the policy's" if 'trunk' in value else 'it has no trunk of its own'
+  has = checkpoints.load_metadata(init_from).get('value')
+  why = 'that of a checkpoint is never taken' if has else 'the checkpoint has none'
+  return f'{init_from}: V starts fresh, for {why}: {trunk}, its head starts anew'
+
+
+def metadata(
+  config: T5Config,
+  *,
+  vocabulary: vocabularies.Vocabulary,
+  algorithm: algorithms.Algorithm,
+  readout: str,
+  shared: bool,
+  frozen_trunk: bool = False,
+  **settings: Any,
+) -> dict[str, Any]:
+  """What is saved beside every checkpoint: enough to rebuild the networks and read data as the run did."""
+  value = {'readout': readout, 'shared': shared} | ({'frozen_trunk': True} if frozen_trunk else {})
+  return {
+    'family': FAMILY,
+    'model': dataclasses.asdict(config),
+    'value': value if algorithm.uses_value else None,
+    'vocabulary': vocabulary.spec,
+    'vocabulary_fingerprint': vocabulary.fingerprint,
+    'algorithm': algorithm.name,
+    'temperature': algorithm.temperature,
+    **settings,
+  }

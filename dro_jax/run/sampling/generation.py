@@ -1,0 +1,110 @@
+"""Answers to prompts, drawn in batches from a policy on a mesh."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dro_jax.errors import UsageError
+from dro_jax.models import beam_search
+from dro_jax.models import sampling as decoding
+from dro_jax.models.t5.network import T5
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.types import Params
+
+_PROMPT_MULTIPLE = 32  # Prompts are padded to a multiple, so that few lengths are compiled.
+
+
+class Answer(NamedTuple):
+  """A response's tokens (EOS included unless cut) and its log π(y|x) in nats, of the policy as trained."""
+
+  tokens: np.ndarray
+  logp: float
+
+
+Generator = Callable[[Params, Sequence[np.ndarray], Sequence[int]], Iterator[Answer]]
+
+
+def make_generator(
+  policy: T5,
+  mesh: Grid,
+  *,
+  max_length: int,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  repetition_penalty: float = 1.0,
+  beams: int = 1,
+  length_penalty: float = 1.0,
+  batch_size: int = 32,
+  seed: int = 0,
+) -> Generator:
+  """Returns `generate(params, prompts, ids)`: an answer to each prompt's tokens, in order.
+
+  Args:
+    policy: the model.
+    mesh: rows are split over it.
+    max_length: most tokens of a response.
+    temperature: divides the logits; 0 takes the most probable token.
+    top_k: keep the k most probable tokens; 0 keeps all.
+    top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
+    repetition_penalty: of tokens that the response has already (see `models.sampling.penalised`); 1 is none.
+    beams: prefixes kept by a beam search (`models.beam_search.search`), at temperature 0; 1 does not search.
+    length_penalty: exponent of the length by which that search divides a response's log-prob.
+    batch_size: prompts at once, rounded up to what the mesh divides.
+    seed: with a prompt's id it decides its sample, whatever the batch.
+
+  Raises:
+    UsageError: several beams are to draw samples.
+  """
+  if beams > 1 and (temperature != 0 or top_k or top_p != 1):
+    raise UsageError(
+      f'beams={beams} with temperature={temperature}, top_k={top_k}, top_p={top_p}: a beam search looks for '
+      'the most probable response and draws nothing. Pass --set TEMPERATURE=0 and leave TOP_K and TOP_P, or '
+      '--set BEAMS=1 to draw.'
+    )
+  shards = partitioning.num_row_shards(mesh)
+  num_rows = -(-batch_size // shards) * shards
+  key = jax.random.key(seed)
+
+  def sample(params: Params, tokens_BS, segments_BS, ids_B) -> decoding.Samples:
+    prompts = tokens_BS, segments_BS
+    if beams != 1:
+      return beam_search.search(
+        policy, params, prompts, max_length, beams=beams, length_penalty=length_penalty,
+        repetition_penalty=repetition_penalty,
+      )  # fmt: skip
+    return decoding.sample(
+      policy, params, prompts, max_length, key, temperature=temperature, top_k=top_k, top_p=top_p,
+      repetition_penalty=repetition_penalty, prompt_ids=ids_B,
+    )  # fmt: skip
+
+  sample = jax.jit(
+    sample, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
+  )
+
+  def generate(params: Params, prompts: Sequence[np.ndarray], ids: Sequence[int]) -> Iterator[Answer]:
+    for start in range(0, len(prompts), num_rows):
+      chunk = prompts[start : start + num_rows]
+      length = -(-max(map(len, chunk)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
+      arrays = padded(chunk, ids[start : start + num_rows], num_rows, length)
+      first, last = partitioning.host_rows(mesh, num_rows)
+      local = tuple(array[first:last] for array in arrays)
+      with partitioning.use_mesh(mesh):
+        samples = jax.device_get(sample(params, *partitioning.global_rows(mesh, local, num_rows)))
+      for row in range(len(chunk)):
+        yield Answer(samples.tokens[row, : samples.lengths[row]], float(samples.logps[row]))
+
+  return generate
+
+
+def padded(
+  prompts: Sequence[np.ndarray], ids: Sequence[int] | np.ndarray, num_rows: int, length: int
+) -> tuple[np.ndarray, ...]:
+  """Tokens and segments `[num_rows, length]`, ids `[num_rows]`; rows beyond the prompts are padding."""
+  tokens, segments = np.zeros((2, num_rows, length), np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens[row, : len(prompt)], segments[row, : len(prompt)] = prompt, 1
+  return tokens, segments, np.pad(np.asarray(ids, np.int32), (0, num_rows - len(prompts)))

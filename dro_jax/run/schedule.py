@@ -1,0 +1,54 @@
+"""When a run logs, validates and saves; and its clock."""
+
+import dataclasses
+import time
+
+from dro_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """When a run does what, in optimiser steps; 0 is never.
+
+  Args:
+    steps: the run's length.
+    log_every: steps between records of metrics.
+    eval_every: steps between validations on held-out prompts; the last step validates too.
+    checkpoint_every: steps between checkpoints; the last step is saved too.
+    eval_examples: held-out responses to validate on at most, `None` for all.
+    sample_prompts: held-out prompts answered greedily at each validation.
+    kl_prompts: held-out prompts at most, the answers to which estimate KL(π‖π_ref) at each validation.
+  """
+
+  steps: int = 1000
+  log_every: int = 10
+  eval_every: int = 200
+  checkpoint_every: int = 500
+  eval_examples: int | None = 1000
+  sample_prompts: int = 3
+  kl_prompts: int = 0
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if value is not None and value < 0:
+        raise UsageError(
+          f'{name}={value}: pass 0 or more (--set {name.upper()}=...); 0 steps between is never.'
+        )
+
+  def is_due(self, every: int, step: int) -> bool:
+    return every > 0 and (step % every == 0 or step == self.steps)
+
+
+class Clock:
+  """Seconds between two moments at which the devices were waited for."""
+
+  def __init__(self):
+    self._last = time.monotonic()
+
+  def lap(self) -> float:
+    """Seconds since the last lap."""
+    before, self._last = self._last, time.monotonic()
+    return self._last - before
+
+
+__all__ = ['Schedule']

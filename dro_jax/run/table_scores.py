@@ -1,0 +1,176 @@
+"""A table's responses scored by networks on a mesh, batch by batch."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dro_jax import algorithms
+from dro_jax.algorithms.batch import Batch
+from dro_jax.models import scoring
+from dro_jax.models.t5.network import T5
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run.networks import Networks
+from dro_jax.step import state as train_state
+from dro_jax.step import train_step
+from dro_jax.step.reference import MOVING, Reference
+from dro_jax.types import Mismatched, Params, Rows
+
+
+class ScoredTable(NamedTuple):
+  """Every response of a table, scored once, in the table's order; and its losses' weighted means by name.
+
+  Where the reference moves, `reference_logps` and the losses are of the initial one; `moving_logps`, and the
+  losses whose names end in `_moving`, are of that as it is.
+  """
+
+  logps: np.ndarray
+  lengths: np.ndarray
+  rewards: np.ndarray
+  reference_logps: np.ndarray | None
+  values: np.ndarray | None
+  losses: Mapping[str, float]
+  moving_logps: np.ndarray | None = None
+
+
+def make_scorer(
+  networks: Networks,
+  algorithm: algorithms.Algorithm,
+  reference: Reference | None,
+  mesh: Grid,
+  chunk_size: int | None = None,
+  *,
+  by_batch: bool = False,
+) -> Callable[[train_state.TrainState, Any], ScoredTable]:
+  """Returns `score_table(state, loader)`, compiled once: no gradient, no dropout, each response once.
+
+  Scores are taken batch by batch. What couples responses (a mean of the batch, KTO's reference point, one
+  value for all) is taken once over the whole table, so that no order and no batch size decides a loss; but
+  which mismatched pairs KTO's is of follows the batches.
+
+  Args:
+    networks: the run's.
+    algorithm: whose losses.
+    reference: the run's.
+    mesh: rows are split over it.
+    chunk_size: response tokens projected to the vocabulary at once.
+    by_batch: what couples responses is taken over each batch, as in runs of earlier versions.
+  """
+  pools = networks.value is not None and networks.value.readout == 'batch'
+  algorithm = algorithms.with_batch_value(algorithm) if pools else algorithm
+  score = scoring.make_score(networks.policy, networks.value, chunk_size=chunk_size)
+  # A pair's or a group's responses lie in one batch: there each loss is known.
+  whole = algorithm.couples and algorithm.unit == 'response' and not by_batch
+  yardsticks = {'': None} if reference is None else reference.yardsticks
+  losses = functools.partial(_loss_sums, algorithm)
+
+  def batch(state: train_state.TrainState, rows: Rows):
+    scores, arrays, seen = score(state.params, rows, None), {}, {}
+    for ending, scores_of in yardsticks.items():
+      by = scores_of and scores_of(state, rows)
+      arrays[f'reference_logps{ending}'] = by and by.logps
+      seen[ending] = Batch(scores, by, rows, state.statistics)
+    arrays |= {'logps': scores.logps, 'values': scores.values}
+    return arrays, jax.tree.map(_without_texts if whole else losses, seen, is_leaf=_is_batch)
+
+  batch = jax.jit(
+    batch, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
+  )
+  # Of small vectors, which every host has: each computes it by itself.
+  of_all = jax.jit(lambda seen: jax.tree.map(losses, seen, is_leaf=_is_batch))
+
+  def score_table(state: train_state.TrainState, loader: Any) -> ScoredTable:
+    table, columns, parts = loader.table, {}, []
+    for step in range(loader.plan.num_batches):
+      num_rows = loader.num_rows(step)
+      rows = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
+      with partitioning.use_mesh(mesh):
+        arrays, part = jax.device_get(batch(state, partitioning.global_batch(mesh, rows, num_rows)))
+      parts.append(part)
+      example_id, valid = loader.slots(step)
+      ids = example_id[valid]
+      for name, array in arrays.items():
+        if array is not None:
+          columns.setdefault(name, np.zeros(len(table)))[ids] = array[valid]
+    if pools:
+      columns['values'][:] = columns['values'].mean()
+    sums = of_all(_joined(parts, jax.device_get(state.statistics))) if whole else _added(parts)
+    means = {f'{name}{ending}': mean for ending, of in sums.items() for name, mean in _means(of).items()}
+    return ScoredTable(
+      columns['logps'], table.response_lengths, table.rewards,
+      columns.get('reference_logps'), columns.get('values'), means,
+      columns.get(f'reference_logps{MOVING}'),
+    )  # fmt: skip
+
+  return score_table
+
+
+_Sums = Mapping[str, tuple[Any, Any]]  # Of a loss by name: Σ weights · loss, Σ weights.
+
+
+def _loss_sums(algorithm: algorithms.Algorithm, batch: Batch) -> _Sums:
+  """Each loss's weighted sum, and the sum of its weights."""
+  output = algorithm.loss(batch._replace(scores=train_step.as_read(algorithm, batch.scores, batch.rows)))
+  totals = train_step.weighted_losses(output, dict.fromkeys(output.terms, jnp.ones(())))
+  return {name: (totals[name], jnp.sum(term.weights)) for name, term in output.terms.items()}
+
+
+def _is_batch(tree: Any) -> bool:
+  return isinstance(tree, Batch)
+
+
+def _added(parts: Sequence[Mapping[str, _Sums]]) -> Mapping[str, _Sums]:
+  return jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
+
+
+def _means(sums: _Sums) -> dict[str, float]:
+  """The losses' weighted means by name, and their sum."""
+  means = {name: float(total) / max(float(weight), 1.0) for name, (total, weight) in sums.items()}
+  return {'loss': float(sum(means.values())), **{f'loss/{name}': mean for name, mean in means.items()}}
+
+
+def _without_texts(batch: Batch) -> Batch:
+  """What a loss reads of a batch: no token of it, and no prompt."""
+  texts = ('prompt_tokens', 'prompt_segments', 'prompt_positions', 'response_tokens', 'response_positions')
+  empty = batch.rows.prompt_tokens[:, :0]
+  rows = batch.rows._replace(response_prompt=empty, **dict.fromkeys(texts, empty))
+  if rows.mismatched is not None:
+    rows = rows._replace(mismatched=Mismatched(*[empty] * 4, rows.mismatched.valid))
+  return batch._replace(rows=rows, statistics={})
+
+
+def _joined(parts: Sequence[Mapping[str, Batch]], statistics: Mapping[str, Any]) -> Mapping[str, Batch]:
+  """All batches as one, by what they are measured against."""
+  joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  return {ending: batch._replace(statistics=statistics) for ending, batch in joined.items()}
+
+
+TokenScorer = Callable[[Params, Rows, int], tuple[np.ndarray, np.ndarray]]
+
+
+def make_token_scorer(policy: T5, mesh: Grid, chunk_size: int | None = None) -> TokenScorer:
+  """Returns `score(params, this host's rows, number of rows) -> (logps [B, R], token log-probs [B, T])`.
+
+  The same scoring function as training's, on the mesh.
+  """
+  score = scoring.make_score(policy, chunk_size=chunk_size)
+
+  def numbers(params: Params, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    found = score({'policy': params}, rows, None)
+    return found.logps, found.token_logps
+
+  compiled = jax.jit(
+    numbers, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
+  )
+
+  def run(params: Params, rows: Rows, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    # Only what is read of a row, so that rows of all kinds share a compilation.
+    bare = rows._replace(columns={}, token_columns={}, mismatched=None, units=None)
+    with partitioning.use_mesh(mesh):
+      return jax.device_get(compiled(params, partitioning.global_batch(mesh, bare, num_rows)))
+
+  return run

@@ -1,0 +1,100 @@
+"""A run's checkpoint, loaded to score with."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from dro_jax.algorithms.base import NO_LOSS
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import policy
+from dro_jax.data import scaling
+from dro_jax.data.table.table import TokenTable
+from dro_jax.data.text import vocabularies
+from dro_jax.models import scoring
+from dro_jax.models.t5.config import T5Config
+from dro_jax.parallel.partitioning import Grid
+from dro_jax.run import batches as feeds
+from dro_jax.run import networks, reference_store, table_scores
+from dro_jax.run.folder import configs as resume
+from dro_jax.step import reference
+from dro_jax.step import state as train_state
+from dro_jax.types import Params
+
+
+class TrainedRun(NamedTuple):
+  """A run's networks at one of its steps, and how it read its data."""
+
+  networks: networks.Networks
+  state: train_state.TrainState
+  vocabulary: vocabularies.Vocabulary
+  scaling: scaling.RewardScaling
+  temperature: float
+  data_options: Mapping[str, Any]
+  read_options: Mapping[str, Any] = {}
+
+
+def load_run(
+  model_dir: str, mesh: Grid, vocabulary: str | None = None, init_from: str | None = None
+) -> TrainedRun:
+  """A run's best or newest checkpoint: policy, value and reference, without its optimisers.
+
+  An imported policy has no temperature, no value, no reference and no reward scaling of its own. A cached
+  reference is the policy from which the run started: it is read from there, or from `init_from`.
+
+  Raises:
+    UsageError: there is no such checkpoint, or the reference is not where it lay.
+  """
+  # Found once: a run that goes on may have a better step the next time one looks.
+  model_dir = str(checkpoints.find_checkpoint(model_dir))
+  saved = checkpoints.load_metadata(model_dir)
+  config, value = T5Config(**saved['model']), saved.get('value') or {}
+  nets = networks.build(config, uses_value=bool(value), **value)
+  abstract = networks.abstract_on(nets, mesh)
+  state = train_state.TrainState(
+    step=jnp.asarray(saved.get('step', 0)),
+    params={name: _restore(model_dir, ('params', name), tree) for name, tree in abstract.items()},
+    opt_state={},
+    reference=_reference(model_dir, saved, init_from, config, abstract['policy']),
+  )
+  data = saved.get('data', {})
+  fitted = scaling.from_json(data['scaling']) if 'scaling' in data else scaling.RewardScaling()
+  words = policy.vocabulary_of(model_dir, vocabulary)
+  return TrainedRun(
+    nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}),
+    resume.read_options(saved, pathlib.Path(model_dir)),
+  )  # fmt: skip
+
+
+def _reference(
+  model_dir: str, saved: Mapping[str, Any], init_from: str | None, config: T5Config, abstract: Params
+) -> Params | None:
+  """The reference's parameters as the run kept them, or as its store was made of them.
+
+  Of one that moves, those of the initial one, by which the run was measured too.
+  """
+  if saved.get('keeps_initial'):
+    return _restore(model_dir, ('initial',), abstract)
+  if saved.get('uses_reference'):
+    return _restore(model_dir, ('reference',), abstract)
+  if (saved.get('reference') or {}).get('scheme') == 'cached':
+    return reference_store.load_reference(saved, init_from, config, abstract)
+  return None
+
+
+def _restore(model_dir: str, path: tuple[str, ...], abstract: Params) -> Params:
+  if path == ('params', 'policy'):
+    return checkpoints.load_params(model_dir, abstract)[0]  # Imported folders have nothing else.
+  return checkpoints.load_part(model_dir, path, abstract)
+
+
+def score(
+  run: TrainedRun, table: TokenTable, mesh: Grid, *, batch_size: int = 32, chunk_size: int | None = None
+) -> table_scores.ScoredTable:
+  """Scores every response of a table exactly once, as training does, but for the losses."""
+  frozen = None
+  if run.state.reference is not None:
+    frozen = reference.frozen(scoring.make_score(run.networks.policy, chunk_size=chunk_size))
+  score_table = table_scores.make_scorer(run.networks, NO_LOSS, frozen, mesh, chunk_size)
+  return score_table(run.state, feeds.once(table, mesh, batch_size))

@@ -1,0 +1,186 @@
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dro_jax import algorithms
+from dro_jax.algorithms import columns
+from dro_jax.algorithms.batch import Batch
+from dro_jax.errors import UsageError
+from dro_jax.types import Mismatched, Scores
+from tests.examples import layout, random_examples
+
+
+def test_a_reward_at_the_mean_is_undesirable_in_every_layout():
+  """Scaled stars whose mean is a star: float32 sums of another order must not flip a whole level."""
+  stars = np.array([1, 2, 3, 4, 5, 3, 3, 3, 1, 5, 2, 4, 3, 3, 3, 3])
+  for shift, scale in ((0.0, 1.0), (2.9, 1.234567), (-0.37, 0.1), (0.64, 2.216), (1.9, 0.108)):
+    rewards = (stars - shift) / scale
+    for num_rows in (1, 2, 4, 8, 16):
+      rows = layout(random_examples(16), num_rows, 16 // num_rows, lengths=(128, 128))
+      rows = rows._replace(rewards=jnp.asarray(rewards, jnp.float32)[rows.example_id])
+      thumbs = algorithms.minibatch_mean_labels().of(Batch(None, None, rows))
+      assert thumbs.known.all()
+      np.testing.assert_array_equal(thumbs.up, stars[np.asarray(rows.example_id).reshape(-1)] > 3)
+
+
+def thumbs_of(algorithm, rewards):
+  """An algorithm's labels of a batch that is all of its training data, as a run would make them."""
+  rewards = np.asarray(rewards, float)
+  data = types.SimpleNamespace(raw_rewards=rewards, rewards=rewards, prompt_index=np.arange(len(rewards)))
+  [(name, fit)] = algorithm.columns.items()
+  column = fit(types.SimpleNamespace(train=data))(data)
+  rows = layout(random_examples(len(rewards)), 1, len(rewards), lengths=(128, 128))
+  rows = rows._replace(
+    rewards=jnp.asarray(rewards, jnp.float32)[None], columns={name: jnp.asarray(column, jnp.float32)[None]}
+  )
+  return algorithms.minibatch_mean_labels().of(Batch(None, None, rows))
+
+
+@pytest.mark.parametrize('maker', [algorithms.kto, algorithms.bco])
+def test_a_batch_of_thumbs_ups_is_desirable(maker):
+  """Which no minibatch mean could say: none exceeds it."""
+  for rewards in ([1, 1, 1, 1], [1], [1, 0, 1, 1]):
+    thumbs = thumbs_of(maker(), rewards)
+    assert thumbs.known.all() and thumbs.up.tolist() == [reward == 1 for reward in rewards]
+  assert not thumbs_of(maker(), [-1, -1, -1]).up.any()
+
+
+@pytest.mark.parametrize(
+  'maker, rewards', [(algorithms.dro_v_binary, [1, 1]), (algorithms.filtered_sft, [-1, -1])]
+)
+@pytest.mark.parametrize('labels', [algorithms.dataset_mean_labels, algorithms.minibatch_mean_labels])
+def test_thumbs_of_one_kind_are_refused_by_the_algorithm_that_needs_the_other(maker, rewards, labels):
+  with pytest.raises(UsageError, match='the only one, is a label itself.*training response'):
+    thumbs_of(maker(labels=labels), rewards)
+
+
+@pytest.mark.parametrize('value', [0.7, 0.1, 3.0])
+def test_a_batch_of_equal_scalar_rewards_has_no_labels(value):
+  rows = layout(random_examples(3), 1, 3)._replace(rewards=jnp.full((1, 3), value))
+  assert not algorithms.minibatch_mean_labels().of(Batch(None, None, rows)).known.any()
+
+
+def test_a_tie_of_a_prompt_is_left_out_of_the_loss():
+  rows = layout(random_examples(3), 1, 3)
+  rows = rows._replace(columns={'derived_label': jnp.array([[1.0, columns.NO_LABEL, 0.0]])})
+  scores = Scores(jnp.array([[-1.0, -2.0, -3.0]]), jnp.zeros(rows.response_tokens.shape))
+  batch = Batch(scores, scores, rows, {'shift': jnp.zeros(()), 'count': jnp.zeros(())})
+  terms = algorithms.bco(labels=algorithms.prompt_mean_labels).loss(batch).terms
+  assert terms['policy'].weights.tolist() == [True, False, True]
+  terms = algorithms.filtered_sft(labels=algorithms.prompt_mean_labels).loss(batch).terms
+  assert terms['policy'].weights.tolist() == [True, False, False]
+  valued = batch._replace(scores=scores._replace(values=jnp.zeros((1, 3))))
+  terms = algorithms.dro_v_binary(labels=algorithms.prompt_mean_labels).loss(valued).terms
+  assert all(term.weights.tolist() == [True, False, True] for term in terms.values())
+  empty = jnp.zeros((1, 0), jnp.int32)
+  rows = rows._replace(mismatched=Mismatched(*[empty] * 4, jnp.ones((1, 3), bool)))
+  scores = scores._replace(mismatched_logps=jnp.zeros((1, 3)))
+  output = algorithms.kto(labels=algorithms.prompt_mean_labels).loss(Batch(scores, scores, rows))
+  assert output.terms['policy'].weights.tolist() == [True, False, True]
+  assert output.metrics['desirable'] == 0.5
+
+
+def test_column_labels_need_no_rewards():
+  rows = layout(random_examples(4), 2, 2)
+  rows = rows._replace(columns={'derived_label': rows.columns['label']})
+  thumbs = algorithms.column_labels().of(Batch(None, None, rows))
+  np.testing.assert_array_equal(thumbs.up, rows.columns['derived_label'].reshape(-1) > 0)
+  assert not algorithms.kto(labels=algorithms.column_labels).uses_rewards
+  assert algorithms.kto().uses_rewards
+
+
+def test_a_missing_column_is_named():
+  kto = algorithms.kto(labels=algorithms.column_labels)
+  algorithms.check_columns(kto, ['label'])
+  with pytest.raises(UsageError, match="reads the column 'label'.*--columns label=YOURS"):
+    algorithms.check_columns(kto, ['other'])
+
+
+@pytest.mark.parametrize(
+  'options, expected',
+  [
+    ({}, [0.0, 0.5, 2.0]),
+    ({'priority': True}, [0.0, 1.0, 1.0]),
+    ({'priority': True, 'weigh_again': True}, [0.0, 0.5, 2.0]),
+  ],
+)
+def test_priority_takes_the_place_of_the_weight_unless_it_is_to_weigh_again(options, expected):
+  rows = layout(random_examples(3), 1, 3)
+  rows = rows._replace(columns={'advantage': jnp.array([[-1.0, 0.5, 2.0]])})
+  scores = Scores(jnp.full((1, 3), -2.0), jnp.zeros(rows.response_tokens.shape))
+  for name in ('a_lol_ref_free', 'a_lol_kl'):
+    if name == 'a_lol_kl' and options == {'priority': True}:
+      continue
+    more = {'kl_weight': 0.0} if name == 'a_lol_kl' else {}
+    algorithm = getattr(algorithms, name)(**options, **more)
+    losses = algorithm.loss(Batch(scores, scores, rows)).terms['policy'].per_example
+    np.testing.assert_allclose(losses, 2.0 * np.array(expected))
+    assert (algorithm.weights is not None) == bool(options)
+
+
+def test_priority_that_cancels_or_weighs_nothing_is_refused():
+  with pytest.raises(UsageError, match=r'scales the gradient.*that is a_lol_ref_free.*WEIGH_AGAIN=true'):
+    algorithms.a_lol_kl(priority=True)
+  for name in ('a_lol', 'a_lol_ref_free', 'a_lol_kl', 'a_lol_sequence'):
+    with pytest.raises(UsageError, match='PRIORITY=true as well'):
+      getattr(algorithms, name)(weigh_again=True)
+
+
+ABOVE_ZERO = {
+  'tau': ('dro_v', 'dro_v_binary', 'dro_v_residual', 'dro_fixed_value', 'dro_p', 'ipo'),
+  'beta': ('kto', 'bco', 'awr', 'qrpo', 'oreo', 'dpo', 'copg', 'agro', 'nca', 'copg_online'),
+  'eta': ('rebel',),
+  'alpha': ('nca',),
+  'epsilon': ('ppo_clip', 'ppo_online'),
+}
+
+
+@pytest.mark.parametrize(
+  'name, setting', [(name, setting) for setting, names in ABOVE_ZERO.items() for name in names]
+)
+def test_a_temperature_of_zero_is_refused_by_the_algorithm(name, setting):
+  for value in (0.0, -1.0, float('nan')):
+    with pytest.raises(UsageError, match=f'{setting}=.*must be above 0, for .*=NUMBER'):
+      getattr(algorithms, name)(**{setting: value})
+
+
+def test_what_may_be_zero_may():
+  for name in ('reinforce', 'rloo', 'rloo_online', 'ppo_online'):
+    assert getattr(algorithms, name)(beta=0.0).temperature == 0.0
+    with pytest.raises(UsageError, match='beta=-0.1 must be 0 or more'):
+      getattr(algorithms, name)(beta=-0.1)
+  algorithms.gold(floor=0.0), algorithms.pro(sft_weight=0.0), algorithms.slic(delta=0.0, sft_weight=0.0)
+
+
+@pytest.mark.parametrize(
+  'name, settings',
+  [
+    ('dpo', {'label_smoothing': 0.5}), ('dpo', {'label_smoothing': -0.1}), ('a_lol', {'epsilon': 1.0}),
+    ('a_lol_sequence', {'epsilon': -0.1}), ('r_lol', {'epsilon': 1.5}), ('ppo_clip', {'epsilon': 1.0}),
+    ('kto', {'desirable_weight': -1.0}), ('kto', {'undesirable_weight': float('inf')}),
+    ('a_lol_kl', {'kl_weight': -0.1}), ('gold', {'floor': -0.1}), ('slic', {'delta': -1.0}),
+    ('pro', {'sft_weight': -1.0}), ('ppo_online', {'lam': 1.1}),
+  ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name, settings):
+  [(setting, value)] = settings.items()
+  with pytest.raises(UsageError, match=f'{setting}={value} must be'):
+    getattr(algorithms, name)(**settings)
+
+
+@pytest.mark.parametrize('name', ['gold', 'weighted_bc', 'r_lol'])
+def test_who_weighs_by_rewards_refuses_negative_ones(name):
+  data = types.SimpleNamespace(train=types.SimpleNamespace(rewards=np.array([-1.0, 1.0])))
+  with pytest.raises(UsageError, match='must not be negative.*REWARD_SCALING=minmax'):
+    getattr(algorithms, name)().check(data)
+
+
+@pytest.mark.parametrize('name', ['gold', 'weighted_bc', 'r_lol', 'topr'])
+def test_who_weighs_by_rewards_refuses_zeros_only(name):
+  data = types.SimpleNamespace(train=types.SimpleNamespace(rewards=np.zeros(3)))
+  with pytest.raises(UsageError, match='all 3 training rewards are 0, and the algorithm weighs'):
+    getattr(algorithms, name)().check(data)
+  data.train.rewards = np.array([0.0, 0.0, 1.0])
+  getattr(algorithms, name)().check(data)

@@ -1,0 +1,294 @@
+import json
+import os
+import pathlib
+import warnings
+
+import numpy as np
+import pytest
+
+from dro_jax.data.sources import find, task_modules
+from dro_jax.data.text.vocabularies import vocabulary
+from dro_jax.data.triplets import Triplets, load_triplets
+from dro_jax.errors import UsageError
+from tests.data.generated import ratings, records
+
+MODULE = """
+from dro_jax.data.sources import seqio_tasks
+import seqio
+import tensorflow as tf
+
+def shout(dataset):
+  return dataset.map(lambda x: {**x, 'prompt': tf.strings.upper(x['prompt'])})
+
+files = {'train': %(train)r, 'validation': %(eval)r}
+seqio_tasks.register('%(name)s_plain', files)
+seqio_tasks.register('%(name)s_loud', files, preprocessors=[shout])
+words = seqio.Feature(seqio.ByteVocabulary())
+seqio.TaskRegistry.add(
+  '%(name)s_tokens',
+  source=seqio.TaskRegistry.get('%(name)s_plain').source,
+  preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+  output_features={'prompt': words, 'response': words},
+)
+seqio.MixtureRegistry.add('%(name)s_mix', [('%(name)s_plain', 3.0), ('%(name)s_loud', 1.0)])
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  return tmp_path / 'cache' / 'dro_jax'
+
+
+def write(path, triplets) -> str:
+  path.write_text(''.join(json.dumps(triplet) + '\n' for triplet in triplets))
+  return str(path)
+
+
+@pytest.fixture
+def files(tmp_path) -> tuple[str, str]:
+  train = write(tmp_path / 'train.jsonl', records(ratings(60)))
+  return train, write(tmp_path / 'eval.jsonl', records(ratings(10, seed=1), seed=1))
+
+
+def load(*args, **options) -> Triplets:
+  return load_triplets(*args, **{'prompt_length': 64, 'response_length': 96} | options)
+
+
+def test_prompts_are_held_out_and_records_are_kept(files):
+  train, held_out, _, report = load(files[0], validation_fraction=0.25)
+  assert not set(train.prompts) & set(held_out.prompts)
+  assert sorted([*train.ids, *held_out.ids]) == sorted(record['id'] for record in records(ratings(60)))
+  assert (report['train_records'], report['eval_records']) == (len(train), len(held_out))
+  assert report['split'] == {'by': 'prompt hash', 'fraction': 0.25, 'salt': ''}
+  assert json.loads(json.dumps(report)) == report
+
+
+def test_the_split_is_the_same_with_another_template_vocabulary_and_order(files, tmp_path):
+  held_out = load(files[0], validation_fraction=0.25).eval
+  again = write(tmp_path / 'again.jsonl', records(ratings(60))[::-1])
+  other = load(again, validation_fraction=0.25, template='Say: {prompt}').eval
+  assert set(held_out.ids) == set(other.ids)
+
+
+def test_evaluation_files_of_ones_own(files):
+  train, held_out, _, report = load(files[0], eval_triplets=files[1])
+  assert (len(train), len(held_out)) == (len(records(ratings(60))), len(records(ratings(10, seed=1))))
+  assert report['eval_prompts_in_train'] == 0
+  assert load(files[0], eval_triplets=files[0]).report['eval_prompts_in_train'] == 60
+
+
+def test_nothing_held_out(files):
+  assert load(files[0], validation_fraction=0).eval is None
+
+
+def test_scaling_is_fitted_on_training_rewards_alone(files):
+  train, held_out, scaling, report = load(files[0], eval_triplets=files[1], scaling='standardise')
+  assert train.rewards.mean() == pytest.approx(0, abs=1e-9)
+  assert train.rewards.std() == pytest.approx(1)
+  np.testing.assert_allclose(held_out.rewards, (held_out.raw_rewards - scaling.shift) / scaling.scale)
+  assert report['scaling']['scale'] == scaling.scale
+  assert 'within_prompt_sd' in report['scaling']['statistics']
+
+
+def test_a_second_run_reads_the_cache(files, cache):
+  load(files[0])
+  before = {name: os.stat(cache / name / 'table.json').st_ino for name in os.listdir(cache)}
+  load(files[0], scaling='minmax', validation_fraction=0.5)  # Neither belongs to the table.
+  assert {name: os.stat(cache / name / 'table.json').st_ino for name in os.listdir(cache)} == before
+  write(pathlib.Path(files[0]), records(ratings(61)))
+  assert len(load(files[0], validation_fraction=0).train) == len(records(ratings(61)))
+
+
+@pytest.mark.parametrize('overlong, fate', [('truncate', 'cut, without EOS'), ('drop', 'left out')])
+def test_overlong_texts_are_logged(files, caplog, overlong, fate):
+  with caplog.at_level('WARNING', 'dro_jax.data.table.cache'):
+    report = load(files[0], response_length=20, prompt_length=20, overlong=overlong).report['train_table']
+  count, total = report['overlong_responses'], report['records'] + report['dropped_responses']
+  assert f'{count} of {total} responses are longer than 20 tokens and {fate}' in caplog.text
+  assert 'prompts are longer than 20 tokens and cut' in caplog.text
+
+
+def test_sft_on_a_column_without_rewards(tmp_path):
+  triplets = [{'prompt': f'p{i}', 'response': 'mt', 'post_edit': f'pe{i}'} for i in range(40)]
+  path = write(tmp_path / 't.jsonl', triplets)
+  train = load(path, columns='response=post_edit', rewards_required=False, validation_fraction=0.1).train
+  assert all(text.startswith('pe') for text in train.responses)
+  assert not train.rewards.any()
+  assert train.report['without_reward'] == 40
+  with pytest.raises(UsageError, match=r't.jsonl:1: .*reward'):
+    load(path, columns='response=post_edit')
+
+
+@pytest.mark.parametrize('fraction', [1, -0.5])
+def test_a_bad_fraction_is_refused(files, fraction):
+  with pytest.raises(UsageError, match='validation_fraction must be'):
+    load(files[0], validation_fraction=fraction)
+
+
+def test_a_split_with_an_empty_side_is_refused(tmp_path):
+  path = write(tmp_path / 't.jsonl', records(ratings(1)))
+  with pytest.raises(UsageError, match=r'leaves no record on one side; pass --eval_triplets'):
+    load(path, validation_fraction=0.1)
+
+
+def test_bad_input_leaves_nothing_behind(tmp_path, cache):
+  path = write(tmp_path / 't.jsonl', [*records(ratings(5)), {'prompt': 'p', 'response': '', 'reward': 1}])
+  with pytest.raises(UsageError, match=r't.jsonl:\d+: '):
+    load(path)
+  assert not cache.exists() or os.listdir(cache) == []
+
+
+def test_no_name_in_the_data_leads_out_of_the_cache(tmp_path, cache):
+  up = '../../up'
+  triplets = [
+    {'id': f'{up}/{i}', 'prompt': up, 'response': up, 'reward': i, up: 1, '/up': 2, 'behaviour_sampler': up}
+    for i in range(3)
+  ]
+  long = tmp_path / 'in' / f'..{"x" * 240}.jsonl'
+  long.parent.mkdir()
+  train = load(write(long, triplets), validation_fraction=0).train
+  assert set(train.columns) == {up, '/up', 'behaviour_sampled'}
+  assert set(train.ids) == {f'{up}/{i}' for i in range(3)}
+  assert set(os.listdir(tmp_path)) == {'in', 'cache'} and os.listdir(tmp_path / 'cache') == ['dro_jax']
+  (folder,) = os.listdir(cache)
+  assert folder.startswith('..xxx') and all(
+    os.path.isfile(cache / folder / n) for n in os.listdir(cache / folder)
+  )
+
+
+def test_a_damaged_cached_table_is_built_again(files, cache):
+  before = load(files[0], validation_fraction=0).train
+  (folder,) = os.listdir(cache)
+  rewards = cache / folder / 'rewards.npy'
+  rewards.write_bytes(rewards.read_bytes()[:-8] + bytes(8))
+  np.testing.assert_array_equal(load(files[0], validation_fraction=0).train.rewards, before.rewards)
+
+
+def test_conversations_are_rendered_by_the_runs_template(tmp_path):
+  talk = [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]
+  path = write(tmp_path / 't.jsonl', [{'messages': talk, 'thumb': '👍'}])
+  options = {'columns': 'reward=thumb', 'map_reward': '👍=1', 'validation_fraction': 0}
+  found = [load(path, **options), load(path, chat_template='{content}', **options)]
+  assert [list(triplets.train.prompts) for triplets in found] == [['user: q'], ['q']]
+  assert [t.report['options']['chat_template'] for t in found] == ['{role}: {content}', '{content}']
+  assert found[0].train.rewards.tolist() == [1.0]
+
+
+def test_nothing_given_is_refused():
+  with pytest.raises(UsageError, match='pass --triplets'):
+    load('')
+
+
+# --- seqio
+
+
+@pytest.fixture
+def module(files, tmp_path, request) -> tuple[str, str]:
+  """A user's task module and the stem of its tasks' names."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    import seqio
+    import tensorflow_datasets  # noqa: F401
+  name = f'triplets_{abs(hash(request.node.name))}'
+  path = tmp_path / f'{name}.py'
+  path.write_text(MODULE % {'train': files[0], 'eval': files[1], 'name': name})
+  yield str(path), name
+  for task in ('mix', 'tokens', 'loud', 'plain'):
+    registry = seqio.MixtureRegistry if task == 'mix' else seqio.TaskRegistry
+    if f'{name}_{task}' in registry.names():
+      registry.remove(f'{name}_{task}')
+
+
+def test_a_seqio_task_is_its_files(files, module):
+  path, name = module
+  found = load(f'{name}_plain', task_modules=path, eval_triplets=f'{name}_plain')
+  want = load(files[0], eval_triplets=files[1])
+  for ours, theirs in zip(found[:2], want[:2]):
+    assert list(ours.ids) == list(theirs.ids)
+    assert list(ours.prompts) == list(theirs.prompts)
+    np.testing.assert_array_equal(ours.rewards, theirs.rewards.astype(np.float32))
+    for i in range(len(ours)):
+      np.testing.assert_array_equal(ours.response(i), theirs.response(i))
+
+
+def test_a_task_that_tokenises_gives_its_text(files, module):
+  path, name = module
+  found = load(f'{name}_tokens', task_modules=path, validation_fraction=0).train
+  want = load(files[0], validation_fraction=0).train
+  assert list(found.prompts) == list(want.prompts)
+  np.testing.assert_array_equal(found.response(3), want.response(3))
+
+
+def test_a_mixtures_rates_are_weights(module):
+  path, name = module
+  train = load(f'{name}_mix', task_modules=[path], validation_fraction=0).train
+  loud = np.array([prompt[3:].isupper() for prompt in train.prompts])
+  assert 0 < loud.sum() < len(train)
+  assert train.weights[loud].sum() / train.weights.sum() == pytest.approx(0.25)
+  held = load(f'{name}_mix', task_modules=[path], validation_fraction=0.3)
+  assert len(held.train.weights) == len(held.train)
+
+
+def test_a_tasks_fingerprint_follows_its_files_and_code(files, module, tmp_path):
+  path, name = module
+  task_modules.import_module(path)
+  before = {task: find.find(f'{name}_{task}').fingerprint for task in ('plain', 'loud')}
+  assert before['plain'] != before['loud']
+  assert find.find(f'{name}_plain').fingerprint == before['plain']
+  write(tmp_path / 'train.jsonl', records(ratings(61)))
+  assert find.find(f'{name}_plain').fingerprint != before['plain']
+  # What its functions call counts too.
+  loud = find.find(f'{name}_loud').fingerprint
+  with open(path, 'a') as file:
+    file.write('\nLOUDER = 2\n')
+  assert find.find(f'{name}_loud').fingerprint != loud
+
+
+def test_an_unknown_name_is_told_what_there_is(module):
+  path, name = module
+  with pytest.raises(UsageError, match=rf'neither a triplet file.*{name}_plain.*task_modules'):
+    load(f'{name}_plane', task_modules=path)
+  with pytest.raises(UsageError, match="no split 'test'; it has train, validation"):
+    load(f'{name}_plain', task_split='test')
+  with pytest.raises(UsageError, match=r"task module 'no\.such\.module'"):
+    load('x', task_modules='no.such.module')
+
+
+# --- real input
+
+
+@pytest.mark.parametrize(
+  'name, records, prompts',
+  [
+    ('mlqe_pe/ro-en.train', 7000, 7000),
+    ('mlqe_pe/en-de.train', 7000, 7000),
+    ('wmt_mqm/ted_en-de', 4523, 521),
+    ('emnlp17_d2t/medians', 2460, None),
+  ],
+)
+def test_real_files_load(data_dir, vocab_file, name, records, prompts):
+  words = vocabulary(str(vocab_file))
+  train, held_out, _, report = load_triplets(
+    str(data_dir / f'{name}.jsonl.gz'), vocabulary=words, scaling='standardise', validation_fraction=0.1
+  )
+  assert len(train) + len(held_out) == records
+  assert report['train_table']['overlong_responses'] == 0
+  if prompts:
+    assert report['train_prompts'] + report['eval_prompts'] == prompts
+  assert train.rewards.std() == pytest.approx(1)
+
+
+def test_a_table_of_an_older_way_of_reading_is_not_taken(tmp_path, monkeypatch):
+  path = tmp_path / 't.jsonl'
+  path.write_text('{"prompt": "p", "response": "r", "reward": 1}\n')
+  now = find.find(str(path)).fingerprint
+  monkeypatch.setattr(find.sources, 'READING', 1)
+  assert find.find(str(path)).fingerprint != now
+
+
+def test_a_mistyped_file_is_named(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'thumbs.jsonl').write_text('')
+  with pytest.raises(UsageError, match=r"'thumbs.jsnl' \(did you mean thumbs.jsonl\?\)"):
+    load('thumbs.jsnl')

@@ -1,0 +1,183 @@
+import dataclasses
+import functools
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.data import triplets
+from dro_jax.data.text import chat, vocabularies
+from dro_jax.errors import UsageError
+from dro_jax.evaluation import evaluate, generate
+from dro_jax.inspection import inspect
+from dro_jax.parallel import partitioning
+from dro_jax.run import networks
+from dro_jax.run.sampling import generation
+from tests.examples import CONFIG
+
+MODEL = dataclasses.replace(CONFIG, vocab_size=384)
+
+
+def save(folder, **metadata):
+  nets = networks.build(MODEL, uses_value=False)
+  params = networks.initial_params(nets, partitioning.make_mesh(), 0, None)
+  described = {'model': dataclasses.asdict(MODEL), 'vocabulary': 'bytes', **metadata}
+  checkpoints.save_params(folder, params['policy'], described)
+  return str(folder)
+
+
+@pytest.fixture(scope='module')
+def policy(tmp_path_factory):
+  """A random policy's folder, as import_checkpoint writes one."""
+  return save(tmp_path_factory.mktemp('policy') / 'imported')
+
+
+@pytest.fixture(scope='module')
+def prompts(tmp_path_factory):
+  path = tmp_path_factory.mktemp('prompts') / 'prompts.jsonl'
+  path.write_text(''.join(json.dumps({'id': f'p{i}', 'question': f'say {i % 5}'}) + '\n' for i in range(9)))
+  return str(path)
+
+
+def answers(policy, prompts, output, **changes):
+  settings = {'columns': 'prompt=question', 'max_length': 6, 'batch_size': 8, **changes}
+  result = generate.generate(policy, prompts, output=str(output), **settings)
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  assert result['responses'] == len(records)
+  return records
+
+
+def test_every_prompt_is_answered_once_and_batches_change_no_sample(policy, prompts, tmp_path):
+  records = answers(policy, prompts, tmp_path / 'a.jsonl')
+  assert [record['id'] for record in records] == ['p0', 'p1', 'p2', 'p3', 'p4']
+  assert [record['prompt'] for record in records] == [f'say {i}' for i in range(5)]
+  assert all(np.isfinite(record['logp']) and record['tokens'] <= 6 for record in records)
+  again = answers(policy, prompts, tmp_path / 'b.jsonl', batch_size=16)
+  assert [r['response'] for r in again] == [r['response'] for r in records]
+
+
+def test_several_samples_of_a_prompt_differ_and_greedy_ones_do_not(policy, prompts, tmp_path):
+  sampled = answers(policy, prompts, tmp_path / 'a.jsonl', num_samples=2)
+  greedy = answers(
+    policy, prompts, tmp_path / 'b.jsonl', num_samples=2, temperature=0.0, template='{prompt}!'
+  )
+  assert any(a['response'] != b['response'] for a, b in zip(sampled[::2], sampled[1::2]))
+  assert [r['response'] for r in greedy[::2]] == [r['response'] for r in greedy[1::2]]
+  assert greedy[0]['prompt'] == 'say 0'  # The file's own; the template is the policy's affair.
+
+
+def test_beams_find_more_probable_answers_than_greedy_ones(policy, prompts, tmp_path):
+  greedy = answers(policy, prompts, tmp_path / 'a.jsonl', temperature=0.0)
+  found = answers(policy, prompts, tmp_path / 'b.jsonl', temperature=0.0, beams=4)
+  other = answers(policy, prompts, tmp_path / 'c.jsonl', temperature=0.0, repetition_penalty=50.0)
+  means = [[record['logp'] / record['tokens'] for record in records] for records in (greedy, found, other)]
+  assert sum(means[1]) > sum(means[0])
+  assert [r['response'] for r in other] != [r['response'] for r in greedy]
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'beams': 2}, r'beams=2 with temperature=1.0, .* TEMPERATURE=0'),
+    ({'beams': 2, 'temperature': 0.0, 'top_k': 3}, 'leave TOP_K'),
+    ({'beams': 2, 'temperature': 0.0, 'num_samples': 2}, 'one answer to a prompt'),
+    ({'beams': 0}, 'beams=0'),
+    ({'repetition_penalty': 0.0}, 'repetition_penalty=0.0: pass more than 0'),
+  ],
+)
+def test_settings_that_exclude_each_other_are_refused(settings, message, policy, tmp_path):
+  output = tmp_path / 'never.jsonl'
+  with pytest.raises(UsageError, match=message):
+    generate.generate(policy, prompt='x', output=str(output), **settings)
+  assert not output.exists()
+
+
+def test_where_nothing_can_be_written_nothing_is_answered(policy, prompts, tmp_path, monkeypatch):
+  monkeypatch.setattr(generation, 'make_generator', None)
+  for output, message in ((str(tmp_path), 'is a folder'), (str(tmp_path / 'no' / 'a'), 'there is no folder')):
+    with pytest.raises(UsageError, match=message):
+      generate.generate(policy, prompts, output=output, columns='prompt=question')
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_output_in_the_home_folder_is_there_whole_or_not_at_all(policy, prompts, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  settings = {'columns': 'prompt=question', 'max_length': 6, 'batch_size': 8}
+  assert generate.generate(policy, prompts, output='~/a', **settings)['output'] == str(tmp_path / 'a')
+  monkeypatch.setattr(generate.files, 'json_line', lambda record: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    generate.generate(policy, prompts, output='~/b', **settings)
+  assert [path.name for path in tmp_path.iterdir()] == ['a']
+
+
+def test_several_samples_of_a_prompt_are_triplets_once_they_have_rewards(prompts, tmp_path):
+  read = {'columns': 'prompt=question,reward=thumbs', 'map_reward': 'up=1,down=0'}
+  options = {'template': 'Q: {prompt}', 'prompt_length': 16}
+  folder = save(tmp_path / 'policy', data={'options': options, 'read': read})
+  records = answers(folder, prompts, tmp_path / 'a.jsonl', columns=None, num_samples=3)
+  assert [record['id'] for record in records[:4]] == ['p0#0', 'p0#1', 'p0#2', 'p1#0']
+  assert [record['prompt'] for record in records[2:4]] == ['say 0', 'say 1']
+  # A random policy's answers may be no text that a triplet holds.
+  lines = [json.dumps(r | {'reward': r['tokens'], 'response': f'a{i}'}) for i, r in enumerate(records)]
+  (tmp_path / 'b.jsonl').write_text('\n'.join(lines))
+  inspect.inspect_triplets(str(tmp_path / 'b.jsonl'), cache_dir=str(tmp_path))
+  data = functools.partial(
+    triplets.load_triplets, str(tmp_path / 'b.jsonl'), validation_fraction=0, cache_dir=str(tmp_path)
+  )
+  assert evaluate.evaluate(folder, data, resamples=2)['responses'] == 15
+  with pytest.raises(UsageError, match='prompt'):  # What is said counts, and not what the run has.
+    answers(folder, prompts, tmp_path / 'c.jsonl', columns='')
+
+
+def test_answers_that_are_no_triplets_are_named(caplog):
+  records = [{'id': f'p#{i}', 'response': text} for i, text in enumerate(['a', ' ', 'b\0', ''])]
+  assert list(generate._told(records)) == records
+  assert '3 responses are blank or hold a NUL character (p#1, p#2, p#3): remove them' in caplog.text
+
+
+def test_bad_calls_write_nothing(policy, prompts, tmp_path):
+  output = tmp_path / 'never.jsonl'
+  with pytest.raises(UsageError, match='pass --triplets FILE'):
+    generate.generate(policy, output=str(output))
+  with pytest.raises(UsageError, match=r'prompts\.jsonl:1.*prompt'):
+    generate.generate(policy, prompts, output=str(output))
+  with pytest.raises(UsageError, match='temperature=-1'):
+    generate.generate(policy, prompt='x', temperature=-1.0, output=str(output))
+  before = pathlib.Path(prompts).read_bytes()
+  with pytest.raises(UsageError, match='is a file that the prompts are read from'):
+    generate.generate(policy, prompts, output=str(prompts))
+  assert pathlib.Path(prompts).read_bytes() == before
+  with pytest.raises(UsageError, match='no checkpoint'):
+    generate.generate(str(tmp_path / 'absent'), prompt='x')
+  assert not output.exists()
+
+
+def test_of_overlong_conversations_the_question_is_answered(policy, tmp_path, caplog):
+  """An imported policy has no run whose limit it could take: 512 tokens."""
+  talk = [{'role': 'user', 'content': 'x' * 600}, {'role': 'user', 'content': 'so?'}]
+  same = [{'role': 'user', 'content': 'y' + 'x' * 599}, {'role': 'user', 'content': 'so?'}]
+  other = [{'role': 'user', 'content': 'x' * 600}, {'role': 'user', 'content': 'no?'}]
+  path = tmp_path / 'talks.jsonl'
+  path.write_text(''.join(json.dumps({'question': turns}) + '\n' for turns in (talk, same, other)))
+  greedy = answers(policy, str(path), tmp_path / 'a.jsonl', temperature=0.0)
+  assert greedy[0]['logp'] == greedy[1]['logp'] != greedy[2]['logp']
+  assert '3 prompts are over 512 tokens' in caplog.text
+
+
+@pytest.mark.parametrize(
+  'options, kept',
+  [
+    ({'prompt_length': 4}, 'use'),
+    ({'prompt_length': 4, 'keep': 'auto'}, 'END'),
+    ({'keep': 'start'}, 'user: END'),
+  ],
+)
+def test_a_conversation_is_cut_as_the_run_cut_its_own(monkeypatch, options, kept):
+  """A run that does not say was made before conversations kept their end."""
+  monkeypatch.setattr(checkpoints, 'load_metadata', lambda _: {'data': {'options': options}})
+  words = vocabularies.vocabulary('bytes')
+  asked = chat.render([chat.Turn('user', 'END')], chat.TEMPLATE)
+  [ids] = generate._tokens('run', [asked], None, words)
+  assert words.decode(ids) == kept

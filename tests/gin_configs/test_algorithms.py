@@ -1,0 +1,116 @@
+"""Every algorithm's gin file is a run: two steps of `dro_jax train`, all on one triplet file."""
+
+import json
+import textwrap
+
+import gin
+import numpy as np
+import pytest
+
+from dro_jax import algorithms, main
+from dro_jax.cli import bindings, tables
+from dro_jax.cli.flags import parse_flags
+
+FOLDER = tables.GIN_CONFIGS / 'algorithms'
+NAMES = sorted(path.stem for path in FOLDER.glob('*.gin'))
+OFFLINE = [name for name in NAMES if not name.endswith('_online')]
+# What an algorithm's file does not say: these choose among ways that DRO's other algorithms go, too.
+BESIDES = {'oreo': ['--gin_file=values/token.gin']}
+
+
+class World:
+  """A folder with one file that has what any algorithm asks for; `train` takes two steps on it."""
+
+  def __init__(self, folder):
+    self.folder, self.triplets = folder, folder / 'triplets.jsonl'
+    rng = np.random.default_rng(0)
+    with self.triplets.open('w') as file:
+      for i in range(48):
+        reward = float(rng.integers(0, 5)) / 4
+        record = {
+          'id': f'r{i}', 'prompt': f'say {i % 12:02}', 'response': ''.join(rng.choice(list('abc'), 3)),
+          'reward': reward, 'label': reward > 0.5, 'value': 0.5, 'behaviour_logprob': -4.0,
+          'behaviour_sampler': 'sampled',
+        }  # fmt: skip
+        file.write(json.dumps(record) + '\n')
+    # One device compiles in a fraction of eight devices' time.
+    (folder / 'one_device_of_many.py').write_text(
+      textwrap.dedent("""
+        import gin
+        from tests.evaluation.test_evaluate import one_device
+        gin.external_configurable(one_device, name='one_device_of_many', module='tests')
+      """)
+    )
+    (folder / 'small.gin').write_text(
+      textwrap.dedent("""
+        import one_device_of_many
+        train.mesh = @one_device_of_many
+        train.model = @T5Config()
+        T5Config.emb_dim = 8
+        T5Config.num_heads = 2
+        T5Config.head_dim = 4
+        T5Config.mlp_dim = 16
+        T5Config.num_encoder_layers = 1
+        T5Config.num_decoder_layers = 1
+        STEPS = 2
+        BATCH = 8
+        LOG_EVERY = 1
+        EVAL_EVERY = 0
+        VALIDATION_FRACTION = 0
+        GROUP_SIZE = 4
+        PROMPT_LENGTH = 16
+        RESPONSE_LENGTH = 8
+        PACKED = False
+      """)
+    )
+
+  def train(self, name, *arguments):
+    """Runs an algorithm's gin file; returns the exit code and what it recorded."""
+    model_dir = self.folder / name
+    code = main.main([
+      'train', '--json', f'--gin_file={self.folder / "small.gin"}', f'--triplets={self.triplets}',
+      f'--model_dir={model_dir}', '--set', f'CACHE_DIR={self.folder / "cache"}', *arguments,
+    ])  # fmt: skip
+    text = (model_dir / 'metrics.jsonl').read_text() if code == 0 else ''
+    return code, [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp('configs')
+    patch.syspath_prepend(folder)
+    yield World(folder)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_gin_file_binds_an_algorithm(name):
+  flags = ['--triplets=x', '--model_dir=y', f'--gin_file=algorithms/{name}.gin']
+  values = parse_flags('train', flags)
+  bindings.configure('train', tables.COMMANDS['train'], values)
+  made = gin.get_bindings('dro_jax.train.train')['algorithm']()
+  assert isinstance(made, algorithms.Algorithm)
+  # A file is an algorithm with other settings, or it is named after one.
+  assert name.startswith(made.name)
+  assert (FOLDER / f'{name}.gin').read_text().startswith('# ')
+
+
+@pytest.mark.parametrize('name', OFFLINE)
+def test_a_gin_file_is_a_run(world, name):
+  code, records = world.train(name, f'--gin_file=algorithms/{name}.gin', *BESIDES.get(name, ()))
+  assert code == 0
+  assert [record['step'] for record in records] == [1, 2]
+  for record in records:
+    assert all(np.isfinite(value) for value in record.values())
+  assert records[0]['gradient_norm/policy'] > 0
+
+
+@pytest.mark.parametrize('name, reference', [('dro_v', 'soft'), ('dpo', 'hard')])
+def test_a_trust_region_is_two_gin_files(world, name, reference):
+  code, records = world.train(
+    f'tr_{name}', f'--gin_file=algorithms/{name}.gin', f'--gin_file=references/{reference}.gin', '--set',
+    'TRUST_REGION_EVERY=1', '--set', 'TRUST_REGION_ALPHA=1.0',
+  )  # fmt: skip
+  assert code == 0
+  # α = 1 at every step: the reference is the policy, whatever happened before.
+  assert [record['log_ratio_max'] for record in records] == [0.0, 0.0]

@@ -1,0 +1,610 @@
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dro_jax import algorithms
+from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import policy
+from dro_jax.data.batches import loader, plan
+from dro_jax.data.batches import packing as layout
+from dro_jax.data.table import table
+from dro_jax.data.text import vocabularies
+from dro_jax.data.triplets import load_triplets
+from dro_jax.errors import NotFinite, Stopped, UsageError
+from dro_jax.parallel import partitioning
+from dro_jax.run import batches as feeds
+from dro_jax.run import build, loop, schedule, train
+from dro_jax.run.folder import lock as claims
+from dro_jax.run.folder import validation
+from dro_jax.run.trained import load_run
+from dro_jax.step import optimizers
+from dro_jax.step.reference import hard
+from tests.examples import CONFIG
+
+MODEL = dataclasses.replace(CONFIG, vocab_size=None)
+
+
+def one_device():
+  return partitioning.make_mesh(devices=jax.devices()[:1])
+
+
+def two_devices():
+  """Rows are cut as on eight, in a fraction of the time that those take to compile and to save."""
+  return partitioning.make_mesh(devices=jax.devices()[:2])
+
+
+def write_triplets(path, num=60, **changes):
+  rng = np.random.default_rng(0)
+  with open(path, 'w') as file:
+    for i in range(num):
+      record = {
+        'id': f'r{i}',
+        'prompt': f'say {rng.integers(20)}',
+        'response': ''.join(rng.choice(list('abc'), rng.integers(1, 6))),
+        'reward': float(rng.normal()),
+      }
+      file.write(json.dumps(record | changes) + '\n')
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def triplets(tmp_path_factory):
+  return write_triplets(tmp_path_factory.mktemp('data') / 'triplets.jsonl')
+
+
+@pytest.fixture(scope='module')
+def run(triplets, tmp_path_factory):
+  """Trains with small settings; keyword arguments change them."""
+  cache = str(tmp_path_factory.mktemp('cache'))
+
+  def run(folder, *, steps=4, eval_every=2, checkpoint_every=2, files=triplets, data=None, **changes):
+    timing = functools.partial(
+      schedule.Schedule,
+      steps=steps,
+      log_every=1,
+      eval_every=eval_every,
+      checkpoint_every=checkpoint_every,
+      sample_prompts=1,
+    )
+    data = data or functools.partial(
+      load_triplets,
+      files,
+      prompt_length=32,
+      response_length=16,
+      validation_fraction=0.2,
+      cache_dir=cache,
+    )
+    settings = {
+      'model': MODEL,
+      'mesh': two_devices,
+      'batch_size': 8,
+      'policy_optimizer': functools.partial(optimizers.adamw, 1e-3),
+      'value_optimizer': functools.partial(optimizers.adafactor, 1e-2),
+      'schedule': timing,
+    }
+    return train.train(**({'model_dir': str(folder), 'data': data} | settings | changes))
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def whole(run, tmp_path_factory):
+  """An undisturbed run of four steps: (folder, result)."""
+  folder = tmp_path_factory.mktemp('whole')
+  return folder, run(folder)
+
+
+def records(folder):
+  """metrics.jsonl without what a clock says."""
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  return [{k: v for k, v in json.loads(line).items() if not k.startswith('time/')} for line in lines]
+
+
+def final_state(folder):
+  saved = checkpoints.Checkpoints(folder / 'checkpoints')
+  path = saved._manager.directory / str(saved.latest_step()) / 'state'
+  return checkpoints._read_tree(path, (), None)
+
+
+def assert_same_run(a, b):
+  assert records(a) == records(b)
+  jax.tree.map(np.testing.assert_array_equal, final_state(a), final_state(b))
+
+
+def test_a_run_leaves_what_it_is_and_did(whole):
+  folder, result = whole
+  assert result['step'] == 4
+  steps = [record['step'] for record in records(folder)]
+  assert steps == [1, 2, 2, 3, 4, 4]
+  first = records(folder)[0]
+  assert first['log_ratio_max'] == 0.0
+  for name in (
+    'loss', 'loss/policy', 'loss/value', 'reward', 'log_ratio', 'log_ratio_std', 'value_explained_variance',
+    'gradient_norm/policy', 'gradient_norm/value', 'parameter_norm/policy', 'parameter_norm/value',
+    'response_tokens', 'prompt_fill', 'response_fill',
+  ):  # fmt: skip
+    assert np.isfinite(first[name]), name
+  assert {'time/step_seconds', 'time/tokens_per_second'} <= json.loads(
+    (folder / 'metrics.jsonl').read_text().splitlines()[0]
+  ).keys()
+  assert np.isfinite(records(folder)[2]['eval/rank_correlation'])
+  samples = [json.loads(line) for line in (folder / 'samples.jsonl').read_text().splitlines()]
+  assert [sample['step'] for sample in samples] == [2, 4]
+  metadata = json.loads((folder / 'run.json').read_text())
+  assert metadata['data']['scaling']['effective_temperature'] == 1.0
+  assert any(name.startswith('events') for name in os.listdir(folder))
+  assert {'dro_jax', 'jax'} <= set(json.loads((folder / 'versions.json').read_text()))
+
+
+def test_resume_is_bit_identical(whole, run, tmp_path):
+  run(tmp_path, steps=2)
+  run(tmp_path)
+  assert_same_run(tmp_path, whole[0])
+
+
+def test_sigterm_saves_and_the_same_command_resumes(whole, run, tmp_path, monkeypatch):
+  report = loop._report
+
+  def terminate(run, writer, pending, *rest):
+    if pending.step == 2 and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return report(run, writer, pending, *rest)
+
+  monkeypatch.setattr(loop, '_report', terminate)
+  with pytest.raises(Stopped, match='stopped by SIGTERM after step 2'):
+    run(tmp_path, checkpoint_every=0, eval_every=2)
+  monkeypatch.setattr(loop, '_report', report)
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  run(tmp_path)
+  assert_same_run(tmp_path, whole[0])
+
+
+def test_ctrl_c_in_python_saves_restores_the_handlers_and_raises_keyboard_interrupt(
+  run, tmp_path, monkeypatch
+):
+  report = loop._report
+
+  def press(run, writer, pending, *rest):
+    if pending.step == 1:
+      signal.raise_signal(signal.SIGINT)
+    return report(run, writer, pending, *rest)
+
+  monkeypatch.setattr(loop, '_report', press)
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    with pytest.raises(KeyboardInterrupt, match='stopped by Ctrl-C after step 2, which is saved'):
+      run(tmp_path, checkpoint_every=0, eval_every=0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert checkpoints.newest_step(tmp_path) == 2
+
+
+def test_a_finished_run_is_left_alone(whole, run):
+  before = records(whole[0])
+  assert run(whole[0])['step'] == 4
+  assert records(whole[0]) == before
+
+
+@pytest.fixture(scope='module')
+def continued(whole, run, tmp_path_factory):
+  """A run of one step from the policy of `whole`: (folder, result)."""
+  folder = tmp_path_factory.mktemp('continued')
+  return folder, run(folder, init_from=str(whole[0]), model=None, steps=1, eval_every=0)
+
+
+def test_init_from_a_run_starts_at_its_policy_with_a_fresh_reference(whole, continued):
+  assert records(continued[0])[0]['log_ratio_max'] == 0.0
+  start = checkpoints.load_params(str(whole[0]))[0]
+  reference = final_state(continued[0])['reference']
+  jax.tree.map(np.testing.assert_array_equal, start, reference)
+
+
+def test_scanned_layers_start_from_an_unrolled_checkpoint(whole, continued, run, tmp_path):
+  scanned = run(tmp_path, init_from=str(whole[0]), model=None, scan_layers=True, steps=1, eval_every=0)
+  np.testing.assert_allclose(scanned['loss'], continued[1]['loss'], rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_examples(run, triplets, tmp_path):
+  def data(**kwargs):
+    loaded = load_triplets(
+      triplets,
+      prompt_length=32,
+      response_length=16,
+      cache_dir=str(tmp_path / 'cache'),
+      validation_fraction=0,
+      **kwargs,
+    )
+    loaded.train.rewards[7] = np.nan
+    return loaded
+
+  folder = tmp_path / 'run'
+  with pytest.raises(FloatingPointError, match=r'loss of step \d is not finite.*: r7\..*--replay') as error:
+    run(folder, data=data, steps=12, checkpoint_every=1, eval_every=0)
+  step = int(re.search(r'step (\d)', str(error.value))[1])
+  assert checkpoints.newest_step(folder) < step
+  kept = folder / 'nonfinite' / str(step)
+  examples = [json.loads(line) for line in (kept / 'examples.jsonl').read_text().splitlines()]
+  assert len(examples) == 8 and [e['id'] for e in examples if not e['finite']] == ['r7']
+  written = {json.loads(line)['id']: json.loads(line) for line in Path(triplets).read_text().splitlines()}
+  assert all(written[e['id']]['response'] == e['response'] for e in examples)
+
+  before = sorted(folder.rglob('*'))
+  found = run(folder, data=data, steps=12, checkpoint_every=1, eval_every=0, replay=str(kept))
+  assert (found['step'], found['not_finite']) == (step, True)
+  assert list(found['examples']) == ['r7'] and found['examples']['r7']['reward'] == 'nan'
+  assert np.isfinite(found['examples']['r7']['logp'])
+  assert 'self.rows.rewards' in found['first_nan']
+  assert sorted(folder.rglob('*')) == before
+  with pytest.raises(UsageError, match='pass a folder MODEL_DIR/nonfinite/STEP'):
+    run(folder, data=data, replay=str(folder))
+
+
+def test_a_second_run_in_the_same_folder_is_refused(whole, run):
+  before = records(whole[0])
+  with claims.claimed(whole[0]), pytest.raises(UsageError, match='in use by another run'):
+    run(whole[0], steps=6)
+  assert records(whole[0]) == before
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_only(whole, run, tmp_path, caplog):
+  run(tmp_path, steps=3, checkpoint_every=1)
+  (tmp_path / 'checkpoints' / '3' / 'metadata' / 'metadata').write_text('')
+  run(tmp_path)
+  assert 'DAMAGED' in caplog.text
+  assert [r for r in records(tmp_path) if r['step'] == 3] == [r for r in records(whole[0]) if r['step'] == 3]
+  jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(whole[0]))
+
+
+def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_path):
+  folder = tmp_path / 'never'
+  cases = {
+    'no model': {'model': None},
+    'does not divide the 8 devices': {'mesh': functools.partial(partitioning.make_mesh, data=3)},
+    "reads the column 'label'": {
+      'algorithm': functools.partial(algorithms.kto, labels=algorithms.column_labels)
+    },
+    'no checkpoint in': {'init_from': str(tmp_path / 'absent')},
+    'does not divide an axis of size 4': {
+      'mesh': functools.partial(partitioning.make_mesh, data=1, fsdp=1, model=8),
+      'model': dataclasses.replace(MODEL, num_heads=1),
+    },
+    'dropout is for supervised': {'dropout_rate': 0.1},
+    'num_microbatches=0': {'num_microbatches': 0},
+    'VALUE_READOUT=scalar is one learned number': {'value_readout': 'scalar', 'value_shared': True},
+    'seed=-1: pass a whole number': {'seed': -1},
+    'dro_v: tau=-1.0 must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=-1.0)},
+    'dro_v: tau=nan must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=math.nan)},
+    'rows hold 8 prompt and 4 response tokens': {
+      'rows': functools.partial(feeds.RowOptions, prompt_length=8, response_length=4)
+    },
+    'local or mounted folder': {'model_dir': 'gs://bucket/run'},
+    "model_dir='' is no folder": {'model_dir': ''},
+    'is no folder: pass a new one': {'model_dir': triplets},
+    'is a file, and a checkpoint is a folder': {'init_from': triplets},
+    'log_every=-1: pass 0 or more': {'schedule': functools.partial(schedule.Schedule, log_every=-1)},
+    'batch of 4 responses does not divide over the 8 parts': {'batch_size': 4},
+    'batch of 12 responses does not': {
+      'batch_size': 12,
+      'rows': functools.partial(feeds.RowOptions, packed=False),
+    },
+  }
+  for message, changes in cases.items():
+    with pytest.raises(UsageError, match=message):
+      run(folder, **{'mesh': partitioning.make_mesh} | changes)
+    assert not folder.exists()
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path):
+  config = dataclasses.replace(MODEL, vocab_size=128)
+  metadata = {
+    'model': dataclasses.asdict(config),
+    'vocabulary': 'gs://somewhere/spiece.model',
+    'vocabulary_fingerprint': 'another',
+  }
+  checkpoints.save_params(tmp_path / 'imported', {'x': np.zeros(1)}, metadata)
+  with pytest.raises(UsageError, match='spiece.model.*bytes'):
+    policy.vocabulary_of(str(tmp_path / 'imported'), 'bytes')
+  checkpoints.save_params(tmp_path / 'unnamed', {'x': np.zeros(1)}, {'model': dataclasses.asdict(config)})
+  with pytest.raises(UsageError, match='259 ids.*embeds 128'):
+    policy.vocabulary_of(str(tmp_path / 'unnamed'), 'bytes')
+  with pytest.raises(UsageError, match='does not say which vocabulary'):
+    policy.vocabulary_of(str(tmp_path / 'unnamed'))
+
+
+def test_a_run_is_not_resumed_as_another(whole, run, tmp_path):
+  triplets = write_triplets(tmp_path / 'others.jsonl', response='other')
+  before = (whole[0] / 'run.json').read_text()
+  cases = {
+    r'temperature: 1\.0 → 5\.0': {'algorithm': functools.partial(algorithms.dro_v, tau=5.0)},
+    "algorithm: 'dro_v' → 'dro_p'": {'algorithm': algorithms.dro_p},
+    'seed: 0 → 1': {'seed': 1},
+    'batch_size: 8 → 16': {'batch_size': 16},
+    r'model\.mlp_dim: \d+ → 8': {'model': dataclasses.replace(MODEL, mlp_dim=8)},
+    'train_fingerprint: .*the records are not': {'files': triplets},
+  }
+  for message, changes in cases.items():
+    with pytest.raises(UsageError, match=message):
+      run(whole[0], **changes)
+  assert (whole[0] / 'run.json').read_text() == before
+
+
+def test_a_run_says_that_its_warmup_is_as_long_as_itself(run, tmp_path, capsys):
+  rate = optimizers.warmup_constant(1e-3, warmup_steps=150)
+  run(tmp_path, steps=1, eval_every=0, policy_optimizer=functools.partial(optimizers.adamw, rate))
+  assert "note: the policy network's learning rate still rises when the run ends" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_configuration_and_records_the_next(whole, run, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(whole[0], folder)
+  text = 'train.schedule = @Schedule\nSchedule.log_every = {}\ntrain.policy_optimizer = @{}\n'
+  (folder / 'config.gin').write_text(text.format(1, 'adamw'))
+  with pytest.raises(UsageError, match='train.policy_optimizer: @adamw → @adafactor'):
+    run(folder, configs=lambda: {'config.gin': text.format(1, 'adafactor')})
+  assert run(folder, configs=lambda: {'config.gin': text.format(2, 'adamw')})['step'] == 4
+  assert (folder / 'config.gin').read_text() == text.format(1, 'adamw')
+  assert (folder / 'config.4.gin').read_text() == text.format(2, 'adamw')
+
+
+def listed_metrics(error):
+  """The metrics that a refusal of another names."""
+  return set(re.search(r'pass one of (.*) \(--set', str(error))[1].split(', '))
+
+
+@pytest.fixture(scope='module')
+def trust_region(run):
+  """Runs whose reference becomes the policy after every step."""
+
+  def train_it(folder, *, steps, scheme=hard, **changes):
+    timing = functools.partial(
+      schedule.Schedule,
+      steps=steps,
+      log_every=1,
+      eval_every=1,
+      checkpoint_every=2,
+      sample_prompts=0,
+      kl_prompts=3,
+    )
+    settings = {
+      'reference': functools.partial(scheme, every=1), 'schedule': timing, 'mesh': one_device,
+    }  # fmt: skip
+    return run(folder, **settings | changes)
+
+  return train_it
+
+
+def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region, tmp_path):
+  trust_region(tmp_path / 'parts', steps=2)
+  trust_region(tmp_path / 'parts', steps=4)
+  trust_region(tmp_path / 'whole', steps=4)
+  assert_same_run(tmp_path / 'parts', tmp_path / 'whole')
+  trained, validated = (
+    [r for r in records(tmp_path / 'whole') if name in r] for name in ('loss', 'eval/loss')
+  )
+  for record in trained:
+    assert record['log_ratio_max_moving'] == 0.0
+    assert (record['log_ratio_max'] > 0) == (record['step'] > 1)
+  for record in validated:
+    assert record['eval/kl_moving'] == record['eval/log_ratio_std_moving'] == 0.0
+    assert abs(record['eval/kl']) > 1e-5 and record['eval/log_ratio_std'] > 1e-4
+    assert record['eval/criterion'] == record['eval/loss/value'] != record['eval/criterion_moving']
+    assert 'eval/within_prompt_accuracy/log_ratio_moving' in record
+  best = min((2, 4), key=lambda step: validated[step - 1]['eval/criterion'])
+  assert checkpoints.load_metadata(tmp_path / 'whole')['step'] == best
+  with pytest.raises(UsageError, match='is not measured') as error:
+    trust_region(tmp_path / 'wrong', steps=4, best_metric='eval/lost')
+  assert {name for name in validated[-1] if name.startswith('eval/')} == listed_metrics(error.value)
+  loaded = load_run(str(tmp_path / 'whole'), one_device())
+  state, kept = final_state(tmp_path / 'whole'), validation.load(tmp_path / 'whole', 4)
+  jax.tree.map(np.testing.assert_array_equal, state['initial'], loaded.state.reference)
+  jax.tree.map(np.testing.assert_array_equal, state['reference'], state['params']['policy'])
+  np.testing.assert_array_equal(kept.moving_reference_logps, kept.logps)
+  assert np.abs(kept.reference_logps - kept.logps).max() > 1e-4
+
+
+def test_a_trust_region_run_of_an_earlier_version_is_measured_as_before(trust_region, tmp_path, caplog):
+  def earlier(score, **settings):
+    return hard(score, **settings)._replace(initial=None)
+
+  trust_region(tmp_path, steps=2, scheme=earlier)
+  assert 'initial' not in final_state(tmp_path)
+  trust_region(tmp_path, steps=4)
+  assert 'measured against the moving reference, as before' in caplog.text
+  last = records(tmp_path)[-1]
+  assert last['eval/kl'] == last['eval/log_ratio_std'] == 0.0
+  assert 'eval/kl_moving' not in last and 'initial' not in final_state(tmp_path)
+
+
+def as_an_earlier_version_wrote(folder):
+  """Metadata without a format, in which `batch` was one learned number."""
+  for file in [folder / 'run.json', *(folder / 'checkpoints').glob('*/metadata/metadata')]:
+    saved = json.loads(file.read_text())
+    assert saved.pop('format') == checkpoints.FORMAT
+    file.write_text(json.dumps(saved | {'value': saved['value'] | {'readout': 'batch'}}))
+
+
+def test_a_run_of_an_earlier_version_keeps_its_batch_value(run, tmp_path, caplog):
+  settings = {'mesh': one_device, 'eval_every': 0}
+  run(tmp_path, steps=1, value_readout='scalar', **settings)
+  with pytest.raises(UsageError, match="readout: 'scalar' → 'batch'"):
+    run(tmp_path, steps=2, value_readout='batch', **settings)
+  as_an_earlier_version_wrote(tmp_path)
+  assert run(tmp_path, steps=2, value_readout='batch', **settings)['step'] == 2
+  assert 'was one learned number, which is called scalar now' in caplog.text
+  assert list(final_state(tmp_path)['params']['value']['head']) == ['value']
+  assert load_run(str(tmp_path), one_device()).networks.value.readout == 'scalar'
+  assert checkpoints.format_of(checkpoints.run_metadata(tmp_path)) == 1
+
+
+def test_a_best_metric_that_is_not_measured_is_refused_before_anything_is_written(whole, run, tmp_path):
+  said = r"best_metric='lost' is not measured \(did you mean eval/loss\?\): pass one of "
+  with pytest.raises(UsageError, match=said) as error:
+    run(tmp_path / 'wrong', best_metric='lost')
+  assert not (tmp_path / 'wrong').exists()
+  [measured] = [record for record in records(whole[0]) if record['step'] == 4 and 'eval/loss' in record]
+  assert {name for name in measured if name.startswith('eval/')} == listed_metrics(error.value)
+  with pytest.raises(UsageError, match="best_mode is 'least'"):
+    run(tmp_path / 'wrong', best_mode='least')
+  assert not (tmp_path / 'wrong').exists()
+
+
+def test_a_run_that_goes_on_without_validations_keeps_its_best(whole, run, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(whole[0], folder)
+  best = checkpoints.load_metadata(folder)['step']
+  run(folder, steps=5, eval_every=0, keep_last=1)
+  assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == [str(best), '5']
+  assert checkpoints.load_metadata(folder)['step'] == best
+  assert validation.steps(folder) == sorted({best, 4})
+
+
+def test_a_run_whose_checkpoints_were_removed_is_left_as_it_is(whole, run, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(whole[0], folder)
+  shutil.rmtree(folder / 'checkpoints')
+  with pytest.raises(UsageError, match='came to step 4, but its checkpoints are gone'):
+    run(folder)
+  assert records(folder) == records(whole[0])
+  assert not (folder / 'checkpoints').exists()
+
+
+def test_the_best_checkpoint_is_the_criterions(run, tmp_path):
+  run(tmp_path / 'right', eval_every=3, checkpoint_every=2)
+  measured = {r['step']: r for r in records(tmp_path / 'right') if 'eval/criterion' in r}
+  assert sorted(measured) == [2, 3, 4]  # What is saved is measured, too.
+  assert all(r['eval/criterion'] == r['eval/loss/value'] for r in measured.values())
+  best = min((2, 4), key=lambda step: measured[step]['eval/criterion'])
+  assert checkpoints.load_metadata(tmp_path / 'right')['step'] == best
+
+
+def test_a_validation_loss_that_is_not_finite_stops_before_the_checkpoint(run, triplets, tmp_path):
+  def data(**kwargs):
+    cache = str(tmp_path / 'cache')
+    loaded = load_triplets(
+      triplets, prompt_length=32, response_length=16, cache_dir=cache, validation_fraction=0.2, **kwargs
+    )
+    loaded.eval.rewards[:] = np.nan
+    return loaded
+
+  with pytest.raises(
+    NotFinite, match='criterion of the held-out responses is not finite after step 1, in .*: r'
+  ):
+    run(tmp_path / 'run', data=data, steps=1)
+  assert checkpoints.newest_step(tmp_path / 'run') is None
+  for path in (tmp_path / 'run').rglob('*.json*'):
+    for line in path.read_text().splitlines() if path.suffix == '.jsonl' else [path.read_text()]:
+      json.loads(line, parse_constant=pytest.fail)
+
+
+def test_a_last_update_that_is_not_finite_is_not_saved(run, tmp_path):
+  with pytest.raises(NotFinite, match=r'parameter_norm/policy of step 1 is not finite.*--replay'):
+    run(tmp_path, steps=1, eval_every=0, policy_optimizer=functools.partial(optax.scale, math.nan))
+  assert checkpoints.newest_step(tmp_path) is None
+  assert not (tmp_path / 'metrics.jsonl').exists()
+
+
+def test_a_step_lasts_as_long_as_the_wait_for_it(monkeypatch):
+  moments = iter([10.0, 10.5, 11.5])
+  monkeypatch.setattr(schedule.time, 'monotonic', lambda: next(moments))
+  clock = schedule.Clock()
+  assert [clock.lap(), clock.lap()] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize('name', ['kto', 'bco', 'filtered_sft', 'dro_v_binary'])
+def test_a_runs_first_lines_say_what_made_the_labels(run, tmp_path, name):
+  """The reward is a file's boolean `label`, as in README."""
+  thumbs = tmp_path / 'thumbs.jsonl'
+  records = [{'prompt': f'p{i}', 'response': f'r{i}', 'label': i < 5} for i in range(8)]
+  thumbs.write_text(''.join(json.dumps(record) + '\n' for record in records))
+
+  def data(**options):
+    cache = str(tmp_path / 'cache')
+    return load_triplets(
+      str(thumbs), columns='reward=label', validation_fraction=0, cache_dir=cache, **options
+    )
+
+  def look(built, _):
+    table = built.train_loader.table
+    np.testing.assert_array_equal(table.columns['derived_label'], table.raw_rewards)
+    return built.notes
+
+  settings = {'mesh': partitioning.make_mesh, 'rehearsal': build.Rehearsal(jax.devices()[:1], look)}
+  notes = run(tmp_path / 'run', data=data, algorithm=getattr(algorithms, name), **settings)
+  assert notes[0] == 'labels: the rewards 0 and 1 are labels themselves; 5 of 8 responses are desirable'
+
+
+def test_a_batch_of_one_is_refused_where_it_is_compared_with_its_mean(run, tmp_path):
+  for algorithm in (algorithms.kto, algorithms.dro_p, algorithms.reinforce):
+    with pytest.raises(UsageError, match='batch’s mean.*--set BATCH=32'):
+      run(tmp_path / 'run', algorithm=algorithm, batch_size=1, mesh=one_device)
+
+
+def test_a_thread_can_train(run, tmp_path):
+  """Signals belong to the main thread; a notebook's worker may train too."""
+  thread = threading.Thread(target=run, args=(tmp_path,), kwargs={'steps': 1, 'eval_every': 0})
+  thread.start()
+  thread.join()
+  assert records(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'deal, says', [('together', 'holds the responses to 4 prompts, .* --set DEAL=uniform'), ('uniform', '^$')]
+)
+def test_a_note_says_where_batches_of_few_prompts_mislead(tmp_path, deal, says):
+  records = [{'prompt': f'p{i // 8}', 'response': str(i), 'reward': i} for i in range(160)]
+  built = table.build(
+    records, vocabularies.vocabulary('bytes'), tmp_path / 't', prompt_length=8, response_length=8
+  )
+  batches = plan.Plan.of(built, 32, 0, deal=deal)
+  loaded = loader.Loader(built, batches, layout.Layout.fit(built, batches, scan=2))
+  assert re.search(says, loop.few_prompts(loaded, algorithms.dro_p(), 0))
+  assert loop.few_prompts(loaded, algorithms.dro_v(), 0) == ''
+
+
+def test_a_run_dealt_uniformly_says_so_and_is_not_resumed_otherwise(run, tmp_path, capsys):
+  run(tmp_path, deal='uniform', steps=1, eval_every=0)
+  assert 'dealt uniformly' in capsys.readouterr().err
+  assert json.loads((tmp_path / 'run.json').read_text())['deal'] == 'uniform'
+  with pytest.raises(UsageError, match="deal: 'uniform' → 'together'"):
+    run(tmp_path, steps=2, eval_every=0)
+  with pytest.raises(UsageError, match="deal 'even' is unknown"):
+    run(tmp_path / 'other', deal='even')
+  assert not (tmp_path / 'other').exists()
+
+
+def test_a_run_that_kept_the_start_of_prompts_goes_on_with_it(run, triplets, tmp_path):
+  """Runs of before KEEP did."""
+  reading = {'prompt_length': 5, 'response_length': 16, 'validation_fraction': 0.2}
+  data = functools.partial(load_triplets, triplets, cache_dir=str(tmp_path / 'cache'), **reading)
+  run(tmp_path / 'run', steps=1, data=functools.partial(data, keep='start'), eval_every=0)
+  run(tmp_path / 'run', steps=2, data=data, eval_every=0)
+  described = json.loads((tmp_path / 'run' / 'run.json').read_text())
+  assert described['data']['options']['keep'] == 'start'
+
+
+def test_a_batch_larger_than_the_data_is_said(triplets):
+  data = load_triplets(triplets, vocabulary=vocabularies.vocabulary('bytes'), validation_fraction=0)
+  small, large = (plan.Plan.of(data.train, size, 0) for size in (60, 61))
+  assert loop.repeated(small, algorithms.sft()) == ''
+  assert '61 responses is more than the 60' in loop.repeated(large, algorithms.sft())
+
+
+def test_memory_that_does_not_suffice_leaves_nothing_that_looks_like_a_run(run, tmp_path):
+  # Scores of attention over 2¹⁸ prompt tokens: terabytes.
+  rows = functools.partial(feeds.RowOptions, prompt_length=2**18, response_length=16)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
+    run(tmp_path / 'run', rows=rows)
+  assert not (tmp_path / 'run').exists()
