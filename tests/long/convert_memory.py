@@ -80,9 +80,6 @@ def step(name: str, arguments: list[str]) -> None:
   import orbax.checkpoint  # noqa: F401
   import tensorstore  # noqa: F401
 
-  import dro_jax.exporters
-  import dro_jax.checkpoints.import_checkpoint  # noqa: F401
-
   before, start = resident(), time.monotonic()
   {'bring_in': bring_in, 'take_out': take_out, 'load_scanned': load_scanned}[name](*arguments)
   print(json.dumps({'bytes': peak() - before, 'seconds': time.monotonic() - start}))

@@ -44,7 +44,7 @@ def test_another_error_stays_as_it_is():
 
 @pytest.mark.parametrize('platform', ['cuda', 'nonsense'])
 def test_a_platform_without_devices_is_refused(platform):
-  code = 'from dro_jax import machine; machine.refuse_missing_devices()'
+  code = 'from dro_jax.parallel import machine; machine.refuse_missing_devices()'
   process = subprocess.run(
     [sys.executable, '-c', code], env=os.environ | {'JAX_PLATFORMS': platform}, capture_output=True, text=True
   )

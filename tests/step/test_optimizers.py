@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from dro_jax.cli import bindings, flags
+from dro_jax.cli import bindings, flags, tables
 from dro_jax.errors import UsageError
 from dro_jax.models.t5.config import T5Config
 from dro_jax.models.t5.network import T5, smallest_rows
