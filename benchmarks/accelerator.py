@@ -24,7 +24,7 @@ import steps
 import timing
 
 from dro_jax import algorithms
-from dro_jax.costs import slices as chips
+from dro_jax.costs import slices
 from dro_jax.step import optimizers
 
 MODELS = {
@@ -34,7 +34,7 @@ MODELS = {
 MODELS['tiny'] = steps.slice_of(dataclasses.replace(MODELS['large'], emb_dim=64, num_heads=2, mlp_dim=128), 2)
 # Dense bfloat16 operations a second, by the maker's data sheets; TPUs by what they call themselves.
 PEAKS = {'A100': 312e12, 'H100': 989e12, 'H200': 989e12} | {
-  f'TPU {name}': chips.CHIPS[kind].flops
+  f'TPU {name}': slices.CHIPS[kind].flops
   for name, kind in {'v4': 'v4', 'v5 lite': 'v5e', 'v5': 'v5p', 'v6 lite': 'v6e'}.items()
 }
 SUBJECTS = {

@@ -29,8 +29,7 @@ import steps
 import timing
 
 from dro_jax import algorithms
-from dro_jax.data.batches import loader
-from dro_jax.data.batches import packing as layout
+from dro_jax.data.batches import loader, packing
 from dro_jax.data.batches.plan import Plan
 from dro_jax.data.sources import find
 from dro_jax.data.table.cache import build_table
@@ -100,9 +99,9 @@ def full(prompt_length: int, response_length: int, responses: int = 4, prompts: 
   return Lengths(np.full(len(index), prompt_length), np.full(len(index), response_length), index)
 
 
-def batch_of(lengths: Lengths, batch_size: int, **fit: Any) -> tuple[layout.Layout, Rows]:
+def batch_of(lengths: Lengths, batch_size: int, **fit: Any) -> tuple[packing.Layout, Rows]:
   plan = Plan.of(lengths, batch_size, 0)
-  fitted = layout.Layout.fit(lengths, plan, **fit)
+  fitted = packing.Layout.fit(lengths, plan, **fit)
   return fitted, loader.Loader(lengths, plan, fitted).rows(0)
 
 

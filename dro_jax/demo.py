@@ -26,8 +26,7 @@ from dro_jax.errors import Interrupted
 from dro_jax.files import json_line, json_lines, json_text, write_atomically
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
-from dro_jax.run import batches as feeds
-from dro_jax.run import schedule, train, trained
+from dro_jax.run import batches, schedule, train, trained
 from dro_jax.step import optimizers
 
 MODEL = T5Config(emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2)
@@ -186,7 +185,7 @@ def fit(
     value_optimizer=optimizer(method.value_learning_rate),
     schedule=lambda: schedule.Schedule(steps, log_every=100, eval_every=0, checkpoint_every=0),
     mesh=partitioning.make_mesh,
-    rows=lambda: feeds.RowOptions(prompt_length=32, response_length=16),
+    rows=lambda: batches.RowOptions(prompt_length=32, response_length=16),
     batch_size=settings.batch_size,
     best_metric=None,
     seed=settings.seed,
@@ -210,7 +209,7 @@ def judge(runs: Mapping[str, str], heldout: pathlib.Path, folder: pathlib.Path, 
   for name, model_dir in runs.items():
     loaded[name] = trained.load_run(model_dir, mesh)
     table = read(folder, heldout, vocabulary=loaded[name].vocabulary).train
-    scored[name] = trained.score(loaded[name], table, mesh, batch_size=1000)
+    scored[name] = trained.score_table(loaded[name], table, mesh, batch_size=1000)
   scaling = loaded['DRO-V'].scaling
   tau = scaling.effective_temperature(settings.tau)
   policies = {name: toy.complete(scores.logps.reshape(len(prompts), -1)) for name, scores in scored.items()}

@@ -27,7 +27,7 @@ def json_text(value: Any, **options: Any) -> str:
 
   All that the package writes as JSON goes through here. `options` are those of `json.dumps`.
   """
-  return json.dumps(plain(value), allow_nan=False, **options)
+  return json.dumps(to_json(value), allow_nan=False, **options)
 
 
 def json_line(record: Mapping[str, Any]) -> str:
@@ -248,16 +248,16 @@ def absolute(path: str | os.PathLike) -> Any:
   return path if is_remote(path) else path.expanduser().absolute()
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
   """Named tuples by their fields, arrays and tuples as lists, and null for what is not finite."""
   if hasattr(value, '_asdict'):
     value = value._asdict()
   if isinstance(value, Mapping):
-    return {str(name): plain(item) for name, item in value.items()}
+    return {str(name): to_json(item) for name, item in value.items()}
   if isinstance(value, (list, tuple)):
-    return [plain(item) for item in value]
+    return [to_json(item) for item in value]
   if hasattr(value, 'tolist'):
-    return plain(value.tolist())
+    return to_json(value.tolist())
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

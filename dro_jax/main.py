@@ -26,8 +26,7 @@ from dro_jax.cli.flags import parse_flags
 from dro_jax.cli.registry import defined_macros
 from dro_jax.cli.tables import Command
 from dro_jax.errors import Failed, Interrupted, Stopped, UsageError, did_you_mean
-from dro_jax.parallel import interrupts, machine
-from dro_jax.parallel import processes as cluster
+from dro_jax.parallel import interrupts, machine, processes
 from dro_jax.printing import result as printing
 
 DONE, FAILED, BAD_USAGE, STOPPED = 0, 1, 2, 75
@@ -37,7 +36,7 @@ UNREAD = 141  # As shells call a program that SIGPIPE ended.
 def run() -> None:
   """The console script."""
   _prepare_process()
-  with cluster.failing_at_once(), interrupts.second_ends():
+  with processes.failing_at_once(), interrupts.second_ends():
     sys.exit(_until_unread(sys.argv[1:]))
 
 
@@ -91,7 +90,9 @@ def main(argv: Sequence[str], commands: Mapping[str, Command] = tables.COMMANDS)
 
 def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
   if not argv:
-    raise UsageError('which command? ' + usage.listed(commands) + '; `dro_jax --help` says what they do')
+    raise UsageError(
+      'which command? ' + usage.list_commands(commands) + '; `dro_jax --help` says what they do'
+    )
   name, *arguments = argv
   if name in ('--help', '-h', 'help'):
     print(usage.overview(commands))
@@ -102,24 +103,24 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
   if name not in commands:
     if name.startswith('-'):
       raise UsageError(
-        f'the command comes first: dro_jax COMMAND {name} ... The commands: {usage.listed(commands)}'
+        f'the command comes first: dro_jax COMMAND {name} ... The commands: {usage.list_commands(commands)}'
       )
     raise UsageError(
-      f'no command {name!r}{did_you_mean(name, commands)}. The commands: {usage.listed(commands)}'
+      f'no command {name!r}{did_you_mean(name, commands)}. The commands: {usage.list_commands(commands)}'
     )
   if {'--help', '-h'} & set(arguments):
-    print(usage.of_command(name, commands[name], tables.FLAGS, tables.GIN_CONFIGS))
+    print(usage.command_help(name, commands[name], tables.FLAGS, tables.GIN_CONFIGS))
     return DONE
   values = parse_flags(name, arguments, commands[name].bare)
   if commands[name].own:
     printing.print_result(answer_configs(values, commands), as_json=values['json'].value)
     return DONE
   command = configure(name, commands[name], values)
-  cluster.join()
+  processes.join()
   machine.refuse_missing_devices()
   with machine.memory(_less_memory()):
     result = _call(name, command)
-  if cluster.is_first():
+  if processes.is_first():
     printing.print_result(result, as_json=values['json'].value)
   return DONE
 

@@ -161,7 +161,7 @@ def _may_bind(arguments: Sequence[str], macro: str) -> bool:
     except UsageError:
       return True
     own = not path.is_relative_to(_GIN_CONFIGS)
-    if own or any(binding.name == macro for binding in config_files.of_file(path, _GIN_CONFIGS)):
+    if own or any(binding.name == macro for binding in config_files.read_file(path, _GIN_CONFIGS)):
       return True
   return False
 
@@ -202,7 +202,7 @@ def _bindings(arguments: Sequence[str]) -> Iterator[Binding]:
       path = config_files.find(name, _GIN_CONFIGS)
     except UsageError:
       continue
-    yield from config_files.of_file(path, _GIN_CONFIGS)
+    yield from config_files.read_file(path, _GIN_CONFIGS)
   for argument in words.joined(arguments):
     if match := re.match(r'--?gin(?:\.|_binding=)\s*([\w./]+\.\w+)\s*=(.*)', argument, re.DOTALL):
       yield from read(f'{match[1]} = {match[2]}', '')

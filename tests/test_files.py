@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dro_jax import files
 from dro_jax.arena.text import answers
 from dro_jax.arena.text import suite as arena_text
-from dro_jax.data.records import triplets as sources
+from dro_jax.data.records import triplets
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import generate
 from dro_jax.run.folder.records import keep_until
@@ -48,7 +48,7 @@ def test_what_generate_and_replays_write_is_a_file_of_triplets(pairs):
     path = pathlib.Path(folder) / 'a.jsonl'
     records = [{'id': str(i), 'prompt': a, 'response': b, 'reward': i} for i, (a, b) in enumerate(pairs)]
     generate._write(records, path)
-    assert [(r.prompt, r.response) for r in sources.read_triplets(str(path))] == pairs
+    assert [(r.prompt, r.response) for r in triplets.read_triplets(str(path))] == pairs
 
 
 @given(st.lists(TEXTS, max_size=4))

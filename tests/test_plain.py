@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax.files import plain
+from dro_jax.files import to_json
 
 
 class Pair(NamedTuple):
@@ -22,5 +22,5 @@ def test_what_json_lacks_is_said_in_what_it_has():
   expected = {
     '1': {'low': 0.5, 'high': None}, 'array': [[1.0, None]], 'scalar': 2.0, 'tuple': [1, None],
   }  # fmt: skip
-  assert plain(value) == expected
-  json.dumps(plain(value), allow_nan=False)
+  assert to_json(value) == expected
+  json.dumps(to_json(value), allow_nan=False)

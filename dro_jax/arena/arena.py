@@ -49,7 +49,7 @@ def arena(
   folder = files.output_folder(model_dir, '--model_dir').absolute()
   world = suite()
   # Of the whole suite, so that the number of trials is the same whoever competes.
-  tried = trials.of(world.grids, points, int(widen))
+  tried = trials.make_trials(world.grids, points, int(widen))
   chosen = {name: tried[name] for name in _names(world, algorithms)}
   if seeds < 1:
     raise UsageError(f'seeds={seeds}: pass 1 or more (--seeds=2).')

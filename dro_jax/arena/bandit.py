@@ -16,10 +16,11 @@ import numpy as np
 import optax
 
 from dro_jax import losses
-from dro_jax.arena.cells import Cell, Finished, plain
+from dro_jax.arena.cells import Cell, Finished
 from dro_jax.arena.suite import Report, Suite
 from dro_jax.data.worlds import toy
 from dro_jax.errors import UsageError
+from dro_jax.files import to_json
 from dro_jax.printing.tables import Table
 from dro_jax.statistics.agreement import Estimate
 from dro_jax.types import Array
@@ -322,7 +323,7 @@ def learn(method: str, bandit: Bandit, recipe: Recipe, pairs: Pairs, key: Array)
   return measured
 
 
-def run(bandit: Bandit, recipe: Recipe, cell: Cell) -> dict[str, Any]:
+def run_cell(bandit: Bandit, recipe: Recipe, cell: Cell) -> dict[str, Any]:
   """A cell: the seed draws the population run's start, and the log and its batches."""
   key = jax.random.key(cell.seed)
   start = jax.random.normal(jax.random.fold_in(key, 0), (len(bandit.rewards),))
@@ -506,10 +507,10 @@ def bandit(
   recipe = Recipe(steps, batch_size, measurements=measurements)
   return Suite(
     name='bandit',
-    settings=plain({'world': world._asdict(), 'recipe': recipe._asdict()}),
+    settings=to_json({'world': world._asdict(), 'recipe': recipe._asdict()}),
     grids={name: {} for name in METHODS},
     axes=({},),
-    run=functools.partial(run, world, recipe),
+    run=functools.partial(run_cell, world, recipe),
     report=functools.partial(report, world, recipe),
   )
 

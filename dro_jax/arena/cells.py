@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dro_jax import files
 from dro_jax.errors import UsageError
-from dro_jax.files import json_text, plain
+from dro_jax.files import json_text, to_json
 
 _FORMAT = 1
 
@@ -55,7 +55,7 @@ def file_of(folder: pathlib.Path, cell: Cell) -> pathlib.Path:
 
 def write(folder: pathlib.Path, finished: Finished) -> None:
   """Keeps a result; numbers that are not finite become null."""
-  content = plain({'format': _FORMAT, **finished._asdict(), 'cell': finished.cell._asdict()})
+  content = to_json({'format': _FORMAT, **finished._asdict(), 'cell': finished.cell._asdict()})
   file = file_of(folder, finished.cell)
   file.parent.mkdir(parents=True, exist_ok=True)
   files.write_atomically(file, json_text(content | {'checksum': _digest(content)}) + '\n')
@@ -67,7 +67,7 @@ def read(folder: pathlib.Path, cell: Cell) -> Finished | None:
   if not file.exists():
     return None
   found = _parse(file)
-  if found is not None and plain(found.cell._asdict()) == plain(cell._asdict()):
+  if found is not None and to_json(found.cell._asdict()) == to_json(cell._asdict()):
     return found
   logging.getLogger(__name__).warning(
     '%s is damaged: it is not what was written there. The cell is run again: %s', file, describe(cell)
@@ -110,7 +110,7 @@ def claim(folder: pathlib.Path, suite: str, settings: Mapping[str, Any]) -> None
   Raises:
     UsageError: it holds cells of another suite, world or budget.
   """
-  mark, wanted = folder / 'arena.json', plain({'suite': suite, **settings})
+  mark, wanted = folder / 'arena.json', to_json({'suite': suite, **settings})
   if mark.exists():
     saved = json.loads(mark.read_text(encoding='utf-8'))
     for name in sorted(saved.keys() | wanted.keys(), key=lambda name: name != 'suite'):
@@ -131,4 +131,4 @@ def missing(folder: pathlib.Path, cells: Iterable[Cell]) -> list[Cell]:
 
 
 def _digest(value: Any) -> str:
-  return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+  return hashlib.sha256(json.dumps(to_json(value), sort_keys=True).encode()).hexdigest()

@@ -12,18 +12,16 @@ from dro_jax import algorithms
 from dro_jax.arena import results, trials
 from dro_jax.arena.cells import Cell
 from dro_jax.arena.trials import Range
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.checkpoints import policy
+from dro_jax.checkpoints import orbax, policy
 from dro_jax.costs import flops
-from dro_jax.data.batches import groups as units
+from dro_jax.data.batches import groups
 from dro_jax.data.triplets import Triplets
 from dro_jax.models import scoring
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.printing.tables import Table
-from dro_jax.run import batches as feeds
-from dro_jax.run import networks, schedule, train
+from dro_jax.run import batches, networks, schedule, train
 from dro_jax.run.batches import derive
 from dro_jax.step import optimizers, reference, train_step
 from dro_jax.step import state as train_state
@@ -109,7 +107,7 @@ def _schedule(learning_rate: float, steps: int) -> optax.Schedule:
 
 
 def fit(
-  folder: pathlib.Path, method: Method, cell: Cell, data: Data, budget: Budget, mesh: Callable[[], Grid]
+  folder: pathlib.Path, method: Method, cell: Cell, data: Data, budget: Budget, mesh: Callable[[], Mesh]
 ) -> dict[str, Any]:
   """Trains a cell's policy from the reference, or resumes it; returns its run's folder, steps and FLOPs."""
   algorithm = method.algorithm(cell.hyperparameters.get('temperature', 1.0))
@@ -140,8 +138,8 @@ def fit(
   return {'model_dir': result['model_dir'], 'steps': steps, 'flops': steps * per_step}
 
 
-def _unit_options(budget: Budget) -> units.UnitOptions:
-  return units.UnitOptions(group_size=budget.group_size)
+def _unit_options(budget: Budget) -> groups.UnitOptions:
+  return groups.UnitOptions(group_size=budget.group_size)
 
 
 def _batch_size(algorithm: algorithms.Algorithm, budget: Budget) -> int:
@@ -151,7 +149,7 @@ def _batch_size(algorithm: algorithms.Algorithm, budget: Budget) -> int:
 
 @functools.lru_cache(maxsize=64)
 def flops_per_step(
-  make: Callable[[float], algorithms.Algorithm], data: Data, budget: Budget, mesh: Grid
+  make: Callable[[float], algorithms.Algorithm], data: Data, budget: Budget, mesh: Mesh
 ) -> float:
   """FLOPs of one of its optimiser steps, all networks and the reference's pass included, from the jaxpr.
 
@@ -170,13 +168,13 @@ def flops_per_step(
   return flops.count(step, state, _first_rows(algorithm, data, budget, mesh))
 
 
-def _first_rows(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mesh: Grid) -> Any:
+def _first_rows(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mesh: Mesh) -> Any:
   """The rows of a first batch: they have every batch's shape."""
   words = policy.vocabulary_of(data.init_from)
   triplets = data.load(vocabulary=words, rewards_required=algorithm.uses_rewards)
   triplets = derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
-  feed = feeds.make(
-    triplets._replace(eval=None), algorithm, feeds.RowOptions(), _unit_options(budget),
+  feed = batches.make_loaders(
+    triplets._replace(eval=None), algorithm, batches.RowOptions(), _unit_options(budget),
     batch_size=_batch_size(algorithm, budget), seed=0, multiple=partitioning.num_row_shards(mesh),
     eval_examples=None,
   )  # fmt: skip
@@ -192,7 +190,7 @@ def imitate(
   steps: int,
   responses: int,
   learning_rate: float,
-  mesh: Callable[[], Grid],
+  mesh: Callable[[], Mesh],
 ) -> str:
   """Fits the reference policy by supervised fine-tuning, or resumes that; returns its run's folder."""
   tx = _schedule(learning_rate, steps)
@@ -206,10 +204,10 @@ def imitate(
 
 def saved(model_dir: str) -> dict[str, str]:
   """Its last checkpoint, and its best by its own validation loss."""
-  newest = checkpoints.newest_step(model_dir)
+  newest = orbax.newest_step(model_dir)
   return {
     'last': f'{model_dir}/checkpoints/{newest}',
-    'best': str(checkpoints.find_checkpoint(model_dir)),
+    'best': str(orbax.find_checkpoint(model_dir)),
   }
 
 

@@ -23,7 +23,7 @@ Grid = Mapping[str, Range]
 Trial = dict[str, float]
 
 
-def of(grids: Mapping[str, Grid], points: int, widen: int = 0) -> dict[str, list[Trial]]:
+def make_trials(grids: Mapping[str, Grid], points: int, widen: int = 0) -> dict[str, list[Trial]]:
   """Every method's trials, the same number for each.
 
   A method with as many hyperparameters as any tries `points` values of each. One with a single hyperparameter

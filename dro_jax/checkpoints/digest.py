@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def of(tree: Any) -> str:
+def hash_tree(tree: Any) -> str:
   """A hash of a tree's arrays and their paths, the same for any mesh and number of processes.
 
   Two sums modulo 2³² an array, over bits mixed with their places: no order of adding changes them, and one
@@ -20,7 +20,7 @@ def of(tree: Any) -> str:
   return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def of_bytes(tree: Any) -> str:
+def hash_bytes(tree: Any) -> str:
   """A hash of the arrays of a tree that lies on this host, by their bytes, and their paths."""
   digest = hashlib.blake2b(digest_size=16)
   for path, x in jax.tree_util.tree_leaves_with_path(tree):

@@ -27,7 +27,7 @@ from orbax.checkpoint import checkpoint_managers, type_handlers
 from dro_jax import files
 from dro_jax.checkpoints import digest
 from dro_jax.errors import Failed, UsageError
-from dro_jax.files import plain
+from dro_jax.files import to_json
 from dro_jax.types import Params
 
 # Where the metadata says what "best" meant to the run, and what the state was.
@@ -79,7 +79,7 @@ class Checkpoints:
     if best_mode not in ('min', 'max'):
       raise UsageError(f"best_mode is {best_mode!r}: pass 'max' where more of the metric is better, or 'min'")
     self._best_metric = best_metric
-    self._metadata = plain({**(metadata or {}), _BEST_METRIC: best_metric, _BEST_MODE: best_mode})
+    self._metadata = to_json({**(metadata or {}), _BEST_METRIC: best_metric, _BEST_MODE: best_mode})
     self._manager = ocp.CheckpointManager(
       _absolute(directory), options=_options(keep_last, keep_best, best_metric, best_mode)
     )
@@ -88,7 +88,7 @@ class Checkpoints:
     """Starts to save `state` as `step`; a step that is already there is left as it is."""
     if step in self._manager.all_steps():
       return
-    metadata = {**self._metadata, 'step': step, _DIGEST: digest.of(state)}
+    metadata = {**self._metadata, 'step': step, _DIGEST: digest.hash_tree(state)}
     saved = _without_absent(state)
     arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(saved), metadata=ocp.args.JsonSave(metadata))
     with self._writing():
@@ -198,7 +198,7 @@ def _read_intact(folder: epath.Path, abstract_state: Any) -> Any:
   if not _all_agree(error is None):
     reason = _first_line(error) if error else 'another process cannot'
     raise Damaged(f'{folder} cannot be read: {reason}') from error
-  if saved.get(_DIGEST) not in (None, digest.of(state)):
+  if saved.get(_DIGEST) not in (None, digest.hash_tree(state)):
     raise Damaged(f'{folder} holds other numbers than were saved there')
   return state
 
@@ -257,7 +257,7 @@ def save_params(directory: str | epath.PathLike, params: Params, metadata: Mappi
       jax.tree.map(np.asarray, params),
       jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params),
     ),
-    metadata=ocp.args.JsonSave(plain({**metadata, _DIGEST: digest.of_bytes(params)})),
+    metadata=ocp.args.JsonSave(to_json({**metadata, _DIGEST: digest.hash_bytes(params)})),
   )
   # As it is: orbax would copy the arrays first, and its one-file format buffers them once more.
   as_is = type_handlers.create_type_handler_registry(
@@ -477,7 +477,7 @@ def _read_metadata(folder: epath.Path) -> dict[str, Any]:
   return in_todays_words(json.loads((folder / 'metadata' / 'metadata').read_text()))
 
 
-def format_of(saved: Mapping[str, Any]) -> int:
+def saved_format(saved: Mapping[str, Any]) -> int:
   """Which version of the metadata a run was made with (see `FORMAT`)."""
   return saved.get('format', 1)
 
@@ -486,7 +486,7 @@ def in_todays_words(saved: Mapping[str, Any]) -> dict[str, Any]:
   """A run's metadata, whichever version of this package wrote it."""
   now = {'family': 't5', **saved}  # There was one family once.
   value = saved.get('value') or {}
-  if format_of(saved) < 2 and value.get('readout') == 'batch':
+  if saved_format(saved) < 2 and value.get('readout') == 'batch':
     now['value'] = {**value, 'readout': 'scalar'}
   for settings in ('online', 'decoding'):
     if isinstance(reward := (saved.get(settings) or {}).get('reward'), str):

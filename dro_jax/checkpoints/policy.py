@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import orbax
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.t5.config import T5Config
@@ -16,29 +16,29 @@ from dro_jax.types import Params
 
 def load_policy(directory: str, config: T5Config, abstract: Params) -> Params:
   """The policy saved in `directory`, scanned or not, laid out as `abstract` says."""
-  saved = checkpoints.load_metadata(directory).get('model', {})
+  saved = orbax.load_metadata(directory).get('model', {})
   if saved.get('scan_layers', False) == config.scan_layers:
-    return checkpoints.load_params(directory, abstract)[0]
+    return orbax.load_params(directory, abstract)[0]
   wanted, placed = traverse_util.flatten_dict(abstract), {}
   for path, x in stream_policy(directory, scan=config.scan_layers):
     fits = path in wanted and wanted[path].shape == x.shape
     # Not device_put: that would first compare all hosts' copies.
     placed[path] = jax.make_array_from_callback(x.shape, wanted[path].sharding, x.__getitem__) if fits else x
   params = traverse_util.unflatten_dict(placed)
-  checkpoints.refuse_other_tree(directory, params, abstract)
+  orbax.refuse_other_tree(directory, params, abstract)
   return params
 
 
 def stream_policy(directory: str, *, scan: bool) -> Iterator[tuple[Path, np.ndarray]]:
   """The parameters of the policy saved in `directory`, scanned or not; the host never holds all of them."""
   together = lambda path: (in_stack(path) or (path,))[0] if scan else path  # noqa: E731
-  for part in checkpoints.stream_params(directory, together):
+  for part in orbax.stream_params(directory, together):
     yield from convert_leaves(part, scan=scan)
 
 
 def config_of(directory: str) -> T5Config:
   """The model configuration saved beside a checkpoint."""
-  return T5Config(**checkpoints.load_metadata(directory)['model'])
+  return T5Config(**orbax.load_metadata(directory)['model'])
 
 
 def vocabulary_of(directory: str, spec: str | None = None) -> vocabularies.Vocabulary:
@@ -47,7 +47,7 @@ def vocabulary_of(directory: str, spec: str | None = None) -> vocabularies.Vocab
   Raises:
     UsageError: nothing names one, or `spec` is another than the checkpoint was made with.
   """
-  saved = checkpoints.load_metadata(directory)
+  saved = orbax.load_metadata(directory)
   if spec is None and saved.get('vocabulary') is None:
     raise UsageError(
       f'the checkpoint {directory} does not say which vocabulary it was made with: pass '

@@ -5,18 +5,17 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from dro_jax.cli import configs_command as config_tables
-from dro_jax.cli import tables
+from dro_jax.cli import configs_command, tables
 from dro_jax.cli.bindings import command_line_bindings, configure, known_parameters, register
 from dro_jax.cli.checks import how_to_set
 from dro_jax.cli.tables import Command
 from dro_jax.configs import files as config_files
 from dro_jax.configs import parameters, settings, text
 from dro_jax.errors import UsageError, did_you_mean
-from dro_jax.printing import result as printing
+from dro_jax.printing import result
 
 
-def answer_configs(values: flags.FlagValues, commands: Mapping[str, Command]) -> printing.Sections:
+def answer_configs(values: flags.FlagValues, commands: Mapping[str, Command]) -> result.Sections:
   """`configs list`, `configs show` and `configs diff`."""
   words, values['words'].value = values['words'].value, []
   word, *rest = words or ['']
@@ -29,15 +28,13 @@ def answer_configs(values: flags.FlagValues, commands: Mapping[str, Command]) ->
   _refuse_settings(values)
   if word == 'list':
     summaries = {name: command.summary for name, command in commands.items()}
-    return config_tables.listed(tables.GIN_CONFIGS, rest, summaries)
-  return config_tables.compared(
+    return configs_command.listed(tables.GIN_CONFIGS, rest, summaries)
+  return configs_command.compared(
     tables.GIN_CONFIGS, rest, commands, functools.partial(_parameters_of_runs, commands)
   )
 
 
-def _show(
-  words: Sequence[str], values: flags.FlagValues, commands: Mapping[str, Command]
-) -> printing.Sections:
+def _show(words: Sequence[str], values: flags.FlagValues, commands: Mapping[str, Command]) -> result.Sections:
   if len(words) != 1:
     raise UsageError(
       f'configs show takes one command, folder or file, not {len(words)}: `dro_jax configs show train`'
@@ -46,10 +43,10 @@ def _show(
   if name in commands and not commands[name].own:
     configure(name, commands[name], values, complete=False)
     bindings = _sources(name, values)
-    return config_tables.shown(bindings, [commands[name].function], known_parameters(), how_to_set)
+    return configs_command.shown(bindings, [commands[name].function], known_parameters(), how_to_set)
   _refuse_settings(values)
-  bindings = config_tables.bindings_of(tables.GIN_CONFIGS, name, commands)
-  return config_tables.shown(bindings, settings.ROOTS, {}, how_to_set)
+  bindings = configs_command.bindings_of(tables.GIN_CONFIGS, name, commands)
+  return configs_command.shown(bindings, settings.ROOTS, {}, how_to_set)
 
 
 def _sources(name: str, values: flags.FlagValues) -> list[text.Binding]:
@@ -57,7 +54,7 @@ def _sources(name: str, values: flags.FlagValues) -> list[text.Binding]:
   paths = [tables.GIN_CONFIGS / 'runs' / f'{name}.gin']
   paths = [path for path in paths if path.exists()]
   paths += [config_files.find(file, tables.GIN_CONFIGS) for file in values['gin_file'].value]
-  bindings = [binding for path in paths for binding in config_files.of_file(path, tables.GIN_CONFIGS)]
+  bindings = [binding for path in paths for binding in config_files.read_file(path, tables.GIN_CONFIGS)]
   for typed, line in command_line_bindings(values):
     bindings += [binding._replace(origin=typed) for binding in text.read(line, typed)]
   return bindings

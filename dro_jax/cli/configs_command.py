@@ -4,15 +4,14 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from dro_jax.configs import files as config_files
-from dro_jax.configs import parameters, table, text
+from dro_jax.configs import files, parameters, table, text
 from dro_jax.errors import UsageError
-from dro_jax.printing import result as printing
+from dro_jax.printing import result
 
 Known = Mapping[str, Mapping[str, parameters.Parameter]]
 
 
-def listed(packaged: pathlib.Path, words: Sequence[str], summaries: Mapping[str, str]) -> printing.Sections:
+def listed(packaged: pathlib.Path, words: Sequence[str], summaries: Mapping[str, str]) -> result.Sections:
   """`configs list [FOLDER]`: the packaged files, each with its first sentence.
 
   Args:
@@ -27,20 +26,20 @@ def listed(packaged: pathlib.Path, words: Sequence[str], summaries: Mapping[str,
     raise UsageError(
       f'configs list takes one folder, not {" ".join(words)!r}: `dro_jax configs list algorithms`'
     )
-  rows = config_files.listing(packaged, words[0] if words else '', summaries)
+  rows = files.listing(packaged, words[0] if words else '', summaries)
   by_folder = {}
   for row in rows:
     by_folder.setdefault(str(pathlib.PurePath(row['file']).parent), []).append(row)
-  return printing.Sections({'folder': str(packaged), 'files': rows}, by_folder)
+  return result.Sections({'folder': str(packaged), 'files': rows}, by_folder)
 
 
 def shown(
   bindings: Iterable[text.Binding], roots: Sequence[str], known: Known, remedy: Callable[[str], str]
-) -> printing.Sections:
+) -> result.Sections:
   """`configs show`: see `configs.table.table`."""
   found = table.table(text.collect(bindings), roots, known, remedy)
   titles = {name: name.replace('_', ' ').capitalize() for name in found}
-  return printing.Sections(found, {titles[name]: list(map(_in_words, rows)) for name, rows in found.items()})
+  return result.Sections(found, {titles[name]: list(map(_in_words, rows)) for name, rows in found.items()})
 
 
 def _in_words(row: Mapping[str, Any]) -> dict[str, str]:
@@ -51,7 +50,7 @@ def _in_words(row: Mapping[str, Any]) -> dict[str, str]:
 
 def compared(
   packaged: pathlib.Path, words: Sequence[str], commands: Iterable[str], known: Callable[[], Known]
-) -> printing.Sections:
+) -> result.Sections:
   """`configs diff A B`: what differs, and whether a run of A may be resumed as B.
 
   Args:
@@ -67,18 +66,18 @@ def compared(
     raise UsageError(
       f'configs diff takes two runs, files or commands, not {len(words)}: `dro_jax configs diff A B`'
     )
-  from dro_jax.run.folder import configs as resume
+  from dro_jax.run.folder import configs
 
   a, b = words
   sides = [text.collect(_whole(packaged, name, commands)) for name in words]
   defaults = parameters.defaults_of(known())
-  rows = resume.rows(resume.between(*sides, (defaults, defaults)))
+  rows = configs.rows(configs.between(*sides, (defaults, defaults)))
   possible = all(row['resumable'] for row in rows)
   content = {'a': a, 'b': b, 'resumable': possible, 'differences': rows}
   if not rows:
-    return printing.Sections(content, {}, f'{a} and {b} do not differ in anything that is read.')
+    return result.Sections(content, {}, f'{a} and {b} do not differ in anything that is read.')
   note = f'A run of {a} {"can" if possible else "cannot"} be resumed as {b}.'
-  return printing.Sections(content, {'What differs': [_judged(row, a, b) for row in rows]}, note)
+  return result.Sections(content, {'What differs': [_judged(row, a, b) for row in rows]}, note)
 
 
 def _judged(row: Mapping[str, Any], a: str, b: str) -> dict[str, str]:
@@ -101,12 +100,12 @@ def bindings_of(packaged: pathlib.Path, name: str, commands: Iterable[str]) -> l
   if name in commands:
     name = f'runs/{name}.gin'
   elif folder.is_dir():
-    return list(config_files.of_run(folder, packaged))
-  return list(config_files.of_file(config_files.find(name, packaged, commands), packaged))
+    return list(files.read_run(folder, packaged))
+  return list(files.read_file(files.find(name, packaged, commands), packaged))
 
 
 def _whole(packaged: pathlib.Path, name: str, commands: Iterable[str]) -> list[text.Binding]:
   """A few settings mean a run with them: they are laid over the defaults of `train`."""
   bindings = bindings_of(packaged, name, commands)
-  whole = config_files.is_whole(bindings)
+  whole = files.is_whole(bindings)
   return bindings if whole else [*bindings_of(packaged, 'train', ['train']), *bindings]

@@ -22,7 +22,7 @@ Ctrl-C lets a run save and stop (75). Where there is nothing to save it ends the
 one ends it at once (130)."""
 
 
-def of_command(name: str, command: Any, flags: Mapping[str, Any], packaged: pathlib.Path) -> str:
+def command_help(name: str, command: Any, flags: Mapping[str, Any], packaged: pathlib.Path) -> str:
   """The text of `dro_jax COMMAND --help`."""
   text = default_text(name, packaged)
   everything = not (text or command.own)
@@ -56,5 +56,5 @@ def _settings(text: str) -> str:
   return f'\nSettings and their defaults:\n{rows}' if rows else ''
 
 
-def listed(names: Iterable[str]) -> str:
+def list_commands(names: Iterable[str]) -> str:
   return ', '.join(names)

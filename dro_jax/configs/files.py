@@ -32,7 +32,7 @@ def find(name: str, packaged: pathlib.Path, others: Iterable[str] = ()) -> pathl
   raise UsageError(f'no {what} {name!r} here or in {packaged}{hint}; `dro_jax configs list` lists the files')
 
 
-def of_file(path: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
+def read_file(path: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
   """What a gin file binds, with what it includes."""
 
   def include(name: str) -> tuple[str, str]:
@@ -43,7 +43,7 @@ def of_file(path: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
   return read(*include(str(path)), include)
 
 
-def of_run(folder: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
+def read_run(folder: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
   """What a run was made with: its first configuration, and what it went on with; meanings are the package's.
 
   Raises:
@@ -67,7 +67,7 @@ def of_run(folder: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
 def _meanings(text: str, packaged: pathlib.Path) -> dict[str, str]:
   """The comments of the packaged command whose bindings are most like a text's."""
   names = {binding.name for binding in read(text, CONFIG)}
-  commands = [list(of_file(path, packaged)) for path in sorted((packaged / 'runs').glob('*.gin'))]
+  commands = [list(read_file(path, packaged)) for path in sorted((packaged / 'runs').glob('*.gin'))]
   alike = max(commands, key=lambda bindings: -len(names ^ {binding.name for binding in bindings}), default=[])
   return {binding.name: binding.meaning for binding in alike if binding.meaning}
 

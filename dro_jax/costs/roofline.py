@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dro_jax.costs import slices as chips
+from dro_jax.costs import slices
 from dro_jax.costs.hlo import collectives as hlo_collectives
 from dro_jax.costs.hlo import memory as hlo_memory
 from dro_jax.costs.hlo import operations, program
@@ -19,13 +19,13 @@ class Work(NamedTuple):
 
   flops: float | int
   hbm_bytes: float | int
-  traffic: chips.Traffic
+  traffic: slices.Traffic
   collectives: Sequence[hlo_collectives.Collective]
   estimated_cycles: float | int
   kept_bytes: float | int
 
 
-def work(text: str, devices: Sequence[Any], where: chips.Slice) -> Work:
+def work(text: str, devices: Sequence[Any], where: slices.Slice) -> Work:
   """Reads a compiled step's HLO.
 
   Args:
@@ -36,12 +36,12 @@ def work(text: str, devices: Sequence[Any], where: chips.Slice) -> Work:
   module = program.parse(text)
   found = hlo_collectives.collectives(module, len(devices))
   return Work(
-    operations.flops(module), hlo_memory.memory_bytes(module), chips.traffic(found, devices, where), found,
+    operations.flops(module), hlo_memory.memory_bytes(module), slices.traffic(found, devices, where), found,
     operations.estimated_cycles(module), hlo_memory.kept_bytes(module),
   )  # fmt: skip
 
 
-def seconds(done: Work, chip: chips.Chip) -> dict[str, float | int]:
+def seconds(done: Work, chip: slices.Chip) -> dict[str, float | int]:
   """What each resource of a chip takes by itself at its peak, their greatest and their sum.
 
   The greatest is the roofline: all else hidden behind one resource. The sum is the other end: nothing hidden.
@@ -92,7 +92,7 @@ def memory(state: TrainState, statistics: Any, kept: float | int) -> dict[str, f
     statistics: the compiler's (`compiled.memory_analysis()`).
     kept: what the forward pass keeps for the backward one, by layer.
   """
-  held = of_state(state)
+  held = state_memory(state)
   rows = max(statistics.argument_size_in_bytes - sum(held.values()), 0)
   new = max(statistics.output_size_in_bytes - statistics.alias_size_in_bytes, 0)
   kept = min(kept, statistics.temp_size_in_bytes)
@@ -103,7 +103,7 @@ def memory(state: TrainState, statistics: Any, kept: float | int) -> dict[str, f
   return parts | {'total': sum(parts.values())}
 
 
-def of_state(state: TrainState) -> dict[str, float | int]:
+def state_memory(state: TrainState) -> dict[str, float | int]:
   """Bytes a chip that lie there between steps."""
   held = {
     'parameters': shard_bytes(state.params), 'optimizer': shard_bytes(state.opt_state),

@@ -9,8 +9,8 @@ from dro_jax.data import scaling as scalings
 from dro_jax.data.records import inheritance
 from dro_jax.data.sources.find import as_names, find
 from dro_jax.data.sources.task_modules import import_module
-from dro_jax.data.storage import hashes as split
-from dro_jax.data.table import column_store as column_stores
+from dro_jax.data.storage import hashes
+from dro_jax.data.table import column_store
 from dro_jax.data.table.cache import build_table
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import chat
@@ -173,13 +173,13 @@ def with_columns(triplets: Triplets, stores: str | Sequence[str]) -> Triplets:
   """
   train, held_out, marks = triplets.train, triplets.eval, []
   for directory in stores.split(',') if isinstance(stores, str) else stores:
-    store = column_stores.read(directory)
-    train, left_out = column_stores.join(train, store)
+    store = column_store.read(directory)
+    train, left_out = column_store.join(train, store)
     if left_out.all():
       raise UsageError(f'column store {directory}: it leaves out every training example')
     train = train.subset(~left_out) if left_out.any() else train
     if held_out is not None:
-      held_out, left_out = column_stores.join(held_out, store)
+      held_out, left_out = column_store.join(held_out, store)
       held_out = held_out.subset(~left_out) if left_out.any() else held_out
     marks.append(store.mark)
   joined = [*triplets.report.get('columns_from', ()), *marks]
@@ -199,7 +199,7 @@ def hold_out(
     raise UsageError(f'validation_fraction must be at least 0 and below 1, got {fraction}')
   if fraction == 0:
     return whole, None
-  held = split.by_prompt_hash(whole.prompt_digests, fraction, salt)
+  held = hashes.by_prompt_hash(whole.prompt_digests, fraction, salt)
   if held.all() or not held.any():
     prompts = len(np.unique(whole.prompt_index))
     raise UsageError(

@@ -8,13 +8,12 @@ import jax
 import numpy as np
 
 from dro_jax.algorithms.base import NO_LOSS
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.checkpoints import policy
-from dro_jax.data.records import triplets as sources
-from dro_jax.data.text import templates as preprocessors
+from dro_jax.checkpoints import orbax, policy
+from dro_jax.data.records import triplets
+from dro_jax.data.text import templates
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import networks
 from dro_jax.run.sampling import generation
 from dro_jax.step import reference, train_step
@@ -40,7 +39,7 @@ def check(
   max_length: int = 32,
   dtype: str | None = None,
   vocabulary: str | None = None,
-  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
 ) -> dict[str, Any]:
   """Answers five prompts greedily, and scores the answers with the checkpoint as policy and as reference.
 
@@ -63,12 +62,12 @@ def check(
     RuntimeError: ρ is not 0 exactly.
   """
   grid = mesh()
-  init_from = str(checkpoints.find_checkpoint(init_from))
+  init_from = str(orbax.find_checkpoint(init_from))
   words, config = policy.vocabulary_of(init_from, vocabulary), policy.config_of(init_from)
   nets = networks.build(dataclasses.replace(config, dtype=dtype or config.dtype), uses_value=False)
   params = policy.load_policy(init_from, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
   texts = _first_prompts(prompts, columns) if prompts else PROMPTS
-  tokens = [preprocessors.prompt_tokens(ids, _PROMPT_LENGTH)[0] for ids in words.encode_batch(texts)]
+  tokens = [templates.prompt_tokens(ids, _PROMPT_LENGTH)[0] for ids in words.encode_batch(texts)]
   run = generation.make_generator(
     nets.policy, grid, max_length=max_length, temperature=0.0, batch_size=len(tokens)
   )
@@ -90,7 +89,7 @@ def check(
 def _first_prompts(file: str, columns: str | None, count: int = 5) -> list[str]:
   """The first prompts of a file that differ."""
   texts = {}
-  for _, text in sources.read_prompts(file, columns):
+  for _, text in triplets.read_prompts(file, columns):
     texts.setdefault(text)
     if len(texts) == count:
       break
@@ -98,7 +97,7 @@ def _first_prompts(file: str, columns: str | None, count: int = 5) -> list[str]:
 
 
 def _score(
-  nets: networks.Networks, params: Params, mesh: Grid, prompts: list[np.ndarray], responses: list[np.ndarray]
+  nets: networks.Networks, params: Params, mesh: Mesh, prompts: list[np.ndarray], responses: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Log-probs of responses by the policy, and by the same parameters as its reference."""
   score = scoring.make_score(nets.policy)
@@ -119,7 +118,7 @@ def _score(
   return own, other
 
 
-def _rows(mesh: Grid, prompts: list[np.ndarray], responses: list[np.ndarray]) -> tuple[Rows, int]:
+def _rows(mesh: Mesh, prompts: list[np.ndarray], responses: list[np.ndarray]) -> tuple[Rows, int]:
   """This host's rows, one prompt and one response in each, and how many all hosts have."""
   shards = partitioning.num_row_shards(mesh)
   num_rows = -(-len(prompts) // shards) * shards

@@ -8,12 +8,12 @@ import numpy as np
 from dro_jax import limits
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.triplets import Triplets, load_triplets
-from dro_jax.files import plain
+from dro_jax.files import to_json
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import table_scores
-from dro_jax.run.trained import load_run, score
-from dro_jax.statistics import agreement as statistics
+from dro_jax.run.trained import load_run, score_table
+from dro_jax.statistics import agreement
 
 
 def evaluate(
@@ -24,7 +24,7 @@ def evaluate(
   chat_template: str | None = None,
   vocabulary: str | None = None,
   init_from: str | None = None,
-  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
   batch_size: int = 32,
   chunk_size: int | None = None,
   resamples: int = 1000,
@@ -62,8 +62,8 @@ def evaluate(
     options['inherited'] = run.read_options
   triplets = data(vocabulary=run.vocabulary, rewards_required=True, **options)
   table = triplets.train.scaled(run.scaling)
-  scored = score(run, table, grid, batch_size=batch_size, chunk_size=chunk_size)
-  return plain(
+  scored = score_table(run, table, grid, batch_size=batch_size, chunk_size=chunk_size)
+  return to_json(
     {
       'model_dir': str(model_dir),
       'step': int(run.state.step),
@@ -91,7 +91,7 @@ def report(
   """
   draws = {'resamples': resamples, 'seed': seed}
   rewards, prompts, values = table.raw_rewards, table.prompt_index, scored.values
-  baselines = statistics.baselines(scored.logps, scored.lengths)
+  baselines = agreement.baselines(scored.logps, scored.lengths)
   summary = {
     'reward': scored.rewards.mean(),
     'logp': scored.logps.mean(),
@@ -108,9 +108,9 @@ def report(
     summary |= {'value': values.mean()}
     if scored.reference_logps is not None:
       summary |= {'residual': np.mean((scored.rewards - values - temperature * rho) ** 2) / 2}
-    summary |= {'value_explained_variance': statistics.value_fit(values, scored.rewards, prompts, **draws)}
+    summary |= {'value_explained_variance': agreement.value_fit(values, scored.rewards, prompts, **draws)}
   return {
     'statistics': summary,
-    'within_prompts': statistics.within_prompts(own | baselines, rewards, prompts, **draws),
-    'across_prompts': statistics.across_prompts(levelled | baselines, rewards, prompts, **draws),
+    'within_prompts': agreement.within_prompts(own | baselines, rewards, prompts, **draws),
+    'across_prompts': agreement.across_prompts(levelled | baselines, rewards, prompts, **draws),
   }

@@ -11,18 +11,15 @@ import jax
 import numpy as np
 
 from dro_jax import files, limits
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.checkpoints import policy
-from dro_jax.data.records import inheritance
-from dro_jax.data.records import triplets as sources
-from dro_jax.data.text import chat, vocabularies
-from dro_jax.data.text import templates as preprocessors
+from dro_jax.checkpoints import orbax, policy
+from dro_jax.data.records import inheritance, triplets
+from dro_jax.data.text import chat, templates, vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.models import sampling as decoding
+from dro_jax.models import sampling
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import networks
-from dro_jax.run.folder import configs as resume
+from dro_jax.run.folder import configs
 from dro_jax.run.sampling.generation import make_generator
 
 
@@ -36,7 +33,7 @@ def generate(
   template: str | None = None,
   chat_template: str | None = None,
   vocabulary: str | None = None,
-  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
   max_length: int = 128,
   temperature: float = 1.0,
   top_k: int = 0,
@@ -87,7 +84,7 @@ def generate(
   target = None if output is None else _target(output)
   _refuse_input(target, prompts)
   grid = mesh()
-  model_dir = str(checkpoints.find_checkpoint(model_dir))
+  model_dir = str(orbax.find_checkpoint(model_dir))
   words = policy.vocabulary_of(model_dir, vocabulary)
   asked = _asked(model_dir, prompts, prompt, columns, chat_template)
   tokens = _tokens(model_dir, [text for _, text in asked], template, words)
@@ -104,7 +101,7 @@ def generate(
     {
       'id': asked[i][0] if num_samples == 1 else f'{asked[i][0]}#{k}', 'prompt': asked[i][1],
       'response': words.decode(answer.tokens), 'logp': answer.logp, 'tokens': len(answer.tokens),
-      'ended': bool(answer.tokens[-1] == decoding.EOS),
+      'ended': bool(answer.tokens[-1] == sampling.EOS),
     }
     for (i, k), answer in zip(order, answers)
   )  # fmt: skip
@@ -122,7 +119,7 @@ def _refuse_input(target: pathlib.Path | None, prompts: str | None) -> None:
   """Refuses to write answers over the file that they answer."""
   if target is None or prompts is None:
     return
-  for path in sources.expand(prompts):
+  for path in triplets.expand(prompts):
     if target.resolve() == pathlib.Path(path).resolve():
       raise UsageError(
         f'--output={target} is a file that the prompts are read from, and the answers would replace it: pass '
@@ -138,12 +135,12 @@ def _asked(
     raise UsageError('pass --triplets FILE with the prompts to answer, or one as --set PROMPT=TEXT')
   if prompt is not None:
     return [('0', prompt)]
-  saved = checkpoints.load_metadata(model_dir)
+  saved = orbax.load_metadata(model_dir)
   turn = chat_template or _options(saved).get('chat_template', chat.TEMPLATE)
-  read = resume.read_options(saved, pathlib.Path(model_dir))
+  read = configs.read_options(saved, pathlib.Path(model_dir))
   names = inheritance.options({'columns': read['columns']}, prompts, columns)['columns']
   first_id = {}
-  for record_id, text in sources.read_prompts(prompts, names, chat_template=turn):
+  for record_id, text in triplets.read_prompts(prompts, names, chat_template=turn):
     first_id.setdefault(text, record_id)
   return [(record_id, text) for text, record_id in first_id.items()]
 
@@ -156,13 +153,13 @@ def _tokens(
   model_dir: str, asked: Sequence[str], template: str | None, words: vocabularies.Vocabulary
 ) -> list[np.ndarray]:
   """Prompts as the run's policy reads them: in its template, and cut as in training."""
-  options = _options(checkpoints.load_metadata(model_dir))
-  template = preprocessors.check_template(template or options.get('template', '{prompt}'))
+  options = _options(orbax.load_metadata(model_dir))
+  template = templates.check_template(template or options.get('template', '{prompt}'))
   texts = [template.format(prompt=text) for text in asked]
   # Runs that do not say kept the start.
   length, keep = options.get('prompt_length', 512), options.get('keep', 'start' if options else 'auto')
-  keeps = [preprocessors.kept_end(keep, chat.is_rendered(text)) for text in asked]
-  cut = [preprocessors.prompt_tokens(ids, length, end) for ids, end in zip(words.encode_batch(texts), keeps)]
+  keeps = [templates.kept_end(keep, chat.is_rendered(text)) for text in asked]
+  cut = [templates.prompt_tokens(ids, length, end) for ids, end in zip(words.encode_batch(texts), keeps)]
   if count := sum(was_cut for _, was_cut in cut):
     logging.getLogger(__name__).warning(
       '%d prompts are over %d tokens, and cut as in training', count, length

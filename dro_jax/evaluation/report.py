@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import files, limits
-from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import orbax
 from dro_jax.configs import text as configs_text
 from dro_jax.errors import UsageError
 from dro_jax.printing import tables
-from dro_jax.run.folder import configs as resume
-from dro_jax.run.folder import validation
+from dro_jax.run.folder import configs, validation
 from dro_jax.run.folder.validation import Validation
-from dro_jax.statistics import agreement as statistics
+from dro_jax.statistics import agreement
 
 # What means the same for every algorithm, and how it is called.
 MEANINGS = {
@@ -133,7 +132,7 @@ def read(folder: str, name: str) -> Run:
   best = _best_step(path)
   best = best if best in steps else steps[-1]
   return Run(
-    name, path, checkpoints.in_todays_words(json.loads((path / 'run.json').read_text(encoding='utf-8'))),
+    name, path, orbax.in_todays_words(json.loads((path / 'run.json').read_text(encoding='utf-8'))),
     bindings(path),
     list(files.json_lines(path / 'metrics.jsonl')),
     validation.load(path, steps[-1]), steps[-1], validation.load(path, best), best,
@@ -141,9 +140,9 @@ def read(folder: str, name: str) -> Run:
 
 
 def _best_step(folder: pathlib.Path) -> int | None:
-  if checkpoints.newest_step(folder) is None:
+  if orbax.newest_step(folder) is None:
     return None
-  return int(checkpoints.find_checkpoint(folder).name)
+  return int(orbax.find_checkpoint(folder).name)
 
 
 def _names(folders: Sequence[str]) -> list[str]:
@@ -154,8 +153,8 @@ def _names(folders: Sequence[str]) -> list[str]:
 
 def bindings(folder: pathlib.Path) -> dict[str, str]:
   """What the configuration that a run last went on with binds, by name; nothing, where a run is Python's."""
-  text = resume.newest_text(folder, resume.CONFIG) or ''
-  return {binding.name: binding.value for binding in configs_text.read(text, resume.CONFIG) if binding.name}
+  text = configs.newest_text(folder, configs.CONFIG) or ''
+  return {binding.name: binding.value for binding in configs_text.read(text, configs.CONFIG) if binding.name}
 
 
 # --- whether they can be compared ---------------------------------------------------------------------------
@@ -292,10 +291,10 @@ def compared(
       if not any(of):
         continue
       values[metric] = {'metric': meaning} | {
-        run.name: f and statistics.bootstrap(f, num_prompts, **draws) for run, f in zip(runs, of)
+        run.name: f and agreement.bootstrap(f, num_prompts, **draws) for run, f in zip(runs, of)
       }
       differences[metric] = {'metric': meaning} | {
-        run.name: f and of[0] and statistics.bootstrap(_less(f, of[0]), num_prompts, **draws)
+        run.name: f and of[0] and agreement.bootstrap(_less(f, of[0]), num_prompts, **draws)
         for run, f in zip(runs[1:], of[1:])
       }
   ordered = [metric for metric in MEANINGS if metric in values]
@@ -316,7 +315,7 @@ def _measured(found: Sequence[Validation]) -> Iterator[tuple[list[dict], int]]:
   if samples:
     yield [validation.sample_statistics(x) for x in found], samples
   if prompts:
-    yield [validation.statistics_of(x) for x in found], prompts
+    yield [validation.make_statistics(x) for x in found], prompts
 
 
 def _less(f: Callable[[np.ndarray], float], g: Callable[[np.ndarray], float]):

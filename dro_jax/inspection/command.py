@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dro_jax.data.text import chat
-from dro_jax.inspection import methods as admission
+from dro_jax.inspection import methods
 
 # What a run takes by itself: what is no different is left out of the command.
 DEFAULTS = {
@@ -38,7 +38,7 @@ USUAL = 'dro_v'  # What a run takes by itself.
 
 
 def train_command(
-  asked: Sequence[admission.Admission],
+  asked: Sequence[methods.Admission],
   preferred: Sequence[str],
   flags: Mapping[str, Any],
   macros: Mapping[str, Any],

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax.data.records import comparisons as pairs
-from dro_jax.data.table import column_store as columns
+from dro_jax.data.table import column_store
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text.vocabularies import UNKNOWN, Vocabulary
-from dro_jax.statistics import agreement as statistics
-from dro_jax.statistics import ties
+from dro_jax.statistics import agreement, ties
 
 _PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 _BARS = 12  # Of a histogram; as many distinct values are shown one by one.
@@ -153,7 +152,7 @@ def comparisons(rewards: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -
 
   `length_correlation` is Spearman's over all responses.
   """
-  counts = statistics.count_pairs(lengths, rewards, prompts)
+  counts = agreement.count_pairs(lengths, rewards, prompts)
   pairs, ties = int(counts.pairs.sum()), int(counts.ties.sum())
   everyone = np.ones(len(rewards))
   return {
@@ -162,8 +161,8 @@ def comparisons(rewards: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -
     'share_tied': ties / (pairs + ties) if pairs + ties else None,
     'prompts_with_comparisons': int((counts.pairs > 0).sum()),
     'prompts_all_tied': int(((counts.pairs == 0) & (counts.ties > 0)).sum()),
-    'longer_is_better': _or_none(statistics.pairwise_accuracy(counts, np.ones(len(counts.pairs)))),
-    'length_correlation': _or_none(statistics.rank_correlation(lengths, rewards, everyone)),
+    'longer_is_better': _or_none(agreement.pairwise_accuracy(counts, np.ones(len(counts.pairs)))),
+    'length_correlation': _or_none(agreement.rank_correlation(lengths, rewards, everyone)),
   }
 
 
@@ -173,7 +172,7 @@ def _or_none(x: float) -> float | None:
 
 def duplicates(table: TokenTable) -> dict[str, Any]:
   """Records of the same prompt and response, and those among them whose rewards differ."""
-  _, text_N, n_T = np.unique(columns.keys(table), return_inverse=True, return_counts=True)
+  _, text_N, n_T = np.unique(column_store.keys(table), return_inverse=True, return_counts=True)
   order = np.lexsort((table.raw_rewards, text_N))
   ends = np.cumsum(n_T)
   high_T, low_T = table.raw_rewards[order[ends - 1]], table.raw_rewards[order[ends - n_T]]

@@ -12,15 +12,14 @@ import numpy as np
 from dro_jax.algorithms.columns import above_minibatch_mean
 from dro_jax.checkpoints import policy
 from dro_jax.data import scaling as scalings
-from dro_jax.data.batches import groups as units
+from dro_jax.data.batches import groups
 from dro_jax.data.records import reward_words
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import chat, lost_text, vocabularies
 from dro_jax.data.triplets import Triplets, hold_out, load_triplets
 from dro_jax.errors import UsageError
-from dro_jax.inspection import describe as survey
-from dro_jax.inspection import methods as admission
+from dro_jax.inspection import describe, methods
 from dro_jax.inspection.command import USUAL, folded, train_command, typed_flags
 from dro_jax.inspection.packing import packing
 from dro_jax.inspection.tables import tables
@@ -98,14 +97,14 @@ def inspect_triplets(
   files |= {'map_reward': read.proposed.map_reward} if read.proposed else {}
   chosen, unscaled = _chosen_scaling(read, scaling)
   batch_size = min(batch_size, len(read.triplets.train))  # A larger one would hold records several times.
-  asked = admission.admissions(read.triplets, scaling=chosen, rewards_problem=read.problem)
+  asked = methods.admissions(read.triplets, scaling=chosen, rewards_problem=read.problem)
   found = surveyed(read, words, **limits) | {
     'init_from': init_from,
     'scaling': read.problem is None and _scaling(read.triplets, chosen, temperature),
     'batch': {'size': batch_size, 'batches_an_epoch': len(read.triplets.train) / batch_size},
     'rows': packing(read.triplets.train, batch_size),
     'methods': [method._asdict() for method in asked],
-    'judged': units.are_comparisons(read.whole),
+    'judged': groups.are_comparisons(read.whole),
     'labels': None if read.problem else _labels(read.triplets),
     'unscaled': unscaled,
     'reward_words': read.proposed and {
@@ -203,14 +202,14 @@ def surveyed(
 ) -> dict[str, Any]:
   """What the whole table holds (see `survey`)."""
   table = read.whole
-  lengths = survey.whole_lengths(table, words, prompt_length)
+  lengths = describe.whole_lengths(table, words, prompt_length)
   rewarded = {'rewards': None, 'variance': None, 'comparisons': None}
   if read.problem is None:
     rewards, prompts = table.raw_rewards, table.prompt_index
     rewarded = {
-      'rewards': survey.rewards(rewards),
-      'variance': survey.variance(rewards, prompts),
-      'comparisons': survey.comparisons(rewards, table.response_lengths.astype(np.float64), prompts),
+      'rewards': describe.rewards(rewards),
+      'variance': describe.variance(rewards, prompts),
+      'comparisons': describe.comparisons(rewards, table.response_lengths.astype(np.float64), prompts),
     }
   return {
     'records': len(table),
@@ -219,22 +218,22 @@ def surveyed(
     'rewards_problem': read.problem,
     'without_reward': table.report['without_reward'],
     'eval_prompts_in_train': read.triplets.report.get('eval_prompts_in_train', 0),
-    'responses_per_prompt': survey.responses_per_prompt(table.prompt_index),
-    'extra_columns': survey.extra_columns(table),
+    'responses_per_prompt': describe.responses_per_prompt(table.prompt_index),
+    'extra_columns': describe.extra_columns(table),
     'vocabulary': {
       'name': words.spec,
       'size': words.size,
-      'unknown_share': survey.unknown_share(table),
+      'unknown_share': describe.unknown_share(table),
       'lost': table.report.get('lost', {}),
       'losses': list(lost_text.sentences(table.report.get('lost', {}), words)),
     },
-    'lengths': {name: survey.spread(x) for name, x in lengths._asdict().items()},
+    'lengths': {name: describe.spread(x) for name, x in lengths._asdict().items()},
     'truncation': {
-      'prompt': survey.truncation(lengths.prompt_tokens, prompt_length),
-      'response': survey.truncation(lengths.response_tokens, response_length),
+      'prompt': describe.truncation(lengths.prompt_tokens, prompt_length),
+      'response': describe.truncation(lengths.response_tokens, response_length),
     },
     **rewarded,
-    'duplicates': survey.duplicates(table),
+    'duplicates': describe.duplicates(table),
   }
 
 

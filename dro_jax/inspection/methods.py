@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, get_args
 
 from dro_jax import algorithms
 from dro_jax.data import scaling as scalings
-from dro_jax.data.batches import groups as units
+from dro_jax.data.batches import groups
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
-from dro_jax.run import batches as feeds
+from dro_jax.run import batches
 
 
 class Admission(NamedTuple):
@@ -70,7 +70,7 @@ def admissions(
   def ask(algorithm: algorithms.Algorithm, kind: str) -> Mapping[str, Any] | None:
     if rewards_problem and algorithm.uses_rewards:
       raise UsageError(rewards_problem)
-    feeds.admitted(scaled(kind), algorithm)
+    batches.admitted(scaled(kind), algorithm)
     return _or_raise(form(algorithm.unit)) if algorithm.unit in ('pair', 'group') else None
 
   return [_admission(name, make, kinds, ask) for name, make in methods().items()]
@@ -124,13 +124,13 @@ def _scaled(triplets: Triplets, kind: str) -> Triplets:
 
 def _formed(triplets: Triplets, unit: str) -> Mapping[str, Any] | UsageError:
   """The report of the pairs or groups to train on, or why there are none there or among those held out."""
-  part, options = '', units.UnitOptions()
+  part, options = '', groups.UnitOptions()
   try:
-    options = units.resolved(options, triplets.train) if unit == 'pair' else options
-    report = units.form(triplets.train, unit, options).report
+    options = groups.resolved(options, triplets.train) if unit == 'pair' else options
+    report = groups.form(triplets.train, unit, options).report
     if triplets.eval is not None:
       part = 'of the responses held out: '
-      units.form(triplets.eval, unit, options)
+      groups.form(triplets.eval, unit, options)
     return report
   except UsageError as error:
     return UsageError(f'{part}{error}')

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dro_jax.ops import checks as shapes
+from dro_jax.ops import checks
 from dro_jax.types import Array
 
 
@@ -37,7 +37,7 @@ def a_lol(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, advantages=advantages)
+  checks.check_same(policy_logps=policy_logps, reference_logps=reference_logps, advantages=advantages)
   ratio = _clipped_ratio(policy_logps - reference_logps, epsilon)
   return -jnp.maximum(advantages, 0) * ratio * policy_logps
 
@@ -54,7 +54,7 @@ def a_lol_ref_free(policy_logps: Float[Array, ' B'], advantages: Float[Array, ' 
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps, advantages=advantages)
+  checks.check_same(policy_logps=policy_logps, advantages=advantages)
   return -jnp.maximum(advantages, 0) * policy_logps
 
 
@@ -80,7 +80,7 @@ def a_lol_kl(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, advantages=advantages)
+  checks.check_same(policy_logps=policy_logps, reference_logps=reference_logps, advantages=advantages)
   return -jnp.maximum(advantages, 0) * policy_logps + kl_weight * (policy_logps - reference_logps)
 
 
@@ -105,7 +105,7 @@ def a_lol_sequence(
   Raises:
     ValueError: token arrays are not all `[B, T]`, or advantages not `[B]`.
   """
-  shapes.check_tokens(
+  checks.check_tokens(
     mask, per_example={'advantages': advantages}, policy_logps=policy_logps, reference_logps=reference_logps
   )
   rho = jnp.where(mask, policy_logps - reference_logps, 0.0)
@@ -132,5 +132,5 @@ def r_lol(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
+  checks.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   return -rewards * _clipped_ratio(policy_logps - reference_logps, epsilon) * policy_logps

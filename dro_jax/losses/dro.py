@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dro_jax.ops import checks as shapes
-from dro_jax.ops import masked, returns
+from dro_jax.ops import checks, masked, returns
 from dro_jax.types import Array, Scalar
 
 
@@ -37,7 +36,7 @@ def dro_v_policy(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(
+  checks.check_same(
     policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values
   )
   rho = policy_logps - reference_logps
@@ -66,7 +65,7 @@ def dro_v_value(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(
+  checks.check_same(
     policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values
   )
   rho = policy_logps - reference_logps
@@ -96,7 +95,7 @@ def dro_v_token_value(
   Raises:
     ValueError: token arrays are not all `[B, T]`, or rewards not `[B]`.
   """
-  shapes.check_tokens(
+  checks.check_tokens(
     mask,
     per_example={'rewards': rewards},
     policy_logps=policy_logps,
@@ -131,7 +130,7 @@ def dro_v_residual(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(
+  checks.check_same(
     policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values
   )
   rho = policy_logps - reference_logps
@@ -159,7 +158,7 @@ def dro_p(
   Raises:
     ValueError: the arrays are not all `[B]`, or `mean` is not a scalar.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
-  shapes.check_scalar(mean=mean)
+  checks.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
+  checks.check_scalar(mean=mean)
   residuals = rewards - tau * (policy_logps - reference_logps)
   return jnp.square(residuals - jax.lax.stop_gradient(mean)) / 2

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dro_jax.ops import checks as shapes
-from dro_jax.ops import masked
+from dro_jax.ops import checks, masked
 from dro_jax.types import Array, Scalar
 
 
@@ -55,7 +54,7 @@ def copg(
   Raises:
     ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
+  checks.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   rho, rewards = _clean(mask, policy_logps - reference_logps, rewards)
   delta_rho, delta_r = _pairs(rho), _pairs(rewards)
   return _pair_mean(-(delta_r - beta / 2 * delta_rho) * delta_rho, mask)
@@ -82,7 +81,7 @@ def agro(
   Raises:
     ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
+  checks.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   (residuals,) = _clean(mask, rewards - beta * (policy_logps - reference_logps))
   centred = residuals - masked.masked_mean(residuals, mask)[:, None]
   return masked.masked_mean(jnp.square(centred), mask) / 2
@@ -109,7 +108,7 @@ def rebel(
   Raises:
     ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_groups(mask, policy_logps=policy_logps, behaviour_logps=behaviour_logps, rewards=rewards)
+  checks.check_groups(mask, policy_logps=policy_logps, behaviour_logps=behaviour_logps, rewards=rewards)
   log_ratio, rewards = _clean(mask, policy_logps - behaviour_logps, rewards)
   return _pair_mean(jnp.square(_pairs(log_ratio) - eta * _pairs(rewards)), mask)
 
@@ -135,7 +134,7 @@ def rloo(
   Raises:
     ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
+  checks.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   (policy_logps, returns) = _clean(mask, policy_logps, rewards - beta * (policy_logps - reference_logps))
   count = jnp.sum(mask, axis=1, keepdims=True)
   others = (jnp.sum(returns, axis=1, keepdims=True) - returns) / jnp.maximum(count - 1, 1)
@@ -165,7 +164,7 @@ def pro(
   Raises:
     ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_groups(mask, policy_logps=policy_logps, rewards=rewards, lengths=lengths)
+  checks.check_groups(mask, policy_logps=policy_logps, rewards=rewards, lengths=lengths)
   # Best first, the masked last; K(K−1)/2 terms.
   order = jnp.argsort(jnp.where(mask, -rewards, jnp.inf), axis=1, stable=True)
   policy_logps, rewards, lengths, mask = (
@@ -207,7 +206,7 @@ def nca(
   Raises:
     ValueError: the arrays are not all `[G, K]`.
   """
-  shapes.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
+  checks.check_groups(mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   (rho,) = _clean(mask, policy_logps - reference_logps)
   enough = jnp.sum(mask, axis=1) > 1
   weights = jax.nn.softmax(jnp.where(mask, rewards / alpha, -1e30), axis=1)

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
-from dro_jax.ops import checks as shapes
-from dro_jax.ops import masked
+from dro_jax.ops import checks, masked
 from dro_jax.types import Array, Scalar
 
 
@@ -34,8 +33,8 @@ def kto(
   Raises:
     ValueError: the arrays are not all `[B]`, or `reference_point` is not a scalar.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, labels=labels)
-  shapes.check_scalar(reference_point=reference_point)
+  checks.check_same(policy_logps=policy_logps, reference_logps=reference_logps, labels=labels)
+  checks.check_scalar(reference_point=reference_point)
   margins = beta * (policy_logps - reference_logps - jax.lax.stop_gradient(reference_point))
   desirable = desirable_weight * jax.nn.sigmoid(-margins)
   undesirable = undesirable_weight * jax.nn.sigmoid(margins)
@@ -57,7 +56,7 @@ def kto_reference_point(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, weights=weights)
+  checks.check_same(policy_logps=policy_logps, reference_logps=reference_logps, weights=weights)
   mean = masked.weighted_mean(policy_logps - reference_logps, weights)
   return jax.lax.stop_gradient(jnp.maximum(mean, 0.0))
 
@@ -83,7 +82,7 @@ def bco(
   Raises:
     ValueError: the arrays are not all `[B]`, or `shift` is not a scalar.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, labels=labels)
-  shapes.check_scalar(shift=shift)
+  checks.check_same(policy_logps=policy_logps, reference_logps=reference_logps, labels=labels)
+  checks.check_scalar(shift=shift)
   logits = beta * (policy_logps - reference_logps) - jax.lax.stop_gradient(shift)
   return -jax.nn.log_sigmoid(jnp.where(labels > 0, logits, -logits))

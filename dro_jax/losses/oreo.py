@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dro_jax.ops import checks as shapes
-from dro_jax.ops import masked, returns
+from dro_jax.ops import checks, masked, returns
 from dro_jax.types import Array, Scalar
 
 
@@ -73,7 +72,7 @@ def oreo_policy(
 
 
 def _check(policy_logps, reference_logps, mask, values, rewards) -> None:
-  shapes.check_tokens(
+  checks.check_tokens(
     mask, per_example={'rewards': rewards}, policy_logps=policy_logps, reference_logps=reference_logps,
     values=values,
   )  # fmt: skip

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dro_jax.ops import checks as shapes
-from dro_jax.ops import masked
+from dro_jax.ops import checks, masked
 from dro_jax.types import Array, Scalar
 
 
@@ -34,7 +33,7 @@ def reinforce(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(
+  checks.check_same(
     policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, baselines=baselines
   )
   returns = rewards - beta * (policy_logps - reference_logps)
@@ -62,7 +61,7 @@ def ppo_clip(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps, behaviour_logps=behaviour_logps, advantages=advantages)
+  checks.check_same(policy_logps=policy_logps, behaviour_logps=behaviour_logps, advantages=advantages)
   return _clipped_surrogate(policy_logps - behaviour_logps, advantages, epsilon)
 
 
@@ -87,7 +86,7 @@ def ppo_token(
   Raises:
     ValueError: the arrays are not all `[B, T]`.
   """
-  shapes.check_tokens(
+  checks.check_tokens(
     mask, per_example={}, policy_logps=policy_logps, behaviour_logps=behaviour_logps, advantages=advantages
   )
   log_ratio = jnp.where(mask, policy_logps - behaviour_logps, 0.0)
@@ -116,7 +115,7 @@ def topr(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps, behaviour_logps=behaviour_logps, rewards=rewards)
+  checks.check_same(policy_logps=policy_logps, behaviour_logps=behaviour_logps, rewards=rewards)
   taper = jax.lax.stop_gradient(jnp.exp(jnp.minimum(policy_logps - behaviour_logps, 0.0)))
   return -rewards * jnp.where(rewards >= 0, 1.0, taper) * policy_logps
 
@@ -140,7 +139,7 @@ def gold(
   Raises:
     ValueError: token arrays are not all `[B, T]`, or rewards not `[B]`.
   """
-  shapes.check_tokens(mask, per_example={'rewards': rewards}, policy_logps=policy_logps)
+  checks.check_tokens(mask, per_example={'rewards': rewards}, policy_logps=policy_logps)
   logps = jnp.where(mask, policy_logps, 0.0)
   weights = jax.lax.stop_gradient(jnp.maximum(floor, jnp.exp(logps)))
   return -rewards * jnp.sum(weights * logps, axis=-1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from dro_jax.ops import checks as shapes
+from dro_jax.ops import checks
 from dro_jax.types import Array, Scalar
 
 
@@ -70,14 +70,14 @@ def ipo(
   """
   if (chosen_lengths is None) != (rejected_lengths is None):
     raise ValueError('ipo takes both chosen_lengths and rejected_lengths, or neither.')
-  shapes.check_same(
+  checks.check_same(
     policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps,
     reference_chosen_logps=reference_chosen_logps, reference_rejected_logps=reference_rejected_logps,
   )  # fmt: skip
   rho_chosen = policy_chosen_logps - reference_chosen_logps
   rho_rejected = policy_rejected_logps - reference_rejected_logps
   if chosen_lengths is not None:
-    shapes.check_same(rho=rho_chosen, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
+    checks.check_same(rho=rho_chosen, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     rho_chosen, rho_rejected = rho_chosen / chosen_lengths, rho_rejected / rejected_lengths
   return jnp.square(rho_chosen - rho_rejected - 1 / (2 * tau))
 
@@ -101,13 +101,13 @@ def slic(
   Raises:
     ValueError: the arrays are not all `[P]`.
   """
-  shapes.check_same(policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps)
+  checks.check_same(policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps)
   hinge = jnp.maximum(0.0, delta - (policy_chosen_logps - policy_rejected_logps))
   return hinge - sft_weight * policy_chosen_logps
 
 
 def _delta_rho(policy_chosen, policy_rejected, reference_chosen, reference_rejected) -> Array:
-  shapes.check_same(
+  checks.check_same(
     policy_chosen_logps=policy_chosen, policy_rejected_logps=policy_rejected,
     reference_chosen_logps=reference_chosen, reference_rejected_logps=reference_rejected,
   )  # fmt: skip

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from dro_jax.ops import checks as shapes
+from dro_jax.ops import checks
 from dro_jax.types import Array, Scalar
 
 
@@ -29,6 +29,6 @@ def qrpo(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps, reference_logps=reference_logps, quantiles=quantiles)
+  checks.check_same(policy_logps=policy_logps, reference_logps=reference_logps, quantiles=quantiles)
   log_z = 1 / beta + jnp.log(-beta * jnp.expm1(-1 / beta))
   return jnp.square(quantiles - beta * log_z - beta * (policy_logps - reference_logps))

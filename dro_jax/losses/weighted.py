@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from dro_jax.ops import checks as shapes
+from dro_jax.ops import checks
 from dro_jax.types import Array, Scalar
 
 
@@ -19,7 +19,7 @@ def sft(policy_logps: Float[Array, ' B']) -> Float[Array, ' B']:
   Raises:
     ValueError: it is not `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps)
+  checks.check_same(policy_logps=policy_logps)
   return -policy_logps
 
 
@@ -35,7 +35,7 @@ def weighted_bc(policy_logps: Float[Array, ' B'], rewards: Float[Array, ' B']) -
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps, rewards=rewards)
+  checks.check_same(policy_logps=policy_logps, rewards=rewards)
   return -rewards * policy_logps
 
 
@@ -54,6 +54,6 @@ def awr(
   Raises:
     ValueError: the arrays are not all `[B]`.
   """
-  shapes.check_same(policy_logps=policy_logps, advantages=advantages)
+  checks.check_same(policy_logps=policy_logps, advantages=advantages)
   weights = jnp.minimum(jnp.exp(jnp.minimum(advantages / beta, 4.0)), 20.0)
   return -jax.lax.stop_gradient(weights) * policy_logps

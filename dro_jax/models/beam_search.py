@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
-from dro_jax.models import sampling as decoding
+from dro_jax.models import sampling
 from dro_jax.models.sampling import EOS, Apply, Samples
 from dro_jax.models.t5.network import T5, Cache
 from dro_jax.types import Array, Params
@@ -71,7 +71,7 @@ def search(
   """
   if beams < 1 or max_length < 1:
     raise UsageError(f'beams={beams}, max_length={max_length}: pass 1 or more of each.')
-  decoding.check_penalty(repetition_penalty)
+  sampling.check_penalty(repetition_penalty)
   tokens_BS, segments_BS = prompts
   return _search(
     model, max_length, beams, float(length_penalty), float(repetition_penalty), params, tokens_BS, segments_BS
@@ -93,7 +93,7 @@ def _search(
 
   def step(state: _State) -> _State:
     logps_NV = jax.nn.log_softmax(apply(state.hidden[:, None], method='logits')[:, 0].astype(jnp.float32))
-    scores_NV = decoding.penalised(logps_NV, state.seen, repetition_penalty)
+    scores_NV = sampling.penalised(logps_NV, state.seen, repetition_penalty)
     candidates, beam_BC = _candidates(state.going, scores_NV, logps_NV, state.position)
     last_BC = _last_tokens(candidates)
     ends_BC = (last_BC == EOS) | (state.position == max_length - 1)
@@ -106,7 +106,7 @@ def _search(
     hidden_ND, cache = apply(state.cache, token_N, state.position + 1, method='decode_step')
     best_B = going.scores[:, 0] / (state.position + 1).astype(jnp.float32) ** length_penalty
     return _State(
-      state.position + 1, hidden_ND, cache, decoding.with_seen(state.seen, token_N), going, ended,
+      state.position + 1, hidden_ND, cache, sampling.with_seen(state.seen, token_N), going, ended,
       state.open & (best_B > ended.scores[:, -1]),
     )  # fmt: skip
 
@@ -121,8 +121,8 @@ def _start(
   apply: Apply, tokens_BS: Array, segments_BS: Array, max_length: int, beams: int, repetition_penalty: float
 ) -> _State:
   batch = len(tokens_BS)
-  hidden_ND, cache = decoding.begin(apply, tokens_BS, segments_BS, max_length, copies=beams)
-  seen_NV = decoding.nothing_seen(apply, hidden_ND, repetition_penalty)
+  hidden_ND, cache = sampling.begin(apply, tokens_BS, segments_BS, max_length, copies=beams)
+  seen_NV = sampling.nothing_seen(apply, hidden_ND, repetition_penalty)
   nothing = _Beams(
     jnp.zeros((batch, beams, max_length), jnp.int32), jnp.full((batch, beams), -jnp.inf),
     jnp.zeros((batch, beams)), jnp.zeros((batch, beams), jnp.int32),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dro_jax.ops import checks as shapes
+from dro_jax.ops import checks
 from dro_jax.types import Array
 
 
@@ -34,7 +34,7 @@ def gae(
   Raises:
     ValueError: the arrays are not all `[B, T]`.
   """
-  shapes.check_tokens(mask, per_example={}, rewards=rewards, values=values)
+  checks.check_tokens(mask, per_example={}, rewards=rewards, values=values)
   rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
   following = jnp.concatenate([values[:, 1:], jnp.zeros_like(values[:, :1])], axis=1)
   deltas_NT = rewards + gamma * following - values

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dro_jax.errors import UsageError
 from dro_jax.types import Params, Rows
@@ -47,10 +47,10 @@ LOGICAL_AXIS_RULES = (
 Cut = str | Sequence[str] | None
 
 
-class Grid(NamedTuple):
+class Mesh(NamedTuple):
   """Devices in a mesh, and what each logical axis is cut by; of two rules for one axis the first that can."""
 
-  mesh: Mesh
+  mesh: jax.sharding.Mesh
   rules: tuple[tuple[str, Cut], ...] = LOGICAL_AXIS_RULES
 
   @property
@@ -73,7 +73,7 @@ def make_mesh(
   dcn_fsdp: int = 1,
   rules: Mapping[str, Cut] | Sequence[tuple[str, Cut]] = (),
   devices: Sequence[Any] | None = None,
-) -> Grid:
+) -> Mesh:
   """A (data, fsdp, model) mesh over all devices, and what is cut by it.
 
   Args:
@@ -97,8 +97,9 @@ def make_mesh(
   what = 'devices' if slices == 1 else 'devices of a slice'
   within = _filled({'data': data, 'fsdp': fsdp, 'model': model}, len(devices) // slices, what)
   across = _filled({'dcn_data': dcn_data, 'dcn_fsdp': dcn_fsdp}, slices, 'slices')
-  mesh = Mesh(_arranged(devices, within, (*across, 1)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-  return Grid(mesh, _merged(rules))
+  arranged = _arranged(devices, within, (*across, 1))
+  mesh = jax.sharding.Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(mesh, _merged(rules))
 
 
 def _filled(sizes: Mapping[str, int], count: int, what: str) -> tuple[int, ...]:
@@ -155,29 +156,29 @@ def _axes(cut: Cut) -> tuple[str, ...]:
   return () if cut is None else (cut,) if isinstance(cut, str) else tuple(cut)
 
 
-def _first_cut(grid: Grid, name: str) -> Cut:
+def _first_cut(grid: Mesh, name: str) -> Cut:
   """What a logical axis is cut by that is alone in its array."""
   return next(cut for known, cut in grid.rules if known == name)
 
 
-def _ways(grid: Grid, cut: Cut) -> int:
+def _ways(grid: Mesh, cut: Cut) -> int:
   """Into how many parts."""
   return math.prod(grid.shape[axis] for axis in _axes(cut))
 
 
 @contextlib.contextmanager
-def use_mesh(grid: Grid) -> Iterator[None]:
+def use_mesh(grid: Mesh) -> Iterator[None]:
   """Within, the models' logical constraints mean this mesh."""
   with jax.set_mesh(grid.mesh), nn.logical_axis_rules(grid.rules):
     yield
 
 
-def num_row_shards(grid: Grid) -> int:
+def num_row_shards(grid: Mesh) -> int:
   """Into how many parts the mesh cuts a batch's rows."""
   return _ways(grid, _first_cut(grid, 'activation_batch'))
 
 
-def refuse_length(grid: Grid, name: str, length: int) -> None:
+def refuse_length(grid: Mesh, name: str, length: int) -> None:
   """Refuses rows of a length that the mesh is to cut and cannot.
 
   Raises:
@@ -191,17 +192,17 @@ def refuse_length(grid: Grid, name: str, length: int) -> None:
     )
 
 
-def replicated(grid: Grid) -> NamedSharding:
+def replicated(grid: Mesh) -> NamedSharding:
   """Every device holds all of it."""
   return NamedSharding(grid.mesh, PartitionSpec())
 
 
-def rows_sharding(grid: Grid) -> NamedSharding:
+def rows_sharding(grid: Mesh) -> NamedSharding:
   """Rows (the first axis) cut as the rules say, by default over data and fsdp."""
   return NamedSharding(grid.mesh, PartitionSpec(_first_cut(grid, 'activation_batch')))
 
 
-def parameter_shardings(boxed: Params, grid: Grid) -> Params:
+def parameter_shardings(boxed: Params, grid: Mesh) -> Params:
   """Shardings of a tree of (abstract) parameters boxed with logical axes.
 
   Raises:
@@ -226,7 +227,7 @@ def parameter_shardings(boxed: Params, grid: Grid) -> Params:
   )
 
 
-def _refuse_conflict(grid: Grid, where: str, names: Sequence[str], spec: Sequence[Cut]) -> None:
+def _refuse_conflict(grid: Mesh, where: str, names: Sequence[str], spec: Sequence[Cut]) -> None:
   """Refuses an axis that is whole only because what cuts it cuts another one already."""
   for name, cut in zip(names, spec):
     cuts = [cut for known, cut in grid.rules if known == name]
@@ -240,7 +241,7 @@ def _refuse_conflict(grid: Grid, where: str, names: Sequence[str], spec: Sequenc
       )
 
 
-def state_shardings(abstract_state, params_shardings: Params, grid: Grid):
+def state_shardings(abstract_state, params_shardings: Params, grid: Mesh):
   """Shardings of a TrainState: what has a parameter's path and its axes, or some of them, is cut as it is.
 
   All else is replicated: counts, and the placeholders of what an optimiser does not keep.
@@ -292,7 +293,7 @@ def _spec_of_moment(
   return PartitionSpec()
 
 
-def host_rows(grid: Grid, num_rows: int) -> tuple[int, int]:
+def host_rows(grid: Mesh, num_rows: int) -> tuple[int, int]:
   """The range [start, stop) of rows that this process's devices hold."""
   slices = [
     index[0].indices(num_rows)
@@ -301,7 +302,7 @@ def host_rows(grid: Grid, num_rows: int) -> tuple[int, int]:
   return min(start for start, _, _ in slices), max(stop for _, stop, _ in slices)
 
 
-def global_batch(grid: Grid, local: Rows, num_rows: int) -> Rows:
+def global_batch(grid: Mesh, local: Rows, num_rows: int) -> Rows:
   """This host's rows as its part of the global batch; its units, which every host knows, replicated."""
   rows = global_rows(grid, local._replace(units=None), num_rows)
   whole = replicated(grid)
@@ -312,7 +313,7 @@ def global_batch(grid: Grid, local: Rows, num_rows: int) -> Rows:
   )
 
 
-def global_rows(grid: Grid, local: Any, num_rows: int) -> Any:
+def global_rows(grid: Mesh, local: Any, num_rows: int) -> Any:
   """A tree of this host's rows as its part of the global batch."""
   sharding = rows_sharding(grid)
   start, _ = host_rows(grid, num_rows)

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dro_jax.costs import flops
-from dro_jax.costs import roofline as forecast
-from dro_jax.costs import slices as chips
+from dro_jax.costs import flops, roofline, slices
 from dro_jax.data import triplets
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
@@ -36,14 +34,14 @@ class Asked(NamedTuple):
   """What is compiled: `train`, the slice, the data, and the settings that `train` gets."""
 
   train: Callable[..., Any]
-  where: chips.Slice
+  where: slices.Slice
   data: Callable[..., triplets.Triplets]
   settings: Mapping[str, Any]
 
 
 def make_request(
   train: Callable[..., Any],
-  where: chips.Slice,
+  where: slices.Slice,
   data: Callable[..., triplets.Triplets],
   settings: Mapping[str, Any],
   **changes: Any,
@@ -117,7 +115,7 @@ def _text(compiled: jax.stages.Compiled, dump: pathlib.Path) -> str:
     if len(found) == 1:
       return found[0].read_text()
     used = compiled.memory_analysis()
-    takes = (used.argument_size_in_bytes + used.temp_size_in_bytes) / chips.GIB
+    takes = (used.argument_size_in_bytes + used.temp_size_in_bytes) / slices.GIB
     raise UsageError(
       f'the step compiles and takes {takes:.2f} GiB a chip, but this jaxlib cannot read the program that '
       f'libtpu made: {str(error).splitlines()[0]}. Pass another kind of chip to --topology, or install a jax '
@@ -130,13 +128,13 @@ def _count(run: build.Run, state: TrainState, rows: Rows) -> float | int:
     return flops.count(run.step, state, rows)
 
 
-def _before(run: build.Run, state: TrainState, rows: Rows, where: chips.Slice) -> dict[str, Any]:
+def _before(run: build.Run, state: TrainState, rows: Rows, where: slices.Slice) -> dict[str, Any]:
   """What is known of a step before it is compiled."""
   layout, config = run.train_loader.layout, run.networks.policy.config
   tokens = (rows.prompt_tokens.size, rows.response_tokens.size)
   counted = _count(run, state, rows)
   value = run.networks.value
-  estimate = forecast.rule_of_thumb(state, tokens, run.algorithm, value is not None and value.frozen_trunk)
+  estimate = roofline.rule_of_thumb(state, tokens, run.algorithm, value is not None and value.frozen_trunk)
   held = {'reference': state.reference, 'initial_policy': state.initial}
   networks = dict(state.params) | {name: tree for name, tree in held.items() if tree is not None}
   return {
@@ -159,31 +157,31 @@ def _after(
   text: str,
   run: build.Run,
   state: TrainState,
-  where: chips.Slice,
+  where: slices.Slice,
   report: Mapping[str, Any],
   steps: int,
 ) -> tuple[dict[str, float | int], dict[str, Any]]:
   """(memory a chip by kind, what a compiled step does and takes)."""
-  done = forecast.work(text, list(run.mesh.devices.flat), where)
-  memory = forecast.memory(state, compiled.memory_analysis(), done.kept_bytes)
+  done = roofline.work(text, list(run.mesh.devices.flat), where)
+  memory = roofline.memory(state, compiled.memory_analysis(), done.kept_bytes)
   memory['available'] = where.chip.hbm
-  times = forecast.seconds(done, where.chip)
+  times = roofline.seconds(done, where.chip)
   best = times['most']
   rates = functools.partial(_rates, where, steps, report['batch']['tokens'], report['flops']['useful'])
   return memory, {
     'flops': report['flops'] | {'per_chip': done.flops},
     'bytes': {
       'hbm': done.hbm_bytes, 'ici': done.traffic.ici_bytes, 'dcn': done.traffic.dcn_bytes,
-      'collectives': forecast.by_kind(done.collectives),
+      'collectives': roofline.by_kind(done.collectives),
     },
-    'seconds': times, 'roofline_seconds': best, 'bound_by': forecast.bound_by(times),
+    'seconds': times, 'roofline_seconds': best, 'bound_by': roofline.bound_by(times),
     'compiler_seconds': done.estimated_cycles / where.chip.clock,
     'steps': steps, **rates(best), 'nothing_hidden': rates(times['sum']),
   }  # fmt: skip
 
 
 def _rates(
-  where: chips.Slice, steps: int, tokens: int, useful: float | int, seconds: float | int
+  where: slices.Slice, steps: int, tokens: int, useful: float | int, seconds: float | int
 ) -> dict[str, float | int]:
   """What a step's time makes of its tokens, padding included, its operations and a run's steps."""
   count = len(where.devices)
@@ -193,7 +191,7 @@ def _rates(
   }  # fmt: skip
 
 
-def _too_large(message: str, state: TrainState, where: chips.Slice, spent: float | int) -> dict[str, Any]:
+def _too_large(message: str, state: TrainState, where: slices.Slice, spent: float | int) -> dict[str, Any]:
   """What is known of a step that the compiler found too large.
 
   Raises:
@@ -209,5 +207,5 @@ def _too_large(message: str, state: TrainState, where: chips.Slice, spent: float
   )
   scale = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
   total = float(found[1]) * scale[found[2]] if found else None
-  memory = forecast.of_state(state) | {'total': total, 'available': where.chip.hbm}
+  memory = roofline.state_memory(state) | {'total': total, 'available': where.chip.hbm}
   return {'fits': False, 'memory': memory, 'compile_seconds': spent, 'compiler_says': message.splitlines()[0]}

@@ -8,7 +8,7 @@ import numpy as np
 from dro_jax import types
 from dro_jax.data import triplets
 from dro_jax.data.table.table import Ragged, TokenTable
-from dro_jax.data.worlds import placeholder as stand_in
+from dro_jax.data.worlds import placeholder
 from dro_jax.models.scoring import Score
 from dro_jax.step.reference import Reference
 
@@ -17,7 +17,7 @@ DERIVED_FROM = ('value', 'behaviour_logps', 'behaviour_sampled')
 
 
 def placeholder_triplets(vocabulary: Any, rewards_required: bool = True, **sizes: Any) -> triplets.Triplets:
-  return stand_in.triplets(vocabulary, **sizes)
+  return placeholder.triplets(vocabulary, **sizes)
 
 
 def without_store(reference: Callable[[Score], Reference]) -> Callable[[Score], Any]:

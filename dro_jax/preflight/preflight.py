@@ -7,19 +7,19 @@ from typing import Any
 import jax
 
 from dro_jax import algorithms
-from dro_jax.costs import slices as chips
-from dro_jax.data.batches import groups as units
+from dro_jax.costs import slices
+from dro_jax.data.batches import groups
 from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.models.scoring import Score
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.preflight import compilation
 from dro_jax.preflight.placeholders import DERIVED_FROM, placeholder_triplets
 from dro_jax.preflight.remedies import make_ladder, spread_mesh, try_remedies
 from dro_jax.preflight.sweep import sweep_meshes
 from dro_jax.preflight.tables import shown_report
-from dro_jax.run import batches as feeds
+from dro_jax.run import batches
 from dro_jax.run import train as run_train
 from dro_jax.run.schedule import Schedule
 from dro_jax.step.reference import Reference, frozen
@@ -32,10 +32,10 @@ def preflight(
   *,
   train: Callable[..., Any] = run_train.train,
   reference: Callable[[Score], Reference] = frozen,
-  mesh: Callable[..., Grid] = partitioning.make_mesh,
-  rows: Callable[[], feeds.RowOptions] = feeds.RowOptions,
+  mesh: Callable[..., Mesh] = partitioning.make_mesh,
+  rows: Callable[[], batches.RowOptions] = batches.RowOptions,
   schedule: Callable[[], Schedule] = Schedule,
-  unit_options: Callable[[], units.UnitOptions] = units.UnitOptions,
+  unit_options: Callable[[], groups.UnitOptions] = groups.UnitOptions,
   triplets: str | None = None,
   prompt_length: int = 512,
   response_length: int = 512,
@@ -78,7 +78,7 @@ def preflight(
     UsageError: there is no such slice or no libtpu, or settings or data cannot make a run.
   """
   jax.config.update('jax_platforms', 'cpu')  # A machine with libtpu and no TPU would look for one.
-  chosen, where = algorithm(), chips.find(topology)
+  chosen, where = algorithm(), slices.find(topology)
   if chosen.online is not None:
     raise UsageError(
       f'{chosen.name} samples its responses, and preflight compiles steps on logged ones: pass its offline '
@@ -109,9 +109,9 @@ def preflight(
   return shown_report(first.report | {'tried': tried, 'remedy': fitting and fitting['change']})
 
 
-def _filled(rows: feeds.RowOptions, prompt_length: int, response_length: int) -> feeds.RowOptions:
+def _filled(rows: batches.RowOptions, prompt_length: int, response_length: int) -> batches.RowOptions:
   """Rows that hold exactly one text of full length a side, where they are not said to be longer."""
-  return feeds.RowOptions(
+  return batches.RowOptions(
     **vars(rows) | {
       'prompt_length': rows.prompt_length or prompt_length,
       'response_length': rows.response_length or response_length,

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dro_jax.costs import slices as chips
+from dro_jax.costs import slices
 from dro_jax.errors import UsageError
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.preflight import compilation
 from dro_jax.step import reference
 
@@ -60,7 +60,7 @@ def _joined(*some: Remedy) -> Remedy:
 
 
 def spread_mesh(
-  mesh: Callable[..., Grid], where: chips.Slice, now: Mapping[str, int], batch_size: int, parts: int
+  mesh: Callable[..., Mesh], where: slices.Slice, now: Mapping[str, int], batch_size: int, parts: int
 ) -> list[Remedy]:
   """Parameters over as many chips of a slice as have rows, heads, MLP and vocabulary over the others."""
   size = len(where.devices) // where.num_slices

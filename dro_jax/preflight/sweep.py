@@ -6,19 +6,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from dro_jax.costs import roofline as forecast
+from dro_jax.costs import roofline
 from dro_jax.costs import slices as chips
 from dro_jax.errors import UsageError
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.preflight import compilation
 from dro_jax.preflight.remedies import summary
 from dro_jax.preflight.tables import mesh_row
-from dro_jax.printing import result as printing
+from dro_jax.printing import result
 
 
 def sweep_meshes(
-  asked: Callable[..., compilation.Asked], mesh: Callable[..., Grid], where: chips.Slice, limit: int | None
-) -> printing.Sections:
+  asked: Callable[..., compilation.Asked], mesh: Callable[..., Mesh], where: chips.Slice, limit: int | None
+) -> result.Sections:
   """Every mesh, those that fit first, the fastest of them first."""
   possible, rows = _sifted(asked, mesh, where)
   chosen = possible[:limit]
@@ -33,11 +33,11 @@ def sweep_meshes(
   left = f'not compiled: --set SWEEP_LIMIT={len(possible)} does'
   rows += [sizes | {'fits': None, 'refused': left} for sizes in possible[len(chosen) :]]
   rows.sort(key=lambda row: (not row['fits'], row.get('roofline_seconds') or math.inf))
-  return printing.Sections({'topology': where.name, 'meshes': rows}, {where.name: list(map(mesh_row, rows))})
+  return result.Sections({'topology': where.name, 'meshes': rows}, {where.name: list(map(mesh_row, rows))})
 
 
 def _sifted(
-  asked: Callable[..., compilation.Asked], mesh: Callable[..., Grid], where: chips.Slice
+  asked: Callable[..., compilation.Asked], mesh: Callable[..., Mesh], where: chips.Slice
 ) -> tuple[list[dict[str, int]], list[dict[str, Any]]]:
   """(sizes of meshes that may do, rows of those that cannot), as far as can be told without compiling."""
   possible, rows = [], []
@@ -47,7 +47,7 @@ def _sifted(
     except UsageError as error:
       rows.append(sizes | {'fits': False, 'refused': str(error)})
       continue
-    held = sum(forecast.of_state(state).values())
+    held = sum(roofline.state_memory(state).values())
     if held > where.chip.hbm:
       why = 'parameters, optimizer and reference alone are too much'
       rows.append(sizes | {'fits': False, 'total_bytes': held, 'refused': why})

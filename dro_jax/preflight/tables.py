@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dro_jax.parallel.partitioning import AXES
-from dro_jax.printing import result as printing
+from dro_jax.printing import result
 
 
-def shown_report(report: dict[str, Any]) -> printing.Sections:
+def shown_report(report: dict[str, Any]) -> result.Sections:
   sections: dict[str, Sequence[Mapping[str, Any]]] = {
     report['topology']: _lines(
       {
@@ -25,7 +25,7 @@ def shown_report(report: dict[str, Any]) -> printing.Sections:
     sections |= _speed(report)
   if 'tried' in report:
     sections['what would make it fit'] = list(map(mesh_row, report['tried']))
-  return printing.Sections(report, sections, _NOTE if 'seconds' in report else '')
+  return result.Sections(report, sections, _NOTE if 'seconds' in report else '')
 
 
 def _gib(size: float | int | None) -> str | None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dro_jax.files import json_text, plain
+from dro_jax.files import json_text, to_json
 
 
 class Sections(dict):
@@ -72,7 +72,7 @@ def _print_table(result: Mapping[str, Any]) -> None:
   from rich.table import Table
 
   table = Table(box=None, show_header=False)
-  for name, value in _flat(plain(result)):
+  for name, value in _flat(to_json(result)):
     table.add_row(name, f'{value:.6g}' if isinstance(value, float) else str(value))
   Console(file=sys.stdout, soft_wrap=True).print(table)
 

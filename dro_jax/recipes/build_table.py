@@ -5,8 +5,7 @@ from typing import Any
 
 from dro_jax.checkpoints import policy
 from dro_jax.data.sources import find
-from dro_jax.data.table import beam as beam_table
-from dro_jax.data.table import cache
+from dro_jax.data.table import beam, cache
 from dro_jax.data.text import chat, vocabularies
 from dro_jax.errors import UsageError
 
@@ -60,7 +59,7 @@ def build_table(
   else:
     if piece_megabytes < 1:
       raise UsageError(f'PIECE_MEGABYTES={piece_megabytes}: pass 1 or more')
-    found = beam_table.build(
+    found = beam.build(
       triplets, words.spec, cache_dir, read=read, beam_options=beam_options,
       piece_bytes=piece_megabytes * 2**20, **options,
     )  # fmt: skip

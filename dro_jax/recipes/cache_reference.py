@@ -10,14 +10,13 @@ import numpy as np
 
 from dro_jax import algorithms, limits
 from dro_jax.checkpoints import policy
-from dro_jax.data.batches import groups as units
-from dro_jax.data.table import column_store as columns
+from dro_jax.data.batches import groups
+from dro_jax.data.table import column_store
 from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
-from dro_jax.run import batches as feeds
-from dro_jax.run import networks, reference_store, table_scores
+from dro_jax.parallel.partitioning import Mesh
+from dro_jax.run import batches, networks, reference_store, table_scores
 from dro_jax.run.batches import RowOptions, derive
 from dro_jax.run.schedule import Schedule
 from dro_jax.types import MISMATCHED_LOGPS, TOKEN_LOGPS
@@ -30,13 +29,13 @@ def cache_reference(
   *,
   init_from: str | None = None,
   vocabulary: str | None = None,
-  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
   schedule: Callable[[], Schedule] = Schedule,
   batch_size: int = 32,
   deal: str = 'together',
   num_microbatches: int = 1,
   rows: Callable[[], RowOptions] = RowOptions,
-  unit_options: Callable[[], units.UnitOptions] = units.UnitOptions,
+  unit_options: Callable[[], groups.UnitOptions] = groups.UnitOptions,
   score_batch_size: int = 32,
   chunk_size: int | None = None,
   dtype: str | None = None,
@@ -77,7 +76,7 @@ def cache_reference(
   if init_from is None:
     raise UsageError('whose log-probs? Pass --init_from=DIR, the checkpoint from which the run will start.')
   if jax.process_index() == 0:
-    columns.refuse_place(model_dir, '--model_dir')
+    column_store.refuse_place(model_dir, '--model_dir')
   chosen, words, grid = algorithm(), policy.vocabulary_of(init_from, vocabulary), mesh()
   changes = {'dtype': dtype, 'scan_layers': scan_layers}
   given = {name: value for name, value in changes.items() if value is not None}
@@ -88,7 +87,7 @@ def cache_reference(
   score = table_scores.make_token_scorer(nets.policy, grid, chunk_size)
   tables = [table for table in (triplets.train, triplets.eval) if table is not None]
   taken = [
-    reference_store.token_logps(score, params, feeds.once(table, grid, score_batch_size), grid)
+    reference_store.token_logps(score, params, batches.once(table, grid, score_batch_size), grid)
     for table in tables
   ]
   flat, lengths = (np.concatenate(parts) for parts in zip(*taken))
@@ -97,7 +96,7 @@ def cache_reference(
     chosen.check(triplets)
     triplets = derive(triplets, chosen.columns, chosen.select, chosen.weights)
     validates = schedule().eval_every > 0
-    feed = feeds.make(
+    feed = batches.make_loaders(
       triplets if validates else triplets._replace(eval=None), chosen, rows(), unit_options(),
       batch_size=batch_size, seed=seed, multiple=partitioning.num_row_shards(grid) * num_microbatches,
       eval_examples=schedule().eval_examples, deal=deal,
@@ -106,8 +105,8 @@ def cache_reference(
     pairs = _mismatched(score, params, feed, schedule().steps, grid)
   made_of = reference_store.fingerprint(config, words, triplets.report.get('options', {}))
   if jax.process_index() == 0:
-    columns.write(
-      model_dir, np.concatenate([columns.keys(table) for table in tables]),
+    column_store.write(
+      model_dir, np.concatenate([column_store.keys(table) for table in tables]),
       token_columns={TOKEN_LOGPS: (flat, lengths)}, pairs=pairs,
       fingerprint={**made_of, 'parameters': reference_store.digest_of(params)}, origin=origin,
     )  # fmt: skip
@@ -119,13 +118,13 @@ def cache_reference(
 
 
 def _mismatched(
-  score: table_scores.TokenScorer, params: Any, feed: feeds.Feed, steps: int, mesh: Grid
-) -> columns.Pairs:
+  score: table_scores.TokenScorer, params: Any, feed: batches.Loaders, steps: int, mesh: Mesh
+) -> column_store.Pairs:
   """The pairs of every batch that the run will see."""
   steps_of = {feed.train: steps} | ({feed.eval: feed.eval.plan.num_batches} if feed.eval else {})
   logging.getLogger(__name__).info('scoring the mismatched pairs of %d batches', sum(steps_of.values()))
   keys, logps = zip(*reference_store.mismatched_logps(score, params, steps_of, mesh))
-  return columns.Pairs(np.concatenate(keys), {MISMATCHED_LOGPS: np.concatenate(logps)})
+  return column_store.Pairs(np.concatenate(keys), {MISMATCHED_LOGPS: np.concatenate(logps)})
 
 
 __all__ = ['cache_reference']

@@ -10,19 +10,19 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.data.storage import hashes as split
-from dro_jax.data.table import column_store as columns
+from dro_jax.checkpoints import orbax
+from dro_jax.data.storage import hashes
+from dro_jax.data.table import column_store
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets, load_triplets, scaled
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import train as run_train
 from dro_jax.run import trained
 from dro_jax.run.folder import configs as resume
-from dro_jax.statistics import agreement as statistics
+from dro_jax.statistics import agreement
 
 _LITTLE = 0.05  # Share of the rewards' variance below which a value is hardly fitted.
 
@@ -35,7 +35,7 @@ def fit_value(
   folds: int = 5,
   held_out: float | None = None,
   columns_dir: str | None = None,
-  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
   score_batch_size: int = 32,
   chunk_size: int | None = None,
   min_explained_variance: float | None = None,
@@ -82,7 +82,7 @@ def fit_value(
     logging.getLogger(__name__).info('%s is complete: nothing is fitted again', columns_dir)
     return judged(report, min_explained_variance)
   if jax.process_index() == 0:
-    columns.refuse_place(columns_dir, 'columns_dir')
+    column_store.refuse_place(columns_dir, 'columns_dir')
   fitted = []
   for part in _parts(folds, held_out):
     folder, load = os.path.join(model_dir, part.name), _of_part(data, part)
@@ -103,9 +103,9 @@ def _complete(
 
   Of a store that an earlier version wrote nobody knows what it is made of: its words are believed.
   """
-  if not columns.exists(directory):
+  if not column_store.exists(directory):
     return None
-  origin = columns.read(directory).origin
+  origin = column_store.read(directory).origin
   if origin.get('request') != request:
     return None
   before = origin.get('made_of')
@@ -130,7 +130,7 @@ def _made_of(described: Mapping[str, Any], triplets: Triplets, read_as: Mapping[
     'vocabulary': described['vocabulary'],
     'read_as': read_as,
     'init_from': init_from,
-    'init_digest': init_from and checkpoints.init_digest(init_from, digest),
+    'init_digest': init_from and orbax.init_digest(init_from, digest),
   }
 
 
@@ -143,9 +143,9 @@ class _Part(NamedTuple):
 
 def _parts(folds: int, held_out: float | None) -> list[_Part]:
   if held_out is not None:
-    return [_Part('held_out', lambda digests: split.by_prompt_hash(digests, held_out, 'fold'))]
+    return [_Part('held_out', lambda digests: hashes.by_prompt_hash(digests, held_out, 'fold'))]
   return [
-    _Part(f'fold_{fold}', lambda digests, fold=fold: split.folds(digests, folds) != fold)
+    _Part(f'fold_{fold}', lambda digests, fold=fold: hashes.folds(digests, folds) != fold)
     for fold in range(folds)
   ]
 
@@ -189,7 +189,7 @@ def _predict(
   folder: str,
   data: Callable[..., Triplets],
   part: _Part,
-  mesh: Grid,
+  mesh: Mesh,
   batch_size: int,
   chunk_size: int | None,
 ) -> _Fitted:
@@ -200,7 +200,7 @@ def _predict(
 
   def values_of(table: TokenTable) -> np.ndarray:
     _, firsts, prompt = np.unique(table.prompt_index, return_index=True, return_inverse=True)
-    scored = trained.score(
+    scored = trained.score_table(
       run, table.subset(firsts), mesh, batch_size=min(batch_size, len(firsts)), chunk_size=chunk_size
     )
     return run.scaling.invert(scored.values)[prompt]
@@ -209,7 +209,7 @@ def _predict(
   values[unseen] = values_of(triplets.train.subset(unseen))
   held_out = triplets.eval and values_of(triplets.eval)
   return _Fitted(
-    part.name, triplets, values, held_out, _made_of(checkpoints.load_metadata(folder), triplets, read_as)
+    part.name, triplets, values, held_out, _made_of(orbax.load_metadata(folder), triplets, read_as)
   )
 
 
@@ -256,7 +256,7 @@ def judged(report: dict[str, Any], least: float | None) -> dict[str, Any]:
 def _explained(values: np.ndarray, table: TokenTable) -> float:
   known = ~np.isnan(values)
   return float(
-    statistics.explained_variance(values[known], table.raw_rewards[known], np.ones(int(known.sum())))
+    agreement.explained_variance(values[known], table.raw_rewards[known], np.ones(int(known.sum())))
   )
 
 
@@ -265,8 +265,8 @@ def _write(directory: str, fitted: list[_Fitted], origin: Mapping[str, Any]) -> 
   tables = [(fitted[0].triplets.train, values)]
   if eval_values is not None:
     tables.append((fitted[0].triplets.eval, eval_values))
-  columns.write(
-    directory, np.concatenate([columns.keys(table) for table, _ in tables]),
+  column_store.write(
+    directory, np.concatenate([column_store.keys(table) for table, _ in tables]),
     {'value': np.concatenate([found for _, found in tables])}, origin=origin,
   )  # fmt: skip
 

@@ -8,16 +8,14 @@ import numpy as np
 
 from dro_jax import algorithms
 from dro_jax.algorithms.columns import Labelling
-from dro_jax.data.batches import groups as units
-from dro_jax.data.batches import loader, plan
-from dro_jax.data.batches import packing as layout
+from dro_jax.data.batches import groups, loader, packing, plan
 from dro_jax.data.records import comparisons
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
-from dro_jax.run.sampling import rollouts as online
+from dro_jax.parallel.partitioning import Mesh
+from dro_jax.run.sampling import rollouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,7 @@ class RowOptions:
   coverage: float | int = 1.0
 
 
-class Feed(NamedTuple):
+class Loaders(NamedTuple):
   """Batches to train on, to validate on where something is held out, and how units were formed, if any.
 
   `statistics` holds every held-out response where `eval` holds pairs or groups: what is left out of those
@@ -97,11 +95,11 @@ def admitted(triplets: Triplets, algorithm: algorithms.Algorithm) -> Triplets:
   return derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
 
 
-def make(
+def make_loaders(
   triplets: Triplets,
   algorithm: algorithms.Algorithm,
   rows: RowOptions,
-  unit_options: units.UnitOptions,
+  unit_options: groups.UnitOptions,
   *,
   batch_size: int,
   seed: int,
@@ -109,7 +107,7 @@ def make(
   eval_examples: int | None,
   deal: str = 'together',
   in_file_order: bool = False,
-) -> Feed:
+) -> Loaders:
   """The batches that a run with these settings will see.
 
   Args:
@@ -130,25 +128,25 @@ def make(
   """
   if algorithm.online is not None:
     # Rows of one prompt each, which its fresh responses join: a layout of logged ones says nothing of them.
-    triplets = online.prompts_only(triplets)
+    triplets = rollouts.prompts_only(triplets)
     rows = dataclasses.replace(rows, packed=False, response_length=None)
   _refuse_lone(batch_size, algorithm, triplets.report.get('labels', {}))
   _refuse_indivisible(batch_size, algorithm.unit, rows.packed, multiple)
 
   def load(table, batches) -> loader.Loader:
     table = dataclasses.replace(table, columns=comparisons.without(table.columns))
-    fitted = layout.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
+    fitted = packing.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
     return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
 
   if algorithm.unit == 'pair':  # What is held out may be too few to tell.
-    unit_options = units.resolved(unit_options, triplets.train)
+    unit_options = groups.resolved(unit_options, triplets.train)
   table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
   if members is None:
     train_loader = load(table, plan.Plan.of(table, batch_size, seed, deal=deal))
   else:
     train_loader = load(table, plan.UnitPlan.of(table, members, batch_size, seed, deal=deal))
   if triplets.eval is None:
-    return Feed(train_loader, None, report)
+    return Loaders(train_loader, None, report)
   if in_file_order:
     chosen = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[:eval_examples])
   else:
@@ -157,9 +155,9 @@ def make(
   every = load(held_out, plan.SequentialPlan(len(held_out), batch_size))
   table, members, _ = _formed(held_out, algorithm.unit, unit_options)
   if members is None:
-    return Feed(train_loader, every, report)
+    return Loaders(train_loader, every, report)
   once = plan.UnitPlan(plan.SequentialPlan(len(members), batch_size), members, len(table))
-  return Feed(train_loader, load(table, once), report, every)
+  return Loaders(train_loader, load(table, once), report, every)
 
 
 def by_content(table: TokenTable) -> np.ndarray:
@@ -175,10 +173,10 @@ def by_content(table: TokenTable) -> np.ndarray:
   return np.lexsort((*keys, table.raw_rewards, digests, table.prompt_digests))
 
 
-def once(table: TokenTable, mesh: Grid, batch_size: int) -> loader.Loader:
+def once(table: TokenTable, mesh: Mesh, batch_size: int) -> loader.Loader:
   """Every record of a table once, in order, in rows that fit it best."""
   batches = plan.SequentialPlan(len(table), batch_size)
-  fitted = layout.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
+  fitted = packing.Layout.fit(table, batches, row_multiple=partitioning.num_row_shards(mesh))
   return loader.Loader(table, batches, fitted)
 
 
@@ -199,9 +197,9 @@ def _refuse_indivisible(batch_size: int, unit: str, packed: bool, multiple: int)
     )
 
 
-def _formed(table: Any, unit: str, options: units.UnitOptions) -> tuple[Any, np.ndarray | None, Any]:
+def _formed(table: Any, unit: str, options: groups.UnitOptions) -> tuple[Any, np.ndarray | None, Any]:
   """(the table, its pairs or groups, how they were formed); responses stay as they are."""
-  return units.form(table, unit, options) if unit in ('pair', 'group') else (table, None, None)
+  return groups.form(table, unit, options) if unit in ('pair', 'group') else (table, None, None)
 
 
 __all__ = ['RowOptions']

@@ -10,8 +10,7 @@ from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import UsageError, did_you_mean
 from dro_jax.run import table_scores
 from dro_jax.run.folder import validation
-from dro_jax.run.sampling import policy_samples as own_samples
-from dro_jax.run.sampling import rollouts as online
+from dro_jax.run.sampling import policy_samples, rollouts
 from dro_jax.step.reference import MOVING
 
 PREFIX = 'eval/'
@@ -65,9 +64,9 @@ def measured_names(
     draws_ratios: they are scored under the reference too.
     draws_rewards: a reward function scores them.
   """
-  names = set(own_samples.summary(_drawn(draws_ratios, draws_rewards, moves))) if draws else set()
+  names = set(policy_samples.summary(_drawn(draws_ratios, draws_rewards, moves))) if draws else set()
   if algorithm.online is not None:
-    names |= set(online.validation_names())
+    names |= set(rollouts.validation_names())
   else:
     losses = ['criterion', 'loss', *(f'loss/{term}' for term in terms)]
     names |= {name + ending for name in losses for ending in ('', MOVING)[: 1 + moves]}
@@ -75,10 +74,10 @@ def measured_names(
   return {PREFIX + name for name in names}
 
 
-def _drawn(ratios: bool, rewards: bool, moves: bool) -> own_samples.OwnSamples:
+def _drawn(ratios: bool, rewards: bool, moves: bool) -> policy_samples.OwnSamples:
   one = np.zeros(1)
   columns = (one if there else None for there in (ratios, rewards, ratios and moves))
-  return own_samples.OwnSamples(one, one, one, *columns)
+  return policy_samples.OwnSamples(one, one, one, *columns)
 
 
 def _defined(table: TokenTable, algorithm: Algorithm, moves: bool) -> Mapping[str, float]:
@@ -89,5 +88,5 @@ def _defined(table: TokenTable, algorithm: Algorithm, moves: bool) -> Mapping[st
     logps, table.response_lengths, table.rewards, reference_logps if algorithm.uses_reference else None,
     values if algorithm.uses_value else None, losses={}, moving_logps=moving_logps if moves else None,
   )  # fmt: skip
-  summary = validation.summary(validation.of(algorithm.temperature, table, scored))
+  summary = validation.summary(validation.from_table(algorithm.temperature, table, scored))
   return {name: value for name, value in summary.items() if math.isfinite(value)}

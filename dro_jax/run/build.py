@@ -11,24 +11,19 @@ from typing import Any, NamedTuple
 import jax
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.checkpoints import policy
+from dro_jax.checkpoints import orbax, policy
 from dro_jax.data.batches import loader
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
-from dro_jax.run import batches as feeds
-from dro_jax.run import best, networks
-from dro_jax.run.folder import configs as resume
-from dro_jax.run.sampling import generation
-from dro_jax.run.sampling import policy_samples as own_samples
-from dro_jax.run.sampling import rollouts as online
+from dro_jax.parallel.partitioning import Mesh
+from dro_jax.run import batches, best, networks
+from dro_jax.run.folder import configs
+from dro_jax.run.sampling import generation, policy_samples, rollouts
 from dro_jax.run.schedule import Schedule
-from dro_jax.step import reference
-from dro_jax.step import state as train_state
+from dro_jax.step import reference, state
 
 # Rows of a fresh embedding table: divides over meshes, and is what T5 itself pads to.
 VOCABULARY_MULTIPLE = 128
@@ -44,8 +39,8 @@ class Samplers(NamedTuple):
   """
 
   greedy: generation.Generator
-  responder: online.Responder | None = None
-  draw: own_samples.Draw | None = None
+  responder: rollouts.Rollouts | None = None
+  draw: policy_samples.Draw | None = None
   decoding: Mapping[str, Any] | None = None
 
 
@@ -53,7 +48,7 @@ class Run(NamedTuple):
   """All that the loop needs, built once."""
 
   model_dir: pathlib.Path
-  mesh: Grid
+  mesh: Mesh
   networks: networks.Networks
   vocabulary: vocabularies.Vocabulary
   step: Callable
@@ -65,7 +60,7 @@ class Run(NamedTuple):
   algorithm: algorithms.Algorithm
   statistics_loader: loader.Loader | None = None
   score_statistics: Callable | None = None
-  checkpoints: 'checkpoints.Checkpoints | None' = None
+  checkpoints: 'orbax.Checkpoints | None' = None
   measure: Callable | None = None
   notes: Sequence[str] = ()
 
@@ -78,20 +73,20 @@ class Rehearsal(NamedTuple):
   """
 
   devices: Sequence[Any]
-  receive: Callable[[Run, train_state.TrainState], Any]
+  receive: Callable[[Run, state.TrainState], Any]
 
 
 def read_as_before(
   data: Callable[..., Triplets], earlier: Mapping[str, Any] | None
 ) -> Callable[..., Triplets]:
   """The data, read as the run that is resumed, if one is, has read it: `run.folder.configs.data_options`."""
-  return data if earlier is None else functools.partial(data, **resume.data_options(earlier))
+  return data if earlier is None else functools.partial(data, **configs.data_options(earlier))
 
 
 def refuse_unmeasured(
   run: Run,
   evaluate_rows: Callable,
-  abstract: train_state.TrainState,
+  abstract: state.TrainState,
   ref: reference.Reference | None,
   reward: Any,
 ) -> None:
@@ -119,7 +114,7 @@ def prepare_triplets(
   """The triplets with what the algorithm makes of them, when to validate, and the longest response."""
   triplets = data(vocabulary=words, rewards_required=algorithm.uses_rewards)
   longest = int(triplets.train.response_lengths.max())
-  triplets = feeds.admitted(triplets, algorithm)
+  triplets = batches.admitted(triplets, algorithm)
   if triplets.eval is None:
     return triplets, dataclasses.replace(timing, eval_every=0), longest
   return triplets if timing.eval_every else triplets._replace(eval=None), timing, longest
@@ -134,9 +129,9 @@ def make_samplers(
   nets: networks.Networks,
   algorithm: algorithms.Algorithm,
   ref: reference.Reference | None,
-  mesh: Grid,
+  mesh: Mesh,
   words: vocabularies.Vocabulary,
-  options: online.RolloutOptions,
+  options: rollouts.RolloutOptions,
   timing: Schedule,
   *,
   longest: int,
@@ -145,11 +140,11 @@ def make_samplers(
 ) -> Samplers:
   responder, draw, decoding = None, None, None
   if algorithm.online is not None:
-    responder = online.make_responder(
+    responder = rollouts.make_rollouts(
       nets, algorithm, ref, mesh, words, options, max_length=longest, seed=seed, chunk_size=chunk_size
     )
   if timing.eval_every and timing.kl_prompts:
-    draw, decoding = own_samples.make_draw(
+    draw, decoding = policy_samples.make_draw(
       nets, ref, mesh, words, timing.kl_prompts, max_length=options.max_length or longest,
       reward=options.reward, seed=seed, chunk_size=chunk_size,
     )  # fmt: skip
@@ -164,8 +159,8 @@ def init_digest(init_from: str | None, folder: pathlib.Path) -> str | None:
   """The digest of the checkpoint that the run starts from, or did start from."""
   if init_from is None:
     return None
-  started = checkpoints.run_metadata(folder).get('init_digest') if checkpoints.has_any(folder) else None
-  return checkpoints.init_digest(init_from, started)
+  started = orbax.run_metadata(folder).get('init_digest') if orbax.has_any(folder) else None
+  return orbax.init_digest(init_from, started)
 
 
 def find_vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Vocabulary:
@@ -201,7 +196,7 @@ def find_model_config(
 def saved_readout(readout: str, folder: pathlib.Path, earlier: Mapping[str, Any] | None) -> str:
   """How V is read: a run that an earlier version made keeps what it meant by `batch`."""
   saved = (earlier or {}).get('value') or {}
-  if readout != 'batch' or saved.get('readout') != 'scalar' or checkpoints.format_of(earlier) >= 2:
+  if readout != 'batch' or saved.get('readout') != 'scalar' or orbax.saved_format(earlier) >= 2:
     return readout
   logging.getLogger(__name__).warning(
     '%s was made when VALUE_READOUT=batch was one learned number, which is called scalar now: the run goes '
@@ -247,7 +242,7 @@ def refuse_settings(
 
 
 def compile_step(
-  step: Callable, abstract: train_state.TrainState, mesh: Grid, options: Mapping[str, Any] | None
+  step: Callable, abstract: state.TrainState, mesh: Mesh, options: Mapping[str, Any] | None
 ) -> Callable:
   where = jax.tree.map(lambda x: x.sharding, abstract)
   return jax.jit(
@@ -258,22 +253,22 @@ def compile_step(
   )
 
 
-def compile_on_mesh(function: Callable, mesh: Grid) -> Callable:
+def compile_on_mesh(function: Callable, mesh: Mesh) -> Callable:
   """Compiled, with the whole result on every device."""
   return jax.jit(
     function, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
   )
 
 
-def abstract_state(create: Callable, nets: networks.Networks, mesh: Grid) -> train_state.TrainState:
+def abstract_state(create: Callable, nets: networks.Networks, mesh: Mesh) -> state.TrainState:
   """Shapes and shardings of the state."""
   abstract, where = jax.eval_shape(create, networks.abstract_on(nets, mesh)), networks.shardings(nets, mesh)
   return networks.with_shardings(abstract, partitioning.state_shardings(abstract, where, mesh))
 
 
 def fresh_state(
-  create: Callable, nets: networks.Networks, mesh: Grid, abstract: Any, seed: int, init_from: str | None
-) -> train_state.TrainState:
+  create: Callable, nets: networks.Networks, mesh: Mesh, abstract: Any, seed: int, init_from: str | None
+) -> state.TrainState:
   """Shapes first, then shardings, then arrays born sharded."""
   where = jax.tree.map(lambda x: x.sharding, abstract)
   create = jax.jit(create, donate_argnums=0, out_shardings=where)

@@ -12,17 +12,14 @@ import optax
 from jax.experimental import multihost_utils
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import orbax
 from dro_jax.data.batches import loader
 from dro_jax.errors import Interrupted, NotFinite, Stopped
 from dro_jax.parallel import interrupts, partitioning
 from dro_jax.run.build import Run
-from dro_jax.run.folder import configs as resume
-from dro_jax.run.folder import nonfinite as replays
-from dro_jax.run.folder import spending as spent
-from dro_jax.run.folder import validation
+from dro_jax.run.folder import configs, nonfinite, spending, validation
 from dro_jax.run.folder.records import RunWriter
-from dro_jax.run.sampling import policy_samples as own_samples
+from dro_jax.run.sampling import policy_samples
 from dro_jax.run.schedule import Clock, Schedule
 from dro_jax.step import reference, train_step
 from dro_jax.step import state as train_state
@@ -47,7 +44,7 @@ def run_loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[
     str(run.model_dir), first_step=first, num_steps=timing.steps, primary=jax.process_index() == 0
   )
   latest: dict[str, Any] = {}
-  total = spent.Spent(
+  total = spending.ComputeCounter(
     run.model_dir / 'metrics.jsonl', run.train_loader.num_rows, run.train_loader.plan.batch_size,
     first=first, counts_flops=run.samplers.responder is None,
   )  # fmt: skip
@@ -92,9 +89,9 @@ def run_loop(run: Run, state: train_state.TrainState, timing: Schedule) -> dict[
 def _say_saved(run: Run) -> bool:
   """Whether a checkpoint is on disk; the run's description then says so."""
   begun = run.checkpoints.latest_step() is not None  # Asks no disk, step after step.
-  if jax.process_index() or not begun or checkpoints.newest_step(run.model_dir) is None:
+  if jax.process_index() or not begun or orbax.newest_step(run.model_dir) is None:
     return False
-  resume.say_saved(run.model_dir)
+  configs.say_saved(run.model_dir)
   return True
 
 
@@ -207,7 +204,7 @@ def _refuse_nonfinite(run: Run, pending: _Pending, scalars: Mapping[str, Any], i
   if not len(bad):
     return
   names = ', '.join(table.ids[int(i)] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
-  folder = replays.keep(run.model_dir, pending.step, pending.rows, bad, table, run.vocabulary)
+  folder = nonfinite.keep(run.model_dir, pending.step, pending.rows, bad, table, run.vocabulary)
   wrong = [name for name, value in scalars.items() if not np.isfinite(value)]
   subject = ', '.join(wrong) if wrong and 'loss' not in wrong else 'the loss'
   raise NotFinite(
@@ -246,9 +243,9 @@ def _validated(run: Run, state: train_state.TrainState) -> tuple[dict[str, float
   """Losses and statistics of held-out prompts, of responses logged and own; and each response's numbers."""
   every = run.statistics_loader or run.eval_loader
   drawn = run.samplers.draw and run.samplers.draw(state, every.table)
-  own = own_samples.summary(drawn) if drawn else {}
+  own = policy_samples.summary(drawn) if drawn else {}
   if run.samplers.responder is not None:
-    found = validation.of(run.algorithm.temperature, every.table, None, drawn)
+    found = validation.from_table(run.algorithm.temperature, every.table, None, drawn)
     measured = own | run.samplers.responder.validate(state, run.eval_loader)
     _refuse_nonfinite_validation(int(state.step), measured, found, every.table)
     return measured, found
@@ -256,7 +253,7 @@ def _validated(run: Run, state: train_state.TrainState) -> tuple[dict[str, float
   losses = scored.losses
   if run.statistics_loader is not None:
     scored = run.score_statistics(state, every)
-  found = validation.of(run.algorithm.temperature, every.table, scored, drawn)
+  found = validation.from_table(run.algorithm.temperature, every.table, scored, drawn)
   criteria = {
     f'criterion{ending}': losses[f'{run.algorithm.criterion}{ending}']
     for ending in ('', reference.MOVING)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import orbax
 from dro_jax.checkpoints.policy import load_policy
 from dro_jax.data.text import vocabularies
 from dro_jax.models.t5.config import FAMILY, T5Config
 from dro_jax.models.t5.network import T5, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.types import Params
 
 _log = logging.getLogger(__name__)
@@ -49,14 +49,14 @@ def abstract_params(networks: Networks) -> dict[str, Params]:
   return jax.eval_shape(lambda key: _init(networks, key), jax.random.key(0))
 
 
-def shardings(networks: Networks, mesh: Grid) -> dict[str, Params]:
+def shardings(networks: Networks, mesh: Mesh) -> dict[str, Params]:
   """Where each parameter lives."""
   return {
     name: partitioning.parameter_shardings(tree, mesh) for name, tree in abstract_params(networks).items()
   }
 
 
-def abstract_on(networks: Networks, mesh: Grid) -> dict[str, Params]:
+def abstract_on(networks: Networks, mesh: Mesh) -> dict[str, Params]:
   """Shapes of all parameters with their shardings: what a restore fills."""
   return with_shardings(nn.unbox(abstract_params(networks)), shardings(networks, mesh))
 
@@ -75,7 +75,7 @@ def _init(networks: Networks, key: jax.Array) -> dict[str, Params]:
   return params
 
 
-def initial_params(networks: Networks, mesh: Grid, seed: int, init_from: str | None) -> dict[str, Params]:
+def initial_params(networks: Networks, mesh: Mesh, seed: int, init_from: str | None) -> dict[str, Params]:
   """First parameters, each born on its shard.
 
   The policy comes from the checkpoint `init_from` (or at random without one); the value's trunk starts from
@@ -106,7 +106,7 @@ def initial_params(networks: Networks, mesh: Grid, seed: int, init_from: str | N
 def _say_fresh(value: Params, init_from: str) -> str:
   """What of a value network is new."""
   trunk = "its trunk is a copy of the policy's" if 'trunk' in value else 'it has no trunk of its own'
-  has = checkpoints.load_metadata(init_from).get('value')
+  has = orbax.load_metadata(init_from).get('value')
   why = 'that of a checkpoint is never taken' if has else 'the checkpoint has none'
   return f'{init_from}: V starts fresh, for {why}: {trunk}, its head starts anew'
 

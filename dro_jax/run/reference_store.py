@@ -13,7 +13,7 @@ from dro_jax import algorithms
 from dro_jax.checkpoints import digest
 from dro_jax.checkpoints.policy import load_policy
 from dro_jax.data.batches import loader
-from dro_jax.data.table import column_store as columns
+from dro_jax.data.table import column_store
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
@@ -21,8 +21,8 @@ from dro_jax.models.t5 import parameters
 from dro_jax.models.t5.config import T5Config
 from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
-from dro_jax.run import batches as feeds
+from dro_jax.parallel.partitioning import Mesh
+from dro_jax.run import batches
 from dro_jax.run.table_scores import TokenScorer, make_token_scorer
 from dro_jax.step.reference import Reference
 from dro_jax.types import TOKEN_LOGPS, Params
@@ -43,7 +43,7 @@ def fingerprint(
 
 def digest_of(params: Params) -> str:
   """A hash of parameters, the same for any mesh, scanned or not."""
-  return digest.of(parameters.convert_layers(params, scan=False))
+  return digest.hash_tree(parameters.convert_layers(params, scan=False))
 
 
 def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, steps: int) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, ste
       return None
     table = feed.table
     weights = b'' if table.weights is None else np.asarray(table.weights, np.float64).tobytes()
-    records = hashlib.blake2b(columns.keys(table).tobytes() + weights, digest_size=16).hexdigest()
+    records = hashlib.blake2b(column_store.keys(table).tobytes() + weights, digest_size=16).hexdigest()
     found = {'batch_size': feed.plan.batch_size, 'layout': feed.layout._asdict(), 'records': records}
     # Stores of before there was a choice do not say that theirs were dealt together.
     return found | ({'deal': 'uniform'} if feed.plan.deal == 'uniform' else {})
@@ -64,7 +64,7 @@ def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, ste
 
 
 def token_logps(
-  score: TokenScorer, params: Params, feed: loader.Loader, mesh: Grid
+  score: TokenScorer, params: Params, feed: loader.Loader, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
   """(log-prob of every response token, in the table's order; tokens of each response)."""
   lengths = np.asarray(feed.table.response_lengths)
@@ -79,7 +79,7 @@ def token_logps(
 
 
 def mismatched_logps(
-  score: TokenScorer, params: Params, steps_of: Mapping[loader.Loader, int], mesh: Grid
+  score: TokenScorer, params: Params, steps_of: Mapping[loader.Loader, int], mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """(keys, log-probs) of each batch's mismatched pairs; `steps_of` says how many of each loader's."""
   for feed, steps in steps_of.items():
@@ -89,14 +89,14 @@ def mismatched_logps(
       other = rows._replace(**rows.mismatched._asdict())
       logps_BR, _ = score(params, other, num_rows)
       digests = feed.table.prompt_digests[pairs.prompt], feed.table.response_digests(pairs.response)
-      yield columns.keys_of(*digests), logps_BR[pairs.row, pairs.slot]
+      yield column_store.keys_of(*digests), logps_BR[pairs.row, pairs.slot]
 
 
 class Opened(NamedTuple):
   """A run's reference, the store that it reads, if it does, and the data joined to that."""
 
   reference: Reference | None
-  store: columns.Store | None
+  store: column_store.Store | None
   triplets: Triplets
 
   @property
@@ -126,13 +126,13 @@ class Opened(NamedTuple):
     self._refuse('was made for the mismatched pairs of another plan', now, saved)
 
   def _refuse(self, what: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    if found := list(columns.differences(ours, theirs)):
+    if found := list(column_store.differences(ours, theirs)):
       raise UsageError(
         f'the reference store {self.store.directory} {what}: {"; ".join(found)}. Set these back, or run '
         '`dro_jax cache_reference` again with this run’s settings.'
       )
 
-  def try_out(self, policy: T5, params: Params, mesh: Grid, chunk_size: int | None = None) -> dict[str, Any]:
+  def try_out(self, policy: T5, params: Params, mesh: Mesh, chunk_size: int | None = None) -> dict[str, Any]:
     """Scores a sample of responses again by the run's initial policy; says by how much they differ at most.
 
     Raises:
@@ -148,7 +148,7 @@ class Opened(NamedTuple):
     count = min(stored.sample, len(table))
     some = table.subset(np.unique(np.linspace(0, len(table) - 1, count).astype(int)))
     score = make_token_scorer(policy, mesh, chunk_size)
-    found, _ = token_logps(score, params, feeds.once(some, mesh, min(32, count)), mesh)
+    found, _ = token_logps(score, params, batches.once(some, mesh, min(32, count)), mesh)
     kept = np.concatenate([some.token_column(TOKEN_LOGPS, i) for i in range(len(some))])
     largest = float(np.abs(found - kept).max())
     tolerance = _TOLERANCE[policy.config.dtype] if stored.tolerance is None else stored.tolerance
@@ -187,7 +187,7 @@ def open_for(
       f'{algorithm.name} learns from fresh responses, which no store can hold: pass '
       '--gin_file=references/frozen.gin.'
     )
-  store = columns.read(reference.stored.directory)
+  store = column_store.read(reference.stored.directory)
   if 'parameters' not in store.fingerprint or TOKEN_LOGPS not in store.token_columns:
     raise UsageError(
       f'{store.directory} holds {", ".join(sorted(store.columns)) or "nothing"}, and no log-probs of a '
@@ -200,9 +200,11 @@ def open_for(
   return opened._replace(triplets=_joined(triplets, store))
 
 
-def _joined(triplets: Triplets, store: columns.Store) -> Triplets:
+def _joined(triplets: Triplets, store: column_store.Store) -> Triplets:
   """Both tables with the store's log-probs."""
-  train, held_out = (table and columns.join(table, store).table for table in (triplets.train, triplets.eval))
+  train, held_out = (
+    table and column_store.join(table, store).table for table in (triplets.train, triplets.eval)
+  )
   return triplets._replace(train=train, eval=held_out)
 
 

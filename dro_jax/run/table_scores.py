@@ -13,7 +13,7 @@ from dro_jax.algorithms.batch import Batch
 from dro_jax.models import scoring
 from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run.networks import Networks
 from dro_jax.step import state as train_state
 from dro_jax.step import train_step
@@ -37,11 +37,11 @@ class ScoredTable(NamedTuple):
   moving_logps: np.ndarray | None = None
 
 
-def make_scorer(
+def make_table_scorer(
   networks: Networks,
   algorithm: algorithms.Algorithm,
   reference: Reference | None,
-  mesh: Grid,
+  mesh: Mesh,
   chunk_size: int | None = None,
   *,
   by_batch: bool = False,
@@ -152,7 +152,7 @@ def _joined(parts: Sequence[Mapping[str, Batch]], statistics: Mapping[str, Any])
 TokenScorer = Callable[[Params, Rows, int], tuple[np.ndarray, np.ndarray]]
 
 
-def make_token_scorer(policy: T5, mesh: Grid, chunk_size: int | None = None) -> TokenScorer:
+def make_token_scorer(policy: T5, mesh: Mesh, chunk_size: int | None = None) -> TokenScorer:
   """Returns `score(params, this host's rows, number of rows) -> (logps [B, R], token log-probs [B, T])`.
 
   The same scoring function as training's, on the mesh.

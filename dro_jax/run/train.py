@@ -15,16 +15,15 @@ from etils import epath
 
 from dro_jax import __version__, algorithms, files, limits
 from dro_jax.algorithms import base
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.data.batches import groups as units
+from dro_jax.checkpoints import orbax
+from dro_jax.data.batches import groups
 from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import scoring
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import machine, partitioning
-from dro_jax.parallel.partitioning import Grid
-from dro_jax.run import batches as feeds
-from dro_jax.run import best, networks, reference_store, table_scores
+from dro_jax.parallel.partitioning import Mesh
+from dro_jax.run import batches, best, networks, reference_store, table_scores
 from dro_jax.run.build import (
   Rehearsal,
   Run,
@@ -45,7 +44,7 @@ from dro_jax.run.build import (
   saved_readout,
 )
 from dro_jax.run.folder import configs as resume
-from dro_jax.run.folder import lock as claims
+from dro_jax.run.folder import lock
 from dro_jax.run.loop import run_loop
 from dro_jax.run.replay import run_replay
 from dro_jax.run.sampling import rollouts as online
@@ -69,13 +68,13 @@ def train(
   value_frozen_trunk: bool = False,
   policy_optimizer: Callable[[], optax.GradientTransformation] = optimizers.adafactor,
   value_optimizer: Callable[[], optax.GradientTransformation] = optimizers.adafactor,
-  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
   schedule: Callable[[], Schedule] = Schedule,
   batch_size: int = 32,
   deal: str = 'together',
   num_microbatches: int = 1,
-  rows: Callable[[], feeds.RowOptions] = feeds.RowOptions,
-  unit_options: Callable[[], units.UnitOptions] = units.UnitOptions,
+  rows: Callable[[], batches.RowOptions] = batches.RowOptions,
+  unit_options: Callable[[], groups.UnitOptions] = groups.UnitOptions,
   rollouts: Callable[[], online.RolloutOptions] = online.RolloutOptions,
   chunk_size: int | None = None,
   dropout_rate: float | int = 0.0,
@@ -146,8 +145,8 @@ def train(
   refuse_settings(chosen, dropout_rate, value_readout, num_microbatches)
   layout = mesh if rehearsal is None else functools.partial(mesh, devices=rehearsal.devices)
   folder, grid, timing = _local_folder(model_dir), layout(), schedule()
-  earlier = checkpoints.run_metadata(folder) if checkpoints.has_any(folder) else None
-  is_old = earlier is not None and checkpoints.format_of(earlier) < 2
+  earlier = orbax.run_metadata(folder) if orbax.has_any(folder) else None
+  is_old = earlier is not None and orbax.saved_format(earlier) < 2
   value_readout = saved_readout(value_readout, folder, earlier)
   if earlier is None and value_readout == 'scalar' and (value_shared or value_frozen_trunk):
     raise UsageError(
@@ -165,7 +164,7 @@ def train(
   ref = reference(scoring.make_score(nets.policy, chunk_size=chunk_size)) if chosen.uses_reference else None
   ref = measured_as_before(ref, folder, earlier)
   opened = reference_store.open_for(ref, chosen, config, words, triplets)
-  feed = feeds.make(
+  feed = batches.make_loaders(
     opened.triplets, chosen, rows(), unit_options(), batch_size=batch_size, seed=seed,
     multiple=partitioning.num_row_shards(grid) * num_microbatches, eval_examples=timing.eval_examples,
     deal=deal, in_file_order=is_old,
@@ -181,7 +180,7 @@ def train(
   metadata = networks.metadata(
     config, vocabulary=words, algorithm=chosen, **value,
     data=triplets.report | {'scaling': triplets.scaling.to_json(chosen.temperature), 'units': feed.units},
-    format=checkpoints.FORMAT if earlier is None else checkpoints.format_of(earlier), keeps_initial=moves,
+    format=orbax.FORMAT if earlier is None else orbax.saved_format(earlier), keeps_initial=moves,
     reference=opened.settings, uses_reference=is_kept, batch_size=batch_size, deal=deal, seed=seed,
     init_from=init_from, online=samplers.responder and samplers.responder.settings,
     decoding=samplers.decoding, zero_warmup=resume.FULL_RATE,
@@ -195,14 +194,14 @@ def train(
   create = functools.partial(train_state.create, **kinds, keeps_initial=moves)
   abstract = abstract_state(create, nets, grid)
   score_table = functools.partial(
-    table_scores.make_scorer, nets, reference=ref, mesh=grid, chunk_size=chunk_size, by_batch=is_old
+    table_scores.make_table_scorer, nets, reference=ref, mesh=grid, chunk_size=chunk_size, by_batch=is_old
   )
   run = Run(
     folder, grid, nets, words, compile_step(step, abstract, grid, compiler_options), feed.train, feed.eval,
     score_table(algorithm=chosen), samplers, best_metric, chosen, feed.statistics,
     feed.statistics and score_table(algorithm=base.NO_LOSS),
     notes=(
-      *label_notes(triplets.report), *optimizers.notes(txs, timing.steps), *units.notes(feed.units),
+      *label_notes(triplets.report), *optimizers.notes(txs, timing.steps), *groups.notes(feed.units),
       best.described(best_metric, best_mode) if feed.eval is not None else '',
     ),
     measure=compile_on_mesh(train_step.make_measure(ref, num_microbatches), grid) if moves else None,
@@ -210,17 +209,17 @@ def train(
   refuse_unmeasured(run, train_step.make_evaluate(score, chosen, ref), abstract, ref, options.reward)
   if rehearsal is not None:
     return rehearsal.receive(run, abstract)
-  with claims.claimed(folder), files.disk_of(folder), _cleared_without_memory(folder):
+  with lock.locked(folder), files.disk_of(folder), _cleared_without_memory(folder):
     # Nothing is written before all that could be refused has been looked at.
-    resumes = checkpoints.has_any(folder)
+    resumes = orbax.has_any(folder)
     if not resumes and replay is None:
       resume.refuse_lost(folder, timing.checkpoint_every, timing.steps)
     if resumes:
-      resume.refuse_other_run(folder, checkpoints.run_metadata(folder), metadata, configs())
+      resume.refuse_other_run(folder, orbax.run_metadata(folder), metadata, configs())
     else:
       state = fresh_state(create, nets, grid, abstract, seed, init_from)
       metadata |= opened.try_out(nets.policy, state.params['policy'], grid, chunk_size)
-    saved = checkpoints.Checkpoints(
+    saved = orbax.Checkpoints(
       folder / 'checkpoints', keep_last=keep_last, keep_best=keep_best, best_metric=best_metric,
       best_mode=best_mode, metadata=metadata,
     )  # fmt: skip
@@ -248,7 +247,7 @@ def _cleared_without_memory(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    if machine.is_out_of_memory(error) and jax.process_index() == 0 and not checkpoints.has_any(folder):
+    if machine.is_out_of_memory(error) and jax.process_index() == 0 and not orbax.has_any(folder):
       for name in {*os.listdir(folder)} - before:
         epath.Path(folder / name).rmtree() if (folder / name).is_dir() else (folder / name).unlink()
     raise

@@ -7,17 +7,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from dro_jax.algorithms.base import NO_LOSS
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.checkpoints import policy
+from dro_jax.checkpoints import orbax, policy
 from dro_jax.data import scaling
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import vocabularies
 from dro_jax.models import scoring
 from dro_jax.models.t5.config import T5Config
-from dro_jax.parallel.partitioning import Grid
-from dro_jax.run import batches as feeds
-from dro_jax.run import networks, reference_store, table_scores
-from dro_jax.run.folder import configs as resume
+from dro_jax.parallel.partitioning import Mesh
+from dro_jax.run import batches, networks, reference_store, table_scores
+from dro_jax.run.folder import configs
 from dro_jax.step import reference
 from dro_jax.step import state as train_state
 from dro_jax.types import Params
@@ -36,7 +34,7 @@ class TrainedRun(NamedTuple):
 
 
 def load_run(
-  model_dir: str, mesh: Grid, vocabulary: str | None = None, init_from: str | None = None
+  model_dir: str, mesh: Mesh, vocabulary: str | None = None, init_from: str | None = None
 ) -> TrainedRun:
   """A run's best or newest checkpoint: policy, value and reference, without its optimisers.
 
@@ -47,8 +45,8 @@ def load_run(
     UsageError: there is no such checkpoint, or the reference is not where it lay.
   """
   # Found once: a run that goes on may have a better step the next time one looks.
-  model_dir = str(checkpoints.find_checkpoint(model_dir))
-  saved = checkpoints.load_metadata(model_dir)
+  model_dir = str(orbax.find_checkpoint(model_dir))
+  saved = orbax.load_metadata(model_dir)
   config, value = T5Config(**saved['model']), saved.get('value') or {}
   nets = networks.build(config, uses_value=bool(value), **value)
   abstract = networks.abstract_on(nets, mesh)
@@ -63,7 +61,7 @@ def load_run(
   words = policy.vocabulary_of(model_dir, vocabulary)
   return TrainedRun(
     nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}),
-    resume.read_options(saved, pathlib.Path(model_dir)),
+    configs.read_options(saved, pathlib.Path(model_dir)),
   )  # fmt: skip
 
 
@@ -85,16 +83,16 @@ def _reference(
 
 def _restore(model_dir: str, path: tuple[str, ...], abstract: Params) -> Params:
   if path == ('params', 'policy'):
-    return checkpoints.load_params(model_dir, abstract)[0]  # Imported folders have nothing else.
-  return checkpoints.load_part(model_dir, path, abstract)
+    return orbax.load_params(model_dir, abstract)[0]  # Imported folders have nothing else.
+  return orbax.load_part(model_dir, path, abstract)
 
 
-def score(
-  run: TrainedRun, table: TokenTable, mesh: Grid, *, batch_size: int = 32, chunk_size: int | None = None
+def score_table(
+  run: TrainedRun, table: TokenTable, mesh: Mesh, *, batch_size: int = 32, chunk_size: int | None = None
 ) -> table_scores.ScoredTable:
   """Scores every response of a table exactly once, as training does, but for the losses."""
   frozen = None
   if run.state.reference is not None:
     frozen = reference.frozen(scoring.make_score(run.networks.policy, chunk_size=chunk_size))
-  score_table = table_scores.make_scorer(run.networks, NO_LOSS, frozen, mesh, chunk_size)
-  return score_table(run.state, feeds.once(table, mesh, batch_size))
+  score_table = table_scores.make_table_scorer(run.networks, NO_LOSS, frozen, mesh, chunk_size)
+  return score_table(run.state, batches.once(table, mesh, batch_size))

@@ -18,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dro_jax.errors import UsageError
-from dro_jax.statistics import agreement as statistics
-from dro_jax.statistics import ties
+from dro_jax.statistics import agreement, ties
 
 
 class Log(NamedTuple):
@@ -87,12 +86,12 @@ def effective_sample_size(ratios: np.ndarray) -> float:
   return float(np.square(np.sum(ratios)) / total) if total > 0 else 0.0
 
 
-def estimates(log: Log, *, resamples: int = 1000, seed: int = 0) -> dict[str, statistics.Estimate]:
+def estimates(log: Log, *, resamples: int = 1000, seed: int = 0) -> dict[str, agreement.Estimate]:
   """Every estimate of the policy's value, with intervals over prompts."""
   unique, prompt_N = np.unique(log.prompts, return_inverse=True)
 
-  def resampled(estimate: Callable[[np.ndarray], float]) -> statistics.Estimate:
-    return statistics.bootstrap(lambda weights_P: estimate(weights_P[prompt_N]), len(unique), resamples, seed)
+  def resampled(estimate: Callable[[np.ndarray], float]) -> agreement.Estimate:
+    return agreement.bootstrap(lambda weights_P: estimate(weights_P[prompt_N]), len(unique), resamples, seed)
 
   return {
     'ips': resampled(lambda counts: ips(log.ratios, log.rewards, counts)),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from dro_jax.parallel import processes as cluster
+from dro_jax.parallel import processes
 from launch import slices
 
 API = 'jobset.x-k8s.io/v1alpha2'
@@ -79,7 +79,7 @@ def _failure_policy(job: config_dict.ConfigDict) -> dict[str, Any]:
 
 def _pod(job: config_dict.ConfigDict, where: slices.Slice, arguments: Sequence[str]) -> dict[str, Any]:
   chips = {'google.com/tpu': str(where.chips)}
-  variables = {cluster.VARIABLE: 'auto', 'PYTHONUNBUFFERED': '1', **_pairs(job.env)}
+  variables = {processes.VARIABLE: 'auto', 'PYTHONUNBUFFERED': '1', **_pairs(job.env)}
   volume = _volume(job)
   container = {
     'name': CONTAINER,

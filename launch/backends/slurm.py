@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ml_collections import config_dict
 
 from dro_jax.errors import UsageError
-from dro_jax.parallel import processes as cluster
+from dro_jax.parallel import processes
 from launch import checks, commands, outcomes, scripts, signals
 from launch.say import say
 
@@ -147,7 +147,7 @@ def script(
   code, stop = shlex.quote(str(files.code)), shlex.quote(str(files.stop))
   return f"""#!/bin/bash
 {options}
-{setup}export {cluster.VARIABLE}=auto PYTHONUNBUFFERED=1
+{setup}export {processes.VARIABLE}=auto PYTHONUNBUFFERED=1
 export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}
 code=0
 if [ -e {stop} ]; then  # Asked to stop before there was a step to signal.

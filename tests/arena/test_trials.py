@@ -15,13 +15,13 @@ GRIDS = {
 
 @pytest.mark.parametrize('points, widen, number', [(2, 0, 4), (3, 0, 9), (2, 1, 16)])
 def test_every_method_gets_as_many_trials(points, widen, number):
-  for tried in trials.of(GRIDS, points, widen).values():
+  for tried in trials.make_trials(GRIDS, points, widen).values():
     assert len(tried) == number
     assert len({tuple(trial.items()) for trial in tried}) == number or 'number' in tried[0]
 
 
 def test_values_are_even_by_ratio_and_end_where_the_range_ends():
-  tried = trials.of(GRIDS, 2)
+  tried = trials.make_trials(GRIDS, 2)
   assert tried['dro_v'] == [
     {'temperature': t, 'learning_rate': rate} for t in (0.1, 0.4) for rate in (1e-4, 1e-3)
   ]
@@ -31,27 +31,27 @@ def test_values_are_even_by_ratio_and_end_where_the_range_ends():
 
 
 def test_widening_keeps_the_step_and_what_was_tried():
-  before, after = trials.of(GRIDS, 3)['dro_v'], trials.of(GRIDS, 3, 1)['dro_v']
+  before, after = trials.make_trials(GRIDS, 3)['dro_v'], trials.make_trials(GRIDS, 3, 1)['dro_v']
   assert all(trial in after for trial in before)
   assert sorted({trial['temperature'] for trial in after}) == [0.05, 0.1, 0.2, 0.4, 0.8]
 
 
 def test_nothing_to_try_is_one_trial():
-  assert trials.of({'copg': {}, 'ipo': {}}, 2) == {'copg': [{}], 'ipo': [{}]}
+  assert trials.make_trials({'copg': {}, 'ipo': {}}, 2) == {'copg': [{}], 'ipo': [{}]}
 
 
 def test_unequal_numbers_of_trials_are_refused():
   three = {'a': RATES, 'b': RATES, 'c': RATES}
   with pytest.raises(UsageError, match='dro_v has 2 hyperparameters to try and others 3'):
-    trials.of({'dro_v': GRIDS['dro_v'], 'other': three}, 2)
+    trials.make_trials({'dro_v': GRIDS['dro_v'], 'other': three}, 2)
   with pytest.raises(UsageError, match='none has 0'):
-    trials.of({'none': {}, 'dro_v': GRIDS['dro_v']}, 2)
+    trials.make_trials({'none': {}, 'dro_v': GRIDS['dro_v']}, 2)
   with pytest.raises(UsageError, match='points=1'):
-    trials.of(GRIDS, 1)
+    trials.make_trials(GRIDS, 1)
 
 
 def test_an_optimum_at_an_edge_is_named():
-  tried = trials.of({'dro_v': GRIDS['dro_v']}, 3)['dro_v']
+  tried = trials.make_trials({'dro_v': GRIDS['dro_v']}, 3)['dro_v']
   assert trials.edges({'temperature': 0.2, 'learning_rate': 3.162e-4}, tried) == []
   assert trials.edges({'temperature': 0.1, 'learning_rate': 3.162e-4}, tried) == ['temperature ≤ 0.1']
   assert trials.edges(tried[-1], tried) == ['temperature ≥ 0.4', 'learning_rate ≥ 0.001']

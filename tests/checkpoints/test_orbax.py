@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import orbax
 from dro_jax.errors import UsageError
 
 
@@ -60,7 +60,7 @@ def _assert_identical(a, b):
 @pytest.fixture
 def run(tmp_path):
   """A run's folder with steps 1 to 5, whose metric is best at step 2."""
-  saver = checkpoints.Checkpoints(
+  saver = orbax.Checkpoints(
     tmp_path / 'checkpoints',
     keep_last=2,
     keep_best=1,
@@ -76,7 +76,7 @@ def run(tmp_path):
 @pytest.mark.parametrize('shape', [(4, 2), (2, 4), (8, 1)])
 def test_a_state_returns_bit_for_bit_on_any_mesh(tmp_path, shape):
   state = _state(_mesh(4, 2))
-  saver = checkpoints.Checkpoints(tmp_path / 'checkpoints')
+  saver = orbax.Checkpoints(tmp_path / 'checkpoints')
   saver.save(3, state)
   saver.wait()
   restored = saver.restore(3, _abstract(state, _mesh(*shape)))
@@ -89,7 +89,7 @@ def test_saving_survives_donation_of_what_is_saved(tmp_path):
   state = {'x': jnp.arange(2.0**20)}
   want = np.array(state['x'], copy=True)
   step = jax.jit(lambda state: jax.tree.map(lambda x: 2 * x - 1, state), donate_argnums=0)
-  saver = checkpoints.Checkpoints(tmp_path / 'checkpoints')
+  saver = orbax.Checkpoints(tmp_path / 'checkpoints')
   saver.save(0, state)
   for _ in range(5):
     state = step(state)
@@ -100,24 +100,24 @@ def test_saving_survives_donation_of_what_is_saved(tmp_path):
 
 
 def test_the_newest_and_the_best_are_kept(run):
-  saver = checkpoints.Checkpoints(run / 'checkpoints', best_metric='accuracy')
+  saver = orbax.Checkpoints(run / 'checkpoints', best_metric='accuracy')
   assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['2', '4', '5']
   assert (saver.latest_step(), saver.best_step()) == (5, 2)
   saver.close()
 
 
 def test_the_smallest_is_best_where_asked(tmp_path):
-  saver = checkpoints.Checkpoints(tmp_path, keep_last=1, keep_best=1, best_metric='loss', best_mode='min')
+  saver = orbax.Checkpoints(tmp_path, keep_last=1, keep_best=1, best_metric='loss', best_mode='min')
   for step, loss in enumerate((3.0, 1.0, 2.0)):
     saver.save(step, {'x': jnp.float32(step)}, {'loss': loss})
   assert (saver.latest_step(), saver.best_step()) == (2, 1)
   saver.close()
-  assert checkpoints.load_metadata(tmp_path)['step'] == 1
+  assert orbax.load_metadata(tmp_path)['step'] == 1
 
 
 def test_best_may_come_to_mean_another_metric(tmp_path):
   for step, name in ((1, 'loss'), (2, 'accuracy')):
-    saver = checkpoints.Checkpoints(tmp_path, keep_last=2, best_metric=name, best_mode='min')
+    saver = orbax.Checkpoints(tmp_path, keep_last=2, best_metric=name, best_mode='min')
     saver.save(step, {'x': jnp.zeros(1)}, {name: 0.5})
     saver.wait()
     assert saver.best_step() == step
@@ -125,7 +125,7 @@ def test_best_may_come_to_mean_another_metric(tmp_path):
 
 
 def test_an_unmeasured_checkpoint_is_never_best(tmp_path):
-  saver = checkpoints.Checkpoints(tmp_path, best_metric='loss', best_mode='min')
+  saver = orbax.Checkpoints(tmp_path, best_metric='loss', best_mode='min')
   saver.save(0, {'x': jnp.float32(0)}, {})
   assert saver.best_step() is None
   saver.save(1, {'x': jnp.float32(1)}, {'loss': 2.0})
@@ -135,7 +135,7 @@ def test_an_unmeasured_checkpoint_is_never_best(tmp_path):
 
 
 def test_a_step_saved_twice_stays_as_it_was(tmp_path):
-  saver = checkpoints.Checkpoints(tmp_path)
+  saver = orbax.Checkpoints(tmp_path)
   for value in (1.0, 2.0):
     saver.save(7, {'x': jnp.float32(value)})
   saver.wait()
@@ -148,14 +148,14 @@ def test_what_was_cut_off_while_written_is_no_checkpoint(run):
   (partial / 'state').mkdir(parents=True)
   (run / 'checkpoints' / '7').mkdir()
   (run / 'checkpoints' / '7' / 'state').mkdir()
-  assert checkpoints.load_metadata(run / 'checkpoints')['step'] == 2
+  assert orbax.load_metadata(run / 'checkpoints')['step'] == 2
   (run / 'checkpoints' / '7' / 'state').rmdir()
   (run / 'checkpoints' / '7').rmdir()
-  saver = checkpoints.Checkpoints(run / 'checkpoints')
+  saver = orbax.Checkpoints(run / 'checkpoints')
   assert saver.latest_step() == 5
   saver.save(6, _state(_mesh(4, 2), 6))
   saver.close()
-  assert checkpoints.load_metadata(run / 'checkpoints' / '6')['step'] == 6
+  assert orbax.load_metadata(run / 'checkpoints' / '6')['step'] == 6
   assert not partial.exists()
 
 
@@ -165,82 +165,82 @@ def _save_and_wait(saver):
 
 
 def test_a_failure_to_write_is_raised(tmp_path):
-  saver = checkpoints.Checkpoints(tmp_path / 'checkpoints', metadata={'model': object()})
+  saver = orbax.Checkpoints(tmp_path / 'checkpoints', metadata={'model': object()})
   with pytest.raises(TypeError, match='not JSON serializable'):
     _save_and_wait(saver)
   assert not (tmp_path / 'checkpoints' / '0').exists()
 
 
 def test_the_policy_of_a_run_starts_another(run):
-  params, metadata = checkpoints.load_params(run)
+  params, metadata = orbax.load_params(run)
   assert metadata.pop('digest')
   expected = {'vocabulary': 'bytes', 'best_metric': 'accuracy', 'best_mode': 'max', 'step': 2}
   assert metadata == expected | {'family': 't5'}
   _assert_identical(params, _state(_mesh(4, 2), 2).params['policy'])
-  newest, metadata = checkpoints.load_params(run / 'checkpoints' / '5')
+  newest, metadata = orbax.load_params(run / 'checkpoints' / '5')
   assert metadata['step'] == 5
   _assert_identical(newest, _state(_mesh(4, 2), 5).params['policy'])
 
 
 def test_imported_params_are_born_sharded(tmp_path):
   policy = jax.tree.map(np.asarray, _state(_mesh(4, 2)).params['policy'])
-  checkpoints.save_params(tmp_path / 'imported', policy, {'model': {'emb_dim': 16}})
-  metadata = checkpoints.load_metadata(tmp_path / 'imported')
+  orbax.save_params(tmp_path / 'imported', policy, {'model': {'emb_dim': 16}})
+  metadata = orbax.load_metadata(tmp_path / 'imported')
   assert metadata.pop('digest')
   assert metadata == {'family': 't5', 'model': {'emb_dim': 16}}
-  params, _ = checkpoints.load_params(tmp_path / 'imported', _abstract(policy, _mesh(2, 4)))
+  params, _ = orbax.load_params(tmp_path / 'imported', _abstract(policy, _mesh(2, 4)))
   _assert_identical(params, policy)
   assert params['encoder']['kernel'].sharding == _sharded(_mesh(2, 4))
   with pytest.raises(UsageError, match='exists already'):
-    checkpoints.save_params(tmp_path / 'imported', policy, {})
+    orbax.save_params(tmp_path / 'imported', policy, {})
 
 
 def test_the_digest_of_a_start_follows_its_parameters_and_not_its_name(tmp_path, run):
   for name, seed in (('a', 0), ('b', 1)):
-    checkpoints.save_params(tmp_path / name, _numbers(seed), {'model': name})
-  one, other = (checkpoints.init_digest(tmp_path / name) for name in 'ab')
+    orbax.save_params(tmp_path / name, _numbers(seed), {'model': name})
+  one, other = (orbax.init_digest(tmp_path / name) for name in 'ab')
   assert one != other
   (tmp_path / 'a').rename(tmp_path / 'c')
-  checkpoints.save_params(tmp_path / 'a', _numbers(0), {'model': 'again'})
-  assert checkpoints.init_digest(tmp_path / 'a') == checkpoints.init_digest(tmp_path / 'c') == one
+  orbax.save_params(tmp_path / 'a', _numbers(0), {'model': 'again'})
+  assert orbax.init_digest(tmp_path / 'a') == orbax.init_digest(tmp_path / 'c') == one
 
 
 def test_a_run_that_went_on_still_stands_for_the_step_that_another_started_from(run):
-  best, newest = (checkpoints.init_digest(run / 'checkpoints' / step) for step in ('2', '5'))
-  assert checkpoints.init_digest(run) == best != newest
-  assert checkpoints.init_digest(run, started=newest) == newest
-  assert checkpoints.init_digest(run, started='gone') == best
-  assert checkpoints.init_digest(run / 'checkpoints' / '2', started=newest) == best
+  best, newest = (orbax.init_digest(run / 'checkpoints' / step) for step in ('2', '5'))
+  assert orbax.init_digest(run) == best != newest
+  assert orbax.init_digest(run, started=newest) == newest
+  assert orbax.init_digest(run, started='gone') == best
+  assert orbax.init_digest(run / 'checkpoints' / '2', started=newest) == best
 
 
 def test_another_model_is_refused_by_its_first_difference(run):
   policy = _abstract(_state(_mesh(4, 2)).params['policy'], _mesh(4, 2))
   larger = {**policy, 'encoder': {'kernel': jax.ShapeDtypeStruct((8, 32), jnp.float32)}}
   with pytest.raises(UsageError, match=r'encoder/kernel is of shape \[8, 16\] there and of shape \[8, 32\]'):
-    checkpoints.load_params(run, larger)
+    orbax.load_params(run, larger)
   with pytest.raises(UsageError, match=r'scale is of shape \[3\] there and absent'):
-    checkpoints.load_params(run, {'encoder': policy['encoder']})
+    orbax.load_params(run, {'encoder': policy['encoder']})
   with pytest.raises(UsageError, match=r'decoder is absent there and of shape \[2\]'):
-    checkpoints.load_params(run, {**policy, 'decoder': jax.ShapeDtypeStruct((2,), jnp.float32)})
+    orbax.load_params(run, {**policy, 'decoder': jax.ShapeDtypeStruct((2,), jnp.float32)})
 
 
 def test_a_folder_without_a_checkpoint_says_what_to_pass(tmp_path):
   with pytest.raises(UsageError, match='it does not exist'):
-    checkpoints.load_params(tmp_path / 'nowhere')
+    orbax.load_params(tmp_path / 'nowhere')
   (tmp_path / 'notes.txt').write_text('')
   with pytest.raises(UsageError, match=r'it holds notes.txt. .*import_checkpoint'):
-    checkpoints.load_params(tmp_path)
+    orbax.load_params(tmp_path)
 
 
 def test_a_missing_step_and_bad_settings_are_refused(run):
-  saver = checkpoints.Checkpoints(run / 'checkpoints', best_metric='accuracy')
+  saver = orbax.Checkpoints(run / 'checkpoints', best_metric='accuracy')
   with pytest.raises(UsageError, match=r'no checkpoint of step 3 .* it has \[2, 4, 5\]'):
     saver.restore(3, {})
   saver.close()
   with pytest.raises(UsageError, match='keep_last is 0'):
-    checkpoints.Checkpoints(run, keep_last=0)
+    orbax.Checkpoints(run, keep_last=0)
   with pytest.raises(UsageError, match="best_mode is 'largest'"):
-    checkpoints.Checkpoints(run, best_mode='largest')
+    orbax.Checkpoints(run, best_mode='largest')
 
 
 def _largest_file(step):
@@ -285,12 +285,12 @@ _ABSTRACT = jax.eval_shape(_numbers, 0)
   'damage', [_truncated, _one_bit_flipped, _without_description, _of_other_numbers, _emptied]
 )
 def test_a_damaged_newest_checkpoint_is_put_aside_for_the_one_before(tmp_path, damage, caplog):
-  saver = checkpoints.Checkpoints(tmp_path / 'checkpoints')
+  saver = orbax.Checkpoints(tmp_path / 'checkpoints')
   for step in (4, 5):
     saver.save(step, _numbers(step))
   saver.wait()
   damage(tmp_path / 'checkpoints' / '5')
-  assert checkpoints.run_metadata(tmp_path)['step'] == (4 if damage is _without_description else 5)
+  assert orbax.run_metadata(tmp_path)['step'] == (4 if damage is _without_description else 5)
   _assert_identical(_numbers(4), saver.restore_newest(_ABSTRACT))
   assert 'DAMAGED' in caplog.text and 'goes on from step 4' in caplog.text
   assert (tmp_path / 'damaged' / '5').is_dir() and saver.latest_step() == 4
@@ -303,7 +303,7 @@ def test_a_damaged_newest_checkpoint_is_put_aside_for_the_one_before(tmp_path, d
 def test_where_all_are_damaged_nothing_is_touched(run):
   for step in (2, 4, 5):
     _emptied(run / 'checkpoints' / str(step))
-  saver = checkpoints.Checkpoints(run / 'checkpoints')
+  saver = orbax.Checkpoints(run / 'checkpoints')
   with pytest.raises(UsageError, match=r'no intact checkpoint in .*: .*5 cannot be read.*Bring back a copy'):
     saver.restore_newest(_abstract(_state(_mesh(4, 2)), _mesh(4, 2)))
   saver.close()
@@ -311,12 +311,12 @@ def test_where_all_are_damaged_nothing_is_touched(run):
 
 
 def test_a_damaged_start_is_refused_by_name(tmp_path):
-  checkpoints.save_params(tmp_path / 'start', _numbers(0), {})
+  orbax.save_params(tmp_path / 'start', _numbers(0), {})
   for file in (tmp_path / 'start' / 'params').rglob('*'):
     if file.is_file() and not file.name.startswith('_'):
       file.write_bytes(b'')
   with pytest.raises(UsageError, match=r'start cannot be read: .*Pass another'):
-    checkpoints.load_params(tmp_path / 'start')
+    orbax.load_params(tmp_path / 'start')
 
 
 def test_another_projects_files_are_refused_with_the_import_to_copy(tmp_path):
@@ -329,14 +329,14 @@ def test_another_projects_files_are_refused_with_the_import_to_copy(tmp_path):
   command = f'dro_jax import_checkpoint --init_from={transformers} --model_dir=checkpoints/flan'
   for path in (transformers, transformers / 'pytorch_model.bin'):
     with pytest.raises(UsageError, match=f'^{path} .*{command}$'):
-      checkpoints.find_checkpoint(path)
+      orbax.find_checkpoint(path)
   with pytest.raises(UsageError, match='adapter .*merge_and_unload.*import_checkpoint --init_from=MERGED'):
-    checkpoints.find_checkpoint(adapter)
+    orbax.find_checkpoint(adapter)
   with pytest.raises(UsageError, match='import_checkpoint --init_from=google/flan-t5-small'):
-    checkpoints.find_checkpoint('google/flan-t5-small')
+    orbax.find_checkpoint('google/flan-t5-small')
   for path in ('~/absent-run', './absent-run', '/absent-run'):
     with pytest.raises(UsageError, match=r"it does not exist\. Pass a run's model_dir"):
-      checkpoints.find_checkpoint(path)
+      orbax.find_checkpoint(path)
 
 
 def test_an_earlier_versions_metadata_is_read_in_todays_words():
@@ -344,10 +344,10 @@ def test_an_earlier_versions_metadata_is_read_in_todays_words():
     'value': {'readout': 'batch'},
     'online': {'reward': 'dro_jax.run.sampling.rewards:contains', 'samples': 2},
   }
-  now = checkpoints.in_todays_words(saved)
+  now = orbax.in_todays_words(saved)
   assert now == {
     'family': 't5', 'value': {'readout': 'scalar'}, 'online': {'reward': 'contains', 'samples': 2}
   }  # fmt: skip
-  assert checkpoints.in_todays_words(now | {'format': 2}) == now | {'format': 2}
+  assert orbax.in_todays_words(now | {'format': 2}) == now | {'format': 2}
   own = {'online': {'reward': 'mine:contains'}, 'decoding': {'reward': None}, 'format': 2, 'family': 't5'}
-  assert checkpoints.in_todays_words(own) == own
+  assert orbax.in_todays_words(own) == own

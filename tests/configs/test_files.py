@@ -1,7 +1,7 @@
 import pytest
 
-from dro_jax.cli import configs_command as config_tables
-from dro_jax.configs import files as config_files
+from dro_jax.cli import configs_command
+from dro_jax.configs import files
 from dro_jax.configs.text import Binding, collect
 from dro_jax.errors import UsageError
 
@@ -37,27 +37,27 @@ def run(tmp_path):
 
 
 def test_the_list_is_by_folder_with_the_first_sentence(packaged):
-  rows = config_files.listing(packaged, '', {'train': 'trains'})
+  rows = files.listing(packaged, '', {'train': 'trains'})
   assert {row['file']: row['about'] for row in rows} == {
     'algorithms/kto.gin': 'KTO (arXiv 2402.01306, Eq. 8).',
     'runs/other.gin': '',
     'runs/train.gin': 'The defaults of `dro_jax train`, which trains.',
   }
-  assert [row['file'] for row in config_files.listing(packaged, 'algorithms', {})] == ['algorithms/kto.gin']
+  assert [row['file'] for row in files.listing(packaged, 'algorithms', {})] == ['algorithms/kto.gin']
   with pytest.raises(UsageError, match=r'did you mean algorithms\?.*The folders: algorithms, runs'):
-    config_files.listing(packaged, 'algoritms', {})
+    files.listing(packaged, 'algoritms', {})
 
 
 def test_a_file_is_found_without_its_ending_or_refused_with_a_neighbour(packaged):
-  assert config_files.find('algorithms/kto', packaged) == packaged / 'algorithms/kto.gin'
+  assert files.find('algorithms/kto', packaged) == packaged / 'algorithms/kto.gin'
   with pytest.raises(UsageError, match=r'did you mean algorithms/kto.gin\?'):
-    config_files.find('algorithms/kot.gin', packaged)
+    files.find('algorithms/kot.gin', packaged)
   with pytest.raises(UsageError, match=r"no command, run's folder or gin file 'trian'.*did you mean train\?"):
-    config_files.find('trian', packaged, ['train'])
+    files.find('trian', packaged, ['train'])
 
 
 def test_a_run_tells_what_it_was_made_with_and_went_on_with(run, packaged):
-  found = collect(config_files.of_run(run, packaged))
+  found = collect(files.read_run(run, packaged))
   assert found.last['STEPS'] == Binding('STEPS', '30', 'config.20.gin:2', 'how long')
   assert found.overrode['STEPS'].origin == 'config.9.gin:2'
   assert found.last['train.seed'].origin == 'config.gin:5'
@@ -65,15 +65,15 @@ def test_a_run_tells_what_it_was_made_with_and_went_on_with(run, packaged):
 
 def test_a_folder_without_a_configuration_names_its_stages(run, packaged, tmp_path):
   with pytest.raises(UsageError, match='keeps no config.gin; its stages do: run'):
-    list(config_files.of_run(tmp_path, packaged))
+    list(files.read_run(tmp_path, packaged))
   with pytest.raises(UsageError, match="pass a run's --model_dir"):
-    list(config_files.of_run(packaged / 'runs', packaged))
+    list(files.read_run(packaged / 'runs', packaged))
 
 
 def test_a_few_settings_are_compared_laid_over_the_defaults(run, packaged):
-  found = config_tables.compared(packaged, ['algorithms/kto', str(run)], ['train'], dict)
+  found = configs_command.compared(packaged, ['algorithms/kto', str(run)], ['train'], dict)
   rows = {row['setting']: (row['a'], row['b'], row['resumable']) for row in found['differences']}
   assert rows == {'STEPS': ('3', '30', True), 'train.seed': (None, '0', False)}
   assert not found['resumable']
   with pytest.raises(UsageError, match='configs diff takes two'):
-    config_tables.compared(packaged, ['train'], ['train'], dict)
+    configs_command.compared(packaged, ['train'], ['train'], dict)

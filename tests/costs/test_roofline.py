@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from dro_jax import algorithms
-from dro_jax.costs import roofline as forecast
+from dro_jax.costs import roofline
 from dro_jax.run import networks
 from dro_jax.step.state import TrainState
 from tests.examples import CONFIG
@@ -22,7 +22,7 @@ def estimated(**value) -> tuple[float, dict[str, int], dict[str, int]]:
   nets = networks.build(CONFIG, uses_value=True, **value)
   params = nn.unbox(networks.abstract_params(nets))
   state = TrainState(np.zeros(()), params, {}, None)
-  found = forecast.rule_of_thumb(state, (3, 5), algorithms.dro_v(), nets.value.frozen_trunk)
+  found = roofline.rule_of_thumb(state, (3, 5), algorithms.dro_v(), nets.value.frozen_trunk)
   return found, sizes(params['policy']), sizes(params['value'].get('trunk', {}))
 
 
@@ -45,7 +45,7 @@ def test_a_tied_policy_projects_by_its_table():
   state = TrainState(np.zeros(()), {'policy': policy}, {}, policy)
   parts = sizes(policy)
   met = 3 * parts['encoder'] + 5 * (parts['decoder'] + parts['token_embedder'])
-  assert forecast.rule_of_thumb(state, (3, 5), algorithms.dpo()) == (6 + 2) * met
+  assert roofline.rule_of_thumb(state, (3, 5), algorithms.dpo()) == (6 + 2) * met
 
 
 def test_a_moving_reference_holds_the_initial_policy_too():
@@ -55,7 +55,7 @@ def test_a_moving_reference_holds_the_initial_policy_too():
     )
   }
   state = TrainState(np.zeros(()), {'policy': shape}, {}, shape)
-  frozen, moving = forecast.of_state(state), forecast.of_state(state._replace(initial=shape))
+  frozen, moving = roofline.state_memory(state), roofline.state_memory(state._replace(initial=shape))
   assert 'initial_policy' not in frozen
   assert moving['initial_policy'] == moving['reference'] == frozen['reference'] == 128
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import orbax
 from dro_jax.evaluation import check
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
@@ -24,7 +24,7 @@ def saved(tmp_path):
   rng = np.random.default_rng(0)
   flat = {path: rng.normal(size=shape).astype(np.float32) for path, shape in names.shapes(CONFIG).items()}
   metadata = {'model': dataclasses.asdict(CONFIG), 'vocabulary': 'bytes'}
-  checkpoints.save_params(tmp_path / 'saved', traverse_util.unflatten_dict(flat), metadata)
+  orbax.save_params(tmp_path / 'saved', traverse_util.unflatten_dict(flat), metadata)
   return tmp_path / 'saved'
 
 
@@ -34,7 +34,7 @@ def test_a_checkpoint_against_itself(saved):
   assert 0 <= report['sampled_and_scored'] < 1e-4
   assert report['vocabulary'] == 'bytes'
   assert list(report['answers']) == list(check.PROMPTS)
-  params, _ = checkpoints.load_params(saved)
+  params, _ = orbax.load_params(saved)
   assert report['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import orbax
 from dro_jax.data import triplets
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import evaluate
@@ -108,7 +108,7 @@ def test_every_response_is_scored_once_whatever_the_batch(files, dro_v):
   mesh = one_device()
   run = trained.load_run(dro_v, mesh)
   table = files.data(vocabulary=run.vocabulary).train.scaled(run.scaling)
-  one, other = (trained.score(run, table, mesh, batch_size=size) for size in (7, 30))
+  one, other = (trained.score_table(run, table, mesh, batch_size=size) for size in (7, 30))
   assert len(one.logps) == len(table)
   assert (one.logps < 0).all()
   for name in ('logps', 'reference_logps', 'values'):
@@ -124,11 +124,11 @@ def test_restores_policy_reference_and_value(dro_v):
 
 def test_files_are_read_as_the_run_read_its_own_unless_something_else_is_said(files, dro_v, tmp_path, caplog):
   caplog.set_level('INFO', logger='dro_jax')
-  params, saved = checkpoints.load_params(dro_v)
+  params, saved = orbax.load_params(dro_v)
   described = {key: saved[key] for key in ('model', 'vocabulary')}
   read = {'columns': {'prompt': 'question', 'reward': 'thumbs'}, 'map_reward': {'up': 1, 'down': 0}}
   options = {'template': 'Q: {prompt}', 'prompt_length': 16, 'response_length': 8}
-  checkpoints.save_params(tmp_path / 'run', params, described | {'data': {'options': options, 'read': read}})
+  orbax.save_params(tmp_path / 'run', params, described | {'data': {'options': options, 'read': read}})
   (tmp_path / 'theirs.jsonl').write_text(
     ''.join(
       json.dumps({'question': f'p{i // 2}', 'response': f'r{i}', 'thumbs': 'up' if i % 2 else 'down'}) + '\n'
@@ -149,8 +149,8 @@ def test_files_are_read_as_the_run_read_its_own_unless_something_else_is_said(fi
 
 def test_an_imported_policy_has_the_baselines(files, dro_v, result, tmp_path):
   """No reference and no value: the same log-probs, and nothing else to rank by."""
-  params, saved = checkpoints.load_params(dro_v)
-  checkpoints.save_params(tmp_path / 'imported', params, {key: saved[key] for key in ('model', 'vocabulary')})
+  params, saved = orbax.load_params(dro_v)
+  orbax.save_params(tmp_path / 'imported', params, {key: saved[key] for key in ('model', 'vocabulary')})
   alone = evaluate.evaluate(str(tmp_path / 'imported'), files.data, mesh=one_device, resamples=5)
   assert alone['statistics']['logp'] == pytest.approx(result['statistics']['logp'], rel=1e-6)
   assert 'log_ratio' not in alone['statistics']

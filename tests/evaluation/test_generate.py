@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import orbax
 from dro_jax.data import triplets
 from dro_jax.data.text import chat, vocabularies
 from dro_jax.errors import UsageError
@@ -24,7 +24,7 @@ def save(folder, **metadata):
   nets = networks.build(MODEL, uses_value=False)
   params = networks.initial_params(nets, partitioning.make_mesh(), 0, None)
   described = {'model': dataclasses.asdict(MODEL), 'vocabulary': 'bytes', **metadata}
-  checkpoints.save_params(folder, params['policy'], described)
+  orbax.save_params(folder, params['policy'], described)
   return str(folder)
 
 
@@ -176,7 +176,7 @@ def test_of_overlong_conversations_the_question_is_answered(policy, tmp_path, ca
 )
 def test_a_conversation_is_cut_as_the_run_cut_its_own(monkeypatch, options, kept):
   """A run that does not say was made before conversations kept their end."""
-  monkeypatch.setattr(checkpoints, 'load_metadata', lambda _: {'data': {'options': options}})
+  monkeypatch.setattr(orbax, 'load_metadata', lambda _: {'data': {'options': options}})
   words = vocabularies.vocabulary('bytes')
   asked = chat.render([chat.Turn('user', 'END')], chat.TEMPLATE)
   [ids] = generate._tokens('run', [asked], None, words)

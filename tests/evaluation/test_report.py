@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from dro_jax import main
-from dro_jax.data.storage import hashes as split
+from dro_jax.data.storage import hashes
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import report
 from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
-from dro_jax.statistics import agreement as statistics
+from dro_jax.statistics import agreement
 
 SCALING = {'kind': 'none', 'shift': 0.0, 'scale': 1.0, 'knots': [], 'effective_temperature': 1.0}
 DECODING = {'prompts': 64, 'temperature': 1.0, 'max_length': 8, 'reward': None}
@@ -19,12 +19,12 @@ NUM_PROMPTS = 12
 def measured(skill, seed=0, **changes):
   """Four responses to each prompt; `skill` is how far ρ follows the reward."""
   rng = np.random.default_rng(7)  # The same responses for every run.
-  prompts = np.repeat(split.digests(f'p{i}' for i in range(NUM_PROMPTS)), 4)
+  prompts = np.repeat(hashes.digests(f'p{i}' for i in range(NUM_PROMPTS)), 4)
   rewards, reference = rng.normal(size=len(prompts)), -20 + rng.normal(size=len(prompts))
   own = np.random.default_rng(seed)
   fields = {
     'temperature': np.asarray(1.0),
-    'examples': split.digests(f'e{i}' for i in range(len(prompts))),
+    'examples': hashes.digests(f'e{i}' for i in range(len(prompts))),
     'prompts': prompts,
     'rewards': rewards,
     'lengths': rng.integers(1, 8, len(prompts)),
@@ -96,7 +96,7 @@ def test_differences_are_paired(write):
 def test_a_value_and_its_interval_are_evaluates_own(write):
   found = measured(0.5)
   result = report.report([write('a', found), write('b', found)], resamples=50, seed=3)
-  want = statistics.within_prompts(
+  want = agreement.within_prompts(
     {'rho': found.logps - found.reference_logps}, found.rewards, found.prompts, resamples=50, seed=3
   )
   assert row(result, 'Last validation', 'within_prompt_accuracy/log_ratio')['a'] == (

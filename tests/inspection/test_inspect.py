@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from dro_jax import main
-from dro_jax.cli import bindings, commands, flags, registry
+from dro_jax.cli import bindings, flags, registry
 from dro_jax.cli import help as usage
+from dro_jax.cli import tables as command_tables
 from dro_jax.data import triplets
 from dro_jax.data.batches import packing as layout
 from dro_jax.data.batches import plan
-from dro_jax.data.storage import hashes as split
+from dro_jax.data.storage import hashes
 from dro_jax.data.table import table
 from dro_jax.errors import UsageError
 from dro_jax.inspection import inspect, warnings
@@ -18,7 +19,7 @@ from dro_jax.inspection import methods as admission
 from dro_jax.inspection import packing as inspection_packing
 from dro_jax.inspection.command import DEFAULTS, train_command
 
-_CONFIGS = commands.GIN_CONFIGS
+_CONFIGS = command_tables.GIN_CONFIGS
 
 
 packing = inspection_packing.packing
@@ -75,7 +76,7 @@ def bound(command):
   program, name, *arguments = shlex.split(command)
   assert (program, name) == ('dro_jax', 'train')
   values = flags.parse_flags(name, arguments)
-  bindings.configure(name, commands.COMMANDS[name], values)
+  bindings.configure(name, command_tables.COMMANDS[name], values)
   return {macro: registry.bound_value(macro) for macro in (*DEFAULTS, 'TRIPLETS', 'INIT_FROM', 'ALGORITHM')}
 
 
@@ -141,8 +142,8 @@ def test_words_that_nobody_knows_make_a_template_to_fill_in(write, inspected):
 
 
 def test_one_reward_to_train_on_is_a_finding(write, inspected):
-  digests = split.digests([f'q{i}' for i in range(40)])
-  held = split.by_prompt_hash(digests, 0.05, '')
+  digests = hashes.digests([f'q{i}' for i in range(40)])
+  held = hashes.by_prompt_hash(digests, 0.05, '')
   found = inspected(thumbs(write, [float(x) for x in held]))
   assert bound(found['command'])['VALIDATION_FRACTION'] == 0  # Or no rewards were left to tell apart.
   assert '--set ALGORITHM' not in found['command']
@@ -181,7 +182,7 @@ def test_few_records_make_a_command_that_runs(write, inspected):
   assert (settings['BATCH'], settings['VALIDATION_FRACTION']) == (1, 0)
   taken = inspected(write(records=3))
   fraction = bound(taken['command'])['VALIDATION_FRACTION']
-  held = split.by_prompt_hash(split.digests(['p0', 'p1']), fraction, '')
+  held = hashes.by_prompt_hash(hashes.digests(['p0', 'p1']), fraction, '')
   assert held.any() and not held.all()
 
 

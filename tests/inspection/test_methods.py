@@ -8,8 +8,7 @@ from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.inspection import methods as admission
 from dro_jax.models.t5.config import T5Config
-from dro_jax.run import batches as feeds
-from dro_jax.run import train
+from dro_jax.run import batches, train
 
 
 @pytest.fixture(scope='module')
@@ -93,13 +92,13 @@ def test_what_is_refused_here_is_refused_by_train_in_the_same_words(file, name, 
   def data(**options):
     return load_triplets(path, cache_dir=cache, validation_fraction=0.2, **options)
 
-  formed = feeds._formed
+  formed = batches._formed
 
   def look(triplets, algorithm, rows, unit_options, **_):
     formed(triplets.train, algorithm.unit, unit_options)
     raise Accepted
 
-  monkeypatch.setattr(feeds, 'make', look)
+  monkeypatch.setattr(batches, 'make_loaders', look)
   try:
     model = T5Config(vocab_size=None, emb_dim=16, num_heads=8, head_dim=4, mlp_dim=32)
     train.train(str(tmp_path / 'run'), data, getattr(algorithms, name), model=model)

@@ -38,8 +38,7 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from dro_jax.data.records import readers  # noqa: E402
 from dro_jax.data.records import triplets as sources  # noqa: E402
-from dro_jax.data.table import column_store as columns  # noqa: E402
-from dro_jax.data.table import table  # noqa: E402
+from dro_jax.data.table import column_store, table  # noqa: E402
 from dro_jax.data.text.vocabularies import vocabulary  # noqa: E402
 from dro_jax.data.triplets import Triplets, load_triplets  # noqa: E402
 from dro_jax.errors import UsageError  # noqa: E402
@@ -391,14 +390,14 @@ def try_store(rng: random.Random, folder: pathlib.Path) -> str:
   built = _small_table(rng, folder, sane(rng))
   ragged = {'x': (np.arange(built.response_lengths.sum(), dtype=np.float32), built.response_lengths)}
   name = rng.choice(['value', '../../up', 'a/b'])
-  pairs = columns.Pairs(columns.keys(built), {'logps': built.rewards})
-  columns.write(
-    folder / 'store', columns.keys(built), {name: built.rewards}, token_columns=ragged, pairs=pairs
+  pairs = column_store.Pairs(column_store.keys(built), {'logps': built.rewards})
+  column_store.write(
+    folder / 'store', column_store.keys(built), {name: built.rewards}, token_columns=ragged, pairs=pairs
   )
   _check(set(os.listdir(folder)) == {'table', 'store'}, 'something outside')
 
   def said() -> list:
-    joined = columns.join(built, columns.read(folder / 'store')).table
+    joined = column_store.join(built, column_store.read(folder / 'store')).table
     return [_said(joined), [joined.token_column('x', i).tolist() for i in range(len(joined))]]
 
   want = said()
@@ -432,8 +431,8 @@ def try_reference_store(rng: random.Random, folder: pathlib.Path) -> str:
   fits = rng.random() < 0.3
   if not fits:
     made_of = _json(rng) if rng.random() < 0.3 else {**made_of, rng.choice(list(made_of)): _json(rng)}
-  columns.write(
-    folder / 'store', columns.keys(built), token_columns=token_columns,
+  column_store.write(
+    folder / 'store', column_store.keys(built), token_columns=token_columns,
     fingerprint=made_of if isinstance(made_of, dict) else {'x': made_of}, origin={'plan': _json(rng)},
   )  # fmt: skip
   triplets = Triplets(built, None, None, report)

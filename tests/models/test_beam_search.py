@@ -12,8 +12,7 @@ from flax import linen as nn
 
 from dro_jax.checkpoints.huggingface import read as huggingface
 from dro_jax.errors import UsageError
-from dro_jax.models import beam_search
-from dro_jax.models import sampling as decoding
+from dro_jax.models import beam_search, sampling
 from dro_jax.models.t5.network import T5, smallest_rows
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
@@ -34,7 +33,7 @@ def loaded(tmp_path_factory):
   model, folder = make_torch('1.1', vocab_size=20), tmp_path_factory.mktemp('hf') / 't5'
   with torch.no_grad():
     weights = model.lm_head.weight
-    weights[decoding.EOS] = 0.45 * (weights[5] + weights[19] + weights[8])
+    weights[sampling.EOS] = 0.45 * (weights[5] + weights[19] + weights[8])
   model.save_pretrained(folder)
   return model, *huggingface.load(folder)
 
@@ -43,10 +42,10 @@ def by_transformers(model, **settings):
   """Its answers, zeros after EOS: what it fills shorter ones with is EOS itself."""
   tokens = model.generate(
     input_ids=torch.tensor(PROMPTS).long(), attention_mask=torch.tensor(PROMPTS > 0).long(),
-    max_new_tokens=LENGTH, do_sample=False, eos_token_id=decoding.EOS, pad_token_id=0, **settings,
+    max_new_tokens=LENGTH, do_sample=False, eos_token_id=sampling.EOS, pad_token_id=0, **settings,
   ).numpy()[:, 1:]  # fmt: skip
   tokens = np.pad(tokens, ((0, 0), (0, LENGTH - tokens.shape[1])))
-  is_over = np.cumsum(tokens == decoding.EOS, axis=1) - (tokens == decoding.EOS) > 0
+  is_over = np.cumsum(tokens == sampling.EOS, axis=1) - (tokens == sampling.EOS) > 0
   return np.where(is_over, 0, tokens)
 
 
@@ -56,7 +55,7 @@ def by_beams(config, tree, tokens=PROMPTS, length=LENGTH, **settings):
 
 
 def lengths(tokens):
-  ends = np.cumsum(tokens == decoding.EOS, axis=1) - (tokens == decoding.EOS)
+  ends = np.cumsum(tokens == sampling.EOS, axis=1) - (tokens == sampling.EOS)
   return (ends == 0).sum(axis=1)
 
 
@@ -80,7 +79,7 @@ def test_answers_are_those_of_transformers(loaded, beams, length_penalty, repeti
 def test_greedy_answers_with_a_penalty_are_those_of_transformers(loaded):
   model, config, tree = loaded
   prompts = jnp.asarray(PROMPTS), jnp.asarray(PROMPTS > 0, jnp.int32)
-  found = decoding.sample(
+  found = sampling.sample(
     T5(config), tree, prompts, LENGTH, jax.random.key(0), temperature=0.0, repetition_penalty=2.5
   )
   expected = by_transformers(model, num_beams=1, repetition_penalty=2.5)
@@ -119,7 +118,7 @@ def test_beams_that_hold_all_prefixes_find_the_best_of_all_responses(length_pena
   found = by_beams(config, tree, prompts, length=3, beams=32, length_penalty=length_penalty)
   # Each response once: what follows EOS is 0.
   everything = np.array(list(itertools.product(range(5), repeat=3)), np.int32)
-  ended = np.cumsum(everything == decoding.EOS, axis=1) - (everything == decoding.EOS) > 0
+  ended = np.cumsum(everything == sampling.EOS, axis=1) - (everything == sampling.EOS) > 0
   everything = np.unique(np.where(ended, 0, everything), axis=0)
   for row, prompt in enumerate(prompts):
     logps = score(config, tree, prompt, everything).sum(axis=1)
@@ -137,7 +136,7 @@ def test_log_probs_are_the_policys_own_whatever_is_penalised(loaded):
 
 def test_one_beam_is_greedy():
   prompts = jnp.asarray(TOKENS), jnp.asarray(SEGMENTS)
-  greedy = decoding.sample(T5(CONFIG), params(), prompts, LENGTH, jax.random.key(0), temperature=0.0)
+  greedy = sampling.sample(T5(CONFIG), params(), prompts, LENGTH, jax.random.key(0), temperature=0.0)
   found = beam_search.search(T5(CONFIG), params(), prompts, LENGTH, beams=1)
   np.testing.assert_array_equal(found.tokens, greedy.tokens)
   np.testing.assert_allclose(found.logps, greedy.logps, rtol=1e-5)
@@ -158,9 +157,9 @@ def test_batches_meshes_and_rows_of_padding_change_no_answer(loaded):
 
 def test_a_penalty_is_transformers_rule_and_1_changes_no_sample():
   scores, seen = jnp.array([[2.0, -1.0, 3.0, -4.0]]), jnp.array([[True, True, False, False]])
-  np.testing.assert_allclose(decoding.penalised(scores, seen, 2.5), [[0.8, -2.5, 3.0, -4.0]], rtol=1e-6)
+  np.testing.assert_allclose(sampling.penalised(scores, seen, 2.5), [[0.8, -2.5, 3.0, -4.0]], rtol=1e-6)
   prompts = jnp.asarray(TOKENS), jnp.asarray(SEGMENTS)
-  sample = functools.partial(decoding.sample, T5(CONFIG), params(), prompts, LENGTH, jax.random.key(3))
+  sample = functools.partial(sampling.sample, T5(CONFIG), params(), prompts, LENGTH, jax.random.key(3))
   plain, same, other = sample(), sample(repetition_penalty=1.0), sample(repetition_penalty=5.0)
   np.testing.assert_array_equal(plain.tokens, same.tokens)
   repeated = lambda tokens: sum(len(row) - len(set(row)) for row in np.asarray(tokens).tolist())  # noqa: E731

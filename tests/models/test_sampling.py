@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 
 from dro_jax.errors import UsageError
-from dro_jax.models import sampling as decoding
+from dro_jax.models import sampling
 from dro_jax.models.t5.config import T5Config
 from dro_jax.models.t5.network import T5, smallest_rows
 from dro_jax.models.t5.parameters import convert_layers
@@ -36,7 +36,7 @@ def params():
 def sample(config=CONFIG, tree=None, rows=slice(None), tokens=TOKENS, segments=SEGMENTS, **settings):
   prompts = jnp.asarray(tokens[rows]), jnp.asarray(segments[rows])
   settings = {'prompt_ids': jnp.arange(4)[rows]} | settings
-  out = decoding.sample(T5(config), tree or params(), prompts, LENGTH, jax.random.key(3), **settings)
+  out = sampling.sample(T5(config), tree or params(), prompts, LENGTH, jax.random.key(3), **settings)
   return jax.device_get(out)
 
 
@@ -76,8 +76,8 @@ def test_responses_end_with_eos_or_at_the_limit():
   samples = sample()
   assert 1 < samples.lengths.min() < samples.lengths.max() == LENGTH
   for tokens, length in zip(samples.tokens, samples.lengths, strict=True):
-    assert (tokens[: length - 1] != decoding.EOS).all()
-    assert (tokens[length - 1] == decoding.EOS) == (length < LENGTH) or length == LENGTH
+    assert (tokens[: length - 1] != sampling.EOS).all()
+    assert (tokens[length - 1] == sampling.EOS) == (length < LENGTH) or length == LENGTH
     assert (tokens[length:] == 0).all()
 
 
@@ -143,14 +143,14 @@ def numpy_truncate(logits, top_k, top_p):
 @pytest.mark.parametrize('top_k, top_p', [(0, 1.0), (3, 1.0), (50, 1.0), (0, 0.6), (0, 0.05), (5, 0.8)])
 def test_truncation_equals_numpy(top_k, top_p):
   logits = 2 * np.random.default_rng(1).normal(size=(6, 20)).astype(np.float32)
-  actual = decoding.truncate(jnp.asarray(logits), top_k, top_p)
+  actual = sampling.truncate(jnp.asarray(logits), top_k, top_p)
   np.testing.assert_array_equal(actual, np.stack([numpy_truncate(row, top_k, top_p) for row in logits]))
 
 
 def test_draws_follow_the_tempered_distribution():
   logits = jnp.broadcast_to(jnp.asarray([0.0, 1.0, 2.0, -1.0]), (20_000, 4))
   keys = jax.random.split(jax.random.key(0), 20_000)
-  drawn = decoding.choose(logits, keys, jnp.asarray(0), temperature=2.0, top_k=0, top_p=1.0)
+  drawn = sampling.choose(logits, keys, jnp.asarray(0), temperature=2.0, top_k=0, top_p=1.0)
   expected = jax.nn.softmax(logits[0] / 2.0)
   np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, expected, atol=0.012)
 
@@ -160,7 +160,7 @@ def test_draws_follow_the_tempered_distribution():
 def test_a_temperature_by_which_logits_overflow_is_greedy(temperature, top_k, top_p):
   logits = 40 * jnp.asarray(np.random.default_rng(0).normal(size=(64, 9)), jnp.float32)
   keys = jax.random.split(jax.random.key(0), 64)
-  drawn = decoding.choose(logits, keys, jnp.asarray(0), temperature, top_k, top_p)
+  drawn = sampling.choose(logits, keys, jnp.asarray(0), temperature, top_k, top_p)
   np.testing.assert_array_equal(drawn, np.argmax(logits, axis=-1))
 
 

@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import orbax
 from dro_jax.configs.text import read
 from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
@@ -26,8 +26,7 @@ from dro_jax.models import layers
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
 from dro_jax.run import networks, schedule, train
-from dro_jax.step import optimizers
-from dro_jax.step import state as train_state
+from dro_jax.step import optimizers, state
 from tests.examples import CONFIG
 from tests.run.test_train import records, write_triplets
 
@@ -92,7 +91,7 @@ def test_two_processes_of_four_devices_give_one_process_of_eight_until_a_signal_
   logs = [process.communicate(timeout=120)[1] for process in processes]
   assert [process.returncode for process in processes] == [75, 75], logs[0][-3000:]
   one, two = records(tmp_path / 'one'), records(tmp_path / 'two')
-  assert checkpoints.newest_step(tmp_path / 'two') == two[-1]['step'] >= STEPS
+  assert orbax.newest_step(tmp_path / 'two') == two[-1]['step'] >= STEPS
   assert [record.keys() for record in one] == [record.keys() for record in two[: len(one)]]
   for a, b in zip(one, two):
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-3, atol=1e-5)
@@ -265,12 +264,12 @@ def test_logits_are_never_gathered(chunk_size, tied):
   assert {shape for shape in gathered if '288' in shape} == {'f32[16,288]'}
 
 
-def state_on(mesh: partitioning.Grid, config=CONFIG):
+def state_on(mesh: partitioning.Mesh, config=CONFIG):
   """Shapes and shardings of a state: AdamW for the policy, Adafactor with momentum for the value network."""
   nets = networks.build(config, uses_value=True)
   adafactor = optimizers.adafactor(1e-3, min_dim_size_to_factor=4, momentum=0.9)
   txs = {'policy': optimizers.adamw(1e-3), 'value': adafactor}
-  create = functools.partial(train_state.create, optimizers=txs, uses_reference=True, keeps_initial=True)
+  create = functools.partial(state.create, optimizers=txs, uses_reference=True, keeps_initial=True)
   abstract = jax.eval_shape(create, networks.abstract_on(nets, mesh))
   return abstract, partitioning.state_shardings(abstract, networks.shardings(nets, mesh), mesh)
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from dro_jax.errors import UsageError
-from dro_jax.parallel import processes as cluster
+from dro_jax.parallel import processes
 
 
 @pytest.mark.parametrize(
@@ -16,19 +16,19 @@ from dro_jax.parallel import processes as cluster
   ],
 )
 def test_a_cluster_is_read(text, arguments):
-  assert cluster.parse(text) == arguments
+  assert processes.parse(text) == arguments
 
 
 @pytest.mark.parametrize('text', ['2', '2/2@host:80', '0/2@host', '0/2', '-1/2@host:80'])
 def test_what_is_no_cluster_is_refused(text):
   with pytest.raises(UsageError, match='pass auto, or INDEX/COUNT@HOST:PORT'):
-    cluster.parse(text)
+    processes.parse(text)
 
 
 def test_alone_nothing_is_joined_and_one_prints(monkeypatch):
-  monkeypatch.delenv(cluster.VARIABLE, raising=False)
-  cluster.join()
-  assert cluster.is_first()
+  monkeypatch.delenv(processes.VARIABLE, raising=False)
+  processes.join()
+  assert processes.is_first()
 
 
 ENDING = """
@@ -58,7 +58,7 @@ def test_who_is_alone_waits_for_nothing_that_failed_or_was_interrupted(code, wai
 def test_who_fails_does_not_wait_for_the_others(ending, code, waits):
   done = subprocess.run(
     [sys.executable, '-c', ENDING, ending],
-    env={cluster.VARIABLE: 'auto', 'PYTHONPATH': ':'.join(sys.path)},
+    env={processes.VARIABLE: 'auto', 'PYTHONPATH': ':'.join(sys.path)},
     capture_output=True,
     text=True,
   )

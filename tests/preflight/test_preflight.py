@@ -10,18 +10,16 @@ import pytest
 from rich import console
 
 from dro_jax import algorithms
-from dro_jax.costs import slices as chips
-from dro_jax.data.batches import groups as units
+from dro_jax.costs import slices
+from dro_jax.data.batches import groups
 from dro_jax.data.text import vocabularies
-from dro_jax.data.worlds import placeholder as stand_in
+from dro_jax.data.worlds import placeholder
 from dro_jax.errors import UsageError
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
 from dro_jax.preflight import compilation, placeholders, preflight, remedies, sweep
-from dro_jax.run import batches as feeds
-from dro_jax.run import train
-from dro_jax.step import optimizers, reference
-from dro_jax.step import state as train_state
+from dro_jax.run import batches, train
+from dro_jax.step import optimizers, reference, state
 from dro_jax.types import TOKEN_LOGPS
 
 CONFIG = T5Config(
@@ -37,13 +35,13 @@ SIZES = {'prompt_length': 16, 'response_length': 16, 'batch_size': 4}
 
 def here(**changes):
   """This machine's devices, said to be a slice."""
-  return chips.Slice('here', 'v5e', (8,), 1, jax.devices())
+  return slices.Slice('here', 'v5e', (8,), 1, jax.devices())
 
 
 @pytest.fixture(scope='module')
 def report():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(chips, 'find', lambda name: here())
+    patch.setattr(slices, 'find', lambda name: here())
     return preflight.preflight('here', algorithm=algorithms.dpo, train=TRAIN, **SIZES)
 
 
@@ -76,7 +74,7 @@ def test_a_small_step_sends_what_it_did(report):
 
 def test_a_small_step_holds_what_it_did(report):
   assert {name: report['memory'][name] for name in HELD} == pytest.approx(HELD, rel=0.02)
-  assert report['fits'] and report['memory']['available'] == chips.CHIPS['v5e'].hbm
+  assert report['fits'] and report['memory']['available'] == slices.CHIPS['v5e'].hbm
 
 
 def test_operations_are_those_of_the_jaxpr_and_near_the_rule_of_thumb(report):
@@ -107,13 +105,13 @@ def test_the_roofline_is_the_longest_resource_and_the_sum_hides_nothing(report):
 def stood_in(monkeypatch, algorithm, **settings):
   """(the triplets that a preflight would train on, its settings)."""
   asked = []
-  monkeypatch.setattr(chips, 'find', lambda name: here())
+  monkeypatch.setattr(slices, 'find', lambda name: here())
   monkeypatch.setattr(
     compilation, 'try_compile', lambda one: asked.append(one) or compilation.Attempt(True, EMPTY)
   )
   preflight.preflight('here', algorithm=algorithm, train=TRAIN, **SIZES | settings)
   [(_, _, data, settings)] = asked
-  return feeds.admitted(data(vocabulary=vocabularies.vocabulary('bytes')), algorithm()), settings
+  return batches.admitted(data(vocabulary=vocabularies.vocabulary('bytes')), algorithm()), settings
 
 
 def test_a_batch_of_groups_has_groups_of_the_runs_size(monkeypatch):
@@ -121,10 +119,10 @@ def test_a_batch_of_groups_has_groups_of_the_runs_size(monkeypatch):
     monkeypatch,
     algorithms.rloo,
     batch_size=2,
-    unit_options=functools.partial(units.UnitOptions, group_size=4),
+    unit_options=functools.partial(groups.UnitOptions, group_size=4),
   )
   rows, options = settings['rows'](), settings['unit_options']()
-  feed = feeds.make(
+  feed = batches.make_loaders(
     triplets, algorithms.rloo(), rows, options, batch_size=2, seed=0, multiple=2, eval_examples=None
   )
   assert feed.train.rows(0).valid.sum() == 8
@@ -153,7 +151,7 @@ def attempted(monkeypatch, fitting, held=1, remat=False, **settings):
     model = {'remat': remat}
     return compilation.Attempt(fits, EMPTY | {'fits': fits, 'memory': memory, 'model': model} | seconds)
 
-  monkeypatch.setattr(chips, 'find', lambda name: here())
+  monkeypatch.setattr(slices, 'find', lambda name: here())
   monkeypatch.setattr(compilation, 'try_compile', attempt)
   return preflight.preflight('here', train=TRAIN, **SIZES | settings), tried
 
@@ -214,7 +212,7 @@ def test_a_sweep_compiles_what_may_do_and_ranks_what_fits(monkeypatch):
     if sizes['model'] == 8:
       raise UsageError('8 heads')
     shape = jax.ShapeDtypeStruct((2**42 if sizes['data'] == 8 else 1,), 'int8', sharding=REPLICATED)
-    return None, train_state.TrainState(np.zeros(()), {'policy': shape}, {}, None)
+    return None, state.TrainState(np.zeros(()), {'policy': shape}, {}, None)
 
   monkeypatch.setattr(compilation, 'rehearse', rehearsed)
   found, tried = attempted(
@@ -245,7 +243,7 @@ def test_a_sweep_of_slices_joins_them_either_way():
 
 
 def test_what_samples_its_responses_is_refused(monkeypatch):
-  monkeypatch.setattr(chips, 'find', lambda name: here())
+  monkeypatch.setattr(slices, 'find', lambda name: here())
   with pytest.raises(UsageError, match='samples its responses'):
     preflight.preflight('here', algorithm=algorithms.rloo_online, train=TRAIN, **SIZES)
 
@@ -274,7 +272,7 @@ def test_what_is_computed_again_is_of_no_use(monkeypatch):
   def compile_step(*_):
     raise RuntimeError(FULL.format('hbm', 'G'))
 
-  monkeypatch.setattr(chips, 'find', lambda name: here())
+  monkeypatch.setattr(slices, 'find', lambda name: here())
   monkeypatch.setattr(compilation, 'compile_step', compile_step)
   recomputing = functools.partial(TRAIN, remat=True)
   found = preflight.preflight('here', algorithm=algorithms.sft, train=recomputing, remedies=False, **SIZES)
@@ -288,11 +286,13 @@ def test_what_is_no_main_memory_is_no_memory():
     compilation._too_large(FULL.format('vmem', 'M'), STATELESS, here(), 1.0)
 
 
-STATELESS = train_state.TrainState(np.zeros(()), {}, {}, None)
+STATELESS = state.TrainState(np.zeros(()), {}, {}, None)
 
 
 def test_stand_ins_are_of_full_length_and_make_pairs():
-  found = stand_in.triplets(vocabularies.vocabulary('bytes'), prompts=3, prompt_length=5, response_length=7)
+  found = placeholder.triplets(
+    vocabularies.vocabulary('bytes'), prompts=3, prompt_length=5, response_length=7
+  )
   table = found.train
   assert (table.prompt_lengths == 5).all() and (table.response_lengths == 7).all() and len(table) == 6
   assert not np.array_equal(table.response(0), table.response(1))

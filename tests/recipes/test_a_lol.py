@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dro_jax import algorithms
-from dro_jax.data.table import column_store as columns
+from dro_jax.data.table import column_store
 from dro_jax.errors import Stopped, UsageError
 from dro_jax.recipes import a_lol, fit_value
 from dro_jax.run import train
@@ -47,7 +47,7 @@ def test_stages_end_in_a_policy_of_positive_advantages(done, data):
   assert result['advantages']['positive'] == positive
   metadata = json.loads((folder / 'policy' / 'run.json').read_text())
   assert metadata['data']['selected_records'] == positive < len(table)
-  assert metadata['data']['columns_from'] == [columns.read(folder / 'columns').mark]
+  assert metadata['data']['columns_from'] == [column_store.read(folder / 'columns').mark]
   assert result['policy']['step'] == 3 and np.isfinite(result['policy']['loss'])
 
 

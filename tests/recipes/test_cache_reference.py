@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dro_jax import algorithms, types
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.data.table import column_store as columns
+from dro_jax.checkpoints import orbax
+from dro_jax.data.table import column_store
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
@@ -16,8 +16,7 @@ from dro_jax.evaluation import evaluate
 from dro_jax.models.t5.parameters import convert_layers
 from dro_jax.parallel import partitioning
 from dro_jax.recipes import cache_reference
-from dro_jax.run import batches as feeds
-from dro_jax.run import networks, reference_store, schedule, train, trained
+from dro_jax.run import batches, networks, reference_store, schedule, train, trained
 from dro_jax.step import optimizers, reference
 from tests.examples import CONFIG
 from tests.run.test_train import final_state, records, write_triplets
@@ -53,7 +52,7 @@ def save_policy(folder, seed=0):
   metadata = networks.metadata(
     MODEL, vocabulary=WORDS, algorithm=algorithms.sft(), readout='prompt', shared=False
   )
-  checkpoints.save_params(folder, params, metadata)
+  orbax.save_params(folder, params, metadata)
   return str(folder)
 
 
@@ -143,7 +142,7 @@ def test_evaluate_has_the_reference_of_a_cached_run(finished, data, policy, tmp_
   (tmp_path / 'moved').symlink_to(policy)
   moved = trained.load_run(folder, one_device(), init_from=str(tmp_path / 'moved'))
   assert reference_store.digest_of(moved.state.reference) == reference_store.digest_of(
-    checkpoints.load_params(policy)[0]
+    orbax.load_params(policy)[0]
   )
   with pytest.raises(UsageError, match=r'kept no parameters of it[\s\S]*Pass --init_from'):
     trained.load_run(folder, one_device(), init_from=str(tmp_path / 'nowhere'))
@@ -170,9 +169,9 @@ def test_another_way_of_reading_the_data_is_refused(store, data, policy, tmp_pat
 
 
 def test_numbers_beyond_the_tolerance_are_refused(store, data, policy, tmp_path):
-  good = columns.read(store)
+  good = column_store.read(store)
   flat, offsets = good.token_columns[types.TOKEN_LOGPS]
-  bad = columns.write(
+  bad = column_store.write(
     tmp_path / 'bad', good.keys, fingerprint=good.fingerprint, origin=good.origin,
     token_columns={types.TOKEN_LOGPS: (np.asarray(flat) + 0.01, np.diff(offsets))},
   )  # fmt: skip
@@ -185,7 +184,7 @@ def test_another_plan_of_mismatched_pairs_is_refused(store, data, policy, tmp_pa
     ({'seed': 1}, 'seed: 0 there, 1 here'),
     ({'batch_size': 16}, 'train.batch_size: 8 there, 16 here'),
     ({'schedule': functools.partial(TIMING, steps=4)}, 'steps: 3 there, 4 here'),
-    ({'rows': functools.partial(feeds.RowOptions, packed=False)}, 'train.layout.packed: True there'),
+    ({'rows': functools.partial(batches.RowOptions, packed=False)}, 'train.layout.packed: True there'),
   ):
     with pytest.raises(UsageError, match=said):
       run(tmp_path / 'run', data, policy, 'kto', cached(store), **changes)

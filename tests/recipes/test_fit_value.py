@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dro_jax.data import triplets
-from dro_jax.data.storage import hashes as split
-from dro_jax.data.table import column_store as columns
+from dro_jax.data.storage import hashes
+from dro_jax.data.table import column_store
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.recipes import fit_value
@@ -80,7 +80,7 @@ def test_values_explain_the_rewards_of_prompts_that_were_not_seen(fitted, data):
 def test_each_network_is_fitted_on_the_other_folds(fitted, data):
   folder, _ = fitted
   table = data().train
-  fold = split.folds(table.prompt_digests, 2)
+  fold = hashes.folds(table.prompt_digests, 2)
   for k in range(2):
     metadata = json.loads((folder / f'fold_{k}' / 'run.json').read_text())
     assert metadata['data']['train_records'] == (fold != k).sum()
@@ -101,9 +101,9 @@ def fail(**_):
 
 def test_a_complete_store_is_not_made_again(fitted, data):
   folder, report = fitted
-  mark = columns.read(folder).mark
+  mark = column_store.read(folder).mark
   assert fit_value.fit_value(str(folder), data, fail, folds=2) == report
-  assert columns.read(folder).mark == mark
+  assert column_store.read(folder).mark == mark
 
 
 def rewritten(path, change):
@@ -121,17 +121,17 @@ def test_a_complete_store_is_none_of_other_rewards_or_columns(field, tmp_path):
     cache_dir=str(tmp_path / 'cache'),
   )  # fmt: skip
   fit(tmp_path / 'v', data, steps=1, folds=2)
-  before = columns.read(tmp_path / 'v').mark
+  before = column_store.read(tmp_path / 'v').mark
   rewritten(path, lambda record: record | {field: 1 - record[field]})
   with pytest.raises(UsageError, match='the records are not those|data.train_columns.label: '):
     fit(tmp_path / 'v', data, steps=1, folds=2)
-  assert columns.read(tmp_path / 'v').mark == before
+  assert column_store.read(tmp_path / 'v').mark == before
 
 
 def test_a_store_of_an_earlier_version_is_believed(fitted, data, tmp_path):
-  store = columns.read(fitted[0])
+  store = column_store.read(fitted[0])
   origin = {name: x for name, x in store.origin.items() if name != 'made_of'}
-  columns.write(tmp_path / 'columns', store.keys, {'value': store.columns['value']}, origin=origin)
+  column_store.write(tmp_path / 'columns', store.keys, {'value': store.columns['value']}, origin=origin)
   assert fit_value.fit_value(str(tmp_path), data, fail, folds=2) == origin['report']
 
 
@@ -144,9 +144,9 @@ def test_a_killed_fit_resumes(fitted, data, tmp_path):
 
   with pytest.raises(KeyboardInterrupt):
     fit_value.fit_value(str(tmp_path), data, killed, folds=2, mesh=one_device)
-  assert not columns.exists(tmp_path)
+  assert not column_store.exists(tmp_path)
   fit(tmp_path, data, folds=2)
-  whole, resumed = columns.read(fitted[0]), columns.read(tmp_path)
+  whole, resumed = column_store.read(fitted[0]), column_store.read(tmp_path)
   np.testing.assert_array_equal(whole.columns['value'], resumed.columns['value'])
   first = json.loads((tmp_path / 'fold_1' / 'metrics.jsonl').read_text().splitlines()[-1])
   assert first['step'] == 40
@@ -156,7 +156,7 @@ def test_held_out_prompts_get_values_and_the_others_leave_the_data(data, tmp_pat
   report = fit(tmp_path, data, steps=2, held_out=0.5)
   plain, joined = data(), data(columns_from=str(tmp_path))
   assert report['responses'] == len(joined.train) < len(plain.train)
-  assert split.by_prompt_hash(joined.train.prompt_digests, 0.5, 'fold').sum() == 0
+  assert hashes.by_prompt_hash(joined.train.prompt_digests, 0.5, 'fold').sum() == 0
   assert len(joined.eval) == len(plain.eval)
   assert np.isfinite(report['explained_variance/held_out'])
 
@@ -166,7 +166,7 @@ def test_a_value_that_explains_less_than_is_asked_for_is_refused_and_not_written
     (tmp_path / name).symlink_to(fitted[0] / name)
   with pytest.raises(UsageError, match=r'V explains 0\.\d+ .* MIN_EXPLAINED_VARIANCE=1.5'):
     fit(tmp_path, data, folds=2, min_explained_variance=1.5)
-  assert not columns.exists(tmp_path)
+  assert not column_store.exists(tmp_path)
   # Values that are there already are looked at likewise.
   with pytest.raises(UsageError, match='MIN_EXPLAINED_VARIANCE=1.5'):
     fit(fitted[0], data, folds=2, min_explained_variance=1.5)

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from dro_jax import algorithms
-from dro_jax.data.batches import groups as units
+from dro_jax.data.batches import groups
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import load_triplets
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
-from dro_jax.run import batches as feeds
-from dro_jax.run import networks, table_scores
+from dro_jax.run import batches, networks, table_scores
 from dro_jax.step import reference
 from dro_jax.step import state as train_state
 from tests.examples import CONFIG
@@ -82,8 +81,8 @@ def one_device():
 
 def fed(triplets, algorithm, **settings):
   settings = {'batch_size': 4, 'seed': 0, 'multiple': 1, 'eval_examples': None} | settings
-  return feeds.make(
-    feeds.admitted(triplets, algorithm), algorithm, feeds.RowOptions(), units.UnitOptions(), **settings
+  return batches.make_loaders(
+    batches.admitted(triplets, algorithm), algorithm, batches.RowOptions(), groups.UnitOptions(), **settings
   )
 
 
@@ -108,7 +107,7 @@ class Scorer:
     frozen = reference.frozen(scoring.make_score(nets.policy)) if self.algorithm.uses_reference else None
     other = other if self.algorithm.uses_reference else None
     self.state = train_state.TrainState(jnp.zeros((), jnp.int32), params, {}, other, statistics)
-    self.score = table_scores.make_scorer(nets, self.algorithm, frozen, one_device(), by_batch=by_batch)
+    self.score = table_scores.make_table_scorer(nets, self.algorithm, frozen, one_device(), by_batch=by_batch)
 
   def criterion(self, triplets, **settings):
     scored = self.score(self.state, fed(triplets, self.algorithm, **settings).eval)
@@ -137,7 +136,7 @@ def test_a_batch_value_is_the_mean_over_the_whole_held_out_part(triplets):
   loader = fed(triplets['mixed'], algorithm).eval
   frozen = reference.frozen(scoring.make_score(nets.policy))
   whole, each = (
-    table_scores.make_scorer(some, algorithm, frozen, one_device())(state, loader).values
+    table_scores.make_table_scorer(some, algorithm, frozen, one_device())(state, loader).values
     for some in (nets, per_prompt)
   )
   assert each.std() > 0.01
@@ -151,7 +150,7 @@ def test_a_run_of_an_earlier_version_keeps_its_files_order(triplets):
 
 
 def test_which_responses_are_held_out_does_not_depend_on_the_order(triplets):
-  tables = [of.eval.subset(feeds.by_content(of.eval)) for of in triplets.values()]
+  tables = [of.eval.subset(batches.by_content(of.eval)) for of in triplets.values()]
   for table in tables:
     assert list(table.responses) == list(tables[0].responses)
     for name in ('prompt_digests', 'rewards'):
@@ -162,6 +161,6 @@ def test_which_responses_are_held_out_does_not_depend_on_the_order(triplets):
 def test_a_run_validates_on_the_first_of_that_order(triplets):
   found = fed(triplets['mixed'], algorithms.dro_v(), eval_examples=9).eval.table
   expected = triplets['reversed'].eval
-  expected = expected.subset(feeds.by_content(expected)[:9])
+  expected = expected.subset(batches.by_content(expected)[:9])
   assert list(found.responses) == list(expected.responses)
   np.testing.assert_array_equal(found.rewards, expected.rewards)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.checkpoints import policy
+from dro_jax.checkpoints import orbax, policy
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
@@ -26,7 +25,7 @@ def save(folder, config, **metadata):
   rng = np.random.default_rng(0)
   flat = {path: rng.normal(size=shape).astype(np.float32) for path, shape in names.shapes(config).items()}
   params = traverse_util.unflatten_dict(flat)
-  checkpoints.save_params(folder, params, {'model': dataclasses.asdict(config)} | metadata)
+  orbax.save_params(folder, params, {'model': dataclasses.asdict(config)} | metadata)
   return params
 
 

@@ -15,10 +15,8 @@ import optax
 import pytest
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.checkpoints import policy
-from dro_jax.data.batches import loader, plan
-from dro_jax.data.batches import packing as layout
+from dro_jax.checkpoints import orbax, policy
+from dro_jax.data.batches import loader, packing, plan
 from dro_jax.data.table import table
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import load_triplets
@@ -26,8 +24,7 @@ from dro_jax.errors import NotFinite, Stopped, UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.run import batches as feeds
 from dro_jax.run import build, loop, schedule, train
-from dro_jax.run.folder import lock as claims
-from dro_jax.run.folder import validation
+from dro_jax.run.folder import lock, validation
 from dro_jax.run.trained import load_run
 from dro_jax.step import optimizers
 from dro_jax.step.reference import hard
@@ -113,9 +110,9 @@ def records(folder):
 
 
 def final_state(folder):
-  saved = checkpoints.Checkpoints(folder / 'checkpoints')
+  saved = orbax.Checkpoints(folder / 'checkpoints')
   path = saved._manager.directory / str(saved.latest_step()) / 'state'
-  return checkpoints._read_tree(path, (), None)
+  return orbax._read_tree(path, (), None)
 
 
 def assert_same_run(a, b):
@@ -189,7 +186,7 @@ def test_ctrl_c_in_python_saves_restores_the_handlers_and_raises_keyboard_interr
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
   finally:
     signal.signal(signal.SIGINT, before)
-  assert checkpoints.newest_step(tmp_path) == 2
+  assert orbax.newest_step(tmp_path) == 2
 
 
 def test_a_finished_run_is_left_alone(whole, run):
@@ -207,7 +204,7 @@ def continued(whole, run, tmp_path_factory):
 
 def test_init_from_a_run_starts_at_its_policy_with_a_fresh_reference(whole, continued):
   assert records(continued[0])[0]['log_ratio_max'] == 0.0
-  start = checkpoints.load_params(str(whole[0]))[0]
+  start = orbax.load_params(str(whole[0]))[0]
   reference = final_state(continued[0])['reference']
   jax.tree.map(np.testing.assert_array_equal, start, reference)
 
@@ -234,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_examples(run, triple
   with pytest.raises(FloatingPointError, match=r'loss of step \d is not finite.*: r7\..*--replay') as error:
     run(folder, data=data, steps=12, checkpoint_every=1, eval_every=0)
   step = int(re.search(r'step (\d)', str(error.value))[1])
-  assert checkpoints.newest_step(folder) < step
+  assert orbax.newest_step(folder) < step
   kept = folder / 'nonfinite' / str(step)
   examples = [json.loads(line) for line in (kept / 'examples.jsonl').read_text().splitlines()]
   assert len(examples) == 8 and [e['id'] for e in examples if not e['finite']] == ['r7']
@@ -254,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_examples(run, triple
 
 def test_a_second_run_in_the_same_folder_is_refused(whole, run):
   before = records(whole[0])
-  with claims.claimed(whole[0]), pytest.raises(UsageError, match='in use by another run'):
+  with lock.locked(whole[0]), pytest.raises(UsageError, match='in use by another run'):
     run(whole[0], steps=6)
   assert records(whole[0]) == before
 
@@ -314,10 +311,10 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path):
     'vocabulary': 'gs://somewhere/spiece.model',
     'vocabulary_fingerprint': 'another',
   }
-  checkpoints.save_params(tmp_path / 'imported', {'x': np.zeros(1)}, metadata)
+  orbax.save_params(tmp_path / 'imported', {'x': np.zeros(1)}, metadata)
   with pytest.raises(UsageError, match='spiece.model.*bytes'):
     policy.vocabulary_of(str(tmp_path / 'imported'), 'bytes')
-  checkpoints.save_params(tmp_path / 'unnamed', {'x': np.zeros(1)}, {'model': dataclasses.asdict(config)})
+  orbax.save_params(tmp_path / 'unnamed', {'x': np.zeros(1)}, {'model': dataclasses.asdict(config)})
   with pytest.raises(UsageError, match='259 ids.*embeds 128'):
     policy.vocabulary_of(str(tmp_path / 'unnamed'), 'bytes')
   with pytest.raises(UsageError, match='does not say which vocabulary'):
@@ -403,7 +400,7 @@ def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region,
     assert record['eval/criterion'] == record['eval/loss/value'] != record['eval/criterion_moving']
     assert 'eval/within_prompt_accuracy/log_ratio_moving' in record
   best = min((2, 4), key=lambda step: validated[step - 1]['eval/criterion'])
-  assert checkpoints.load_metadata(tmp_path / 'whole')['step'] == best
+  assert orbax.load_metadata(tmp_path / 'whole')['step'] == best
   with pytest.raises(UsageError, match='is not measured') as error:
     trust_region(tmp_path / 'wrong', steps=4, best_metric='eval/lost')
   assert {name for name in validated[-1] if name.startswith('eval/')} == listed_metrics(error.value)
@@ -432,7 +429,7 @@ def as_an_earlier_version_wrote(folder):
   """Metadata without a format, in which `batch` was one learned number."""
   for file in [folder / 'run.json', *(folder / 'checkpoints').glob('*/metadata/metadata')]:
     saved = json.loads(file.read_text())
-    assert saved.pop('format') == checkpoints.FORMAT
+    assert saved.pop('format') == orbax.FORMAT
     file.write_text(json.dumps(saved | {'value': saved['value'] | {'readout': 'batch'}}))
 
 
@@ -446,7 +443,7 @@ def test_a_run_of_an_earlier_version_keeps_its_batch_value(run, tmp_path, caplog
   assert 'was one learned number, which is called scalar now' in caplog.text
   assert list(final_state(tmp_path)['params']['value']['head']) == ['value']
   assert load_run(str(tmp_path), one_device()).networks.value.readout == 'scalar'
-  assert checkpoints.format_of(checkpoints.run_metadata(tmp_path)) == 1
+  assert orbax.saved_format(orbax.run_metadata(tmp_path)) == 1
 
 
 def test_a_best_metric_that_is_not_measured_is_refused_before_anything_is_written(whole, run, tmp_path):
@@ -464,10 +461,10 @@ def test_a_best_metric_that_is_not_measured_is_refused_before_anything_is_writte
 def test_a_run_that_goes_on_without_validations_keeps_its_best(whole, run, tmp_path):
   folder = tmp_path / 'run'
   shutil.copytree(whole[0], folder)
-  best = checkpoints.load_metadata(folder)['step']
+  best = orbax.load_metadata(folder)['step']
   run(folder, steps=5, eval_every=0, keep_last=1)
   assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == [str(best), '5']
-  assert checkpoints.load_metadata(folder)['step'] == best
+  assert orbax.load_metadata(folder)['step'] == best
   assert validation.steps(folder) == sorted({best, 4})
 
 
@@ -487,7 +484,7 @@ def test_the_best_checkpoint_is_the_criterions(run, tmp_path):
   assert sorted(measured) == [2, 3, 4]  # What is saved is measured, too.
   assert all(r['eval/criterion'] == r['eval/loss/value'] for r in measured.values())
   best = min((2, 4), key=lambda step: measured[step]['eval/criterion'])
-  assert checkpoints.load_metadata(tmp_path / 'right')['step'] == best
+  assert orbax.load_metadata(tmp_path / 'right')['step'] == best
 
 
 def test_a_validation_loss_that_is_not_finite_stops_before_the_checkpoint(run, triplets, tmp_path):
@@ -503,7 +500,7 @@ def test_a_validation_loss_that_is_not_finite_stops_before_the_checkpoint(run, t
     NotFinite, match='criterion of the held-out responses is not finite after step 1, in .*: r'
   ):
     run(tmp_path / 'run', data=data, steps=1)
-  assert checkpoints.newest_step(tmp_path / 'run') is None
+  assert orbax.newest_step(tmp_path / 'run') is None
   for path in (tmp_path / 'run').rglob('*.json*'):
     for line in path.read_text().splitlines() if path.suffix == '.jsonl' else [path.read_text()]:
       json.loads(line, parse_constant=pytest.fail)
@@ -512,7 +509,7 @@ def test_a_validation_loss_that_is_not_finite_stops_before_the_checkpoint(run, t
 def test_a_last_update_that_is_not_finite_is_not_saved(run, tmp_path):
   with pytest.raises(NotFinite, match=r'parameter_norm/policy of step 1 is not finite.*--replay'):
     run(tmp_path, steps=1, eval_every=0, policy_optimizer=functools.partial(optax.scale, math.nan))
-  assert checkpoints.newest_step(tmp_path) is None
+  assert orbax.newest_step(tmp_path) is None
   assert not (tmp_path / 'metrics.jsonl').exists()
 
 
@@ -569,7 +566,7 @@ def test_a_note_says_where_batches_of_few_prompts_mislead(tmp_path, deal, says):
     records, vocabularies.vocabulary('bytes'), tmp_path / 't', prompt_length=8, response_length=8
   )
   batches = plan.Plan.of(built, 32, 0, deal=deal)
-  loaded = loader.Loader(built, batches, layout.Layout.fit(built, batches, scan=2))
+  loaded = loader.Loader(built, batches, packing.Layout.fit(built, batches, scan=2))
   assert re.search(says, loop.few_prompts(loaded, algorithms.dro_p(), 0))
   assert loop.few_prompts(loaded, algorithms.dro_v(), 0) == ''
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dro_jax.statistics import agreement as statistics
+from dro_jax.statistics import agreement
 
 
 def example(seed=0, num_responses=60, num_prompts=12):
@@ -34,10 +34,10 @@ def brute_force(scores, rewards, prompts):
 
 @pytest.mark.parametrize('seed', range(3))
 def test_pairs_equal_brute_force(seed):
-  counts = statistics.count_pairs(*example(seed))
+  counts = agreement.count_pairs(*example(seed))
   pairs, wins, ties = brute_force(*example(seed))
   assert (counts.pairs.sum(), counts.wins.sum(), counts.ties.sum()) == (pairs, wins, ties)
-  assert statistics.pairwise_accuracy(counts, np.ones(len(counts.pairs))) == pytest.approx(wins / pairs)
+  assert agreement.pairwise_accuracy(counts, np.ones(len(counts.pairs))) == pytest.approx(wins / pairs)
 
 
 def test_accuracy_ignores_each_prompts_level_and_the_temperature():
@@ -45,7 +45,7 @@ def test_accuracy_ignores_each_prompts_level_and_the_temperature():
   levels = np.random.default_rng(1).normal(size=prompts.max() + 1)[prompts]
   shifted = 8 * scores + 64 * np.round(levels)
   one, other = (
-    statistics.within_prompts({'tau_rho': x}, rewards, prompts, resamples=10) for x in (scores, shifted)
+    agreement.within_prompts({'tau_rho': x}, rewards, prompts, resamples=10) for x in (scores, shifted)
   )
   assert one == other
 
@@ -53,7 +53,7 @@ def test_accuracy_ignores_each_prompts_level_and_the_temperature():
 @pytest.mark.parametrize('seed', range(3))
 def test_rank_correlation_equals_scipy(seed):
   scores, rewards, _ = example(seed)
-  got = statistics.rank_correlation(scores, rewards, np.ones(len(scores)))
+  got = agreement.rank_correlation(scores, rewards, np.ones(len(scores)))
   assert got == pytest.approx(scipy.stats.spearmanr(scores, rewards).statistic, abs=1e-12)
 
 
@@ -62,21 +62,21 @@ def test_weights_are_repetitions():
   weights = np.random.default_rng(0).integers(0, 4, size=len(scores)).astype(float)
   repeated = np.repeat(scores, weights.astype(int)), np.repeat(rewards, weights.astype(int))
   want = scipy.stats.spearmanr(*repeated).statistic
-  assert statistics.rank_correlation(scores, rewards, weights) == pytest.approx(want, abs=1e-12)
+  assert agreement.rank_correlation(scores, rewards, weights) == pytest.approx(want, abs=1e-12)
   want = 1 - np.var(repeated[1] - repeated[0]) / np.var(repeated[1])
-  assert statistics.explained_variance(scores, rewards, weights) == pytest.approx(want, abs=1e-12)
+  assert agreement.explained_variance(scores, rewards, weights) == pytest.approx(want, abs=1e-12)
 
 
 def test_explained_variance_of_known_values():
   targets, ones = np.array([1.0, 2.0, 3.0, 4.0]), np.ones(4)
-  assert statistics.explained_variance(targets + 5, targets, ones) == 1.0
-  assert statistics.explained_variance(np.full(4, 2.0), targets, ones) == 0.0
-  assert statistics.explained_variance(-targets, targets, ones) == -3.0
+  assert agreement.explained_variance(targets + 5, targets, ones) == 1.0
+  assert agreement.explained_variance(np.full(4, 2.0), targets, ones) == 0.0
+  assert agreement.explained_variance(-targets, targets, ones) == -3.0
 
 
 def test_bootstrap_of_a_mean_is_the_textbook_interval():
   x = np.random.default_rng(0).normal(size=400)
-  estimate = statistics.bootstrap(lambda weights_P: weights_P @ x / 400, 400, resamples=2000, seed=0)
+  estimate = agreement.bootstrap(lambda weights_P: weights_P @ x / 400, 400, resamples=2000, seed=0)
   half = 1.96 * x.std() / 20
   assert estimate.value == pytest.approx(x.mean())
   np.testing.assert_allclose([estimate.low, estimate.high], [x.mean() - half, x.mean() + half], atol=0.01)
@@ -86,15 +86,15 @@ def test_intervals_resample_prompts_not_responses():
   """Ten copies of every response say nothing new: the same interval."""
   scores, rewards, prompts = example()
   ten = [np.repeat(x, 10) for x in (scores, rewards, prompts)]
-  one = statistics.across_prompts({'s': scores}, rewards, prompts, resamples=50)
-  other = statistics.across_prompts({'s': ten[0]}, *ten[1:], resamples=50)
+  one = agreement.across_prompts({'s': scores}, rewards, prompts, resamples=50)
+  other = agreement.across_prompts({'s': ten[0]}, *ten[1:], resamples=50)
   np.testing.assert_allclose(one['s'], other['s'], atol=1e-9)
 
 
 def test_intervals_are_seeded():
   scores, rewards, prompts = example()
   runs = [
-    statistics.across_prompts({'s': scores}, rewards, prompts, resamples=50, seed=seed) for seed in (0, 0, 1)
+    agreement.across_prompts({'s': scores}, rewards, prompts, resamples=50, seed=seed) for seed in (0, 0, 1)
   ]
   assert runs[0] == runs[1]
   assert runs[0] != runs[2]
@@ -107,42 +107,42 @@ def test_the_value_carries_the_ranking_across_prompts():
   values, advantages = 3 * rng.normal(size=50)[prompts], rng.normal(size=200)
   rewards = values + advantages
   scores = {'v': values + advantages, 'tau_rho': advantages}
-  result = statistics.across_prompts(scores, rewards, prompts, resamples=5)
+  result = agreement.across_prompts(scores, rewards, prompts, resamples=5)
   assert result['v'].value == pytest.approx(1.0)
   assert result['tau_rho'].value < 0.6
-  within = statistics.within_prompts({'tau_rho': advantages}, rewards, prompts, resamples=5)
+  within = agreement.within_prompts({'tau_rho': advantages}, rewards, prompts, resamples=5)
   assert within['accuracy']['tau_rho'] == (1.0, 1.0, 1.0)
 
 
 def test_undefined_is_nan_and_not_an_accident():
   ones = np.ones(3)
-  alone = statistics.within_prompts({'s': ones}, np.arange(3.0), np.arange(3), resamples=5)
+  alone = agreement.within_prompts({'s': ones}, np.arange(3.0), np.arange(3), resamples=5)
   assert alone['pairs'] == 0
   assert np.isnan(alone['accuracy']['s'].value)
-  assert np.isnan(statistics.rank_correlation(ones, np.arange(3.0), ones))
-  one_prompt = statistics.value_fit(np.arange(3.0), np.arange(3.0), np.zeros(3, int), resamples=5)
+  assert np.isnan(agreement.rank_correlation(ones, np.arange(3.0), ones))
+  one_prompt = agreement.value_fit(np.arange(3.0), np.arange(3.0), np.zeros(3, int), resamples=5)
   assert one_prompt.value == 1.0
   assert np.isnan(one_prompt.low)
 
 
 def test_rewards_that_differ_by_rounding_are_ties():
   rewards, scores, one = np.array([0.1 + 0.2, 0.3, 0.5]), np.array([1.0, 2.0, 3.0]), np.zeros(3, int)
-  counts = statistics.count_pairs(scores, rewards, one)
+  counts = agreement.count_pairs(scores, rewards, one)
   assert (counts.pairs.sum(), counts.wins.sum(), counts.ties.sum()) == (2, 2, 1)
-  ranked = statistics.rank_correlation(scores, rewards, np.ones(3))
-  assert ranked == statistics.rank_correlation(scores, np.array([3.0, 3.0, 5.0]), np.ones(3))
+  ranked = agreement.rank_correlation(scores, rewards, np.ones(3))
+  assert ranked == agreement.rank_correlation(scores, np.array([3.0, 3.0, 5.0]), np.ones(3))
 
 
 @pytest.mark.parametrize('value', [0.7, 1.0])
 def test_equal_rewards_leave_no_variance_to_explain(value):
   targets, values = np.full(7, value), np.arange(7.0)
-  assert np.isnan(statistics.explained_variance(values, targets, np.ones(7)))
+  assert np.isnan(agreement.explained_variance(values, targets, np.ones(7)))
   # So do those that a resample drew, whatever the others are.
   targets[-1], weights = 5.0, np.array([1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 0.0])
-  assert np.isnan(statistics.explained_variance(values, targets, weights))
+  assert np.isnan(agreement.explained_variance(values, targets, weights))
 
 
 def test_baselines():
-  got = statistics.baselines(np.array([-2.0, -6.0]), np.array([2, 3]))
+  got = agreement.baselines(np.array([-2.0, -6.0]), np.array([2, 3]))
   np.testing.assert_array_equal(got['logp_per_token'], [-1.0, -2.0])
   np.testing.assert_array_equal(got['length'], [2.0, 3.0])

@@ -16,9 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from dro_jax import algorithms
 from dro_jax.costs import flops
-from dro_jax.data.batches import groups as units
-from dro_jax.data.batches import loader, plan
-from dro_jax.data.batches import packing as layout
+from dro_jax.data.batches import groups, loader, packing, plan
 from dro_jax.data.triplets import Triplets
 from dro_jax.models import scoring
 from dro_jax.models.t5.network import smallest_rows
@@ -59,7 +57,7 @@ def feed(
   *,
   responses: int,
   seed: int,
-  options: units.UnitOptions,
+  options: groups.UnitOptions,
   row_lengths: tuple[int, int],
 ) -> Feed:
   """The batches of the endless plan by response, pair or group, mismatched pairs included.
@@ -76,10 +74,10 @@ def feed(
   if unit == 'response':
     batches = plan.Plan.of(table, responses, seed)
   else:
-    table, members, _ = units.form(table, unit, options)
+    table, members, _ = groups.form(table, unit, options)
     # As many units as hold `responses`: all pairs of four are six.
     batches = plan.UnitPlan.of(table, members, max(round(responses * len(members) / len(table)), 1), seed)
-  fitted = layout.Layout.fit(table, batches, prompt_length=row_lengths[0], response_length=row_lengths[1])
+  fitted = packing.Layout.fit(table, batches, prompt_length=row_lengths[0], response_length=row_lengths[1])
   source = loader.Loader(table, batches, fitted, mismatched=True)
   return Feed(functools.cache(source.rows), triplets._replace(train=table))
 

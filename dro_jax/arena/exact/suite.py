@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dro_jax import algorithms
-from dro_jax.arena.cells import Cell, plain
+from dro_jax.arena.cells import Cell
 from dro_jax.arena.exact import enumeration
 from dro_jax.arena.exact import in_memory as inmemory
 from dro_jax.arena.exact import world as exact_world
@@ -25,6 +25,7 @@ from dro_jax.arena.suite import Suite
 from dro_jax.arena.trials import Grid, Range, steps_within
 from dro_jax.data.worlds import toy
 from dro_jax.errors import UsageError
+from dro_jax.files import to_json
 from dro_jax.types import Params, Scalar
 
 # --- who competes -------------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ COMPARING = ('dpo', 'copg', 'agro')
 # --- a cell -------------------------------------------------------------------------------------------------
 
 
-def run(
+def run_cell(
   settings: ExactSettings, competing: Mapping[str, Method], shared: pathlib.Path, cell: Cell
 ) -> dict[str, Any]:
   """Trains a cell's policy from the reference and measures it on the way."""
@@ -338,10 +339,10 @@ def exact(
     competing = {name: method for name, method in competing.items() if name not in COMPARING}
   return Suite(
     name='exact',
-    settings=plain(chosen.to_json()),
+    settings=to_json(chosen.to_json()),
     grids={name: method.grid for name, method in competing.items()},
     axes=[point._asdict() for point in axes],
-    run=functools.partial(run, chosen, competing, shared),
+    run=functools.partial(run_cell, chosen, competing, shared),
     report=functools.partial(report, {name: method.about for name, method in competing.items()}),
     cost='About 10 s a cell on two cores, and a minute for each seed and point.',
   )

@@ -17,7 +17,7 @@ from flax import traverse_util
 from dro_jax import algorithms
 from dro_jax.arena.exact import enumeration
 from dro_jax.arena.exact import in_memory as inmemory
-from dro_jax.data.batches import groups as units
+from dro_jax.data.batches import groups
 from dro_jax.data.table import table
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets, scaled
@@ -219,7 +219,7 @@ def feed_of(
   prompts = -(-slots // responses)
   return inmemory.feed(
     triplets, unit, responses=settings.batch_size, seed=seed,
-    options=units.UnitOptions(pairs='all', group_size=max(responses, 2)),
+    options=groups.UnitOptions(pairs='all', group_size=max(responses, 2)),
     row_lengths=(prompts * PROMPT_TOKENS, slots * WORD_TOKENS),
   )  # fmt: skip
 

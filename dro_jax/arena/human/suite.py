@@ -14,24 +14,23 @@ import numpy as np
 
 from dro_jax.algorithms import base
 from dro_jax.arena import training
-from dro_jax.arena.cells import Cell, file_of, plain
+from dro_jax.arena.cells import Cell, file_of
 from dro_jax.arena.human import report as human_report
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.trials import Range
-from dro_jax.checkpoints import orbax as checkpoints
-from dro_jax.checkpoints import policy
+from dro_jax.checkpoints import orbax, policy
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.sources import find
-from dro_jax.data.storage import hashes as split
+from dro_jax.data.storage import hashes
 from dro_jax.data.table import table as token_tables
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.triplets import Triplets, load_triplets, scaled
 from dro_jax.errors import UsageError
+from dro_jax.files import to_json
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
-from dro_jax.run import batches as feeds
-from dro_jax.run import networks, table_scores
+from dro_jax.parallel.partitioning import Mesh
+from dro_jax.run import batches, networks, table_scores
 from dro_jax.run.trained import load_run
 
 USUAL = ('dro_v', 'dro_p', 'kto', 'filtered_sft')
@@ -79,7 +78,7 @@ class Place(NamedTuple):
   folder: pathlib.Path
   feedback: Feedback
   model: T5Config
-  mesh: Callable[[], Grid]
+  mesh: Callable[[], Mesh]
   batch_size: int
 
 
@@ -119,13 +118,13 @@ def parts(place: Place, words: Any, response: str | None = None) -> _Parts:
   given = place.feedback
   whole, report = _table(place, given.triplets, words, response)
   if given.test_triplets is None:
-    test = split.by_prompt_hash(whole.prompt_digests, given.test)
+    test = hashes.by_prompt_hash(whole.prompt_digests, given.test)
     tested, first = whole.subset(test), given.test
   else:
     tested, _ = _table(place, given.test_triplets, words, response)
     test, first = np.isin(whole.prompt_digests, tested.prompt_digests), 0.0
   edges = np.cumsum([first, given.validation, 0.0 if given.init_from else given.reference])
-  below = [split.by_prompt_hash(whole.prompt_digests, float(edge)) for edge in edges]
+  below = [hashes.by_prompt_hash(whole.prompt_digests, float(edge)) for edge in edges]
   held, imitated = below[1] & ~below[0] & ~test, below[2] & ~below[1] & ~test
   training_part = ~below[2] & ~test
   dealt = _Parts(whole.subset(imitated), whole.subset(training_part), whole.subset(held), tested, report)
@@ -189,7 +188,7 @@ def _contents(given: Feedback) -> dict[str, str | None]:
   return {
     'triplets': of(given.triplets),
     'test_triplets': given.test_triplets and of(given.test_triplets),
-    'init_from': given.init_from and checkpoints.init_digest(given.init_from),
+    'init_from': given.init_from and orbax.init_digest(given.init_from),
   }
 
 
@@ -221,9 +220,9 @@ def _about(table: TokenTable) -> dict[str, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=4)
-def _scorer(nets: networks.Networks, mesh: Grid) -> Callable[..., table_scores.ScoredTable]:
+def _scorer(nets: networks.Networks, mesh: Mesh) -> Callable[..., table_scores.ScoredTable]:
   """Compiled once for all cells with the same networks."""
-  return table_scores.make_scorer(nets, base.NO_LOSS, None, mesh)
+  return table_scores.make_table_scorer(nets, base.NO_LOSS, None, mesh)
 
 
 def scored(
@@ -231,15 +230,15 @@ def scored(
 ) -> dict[str, dict[str, np.ndarray]]:
   """A policy's log-probs of every response of some tables, and V where it has a value, `[N]` each."""
   mesh = place.mesh()
-  run = load_run(checkpoint, mesh)
-  state, found = run.state._replace(reference=None), {}
+  run_cell = load_run(checkpoint, mesh)
+  state, found = run_cell.state._replace(reference=None), {}
   for name, table in tables.items():
-    result = _scorer(run.networks, mesh)(state, feeds.once(table, mesh, place.batch_size))
+    result = _scorer(run_cell.networks, mesh)(state, batches.once(table, mesh, place.batch_size))
     found[name] = {'logps': result.logps} | ({} if result.values is None else {'values': result.values})
   return found
 
 
-def run(
+def run_cell(
   place: Place,
   methods: Mapping[str, training.Method],
   budget: training.Budget,
@@ -275,7 +274,7 @@ def human(
   steps: int = 200,
   batch_size: int = 32,
   evaluations: int = 2,
-  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
 ) -> Suite:
   """Agreement with human scores on held-out prompts.
 
@@ -301,8 +300,8 @@ def human(
   settings |= {'contents': _contents(given)}
   world_of = functools.lru_cache(maxsize=1)(functools.partial(prepare, place))
   return Suite(
-    'human', plain(settings), {name: method.grid for name, method in competing.items()}, ({},),
-    functools.partial(run, place, competing, budget, world_of),
+    'human', to_json(settings), {name: method.grid for name, method in competing.items()}, ({},),
+    functools.partial(run_cell, place, competing, budget, world_of),
     functools.partial(human_report.report, tuple(competing)), usual=USUAL,
   )  # fmt: skip
 

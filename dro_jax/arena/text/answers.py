@@ -7,7 +7,7 @@ import numpy as np
 
 from dro_jax.data.text import vocabularies
 from dro_jax.models.t5.network import T5
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import table_scores
 from dro_jax.run.sampling import generation, rewards
 from dro_jax.types import Params, Rows
@@ -39,10 +39,10 @@ class Tools(NamedTuple):
 
   draw: Callable[..., Samples]
   score: Callable[[Params, Samples], np.ndarray]
-  mesh: Grid
+  mesh: Mesh
 
 
-def make_tools(policy: T5, words: vocabularies.Vocabulary, mesh: Grid, response_length: int) -> Tools:
+def make_tools(policy: T5, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int) -> Tools:
   """Answers and scores of any policy of this kind, at temperature 1 without truncation."""
   answer = generation.make_generator(policy, mesh, max_length=response_length, batch_size=_BATCH)
 
@@ -62,7 +62,7 @@ def _prompt_tokens(words: vocabularies.Vocabulary, prompts: Sequence[str]) -> li
   return [np.append(ids, vocabularies.EOS) for ids in words.encode_batch(prompts)]
 
 
-def _make_score(policy: T5, words: vocabularies.Vocabulary, mesh: Grid, response_length: int) -> Callable:
+def _make_score(policy: T5, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int) -> Callable:
   """Scores tokens as they were sampled: text that is tokenised again need not be the same."""
   score = table_scores.make_token_scorer(policy, mesh)
 

@@ -11,8 +11,7 @@ from dro_jax.arena.cells import Finished
 from dro_jax.arena.suite import Report
 from dro_jax.arena.text.answers import GRAMS
 from dro_jax.printing.tables import Table
-from dro_jax.statistics import agreement as statistics
-from dro_jax.statistics import off_policy
+from dro_jax.statistics import agreement, off_policy
 from dro_jax.statistics.agreement import Estimate
 
 DRAWS = 1000
@@ -163,7 +162,7 @@ def trust_table(finished: Sequence[Finished]) -> Table:
         'estimate': _ESTIMATORS[name],
         'root mean square error': float(np.sqrt(np.mean(off**2))),
         'bias': float(off.mean()),
-        'rank correlation with the truth': statistics.rank_correlation(
+        'rank correlation with the truth': agreement.rank_correlation(
           np.array(values), truth, np.ones(len(truth))
         ),
       }

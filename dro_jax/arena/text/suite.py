@@ -16,7 +16,7 @@ import numpy as np
 
 from dro_jax import files
 from dro_jax.arena import training
-from dro_jax.arena.cells import Cell, file_of, plain
+from dro_jax.arena.cells import Cell, file_of
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.text import answers
 from dro_jax.arena.text.answers import Samples, Tools
@@ -27,9 +27,10 @@ from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.data.worlds import exercises as verifiable
 from dro_jax.data.worlds.exercises import Exercises as Exercises
+from dro_jax.files import to_json
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import networks
 from dro_jax.run.trained import load_run
 from dro_jax.statistics import off_policy
@@ -76,7 +77,7 @@ class Place(NamedTuple):
   folder: pathlib.Path
   world: TextWorld
   model: T5Config
-  mesh: Callable[[], Grid]
+  mesh: Callable[[], Mesh]
 
 
 class Logged(NamedTuple):
@@ -103,12 +104,12 @@ class Logged(NamedTuple):
 def prepare(place: Place, seed: int) -> Logged:
   """A seed's world: what of it is there is read, the rest is made."""
   reference = _reference(place)
-  run = load_run(reference, place.mesh())
-  params, tools = run.state.params['policy'], _tools(reference, place.mesh, place.world.response_length)
+  run_cell = load_run(reference, place.mesh())
+  params, tools = run_cell.state.params['policy'], _tools(reference, place.mesh, place.world.response_length)
   logs = {split: _logged(place, tools, params, split, seed) for split in ('train', 'validation', 'test')}
   files = {split: place.folder / 'world' / f'{split}-{seed}-triplets.jsonl' for split in logs}
   for split, file in files.items():
-    _write(file, representable(_records(logs[split], split), run.vocabulary))
+    _write(file, representable(_records(logs[split], split), run_cell.vocabulary))
   load = functools.partial(
     _load, place, str(files['train']), eval_triplets=str(files['validation']), scaling='standardise'
   )
@@ -132,7 +133,7 @@ def _reference(place: Place) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _tools(reference: str, mesh: Callable[[], Grid], response_length: int) -> Tools:
+def _tools(reference: str, mesh: Callable[[], Mesh], response_length: int) -> Tools:
   """Compiled once for all seeds: policies differ in their parameters only."""
   policy = networks.build(config_of(reference), uses_value=False).policy
   return answers.make_tools(policy, vocabulary_of(reference), mesh(), response_length)
@@ -223,7 +224,7 @@ def _shape(subject: str, text: str) -> list[float]:
 # --- a cell -------------------------------------------------------------------------------------------------
 
 
-def run(
+def run_cell(
   place: Place,
   methods: Mapping[str, training.Method],
   budget: training.Budget,
@@ -276,7 +277,7 @@ def text(
   steps: int = 400,
   batch_size: int = 64,
   evaluations: int = 4,
-  mesh: Callable[[], Grid] = partitioning.make_mesh,
+  mesh: Callable[[], Mesh] = partitioning.make_mesh,
 ) -> Suite:
   """Generation with a programmed reward.
 
@@ -299,8 +300,8 @@ def text(
   }
   world_of = functools.lru_cache(maxsize=2)(functools.partial(prepare, place))
   return Suite(
-    'text', plain(settings), {name: method.grid for name, method in competing.items()}, ({},),
-    functools.partial(run, place, competing, budget, world_of),
+    'text', to_json(settings), {name: method.grid for name, method in competing.items()}, ({},),
+    functools.partial(run_cell, place, competing, budget, world_of),
     functools.partial(report, tuple(competing)),
     'About 3 minutes for each seed’s log and 1 to 2 minutes a cell, on two cores.', USUAL,
   )  # fmt: skip

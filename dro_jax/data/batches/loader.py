@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax.data.batches import packing as layouts
+from dro_jax.data.batches import packing
 from dro_jax.data.table.table import Ragged
 from dro_jax.types import Mismatched, Rows, Units
 
 
 class _Batch(NamedTuple):
   examples: np.ndarray
-  placement: layouts.Placement
-  mismatch: layouts.Mismatch | None
+  placement: packing.Placement
+  mismatch: packing.Mismatch | None
 
 
 class MismatchedPairs(NamedTuple):
@@ -42,7 +42,7 @@ class Loader:
     mismatched: add KTO's mismatched decoder side to the rows.
   """
 
-  def __init__(self, table, plan, layout: layouts.Layout, *, mismatched: bool = False):
+  def __init__(self, table, plan, layout: packing.Layout, *, mismatched: bool = False):
     if plan.num_examples != len(table):
       raise ValueError(f'the plan was made for {plan.num_examples} records, the table has {len(table)}')
     self.table, self.plan, self.layout, self.mismatched = table, plan, layout, mismatched
@@ -104,7 +104,7 @@ class Loader:
       logging.getLogger(__name__).info(
         'batch %d takes %d rows instead of %d: one more compilation', step, placement.rows, self.layout.rows
       )
-    return _Batch(examples, placement, layouts.mismatch(placement, index) if self.mismatched else None)
+    return _Batch(examples, placement, packing.mismatch(placement, index) if self.mismatched else None)
 
   def _prompts(self, batch: _Batch, here: np.ndarray) -> tuple[np.ndarray, ...]:
     """Tokens, segments and positions of the prompts of some rows, each `[B, S]`."""

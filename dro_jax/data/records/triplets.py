@@ -18,8 +18,8 @@ import numpy as np
 from dro_jax.data.records import comparisons, field_paths, products, readers, reward_words
 from dro_jax.data.records.readers import FORMATS as FORMATS
 from dro_jax.data.records.readers import located as located
-from dro_jax.data.storage import buckets as staging
-from dro_jax.data.storage.disk_index import Seen
+from dro_jax.data.storage import buckets
+from dro_jax.data.storage.disk_index import DiskIndex
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError, did_you_mean, shown
 from dro_jax.files import is_remote
@@ -76,7 +76,7 @@ def expand(paths: str | Sequence[str]) -> list[str]:
   found = []
   for path in map(os.path.expanduser, map(str, paths)):
     if is_remote(path):
-      found += staging.files(path)
+      found += buckets.files(path)
       continue
     matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
     found += [_file(match, path) for match in matches or ['']]
@@ -383,7 +383,7 @@ class _Ids:
   """Ids that were given, and where, in memory that does not grow with them."""
 
   def __init__(self):
-    self._seen, self._files = Seen(), {}
+    self._seen, self._files = DiskIndex(), {}
 
   def __contains__(self, text: str) -> bool:
     return self._seen.get(text) is not None

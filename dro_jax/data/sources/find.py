@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import files
-from dro_jax.data.records import triplets as sources
+from dro_jax.data.records import triplets
 from dro_jax.data.records.triplets import Record
-from dro_jax.data.storage import buckets as staging
+from dro_jax.data.storage import buckets
 from dro_jax.data.table import table
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError, did_you_mean
@@ -43,15 +43,15 @@ def find(
   }  # fmt: skip
   if not name:
     raise UsageError('no triplets given; pass --triplets FILE')
-  if not sources.is_files(name):
+  if not triplets.is_files(name):
     names = [part.strip() for text in as_names(name) for part in text.split(',')]
     return _joined([_find_task(part, split, options, data_dir) for part in names])
-  files = sources.expand(name)
+  files = triplets.expand(name)
   before = stamps(files)
   mark = files_mark(table.files_fingerprint(files), options)
 
   def records() -> Iterator[Record]:
-    yield from sources.read_triplets(files, **options)
+    yield from triplets.read_triplets(files, **options)
     refuse_changed(before)
 
   return Source(os.path.basename(files[0]), records, mark)
@@ -59,7 +59,7 @@ def find(
 
 def files_mark(fingerprint: str, options: Mapping[str, Any]) -> str:
   """What stands for the records of triplet files, read with these options."""
-  return table.fingerprint(sources.READING, fingerprint, sorted(options.items()))
+  return table.fingerprint(triplets.READING, fingerprint, sorted(options.items()))
 
 
 def stamps(files: Sequence[str]) -> dict[str, tuple[int, int] | None]:
@@ -70,7 +70,7 @@ def stamps(files: Sequence[str]) -> dict[str, tuple[int, int] | None]:
 def _stamp(path: str) -> tuple[int, int] | None:
   try:
     if files.is_remote(path):
-      return staging.stamp(path)
+      return buckets.stamp(path)
     stat = os.stat(path)
     return stat.st_size, stat.st_mtime_ns
   except OSError:
@@ -114,10 +114,10 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
     found = seqio.get_mixture_or_task(name)
   except ValueError as error:
     known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
-    here = [file for file in os.listdir() if file.endswith(sources.FORMATS)]
+    here = [file for file in os.listdir() if file.endswith(triplets.FORMATS)]
     near = did_you_mean(name, [*here, *known])
     raise UsageError(
-      f"triplets '{name}'{near}: neither a triplet file ({', '.join(sources.FORMATS)}) "
+      f"triplets '{name}'{near}: neither a triplet file ({', '.join(triplets.FORMATS)}) "
       f'nor a data set, seqio task or mixture ({", ".join(known) or "none is registered"}); for your own '
       'pass the module that registers it: --gin.load_triplets.task_modules="\'FILE.py\'"'
     ) from error
@@ -128,7 +128,7 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
       raise UsageError(f"seqio task '{task.name}' has no split '{split}'; it has {', '.join(task.splits)}")
   rates = _rates(found) if mixed else None
   mark = table.fingerprint(
-    sources.READING,
+    triplets.READING,
     seqio.__version__,
     split,
     sorted(options.items()),
@@ -137,7 +137,7 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
 
   def records() -> Iterator[Record]:
     for task in tasks:
-      read = sources.from_mappings(_examples(task, split), f'{task.name}[{split}]', **options)
+      read = triplets.from_mappings(_examples(task, split), f'{task.name}[{split}]', **options)
       yield from (record._replace(source=task.name) for record in read)
 
   return Source(name, records, mark, rates)
@@ -180,7 +180,7 @@ def _task_fingerprint(task, split: str) -> str:
   source = task.source
   named = getattr(source, '_split_to_filepattern', {}).get(split, [])
   patterns = [named] if isinstance(named, str) else list(named)
-  paths = sorted({path for pattern in patterns for path in sources.glob.glob(pattern)})
+  paths = sorted({path for pattern in patterns for path in triplets.glob.glob(pattern)})
   function = getattr(source, '_dataset_fn', None)
   own = getattr(function, 'fingerprint', None)
   tfds = getattr(source, 'tfds_dataset', None)

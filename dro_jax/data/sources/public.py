@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from dro_jax.data.records import comparisons
 from dro_jax.data.records import triplets as sources
-from dro_jax.data.sources import seqio_tasks as registration
+from dro_jax.data.sources import seqio_tasks
 from dro_jax.data.table import table
 from dro_jax.errors import UsageError
 
@@ -474,7 +474,7 @@ def _register(name: str) -> None:
 
   data = DATASETS[name]
   columns = (*data.columns, *((comparisons.COLUMN,) if data.compares else ()))
-  registration.add(name, triplets, fingerprint, splits=list(data.files), columns=columns)
+  seqio_tasks.add(name, triplets, fingerprint, splits=list(data.files), columns=columns)
 
 
 def _register_all() -> None:

@@ -22,7 +22,7 @@ _NONE = -1
 _HALVES = struct.Struct('>QQ').unpack
 
 
-class Seen:
+class DiskIndex:
   """Numbers of texts, each the first that was given."""
 
   def __init__(self):

@@ -26,8 +26,7 @@ from dro_jax.data.records import triplets as sources
 from dro_jax.data.records.readers import Span
 from dro_jax.data.records.triplets import Record
 from dro_jax.data.sources import find
-from dro_jax.data.storage import buckets as staging
-from dro_jax.data.storage import folders
+from dro_jax.data.storage import buckets, folders
 from dro_jax.data.table import cache, parts, table
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.table.writer import token_dtype
@@ -119,7 +118,7 @@ def build(
   finally:
     work.rmtree(missing_ok=True)
   if url:
-    staging.put(directory, url, description=table.DESCRIPTION, always=not found)
+    buckets.put(directory, url, description=table.DESCRIPTION, always=not found)
   return table.load(directory)
 
 
@@ -137,7 +136,7 @@ def _files(triplets: str | Sequence[str]) -> list[str]:
   """As `sources.expand`, but for what is in a bucket, which stays there."""
   found = []
   for path in triplets.split(',') if isinstance(triplets, str) else triplets:
-    found += staging.names(path) if is_remote(path) else map(os.path.abspath, sources.expand(path))
+    found += buckets.names(path) if is_remote(path) else map(os.path.abspath, sources.expand(path))
   if repeated := [path for i, path in enumerate(found) if path in found[:i]]:
     raise UsageError(f"triplets '{repeated[0]}': the file is named twice; name it once")
   return found
@@ -168,7 +167,7 @@ def _staged(path: str, job: Job) -> Iterator[Record]:
   """The records of a file in a bucket, from a copy that stays no longer than they are read."""
   with tempfile.TemporaryDirectory() as folder:
     own = os.path.join(folder, os.path.basename(path))
-    staging.reached(path, lambda: staging.copy(epath.Path(path), epath.Path(own)))
+    buckets.reached(path, lambda: buckets.copy(epath.Path(path), epath.Path(own)))
     try:
       for record in sources.read_triplets(own, **job.read):
         yield record._replace(where=record.where.replace(own, path, 1))
@@ -217,7 +216,7 @@ def _folder(job: Job, number: int) -> epath.Path:
 def _put(folder: str, target: epath.Path) -> None:
   target.mkdir(parents=True, exist_ok=True)
   for name in sorted(os.listdir(folder)):
-    staging.copy(epath.Path(folder) / name, target / name)
+    buckets.copy(epath.Path(folder) / name, target / name)
 
 
 def _complain(job: Job, number: int, error: str) -> None:
@@ -336,7 +335,7 @@ def _assemble(
         shutil.rmtree(os.path.join(scratch, str(number - 1)), ignore_errors=True)
         target.mkdir()
         for file in source.iterdir():
-          staging.copy(file, target / file.name)
+          buckets.copy(file, target / file.name)
       folder = target if is_remote(job.folder) else source
       owners = np.load(folder / 'owners.npy') if metas[number]['prompts'] else np.zeros((0, 2), np.int64)
       return str(folder), owners

@@ -7,12 +7,12 @@ from typing import Any
 
 from dro_jax import files
 from dro_jax.data.sources.find import Source
-from dro_jax.data.storage import buckets as staging
+from dro_jax.data.storage import buckets
 from dro_jax.data.table import table
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import lost_text
 from dro_jax.data.text.vocabularies import Vocabulary, vocabulary
-from dro_jax.parallel import processes as cluster
+from dro_jax.parallel import processes
 
 _NAME_LENGTH = 100  # Characters of a source that name its folder; file systems allow 255 bytes.
 
@@ -29,8 +29,8 @@ def build_table(
   built = table.build(
     source.records(), words, directory, rates=source.rates, source_fingerprint=source.fingerprint, **options
   )
-  if remote and cluster.is_first():
-    staging.put(directory, f'{remote}/{name}', description=table.DESCRIPTION, always=not found)
+  if remote and processes.is_first():
+    buckets.put(directory, f'{remote}/{name}', description=table.DESCRIPTION, always=not found)
   _tell_cuts(source.name, built.report, options)
   for sentence in lost_text.sentences(built.report.get('lost', {}), words):
     logging.getLogger(__name__).warning('%s: %s', source.name, sentence)
@@ -40,7 +40,7 @@ def build_table(
 def local_root(cache_dir: str | None) -> str:
   """Where tables lie on this machine."""
   is_here = cache_dir and not files.is_remote(cache_dir)
-  return os.path.expanduser(cache_dir) if is_here else staging.default_root()
+  return os.path.expanduser(cache_dir) if is_here else buckets.default_root()
 
 
 def table_name(source: Source, words: Vocabulary, options: Mapping[str, Any]) -> str:

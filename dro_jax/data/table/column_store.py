@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import files
-from dro_jax.data.storage import folders
-from dro_jax.data.storage import hashes as split
+from dro_jax.data.storage import folders, hashes
 from dro_jax.data.table.table import Ragged, TokenTable
 from dro_jax.errors import UsageError
 
@@ -61,7 +60,7 @@ class Store(NamedTuple):
 
 def keys_of(prompt_digests: np.ndarray, response_digests: np.ndarray) -> np.ndarray:
   """64-bit keys of (prompt, response), from digests of their texts (see `split.digests`)."""
-  return split.mix(response_digests ^ split.mix(prompt_digests))
+  return hashes.mix(response_digests ^ hashes.mix(prompt_digests))
 
 
 def keys(table: TokenTable) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dro_jax.data.records.triplets import NUMERIC, Record
-from dro_jax.data.storage import disk_index as seen
+from dro_jax.data.storage import disk_index
 from dro_jax.data.table.writer import (
   ARRAYS,
   NAMED,
@@ -101,7 +101,7 @@ class _Numbers:
   def __init__(self, counts: Sequence[int]):
     self._starts = np.concatenate([[0], np.cumsum(counts)])
     self._count = 0
-    self._numbers = np.frombuffer(seen.mapped(8 * max(int(self._starts[-1]), 1)), np.int64)
+    self._numbers = np.frombuffer(disk_index.mapped(8 * max(int(self._starts[-1]), 1)), np.int64)
 
   def number(self, part: int, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of a part's prompts, and which of them are new; parts come in order.

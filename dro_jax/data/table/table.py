@@ -18,13 +18,10 @@ import numpy as np
 from etils import epath
 
 from dro_jax.data.records.triplets import Record, from_mappings
-from dro_jax.data.storage import buckets as staging
-from dro_jax.data.storage import folders
-from dro_jax.data.storage import hashes as split
+from dro_jax.data.storage import buckets, folders, hashes
 from dro_jax.data.table.writer import DESCRIPTION, VERSION
 from dro_jax.data.table.writer import Writer as _Writer
-from dro_jax.data.text import lost_text
-from dro_jax.data.text import templates as preprocessors
+from dro_jax.data.text import lost_text, templates
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
@@ -125,7 +122,7 @@ class TokenTable:
   def response_digests(self, indices: np.ndarray | None = None) -> np.ndarray:
     """64-bit hashes of some records' response texts, or of all."""
     picked = range(len(self)) if indices is None else indices
-    return split.digests(self.responses[int(i)] for i in picked)
+    return hashes.digests(self.responses[int(i)] for i in picked)
 
   def fingerprint(self) -> str:
     """A hash of the records: texts, lengths in tokens, rewards as they came, sampling weights."""
@@ -225,7 +222,7 @@ def build(
     UsageError: bad records, no records at all, or bad options. Nothing is left behind.
   """
   _check_options(prompt_length, response_length, overlong, keep)
-  preprocessors.check_template(template)
+  templates.check_template(template)
   if source_fingerprint is None:
     records = list(_as_records(records))
     source_fingerprint = fingerprint(*records)
@@ -258,7 +255,7 @@ def description(
 ) -> dict[str, Any]:
   """What a table is made of, and its fingerprint; arguments and errors as `build`."""
   _check_options(prompt_length, response_length, overlong, keep)
-  preprocessors.check_template(template)
+  templates.check_template(template)
   options = {
     'prompt_length': prompt_length, 'response_length': response_length, 'overlong': overlong, 'keep': keep,
     'template': template, 'vocabulary': vocabulary.fingerprint, 'rates': dict(rates) if rates else None,
@@ -292,7 +289,7 @@ def exists(directory: str) -> bool:
 
 def fetch(url: str, directory: str) -> bool:
   """Copies a table from a bucket; whether one was there, and sound."""
-  return staging.fetch(url, directory, description=DESCRIPTION, version=VERSION, what='token table')
+  return buckets.fetch(url, directory, description=DESCRIPTION, version=VERSION, what='token table')
 
 
 def _open(directory: str, meta: Mapping) -> TokenTable:
@@ -366,10 +363,10 @@ def _check_options(prompt_length: int, response_length: int, overlong: str, keep
     raise UsageError(
       f'prompt_length and response_length must be 1 token at least, got {prompt_length}, {response_length}'
     )
-  if overlong not in preprocessors.OVERLONG:
-    raise UsageError(f"overlong '{overlong}' is unknown; choose from {', '.join(preprocessors.OVERLONG)}")
-  if keep not in preprocessors.KEEPS:
-    raise UsageError(f"keep '{keep}' is unknown; choose from {', '.join(preprocessors.KEEPS)}")
+  if overlong not in templates.OVERLONG:
+    raise UsageError(f"overlong '{overlong}' is unknown; choose from {', '.join(templates.OVERLONG)}")
+  if keep not in templates.KEEPS:
+    raise UsageError(f"keep '{keep}' is unknown; choose from {', '.join(templates.KEEPS)}")
 
 
 def _as_records(records: Iterable[Record | Mapping[str, Any]]) -> Iterator[Record]:

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from dro_jax.data.records.triplets import NUMERIC, Record
-from dro_jax.data.storage import folders
-from dro_jax.data.storage import hashes as split
-from dro_jax.data.storage.disk_index import Seen
-from dro_jax.data.text import chat, lost_text
-from dro_jax.data.text import templates as preprocessors
+from dro_jax.data.storage import folders, hashes
+from dro_jax.data.storage.disk_index import DiskIndex
+from dro_jax.data.text import chat, lost_text, templates
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
@@ -160,7 +158,7 @@ class Writer:
       for name, dtype in ARRAYS.items()
       if name not in OFFSETS.values()
     }
-    self._columns, self._prompts, self._sources = Columns(directory), Seen(), {}
+    self._columns, self._prompts, self._sources = Columns(directory), DiskIndex(), {}
     self._cut_prompts, self._cut, self._dropped = Tally(), Tally(), Tally()
     self._read = self._kept = self._unrewarded = 0
     self._began = time.perf_counter()
@@ -171,7 +169,7 @@ class Writer:
     refuse_tokenless('response', records, [record.response for record in records], encoded)
     pairs = zip(records, encoded)
     length = self._options['response_length']
-    cut = [(record, *preprocessors.response_tokens(ids, length)) for record, ids in pairs]
+    cut = [(record, *templates.response_tokens(ids, length)) for record, ids in pairs]
     self._cut.add([record.id for record, _, over in cut if over])
     if self._options['overlong'] == 'drop':
       self._dropped.add([record.id for record, _, over in cut if over])
@@ -199,14 +197,14 @@ class Writer:
     self._arrays['prompt_index'].add(numbers)
     texts = [self._options['template'].format(prompt=record.prompt) for record in new]
     length = self._options['prompt_length']
-    keeps = [preprocessors.kept_end(self._options['keep'], chat.is_rendered(record.prompt)) for record in new]
+    keeps = [templates.kept_end(self._options['keep'], chat.is_rendered(record.prompt)) for record in new]
     encoded = self._vocabulary.encode_batch(texts)
     refuse_tokenless('prompt', new, texts, encoded)
-    tokens = [preprocessors.prompt_tokens(ids, length, keep) for ids, keep in zip(encoded, keeps)]
+    tokens = [templates.prompt_tokens(ids, length, keep) for ids, keep in zip(encoded, keeps)]
     self._note(new, [over for _, over in tokens])
     self._add_tokens('prompt_tokens', [ids for ids, _ in tokens])
     self._flat['prompt_texts'].add([text.encode() for text in texts])
-    self._arrays['prompt_digests'].add(split.digests(record.prompt for record in new))
+    self._arrays['prompt_digests'].add(hashes.digests(record.prompt for record in new))
 
   def _note(self, records: list[Record], cut: list[bool]) -> None:
     """Counts the prompts that are cut, of records whose prompts were not seen before."""

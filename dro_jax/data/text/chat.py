@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax.data.records import field_paths
-from dro_jax.data.text import templates as preprocessors
+from dro_jax.data.text import templates
 from dro_jax.errors import UsageError, did_you_mean, shown
 
 TEMPLATE = '{role}: {content}'
@@ -61,7 +61,7 @@ class Turn(NamedTuple):
 
 def check_template(template: str) -> str:
   """Refuses a turn's template without {content}, or with another field than that and {role}."""
-  return preprocessors.check_fields(template, 'chat template', needed='content', optional=('role',))
+  return templates.check_fields(template, 'chat template', needed='content', optional=('role',))
 
 
 def conversation(value: Any, what: str, left_alone: Collection[str] = ()) -> list | None:

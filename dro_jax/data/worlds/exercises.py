@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax.data.storage import hashes as splits
+from dro_jax.data.storage import hashes
 from dro_jax.errors import UsageError
 
 # Share of all prompts in each.
@@ -61,7 +61,7 @@ def prompts(exercises: Exercises, split: str, num: int, seed: int = 0) -> list[s
 
 def split_of(prompt: str) -> str:
   """The split that a prompt belongs to."""
-  place = int(splits.digests([prompt])[0]) / 2**64
+  place = int(hashes.digests([prompt])[0]) / 2**64
   edges = np.cumsum(list(SPLITS.values()))[:-1]
   return list(SPLITS)[int(np.searchsorted(edges, place, 'right'))]
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dro_jax.data import scaling
-from dro_jax.data.storage import hashes as split
+from dro_jax.data.storage import hashes
 from dro_jax.data.table.table import Texts, TokenTable
 from dro_jax.data.text.vocabularies import EOS, Vocabulary
 from dro_jax.data.triplets import Triplets
@@ -38,7 +38,7 @@ def triplets(
     columns=dict.fromkeys(columns, np.full(count, 0.5)), ids=_texts([str(i) for i in range(count)]),
     prompts=Texts(names._data, names._offsets, index),
     responses=_texts([f'response {i}' for i in range(count)]),
-    prompt_digests=split.digests(names)[index], truncated=np.zeros(count, bool), weights=None, report={},
+    prompt_digests=hashes.digests(names)[index], truncated=np.zeros(count, bool), weights=None, report={},
     vocabulary=vocabulary.spec, directory='', _records=np.arange(count),
     _tokens={
       'prompt': _tokens(prompts, prompt_length), 'response': _tokens(count, response_length, responses),

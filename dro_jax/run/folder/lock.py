@@ -19,7 +19,7 @@ LOCK = '.lock'
 
 
 @contextlib.contextmanager
-def claimed(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path) -> Iterator[None]:
   """Makes the folder where it is missing, and keeps other runs out of it until the block ends.
 
   The claim is the operating system's (`flock`) on `.lock`, so it ends with the process, however that ends.

@@ -8,7 +8,7 @@ from dro_jax import files
 from dro_jax.costs import flops
 
 
-class Spent:
+class ComputeCounter:
   """Counts a run's examples and FLOPs, over all the times that it was resumed.
 
   A batch of twice the rows has twice the products of matrices, all else being equal, so that one count is

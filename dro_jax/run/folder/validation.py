@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax.data.storage import hashes as split
+from dro_jax.data.storage import hashes
 from dro_jax.data.table.table import TokenTable
 from dro_jax.run.sampling.policy_samples import OwnSamples
 from dro_jax.run.table_scores import ScoredTable
-from dro_jax.statistics import agreement as statistics
+from dro_jax.statistics import agreement
 from dro_jax.step.reference import MOVING
 
 
@@ -57,7 +57,7 @@ class Validation(NamedTuple):
   sample_moving_log_ratios: np.ndarray | None = None
 
 
-def of(
+def from_table(
   temperature: float | int,
   table: TokenTable,
   scored: ScoredTable | None = None,
@@ -68,7 +68,7 @@ def of(
   if scored is not None:
     texts = (f'{prompt}\0{response}' for prompt, response in zip(table.prompts, table.responses))
     found = found._replace(
-      examples=split.digests(texts), prompts=table.prompt_digests, rewards=scored.rewards,
+      examples=hashes.digests(texts), prompts=table.prompt_digests, rewards=scored.rewards,
       lengths=scored.lengths, logps=scored.logps, reference_logps=scored.reference_logps,
       values=scored.values, moving_reference_logps=scored.moving_logps,
     )  # fmt: skip
@@ -81,31 +81,31 @@ def of(
   return found
 
 
-def statistics_of(found: Validation) -> dict[str, Callable[[np.ndarray], float]]:
+def make_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], float]]:
   """Statistics of the scored responses by name, each a function of how often each prompt was drawn, `[P]`.
 
   Prompts are in the order of their digests.
   """
   if found.logps is None:
     return {}
-  of = functools.partial(
-    statistics.of_scores, found.logps, found.lengths, found.rewards, found.prompts, values=found.values,
+  from_table = functools.partial(
+    agreement.of_scores, found.logps, found.lengths, found.rewards, found.prompts, values=found.values,
     temperature=float(found.temperature),
   )  # fmt: skip
   moving = {}
   if found.moving_reference_logps is not None:
-    alone = of()
+    alone = from_table()
     moving = {
       f'{name}{MOVING}': function
-      for name, function in of(reference_logps=found.moving_reference_logps).items()
+      for name, function in from_table(reference_logps=found.moving_reference_logps).items()
       if name not in alone
     }
-  return of(reference_logps=found.reference_logps) | moving
+  return from_table(reference_logps=found.reference_logps) | moving
 
 
 def summary(found: Validation) -> dict[str, float]:
   """The statistics of the scored responses as they are."""
-  functions = statistics_of(found)
+  functions = make_statistics(found)
   ones = np.ones(len(np.unique(found.prompts)) if functions else 0)
   return {name: float(function(ones)) for name, function in functions.items()}
 
@@ -118,7 +118,7 @@ def sample_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], flo
     'sample_reward': found.sample_rewards,
     'sample_tokens': found.sample_lengths,
   }
-  return {name: statistics.mean_of(x) for name, x in columns.items() if x is not None}
+  return {name: agreement.mean_of(x) for name, x in columns.items() if x is not None}
 
 
 def save(model_dir: pathlib.Path, step: int, found: Validation) -> None:

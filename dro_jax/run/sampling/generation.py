@@ -7,11 +7,10 @@ import jax
 import numpy as np
 
 from dro_jax.errors import UsageError
-from dro_jax.models import beam_search
-from dro_jax.models import sampling as decoding
+from dro_jax.models import beam_search, sampling
 from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.types import Params
 
 _PROMPT_MULTIPLE = 32  # Prompts are padded to a multiple, so that few lengths are compiled.
@@ -29,7 +28,7 @@ Generator = Callable[[Params, Sequence[np.ndarray], Sequence[int]], Iterator[Ans
 
 def make_generator(
   policy: T5,
-  mesh: Grid,
+  mesh: Mesh,
   *,
   max_length: int,
   temperature: float = 1.0,
@@ -69,14 +68,14 @@ def make_generator(
   num_rows = -(-batch_size // shards) * shards
   key = jax.random.key(seed)
 
-  def sample(params: Params, tokens_BS, segments_BS, ids_B) -> decoding.Samples:
+  def sample(params: Params, tokens_BS, segments_BS, ids_B) -> sampling.Samples:
     prompts = tokens_BS, segments_BS
     if beams != 1:
       return beam_search.search(
         policy, params, prompts, max_length, beams=beams, length_penalty=length_penalty,
         repetition_penalty=repetition_penalty,
       )  # fmt: skip
-    return decoding.sample(
+    return sampling.sample(
       policy, params, prompts, max_length, key, temperature=temperature, top_k=top_k, top_p=top_p,
       repetition_penalty=repetition_penalty, prompt_ids=ids_B,
     )  # fmt: skip

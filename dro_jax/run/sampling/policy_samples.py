@@ -9,13 +9,11 @@ import numpy as np
 
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text.vocabularies import Vocabulary
-from dro_jax.models import sampling as decoding
-from dro_jax.models import scoring
+from dro_jax.models import sampling, scoring
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import networks
-from dro_jax.run.sampling import generation, rewards
-from dro_jax.run.sampling import rollouts as online
+from dro_jax.run.sampling import generation, rewards, rollouts
 from dro_jax.step.reference import MOVING, Reference
 from dro_jax.step.state import TrainState
 from dro_jax.types import Array, Rows
@@ -51,7 +49,7 @@ Draw = Callable[[TrainState, TokenTable], OwnSamples]
 def make_draw(
   nets: networks.Networks,
   reference: Reference | None,
-  mesh: Grid,
+  mesh: Mesh,
   vocabulary: Vocabulary,
   count: int,
   *,
@@ -95,7 +93,7 @@ def make_draw(
     texts = [vocabulary.decode(row[:n]) for row, n in zip(tokens, lengths)]
     scored = None
     if reward is not None:
-      scored = np.asarray(rewards.score(reward, [table.prompts[int(i)] for i in records], texts))
+      scored = np.asarray(rewards.reward_responses(reward, [table.prompts[int(i)] for i in records], texts))
     # To the initial policy, and to a reference that moves: as many of these as there are.
     to = (*np.array(ratios, np.float64).T, None, None)
     return OwnSamples(digests, np.array(texts), np.array(lengths), to[0], scored, to[1])
@@ -128,23 +126,23 @@ def summary(drawn: OwnSamples) -> dict[str, float]:
 def _make_sample(
   nets: networks.Networks,
   reference: Reference | None,
-  mesh: Grid,
+  mesh: Mesh,
   max_length: int,
   seed: int,
   chunk_size: int | None,
-) -> Callable[..., tuple[decoding.Samples, Array]]:
+) -> Callable[..., tuple[sampling.Samples, Array]]:
   score, key = scoring.make_score(nets.policy, chunk_size=chunk_size), jax.random.key(seed)
   kept = reference is not None and reference.is_kept
   yardsticks = list(reference.yardsticks.values()) if kept else []
 
-  def sample(state: TrainState, tokens_BS, segments_BS, ids_B) -> tuple[decoding.Samples, Array]:
-    samples = decoding.sample(
+  def sample(state: TrainState, tokens_BS, segments_BS, ids_B) -> tuple[sampling.Samples, Array]:
+    samples = sampling.sample(
       nets.policy, state.params['policy'], (tokens_BS, segments_BS), max_length, key,
       temperature=TEMPERATURE, prompt_ids=ids_B,
     )  # fmt: skip
     if not yardsticks:
       return samples, jnp.zeros((0, len(ids_B)))
-    rows = online.answered_rows(_prompt_rows(tokens_BS, segments_BS), samples, jnp.zeros((len(ids_B), 1)))
+    rows = rollouts.answered_rows(_prompt_rows(tokens_BS, segments_BS), samples, jnp.zeros((len(ids_B), 1)))
     # Both by the same pass, so that policies that are equal are 0 apart.
     logps_B1 = score(state.params, rows, None).logps
     ratios = [logps_B1 - scores(state, rows).logps for scores in yardsticks]

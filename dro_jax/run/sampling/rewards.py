@@ -150,7 +150,7 @@ def code_of(reward: Reward | str | None) -> str | None:
   return files.code_digest(file) if file and file.endswith('.py') else None
 
 
-def score(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+def reward_responses(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
   """Rewards of some responses, one finite number each.
 
   Raises:

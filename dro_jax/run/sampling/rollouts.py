@@ -20,10 +20,9 @@ from dro_jax.data.batches.loader import Loader
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
-from dro_jax.models import sampling as decoding
-from dro_jax.models import scoring
+from dro_jax.models import sampling, scoring
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Grid
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import networks
 from dro_jax.run.sampling import rewards
 from dro_jax.step.reference import Reference
@@ -57,7 +56,7 @@ class RolloutOptions:
       )
 
 
-class Responder(NamedTuple):
+class Rollouts(NamedTuple):
   """Attributes:
   respond: from the state, a loader of prompts and a batch's rows to rows with the current policy's
     responses, K to each prompt, and their rewards.
@@ -101,18 +100,18 @@ def prompts_only(triplets: Triplets) -> Triplets:
   return triplets._replace(train=once(triplets.train), eval=once(triplets.eval))
 
 
-def make_responder(
+def make_rollouts(
   nets: networks.Networks,
   algorithm: Algorithm,
   reference: Reference,
-  mesh: Grid,
+  mesh: Mesh,
   vocabulary: Vocabulary,
   options: RolloutOptions,
   *,
   max_length: int,
   seed: int = 0,
   chunk_size: int | None = None,
-) -> Responder:
+) -> Rollouts:
   """How a run answers its prompts.
 
   Args:
@@ -160,10 +159,10 @@ def make_responder(
     'samples': algorithm.online.samples, 'epochs': algorithm.online.epochs, 'reward': rewards.name_of(reward),
     'reward_code': rewards.code_of(options.reward), 'temperature': options.temperature, 'max_length': length,
   }  # fmt: skip
-  return Responder(lambda *args: answer(*args).rows, validate, settings)
+  return Rollouts(lambda *args: answer(*args).rows, validate, settings)
 
 
-def _make_validate(answer: _Answer, reference: Reference, mesh: Grid, temperature: Scalar):
+def _make_validate(answer: _Answer, reference: Reference, mesh: Mesh, temperature: Scalar):
   """Returns `validate(state, loader)`: a loader's prompts answered once over, and what that says."""
   yardsticks = reference.yardsticks.items()
   reference_logps = _on_mesh(
@@ -186,25 +185,25 @@ def _make_validate(answer: _Answer, reference: Reference, mesh: Grid, temperatur
   return validate
 
 
-def _on_mesh(function: Callable, mesh: Grid) -> Callable:
+def _on_mesh(function: Callable, mesh: Mesh) -> Callable:
   """Compiled, with the whole result on every device and so on every host."""
   where = partitioning.replicated(mesh)
   return jax.jit(function, out_shardings=where, compiler_options=partitioning.COMPILER_OPTIONS)
 
 
 def _make_sample(
-  nets: networks.Networks, mesh: Grid, num_samples: int, length: int, temperature: float | int
-) -> Callable[..., decoding.Samples]:
-  def sample(params: Params, key: Array, tokens_BS: Array, segments_BS: Array) -> decoding.Samples:
+  nets: networks.Networks, mesh: Mesh, num_samples: int, length: int, temperature: float | int
+) -> Callable[..., sampling.Samples]:
+  def sample(params: Params, key: Array, tokens_BS: Array, segments_BS: Array) -> sampling.Samples:
     # A sample's number is its place in the batch, which no mesh changes: rows of padding come last.
     prompts = jnp.repeat(tokens_BS, num_samples, axis=0), jnp.repeat(segments_BS, num_samples, axis=0)
-    return decoding.sample(nets.policy, params, prompts, length, key, temperature=float(temperature))
+    return sampling.sample(nets.policy, params, prompts, length, key, temperature=float(temperature))
 
   return _on_mesh(sample, mesh)
 
 
 def _rewards(
-  reward: rewards.Reward, loader: Loader, step: int, samples: decoding.Samples, vocabulary: Vocabulary
+  reward: rewards.Reward, loader: Loader, step: int, samples: sampling.Samples, vocabulary: Vocabulary
 ) -> np.ndarray:
   """`[B, K]` rewards of a batch's samples, the same on every host; 0 for rows of padding."""
   example_B1, valid_B1 = loader.slots(step)
@@ -213,27 +212,27 @@ def _rewards(
   num_samples = samples_BKL.shape[1]
   asked = [loader.table.prompts[int(example_B1[b, 0])] for b in used]
   answers = [vocabulary.decode(tokens_L) for tokens_L in samples_BKL[used].reshape(-1, samples_BKL.shape[2])]
-  scored = rewards.score(reward, [text for text in asked for _ in range(num_samples)], answers)
+  scored = rewards.reward_responses(reward, [text for text in asked for _ in range(num_samples)], answers)
   rewards_BK = np.zeros((num_rows, num_samples), np.float32)
   rewards_BK[used] = np.reshape(scored, (len(used), num_samples))
   # A reward that is not the same twice must not make the hosts' runs differ.
   return rewards_BK if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(rewards_BK)
 
 
-def _by_prompt(samples: decoding.Samples, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+def _by_prompt(samples: sampling.Samples, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
   """Log-probs, lengths, and whether each response ended by itself, `[B, K]` each."""
-  ended = (samples.tokens == decoding.EOS).any(axis=-1)
+  ended = (samples.tokens == sampling.EOS).any(axis=-1)
   return tuple(x.reshape(shape) for x in (samples.logps, samples.lengths, ended))
 
 
 def _make_lay_out(
-  nets: networks.Networks, algorithm: Algorithm, reference: Reference, mesh: Grid, chunk_size: int | None
+  nets: networks.Networks, algorithm: Algorithm, reference: Reference, mesh: Mesh, chunk_size: int | None
 ):
   """Returns `lay_out(state, prompts, samples, rewards) -> Rows`, as the algorithm wants to see them."""
   score = scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size)
   token_columns = algorithm.online.token_columns
 
-  def lay_out(state: TrainState, prompts: Rows, samples: decoding.Samples, rewards_BK: Array) -> Rows:
+  def lay_out(state: TrainState, prompts: Rows, samples: sampling.Samples, rewards_BK: Array) -> Rows:
     rows = answered_rows(prompts, samples, rewards_BK)
     rows = rows if algorithm.couples else rows._replace(units=None)
     if token_columns is None:
@@ -251,7 +250,7 @@ def _make_lay_out(
   return jax.jit(lay_out, out_shardings=where, compiler_options=partitioning.COMPILER_OPTIONS)
 
 
-def answered_rows(prompts: Rows, samples: decoding.Samples, rewards: Float[Array, 'B K']) -> Rows:
+def answered_rows(prompts: Rows, samples: sampling.Samples, rewards: Float[Array, 'B K']) -> Rows:
   """Rows of one prompt and its K samples, each in a stretch of its own; a prompt's samples make a group.
 
   Args:

@@ -109,7 +109,7 @@ COMPETING = exact.methods(SETTINGS.tau)
 def test_methods_spend_one_budget(place, name):
   axes = place.point._asdict()
   trial = {axis: ends.low for axis, ends in COMPETING[name].grid.items()}
-  result = exact.run(SETTINGS, COMPETING, place.shared, Cell('exact', name, trial, 0, axes))
+  result = exact.run_cell(SETTINGS, COMPETING, place.shared, Cell('exact', name, trial, 0, axes))
   budget = exact._budget(place)
   assert result['flops'] == pytest.approx(budget, abs=SETTINGS.measurements * result['flops_per_step'])
   assert result['last']['step'] == result['steps']

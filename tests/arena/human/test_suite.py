@@ -47,7 +47,7 @@ def arena(tmp_path_factory, one_device):
   folder, suite = base / 'arena', make()
   cells.claim(folder, 'human', suite.settings)
   for name in ('filtered_sft', 'dro_v'):
-    tried = trials.of(suite.grids, 2)[name]
+    tried = trials.make_trials(suite.grids, 2)[name]
     cell = cells.Cell('human', name, tried[0], 0, {})
     result = suite.run(cell)
     for trial in tried if name == 'filtered_sft' else tried[:1]:

@@ -10,13 +10,13 @@ from dro_jax.arena.text import answers
 from dro_jax.arena.text import suite as text
 from dro_jax.arena.text.report import log_of
 from dro_jax.data.text import vocabularies
-from dro_jax.data.worlds import exercises as verifiable
+from dro_jax.data.worlds import exercises
 from dro_jax.models.t5.config import T5Config
 from dro_jax.statistics import off_policy
 
 MODEL = T5Config(emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1)
 WORLD = text.TextWorld(
-  verifiable.Exercises(kinds=('sort', 'add'), letters='abcd', length=(1, 3)), demonstrations=40, sft_steps=60,
+  exercises.Exercises(kinds=('sort', 'add'), letters='abcd', length=(1, 3)), demonstrations=40, sft_steps=60,
   sft_learning_rate=0.02, prompts=16, samples=4, validation_prompts=4, test_prompts=8, own_samples=4,
   response_length=5,
 )  # fmt: skip
@@ -37,7 +37,7 @@ def results(suite):
   made, found = make(), {}
   cells.claim(folder, 'text', made.settings)
   for name in ('filtered_sft', 'dro_v', 'dpo'):
-    tried = trials.of(made.grids, 2)[name]
+    tried = trials.make_trials(made.grids, 2)[name]
     cell = cells.Cell('text', name, tried[0], 0, {})
     found[name] = made.run(cell)
     for trial in tried if name == 'filtered_sft' else tried[:1]:

@@ -15,7 +15,7 @@ from flax import serialization, traverse_util
 
 from dro_jax.checkpoints import export_checkpoint as exporters
 from dro_jax.checkpoints import import_checkpoint as importers
-from dro_jax.checkpoints import orbax as checkpoints
+from dro_jax.checkpoints import orbax
 from dro_jax.checkpoints.t5x import read as t5x
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
@@ -146,7 +146,7 @@ def test_import_and_what_it_says(tmp_path, caplog):
   assert f'{2 * count + 2} arrays of the optimiser are left out' in caplog.text
   assert "taken for ('gelu', 'linear')" in caplog.text
   assert report['check'] == f'dro_jax check --init_from={tmp_path / "ours"}'
-  params, metadata = checkpoints.load_params(tmp_path / 'ours')
+  params, metadata = orbax.load_params(tmp_path / 'ours')
   equal(params, jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), tree))
   assert metadata['stored_dtype'] == 'bfloat16'
   assert metadata['vocabulary'] == report['vocabulary'] == 'bytes'
@@ -299,7 +299,7 @@ def test_folders_of_another_kind(tmp_path):
   with pytest.raises(UsageError, match='TensorFlow checkpoint'):
     importers.import_checkpoint(str(tmp_path), str(tmp_path / 'ours'))
   own = tmp_path / 'own'
-  checkpoints.save_params(own, {'x': np.zeros(2)}, {'model': {}})
+  orbax.save_params(own, {'x': np.zeros(2)}, {'model': {}})
   with pytest.raises(UsageError, match='--init_from takes it as it is'):
     importers.import_checkpoint(str(own), str(tmp_path / 'ours'))
 
@@ -315,7 +315,7 @@ def test_the_checkpoint_of_t5x_itself(tmp_path):
   config, params, vocabulary = t5x.load(t5x.find(epath.Path(os.environ['DRO_JAX_T5X_CHECKPOINT'])))
   assert 'cc_all.32000' in vocabulary
   metadata = {'model': dataclasses.asdict(config), 'vocabulary': None}
-  checkpoints.save_params(tmp_path / 'ours', params, metadata)
+  orbax.save_params(tmp_path / 'ours', params, metadata)
   exporters.export_checkpoint(str(tmp_path / 'ours'), str(tmp_path / 'theirs'))
   model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / 'theirs').eval()
   rows = make_rows([30, 7, 1], [30, 3, 11])

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dro_jax import algorithms
-from dro_jax.data.batches import groups as units
+from dro_jax.data.batches import groups
 from dro_jax.data.batches.groups import UnitOptions
 from dro_jax.data.records import comparisons
 from dro_jax.data.records import triplets as sources
@@ -18,7 +18,7 @@ from dro_jax.data.table import table
 from dro_jax.data.text.vocabularies import vocabulary
 from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
-from dro_jax.run import batches as feeds
+from dro_jax.run import batches
 
 CIRCLE = [('A', 'B'), ('B', 'C'), ('D', 'A')]
 
@@ -162,20 +162,20 @@ def test_a_comparison_that_is_none_is_refused_with_its_place(tmp_path, record, c
 
 def test_a_circle_of_comparisons_stays_these_three_pairs(tmp_path):
   found = load(write(tmp_path / 't.jsonl', judged(*CIRCLE)))
-  formed = units.form(found.train, 'pair', UnitOptions())
+  formed = groups.form(found.train, 'pair', UnitOptions())
   assert pairs_of(formed) == CIRCLE
   assert (formed.report['pairs'], formed.report['units']) == ('logged', 3)
   assert (formed.report['ties_dropped'], formed.report['duplicates_merged']) == (0, 0)
-  assert 'each comparison as it was judged (PAIRS=logged), 3 of them' in units.notes(formed.report)[0]
+  assert 'each comparison as it was judged (PAIRS=logged), 3 of them' in groups.notes(formed.report)[0]
   # Merged, they are .5, .5, 0 and 1, and only one pair is left, that nobody judged.
-  merged = units.form(found.train, 'pair', UnitOptions(pairs='best_worst'))
+  merged = groups.form(found.train, 'pair', UnitOptions(pairs='best_worst'))
   assert pairs_of(merged) == [('D', 'C')]
   assert merged.report['pairs'] == 'best_worst'
 
 
 def test_a_comparison_judged_both_ways_is_two_pairs(tmp_path):
   write(tmp_path / 't.jsonl', judged(('A', 'B'), ('B', 'A'), ('A', 'B')))
-  formed = units.form(load(tmp_path / 't.jsonl').train, 'pair', UnitOptions())
+  formed = groups.form(load(tmp_path / 't.jsonl').train, 'pair', UnitOptions())
   assert pairs_of(formed) == [('A', 'B'), ('B', 'A'), ('A', 'B')]
 
 
@@ -183,13 +183,13 @@ def test_a_comparison_of_a_response_with_itself_is_no_pair(tmp_path):
   """Of cut responses too, whose difference lies beyond the cut: no pair's loss has a gradient there."""
   long = 'x' * 20
   write(tmp_path / 't.jsonl', judged(('A', 'A'), ('A', 'B'), (long + 'A', long + 'B')))
-  formed = units.form(load(tmp_path / 't.jsonl', response_length=20).train, 'pair', UnitOptions())
+  formed = groups.form(load(tmp_path / 't.jsonl', response_length=20).train, 'pair', UnitOptions())
   assert pairs_of(formed) == [('A', 'B')]
   assert formed.report['equal_sides'] == 2
-  assert '2 comparisons left out, whose sides are the same tokens' in units.notes(formed.report)[0]
+  assert '2 comparisons left out, whose sides are the same tokens' in groups.notes(formed.report)[0]
   write(tmp_path / 'u.jsonl', judged(('A', 'A'), ('B', 'B')))
   with pytest.raises(UsageError, match='2 comparisons.* the sides of each are the same tokens'):
-    units.form(load(tmp_path / 'u.jsonl').train, 'pair', UnitOptions())
+    groups.form(load(tmp_path / 'u.jsonl').train, 'pair', UnitOptions())
 
 
 def test_comparisons_among_other_records_are_not_paired_otherwise_without_a_word(tmp_path):
@@ -197,10 +197,15 @@ def test_comparisons_among_other_records_are_not_paired_otherwise_without_a_word
   found = load(write(tmp_path / 't.jsonl', [*judged(*CIRCLE), alone]))
   settings = {'batch_size': 1, 'seed': 0, 'multiple': 1, 'eval_examples': None}
   with pytest.raises(UsageError, match='comparisons and other records.*PAIRS=best_worst'):
-    feeds.make(found, algorithms.dpo(), feeds.RowOptions(), UnitOptions(), **settings)
-  fed = feeds.make(found, algorithms.dpo(), feeds.RowOptions(), UnitOptions(pairs='all'), **settings)
+    batches.make_loaders(found, algorithms.dpo(), batches.RowOptions(), UnitOptions(), **settings)
+  fed = batches.make_loaders(
+    found, algorithms.dpo(), batches.RowOptions(), UnitOptions(pairs='all'), **settings
+  )
   assert fed.units['pairs'] == 'all'
-  assert feeds.make(found, algorithms.dro_v(), feeds.RowOptions(), UnitOptions(), **settings).units is None
+  assert (
+    batches.make_loaders(found, algorithms.dro_v(), batches.RowOptions(), UnitOptions(), **settings).units
+    is None
+  )
 
 
 def test_single_responses_are_two_triplets_a_comparison(tmp_path):
@@ -214,13 +219,13 @@ def test_scaled_rewards_and_a_shuffled_subset_keep_the_pairs(tmp_path):
   write(tmp_path / 't.jsonl', judged(*CIRCLE) + judged(('E', 'F'), prompt='q'))
   train = load(tmp_path / 't.jsonl', scaling='standardise').train
   shuffled = train.subset(np.array([7, 1, 5, 3, 0, 2, 6, 4]))
-  assert set(pairs_of(units.form(shuffled, 'pair', UnitOptions()))) == {*CIRCLE, ('E', 'F')}
+  assert set(pairs_of(groups.form(shuffled, 'pair', UnitOptions()))) == {*CIRCLE, ('E', 'F')}
 
 
 def test_a_side_that_is_dropped_takes_its_comparison_with_it(tmp_path):
   write(tmp_path / 't.jsonl', judged(('A', 'B' * 50), ('A', 'C')))
   train = load(tmp_path / 't.jsonl', response_length=20, overlong='drop').train
-  formed = units.form(train, 'pair', UnitOptions())
+  formed = groups.form(train, 'pair', UnitOptions())
   assert pairs_of(formed) == [('A', 'C')]
   assert formed.report['comparisons_left_out'] == 1
   assert formed.report['responses_left_out'] == 1
@@ -231,7 +236,7 @@ def test_sides_with_other_prompts_are_triplets_and_no_pair(tmp_path):
   same = {'chosen': [user('p'), assistant('A')], 'rejected': [user('p'), assistant('C')]}
   write(tmp_path / 't.jsonl', [other, same])
   train = load(tmp_path / 't.jsonl').train
-  formed = units.form(train, 'pair', UnitOptions())
+  formed = groups.form(train, 'pair', UnitOptions())
   assert len(train) == 4
   assert pairs_of(formed) == [('A', 'C')]
   assert formed.report['comparisons_left_out'] == 1
@@ -247,18 +252,18 @@ def test_rewards_make_pairs_of_best_and_worst_though_a_column_is_called_comparis
     for response, reward in (('A', 3), ('B', 2), ('C', 1))
   ]
   built = build(tmp_path, records)
-  assert units.resolved(UnitOptions(), built).pairs == 'best_worst'
-  assert pairs_of(units.form(built, 'pair', UnitOptions())) == [('A', 'C')]
+  assert groups.resolved(UnitOptions(), built).pairs == 'best_worst'
+  assert pairs_of(groups.form(built, 'pair', UnitOptions())) == [('A', 'C')]
   with pytest.raises(
     UsageError, match='PAIRS=logged keeps the pairs that were judged, and this data holds rew'
   ):
-    units.form(built, 'pair', UnitOptions(pairs='logged'))
+    groups.form(built, 'pair', UnitOptions(pairs='logged'))
 
 
 def test_logged_pairs_have_no_margin(tmp_path):
   write(tmp_path / 't.jsonl', judged(*CIRCLE))
   with pytest.raises(UsageError, match=r'PAIR_MARGIN=0.5 is a difference of rewards, and logged comparisons'):
-    units.form(load(tmp_path / 't.jsonl').train, 'pair', UnitOptions(margin=0.5))
+    groups.form(load(tmp_path / 't.jsonl').train, 'pair', UnitOptions(margin=0.5))
 
 
 def test_a_file_registered_as_a_task_keeps_its_comparisons(tmp_path):
@@ -266,7 +271,7 @@ def test_a_file_registered_as_a_task_keeps_its_comparisons(tmp_path):
   seqio_tasks.register('circle_of_comparisons', {'train': str(tmp_path / 't.jsonl')})
   options = {'cache_dir': str(tmp_path / 'cache'), 'validation_fraction': 0}
   found = load_triplets('circle_of_comparisons', prompt_length=8, response_length=8, **options)
-  assert pairs_of(units.form(found.train, 'pair', UnitOptions())) == CIRCLE
+  assert pairs_of(groups.form(found.train, 'pair', UnitOptions())) == CIRCLE
 
 
 def test_what_is_held_out_is_paired_as_the_training_part_is(tmp_path):
@@ -275,8 +280,8 @@ def test_what_is_held_out_is_paired_as_the_training_part_is(tmp_path):
   whole = load(tmp_path / 't.jsonl')
   held_out = whole.train.subset(whole.train.prompt_index == 1)
   triplets = whole._replace(train=whole.train.subset(whole.train.prompt_index == 0), eval=held_out)
-  feed = feeds.make(
-    triplets, algorithms.dpo(), feeds.RowOptions(), UnitOptions(), batch_size=2, seed=0, multiple=1,
+  feed = batches.make_loaders(
+    triplets, algorithms.dpo(), batches.RowOptions(), UnitOptions(), batch_size=2, seed=0, multiple=1,
     eval_examples=None,
   )  # fmt: skip
   assert feed.units['pairs'] == 'logged'
@@ -295,7 +300,7 @@ def test_which_comparisons_are_held_out_does_not_depend_on_the_files_order(tmp_p
     sides = {}
     for number, response in zip(train.columns['comparison'], train.responses):
       sides.setdefault(number, set()).add(response)
-    some = train.subset(feeds.by_content(train))
+    some = train.subset(batches.by_content(train))
     judgements = [sides[number] for number in some.columns['comparison']]
     found.append(list(zip(some.responses, some.rewards, judgements)))
   assert found[0] == found[1]

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from dro_jax.data.records import products
-from dro_jax.data.records import triplets as sources
+from dro_jax.data.records import products, triplets
 from dro_jax.errors import UsageError
 
 RECIPES = (pathlib.Path(__file__).parents[3] / 'docs/recipes.md').read_text()
@@ -64,7 +63,7 @@ RATED = [
 
 
 def found(path, *args, **options) -> list[tuple]:
-  return [(r.prompt, r.response, r.reward) for r in sources.read_triplets(str(path), *args, **options)]
+  return [(r.prompt, r.response, r.reward) for r in triplets.read_triplets(str(path), *args, **options)]
 
 
 def written(path, value) -> str:
@@ -75,9 +74,9 @@ def written(path, value) -> str:
 def test_feedback_of_open_webui_is_the_branch_up_to_the_rated_answer(tmp_path):
   path = written(tmp_path / 't.json', [feedback(f'f{i}', f'a{i}', 1 if i != 2 else -1) for i in (1, 2, 3)])
   assert found(path) == RATED
-  assert [r.id for r in sources.read_triplets(path)] == ['f1', 'f2', 'f3']
+  assert [r.id for r in triplets.read_triplets(path)] == ['f1', 'f2', 'f3']
   assert found(path, 'reward=data.details.rating')[0][2] == 7.0
-  assert [text for _, text in sources.read_prompts(path)] == [prompt for prompt, _, _ in RATED]
+  assert [text for _, text in triplets.read_prompts(path)] == [prompt for prompt, _, _ in RATED]
 
 
 @pytest.mark.parametrize('system', [{'system': 'Be brief.'}, {'params': {'system': 'Be brief.'}}])
@@ -89,7 +88,7 @@ def test_a_chat_s_own_system_prompt_is_its_first_turn(tmp_path, system):
 def test_chats_of_open_webui_give_each_rated_answer(tmp_path):
   path = written(tmp_path / 't.json', [{'id': f'c{i}', 'title': 'T', 'chat': talk()} for i in range(2)])
   assert found(path) == RATED * 2
-  assert [r.id for r in sources.read_triplets(path)][:4] == ['c0/a1', 'c0/a2', 'c0/a3', 'c1/a1']
+  assert [r.id for r in triplets.read_triplets(path)][:4] == ['c0/a1', 'c0/a2', 'c0/a3', 'c1/a1']
 
 
 LOST = {

@@ -10,16 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dro_jax.data.records import readers
-from dro_jax.data.records import triplets as sources
+from dro_jax.data.records import readers, triplets
 from dro_jax.data.sources import find
 from dro_jax.errors import UsageError
 
 LINE = b'{"prompt": "p", "response": "r", "reward": 1}\n'
 
 
-def read(path, **options) -> list[sources.Record]:
-  return list(sources.read_triplets(str(path), **options))
+def read(path, **options) -> list[triplets.Record]:
+  return list(triplets.read_triplets(str(path), **options))
 
 
 def zipped() -> bytes:
@@ -203,7 +202,7 @@ def test_ids_of_files_of_one_name_differ(tmp_path):
 def test_a_file_that_vanishes_or_cannot_be_read_is_named(tmp_path, monkeypatch):
   path = tmp_path / 't.jsonl'
   path.write_bytes(LINE)
-  records = sources.read_triplets(str(path))
+  records = triplets.read_triplets(str(path))
   source = find.find(str(path))
   path.unlink()
   for reading, message in ((records, 't.jsonl: cannot read it'), (source.records(), 'there is no such file')):

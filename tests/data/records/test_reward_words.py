@@ -3,8 +3,7 @@ import math
 
 import pytest
 
-from dro_jax.data.records import reward_words
-from dro_jax.data.records import triplets as sources
+from dro_jax.data.records import reward_words, triplets
 from dro_jax.errors import UsageError
 
 
@@ -15,7 +14,7 @@ def read(tmp_path, rewards: list, map_reward=None, name: str = 't.jsonl', **opti
   else:
     text = ''.join(json.dumps({'prompt': 'p', 'response': 'r', 'reward': x}) + '\n' for x in rewards)
   path.write_text(text)
-  return [record.reward for record in sources.read_triplets(str(path), map_reward=map_reward, **options)]
+  return [record.reward for record in triplets.read_triplets(str(path), map_reward=map_reward, **options)]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_words_are_found_where_no_number_is(tmp_path):
   rewards = ['up', 'down', 'up', 1, '2', None, True]
   lines = [json.dumps({'prompt': 'p', 'response': 'r', 'reward': reward}) for reward in rewards]
   path.write_text('\n'.join(lines))
-  assert sources.reward_words_of(str(path)) == {'up': 2, 'down': 1, '2': 1}
-  assert sources.reward_words_of(str(path), map_reward='up=1,numbers') == {'down': 1}
+  assert triplets.reward_words_of(str(path)) == {'up': 2, 'down': 1, '2': 1}
+  assert triplets.reward_words_of(str(path), map_reward='up=1,numbers') == {'down': 1}
   path.write_text('\n'.join(json.dumps({'reward': f'text {i}'}) for i in range(30)))
-  assert sources.reward_words_of(str(path)) == {}
+  assert triplets.reward_words_of(str(path)) == {}

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dro_jax.data.records import triplets as sources
+from dro_jax.data.records import triplets
 from dro_jax.errors import UsageError
 
 RECORDS = [
@@ -39,8 +39,8 @@ def write(path, records) -> str:
   return str(path)
 
 
-def read(path, *args, **options) -> list[sources.Record]:
-  return list(sources.read_triplets(path, *args, **options))
+def read(path, *args, **options) -> list[triplets.Record]:
+  return list(triplets.read_triplets(path, *args, **options))
 
 
 @pytest.mark.parametrize('name', ['t.jsonl', 't.jsonl.gz', 't.csv', 't.tsv', 't.parquet'])
@@ -95,7 +95,7 @@ def test_columns_that_mean_something_else_are_left_alone(tmp_path, columns):
   path = write(tmp_path / 't.jsonl', records)
   found = read(path, columns)
   assert [(r.id, r.columns) for r in found] == [('t.jsonl:1', {'hter': 0.25}), ('t.jsonl:2', {'hter': 0.5})]
-  assert [record_id for record_id, _ in sources.read_prompts(path, columns)] == ['t.jsonl:1', 't.jsonl:2']
+  assert [record_id for record_id, _ in triplets.read_prompts(path, columns)] == ['t.jsonl:1', 't.jsonl:2']
 
 
 @pytest.mark.parametrize(
@@ -255,8 +255,8 @@ def test_a_missing_file_is_named():
   [('a.jsonl', True), ('dir/a', True), ('part*', True), ('a.txt,b.csv', True), ('my_task.v1', False)],
 )
 def test_names_of_files_are_told_from_tasks(name, files):
-  assert sources.is_files(name) == files
-  assert sources.is_files([name]) == files
+  assert triplets.is_files(name) == files
+  assert triplets.is_files([name]) == files
 
 
 def test_bad_pairs_are_refused(tmp_path):

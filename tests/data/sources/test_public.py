@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dro_jax.data.batches import groups as units
-from dro_jax.data.batches import plan
+from dro_jax.data.batches import groups, plan
 from dro_jax.data.sources import find
 from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.errors import UsageError
@@ -449,7 +448,7 @@ def test_every_data_set_is_a_task_with_its_splits():
 
 def test_public_comparisons_stay_pairs(hh, tmp_path):
   found = load('hh_helpful,hh_harmless', hh)
-  formed = units.form(found.train, 'pair', units.UnitOptions())
+  formed = groups.form(found.train, 'pair', groups.UnitOptions())
   assert formed.report['pairs'] == 'logged'
   assert formed.report['units'] == len(found.train) // 2 == 40
   assert all(
@@ -458,6 +457,6 @@ def test_public_comparisons_stay_pairs(hh, tmp_path):
   )
   write(tmp_path / 'comparisons/batch3.json', [comparison(0), comparison(1), comparison(0, choice=0)])
   summaries = load('tldr_comparisons', tmp_path).train
-  formed = units.form(summaries, 'pair', units.UnitOptions())
+  formed = groups.form(summaries, 'pair', groups.UnitOptions())
   assert (formed.report['pairs'], formed.report['ties_dropped']) == ('logged', 0)
   assert formed.report['units'] == len(summaries) // 2

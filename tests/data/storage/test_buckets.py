@@ -7,7 +7,7 @@ import pytest
 from dro_jax import files
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.sources import find
-from dro_jax.data.storage import buckets as staging
+from dro_jax.data.storage import buckets
 from dro_jax.data.table import table
 from dro_jax.data.table.cache import build_table
 from dro_jax.errors import UsageError
@@ -78,7 +78,7 @@ def test_a_table_is_built_here_and_put_there_for_others(bucket, tmp_path, monkey
   assert fetched.fingerprint() == built.fingerprint() and isinstance(
     fetched._tokens['prompt'][0].base, np.memmap
   )
-  monkeypatch.setattr(staging, 'copy', lambda *_: pytest.fail('it was copied again'))
+  monkeypatch.setattr(buckets, 'copy', lambda *_: pytest.fail('it was copied again'))
   build()
 
 

@@ -4,12 +4,12 @@ import os
 
 import pytest
 
-from dro_jax.data.storage import disk_index as seen
+from dro_jax.data.storage import disk_index
 from dro_jax.errors import UsageError
 
 
 def test_the_first_number_of_a_text_stays():
-  found = seen.Seen()
+  found = disk_index.DiskIndex()
   assert found.get('a') is None
   assert [found.setdefault(text, i) for i, text in enumerate('abcab')] == [0, 1, 2, 0, 1]
   assert [found.get(text) for text in 'abcd'] == [0, 1, 2, None]
@@ -18,9 +18,9 @@ def test_the_first_number_of_a_text_stays():
 
 @pytest.mark.parametrize('memory_bits', [20, 3])  # In memory, and in a file.
 def test_it_grows_and_forgets_nothing(monkeypatch, memory_bits):
-  monkeypatch.setattr(seen, '_FIRST_BITS', 2)
-  monkeypatch.setattr(seen, '_MEMORY_BITS', memory_bits)
-  found, expected = seen.Seen(), {}
+  monkeypatch.setattr(disk_index, '_FIRST_BITS', 2)
+  monkeypatch.setattr(disk_index, '_MEMORY_BITS', memory_bits)
+  found, expected = disk_index.DiskIndex(), {}
   for i in range(500):
     text = str(i * i % 301)
     assert found.setdefault(text, i) == expected.setdefault(text, i)
@@ -40,7 +40,7 @@ def test_texts_whose_hashes_begin_alike_are_told_apart(monkeypatch):
       return b'\xff' * 15 + self._text[:1]
 
   monkeypatch.setattr(hashlib, 'blake2b', Alike)
-  found = seen.Seen()
+  found = disk_index.DiskIndex()
   assert [found.setdefault(text, i) for i, text in enumerate('abcabc')] == [0, 1, 2, 0, 1, 2]
   assert len(found) == 3
 
@@ -51,11 +51,11 @@ def test_a_full_disk_is_told_before_it_is_written_to(monkeypatch, tmp_path, code
     raise OSError(code, os.strerror(code))
 
   monkeypatch.setenv('TMPDIR', str(tmp_path))
-  monkeypatch.setattr(seen, '_MEMORY_BITS', 3)
+  monkeypatch.setattr(disk_index, '_MEMORY_BITS', 3)
   monkeypatch.setattr(os, 'posix_fallocate', refused, raising=False)
-  assert len(seen.mapped(8 * 24)) == 8 * 24
+  assert len(disk_index.mapped(8 * 24)) == 8 * 24
   if not full:
-    assert bytes(seen.mapped(16 * 24)) == bytes(16 * 24)
+    assert bytes(disk_index.mapped(16 * 24)) == bytes(16 * 24)
     return
   with pytest.raises(UsageError, match=rf'{tmp_path}: cannot keep .*No space left.*set TMPDIR'):
-    seen.mapped(16 * 24)
+    disk_index.mapped(16 * 24)

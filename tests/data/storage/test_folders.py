@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dro_jax.data.storage import folders
-from dro_jax.data.table import beam as beam_table
+from dro_jax.data.table import beam
 from dro_jax.errors import UsageError
 
 OPTIONS = {'what': 'store', 'description': 'd.json', 'version': 1, 'mark': 'm', 'elsewhere': 'another folder'}
@@ -75,7 +75,7 @@ def test_what_a_killed_beam_job_left_goes_after_a_silent_day(tmp_path):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'part').touch()
   aged(tmp_path / '.beam-1-a' / 'part', tmp_path / '.beam-1-a')
-  beam_table._sweep(str(tmp_path))
+  beam._sweep(str(tmp_path))
   assert names(tmp_path) == ['.beam-2-b']
 
 

@@ -12,9 +12,8 @@ import pytest
 
 from dro_jax import main
 from dro_jax.data.records import comparisons
-from dro_jax.data.storage import disk_index as seen
-from dro_jax.data.table import beam as beam_table
-from dro_jax.data.table import parts, table
+from dro_jax.data.storage import disk_index
+from dro_jax.data.table import beam, parts, table
 from dro_jax.data.table.writer import NAMED
 from dro_jax.errors import UsageError
 from dro_jax.recipes import build_table
@@ -66,7 +65,7 @@ def runner(request, monkeypatch):
   if request.param == 'beam':
     pytest.importorskip('apache_beam', reason="apache-beam is not installed: pip install 'dro_jax[beam]'")
     return RUNNER
-  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
+  monkeypatch.setattr(beam, '_pipeline', lambda _: (PLAIN, Steps()))
   return ''
 
 
@@ -92,9 +91,9 @@ def build(files, cache, **options) -> str:
 
 def split(monkeypatch, files, cache, runner, piece=600, **options) -> str:
   """Built in pieces so small that every kind of boundary occurs."""
-  monkeypatch.setattr(beam_table, 'PIECE_BYTES', piece)
-  whole = beam_table.build
-  monkeypatch.setattr(beam_table, 'build', lambda *a, **k: whole(*a, **k | {'piece_bytes': piece}))
+  monkeypatch.setattr(beam, 'PIECE_BYTES', piece)
+  whole = beam.build
+  monkeypatch.setattr(beam, 'build', lambda *a, **k: whole(*a, **k | {'piece_bytes': piece}))
   return build(files, cache, beam_options=runner, **options)
 
 
@@ -122,7 +121,7 @@ def test_the_same_table_byte_for_byte(tmp_path, monkeypatch, runner, overlong):
 
 
 def test_pieces_of_any_size_hold_every_line_once(tmp_path, monkeypatch):
-  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
+  monkeypatch.setattr(beam, '_pipeline', lambda _: (PLAIN, Steps()))
   path = tmp_path / 'a.jsonl'
   write(path, records(3))
   path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\n\n', 2))
@@ -150,16 +149,16 @@ def test_what_is_wrong_is_one_error_and_nothing_is_left(tmp_path, monkeypatch, r
 
 
 def test_a_table_that_is_there_is_not_built_again(tmp_path, monkeypatch):
-  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
+  monkeypatch.setattr(beam, '_pipeline', lambda _: (PLAIN, Steps()))
   path = write(tmp_path / 'a.jsonl', records(20))
   one = build(path, tmp_path / 'cache')
-  monkeypatch.setattr(beam_table, '_run', lambda *_: pytest.fail('it was built again'))
+  monkeypatch.setattr(beam, '_run', lambda *_: pytest.fail('it was built again'))
   assert split(monkeypatch, path, tmp_path / 'cache', '') == one
 
 
 def test_files_that_change_between_the_pipelines_are_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
-  path, surveyed = tmp_path / 'a.jsonl', beam_table._survey
+  monkeypatch.setattr(beam, '_pipeline', lambda _: (PLAIN, Steps()))
+  path, surveyed = tmp_path / 'a.jsonl', beam._survey
   write(path, records(20))
 
   def survey(*args):
@@ -167,33 +166,33 @@ def test_files_that_change_between_the_pipelines_are_refused(tmp_path, monkeypat
     write(path, records(21))
     return found
 
-  monkeypatch.setattr(beam_table, '_survey', survey)
+  monkeypatch.setattr(beam, '_survey', survey)
   with pytest.raises(UsageError, match='a.jsonl: the file changed while it was read'):
     split(monkeypatch, str(path), tmp_path / 'many', '')
   assert os.listdir(tmp_path / 'many') == []
 
 
 def test_what_workers_cannot_read_is_told(tmp_path, monkeypatch, runner):
-  path, cut = write(tmp_path / 'a.jsonl', records(20)), beam_table._pieces
+  path, cut = write(tmp_path / 'a.jsonl', records(20)), beam._pieces
 
   def pieces(*args):
     yield from cut(*args)
     os.remove(path)
 
-  monkeypatch.setattr(beam_table, '_pieces', pieces)
+  monkeypatch.setattr(beam, '_pieces', pieces)
   with pytest.raises(UsageError, match='a.jsonl: cannot read it .*; workers read it too'):
     split(monkeypatch, path, tmp_path / 'many', runner)
 
 
 def test_what_workers_write_elsewhere_is_told(tmp_path, monkeypatch):
-  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
-  monkeypatch.setattr(beam_table, '_write_json', lambda *_: None)
+  monkeypatch.setattr(beam, '_pipeline', lambda _: (PLAIN, Steps()))
+  monkeypatch.setattr(beam, '_write_json', lambda *_: None)
   with pytest.raises(UsageError, match='where this machine does not see it.*CACHE_DIR=gs://'):
     split(monkeypatch, write(tmp_path / 'a.jsonl', records(20)), tmp_path / 'many', '')
 
 
 def test_what_is_held_of_every_part_does_not_grow_with_its_records(tmp_path, monkeypatch):
-  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
+  monkeypatch.setattr(beam, '_pipeline', lambda _: (PLAIN, Steps()))
   held, assemble = [], parts.assemble
 
   def spied(directory, dtype, metas, *args):
@@ -211,10 +210,10 @@ def test_what_is_held_of_every_part_does_not_grow_with_its_records(tmp_path, mon
 
 def test_scratch_files_are_not_in_the_table(tmp_path, monkeypatch):
   """Also where an unnamed file has a name for as long as it is open, as on NFS."""
-  monkeypatch.setattr(beam_table, '_pipeline', lambda _: (PLAIN, Steps()))
+  monkeypatch.setattr(beam, '_pipeline', lambda _: (PLAIN, Steps()))
   path = write(tmp_path / 'a.jsonl', records(60))
   one = build(path, tmp_path / 'one')
-  monkeypatch.setattr(seen, '_MEMORY_BITS', -99)
+  monkeypatch.setattr(disk_index, '_MEMORY_BITS', -99)
   named = functools.partial(tempfile.NamedTemporaryFile, delete=False)
   monkeypatch.setattr(tempfile, 'TemporaryFile', named)
   monkeypatch.setenv('TMPDIR', str(tmp_path))
@@ -238,8 +237,8 @@ def test_a_damaged_table_in_a_bucket_is_made_again(bucket, tmp_path, monkeypatch
 
 def test_a_packed_file_in_a_bucket_is_copied_only_while_it_is_read(bucket, tmp_path):
   write(bucket / 'a.jsonl.gz', [*records(2), {'prompt': 'p'}])
-  piece = beam_table.Piece(0, 'bucket://a.jsonl.gz', 0, None)
-  read = beam_table._read(piece, beam_table.Job('', '', '', {}, {}))
+  piece = beam.Piece(0, 'bucket://a.jsonl.gz', 0, None)
+  read = beam._read(piece, beam.Job('', '', '', {}, {}))
   assert [next(read).where for _ in range(2)] == ['bucket://a.jsonl.gz:1', 'bucket://a.jsonl.gz:2']
   with pytest.raises(UsageError, match='^bucket://a.jsonl.gz:3: '):
     next(read)

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from dro_jax.data import triplets
-from dro_jax.data.batches import loader, plan
-from dro_jax.data.batches import packing as layout
-from dro_jax.data.storage import hashes as split
-from dro_jax.data.table import column_store as columns
+from dro_jax.data.batches import loader, packing, plan
+from dro_jax.data.storage import hashes
+from dro_jax.data.table import column_store
 from dro_jax.errors import UsageError
 from tests.data.generated import ratings, records, small_table
 from tests.data.test_triplets import write as write_file
@@ -26,8 +25,8 @@ def by_token(table):
 
 @pytest.fixture
 def store(table, tmp_path):
-  return columns.write(
-    tmp_path / 'store', columns.keys(table), {'value': table.rewards},
+  return column_store.write(
+    tmp_path / 'store', column_store.keys(table), {'value': table.rewards},
     token_columns={'reference_token_logps': by_token(table)}, fingerprint={'dtype': 'float32'},
     origin={'who': 'me'},
   )  # fmt: skip
@@ -35,7 +34,7 @@ def store(table, tmp_path):
 
 def test_a_store_joins_the_examples_whatever_their_order_and_split(table, store):
   some = table.subset(np.random.default_rng(0).permutation(len(table))[: len(table) // 2])
-  joined, left_out = columns.join(some, columns.read(store.directory))
+  joined, left_out = column_store.join(some, column_store.read(store.directory))
   assert not left_out.any()
   np.testing.assert_allclose(joined.columns['value'], some.rewards, rtol=1e-6)
   some = joined.subset(np.arange(len(some))[::-2])
@@ -48,9 +47,9 @@ def test_a_store_joins_the_examples_whatever_their_order_and_split(table, store)
 
 
 def test_rows_carry_numbers_by_token(table, store):
-  joined, _ = columns.join(table, store)
+  joined, _ = column_store.join(table, store)
   batches = plan.Plan.of(joined, 12, 0)
-  rows = loader.Loader(joined, batches, layout.Layout.fit(joined, batches, scan=2)).rows(0, 1)
+  rows = loader.Loader(joined, batches, packing.Layout.fit(joined, batches, scan=2)).rows(0, 1)
   found = rows.token_columns['reference_token_logps']
   for b, slot in zip(*np.nonzero(rows.valid)):
     where = rows.response_segments[b] == slot + 1
@@ -60,53 +59,59 @@ def test_rows_carry_numbers_by_token(table, store):
 
 def test_missing_examples_are_counted_and_named(table, tmp_path):
   some = table.subset(np.arange(len(table) - 7))
-  store = columns.write(tmp_path / 'some', columns.keys(some), {'value': some.rewards})
+  store = column_store.write(tmp_path / 'some', column_store.keys(some), {'value': some.rewards})
   with pytest.raises(UsageError, match=rf'7 of {len(table)} examples \(r\d+, r\d+.*\.\.\.\) are not in it'):
-    columns.join(table, store)
+    column_store.join(table, store)
 
 
 def test_other_tokens_are_refused(table, store, tmp_path):
   short = small_table(tmp_path / 'short', response_length=20)
   with pytest.raises(UsageError, match='another number of response tokens'):
-    columns.join(short, store)
+    column_store.join(short, store)
 
 
 def test_a_store_is_found_in_its_run_and_nothing_else_is_replaced(table, store, tmp_path):
-  inside = columns.write(tmp_path / 'run' / 'columns', columns.keys(table), {'value': table.rewards})
-  assert columns.read(tmp_path / 'run').mark == inside.mark
+  inside = column_store.write(
+    tmp_path / 'run' / 'columns', column_store.keys(table), {'value': table.rewards}
+  )
+  assert column_store.read(tmp_path / 'run').mark == inside.mark
   other = tmp_path / 'precious'
   other.mkdir()
   (other / 'thesis.tex').write_text('text')
   with pytest.raises(UsageError, match='holds something else'):
-    columns.write(other, columns.keys(table))
+    column_store.write(other, column_store.keys(table))
   assert os.listdir(other) == ['thesis.tex']
   with pytest.raises(UsageError, match='no complete column store'):
-    columns.read(other)
-  again = columns.write(store.directory, columns.keys(table), {'value': -table.rewards})
+    column_store.read(other)
+  again = column_store.write(store.directory, column_store.keys(table), {'value': -table.rewards})
   assert again.mark != store.mark
   assert set(os.listdir(tmp_path)) == {'run', 'precious', 'store'}
 
 
 def test_equal_texts_share_what_is_stored(table, tmp_path):
   twice = table.subset(np.array([3, 1, 3]))
-  store = columns.write(tmp_path / 'twice', columns.keys(twice), token_columns={'x': by_token(twice)})
+  store = column_store.write(
+    tmp_path / 'twice', column_store.keys(twice), token_columns={'x': by_token(twice)}
+  )
   assert len(store.keys) == 2
-  joined, _ = columns.join(twice, store)
+  joined, _ = column_store.join(twice, store)
   np.testing.assert_array_equal(joined.token_column('x', 0), joined.token_column('x', 2))
 
 
 def test_mismatched_pairs_are_pairs_of_other_texts_in_their_slots(table, tmp_path):
   batches = plan.Plan.of(table, 48, 0)
-  fitted = layout.Layout.fit(table, batches, row_multiple=2, scan=2)
+  fitted = packing.Layout.fit(table, batches, row_multiple=2, scan=2)
   bare = loader.Loader(table, batches, fitted, mismatched=True)
   pairs = bare.mismatched_pairs(0)
   assert (table.prompt_index[pairs.prompt] != table.prompt_index[pairs.response]).all()
   mismatched = bare.rows(0).mismatched
   np.testing.assert_array_equal(np.argwhere(mismatched.valid), sorted(zip(pairs.row, pairs.slot)))
   numbers = 1.0 + np.arange(len(pairs.row))
-  keys = columns.keys_of(table.prompt_digests[pairs.prompt], table.response_digests(pairs.response))
-  store = columns.write(tmp_path / 's', columns.keys(table), pairs=columns.Pairs(keys, {'logps': numbers}))
-  feed = loader.Loader(columns.join(table, store).table, batches, fitted, mismatched=True)
+  keys = column_store.keys_of(table.prompt_digests[pairs.prompt], table.response_digests(pairs.response))
+  store = column_store.write(
+    tmp_path / 's', column_store.keys(table), pairs=column_store.Pairs(keys, {'logps': numbers})
+  )
+  feed = loader.Loader(column_store.join(table, store).table, batches, fitted, mismatched=True)
   whole, half = feed.rows(0), feed.rows(0, 1, 2)
   np.testing.assert_array_equal(whole.columns['logps'][pairs.row, pairs.slot], numbers)
   np.testing.assert_array_equal(whole.columns['logps'] > 0, mismatched.valid)
@@ -128,7 +133,7 @@ def test_loading_triplets_joins_both_parts(tmp_path):
   plain = triplets.load_triplets(file, validation_fraction=0.25, scaling='standardise', **options)
   whole = triplets.load_triplets(file, validation_fraction=0, **options).train
   value = np.where(np.arange(len(whole)) % 5 == 0, np.nan, whole.rewards)
-  store = columns.write(tmp_path / 's', columns.keys(whole), {'value': value})
+  store = column_store.write(tmp_path / 's', column_store.keys(whole), {'value': value})
   found = triplets.load_triplets(
     file, validation_fraction=0.25, scaling='standardise', columns_from=store.directory, **options
   )
@@ -142,18 +147,18 @@ def test_loading_triplets_joins_both_parts(tmp_path):
 
 
 def test_folds_are_of_prompts_and_independent_of_the_split(table):
-  fold = split.folds(table.prompt_digests, 3)
+  fold = hashes.folds(table.prompt_digests, 3)
   assert set(fold.tolist()) == {0, 1, 2}
   for index in np.unique(table.prompt_index):
     assert len(set(fold[table.prompt_index == index].tolist())) == 1
-  digests = split.digests(str(i) for i in range(4000))
-  held = split.by_prompt_hash(digests, 0.25)
-  np.testing.assert_allclose(np.bincount(split.folds(digests, 4)[held]) / held.sum(), 0.25, atol=0.05)
+  digests = hashes.digests(str(i) for i in range(4000))
+  held = hashes.by_prompt_hash(digests, 0.25)
+  np.testing.assert_allclose(np.bincount(hashes.folds(digests, 4)[held]) / held.sum(), 0.25, atol=0.05)
 
 
 def test_differences_are_named():
   ours, theirs = {'a': 1, 'model': {'width': 8, 'depth': 2}}, {'a': 1, 'model': {'width': 16, 'depth': 2}}
-  assert list(columns.differences(ours, theirs)) == ['model.width: 16 there, 8 here']
+  assert list(column_store.differences(ours, theirs)) == ['model.width: 16 there, 8 here']
 
 
 def test_a_damaged_store_is_refused(table, store):
@@ -163,10 +168,10 @@ def test_a_damaged_store_is_refused(table, store):
   with open(path, 'wb') as file:
     file.write(sound[:-1] + bytes([sound[-1] ^ 1]))
   with pytest.raises(UsageError, match=r'the column store is damaged \(column.value.npy\); make it again'):
-    columns.read(store.directory)
+    column_store.read(store.directory)
 
 
 def test_a_columns_name_cannot_leave_the_folder(table, tmp_path):
-  found = columns.write(tmp_path / 's', columns.keys(table), {'../../up': table.rewards})
+  found = column_store.write(tmp_path / 's', column_store.keys(table), {'../../up': table.rewards})
   assert list(found.columns) == ['../../up']
   assert os.listdir(tmp_path) == ['s']

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dro_jax.data.records import triplets as sources
+from dro_jax.data.records import triplets
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
 
@@ -18,13 +18,13 @@ TALK = [turn('system', 'Be brief.'), turn('user', 'Hi'), turn('assistant', 'Yes?
 TEXT = 'system: Be brief.\nuser: Hi\nassistant: Yes?\nuser: 1 + {1}?'
 
 
-def read(tmp_path, record: dict, name: str = 't.jsonl', **options) -> list[sources.Record]:
+def read(tmp_path, record: dict, name: str = 't.jsonl', **options) -> list[triplets.Record]:
   path = tmp_path / name
   if name.endswith('.parquet'):
     pq.write_table(pa.Table.from_pylist([record]), path)
   else:
     path.write_text(json.dumps(record))
-  return list(sources.read_triplets(str(path), **options))
+  return list(triplets.read_triplets(str(path), **options))
 
 
 @pytest.mark.parametrize('name', ['t.jsonl', 't.parquet'])
@@ -175,7 +175,7 @@ def test_prompts_to_answer_lose_nothing_either(tmp_path):
   path = tmp_path / 't.jsonl'
   path.write_text(json.dumps({'messages': [turn('user', 'q')], 'tools': [{'name': 'weather'}]}))
   with pytest.raises(UsageError, match="'tools' .*would lose"):
-    list(sources.read_prompts(str(path)))
+    list(triplets.read_prompts(str(path)))
 
 
 def test_a_part_that_holds_more_than_its_text_is_refused(tmp_path):
@@ -215,10 +215,10 @@ def test_prompts_to_answer_are_what_comes_before_the_answer(tmp_path):
   path = tmp_path / 't.jsonl'
   records = [{'messages': TALK}, {'messages': [*TALK, turn('assistant', '2')]}, {'prompt': TALK[1:2]}]
   path.write_text(''.join(json.dumps(record) + '\n' for record in records))
-  assert [text for _, text in sources.read_prompts(str(path))] == [TEXT, TEXT, 'user: Hi']
+  assert [text for _, text in triplets.read_prompts(str(path))] == [TEXT, TEXT, 'user: Hi']
   path.write_text(json.dumps({'messages': [turn('assistant', '2')]}))
   with pytest.raises(UsageError, match='nothing to answer'):
-    list(sources.read_prompts(str(path)))
+    list(triplets.read_prompts(str(path)))
 
 
 def test_a_conversation_once_rendered_is_the_default_template():
@@ -250,9 +250,9 @@ def test_a_conversation_that_is_text_is_read_as_turns(tmp_path, write, name):
         writer = csv.DictWriter(file, list(record), delimiter='\t' if name == 't.tsv' else ',')
         writer.writeheader()
         writer.writerow(record)
-    (found,) = sources.read_triplets(str(path))
+    (found,) = triplets.read_triplets(str(path))
     assert (found.prompt, found.response) == (TEXT, "it's \\d é\n")
-    assert [text for _, text in sources.read_prompts(str(path))] == [TEXT]
+    assert [text for _, text in triplets.read_prompts(str(path))] == [TEXT]
 
 
 @pytest.mark.parametrize('text', ['[1, 2]', '{"a": 1}', '[{"a": 1}]', '[', "['x', 'y']", '{x}', '[] or {}'])

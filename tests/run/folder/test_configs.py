@@ -9,9 +9,8 @@ from dro_jax.data import triplets
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.recipes import a_lol, fit_value
-from dro_jax.run import batches as feeds
-from dro_jax.run import schedule, train
-from dro_jax.run.folder import configs as resume
+from dro_jax.run import batches, schedule, train
+from dro_jax.run.folder import configs
 from dro_jax.step import reference
 
 TEXT = """
@@ -46,9 +45,9 @@ def refusal(tmp_path):
   """What resuming a run made with the first texts with the second ones is refused for, or None."""
 
   def check(before, now, saved=None, described=None):
-    resume.record(tmp_path, before, 0)
+    configs.record(tmp_path, before, 0)
     try:
-      resume.refuse_other_run(tmp_path, saved or metadata(), described or metadata(), now)
+      configs.refuse_other_run(tmp_path, saved or metadata(), described or metadata(), now)
     except UsageError as error:
       return str(error)
     return None
@@ -96,33 +95,33 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, descrip
     (tmp_path / 'run.json').write_text(json.dumps(description))
   (tmp_path / 'metrics.jsonl').write_text('{"step": 500}\n{"step": 510}\n')
   with pytest.raises(UsageError, match='came to step 510, but its checkpoints are gone'):
-    resume.refuse_lost(tmp_path, 500, 1000)
+    configs.refuse_lost(tmp_path, 500, 1000)
 
 
 def test_what_a_run_says_of_its_checkpoints_goes_before_what_its_records_tell(tmp_path):
   """One that was stopped early has saved, and one that was killed as it saved has not."""
-  resume.describe(tmp_path, {}, has_saved=True)
+  configs.describe(tmp_path, {}, has_saved=True)
   (tmp_path / 'metrics.jsonl').write_text('{"step": 10}\n')
   with pytest.raises(UsageError, match='came to step 10, but its checkpoints are gone'):
-    resume.refuse_lost(tmp_path, 500, 1000)
-  resume.describe(tmp_path, {}, has_saved=False)
+    configs.refuse_lost(tmp_path, 500, 1000)
+  configs.describe(tmp_path, {}, has_saved=False)
   (tmp_path / 'metrics.jsonl').write_text('{"step": 510}\n')
-  resume.refuse_lost(tmp_path, 500, 1000)
+  configs.refuse_lost(tmp_path, 500, 1000)
 
 
 @pytest.mark.parametrize('description', [None, {'has_saved': False}, {}])
 def test_a_run_that_was_killed_before_it_saved_begins_again(tmp_path, description):
-  resume.refuse_lost(tmp_path, 500, 1000)
+  configs.refuse_lost(tmp_path, 500, 1000)
   if description is not None:
     (tmp_path / 'run.json').write_text(json.dumps(description))
   (tmp_path / 'metrics.jsonl').write_text('{"step": 490}\n{"ste')
-  resume.refuse_lost(tmp_path, 500, 1000)
+  configs.refuse_lost(tmp_path, 500, 1000)
 
 
 def test_what_a_run_is_says_from_its_first_checkpoint_that_it_has_saved(tmp_path):
-  resume.describe(tmp_path, {'seed': 3}, has_saved=False)
+  configs.describe(tmp_path, {'seed': 3}, has_saved=False)
   assert json.loads((tmp_path / 'run.json').read_text()) == {'seed': 3, 'has_saved': False}
-  resume.say_saved(tmp_path)
+  configs.say_saved(tmp_path)
   assert json.loads((tmp_path / 'run.json').read_text()) == {'seed': 3, 'has_saved': True}
 
 
@@ -207,11 +206,11 @@ def test_a_start_that_holds_the_same_parameters_may_have_another_name(refusal):
 def test_a_run_says_how_its_files_were_read_or_its_configuration_does(tmp_path):
   step = tmp_path / 'checkpoints' / '5'
   none = {'columns': None, 'map_reward': None}
-  assert resume.read_options({}, step) == none
+  assert configs.read_options({}, step) == none
   bound = "COLUMNS = 'prompt=question'\nload_triplets.columns = %COLUMNS\nload_triplets.map_reward = 'up=1'\n"
-  resume.record(tmp_path, texts(more=bound), 0)
-  assert resume.read_options({}, step) == {'columns': 'prompt=question', 'map_reward': 'up=1'}
-  assert resume.read_options({'data': {'read': none}}, step) == none
+  configs.record(tmp_path, texts(more=bound), 0)
+  assert configs.read_options({}, step) == {'columns': 'prompt=question', 'map_reward': 'up=1'}
+  assert configs.read_options({'data': {'read': none}}, step) == none
 
 
 def test_metadata_of_before_a_name_was_kept_is_passed_over(refusal):
@@ -259,43 +258,43 @@ def test_a_run_keeps_the_end_of_prompts_that_it_was_made_with(refusal):
   assert refusal(before, texts(known.format('auto'), more=keep.format('auto'))) is None
   assert "keep: 'start' → 'end'" in refusal(before, texts(known.format('auto'), more=keep.format('end')))
   saved = {'data': {'options': {'keep': 'start'}}}
-  assert resume.data_options(saved) == {'keep': 'start'}
-  assert resume.data_options({'data': {'options': {'keep': 'auto'}}}) == resume.data_options({}) == {}
+  assert configs.data_options(saved) == {'keep': 'start'}
+  assert configs.data_options({'data': {'options': {'keep': 'auto'}}}) == configs.data_options({}) == {}
 
 
 def test_a_resumed_run_keeps_its_first_texts_and_records_the_later_ones(tmp_path, caplog):
   caplog.set_level(logging.INFO, logger='dro_jax')
-  resume.record(tmp_path, texts(), 0)
-  resume.record(tmp_path, texts(), 5)
+  configs.record(tmp_path, texts(), 0)
+  configs.record(tmp_path, texts(), 5)
   assert not caplog.messages
   for _ in range(2):
-    resume.record(tmp_path, texts(steps=20), 7)
+    configs.record(tmp_path, texts(steps=20), 7)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['config.7.gin', 'config.gin', 'defaults.gin']
   assert 'STEPS = 10' in (tmp_path / 'config.gin').read_text()
   [message] = caplog.messages
   assert 'STEPS: 10 → 20' in message
   # A run that starts anew leaves nothing of the one before.
-  resume.record(tmp_path, texts(steps=3), 0)
+  configs.record(tmp_path, texts(steps=3), 0)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['config.gin', 'defaults.gin']
   assert 'STEPS = 3' in (tmp_path / 'config.gin').read_text()
 
 
 _CARRIERS = (
-  train.train, schedule.Schedule, feeds.RowOptions, partitioning.make_mesh, triplets.load_triplets,
+  train.train, schedule.Schedule, batches.RowOptions, partitioning.make_mesh, triplets.load_triplets,
   fit_value.fit_value, a_lol.a_lol_stages,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize('function', _CARRIERS, ids=lambda function: function.__name__)
 def test_every_parameter_is_in_one_class(function):
-  accepted = set(resume.ACCEPTED.get(function.__name__, {}))
-  decisive = set(resume.DECISIVE.get(function.__name__, ()))
+  accepted = set(configs.ACCEPTED.get(function.__name__, {}))
+  decisive = set(configs.DECISIVE.get(function.__name__, ()))
   assert accepted | decisive == set(inspect.signature(function).parameters) - {'configs'}
   assert not accepted & decisive
 
 
 def test_references_say_where_stores_lie():
   for name in ('frozen', 'soft', 'hard', 'cached'):
-    assert set(resume.ACCEPTED[name]) < set(inspect.signature(getattr(reference, name)).parameters)
+    assert set(configs.ACCEPTED[name]) < set(inspect.signature(getattr(reference, name)).parameters)
   difference = differences.Difference('soft.alpha', '0.5', '0.6', None)
-  assert resume.accepted(difference) is None
+  assert configs.accepted(difference) is None

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from dro_jax.errors import UsageError
-from dro_jax.run.folder import lock as claims
+from dro_jax.run.folder import lock
 
 # A process that claims the folder as claims.py does, and keeps it.
 HOLDER = textwrap.dedent("""
@@ -24,36 +24,36 @@ HOLDER = textwrap.dedent("""
 
 def test_a_second_claim_is_refused_and_says_by_whom(tmp_path):
   folder = tmp_path / 'run'
-  with claims.claimed(folder):
+  with lock.locked(folder):
     assert json.loads((folder / '.lock').read_text())['process'] == os.getpid()
     with (
       pytest.raises(UsageError, match=rf'in use by another run \(process {os.getpid()} on'),
-      claims.claimed(folder),
+      lock.locked(folder),
     ):
       pass
     (folder / 'metrics.jsonl').touch()
-  with claims.claimed(folder):
+  with lock.locked(folder):
     pass
 
 
 def test_a_killed_process_leaves_no_claim(tmp_path):
   holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdout=subprocess.PIPE)
   assert holder.stdout.readline() == b'held\n'
-  with pytest.raises(UsageError, match='in use'), claims.claimed(tmp_path):
+  with pytest.raises(UsageError, match='in use'), lock.locked(tmp_path):
     pass
   holder.send_signal(signal.SIGKILL)
   holder.wait()
   holder.stdout.close()
-  with claims.claimed(tmp_path):
+  with lock.locked(tmp_path):
     pass
 
 
 def test_a_folder_that_got_nothing_is_not_left_behind(tmp_path):
-  with pytest.raises(KeyError), claims.claimed(tmp_path / 'new'):
+  with pytest.raises(KeyError), lock.locked(tmp_path / 'new'):
     raise KeyError
   assert not (tmp_path / 'new').exists()
   (tmp_path / 'old').mkdir()
-  with claims.claimed(tmp_path / 'old'):
+  with lock.locked(tmp_path / 'old'):
     pass
   assert (tmp_path / 'old').exists()
 
@@ -62,6 +62,6 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / 'file').touch()
   with (
     pytest.raises(UsageError, match='cannot write to .*file/run: Not a directory'),
-    claims.claimed(tmp_path / 'file' / 'run'),
+    lock.locked(tmp_path / 'file' / 'run'),
   ):
     pass

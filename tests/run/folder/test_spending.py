@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dro_jax.run.folder.spending import Spent
+from dro_jax.run.folder.spending import ComputeCounter
 
 ROWS = (4, 4, 8, 4)  # One batch takes more rows than the others.
 
@@ -15,7 +15,7 @@ def step(x):
 
 
 def records(metrics, first, last, every=1):
-  spent, result = Spent(metrics, ROWS.__getitem__, 16, first=first), []
+  spent, result = ComputeCounter(metrics, ROWS.__getitem__, 16, first=first), []
   for i in range(first, last):
     x = jnp.ones((ROWS[i], 3))
     result.append({'step': i + 1, **spent.add(step, i, x, num_rows=ROWS[i])})
@@ -38,5 +38,5 @@ def test_a_resumed_run_has_spent_what_it_spent(tmp_path, every):
 
 
 def test_what_a_jaxpr_does_not_tell_is_left_out(tmp_path):
-  spent = Spent(tmp_path / 'metrics.jsonl', ROWS.__getitem__, 16, counts_flops=False)
+  spent = ComputeCounter(tmp_path / 'metrics.jsonl', ROWS.__getitem__, 16, counts_flops=False)
   assert spent.add(step, 0, jnp.ones((4, 3)), num_rows=4) == {'examples': 16}

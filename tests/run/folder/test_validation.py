@@ -11,8 +11,8 @@ from dro_jax.evaluation import report
 from dro_jax.run import schedule, train
 from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
-from dro_jax.run.sampling import rollouts as online
-from dro_jax.statistics import agreement as statistics
+from dro_jax.run.sampling import rollouts
+from dro_jax.statistics import agreement
 from dro_jax.step import optimizers
 from tests.evaluation.test_evaluate import MODEL, one_device
 from tests.evaluation.test_report import measured
@@ -35,13 +35,13 @@ def test_what_is_saved_is_read_and_the_rest_removed(tmp_path):
 def test_a_summary_is_what_its_intervals_are_around():
   found = measured(0.5, values=np.random.default_rng(0).normal(size=48))
   rho, summary = found.logps - found.reference_logps, validation.summary(found)
-  scores = {'log_ratio': rho} | statistics.baselines(found.logps, found.lengths)
-  within = statistics.within_prompts(scores, found.rewards, found.prompts, resamples=2)['accuracy']
+  scores = {'log_ratio': rho} | agreement.baselines(found.logps, found.lengths)
+  within = agreement.within_prompts(scores, found.rewards, found.prompts, resamples=2)['accuracy']
   for name, estimate in within.items():
     assert summary[f'within_prompt_accuracy/{name}'] == estimate.value
-  across = statistics.across_prompts({'v': found.values + rho}, found.rewards, found.prompts, resamples=2)
+  across = agreement.across_prompts({'v': found.values + rho}, found.rewards, found.prompts, resamples=2)
   assert summary['rank_correlation'] == across['v'].value
-  fit = statistics.value_fit(found.values, found.rewards, found.prompts, resamples=2)
+  fit = agreement.value_fit(found.values, found.rewards, found.prompts, resamples=2)
   assert summary['value_explained_variance'] == fit.value
   assert summary['log_ratio_std'] == pytest.approx(rho.std())
   assert validation.summary(Validation(np.asarray(1.0))) == {}
@@ -77,7 +77,7 @@ def run(tmp_path_factory):
     ),
     algorithms.dpo, model=MODEL, batch_size=4, mesh=one_device,
     policy_optimizer=functools.partial(optimizers.adamw, 0.01),
-    rollouts=functools.partial(online.RolloutOptions, reward='length_reward'),
+    rollouts=functools.partial(rollouts.RolloutOptions, reward='length_reward'),
     schedule=functools.partial(
       schedule.Schedule, steps=3, log_every=1, eval_every=1, checkpoint_every=2, sample_prompts=0,
       kl_prompts=3,

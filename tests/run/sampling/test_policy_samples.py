@@ -8,7 +8,7 @@ from dro_jax.data.text import vocabularies
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
 from dro_jax.run import networks
-from dro_jax.run.sampling import policy_samples as own_samples
+from dro_jax.run.sampling import policy_samples
 from dro_jax.step import reference
 from dro_jax.step import state as train_state
 from tests.examples import CONFIG
@@ -44,7 +44,7 @@ def state_of(nets, mesh, seed, other):
 def make(nets, mesh, count=6, **changes):
   frozen = reference.frozen(scoring.make_score(nets.policy))
   options = {'max_length': 5} | changes
-  return own_samples.make_draw(nets, frozen, mesh, vocabularies.vocabulary('bytes'), count, **options)
+  return policy_samples.make_draw(nets, frozen, mesh, vocabularies.vocabulary('bytes'), count, **options)
 
 
 def test_a_policy_is_nothing_away_from_itself(nets, mesh, table):
@@ -52,7 +52,7 @@ def test_a_policy_is_nothing_away_from_itself(nets, mesh, table):
   drawn = draw(state_of(nets, mesh, 0, 0), table)
   assert (drawn.log_ratios == 0).all()
   assert len(drawn.prompts) == len(np.unique(drawn.prompts)) == 6
-  assert own_samples.summary(drawn).keys() == {'sample_tokens', 'kl'}
+  assert policy_samples.summary(drawn).keys() == {'sample_tokens', 'kl'}
   expected = {'prompts': 6, 'temperature': 1.0, 'max_length': 5, 'reward': None, 'reward_code': None}
   assert settings == expected
 
@@ -64,7 +64,7 @@ def test_kl_is_that_of_the_samples_and_rewards_are_the_functions(nets, mesh, tab
   drawn = draw(state, table)
   assert settings['reward'] == 'length_reward'
   np.testing.assert_allclose(drawn.rewards, [-abs(len(text) - 40) / 40 for text in drawn.responses])
-  assert own_samples.summary(drawn)['kl'] > 0
+  assert policy_samples.summary(drawn)['kl'] > 0
   again = draw(state, table.subset(np.arange(len(table))[::-1]))
   assert (again.responses == drawn.responses).all()  # Whatever the table's order.
   np.testing.assert_allclose(again.log_ratios, drawn.log_ratios, rtol=1e-5)
@@ -73,14 +73,17 @@ def test_kl_is_that_of_the_samples_and_rewards_are_the_functions(nets, mesh, tab
 def test_kl_to_a_reference_that_moves_is_named_apart(nets, mesh, table):
   state = state_of(nets, mesh, 0, 0)._replace(initial=state_of(nets, mesh, 0, 1).reference)
   soft = reference.soft(scoring.make_score(nets.policy))
-  draw, _ = own_samples.make_draw(nets, soft, mesh, vocabularies.vocabulary('bytes'), 6, max_length=5)
+  draw, _ = policy_samples.make_draw(nets, soft, mesh, vocabularies.vocabulary('bytes'), 6, max_length=5)
   drawn = draw(state, table)
-  found, against_initial = own_samples.summary(drawn), make(nets, mesh)[0](state_of(nets, mesh, 0, 1), table)
+  found, against_initial = (
+    policy_samples.summary(drawn),
+    make(nets, mesh)[0](state_of(nets, mesh, 0, 1), table),
+  )
   assert found['kl_moving'] == 0
-  assert found['kl'] == pytest.approx(own_samples.summary(against_initial)['kl'], rel=1e-5)
+  assert found['kl'] == pytest.approx(policy_samples.summary(against_initial)['kl'], rel=1e-5)
 
 
 def test_a_few_prompts_are_always_the_same(table):
-  few, more = own_samples.chosen(table, 3), own_samples.chosen(table, 5)
+  few, more = policy_samples.chosen(table, 3), policy_samples.chosen(table, 5)
   assert set(few) < set(more)
-  assert len(own_samples.chosen(table, 1000)) == len(np.unique(table.prompt_index))
+  assert len(policy_samples.chosen(table, 1000)) == len(np.unique(table.prompt_index))

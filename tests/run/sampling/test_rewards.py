@@ -61,7 +61,7 @@ def test_a_function_of_ones_own(tmp_path):
   path = tmp_path / 'my_rewards.py'
   path.write_text('def shouts(prompts, responses):\n  return [r.isupper() for r in responses]\n')
   found = rewards.find(f'{path}:shouts')
-  assert rewards.score(found, ['p', 'p'], ['A', 'a']) == [1.0, 0.0]
+  assert rewards.reward_responses(found, ['p', 'p'], ['A', 'a']) == [1.0, 0.0]
   assert rewards.name_of(found) == 'my_rewards:shouts'
   assert rewards.find('dro_jax.run.sampling.rewards:contains') is rewards.find('contains') is rewards.contains
   assert rewards.find(rewards.contains) is rewards.contains
@@ -117,19 +117,19 @@ def test_no_function_is_refused(spec, message):
 )
 def test_what_is_no_reward_is_refused(returned, message):
   with pytest.raises(UsageError, match=message):
-    rewards.score(lambda prompts, responses: returned, ['p', 'q'], ['a', 'b'])
+    rewards.reward_responses(lambda prompts, responses: returned, ['p', 'q'], ['a', 'b'])
 
 
 @pytest.mark.parametrize('returned', ['10', {0: 0.5, 1: 0.2}, {0.5, 1.0}])
 def test_what_is_no_sequence_is_refused(returned):
   with pytest.raises(UsageError, match=r'returned .* for 2 responses: it must return a list'):
-    rewards.score(lambda prompts, responses: returned, ['p', 'q'], ['r', 's'])
+    rewards.reward_responses(lambda prompts, responses: returned, ['p', 'q'], ['r', 's'])
 
 
 @pytest.mark.parametrize('number', [10**400, 1e39, -1e39], ids=['integer', 'large', 'small'])
 def test_numbers_that_float32_cannot_hold_are_refused(number):
   with pytest.raises(UsageError, match=r"for the response 's' .*it must return a finite number"):
-    rewards.score(lambda prompts, responses: [1.0, number], ['p', 'q'], ['r', 's'])
+    rewards.reward_responses(lambda prompts, responses: [1.0, number], ['p', 'q'], ['r', 's'])
 
 
 def test_a_function_that_fails_as_its_numbers_are_read_or_leaves_python_is_refused():
@@ -137,13 +137,15 @@ def test_a_function_that_fails_as_its_numbers_are_read_or_leaves_python_is_refus
     raise SystemExit(3)
 
   with pytest.raises(UsageError, match='raised ZeroDivisionError'):
-    rewards.score(lambda prompts, responses: (1 / 0 for _ in responses), ['p'], ['r'])
+    rewards.reward_responses(lambda prompts, responses: (1 / 0 for _ in responses), ['p'], ['r'])
   with pytest.raises(UsageError, match='raised SystemExit: 3'):
-    rewards.score(leaves, ['p'], ['r'])
+    rewards.reward_responses(leaves, ['p'], ['r'])
 
 
 def test_arrays_are_rewards_too():
-  given = rewards.score(lambda prompts, responses: np.array([1, 0], np.float32), ['p', 'q'], ['a', 'b'])
+  given = rewards.reward_responses(
+    lambda prompts, responses: np.array([1, 0], np.float32), ['p', 'q'], ['a', 'b']
+  )
   assert given == [1.0, 0.0]
 
 
@@ -151,9 +153,9 @@ def test_a_function_that_returns_a_number_or_raises_is_refused_with_its_line(tmp
   lines = ('def one(prompts, responses):', '  return 1.0', 'def bad(prompts, responses):', '  return [1 / 0]')
   (tmp_path / 'mine.py').write_text('\n'.join(lines))
   with pytest.raises(UsageError, match=r'mine:one returned 1.0 for 2 responses: it must return a list'):
-    rewards.score(rewards.find(f'{tmp_path}/mine.py:one'), ['a', 'b'], ['c', 'd'])
+    rewards.reward_responses(rewards.find(f'{tmp_path}/mine.py:one'), ['a', 'b'], ['c', 'd'])
   with pytest.raises(UsageError, match=r'raised ZeroDivisionError: division by zero \(.*mine.py, line 4\)'):
-    rewards.score(rewards.find(f'{tmp_path}/mine.py:bad'), ['a', 'b'], ['c', 'd'])
+    rewards.reward_responses(rewards.find(f'{tmp_path}/mine.py:bad'), ['a', 'b'], ['c', 'd'])
 
 
 @pytest.mark.parametrize('text, message', [('x = (', 'SyntaxError'), ('x = y\n', r'NameError.*line 1\)')])

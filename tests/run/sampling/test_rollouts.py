@@ -12,13 +12,11 @@ import pytest
 
 from dro_jax import algorithms
 from dro_jax.algorithms.batch import Batch
-from dro_jax.data.batches import loader, plan
-from dro_jax.data.batches import packing as layout
+from dro_jax.data.batches import loader, packing, plan
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
-from dro_jax.models import sampling as decoding
-from dro_jax.models import scoring
+from dro_jax.models import sampling, scoring
 from dro_jax.parallel import partitioning
 from dro_jax.run import networks, schedule, train
 from dro_jax.run.sampling import rollouts as online
@@ -130,7 +128,7 @@ def test_resume_is_bit_identical(run, tmp_path):
 # --- rollouts -----------------------------------------------------------------------------------------------
 
 
-def mesh_of(count: int) -> partitioning.Grid:
+def mesh_of(count: int) -> partitioning.Mesh:
   return partitioning.make_mesh(devices=jax.devices()[:count])
 
 
@@ -147,10 +145,10 @@ def rollout(data, algorithm, mesh, batch_size=8, reward=low_letters, step=3, ask
   table = online.prompts_only(data()).train
   batches = plan.Plan.of(table, batch_size, 0)
   source = loader.Loader(
-    table, batches, layout.Layout.fit(table, batches, packed=False, row_multiple=len(mesh.devices))
+    table, batches, packing.Layout.fit(table, batches, packed=False, row_multiple=len(mesh.devices))
   )
   reference = step_reference.frozen(scoring.make_score(NETS.policy))
-  responder = online.make_responder(
+  responder = online.make_rollouts(
     NETS, algorithm, reference, mesh, WORDS, online.RolloutOptions(reward=reward), max_length=LENGTH
   )
   state = train_state.TrainState(
@@ -212,8 +210,8 @@ def test_rows_hold_the_samples_and_their_rewards(data):
     assert rows.rewards[b, k] == len(response)
     positions = rows.response_positions[b][rows.response_segments[b] == k + 1]
     np.testing.assert_array_equal(positions, np.arange(len(tokens)))
-    assert (tokens[:-1] != decoding.EOS).all()
-    assert tokens[-1] == decoding.EOS or len(tokens) == LENGTH
+    assert (tokens[:-1] != sampling.EOS).all()
+    assert tokens[-1] == sampling.EOS or len(tokens) == LENGTH
   np.testing.assert_array_equal(rows.response_prompt, rows.response_segments > 0)
   np.testing.assert_array_equal(rows.units.index, np.arange(12).reshape(4, 3))
   assert rows.units.mask.all() and rows.valid.all()
