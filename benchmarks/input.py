@@ -127,7 +127,7 @@ def measure_loader(
     needed = length / FASTER
     with tempfile.TemporaryDirectory() as cache:
       table = _table(path, words, cache)
-      plan = Plan.of(table, batch, 0)
+      plan = Plan.from_table(table, batch, 0)
       loader = Loader(table, plan, Layout.fit(table, plan))
       loaded, stalls = [], []
       for number in range(rounds):

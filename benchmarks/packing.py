@@ -100,7 +100,7 @@ def full(prompt_length: int, response_length: int, responses: int = 4, prompts: 
 
 
 def batch_of(lengths: Lengths, batch_size: int, **fit: Any) -> tuple[packing.Layout, Rows]:
-  plan = Plan.of(lengths, batch_size, 0)
+  plan = Plan.from_table(lengths, batch_size, 0)
   fitted = packing.Layout.fit(lengths, plan, **fit)
   return fitted, loader.Loader(lengths, plan, fitted).rows(0)
 

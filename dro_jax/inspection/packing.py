@@ -27,7 +27,7 @@ def packing(table: TokenTable, batch_size: int) -> dict[str, Any]:
     `kinds`: the rows that a run takes by itself, padded ones, then others; `settings`: what to set, nothing
     where the first are as good.
   """
-  order = plan.Plan.of(table, batch_size, 0)
+  order = plan.Plan.from_table(table, batch_size, 0)
   batches = [order.batch(step) for step in range(min(_SCANNED, -(-_EPOCHS * len(table) // batch_size)))]
   own, tried = dataclasses.asdict(feeds.RowOptions()), [{'packed': False}, {'coverage': 0.9}]
   tried += [dict(zip(('prompt_length', 'response_length'), sides)) for sides in _promising(table, batches)]

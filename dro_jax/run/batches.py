@@ -142,9 +142,9 @@ def make_loaders(
     unit_options = groups.resolved(unit_options, triplets.train)
   table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
   if members is None:
-    train_loader = load(table, plan.Plan.of(table, batch_size, seed, deal=deal))
+    train_loader = load(table, plan.Plan.from_table(table, batch_size, seed, deal=deal))
   else:
-    train_loader = load(table, plan.UnitPlan.of(table, members, batch_size, seed, deal=deal))
+    train_loader = load(table, plan.UnitPlan.from_table(table, members, batch_size, seed, deal=deal))
   if triplets.eval is None:
     return Loaders(train_loader, None, report)
   if in_file_order:

@@ -213,7 +213,7 @@ def test_rows_are_as_full_as_the_placement_says(write):
   tokens = int(table.prompt_lengths.sum()), int(table.response_lengths.sum())
   assert padded['prompt'] == pytest.approx(tokens[0] / (16 * sides[0]))
   assert padded['total'] == pytest.approx(sum(tokens) / (16 * sum(sides)))
-  fitted = layout.Layout.fit(table, plan.Plan.of(table, 8, 0))
+  fitted = layout.Layout.fit(table, plan.Plan.from_table(table, 8, 0))
   assert (own['prompt_length'], own['response_length']) == (fitted.prompt_length, fitted.response_length)
   best = max(found['kinds'], key=lambda kind: kind['total'] - 0.02 * (len(kind['rows']) - 1))
   assert found['settings'] == (best['settings'] if best['total'] > own['total'] + 0.02 else {})

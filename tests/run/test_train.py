@@ -565,7 +565,7 @@ def test_a_note_says_where_batches_of_few_prompts_mislead(tmp_path, deal, says):
   built = table.build(
     records, vocabularies.vocabulary('bytes'), tmp_path / 't', prompt_length=8, response_length=8
   )
-  batches = plan.Plan.of(built, 32, 0, deal=deal)
+  batches = plan.Plan.from_table(built, 32, 0, deal=deal)
   loaded = loader.Loader(built, batches, packing.Layout.fit(built, batches, scan=2))
   assert re.search(says, loop.few_prompts(loaded, algorithms.dro_p(), 0))
   assert loop.few_prompts(loaded, algorithms.dro_v(), 0) == ''
@@ -594,7 +594,7 @@ def test_a_run_that_kept_the_start_of_prompts_goes_on_with_it(run, triplets, tmp
 
 def test_a_batch_larger_than_the_data_is_said(triplets):
   data = load_triplets(triplets, vocabulary=vocabularies.vocabulary('bytes'), validation_fraction=0)
-  small, large = (plan.Plan.of(data.train, size, 0) for size in (60, 61))
+  small, large = (plan.Plan.from_table(data.train, size, 0) for size in (60, 61))
   assert loop.repeated(small, algorithms.sft()) == ''
   assert '61 responses is more than the 60' in loop.repeated(large, algorithms.sft())
 

@@ -72,11 +72,13 @@ def feed(
   """
   table = triplets.train
   if unit == 'response':
-    batches = plan.Plan.of(table, responses, seed)
+    batches = plan.Plan.from_table(table, responses, seed)
   else:
     table, members, _ = groups.form(table, unit, options)
     # As many units as hold `responses`: all pairs of four are six.
-    batches = plan.UnitPlan.of(table, members, max(round(responses * len(members) / len(table)), 1), seed)
+    batches = plan.UnitPlan.from_table(
+      table, members, max(round(responses * len(members) / len(table)), 1), seed
+    )
   fitted = packing.Layout.fit(table, batches, prompt_length=row_lengths[0], response_length=row_lengths[1])
   source = loader.Loader(table, batches, fitted, mismatched=True)
   return Feed(functools.cache(source.rows), triplets._replace(train=table))

@@ -131,7 +131,7 @@ def fill(table, layout: Layout, batches: Iterable[np.ndarray]) -> Fill:
   lengths = _Lengths(table.prompt_lengths, table.response_lengths, table.prompt_index)
   tokens, rows = np.zeros(2, np.int64), collections.Counter()
   for batch in batches:
-    of_batch = lengths.of(batch)
+    of_batch = lengths.pick(batch)
     placement = layout.place(*of_batch)
     tokens += of_batch.prompt[placement.prompt_example].sum(), of_batch.response.sum()
     rows[placement.rows] += 1
@@ -145,7 +145,7 @@ class _Lengths(NamedTuple):
   response: np.ndarray
   index: np.ndarray
 
-  def of(self, examples: np.ndarray) -> '_Lengths':
+  def pick(self, examples: np.ndarray) -> '_Lengths':
     return _Lengths(self.prompt[examples], self.response[examples], self.index[examples])
 
 
@@ -182,7 +182,7 @@ def _fit_rows(layout: Layout, lengths: _Lengths, batches: list, coverage: float 
   Slots: room for the fullest row seen and a quarter more, because slots are cheap and another shape is not.
   """
   placed = [None] * len(batches) if placed is None else placed
-  placed = [found or layout.place(*lengths.of(batch)) for found, batch in zip(placed, batches)]
+  placed = [found or layout.place(*lengths.pick(batch)) for found, batch in zip(placed, batches)]
   needed = sorted(placement.rows for placement in placed)
   fullest = max(int(placement.response_segment.max()) for placement in placed)
   slots = min(_round_up(1.25 * fullest, _MULTIPLE), layout.slots)
@@ -200,7 +200,7 @@ def _fit_lengths(layout, lengths, batches, prompt_length, response_length, cover
   They do where texts are so long that few share a row: its responses then bring a copy of their prompt each,
   and one long prompt keeps all others out.
   """
-  totals = np.array([_tokens(lengths.of(batch), layout.encode_once) for batch in batches])
+  totals = np.array([_tokens(lengths.pick(batch), layout.encode_once) for batch in batches])
   totals = np.quantile(totals, coverage, axis=0)
   longest = np.array([lengths.prompt.max(), lengths.response.max()])
   given = prompt_length, response_length
@@ -247,7 +247,7 @@ def _place_all(layout: Layout, lengths: _Lengths, batches: list, allowed: int) -
   """Each batch in the layout's rows, None for a misfit; None for all where more than `allowed` misfit."""
   placed, misfits = [], 0
   for batch in batches:
-    placed.append(_place(lengths.of(batch), layout, layout.rows))
+    placed.append(_place(lengths.pick(batch), layout, layout.rows))
     misfits += placed[-1] is None
     if misfits > allowed:
       return None

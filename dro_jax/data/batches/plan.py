@@ -82,7 +82,9 @@ class Plan:
     self._window = functools.lru_cache(maxsize=4)(self._deal_window)
 
   @classmethod
-  def of(cls, table, batch_size: int, seed: int, *, window: int = 128, deal: str = 'together') -> 'Plan':
+  def from_table(
+    cls, table, batch_size: int, seed: int, *, window: int = 128, deal: str = 'together'
+  ) -> 'Plan':
     """The plan of a token table, with the table's own sampling weights (mixture rates) where it has some."""
     return cls(
       table.prompt_lengths, table.response_lengths, table.prompt_index, batch_size, seed,
@@ -247,7 +249,7 @@ class UnitPlan:
     self.batch_size, self.num_batches, self.deal = plan.batch_size, plan.num_batches, plan.deal
 
   @classmethod
-  def of(
+  def from_table(
     cls, table, members: np.ndarray, batch_size: int, seed: int, *, deal: str = 'together'
   ) -> 'UnitPlan':
     """The endless plan of a table's units, each dealt whole: those to one prompt together, or uniformly."""

@@ -172,15 +172,15 @@ def read(directory: str | os.PathLike) -> Store:
     raise UsageError(f'{folder}: the column store is damaged ({", ".join(damaged)}); make it again')
   arrays = {name: np.load(os.path.join(folder, _file(name)), mmap_mode='r') for name in meta['arrays']}
 
-  def of(kind: str) -> dict[str, np.ndarray]:
+  def arrays_of_kind(kind: str) -> dict[str, np.ndarray]:
     prefix = f'{kind}.'
     return {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
 
-  offsets, nothing = of('offsets'), np.zeros(0, np.uint64)
+  offsets, nothing = arrays_of_kind('offsets'), np.zeros(0, np.uint64)
   return Store(
-    folder, np.asarray(arrays['keys']), of('column'),
-    {name: Ragged(flat, offsets[name]) for name, flat in of('token').items()},
-    Pairs(np.asarray(arrays.get('pair_keys', nothing)), of('pair')),
+    folder, np.asarray(arrays['keys']), arrays_of_kind('column'),
+    {name: Ragged(flat, offsets[name]) for name, flat in arrays_of_kind('token').items()},
+    Pairs(np.asarray(arrays.get('pair_keys', nothing)), arrays_of_kind('pair')),
     meta['made_of'], meta['origin'], meta['fingerprint'],
   )  # fmt: skip
 

@@ -137,7 +137,7 @@ LAYOUTS = {
 )
 def test_index_arrays_find_the_members_in_every_layout(many, unit, options, layout):
   formed = form(many, unit, options)
-  batches = UnitPlan.of(formed.table, formed.members, 8, seed=3)
+  batches = UnitPlan.from_table(formed.table, formed.members, 8, seed=3)
   fitted = Layout.fit(formed.table, batches, scan=8, **LAYOUTS[layout])
   source = Loader(formed.table, batches, fitted)
   for step in (0, 1, 5):
@@ -152,7 +152,7 @@ def test_index_arrays_find_the_members_in_every_layout(many, unit, options, layo
 
 def test_every_host_has_all_units(many):
   formed = form(many, 'group', UnitOptions())
-  batches = UnitPlan.of(formed.table, formed.members, 8, seed=3)
+  batches = UnitPlan.from_table(formed.table, formed.members, 8, seed=3)
   source = Loader(formed.table, batches, Layout.fit(formed.table, batches, scan=4, row_multiple=2))
   half = source.num_rows(0) // 2
   np.testing.assert_array_equal(source.rows(0, 0, half).units.index, source.rows(0, half).units.index)
@@ -161,10 +161,10 @@ def test_every_host_has_all_units(many):
 def test_every_unit_once_an_epoch_and_again_the_same(many):
   formed = form(many, 'pair', UnitOptions(pairs='all'))
   count = len(formed.members)
-  batches = UnitPlan.of(formed.table, formed.members, count // 4, seed=0)
+  batches = UnitPlan.from_table(formed.table, formed.members, count // 4, seed=0)
   seen = np.concatenate([batches.units(step) for step in range(5)])[:count]
   assert sorted(map(tuple, seen)) == sorted(map(tuple, formed.members))
-  again = UnitPlan.of(formed.table, formed.members, count // 4, seed=0)
+  again = UnitPlan.from_table(formed.table, formed.members, count // 4, seed=0)
   np.testing.assert_array_equal(again.batch(3), batches.batch(3))
 
 
@@ -172,7 +172,8 @@ def test_uniform_units_are_dealt_whole_and_each_once_an_epoch(many):
   formed = form(many, 'pair', UnitOptions(pairs='all'))
   count, of_unit = len(formed.members), formed.table.prompt_index[formed.members[:, 0]]
   uniform, together = (
-    UnitPlan.of(formed.table, formed.members, 8, seed=0, deal=deal) for deal in ('uniform', 'together')
+    UnitPlan.from_table(formed.table, formed.members, 8, seed=0, deal=deal)
+    for deal in ('uniform', 'together')
   )
   drawn = np.concatenate([uniform.units(step) for step in range(-(-count // 8))])[:count]
   assert sorted(map(tuple, drawn)) == sorted(map(tuple, formed.members))

@@ -34,7 +34,7 @@ def table(tmp_path_factory):
 
 
 def loader_of(table, layout: str = 'packed, encode once', batch_size: int = 12, **options) -> Loader:
-  plan = Plan.of(table, batch_size, 0)
+  plan = Plan.from_table(table, batch_size, 0)
   return Loader(table, plan, LAYOUTS[layout](table, plan), **options)
 
 
@@ -148,7 +148,7 @@ def test_a_short_last_batch_has_the_same_rows(table):
 
 
 def test_a_batch_that_does_not_fit_gets_more_rows_and_is_logged_once(table, caplog):
-  plan = Plan.of(table, 12, 0)
+  plan = Plan.from_table(table, 12, 0)
   layout = Layout(64, 96, 2, 12, row_multiple=2)
   loader = Loader(table, plan, layout)
   with caplog.at_level('INFO', 'dro_jax.data.batches.loader'):

@@ -104,7 +104,7 @@ def test_real_translations_fill_two_rows(data_dir, vocab_file, tmp_path):
   table = build(records, vocabulary(str(vocab_file)), tmp_path / 't', prompt_length=128, response_length=128)
   assert table.prompt_lengths.mean() == pytest.approx(30.72, abs=0.01)
   assert table.response_lengths.mean() == pytest.approx(22.62, abs=0.01)
-  plan = Plan.of(table, 32, 0)
+  plan = Plan.from_table(table, 32, 0)
   layout = Layout.fit(table, plan, prompt_length=512, response_length=384)
   prompt, response, rows = fill(layout, table, plan, 440)
   assert rows == {2}

@@ -387,7 +387,7 @@ def test_names_with_commas_are_all_records_once(hh, ultrafeedback):
   assert list(found.train.ids) == [
     *load('ultrafeedback', hh).train.ids, *load('hh_harmless', hh).train.ids
   ]  # fmt: skip
-  batches = plan.Plan.of(found.train, 8, seed=0)
+  batches = plan.Plan.from_table(found.train, 8, seed=0)
   drawn = np.concatenate([batches.batch(step) for step in range(13)])
   assert sorted(drawn) == list(range(104))
   assert load(['ultrafeedback', 'hh_harmless'], hh).report['train_records'] == 104
@@ -418,7 +418,7 @@ def test_a_mixture_draws_by_its_rates(hh, ultrafeedback, module):
   assert len(train) == 104
   dialogues = np.array([prompt.startswith('\n\nHuman') for prompt in train.prompts])
   assert train.weights[dialogues].sum() / train.weights.sum() == pytest.approx(0.25)
-  batches = plan.Plan.of(train, 8, seed=0)
+  batches = plan.Plan.from_table(train, 8, seed=0)
   drawn = np.concatenate([batches.batch(step) for step in range(130)])
   assert dialogues[drawn].mean() == pytest.approx(0.25, abs=0.05)
   with pytest.raises(UsageError, match="'public_mix' is a mixture by rate.*name the tasks"):

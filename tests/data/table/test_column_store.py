@@ -48,7 +48,7 @@ def test_a_store_joins_the_examples_whatever_their_order_and_split(table, store)
 
 def test_rows_carry_numbers_by_token(table, store):
   joined, _ = column_store.join(table, store)
-  batches = plan.Plan.of(joined, 12, 0)
+  batches = plan.Plan.from_table(joined, 12, 0)
   rows = loader.Loader(joined, batches, packing.Layout.fit(joined, batches, scan=2)).rows(0, 1)
   found = rows.token_columns['reference_token_logps']
   for b, slot in zip(*np.nonzero(rows.valid)):
@@ -99,7 +99,7 @@ def test_equal_texts_share_what_is_stored(table, tmp_path):
 
 
 def test_mismatched_pairs_are_pairs_of_other_texts_in_their_slots(table, tmp_path):
-  batches = plan.Plan.of(table, 48, 0)
+  batches = plan.Plan.from_table(table, 48, 0)
   fitted = packing.Layout.fit(table, batches, row_multiple=2, scan=2)
   bare = loader.Loader(table, batches, fitted, mismatched=True)
   pairs = bare.mismatched_pairs(0)

@@ -143,7 +143,7 @@ def params():
 def rollout(data, algorithm, mesh, batch_size=8, reward=low_letters, step=3, asked=3):
   """The prompts of batch `asked`, answered at `step`: (state, rows, loader)."""
   table = online.prompts_only(data()).train
-  batches = plan.Plan.of(table, batch_size, 0)
+  batches = plan.Plan.from_table(table, batch_size, 0)
   source = loader.Loader(
     table, batches, packing.Layout.fit(table, batches, packed=False, row_multiple=len(mesh.devices))
   )
