@@ -107,33 +107,27 @@ def _score(
     scores, reference_scores, _ = evaluate(state, rows)
     return scores.logps, reference_scores.logps
 
-  logps = jax.jit(
-    logps, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
-  )
   state = train_state.TrainState(np.zeros((), np.int32), {'policy': params}, {}, reference=params)
-  rows, num_rows = _rows(mesh, prompts, responses)
-  with partitioning.use_mesh(mesh):
-    arrays = jax.device_get(logps(state, partitioning.global_batch(mesh, rows, num_rows)))
+  rows = partitioning.place_rows(mesh, _rows(mesh, prompts, responses))
+  arrays = jax.device_get(partitioning.jit_on(mesh, logps)(state, rows))
   own, other = (array[: len(prompts), 0].astype(np.float64) for array in arrays)
   return own, other
 
 
-def _rows(mesh: Mesh, prompts: list[np.ndarray], responses: list[np.ndarray]) -> tuple[Rows, int]:
-  """This host's rows, one prompt and one response in each, and how many all hosts have."""
+def _rows(mesh: Mesh, prompts: list[np.ndarray], responses: list[np.ndarray]) -> Rows:
+  """Rows of one prompt and one response, as many as the mesh divides."""
   shards = partitioning.num_row_shards(mesh)
   num_rows = -(-len(prompts) // shards) * shards
   ids = range(len(prompts))
   prompt_tokens, prompt_segments, _ = generation.padded(prompts, ids, num_rows, max(map(len, prompts)))
   tokens, segments, ids = generation.padded(responses, ids, num_rows, max(map(len, responses)))
   positions = lambda segments: np.arange(segments.shape[1], dtype=np.int32)[None] * segments  # noqa: E731
-  rows = Rows(
+  return Rows(
     prompt_tokens=prompt_tokens, prompt_segments=prompt_segments, prompt_positions=positions(prompt_segments),
     response_tokens=tokens, response_segments=segments, response_positions=positions(segments),
     response_prompt=segments, rewards=np.zeros((num_rows, 1), np.float32), example_id=ids[:, None],
     valid=segments[:, :1] > 0,
   )  # fmt: skip
-  first, last = partitioning.host_rows(mesh, num_rows)
-  return jax.tree.map(lambda array: array[first:last], rows), num_rows
 
 
 __all__ = ['check']

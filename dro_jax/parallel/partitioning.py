@@ -1,8 +1,9 @@
 """Where arrays live: a table of rules maps the models' logical axes to the mesh (data, fsdp, model)."""
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -326,6 +327,34 @@ def global_rows(grid: Mesh, local: Any, num_rows: int) -> Any:
     return jax.make_array_from_callback((num_rows, *x.shape[1:]), sharding, shard)
 
   return jax.tree.map(place, local)
+
+
+def place_rows(grid: Mesh, arrays: Any) -> Any:
+  """A tree of arrays of rows, which every host holds whole, as a global batch."""
+  num_rows = len(jax.tree.leaves(arrays)[0])
+  start, stop = host_rows(grid, num_rows)
+  return global_rows(grid, jax.tree.map(lambda array: array[start:stop], arrays), num_rows)
+
+
+def jit_on(grid: Mesh, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+  """Compiles a function for a mesh, within which the models' logical constraints mean that mesh.
+
+  Args:
+    grid: the mesh on which the function runs.
+    function: a pure function of arrays.
+    options: of `jax.jit`. Every device holds the whole result unless `out_shardings` says otherwise;
+      `compiler_options` are added to COMPILER_OPTIONS.
+  """
+  compiler_options = COMPILER_OPTIONS | dict(options.pop('compiler_options', {}))
+  options = {'out_shardings': replicated(grid)} | options
+  compiled = jax.jit(function, compiler_options=compiler_options, **options)
+
+  @functools.wraps(function)
+  def on_mesh(*arguments: Any) -> Any:
+    with use_mesh(grid):
+      return compiled(*arguments)
+
+  return on_mesh
 
 
 __all__ = ['make_mesh']

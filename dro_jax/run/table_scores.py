@@ -68,7 +68,7 @@ def make_table_scorer(
   yardsticks = {'': None} if reference is None else reference.yardsticks
   losses = functools.partial(_loss_sums, algorithm)
 
-  def batch(state: train_state.TrainState, rows: Rows):
+  def score_rows(state: train_state.TrainState, rows: Rows):
     scores, arrays, seen = score(state.params, rows, None), {}, {}
     for ending, scores_of in yardsticks.items():
       by = scores_of and scores_of(state, rows)
@@ -77,9 +77,7 @@ def make_table_scorer(
     arrays |= {'logps': scores.logps, 'values': scores.values}
     return arrays, jax.tree.map(_without_texts if whole else losses, seen, is_leaf=_is_batch)
 
-  batch = jax.jit(
-    batch, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
-  )
+  score_on_mesh = partitioning.jit_on(mesh, score_rows)
   # Of small vectors, which every host has: each computes it by itself.
   of_all = jax.jit(lambda seen: jax.tree.map(losses, seen, is_leaf=_is_batch))
 
@@ -88,8 +86,7 @@ def make_table_scorer(
     for step in range(loader.plan.num_batches):
       num_rows = loader.num_rows(step)
       rows = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
-      with partitioning.use_mesh(mesh):
-        arrays, part = jax.device_get(batch(state, partitioning.global_batch(mesh, rows, num_rows)))
+      arrays, part = jax.device_get(score_on_mesh(state, partitioning.global_batch(mesh, rows, num_rows)))
       parts.append(part)
       example_id, valid = loader.slots(step)
       ids = example_id[valid]
@@ -163,14 +160,11 @@ def make_token_scorer(policy: T5, mesh: Mesh, chunk_size: int | None = None) -> 
     found = score({'policy': params}, rows, None)
     return found.logps, found.token_logps
 
-  compiled = jax.jit(
-    numbers, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
-  )
+  numbers_on_mesh = partitioning.jit_on(mesh, numbers)
 
-  def run(params: Params, rows: Rows, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+  def score_host_rows(params: Params, rows: Rows, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     # Only what is read of a row, so that rows of all kinds share a compilation.
     bare = rows._replace(columns={}, token_columns={}, mismatched=None, units=None)
-    with partitioning.use_mesh(mesh):
-      return jax.device_get(compiled(params, partitioning.global_batch(mesh, bare, num_rows)))
+    return jax.device_get(numbers_on_mesh(params, partitioning.global_batch(mesh, bare, num_rows)))
 
-  return run
+  return score_host_rows

@@ -315,3 +315,20 @@ def test_every_host_holds_its_own_rows():
   rows = partitioning.global_rows(mesh, {'x': np.arange(8.0)}, 8)
   assert rows['x'].sharding.spec == PartitionSpec(('data', 'fsdp'))
   np.testing.assert_array_equal(rows['x'], np.arange(8.0))
+
+
+def test_jit_on_runs_on_the_mesh_and_leaves_the_whole_result_on_every_device():
+  mesh = partitioning.make_mesh(2, 2, 2)
+  doubled = partitioning.jit_on(mesh, lambda x: 2 * layers.constrain_hidden(x))
+  x = np.arange(8 * 4 * 2.0).reshape(8, 4, 2)
+  result = doubled(partitioning.place_rows(mesh, x))
+  assert result.sharding.is_fully_replicated and len(result.sharding.device_set) == 8
+  np.testing.assert_array_equal(result, 2 * x)
+  rows = partitioning.rows_sharding(mesh)
+  assert partitioning.jit_on(mesh, lambda x: x, out_shardings=rows)(x).sharding.spec == rows.spec
+
+
+def test_jit_on_compiles_with_the_options_of_every_program_that_scores(monkeypatch):
+  monkeypatch.setitem(partitioning.COMPILER_OPTIONS, 'no_such_option', True)
+  with pytest.raises(Exception, match='no_such_option'):
+    partitioning.jit_on(partitioning.make_mesh(), lambda x: x + 1)(np.zeros(8))

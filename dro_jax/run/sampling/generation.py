@@ -80,19 +80,14 @@ def make_generator(
       repetition_penalty=repetition_penalty, prompt_ids=ids_B,
     )  # fmt: skip
 
-  sample = jax.jit(
-    sample, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
-  )
+  sample_on_mesh = partitioning.jit_on(mesh, sample)
 
   def generate(params: Params, prompts: Sequence[np.ndarray], ids: Sequence[int]) -> Iterator[Answer]:
     for start in range(0, len(prompts), num_rows):
       chunk = prompts[start : start + num_rows]
       length = -(-max(map(len, chunk)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
       arrays = padded(chunk, ids[start : start + num_rows], num_rows, length)
-      first, last = partitioning.host_rows(mesh, num_rows)
-      local = tuple(array[first:last] for array in arrays)
-      with partitioning.use_mesh(mesh):
-        samples = jax.device_get(sample(params, *partitioning.global_rows(mesh, local, num_rows)))
+      samples = jax.device_get(sample_on_mesh(params, *partitioning.place_rows(mesh, arrays)))
       for row in range(len(chunk)):
         yield Answer(samples.tokens[row, : samples.lengths[row]], float(samples.logps[row]))
 

@@ -84,10 +84,7 @@ def make_draw(
       some = records[start : start + num_rows]
       prompts = [table.prompt(int(i)) for i in some]
       arrays = generation.padded(prompts, ids[start : start + num_rows], num_rows, length)
-      first, last = partitioning.host_rows(mesh, num_rows)
-      local = tuple(array[first:last] for array in arrays)
-      with partitioning.use_mesh(mesh):
-        samples, ratios = jax.device_get(sample(state, *partitioning.global_rows(mesh, local, num_rows)))
+      samples, ratios = jax.device_get(sample(state, *partitioning.place_rows(mesh, arrays)))
       drawn += [(samples.tokens[b], samples.lengths[b], ratios[:, b]) for b in range(len(some))]
     tokens, lengths, ratios = zip(*drawn)
     texts = [vocabulary.decode(row[:n]) for row, n in zip(tokens, lengths)]
@@ -148,8 +145,7 @@ def _make_sample(
     ratios = [logps_B1 - scores(state, rows).logps for scores in yardsticks]
     return samples, jnp.stack(ratios)[:, :, 0]
 
-  where = partitioning.replicated(mesh)
-  return jax.jit(sample, out_shardings=where, compiler_options=partitioning.COMPILER_OPTIONS)
+  return partitioning.jit_on(mesh, sample)
 
 
 def _prompt_rows(tokens_BS: Array, segments_BS: Array) -> Rows:

@@ -137,17 +137,14 @@ def make_rollouts(
   lay_out = _make_lay_out(nets, algorithm, reference, mesh, chunk_size)
 
   def make_answer(temperature: float | int, purpose: int) -> _Answer:
-    sample = _make_sample(nets, mesh, algorithm.online.samples, length, temperature)
     key = jax.random.fold_in(jax.random.key(seed), purpose)
+    sample = _make_sample(nets, mesh, key, algorithm.online.samples, length, temperature)
 
     def answer(state: TrainState, loader: Loader, step: int, rows: Rows) -> _Answered:
-      with partitioning.use_mesh(mesh):
-        samples = sample(state.params['policy'], jax.random.fold_in(key, step), *rows[:2])
-        drawn = jax.device_get(samples)
-        scored_BK = _rewards(reward, loader, step, drawn, vocabulary)
-        first, last = partitioning.host_rows(mesh, len(scored_BK))
-        rewards_BK = partitioning.global_rows(mesh, scored_BK[first:last], len(scored_BK))
-        rows = lay_out(state, rows, samples, rewards_BK)
+      samples = sample(state.params['policy'], step, *rows[:2])
+      drawn = jax.device_get(samples)
+      scored_BK = _rewards(reward, loader, step, drawn, vocabulary)
+      rows = lay_out(state, rows, samples, partitioning.place_rows(mesh, scored_BK))
       return _Answered(rows, scored_BK, *_by_prompt(drawn, scored_BK.shape))
 
     return answer
@@ -165,8 +162,8 @@ def make_rollouts(
 def _make_validate(answer: _Answer, reference: Reference, mesh: Mesh, temperature: Scalar):
   """Returns `validate(state, loader)`: a loader's prompts answered once over, and what that says."""
   yardsticks = reference.yardsticks.items()
-  reference_logps = _on_mesh(
-    lambda state, rows: {ending: scores(state, rows).logps for ending, scores in yardsticks}, mesh
+  reference_logps = partitioning.jit_on(
+    mesh, lambda state, rows: {ending: scores(state, rows).logps for ending, scores in yardsticks}
   )
 
   def validate(state: TrainState, loader: Loader) -> dict[str, float]:
@@ -175,8 +172,7 @@ def _make_validate(answer: _Answer, reference: Reference, mesh: Mesh, temperatur
       num_rows = loader.num_rows(step)
       local = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
       answered = answer(state, loader, step, partitioning.global_batch(mesh, local, num_rows))
-      with partitioning.use_mesh(mesh):
-        by = jax.device_get(reference_logps(state, answered.rows))
+      by = jax.device_get(reference_logps(state, answered.rows))
       used = loader.slots(step)[1][:, 0]
       kept = (*answered[1:], {ending: answered.logps - logps_BK for ending, logps_BK in by.items()})
       parts.append(jax.tree.map(lambda x_BK, used=used: x_BK[used], kept))
@@ -185,21 +181,16 @@ def _make_validate(answer: _Answer, reference: Reference, mesh: Mesh, temperatur
   return validate
 
 
-def _on_mesh(function: Callable, mesh: Mesh) -> Callable:
-  """Compiled, with the whole result on every device and so on every host."""
-  where = partitioning.replicated(mesh)
-  return jax.jit(function, out_shardings=where, compiler_options=partitioning.COMPILER_OPTIONS)
-
-
 def _make_sample(
-  nets: networks.Networks, mesh: Mesh, num_samples: int, length: int, temperature: float | int
+  nets: networks.Networks, mesh: Mesh, key: Array, num_samples: int, length: int, temperature: float | int
 ) -> Callable[..., sampling.Samples]:
-  def sample(params: Params, key: Array, tokens_BS: Array, segments_BS: Array) -> sampling.Samples:
+  def sample(params: Params, step: Array, tokens_BS: Array, segments_BS: Array) -> sampling.Samples:
     # A sample's number is its place in the batch, which no mesh changes: rows of padding come last.
     prompts = jnp.repeat(tokens_BS, num_samples, axis=0), jnp.repeat(segments_BS, num_samples, axis=0)
-    return sampling.sample(nets.policy, params, prompts, length, key, temperature=float(temperature))
+    own_key = jax.random.fold_in(key, step)
+    return sampling.sample(nets.policy, params, prompts, length, own_key, temperature=float(temperature))
 
-  return _on_mesh(sample, mesh)
+  return partitioning.jit_on(mesh, sample)
 
 
 def _rewards(
@@ -247,7 +238,7 @@ def _make_lay_out(
   where = Rows(
     *[sharded] * 10, columns=sharded, token_columns=sharded, units=whole if algorithm.couples else None
   )
-  return jax.jit(lay_out, out_shardings=where, compiler_options=partitioning.COMPILER_OPTIONS)
+  return partitioning.jit_on(mesh, lay_out, out_shardings=where)
 
 
 def answered_rows(prompts: Rows, samples: sampling.Samples, rewards: Float[Array, 'B K']) -> Rows:
