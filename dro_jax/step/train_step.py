@@ -63,11 +63,11 @@ def as_read(algorithm: Algorithm, scores: Scores, rows: Rows) -> Scores:
 
 
 def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1):
-  """Returns `gradient(params, batch, rng) -> (scores, gradients)` of the global batch's loss.
+  """Returns `gradient(params, batch, rng) -> (scores, loss output, gradients)` of the global batch's loss.
 
-  `batch` comes with anything for scores: (a) score every microbatch; (b) on those vectors, once for the
-  global batch, the loss and its cotangents; (c) score again and pull each microbatch's cotangents back. One
-  microbatch needs no (a), nor does a loss that couples nothing: then each knows its own cotangents.
+  The batch needs no scores: (a) score every microbatch; (b) on those vectors, once for the global batch, the
+  loss and its cotangents; (c) score again and pull each microbatch's cotangents back. One microbatch needs no
+  (a), nor does a loss that couples no examples: then each microbatch has its own cotangents.
 
   Args:
     score: see `models.scoring.make_score`.
@@ -75,40 +75,49 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
     num_microbatches: M ≥ 1; the rows must divide into M. It changes memory and speed, never a number.
   """
 
-  def cotangents(batch: Batch, totals: Mapping[str, Array]) -> Scores:
-    def loss(scores: Scores) -> Array:
-      batch_as_read = batch._replace(scores=as_read(algorithm, scores, batch.rows))
-      return sum(weighted_losses(algorithm.loss(batch_as_read), totals).values())
+  def weighted_loss(scores: Scores, batch: Batch, totals: Mapping[str, Array] | None = None):
+    output = algorithm.loss(batch._replace(scores=as_read(algorithm, scores, batch.rows)))
+    totals = total_weights(output) if totals is None else totals
+    return sum(weighted_losses(output, totals).values()), output
 
-    return jax.grad(loss)(batch.scores)
+  loss_and_cotangents = jax.value_and_grad(weighted_loss, has_aux=True)
 
-  def whole(params: Params, batch: Batch, rng: Array | None) -> tuple[Scores, Params]:
+  def whole(params: Params, batch: Batch, rng: Array | None) -> tuple[Scores, LossOutput, Params]:
     scores, pullback = jax.vjp(lambda params: score(params, batch.rows, rng), params)
-    batch = batch._replace(scores=scores)
-    return scores, pullback(cotangents(batch, total_weights(algorithm.loss(batch))))[0]
+    (_, output), cotangents = loss_and_cotangents(scores, batch)
+    return scores, output, pullback(cotangents)[0]
 
-  def in_parts(params: Params, batch: Batch, rng: Array | None) -> tuple[Scores, Params]:
-    keys = None if rng is None else jax.random.split(rng, num_microbatches)
+  def totals_before_scores(params: Params, batch: Batch, rng: Array | None) -> dict[str, Array]:
+    """The global batch's total weights; weights never depend on scores, so zeros give them."""
     shapes = jax.eval_shape(score, params, batch.rows, rng)
-    # Weights never depend on scores, so any scores tell the totals.
-    batch = batch._replace(scores=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-    totals = total_weights(algorithm.loss(batch))
-    parts = split((batch.rows._replace(units=None), batch.reference), num_microbatches)
-    given = None
-    if algorithm.couples:
-      scores = merge(jax.lax.map(lambda xs: score(params, *xs), (parts[0], keys)))
-      given = split(cotangents(batch._replace(scores=scores), totals), num_microbatches)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return total_weights(weighted_loss(zeros, batch)[1])
 
-    def pull_back(total: Params, part) -> tuple[Params, Scores]:
-      (rows, reference), key, given = part
+  def in_parts(params: Params, batch: Batch, rng: Array | None) -> tuple[Scores, LossOutput, Params]:
+    keys = None if rng is None else jax.random.split(rng, num_microbatches)
+    parts = split((batch.rows._replace(units=None), batch.reference), num_microbatches)
+    output = cotangents = totals = None
+    if algorithm.couples:
+      scores = merge(jax.lax.map(lambda part: score(params, *part), (parts[0], keys)))
+      (_, output), cotangents = loss_and_cotangents(scores, batch)
+      cotangents = split(cotangents, num_microbatches)
+    else:
+      totals = totals_before_scores(params, batch, rng)
+
+    def pull_back(gradients: Params, part) -> tuple[Params, Scores]:
+      (rows, reference), key, cotangents = part
       scores, pullback = jax.vjp(lambda params: score(params, rows, key), params)
-      if given is None:
-        given = cotangents(Batch(scores, reference, rows, batch.statistics), totals)
-      return jax.tree.map(jnp.add, total, pullback(given)[0]), scores
+      if cotangents is None:
+        own = Batch(None, reference, rows, batch.statistics)
+        _, cotangents = loss_and_cotangents(scores, own, totals)
+      return jax.tree.map(jnp.add, gradients, pullback(cotangents)[0]), scores
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    gradients, scores = jax.lax.scan(pull_back, zeros, (parts, keys, given))
-    return merge(scores), gradients
+    gradients, scores = jax.lax.scan(pull_back, zeros, (parts, keys, cotangents))
+    scores = merge(scores)
+    # Metrics are of the global batch, which a loss that couples nothing has met in parts only.
+    output = weighted_loss(scores, batch)[1] if output is None else output
+    return scores, output, gradients
 
   return whole if num_microbatches == 1 else in_parts
 
@@ -197,9 +206,8 @@ def make_train_step(
   def update(state: TrainState, rows: Rows, reference_scores: Scores | None) -> tuple[TrainState, StepOutput]:
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
     batch = Batch(None, reference_scores, rows, state.statistics)
-    scores, gradients = gradient(state.params, batch, rng)
+    scores, output, gradients = gradient(state.params, batch, rng)
     scores = as_read(algorithm, scores, rows)
-    output = algorithm.loss(batch._replace(scores=scores))
     new_state = apply_optimizers(state, gradients, optimizers)._replace(statistics=output.statistics)
     scalars = {
       **metrics.losses(weighted_losses(output, total_weights(output))),

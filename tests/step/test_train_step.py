@@ -354,6 +354,19 @@ def test_losses_module_is_what_the_algorithms_use():
   np.testing.assert_allclose(metrics['loss'], np.mean(losses.sft(logps.reshape(-1))), rtol=1e-5)
 
 
+@pytest.mark.parametrize('name, num_microbatches', [('dro_v', 1), ('kto', 1), ('kto', 2)])
+def test_a_step_calls_the_loss_once(name, num_microbatches):
+  batches = []
+
+  def algorithm():
+    counted = ALGORITHMS[name]()
+    return counted._replace(loss=lambda batch: (batches.append(batch), counted.loss(batch))[1])
+
+  step, state = make(algorithm, num_microbatches=num_microbatches)
+  jax.eval_shape(step, state, rows_for(algorithm()))
+  assert len(batches) == 1
+
+
 def test_a_policy_that_is_not_trained_is_left_alone():
   step, state = make(algorithms.regression, shared=True)
   after, output = jax.jit(step)(state, rows_for(algorithms.regression()))
