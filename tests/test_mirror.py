@@ -67,7 +67,7 @@ UNTESTED = ('data/public', 'data/tasks', 'types')
 BESIDE = ('gin_configs', 'launch', 'long')
 ABOUT_ALL = (
   'losses/test_contract.py', 'run/test_saved_runs.py', 'test_benchmarks.py', 'test_floors.py',
-  'test_mirror.py', 'test_notebooks.py', 'test_plain.py', 'test_requirements.py',
+  'test_mirror.py', 'test_notebooks.py', 'test_plain.py', 'test_requirements.py', 'test_wheel.py',
 )  # fmt: skip
 
 
