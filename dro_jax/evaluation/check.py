@@ -1,6 +1,5 @@
 """The `check` command: what a checkpoint is, and that scoring and sampling agree on it."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -63,9 +62,8 @@ def check(
   """
   grid = mesh()
   init_from = str(orbax.find_checkpoint(init_from))
-  words, config = policy.vocabulary_of(init_from, vocabulary), policy.config_of(init_from)
-  nets = networks.build(dataclasses.replace(config, dtype=dtype or config.dtype), uses_value=False)
-  params = policy.load_policy(init_from, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
+  words, nets = policy.vocabulary_of(init_from, vocabulary), networks.build_policy(init_from, dtype=dtype)
+  params = networks.load_policy(nets, init_from, grid)
   texts = _first_prompts(prompts, columns) if prompts else PROMPTS
   tokens = [templates.prompt_tokens(ids, _PROMPT_LENGTH)[0] for ids in words.encode_batch(texts)]
   run = generation.make_generator(

@@ -88,8 +88,8 @@ def generate(
   words = policy.vocabulary_of(model_dir, vocabulary)
   asked = _asked(model_dir, prompts, prompt, columns, chat_template)
   tokens = _tokens(model_dir, [text for _, text in asked], template, words)
-  nets = networks.build(policy.config_of(model_dir), uses_value=False)
-  params = policy.load_policy(model_dir, nets.policy.config, networks.abstract_on(nets, grid)['policy'])
+  nets = networks.build_policy(model_dir)
+  params = networks.load_policy(nets, model_dir, grid)
   run = make_generator(
     nets.policy, grid, max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p,
     repetition_penalty=repetition_penalty, beams=beams, length_penalty=length_penalty, batch_size=batch_size,

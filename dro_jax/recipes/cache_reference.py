@@ -1,6 +1,5 @@
 """The `cache_reference` command: a reference's log-probs of every response, taken once, for any run."""
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -78,12 +77,9 @@ def cache_reference(
   if jax.process_index() == 0:
     column_store.refuse_place(model_dir, '--model_dir')
   chosen, words, grid = algorithm(), policy.vocabulary_of(init_from, vocabulary), mesh()
-  changes = {'dtype': dtype, 'scan_layers': scan_layers}
-  given = {name: value for name, value in changes.items() if value is not None}
-  config = dataclasses.replace(policy.config_of(init_from), **given)
-  nets = networks.build(config, uses_value=False)
+  nets = networks.build_policy(init_from, dtype=dtype, scan_layers=scan_layers)
   triplets = data(vocabulary=words, rewards_required=chosen.uses_rewards)
-  params = policy.load_policy(init_from, config, networks.abstract_on(nets, grid)['policy'])
+  params = networks.load_policy(nets, init_from, grid)
   score = table_scores.make_token_scorer(nets.policy, grid, chunk_size)
   tables = [table for table in (triplets.train, triplets.eval) if table is not None]
   taken = [
@@ -103,7 +99,7 @@ def cache_reference(
     )  # fmt: skip
     origin['plan'] = reference_store.plan_of(feed.train, feed.eval, seed, schedule().steps)
     pairs = _mismatched(score, params, feed, schedule().steps, grid)
-  made_of = reference_store.fingerprint(config, words, triplets.report.get('options', {}))
+  made_of = reference_store.fingerprint(nets.policy.config, words, triplets.report.get('options', {}))
   if jax.process_index() == 0:
     column_store.write(
       model_dir, np.concatenate([column_store.keys(table) for table in tables]),

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax
-from dro_jax.checkpoints.policy import load_policy
+from dro_jax.checkpoints import orbax, policy
 from dro_jax.data.text import vocabularies
 from dro_jax.models.t5.config import FAMILY, T5Config
 from dro_jax.models.t5.network import T5, smallest_rows
@@ -41,6 +40,12 @@ def build(
   """The networks of a configuration; the value trunk has the policy's architecture."""
   value = ValueNetwork(config, readout=readout, shared=shared, frozen_trunk=frozen_trunk)
   return Networks(T5(config), value if uses_value else None)
+
+
+def build_policy(directory: str, **changes: Any) -> Networks:
+  """The policy of a checkpoint alone; `changes` are settings of its model, where `None` keeps its own."""
+  changed = {name: value for name, value in changes.items() if value is not None}
+  return build(dataclasses.replace(policy.config_of(directory), **changed), uses_value=False)
 
 
 @functools.lru_cache(maxsize=8)
@@ -94,13 +99,22 @@ def initial_params(networks: Networks, mesh: Mesh, seed: int, init_from: str | N
 
   params = jax.jit(init, out_shardings=made)(jax.random.key(seed))
   if init_from is not None:
-    params['policy'] = load_policy(init_from, networks.policy.config, abstract_on(networks, mesh)['policy'])
+    params['policy'] = load_policy(networks, init_from, mesh)
   if networks.value is not None:
     start = jax.jit(start_from_policy, out_shardings=where['value'])
     params['value'] = start(params['value'], params['policy'])
     if init_from is not None:
       _log.info('%s', _say_fresh(params['value'], init_from))
   return params
+
+
+def load_policy(networks: Networks, directory: str, mesh: Mesh) -> Params:
+  """The parameters of a checkpoint's policy, each on its shard, in layers as the networks have them.
+
+  Raises:
+    UsageError: the checkpoint is missing or does not fit.
+  """
+  return policy.load_policy(directory, networks.policy.config, abstract_on(networks, mesh)['policy'])
 
 
 def _say_fresh(value: Params, init_from: str) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 
 from dro_jax import algorithms
 from dro_jax.checkpoints import digest
-from dro_jax.checkpoints.policy import load_policy
 from dro_jax.data.batches import loader
 from dro_jax.data.table import column_store
 from dro_jax.data.text import vocabularies
@@ -22,7 +21,7 @@ from dro_jax.models.t5.config import T5Config
 from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.run import batches
+from dro_jax.run import batches, networks
 from dro_jax.run.table_scores import TokenScorer, make_token_scorer
 from dro_jax.step.reference import Reference
 from dro_jax.types import TOKEN_LOGPS, Params
@@ -209,22 +208,22 @@ def _joined(triplets: Triplets, store: column_store.Store) -> Triplets:
 
 
 def load_reference(
-  saved: Mapping[str, Any], init_from: str | None, config: T5Config, abstract: Params
+  saved: Mapping[str, Any], init_from: str | None, nets: networks.Networks, mesh: Mesh
 ) -> Params:
   """The parameters of a run's cached reference, which the run did not keep.
 
   Args:
     saved: the run's metadata.
     init_from: where they lie now; `None`: where they lay.
-    config: the run's model.
-    abstract: their shapes and shardings.
+    nets: the run's networks.
+    mesh: the devices that will hold them.
 
   Raises:
     UsageError: they are not there, or they are another policy's.
   """
   directory = init_from or saved.get('init_from')
   try:
-    params = load_policy(directory, config, abstract)
+    params = networks.load_policy(nets, directory, mesh)
   except UsageError as error:
     raise UsageError(
       f'the run read its reference’s log-probs from a store and kept no parameters of it; they are those of '

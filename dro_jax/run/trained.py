@@ -12,7 +12,6 @@ from dro_jax.data import scaling
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import vocabularies
 from dro_jax.models import scoring
-from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import batches, networks, reference_store, table_scores
 from dro_jax.run.folder import configs
@@ -47,14 +46,13 @@ def load_run(
   # Found once: a run that goes on may have a better step the next time one looks.
   model_dir = str(orbax.find_checkpoint(model_dir))
   saved = orbax.load_metadata(model_dir)
-  config, value = T5Config(**saved['model']), saved.get('value') or {}
-  nets = networks.build(config, uses_value=bool(value), **value)
-  abstract = networks.abstract_on(nets, mesh)
+  value = saved.get('value') or {}
+  nets = networks.build(policy.config_of(model_dir), uses_value=bool(value), **value)
   state = train_state.TrainState(
     step=jnp.asarray(saved.get('step', 0)),
-    params={name: _restore(model_dir, ('params', name), tree) for name, tree in abstract.items()},
+    params={name: _restore_params(nets, name, model_dir, mesh) for name in networks.abstract_params(nets)},
     opt_state={},
-    reference=_reference(model_dir, saved, init_from, config, abstract['policy']),
+    reference=_reference(model_dir, saved, init_from, nets, mesh),
   )
   data = saved.get('data', {})
   fitted = scaling.from_json(data['scaling']) if 'scaling' in data else scaling.RewardScaling()
@@ -66,25 +64,26 @@ def load_run(
 
 
 def _reference(
-  model_dir: str, saved: Mapping[str, Any], init_from: str | None, config: T5Config, abstract: Params
+  model_dir: str, saved: Mapping[str, Any], init_from: str | None, nets: networks.Networks, mesh: Mesh
 ) -> Params | None:
   """The reference's parameters as the run kept them, or as its store was made of them.
 
   Of one that moves, those of the initial one, by which the run was measured too.
   """
+  abstract = networks.abstract_on(nets, mesh)['policy']
   if saved.get('keeps_initial'):
-    return _restore(model_dir, ('initial',), abstract)
+    return orbax.load_part(model_dir, ('initial',), abstract)
   if saved.get('uses_reference'):
-    return _restore(model_dir, ('reference',), abstract)
+    return orbax.load_part(model_dir, ('reference',), abstract)
   if (saved.get('reference') or {}).get('scheme') == 'cached':
-    return reference_store.load_reference(saved, init_from, config, abstract)
+    return reference_store.load_reference(saved, init_from, nets, mesh)
   return None
 
 
-def _restore(model_dir: str, path: tuple[str, ...], abstract: Params) -> Params:
-  if path == ('params', 'policy'):
-    return orbax.load_params(model_dir, abstract)[0]  # Imported folders have nothing else.
-  return orbax.load_part(model_dir, path, abstract)
+def _restore_params(nets: networks.Networks, name: str, model_dir: str, mesh: Mesh) -> Params:
+  if name == 'policy':  # Imported folders have nothing else.
+    return networks.load_policy(nets, model_dir, mesh)
+  return orbax.load_part(model_dir, ('params', name), networks.abstract_on(nets, mesh)[name])
 
 
 def score_table(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from dro_jax.checkpoints import orbax, policy
+from dro_jax.checkpoints import orbax
 from dro_jax.errors import UsageError
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
@@ -30,10 +30,8 @@ def save(folder, config, **metadata):
 
 
 def load(folder, config):
-  abstract = networks.abstract_on(networks.build(config, uses_value=False), partitioning.make_mesh())[
-    'policy'
-  ]
-  return policy.load_policy(str(folder), config, abstract), abstract
+  nets, mesh = networks.build(config, uses_value=False), partitioning.make_mesh()
+  return networks.load_policy(nets, str(folder), mesh), networks.abstract_on(nets, mesh)['policy']
 
 
 @pytest.mark.parametrize('wanted', [False, True], ids=['to unrolled', 'to scanned'])
@@ -55,6 +53,12 @@ def test_another_model_does_not_fit_in_another_layout(tmp_path):
     UsageError, match=r'mlp/wi_0/kernel is of shape \[8, 3, 16\] there and of shape \[8, 3, 24\]'
   ):
     load(tmp_path / 'saved', wider)
+
+
+def test_a_checkpoints_policy_is_built_with_the_settings_that_are_passed(tmp_path):
+  save(tmp_path / 'saved', CONFIG)
+  nets = networks.build_policy(str(tmp_path / 'saved'), dtype='bfloat16', scan_layers=None)
+  assert nets == networks.build(dataclasses.replace(CONFIG, dtype='bfloat16'), uses_value=False)
 
 
 @pytest.mark.parametrize('has_value', [False, True])

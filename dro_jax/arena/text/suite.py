@@ -22,7 +22,7 @@ from dro_jax.arena.text import answers
 from dro_jax.arena.text.answers import Samples, Tools
 from dro_jax.arena.text.report import report
 from dro_jax.arena.trials import Range
-from dro_jax.checkpoints.policy import config_of, vocabulary_of
+from dro_jax.checkpoints.policy import vocabulary_of
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.data.worlds import exercises as verifiable
@@ -135,7 +135,7 @@ def _reference(place: Place) -> str:
 @functools.lru_cache(maxsize=1)
 def _tools(reference: str, mesh: Callable[[], Mesh], response_length: int) -> Tools:
   """Compiled once for all seeds: policies differ in their parameters only."""
-  policy = networks.build(config_of(reference), uses_value=False).policy
+  policy = networks.build_policy(reference).policy
   return answers.make_tools(policy, vocabulary_of(reference), mesh(), response_length)
 
 
