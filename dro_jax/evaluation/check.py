@@ -8,6 +8,7 @@ import numpy as np
 
 from dro_jax.algorithms.base import NO_LOSS
 from dro_jax.checkpoints import orbax, policy
+from dro_jax.data.batches.rows import single_rows
 from dro_jax.data.records import triplets
 from dro_jax.data.text import templates
 from dro_jax.models import scoring
@@ -106,26 +107,13 @@ def _score(
     return scores.logps, reference_scores.logps
 
   state = train_state.TrainState(np.zeros((), np.int32), {'policy': params}, {}, reference=params)
-  rows = partitioning.place_rows(mesh, _rows(mesh, prompts, responses))
-  arrays = jax.device_get(partitioning.jit_on(mesh, logps)(state, rows))
+  rows = single_rows(
+    prompts, responses, num_rows=partitioning.divisible_rows(mesh, len(prompts)),
+    prompt_length=max(map(len, prompts)), response_length=max(map(len, responses)),
+  )  # fmt: skip
+  arrays = jax.device_get(partitioning.jit_on(mesh, logps)(state, partitioning.place_rows(mesh, rows)))
   own, other = (array[: len(prompts), 0].astype(np.float64) for array in arrays)
   return own, other
-
-
-def _rows(mesh: Mesh, prompts: list[np.ndarray], responses: list[np.ndarray]) -> Rows:
-  """Rows of one prompt and one response, as many as the mesh divides."""
-  shards = partitioning.num_row_shards(mesh)
-  num_rows = -(-len(prompts) // shards) * shards
-  ids = range(len(prompts))
-  prompt_tokens, prompt_segments, _ = generation.padded(prompts, ids, num_rows, max(map(len, prompts)))
-  tokens, segments, ids = generation.padded(responses, ids, num_rows, max(map(len, responses)))
-  positions = lambda segments: np.arange(segments.shape[1], dtype=np.int32)[None] * segments  # noqa: E731
-  return Rows(
-    prompt_tokens=prompt_tokens, prompt_segments=prompt_segments, prompt_positions=positions(prompt_segments),
-    response_tokens=tokens, response_segments=segments, response_positions=positions(segments),
-    response_prompt=segments, rewards=np.zeros((num_rows, 1), np.float32), example_id=ids[:, None],
-    valid=segments[:, :1] > 0,
-  )  # fmt: skip
 
 
 __all__ = ['check']

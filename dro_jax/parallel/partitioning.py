@@ -179,6 +179,12 @@ def num_row_shards(grid: Mesh) -> int:
   return _ways(grid, _first_cut(grid, 'activation_batch'))
 
 
+def divisible_rows(grid: Mesh, count: int) -> int:
+  """The least number of rows that holds `count` of them and that the mesh divides."""
+  shards = num_row_shards(grid)
+  return -(-count // shards) * shards
+
+
 def refuse_length(grid: Mesh, name: str, length: int) -> None:
   """Refuses rows of a length that the mesh is to cut and cannot.
 

@@ -321,6 +321,7 @@ def test_jit_on_runs_on_the_mesh_and_leaves_the_whole_result_on_every_device():
   mesh = partitioning.make_mesh(2, 2, 2)
   doubled = partitioning.jit_on(mesh, lambda x: 2 * layers.constrain_hidden(x))
   x = np.arange(8 * 4 * 2.0).reshape(8, 4, 2)
+  assert partitioning.divisible_rows(mesh, 5) == partitioning.divisible_rows(mesh, 8) == 8
   result = doubled(partitioning.place_rows(mesh, x))
   assert result.sharding.is_fully_replicated and len(result.sharding.device_set) == 8
   np.testing.assert_array_equal(result, 2 * x)

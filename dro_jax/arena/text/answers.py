@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dro_jax.data.batches.rows import single_rows
 from dro_jax.data.text import vocabularies
 from dro_jax.models.t5.network import T5
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import table_scores
 from dro_jax.run.sampling import generation, rewards
-from dro_jax.types import Params, Rows
+from dro_jax.types import Params
 
 GRAMS = (1, 2, 3)
 _BATCH = 256  # Prompts answered, and responses scored, at once.
@@ -71,31 +72,14 @@ def _make_score(policy: T5, words: vocabularies.Vocabulary, mesh: Mesh, response
     length = -(-max(map(len, asked)) // 16) * 16
     for start in range(0, len(asked), _BATCH):
       part = slice(start, start + _BATCH)
-      rows = _rows(asked[part], samples.tokens[part], _BATCH, length, response_length)
+      rows = single_rows(
+        asked[part], samples.tokens[part], num_rows=_BATCH, prompt_length=length,
+        response_length=response_length,
+      )  # fmt: skip
       found.append(score(params, rows, _BATCH)[0][:, 0])
     return np.concatenate(found)[: len(asked)].astype(np.float64)
 
   return logps
-
-
-def _rows(
-  prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], num_rows: int, length: int, width: int
-) -> Rows:
-  """One prompt and one response a row; rows beyond them are padding."""
-
-  def laid_out(texts: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, ...]:
-    tokens, segments, positions = np.zeros((3, num_rows, length), np.int32)
-    for row, text in enumerate(texts):
-      tokens[row, : len(text)], segments[row, : len(text)] = text, 1
-      positions[row, : len(text)] = np.arange(len(text))
-    return tokens, segments, positions
-
-  answers = laid_out(responses, width)
-  valid = (np.arange(num_rows) < len(prompts))[:, None]
-  return Rows(
-    *laid_out(prompts, length), *answers, answers[1], np.zeros((num_rows, 1), np.float32),
-    np.zeros((num_rows, 1), np.int32), valid,
-  )  # fmt: skip
 
 
 def by_prompt(x_N: np.ndarray, num: int) -> np.ndarray:

@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from dro_jax.data.batches.rows import single_rows
 from dro_jax.errors import UsageError
 from dro_jax.models import beam_search, sampling
 from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.types import Params
+from dro_jax.types import Params, Rows
 
 _PROMPT_MULTIPLE = 32  # Prompts are padded to a multiple, so that few lengths are compiled.
 
@@ -64,12 +65,11 @@ def make_generator(
       'the most probable response and draws nothing. Pass --set TEMPERATURE=0 and leave TOP_K and TOP_P, or '
       '--set BEAMS=1 to draw.'
     )
-  shards = partitioning.num_row_shards(mesh)
-  num_rows = -(-batch_size // shards) * shards
+  num_rows = partitioning.divisible_rows(mesh, batch_size)
   key = jax.random.key(seed)
 
-  def sample(params: Params, tokens_BS, segments_BS, ids_B) -> sampling.Samples:
-    prompts = tokens_BS, segments_BS
+  def sample(params: Params, rows: Rows) -> sampling.Samples:
+    prompts = rows.prompt_tokens, rows.prompt_segments
     if beams != 1:
       return beam_search.search(
         policy, params, prompts, max_length, beams=beams, length_penalty=length_penalty,
@@ -77,7 +77,7 @@ def make_generator(
       )  # fmt: skip
     return sampling.sample(
       policy, params, prompts, max_length, key, temperature=temperature, top_k=top_k, top_p=top_p,
-      repetition_penalty=repetition_penalty, prompt_ids=ids_B,
+      repetition_penalty=repetition_penalty, prompt_ids=rows.example_id[:, 0],
     )  # fmt: skip
 
   sample_on_mesh = partitioning.jit_on(mesh, sample)
@@ -86,19 +86,10 @@ def make_generator(
     for start in range(0, len(prompts), num_rows):
       chunk = prompts[start : start + num_rows]
       length = -(-max(map(len, chunk)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
-      arrays = padded(chunk, ids[start : start + num_rows], num_rows, length)
-      samples = jax.device_get(sample_on_mesh(params, *partitioning.place_rows(mesh, arrays)))
+      chunk_ids = ids[start : start + num_rows]
+      rows = single_rows(chunk, num_rows=num_rows, prompt_length=length, ids=chunk_ids)
+      samples = jax.device_get(sample_on_mesh(params, partitioning.place_rows(mesh, rows)))
       for row in range(len(chunk)):
         yield Answer(samples.tokens[row, : samples.lengths[row]], float(samples.logps[row]))
 
   return generate
-
-
-def padded(
-  prompts: Sequence[np.ndarray], ids: Sequence[int] | np.ndarray, num_rows: int, length: int
-) -> tuple[np.ndarray, ...]:
-  """Tokens and segments `[num_rows, length]`, ids `[num_rows]`; rows beyond the prompts are padding."""
-  tokens, segments = np.zeros((2, num_rows, length), np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens[row, : len(prompt)], segments[row, : len(prompt)] = prompt, 1
-  return tokens, segments, np.pad(np.asarray(ids, np.int32), (0, num_rows - len(prompts)))

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dro_jax.data.batches.rows import single_rows
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.models import sampling, scoring
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import networks
-from dro_jax.run.sampling import generation, rewards, rollouts
+from dro_jax.run.sampling import rewards, rollouts
 from dro_jax.step.reference import MOVING, Reference
 from dro_jax.step.state import TrainState
 from dro_jax.types import Array, Rows
@@ -78,13 +79,13 @@ def make_draw(
     records = chosen(table, count)
     digests, drawn = table.prompt_digests[records], []
     ids = (digests & np.uint64(0x7FFFFFFF)).astype(np.int32)
-    num_rows = partitioning.num_row_shards(mesh) * -(-_BATCH // partitioning.num_row_shards(mesh))
+    num_rows = partitioning.divisible_rows(mesh, _BATCH)
     length = max(len(table.prompt(int(i))) for i in records)
     for start in range(0, len(records), num_rows):
       some = records[start : start + num_rows]
       prompts = [table.prompt(int(i)) for i in some]
-      arrays = generation.padded(prompts, ids[start : start + num_rows], num_rows, length)
-      samples, ratios = jax.device_get(sample(state, *partitioning.place_rows(mesh, arrays)))
+      rows = single_rows(prompts, num_rows=num_rows, prompt_length=length, ids=ids[start : start + num_rows])
+      samples, ratios = jax.device_get(sample(state, partitioning.place_rows(mesh, rows)))
       drawn += [(samples.tokens[b], samples.lengths[b], ratios[:, b]) for b in range(len(some))]
     tokens, lengths, ratios = zip(*drawn)
     texts = [vocabulary.decode(row[:n]) for row, n in zip(tokens, lengths)]
@@ -132,27 +133,17 @@ def _make_sample(
   kept = reference is not None and reference.is_kept
   yardsticks = list(reference.yardsticks.values()) if kept else []
 
-  def sample(state: TrainState, tokens_BS, segments_BS, ids_B) -> tuple[sampling.Samples, Array]:
+  def sample(state: TrainState, prompts: Rows) -> tuple[sampling.Samples, Array]:
     samples = sampling.sample(
-      nets.policy, state.params['policy'], (tokens_BS, segments_BS), max_length, key,
-      temperature=TEMPERATURE, prompt_ids=ids_B,
+      nets.policy, state.params['policy'], (prompts.prompt_tokens, prompts.prompt_segments), max_length, key,
+      temperature=TEMPERATURE, prompt_ids=prompts.example_id[:, 0],
     )  # fmt: skip
     if not yardsticks:
-      return samples, jnp.zeros((0, len(ids_B)))
-    rows = rollouts.answered_rows(_prompt_rows(tokens_BS, segments_BS), samples, jnp.zeros((len(ids_B), 1)))
+      return samples, jnp.zeros((0, len(prompts.valid)))
+    rows = rollouts.answered_rows(prompts, samples, prompts.rewards)
     # Both by the same pass, so that policies that are equal are 0 apart.
     logps_B1 = score(state.params, rows, None).logps
     ratios = [logps_B1 - scores(state, rows).logps for scores in yardsticks]
     return samples, jnp.stack(ratios)[:, :, 0]
 
   return partitioning.jit_on(mesh, sample)
-
-
-def _prompt_rows(tokens_BS: Array, segments_BS: Array) -> Rows:
-  """Rows of one prompt each, and as yet no response."""
-  positions_BS = jnp.where(segments_BS > 0, jnp.arange(tokens_BS.shape[1])[None, :], 0)
-  zeros_B1 = jnp.zeros((len(tokens_BS), 1), jnp.int32)
-  return Rows(
-    tokens_BS, segments_BS, positions_BS, *[zeros_B1] * 4, zeros_B1.astype(jnp.float32), zeros_B1,
-    segments_BS[:, :1] > 0,
-  )  # fmt: skip
