@@ -12,6 +12,7 @@ import numpy as np
 from dro_jax import algorithms
 from dro_jax.checkpoints import digest
 from dro_jax.data.batches import loader
+from dro_jax.data.batches.rows import place_batch
 from dro_jax.data.table import column_store
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
@@ -19,7 +20,6 @@ from dro_jax.errors import UsageError
 from dro_jax.models.t5 import parameters
 from dro_jax.models.t5.config import T5Config
 from dro_jax.models.t5.network import T5
-from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import batches, networks
 from dro_jax.run.table_scores import TokenScorer, make_token_scorer
@@ -70,10 +70,9 @@ def token_logps(
   starts = np.cumsum(lengths) - lengths
   flat = np.zeros(lengths.sum(), np.float32)
   for step in range(feed.plan.num_batches):
-    num_rows = feed.num_rows(step)
-    _, found_BT = score(params, feed.rows(step, *partitioning.host_rows(mesh, num_rows)), num_rows)
+    _, logps_BT = score(params, place_batch(mesh, feed, step))
     for record, row, start in zip(*feed.places(step)):
-      flat[starts[record] : starts[record] + lengths[record]] = found_BT[row, start : start + lengths[record]]
+      flat[starts[record] : starts[record] + lengths[record]] = logps_BT[row, start : start + lengths[record]]
   return flat, lengths
 
 
@@ -83,10 +82,8 @@ def mismatched_logps(
   """(keys, log-probs) of each batch's mismatched pairs; `steps_of` says how many of each loader's."""
   for feed, steps in steps_of.items():
     for step in range(steps):
-      num_rows, pairs = feed.num_rows(step), feed.mismatched_pairs(step)
-      rows = feed.rows(step, *partitioning.host_rows(mesh, num_rows))
-      other = rows._replace(**rows.mismatched._asdict())
-      logps_BR, _ = score(params, other, num_rows)
+      rows, pairs = place_batch(mesh, feed, step), feed.mismatched_pairs(step)
+      logps_BR, _ = score(params, rows._replace(**rows.mismatched._asdict()))
       digests = feed.table.prompt_digests[pairs.prompt], feed.table.response_digests(pairs.response)
       yield column_store.keys_of(*digests), logps_BR[pairs.row, pairs.slot]
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from dro_jax import algorithms
 from dro_jax.algorithms.batch import Batch
+from dro_jax.data.batches.loader import Loader
+from dro_jax.data.batches.rows import place_batch
 from dro_jax.models import scoring
 from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
@@ -45,7 +47,7 @@ def make_table_scorer(
   chunk_size: int | None = None,
   *,
   by_batch: bool = False,
-) -> Callable[[train_state.TrainState, Any], ScoredTable]:
+) -> Callable[[train_state.TrainState, Loader], ScoredTable]:
   """Returns `score_table(state, loader)`, compiled once: no gradient, no dropout, each response once.
 
   Scores are taken batch by batch. What couples responses (a mean of the batch, KTO's reference point, one
@@ -81,12 +83,10 @@ def make_table_scorer(
   # Of small vectors, which every host has: each computes it by itself.
   of_all = jax.jit(lambda seen: jax.tree.map(losses, seen, is_leaf=_is_batch))
 
-  def score_table(state: train_state.TrainState, loader: Any) -> ScoredTable:
+  def score_table(state: train_state.TrainState, loader: Loader) -> ScoredTable:
     table, columns, parts = loader.table, {}, []
     for step in range(loader.plan.num_batches):
-      num_rows = loader.num_rows(step)
-      rows = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
-      arrays, part = jax.device_get(score_on_mesh(state, partitioning.global_batch(mesh, rows, num_rows)))
+      arrays, part = jax.device_get(score_on_mesh(state, place_batch(mesh, loader, step)))
       parts.append(part)
       example_id, valid = loader.slots(step)
       ids = example_id[valid]
@@ -146,25 +146,25 @@ def _joined(parts: Sequence[Mapping[str, Batch]], statistics: Mapping[str, Any])
   return {ending: batch._replace(statistics=statistics) for ending, batch in joined.items()}
 
 
-TokenScorer = Callable[[Params, Rows, int], tuple[np.ndarray, np.ndarray]]
+TokenScorer = Callable[[Params, Rows], tuple[np.ndarray, np.ndarray]]
 
 
 def make_token_scorer(policy: T5, mesh: Mesh, chunk_size: int | None = None) -> TokenScorer:
-  """Returns `score(params, this host's rows, number of rows) -> (logps [B, R], token log-probs [B, T])`.
+  """Returns `score(params, rows on the mesh) -> (logps [B, R], token log-probs [B, T])`.
 
-  The same scoring function as training's, on the mesh.
+  The scoring function is that of training.
   """
   score = scoring.make_score(policy, chunk_size=chunk_size)
 
   def numbers(params: Params, rows: Rows) -> tuple[jax.Array, jax.Array]:
-    found = score({'policy': params}, rows, None)
-    return found.logps, found.token_logps
+    scores = score({'policy': params}, rows, None)
+    return scores.logps, scores.token_logps
 
   numbers_on_mesh = partitioning.jit_on(mesh, numbers)
 
-  def score_host_rows(params: Params, rows: Rows, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+  def score_rows(params: Params, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     # Only what is read of a row, so that rows of all kinds share a compilation.
     bare = rows._replace(columns={}, token_columns={}, mismatched=None, units=None)
-    return jax.device_get(numbers_on_mesh(params, partitioning.global_batch(mesh, bare, num_rows)))
+    return jax.device_get(numbers_on_mesh(params, bare))
 
-  return score_host_rows
+  return score_rows

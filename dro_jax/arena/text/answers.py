@@ -8,6 +8,7 @@ import numpy as np
 from dro_jax.data.batches.rows import single_rows
 from dro_jax.data.text import vocabularies
 from dro_jax.models.t5.network import T5
+from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import table_scores
 from dro_jax.run.sampling import generation, rewards
@@ -76,7 +77,7 @@ def _make_score(policy: T5, words: vocabularies.Vocabulary, mesh: Mesh, response
         asked[part], samples.tokens[part], num_rows=_BATCH, prompt_length=length,
         response_length=response_length,
       )  # fmt: skip
-      found.append(score(params, rows, _BATCH)[0][:, 0])
+      found.append(score(params, partitioning.place_rows(mesh, rows))[0][:, 0])
     return np.concatenate(found)[: len(asked)].astype(np.float64)
 
   return logps

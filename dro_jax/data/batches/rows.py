@@ -1,10 +1,19 @@
-"""Rows of one prompt and one response each, made of tokens that no table holds."""
+"""Rows on a mesh: a batch of a loader, and rows of one prompt and one response that no table holds."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from dro_jax.data.batches.loader import Loader
+from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.types import Rows
+
+
+def place_batch(mesh: Mesh, loader: Loader, step: int) -> Rows:
+  """A batch of a loader on a mesh; every host reads its own rows."""
+  num_rows = loader.num_rows(step)
+  return partitioning.global_batch(mesh, loader.rows(step, *partitioning.host_rows(mesh, num_rows)), num_rows)
 
 
 def single_rows(

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from dro_jax.algorithms import Algorithm
 from dro_jax.algorithms.batch import Batch
 from dro_jax.data.batches.loader import Loader
+from dro_jax.data.batches.rows import place_batch
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
@@ -169,9 +170,7 @@ def _make_validate(answer: _Answer, reference: Reference, mesh: Mesh, temperatur
   def validate(state: TrainState, loader: Loader) -> dict[str, float]:
     parts = []
     for step in range(loader.plan.num_batches):
-      num_rows = loader.num_rows(step)
-      local = loader.rows(step, *partitioning.host_rows(mesh, num_rows))
-      answered = answer(state, loader, step, partitioning.global_batch(mesh, local, num_rows))
+      answered = answer(state, loader, step, place_batch(mesh, loader, step))
       by = jax.device_get(reference_logps(state, answered.rows))
       used = loader.slots(step)[1][:, 0]
       kept = (*answered[1:], {ending: answered.logps - logps_BK for ending, logps_BK in by.items()})
