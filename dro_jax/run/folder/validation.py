@@ -13,7 +13,7 @@ import numpy as np
 
 from dro_jax.data.storage import hashes
 from dro_jax.data.table.table import TokenTable
-from dro_jax.run.sampling.policy_samples import OwnSamples
+from dro_jax.run.sampling.policy_samples import OwnSamples, measured_columns
 from dro_jax.run.table_scores import ScoredTable
 from dro_jax.statistics import agreement
 from dro_jax.step.reference import MOVING
@@ -112,13 +112,10 @@ def summary(found: Validation) -> dict[str, float]:
 
 def sample_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], float]]:
   """The same of the policy's own samples, one to a prompt."""
-  columns = {
-    'kl': found.sample_log_ratios,
-    f'kl{MOVING}': found.sample_moving_log_ratios,
-    'sample_reward': found.sample_rewards,
-    'sample_tokens': found.sample_lengths,
-  }
-  return {name: agreement.mean_of(x) for name, x in columns.items() if x is not None}
+  columns = measured_columns(
+    found.sample_log_ratios, found.sample_moving_log_ratios, found.sample_rewards, found.sample_lengths
+  )
+  return {name: agreement.mean_of(column) for name, column in columns.items()}
 
 
 def save(model_dir: pathlib.Path, step: int, found: Validation) -> None:

@@ -111,14 +111,21 @@ def chosen(table: TokenTable, count: int) -> np.ndarray:
 
 def summary(drawn: OwnSamples) -> dict[str, float]:
   """Means over the samples."""
-  result = {'sample_tokens': drawn.lengths.mean()}
-  if drawn.log_ratios is not None:
-    result['kl'] = drawn.log_ratios.mean()
-  if drawn.moving_log_ratios is not None:
-    result[f'kl{MOVING}'] = drawn.moving_log_ratios.mean()
-  if drawn.rewards is not None:
-    result['sample_reward'] = drawn.rewards.mean()
-  return {name: float(value) for name, value in result.items()}
+  columns = measured_columns(drawn.log_ratios, drawn.moving_log_ratios, drawn.rewards, drawn.lengths)
+  return {name: float(column.mean()) for name, column in columns.items()}
+
+
+def measured_columns(
+  log_ratios: np.ndarray | None,
+  moving_log_ratios: np.ndarray | None,
+  rewards: np.ndarray | None,
+  lengths: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+  """Columns of samples by the names that metrics and reports give to their means; `None` is left out."""
+  columns = {
+    'kl': log_ratios, f'kl{MOVING}': moving_log_ratios, 'sample_reward': rewards, 'sample_tokens': lengths,
+  }  # fmt: skip
+  return {name: column for name, column in columns.items() if column is not None}
 
 
 def _make_sample(
