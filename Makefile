@@ -1,4 +1,5 @@
-# make demo | make test | make lint | make lock. The environment is made from the lock when it is missing.
+# make demo | make test | make lint | make docs | make lock. The environment is made from the lock where it is
+# missing.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,8 +11,12 @@ export JAX_PLATFORMS ?= cpu
 checksum = $(firstword $(shell cat requirements/$(1).txt 2>/dev/null | cksum))
 RUN := $(VENV)/.$(TAG)-$(call checksum,$(TAG))
 DEV := $(VENV)/.$(TAG)-dev-$(call checksum,$(TAG)-dev)
+DOCS := $(VENV)/.$(TAG)-docs-$(call checksum,$(TAG)-docs)
+# The site's packages: locked where there is a lock, else what setup.py asks for, beside the locked versions.
+DOCS_LOCK := $(wildcard requirements/$(TAG)-docs.txt)
+SITE := $(if $(DOCS_LOCK),-r $(DOCS_LOCK),--editable '.[docs]' -c requirements/$(TAG).txt)
 
-.PHONY: demo test lint lock
+.PHONY: demo test lint docs lock
 
 demo: $(RUN)
 	$(BIN)/python -m dro_jax.demo
@@ -23,6 +28,11 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The site, in build/docs; a warning is an error.
+docs: $(DOCS)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo 'the site: build/docs/index.html'
+
 $(RUN):
 	@test -f requirements/$(TAG).txt || { \
 	  echo "dro_jax runs on Python 3.11 to 3.13 and $(PYTHON) is $(TAG): make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
@@ -33,6 +43,10 @@ $(RUN):
 
 $(DEV): $(RUN)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/$(TAG)-dev.txt
+	touch $@
+
+$(DOCS): $(RUN)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(SITE)
 	touch $@
 
 # The tested versions of each Python, resolved anew. The dev lock holds the other's versions.

@@ -11,7 +11,7 @@ import pytest
 from dro_jax.data.records import products, triplets
 from dro_jax.errors import UsageError
 
-RECIPES = (pathlib.Path(__file__).parents[3] / 'docs/recipes.md').read_text()
+RECIPES = (pathlib.Path(__file__).parents[3] / 'docs/start/recipes.md').read_text()
 
 
 # --- Open WebUI ---------------------------------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""The worked examples of `docs/extend` run as they stand."""
+
+import json
+import pathlib
+import re
+import shlex
+import sys
+
+import pytest
+
+from dro_jax import main
+
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'extend'
+BLOCK = re.compile(r'^```(\w+)\n(.*?)^```', re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+  """An empty folder with two triplet files, from which modules are imported."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  for name, prompts in (('feedback', range(80)), ('heldout', range(80, 100))):
+    records = [
+      {'prompt': f'Question {i}?', 'response': answer, 'reward': reward}
+      for i in prompts
+      for answer, reward in ((f'Answer {i}, please.', 1 + i % 2), ('Sorry, no.', -1))
+    ]
+    pathlib.Path(f'{name}.jsonl').write_text(''.join(f'{json.dumps(record)}\n' for record in records))
+  before = set(sys.modules)
+  yield tmp_path
+  for name in set(sys.modules) - before:
+    if getattr(sys.modules[name], '__file__', None) and str(tmp_path) in sys.modules[name].__file__:
+      del sys.modules[name]
+
+
+def write_files(page):
+  """Writes the blocks that name a file in their first line; returns the names."""
+  names = []
+  for _, text in BLOCK.findall((FOLDER / f'{page}.md').read_text()):
+    if match := re.match(r'# (\w+\.\w+)\n', text):
+      pathlib.Path(match[1]).write_text(text)
+      names.append(match[1])
+  return names
+
+
+def commands(page):
+  """The command lines of a page's shell blocks."""
+  blocks = [text for kind, text in BLOCK.findall((FOLDER / f'{page}.md').read_text()) if kind == 'sh']
+  return [shlex.split(line) for text in blocks for line in text.replace('\\\n', ' ').splitlines()]
+
+
+def records(folder):
+  return [json.loads(line) for line in pathlib.Path(folder, 'metrics.jsonl').read_text().splitlines()]
+
+
+def run_all(page):
+  for program, *arguments in commands(page):
+    assert program == 'dro_jax'
+    # Answers take a compilation of their own: only where the page is about them.
+    sampled = any('KL_PROMPTS' in argument for argument in arguments)
+    fewer = ['--set', 'SAMPLE_PROMPTS=0', *([] if sampled else ['--set', 'KL_PROMPTS=0'])]
+    arguments += fewer if arguments[0] == 'train' else []
+    assert main.main(arguments) == 0, arguments
+
+
+def test_a_loss(place):
+  write_files('loss')
+  import test_my_loss
+
+  test_my_loss.test_huber_residual()
+  run_all('loss')
+  assert json.loads(pathlib.Path('runs/huber/run.json').read_text())['algorithm'] == 'huber'
+
+
+def test_a_data_set(place, capsys):
+  write_files('data_set')
+  run_all('data_set')
+  # The preprocessor left out the apologies.
+  assert json.loads(pathlib.Path('runs/support/run.json').read_text())['data']['train_records'] <= 80
+
+
+def test_a_metric(place):
+  write_files('metric')
+  run_all('metric')
+  assert all(0 <= record['above_value'] <= 1 for record in records('runs/watched') if 'loss' in record)
+  assert any('eval/sample_reward' in record for record in records('runs/polite'))
+
+
+def test_a_command(place, capsys):
+  write_files('command')
+  import my_commands
+
+  [[program, script, *arguments]] = commands('command')
+  assert (program, script) == ('python', 'my_commands.py')
+  assert main.main(arguments, my_commands.COMMANDS) == 0
+  assert len(json.loads(capsys.readouterr().out)['longest']) == 2
+
+
+def test_a_model(place):
+  write_files('model')
+  run_all('model')
+  assert json.loads(pathlib.Path('runs/small/run.json').read_text())['model']['emb_dim'] == 24

@@ -1,0 +1,54 @@
+"""The site's pages: each has its place, links lead to pages, and generated parts are made."""
+
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DOCS = ROOT / 'docs'
+PAGES = sorted(path for path in DOCS.rglob('*.md') if '_build' not in path.parts)
+NAMES = [str(path.relative_to(DOCS)) for path in PAGES]
+
+
+def load_conf():
+  spec = importlib.util.spec_from_file_location('docs_conf', DOCS / 'conf.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+conf = load_conf()
+
+
+def toctree():
+  """The pages that the index's tables of contents name."""
+  index = (DOCS / 'index.md').read_text()
+  trees = re.findall(r'^```\{toctree\}\n(.*?)^```', index, re.MULTILINE | re.DOTALL)
+  return [line for tree in trees for line in tree.splitlines() if line and not line.startswith(':')]
+
+
+def test_every_page_is_in_the_table_of_contents_once():
+  assert sorted(toctree()) == sorted(name.removesuffix('.md') for name in NAMES if name != 'index.md')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_links_of_a_page_lead_to_files(name):
+  page = DOCS / name
+  text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.MULTILINE | re.DOTALL)
+  for target in re.findall(r'\]\(([^)#]+)[^)]*\)', text):
+    assert target.startswith('http') or (page.parent / target).is_file(), target
+
+
+def test_links_of_the_readme_lead_to_files():
+  for target in re.findall(r'\]\(([^)#]+)[^)]*\)', (ROOT / 'README.md').read_text()):
+    assert target.startswith('http') or (ROOT / target).exists(), target
+
+
+def test_the_settings_page_has_every_setting_of_train():
+  page = conf.expand((DOCS / 'reference/settings.md').read_text())
+  text = (ROOT / 'gin_configs/runs/train.gin').read_text()
+  settings = re.findall(r'^([A-Z][A-Z0-9_]*) =', text, re.MULTILINE)
+  assert re.findall(r'^\| `([A-Z][A-Z0-9_]*)` \|', page, re.MULTILINE) == settings
+  assert '## Rows' in page
