@@ -64,7 +64,7 @@ ELSEWHERE = {
 UNTESTED = ('data/public', 'data/tasks', 'types')
 
 # Folders that mirror what stands beside dro_jax/, and test files that are about no module in particular.
-BESIDE = ('gin_configs', 'launch', 'long')
+BESIDE = ('docs', 'gin_configs', 'launch', 'long')
 ABOUT_ALL = (
   'losses/test_contract.py', 'run/test_saved_runs.py', 'test_benchmarks.py', 'test_floors.py',
   'test_mirror.py', 'test_notebooks.py', 'test_plain.py', 'test_requirements.py', 'test_wheel.py',
