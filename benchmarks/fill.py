@@ -27,7 +27,7 @@ def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:
     words = vocabulary(options.vocabulary)
     began = time.perf_counter()
     limits = {'prompt_length': options.limits[0], 'response_length': options.limits[1]}
-    table = build_table(find(path, columns=options.columns, rewards_required=False), words, cache, **limits)
+    table = build_table(find(path, columns=options.columns), words, cache, **limits)
     built = time.perf_counter() - began
     plan = Plan.from_table(table, options.batch, options.seed)
     steps = int(options.epochs * plan.batches_per_epoch)

@@ -75,7 +75,7 @@ def _ones(lengths: np.ndarray) -> Ragged:
 def of_file(path: str, words: vocabularies.Vocabulary) -> Lengths:
   """The lengths of a triplet file's records."""
   with tempfile.TemporaryDirectory() as cache:
-    found = find.find(path, rewards_required=False)
+    found = find.find(path)
     table = build_table(found, words, cache, prompt_length=LIMIT, response_length=LIMIT)
     return Lengths(*map(np.array, (table.prompt_lengths, table.response_lengths, table.prompt_index)))
 

@@ -171,7 +171,7 @@ def flops_per_step(
 def _first_rows(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mesh: Mesh) -> Any:
   """The rows of a first batch: they have every batch's shape."""
   words = policy.vocabulary_of(data.init_from)
-  triplets = data.load(vocabulary=words, rewards_required=algorithm.uses_rewards)
+  triplets = data.load(vocabulary=words)
   triplets = derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
   feed = batches.make_loaders(
     triplets._replace(eval=None), algorithm, batches.RowOptions(), _unit_options(budget),

@@ -70,15 +70,20 @@ def fit(kind: str, rewards: np.ndarray | Sequence, prompt_index: np.ndarray | No
   Args:
     kind: 'none'; 'standardise' to mean 0 and variance 1 over the data set; 'minmax' to [0, 1]; 'quantile' to
       the share of training rewards below (ties in the middle).
-    rewards: training rewards, `[N]`.
+    rewards: training rewards, `[N]`; NaN where a record has none, which is left out.
     prompt_index: equal numbers for equal prompts, for the within-prompt statistics.
 
   Raises:
-    UsageError: an unknown kind, or rewards that are all equal.
+    UsageError: an unknown kind, or rewards that are all missing or equal.
   """
   rewards = np.asarray(rewards, np.float64)
+  known = ~np.isnan(rewards)
+  if not known.all():
+    rewards, prompt_index = rewards[known], None if prompt_index is None else prompt_index[known]
   if kind not in KINDS:
     raise UsageError(f"reward scaling '{kind}' is unknown; choose from {', '.join(KINDS)}")
+  if not len(rewards):
+    return _unrewarded(kind)
   if kind != 'none' and ties.is_constant(rewards):
     raise UsageError(
       f"reward scaling '{kind}' divides by the rewards' spread, but all {len(rewards)} rewards are "
@@ -92,6 +97,15 @@ def fit(kind: str, rewards: np.ndarray | Sequence, prompt_index: np.ndarray | No
   if kind == 'quantile':
     return RewardScaling(kind, 0.0, 1.0, _quantiles(rewards), statistics)
   return RewardScaling(kind, statistics=statistics)
+
+
+def _unrewarded(kind: str) -> RewardScaling:
+  """The scaling of no rewards at all."""
+  if kind != 'none':
+    raise UsageError(
+      f"reward scaling '{kind}' is fitted on the rewards, but no record has a reward; pass 'none'"
+    )
+  return RewardScaling(kind, statistics={'count': 0.0})
 
 
 def _statistics(rewards: np.ndarray, prompt_index: np.ndarray | None) -> dict[str, float]:

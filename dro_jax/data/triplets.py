@@ -71,7 +71,8 @@ def load_triplets(
       fields, 'prompt=chat.messages', or nothing, 'label=', for a column to be left alone.
     map_reward: numbers for rewards that are words: 'up=1,down=0'; or a rule, 'numbers' or 'stars' (see
       `data.reward_words`).
-    rewards_required: False where rewards are of no use (SFT): a missing or unusable one is 0, and counted.
+    rewards_required: has no effect: a missing or unusable reward is NaN in the tables, and an algorithm that
+      needs rewards refuses it (see `require_rewards`).
     template: of the prompt text: 'Translate: {prompt}'.
     chat_template: of each turn where a file's prompts are conversations, with {role} and {content} (see
       `data.chat`).
@@ -102,10 +103,8 @@ def load_triplets(
     import_module(module)
 
   def build(name, task_split: str) -> TokenTable:
-    source = find(
-      name, rewards_required=rewards_required, chat_template=chat_template, split=task_split,
-      data_dir=data_dir, **inheritance.options(inherited, name, columns, map_reward),
-    )  # fmt: skip
+    options = inheritance.options(inherited, name, columns, map_reward)
+    source = find(name, chat_template=chat_template, split=task_split, data_dir=data_dir, **options)
     return build_table(
       source, vocabulary, cache_dir, prompt_length=prompt_length, response_length=response_length,
       overlong=overlong, keep=keep, template=template,
@@ -143,12 +142,39 @@ def scaled(train: TokenTable, held_out: TokenTable | None, kind: str, report: Ma
   Raises:
     UsageError: an unknown kind of scaling, or rewards that are all equal.
   """
-  fitted = scalings.fit(kind, train.raw_rewards, train.prompt_index)
+  try:
+    fitted = scalings.fit(kind, train.raw_rewards, train.prompt_index)
+  except UsageError as error:
+    if not np.isnan(train.raw_rewards).any():
+      raise
+    raise UsageError(
+      f'{error}. The first record without a reward: {train.report["reward_problem"]}'
+    ) from error
   counts = _counts('train', train) | _counts('eval', held_out)
   return Triplets(
     train.scaled(fitted), held_out and held_out.scaled(fitted), fitted,
     {**report, **counts, 'scaling': fitted.to_json()},
   )  # fmt: skip
+
+
+def require_rewards(triplets: Triplets, reader: str) -> None:
+  """Refuses records without a reward.
+
+  Args:
+    triplets: of both tables.
+    reader: the algorithm or command that needs rewards.
+
+  Raises:
+    UsageError: a record has no reward; names its file, line and field, and the remedy.
+  """
+  for table in filter(None, (triplets.train, triplets.eval)):
+    table.require_rewards(reader)
+
+
+def with_missing_rewards_zero(triplets: Triplets) -> Triplets:
+  """The triplets with the reward 0 where a record has none, for algorithms that read no rewards."""
+  tables = [table and table.with_missing_rewards_zero(triplets.scaling) for table in triplets[:2]]
+  return triplets._replace(train=tables[0], eval=tables[1])
 
 
 def _counts(part: str, table: TokenTable | None) -> dict[str, Any]:

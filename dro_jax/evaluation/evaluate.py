@@ -7,7 +7,7 @@ import numpy as np
 
 from dro_jax import limits
 from dro_jax.data.table.table import TokenTable
-from dro_jax.data.triplets import Triplets, load_triplets
+from dro_jax.data.triplets import Triplets, load_triplets, require_rewards
 from dro_jax.files import to_json
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
@@ -60,7 +60,8 @@ def evaluate(
   options = dict(run.data_options) | {name: text for name, text in texts.items() if text is not None}
   if any(run.read_options.values()):
     options['inherited'] = run.read_options
-  triplets = data(vocabulary=run.vocabulary, rewards_required=True, **options)
+  triplets = data(vocabulary=run.vocabulary, **options)
+  require_rewards(triplets, 'evaluate')
   table = triplets.train.scaled(run.scaling)
   scored = score_table(run, table, grid, batch_size=batch_size, chunk_size=chunk_size)
   return to_json(

@@ -1,7 +1,6 @@
 """The `inspect` command: what a triplet file holds, which methods it admits, how to train on it."""
 
 import collections
-import contextlib
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from dro_jax.data.records import reward_words
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import chat, lost_text, vocabularies
-from dro_jax.data.triplets import Triplets, hold_out, load_triplets
+from dro_jax.data.triplets import Triplets, hold_out, load_triplets, with_missing_rewards_zero
 from dro_jax.errors import UsageError
 from dro_jax.inspection import describe, methods
 from dro_jax.inspection.command import USUAL, folded, train_command, typed_flags
@@ -133,21 +132,28 @@ def _vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Vocabul
 
 def _read(triplets: Any, words: vocabularies.Vocabulary, **options) -> Read:
   load = functools.partial(load_triplets, triplets, vocabulary=words, validation_fraction=0, **options)
-  try:
-    return _split(load())
-  except UsageError as error:
-    problem = str(error)
-  # Whatever else is wrong is raised again.
-  unread = _split(load(rewards_required=False))._replace(problem=problem)
+  loaded = load()
+  problem = _rewards_problem(loaded)
+  if problem is None:
+    return _split(loaded)
+  unread = _split(with_missing_rewards_zero(loaded))._replace(problem=problem)
   spoken = _words(triplets, options)
   if not spoken:
     return unread
   proposed = reward_words.propose(spoken, options['map_reward'])
   found = unread
   if proposed.complete:
-    with contextlib.suppress(UsageError):  # Of some other record the reward is missing, too.
-      found = _split(load(map_reward=proposed.map_reward))
+    mapped = load(map_reward=proposed.map_reward)
+    if _rewards_problem(mapped) is None:  # Another record may have no reward at all.
+      found = _split(mapped)
   return found._replace(words=spoken, proposed=proposed)
+
+
+def _rewards_problem(triplets: Triplets) -> str | None:
+  """Why the first record without a reward has none; None where all have one."""
+  tables = [table for table in (triplets.train, triplets.eval) if table is not None]
+  missing = (table for table in tables if np.isnan(table.raw_rewards).any())
+  return next((table.report['reward_problem'] for table in missing), None)
 
 
 def _split(loaded: Triplets) -> Read:

@@ -16,7 +16,7 @@ from dro_jax.step.reference import Reference
 DERIVED_FROM = ('value', 'behaviour_logps', 'behaviour_sampled')
 
 
-def placeholder_triplets(vocabulary: Any, rewards_required: bool = True, **sizes: Any) -> triplets.Triplets:
+def placeholder_triplets(vocabulary: Any, **sizes: Any) -> triplets.Triplets:
   return placeholder.triplets(vocabulary, **sizes)
 
 

@@ -37,17 +37,15 @@ def build_table(
     vocabulary: `bytes` or a SentencePiece file; `None` is the checkpoint's, else bytes.
     prompt_length, response_length, overlong, keep, template, chat_template, columns, map_reward, data_dir,
       cache_dir: as for `data.triplets.load_triplets`.
-    rewards_required: False where rewards are not read, as SFT does not; the table is another one then.
+    rewards_required: False accepts records without a reward, for algorithms that read none, such as SFT; the
+      table is the same.
     beam_options: flags of Apache Beam; `None` builds on this machine, without it. The table is the same.
     piece_megabytes: of a file that Beam gives to one worker at a time.
 
   Raises:
     UsageError: whatever is wrong with the files, fields or options; Beam is not installed.
   """
-  read = {
-    'columns': columns, 'map_reward': map_reward, 'rewards_required': rewards_required,
-    'chat_template': chat_template,
-  }  # fmt: skip
+  read = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
   options = {
     'prompt_length': prompt_length, 'response_length': response_length, 'overlong': overlong, 'keep': keep,
     'template': template,
@@ -63,6 +61,8 @@ def build_table(
       triplets, words.spec, cache_dir, read=read, beam_options=beam_options,
       piece_bytes=piece_megabytes * 2**20, **options,
     )  # fmt: skip
+  if rewards_required:
+    found.require_rewards('REWARDS_REQUIRED=True')
   told = ('records', 'prompts', 'overlong_responses', 'truncated_prompts', 'text_megabytes', 'seconds')
   counts = {name: found.report[name] for name in told}
   return {'table': found.directory, 'fingerprint': found.fingerprint(), **counts}

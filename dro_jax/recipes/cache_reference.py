@@ -11,7 +11,7 @@ from dro_jax import algorithms, limits
 from dro_jax.checkpoints import policy
 from dro_jax.data.batches import groups
 from dro_jax.data.table import column_store
-from dro_jax.data.triplets import Triplets, load_triplets
+from dro_jax.data.triplets import Triplets, load_triplets, require_rewards, with_missing_rewards_zero
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
@@ -78,7 +78,11 @@ def cache_reference(
     column_store.refuse_place(model_dir, '--model_dir')
   chosen, words, grid = algorithm(), policy.vocabulary_of(init_from, vocabulary), mesh()
   nets = networks.build_policy(init_from, dtype=dtype, scan_layers=scan_layers)
-  triplets = data(vocabulary=words, rewards_required=chosen.uses_rewards)
+  triplets = data(vocabulary=words)
+  if chosen.uses_rewards:
+    require_rewards(triplets, chosen.name)
+  else:
+    triplets = with_missing_rewards_zero(triplets)
   params = networks.load_policy(nets, init_from, grid)
   score = table_scores.make_token_scorer(nets.policy, grid, chunk_size)
   tables = [table for table in (triplets.train, triplets.eval) if table is not None]

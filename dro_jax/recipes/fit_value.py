@@ -118,7 +118,7 @@ def _complete(
 
 
 def _reading(vocabulary: str, read_as: Mapping[str, Any]) -> dict[str, Any]:
-  return {'vocabulary': vocabularies.vocabulary(vocabulary), 'rewards_required': True, **read_as}
+  return {'vocabulary': vocabularies.vocabulary(vocabulary), **read_as}
 
 
 def _made_of(described: Mapping[str, Any], triplets: Triplets, read_as: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,9 +53,7 @@ def train_vocabulary(
       of that size: then it says which it makes.
   """
   target = _target(output)
-  found = find.find(
-    triplets, columns=columns, rewards_required=False, chat_template=chat_template, data_dir=data_dir
-  )
+  found = find.find(triplets, columns=columns, chat_template=chat_template, data_dir=data_dir)
   texts = list(_texts(found))
   if not texts:
     raise UsageError(f'{found.name}: there is no record, so no text to make a vocabulary of')

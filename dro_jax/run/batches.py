@@ -11,7 +11,7 @@ from dro_jax.algorithms.columns import Labelling
 from dro_jax.data.batches import groups, loader, packing, plan
 from dro_jax.data.records import comparisons
 from dro_jax.data.table.table import TokenTable
-from dro_jax.data.triplets import Triplets
+from dro_jax.data.triplets import Triplets, require_rewards, with_missing_rewards_zero
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
@@ -91,6 +91,10 @@ def admitted(triplets: Triplets, algorithm: algorithms.Algorithm) -> Triplets:
   """
   for table in filter(None, (triplets.train, triplets.eval)):
     algorithms.check_columns(algorithm, table.columns)
+  if algorithm.uses_rewards:
+    require_rewards(triplets, algorithm.name)
+  else:
+    triplets = with_missing_rewards_zero(triplets)
   algorithm.check(triplets)
   return derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
 

@@ -112,7 +112,7 @@ def prepare_triplets(
   timing: Schedule,
 ) -> tuple[Triplets, Schedule, int]:
   """The triplets with what the algorithm makes of them, when to validate, and the longest response."""
-  triplets = data(vocabulary=words, rewards_required=algorithm.uses_rewards)
+  triplets = data(vocabulary=words)
   longest = int(triplets.train.response_lengths.max())
   triplets = batches.admitted(triplets, algorithm)
   if triplets.eval is None:

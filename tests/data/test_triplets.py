@@ -6,10 +6,12 @@ import warnings
 import numpy as np
 import pytest
 
+from dro_jax import algorithms
 from dro_jax.data.sources import find, task_modules
 from dro_jax.data.text.vocabularies import vocabulary
-from dro_jax.data.triplets import Triplets, load_triplets
+from dro_jax.data.triplets import Triplets, load_triplets, require_rewards, with_missing_rewards_zero
 from dro_jax.errors import UsageError
+from dro_jax.run import batches
 from tests.data.generated import ratings, records
 
 MODULE = """
@@ -112,12 +114,61 @@ def test_overlong_texts_are_logged(files, caplog, overlong, fate):
 def test_sft_on_a_column_without_rewards(tmp_path):
   triplets = [{'prompt': f'p{i}', 'response': 'mt', 'post_edit': f'pe{i}'} for i in range(40)]
   path = write(tmp_path / 't.jsonl', triplets)
-  train = load(path, columns='response=post_edit', rewards_required=False, validation_fraction=0.1).train
+  triplets = load(path, columns='response=post_edit', validation_fraction=0.1)
+  train = triplets.train
   assert all(text.startswith('pe') for text in train.responses)
-  assert not train.rewards.any()
-  assert train.report['without_reward'] == 40
-  with pytest.raises(UsageError, match=r't.jsonl:1: .*reward'):
-    load(path, columns='response=post_edit')
+  assert np.isnan(train.raw_rewards).all() and train.report['without_reward'] == 40
+  assert triplets.scaling.statistics == {'count': 0}
+  with_zeros = with_missing_rewards_zero(triplets)
+  assert not with_zeros.train.rewards.any() and not with_zeros.eval.raw_rewards.any()
+  assert with_zeros.train.fingerprint() == train.fingerprint()  # As earlier versions wrote it.
+  with pytest.raises(
+    UsageError, match=r't.jsonl:1: .*reward.*dro_v needs rewards, and \d+ of \d+ records have'
+  ):
+    require_rewards(triplets, 'dro_v')
+
+
+def test_sft_and_dro_v_share_the_table_of_one_file(tmp_path, cache):
+  rows = [{'prompt': f'p{i}', 'response': f'r{i}', 'reward': i} for i in range(20)]
+  path = write(tmp_path / 't.jsonl', rows)
+  tables = [
+    batches.admitted(load(path, validation_fraction=0.3), make()).train
+    for make in (algorithms.sft, algorithms.dro_v)
+  ]
+  assert tables[0].directory == tables[1].directory and len(os.listdir(cache)) == 1
+  np.testing.assert_array_equal(tables[0].rewards, tables[1].rewards)
+
+
+def test_one_table_with_an_unknown_reward_word_is_for_sft_and_is_refused_by_dro_v(tmp_path, cache):
+  rows = [{'prompt': f'p{i}', 'response': f'r{i}', 'reward': 'up'} for i in range(20)]
+  path = write(tmp_path / 't.jsonl', [*rows[:7], rows[7] | {'reward': 'sideways'}, *rows[8:]])
+  assert not batches.admitted(
+    load(path, map_reward='up=0', validation_fraction=0), algorithms.sft()
+  ).train.rewards.any()
+  message = (
+    r"t.jsonl:8: field 'reward' is 'sideways', which --map_reward \('up'\) does not name; so far there were: "
+    r"'up'. Give it a number there, or remove the record. dro_v needs rewards, and 1 of 20 records have none."
+  )
+  with pytest.raises(UsageError, match=message):
+    batches.admitted(load(path, map_reward='up=0', validation_fraction=0), algorithms.dro_v())
+  assert len(os.listdir(cache)) == 1
+
+
+def test_scaling_leaves_out_records_without_a_reward(tmp_path):
+  rows = [{'prompt': f'p{i}', 'response': 'r', 'reward': i if i % 2 else None} for i in range(8)]
+  path = write(tmp_path / 't.jsonl', rows)
+  triplets = load(path, scaling='standardise', validation_fraction=0)
+  assert triplets.scaling.statistics['count'] == 4 and triplets.scaling.shift == 4
+  np.testing.assert_array_equal(np.isnan(triplets.train.rewards), [True, False] * 4)
+
+
+def test_scaling_without_any_reward_names_the_first_record_that_lacks_one(tmp_path):
+  rows = [{'prompt': f'p{i}', 'response': 'r', 'reward': 'up'} for i in range(8)]
+  path = write(tmp_path / 't.jsonl', rows)
+  with pytest.raises(
+    UsageError, match=r"no record has a reward.*t.jsonl:1: field 'reward' is 'up'.*map_reward"
+  ):
+    load(path, scaling='minmax', validation_fraction=0)
 
 
 @pytest.mark.parametrize('fraction', [1, -0.5])
@@ -283,7 +334,7 @@ def test_a_table_of_an_older_way_of_reading_is_not_taken(tmp_path, monkeypatch):
   path = tmp_path / 't.jsonl'
   path.write_text('{"prompt": "p", "response": "r", "reward": 1}\n')
   now = find.find(str(path)).fingerprint
-  monkeypatch.setattr(find.sources, 'READING', 1)
+  monkeypatch.setattr(find.triplets, 'READING', 1)
   assert find.find(str(path)).fingerprint != now
 
 

@@ -40,7 +40,12 @@ from dro_jax.data.records import readers  # noqa: E402
 from dro_jax.data.records import triplets as sources  # noqa: E402
 from dro_jax.data.table import column_store, table  # noqa: E402
 from dro_jax.data.text.vocabularies import vocabulary  # noqa: E402
-from dro_jax.data.triplets import Triplets, load_triplets  # noqa: E402
+from dro_jax.data.triplets import (  # noqa: E402
+  Triplets,
+  load_triplets,
+  require_rewards,
+  with_missing_rewards_zero,
+)
 from dro_jax.errors import UsageError  # noqa: E402
 
 HANG = 60  # Seconds without a new case.
@@ -261,8 +266,11 @@ def try_files(rng: random.Random, folder: pathlib.Path) -> str:
     found = load_triplets(
       str(path), cache_dir=str(folder / 'cache'), validation_fraction=rng.choice([0, 0.5]), prompt_length=16,
       response_length=rng.choice([1, 16]), overlong=rng.choice(['truncate', 'drop']),
-      scaling=rng.choice(['none', 'standardise']), rewards_required=required, **options,
+      scaling=rng.choice(['none', 'standardise']), **options,
     )  # fmt: skip
+    if required:
+      require_rewards(found, 'this test')
+    found = with_missing_rewards_zero(found)
     _check(np.isfinite(found.train.rewards).all(), 'rewards')
     _check(not set(os.listdir(folder)) - {path.name, 'cache'}, 'something outside')
     return 'table built'

@@ -24,7 +24,7 @@ from dro_jax.data.sources import find
 from dro_jax.data.storage import hashes
 from dro_jax.data.table import table as token_tables
 from dro_jax.data.table.table import TokenTable
-from dro_jax.data.triplets import Triplets, load_triplets, scaled
+from dro_jax.data.triplets import Triplets, load_triplets, require_rewards, scaled
 from dro_jax.errors import UsageError
 from dro_jax.files import to_json
 from dro_jax.models.t5.config import T5Config
@@ -148,6 +148,7 @@ def _table(
     prompt_length=given.prompt_length, response_length=given.response_length,
     cache_dir=str(place.folder / 'world' / 'tables'),
   )  # fmt: skip
+  require_rewards(loaded, 'the arena')
   return loaded.train, loaded.report
 
 

@@ -43,7 +43,17 @@ _NAME_LENGTH = 40  # Letters of a field's name that it shows whole.
 
 
 class Record(NamedTuple):
-  """One triplet; `columns` holds its other numbers, `where` (file:line) is for errors, `source` its task."""
+  """One triplet.
+
+  Attributes:
+    id: differs from every other record's.
+    prompt, response: texts.
+    reward: None where the record has no reward, or one that is not a number.
+    columns: its other numbers.
+    where: file:line, for errors.
+    source: the seqio task that it comes from.
+    reward_problem: why the reward is None, and what to do about it; only the first such record has it.
+  """
 
   id: str
   prompt: str
@@ -52,6 +62,7 @@ class Record(NamedTuple):
   columns: dict[str, float]
   where: str
   source: str = ''
+  reward_problem: str = ''
 
 
 def is_files(name: str | Sequence[str]) -> bool:
@@ -149,7 +160,8 @@ def read_triplets(
   Args:
     paths: see `expand`.
     columns: our name to the file's: 'prompt=question,response=answer,reward=thumbs'.
-    rewards_required: False where rewards are of no use (imitation): a missing or unusable one is None.
+    rewards_required: whether a record without a usable reward is an error; otherwise its reward is None, and
+      the first such record says why.
     map_reward: numbers for rewards that are words: 'up=1,down=0' (see `reward_words`).
     chat_template: of a turn of a conversation.
 
@@ -244,18 +256,23 @@ def _records(
   chat.check_template(chat_template)
   carried, rewards = _Carried(names), reward_words.Rewards(reward_words.parse(map_reward))
   ids = _Ids()
+  has_problem = False
   for where, fields in raw:
     textual = where.rpartition(':')[0] in typeless
     if comparisons.is_one(fields, names):
       yield from _compared(fields, names, where, _id(fields, names, where, ids), textual, chat_template)
       continue
-    yield Record(
-      _id(fields, names, where, ids),
-      *_texts(fields, names, where, chat_template),
-      _reward(fields, names, where, rewards, textual, rewards_required),
-      _columns(fields, names, carried, where, textual),
-      where,
-    )
+    record_id = _id(fields, names, where, ids)
+    prompt, response = _texts(fields, names, where, chat_template)
+    number = _reward(fields, names, rewards, textual)
+    reward, problem = (number if number is not None and _is_finite(number) else None), ''
+    if reward is None and (rewards_required or not has_problem):
+      error = _reward_problem(fields, names, where, rewards, number)
+      if rewards_required:
+        raise error
+      has_problem, problem = True, str(error)
+    numbers = _columns(fields, names, carried, where, textual)
+    yield Record(record_id, prompt, response, reward, numbers, where, reward_problem=problem)
   rewards.warn(name)
 
 
@@ -508,23 +525,31 @@ def _unsound(text: str) -> str:
 
 
 def _reward(
-  fields, names, where: str, rewards: reward_words.Rewards, textual: bool, required: bool
+  fields: Mapping[str, Any], names: Mapping[str, str], rewards: reward_words.Rewards, textual: bool
 ) -> float | None:
-  """The reward; None where it is missing or no number, and may be."""
+  """The number that the record's reward is or stands for; None where it is missing or stands for none."""
   value = field_paths.value(fields, names, 'reward')
-  number = rewards(value, _number(value, textual))
-  if number is not None and _is_finite(number):
-    return number
-  if not required:
-    return None
+  return rewards(value, _number(value, textual))
+
+
+def _reward_problem(
+  fields: Mapping[str, Any],
+  names: Mapping[str, str],
+  where: str,
+  rewards: reward_words.Rewards,
+  number: float | None,
+) -> UsageError:
+  """Why a record has no reward, or why the number that it has cannot be one."""
+  value = field_paths.value(fields, names, 'reward')
   if value is None:
-    raise _missing(fields, names, 'reward', where)
-  what = f'{where}: field {_called("reward", names)} is {shown(value)}'
-  if number is None:
-    inside = _inside(value, names.get('reward') or 'reward')
-    raise UsageError(f'{what}, {inside or rewards.why_not(value)}')
-  raise UsageError(
-    f'{what}; a reward must be finite in float32: remove the record, or write the number that is meant'
+    return _missing(fields, names, 'reward', where)
+  described = f'{where}: field {_called("reward", names)} is {shown(value)}'
+  if number is not None:
+    return UsageError(
+      f'{described}; a reward must be finite in float32: remove the record, or correct the number'
+    )
+  return UsageError(
+    f'{described}, {_inside(value, names.get("reward") or "reward") or rewards.why_not(value)}'
   )
 
 

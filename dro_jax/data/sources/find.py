@@ -31,16 +31,12 @@ def find(
   *,
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
-  rewards_required: bool = True,
   chat_template: str = chat.TEMPLATE,
   split: str = 'train',
   data_dir: str | None = None,
 ) -> Source:
   """The source that triplet files, or the names of seqio tasks or mixtures, stand for."""
-  options = {
-    'columns': columns, 'map_reward': map_reward, 'rewards_required': rewards_required,
-    'chat_template': chat_template,
-  }  # fmt: skip
+  options = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
   if not name:
     raise UsageError('no triplets given; pass --triplets FILE')
   if not triplets.is_files(name):
@@ -51,7 +47,7 @@ def find(
   mark = files_mark(table.files_fingerprint(files), options)
 
   def records() -> Iterator[Record]:
-    yield from triplets.read_triplets(files, **options)
+    yield from triplets.read_triplets(files, rewards_required=False, **options)
     refuse_changed(before)
 
   return Source(os.path.basename(files[0]), records, mark)
@@ -137,7 +133,9 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
 
   def records() -> Iterator[Record]:
     for task in tasks:
-      read = triplets.from_mappings(_examples(task, split), f'{task.name}[{split}]', **options)
+      read = triplets.from_mappings(
+        _examples(task, split), f'{task.name}[{split}]', rewards_required=False, **options
+      )
       yield from (record._replace(source=task.name) for record in read)
 
   return Source(name, records, mark, rates)

@@ -83,7 +83,7 @@ def build(
     triplets: files, on a disk that all workers have or in a bucket.
     spec: of the vocabulary.
     cache_dir: where tables are kept; the parts are for a while in it, too.
-    read: options of `sources.read_triplets`, all that `tasks.find` sets.
+    read: options of `sources.read_triplets`, all that `find.find` sets.
     beam_options: Beam's own flags: '--runner=DataflowRunner --project=...'.
     piece_bytes: of a piece, about.
     options: of the table.
@@ -157,10 +157,10 @@ def _read(piece: Piece, job: Job) -> Iterator[Record]:
   name = os.path.basename(piece.path)
   if piece.stop is not None:
     span = Span(piece.start, piece.stop, job.first[piece.number])
-    return sources.from_located(readers.spanned(piece.path, span), name, **job.read)
+    return sources.from_located(readers.spanned(piece.path, span), name, rewards_required=False, **job.read)
   if is_remote(piece.path):
     return _staged(piece.path, job)
-  return sources.read_triplets(piece.path, **job.read)
+  return sources.read_triplets(piece.path, rewards_required=False, **job.read)
 
 
 def _staged(path: str, job: Job) -> Iterator[Record]:
@@ -169,8 +169,9 @@ def _staged(path: str, job: Job) -> Iterator[Record]:
     own = os.path.join(folder, os.path.basename(path))
     buckets.reached(path, lambda: buckets.copy(epath.Path(path), epath.Path(own)))
     try:
-      for record in sources.read_triplets(own, **job.read):
-        yield record._replace(where=record.where.replace(own, path, 1))
+      for record in sources.read_triplets(own, rewards_required=False, **job.read):
+        problem = record.reward_problem.replace(own, path)
+        yield record._replace(where=record.where.replace(own, path, 1), reward_problem=problem)
     except UsageError as error:
       raise UsageError(str(error).replace(own, path)) from error
 

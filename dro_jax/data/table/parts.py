@@ -67,6 +67,7 @@ class PartWriter(Writer):
     meta = {
       'records': self._kept, 'read': self._read, 'prompts': len(self.keys), 'where': self._where,
       'columns': columns, 'partial': partial, 'cut_ids': self._cut_ids, 'without_reward': self._unrewarded,
+      'reward_problem': self._reward_problem,
       'overlong_responses': self._cut.count, 'dropped_responses': self._dropped.count,
       'overlong_response_examples': self._cut.first,
     }  # fmt: skip
@@ -151,7 +152,9 @@ def assemble(
   counts = {name: sum(part[name] for part in metas) for name in _TALLIES}
   overlong = [name for part in metas for name in part['overlong_response_examples']][:NAMED]
   counts = {
-    'without_reward': counts['without_reward'], 'truncated_prompts': whole.cut,
+    'without_reward': counts['without_reward'],
+    'reward_problem': next((part['reward_problem'] for part in metas if part['reward_problem']), ''),
+    'truncated_prompts': whole.cut,
     'overlong_responses': counts['overlong_responses'], 'dropped_responses': counts['dropped_responses'],
     'truncated_prompt_examples': whole.cut_ids, 'overlong_response_examples': overlong,
   }  # fmt: skip

@@ -59,7 +59,7 @@ class TokenTable:
     prompt_index: `[N]`, equal numbers for equal prompts.
     prompt_lengths: tokens, EOS included, `[N]`.
     response_lengths: tokens, EOS included unless the response was cut, `[N]`.
-    rewards: float64 `[N]`, as the losses are to see them (see `scaled`); 0 where a record has none.
+    rewards: float64 `[N]`, scaled for the losses (see `scaled`); NaN where a record has no reward.
     raw_rewards: in the unit in which they came.
     columns: other numbers, float64 `[N]` each.
     ids, prompts, responses: texts; the prompts with the template filled in.
@@ -127,11 +127,13 @@ class TokenTable:
   def fingerprint(self) -> str:
     """A hash of the records: texts, lengths in tokens, rewards as they came, sampling weights."""
     digest = hashlib.blake2b(digest_size=16)
+    # Earlier versions stored 0 where a record has no reward, and their runs must still resume.
+    rewards = np.where(np.isnan(self.raw_rewards), 0.0, self.raw_rewards)
     parts = (
       self.prompt_digests,
       self.response_digests(),
       self.response_lengths,
-      self.raw_rewards,
+      rewards,
       self.weights,
     )
     for part in parts:
@@ -166,6 +168,17 @@ class TokenTable:
       token_columns={**self.token_columns, **token_columns},
       pair_columns={**self.pair_columns, **pair_columns},
     )
+
+  def require_rewards(self, reader: str) -> None:
+    """Raises a UsageError where a record has no reward, and `reader`, an algorithm or command, needs one."""
+    missing = int(np.isnan(self.raw_rewards).sum())
+    if missing:
+      problem = self.report.get('reward_problem') or f'{self.directory}: records without a reward'
+      raise UsageError(f'{problem}. {reader} needs rewards, and {missing} of {len(self)} records have none.')
+
+  def with_missing_rewards_zero(self, scaling) -> 'TokenTable':
+    """The same table with the reward 0 where a record has none, scaled by a `RewardScaling`."""
+    return dataclasses.replace(self, raw_rewards=np.nan_to_num(self.raw_rewards)).scaled(scaling)
 
   def scaled(self, scaling) -> 'TokenTable':
     """The same table with `rewards` scaled by a `RewardScaling`."""

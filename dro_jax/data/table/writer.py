@@ -19,7 +19,7 @@ from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
 DESCRIPTION = 'table.json'
-VERSION = 3
+VERSION = 4
 NAMED = 5  # Examples that the report names of each kind.
 _SHOWN = 40  # Letters of a text that an error shows.
 _HEADER = 128  # Bytes of a one-dimensional array's .npy header, which leaves room for its length.
@@ -161,10 +161,13 @@ class Writer:
     self._columns, self._prompts, self._sources = Columns(directory), DiskIndex(), {}
     self._cut_prompts, self._cut, self._dropped = Tally(), Tally(), Tally()
     self._read = self._kept = self._unrewarded = 0
+    self._reward_problem = ''
     self._began = time.perf_counter()
 
   def add(self, records: list[Record]) -> None:
     self._read += len(records)
+    for record in records:
+      self._reward_problem = self._reward_problem or record.reward_problem
     encoded = self._vocabulary.encode_batch([record.response for record in records])
     refuse_tokenless('response', records, [record.response for record in records], encoded)
     pairs = zip(records, encoded)
@@ -211,7 +214,7 @@ class Writer:
     self._cut_prompts.add([record.id for record, over in zip(records, cut) if over])
 
   def _add_numbers(self, records: list[Record]) -> None:
-    self._arrays['rewards'].add([0.0 if record.reward is None else record.reward for record in records])
+    self._arrays['rewards'].add([np.nan if record.reward is None else record.reward for record in records])
     self._unrewarded += sum(record.reward is None for record in records)
     self._arrays['source'].add(
       [self._sources.setdefault(record.source, len(self._sources)) for record in records]
@@ -226,7 +229,8 @@ class Writer:
       array.finish()
     columns, partial = self._columns.finish()
     counts = {
-      'without_reward': self._unrewarded, 'truncated_prompts': self._cut_prompts.count,
+      'without_reward': self._unrewarded, 'reward_problem': self._reward_problem,
+      'truncated_prompts': self._cut_prompts.count,
       'overlong_responses': self._cut.count, 'dropped_responses': self._dropped.count,
       'truncated_prompt_examples': self._cut_prompts.first, 'overlong_response_examples': self._cut.first,
     }  # fmt: skip

@@ -101,7 +101,7 @@ def test_no_prompt_is_in_two_splits(suite, logged):
 def test_the_training_log_has_its_propensities(suite, logged):
   """The column that a method reads is what the policy gives the text that it trains on."""
   words = vocabularies.vocabulary('bytes')
-  table = logged.data.load(vocabulary=words, rewards_required=True).train
+  table = logged.data.load(vocabulary=words).train
   assert 32 < len(table) <= 64
   samples = answers.Samples(
     list(table.prompts), [table.response(i) for i in range(len(table))], list(table.responses),
