@@ -40,7 +40,7 @@ ELSEWHERE = {
   ),
   'data/records/test_comparisons.py': ('data/sources/seqio_tasks',),
   'data/records/test_readers.py': ('data/records/json_files',),
-  'data/table/test_beam.py': ('data/table/parts', 'data/table/writer', 'recipes/build_table'),
+  'data/table/test_beam.py': ('data/table/parts', 'data/table/writer'),
   'data/test_triplets.py': ('data/sources/find', 'data/sources/task_modules', 'data/table/cache'),
   'evaluation/test_generate.py': ('run/sampling/generation',),
   'inspection/test_inspect.py': (
