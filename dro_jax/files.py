@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -223,15 +224,41 @@ def disk_of(folder: str | os.PathLike) -> Iterator[None]:
     ) from error
 
 
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-  """Writes a file whole or not at all."""
-  path = pathlib.Path(path)
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Any]:
+  """A path beside `path` at which the block makes a file or folder; it replaces `path` once the block ends.
+
+  Where the block raises, `path` stays as it was and nothing else remains. Of several processes one alone may
+  be in the block (`data.storage.folders.Replacing` is for several). An `epath.Path` may be in a bucket.
+  """
+  path = path if isinstance(path, os.PathLike) else pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.tmp')
+  _remove(temporary)
   try:
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
+    yield temporary
+    if temporary.is_dir():
+      _remove(path)
+    temporary.replace(path)
   finally:
-    temporary.unlink(missing_ok=True)
+    _remove(temporary)
+
+
+def _remove(path: Any) -> None:
+  """Removes a file or a folder, if it is there."""
+  if path.is_dir() and not is_remote(path):
+    shutil.rmtree(path)
+  elif path.is_dir():
+    path.rmtree()
+  else:
+    path.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+  """Writes a file whole or not at all; a text in UTF-8."""
+  with replacing(path) as temporary, open(temporary, 'wb') as file:
+    file.write(content.encode() if isinstance(content, str) else content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def is_remote(path: str | os.PathLike) -> bool:

@@ -192,3 +192,26 @@ def test_the_code_of_a_function_counts_its_bound_numbers():
   found = [files.source_of(functools.partial(reward, scale=scale)) for scale in (1, 1, 2)]
   assert found[0] == found[1] != found[2]
   assert files.source_of(reward) not in found
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+  files.write_atomically(tmp_path / 'a', 'first \u2028')
+  assert (tmp_path / 'a').read_text(encoding='utf-8') == 'first \u2028'
+  files.write_atomically(tmp_path / 'a', b'\xff')
+  with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / 'a') as temporary:
+    temporary.write_text(f'half, then {1 // 0}')
+  assert (tmp_path / 'a').read_bytes() == b'\xff'
+  assert os.listdir(tmp_path) == ['a']
+
+
+@pytest.mark.parametrize('make', [pathlib.Path, files.absolute], ids=['pathlib', 'epath'])
+def test_a_folder_is_replaced_whole_or_not_at_all(make, tmp_path):
+  folder = make(tmp_path / 'folder')
+  for name in ('first', 'second'):
+    with files.replacing(folder) as temporary:
+      temporary.mkdir()
+      (temporary / name).write_text(name)
+    assert os.listdir(folder) == [name]
+  with pytest.raises(ZeroDivisionError), files.replacing(folder) as temporary:
+    temporary.mkdir(1 // (len(temporary.name) - len('.folder.tmp')))
+  assert (os.listdir(tmp_path), os.listdir(folder)) == (['folder'], ['second'])

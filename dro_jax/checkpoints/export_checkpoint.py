@@ -52,13 +52,10 @@ def export_checkpoint(
   target = files.absolute(output)
   if target.exists():
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
-  # Under another name until all of it is there.
-  staged = target.with_name(f'.{target.name}.exporting')
-  staged.rmtree(missing_ok=True)
-  staged.mkdir(parents=True)
   stream = functools.partial(policy.stream_policy, init_from)
-  notes = writer(staged, stream, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
-  staged.rename(target)
+  with files.replacing(target) as staged:
+    staged.mkdir(parents=True)
+    notes = writer(staged, stream, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
   notes += _left_out(saved)
   for note in notes:
     _log.info('%s: %s', target, note)

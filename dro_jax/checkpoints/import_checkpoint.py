@@ -56,18 +56,15 @@ def import_checkpoint(
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
   imported = _load(source, mlp_activations)
   words = _words(source, imported, vocabulary)
-  # Under another name until all of it is there.
-  staged = target.with_name(f'.{target.name}.importing')
-  staged.rmtree(missing_ok=True)
   spec = str(target / words.file) + words.option if words.file else words.spec
   metadata = {
     'family': FAMILY, 'model': dataclasses.asdict(imported.config), 'vocabulary': spec,
     'vocabulary_fingerprint': words.fingerprint, 'stored_dtype': imported.stored_dtype,
   }  # fmt: skip
-  orbax.save_params(staged, imported.params, metadata)
-  if words.file:
-    (staged / words.file).write_bytes(words.content)
-  staged.rename(target)
+  with files.replacing(target) as staged:
+    orbax.save_params(staged, imported.params, metadata)
+    if words.file:
+      (staged / words.file).write_bytes(words.content)
   return {
     'model_dir': str(target),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(imported.params)),

@@ -1,5 +1,6 @@
 """The `generate` command: responses to a file's prompts."""
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -188,18 +189,9 @@ def _write(records: Iterable[dict[str, Any]], target: pathlib.Path | None) -> in
   primary = jax.process_index() == 0
   if target is None:
     return sum(sys.__stdout__.write(line) > 0 if primary else 1 for line in lines)
-  count, temporary = 0, target.with_name(f'.{target.name}.tmp')
-  try:
-    with open(temporary if primary else os.devnull, 'w', encoding='utf-8') as file:
-      for line in lines:
-        file.write(line)
-        count += 1
-    if primary:
-      os.replace(temporary, target)
-  finally:
-    if primary:
-      temporary.unlink(missing_ok=True)
-  return count
+  place = files.replacing(target) if primary else contextlib.nullcontext(os.devnull)
+  with place as path, open(path, 'w', encoding='utf-8') as file:
+    return sum(file.write(line) > 0 for line in lines)
 
 
 __all__ = ['generate']

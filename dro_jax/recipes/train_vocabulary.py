@@ -1,10 +1,8 @@
 """The `train_vocabulary` command: a SentencePiece model of one's own data, by T5's conventions."""
 
 import io
-import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -58,7 +56,10 @@ def train_vocabulary(
   if not texts:
     raise UsageError(f'{found.name}: there is no record, so no text to make a vocabulary of')
   model = _fit(texts, size, keep_whitespace)
-  _write(target, model)
+  try:
+    files.write_atomically(target, model)
+  except OSError as error:
+    raise UsageError(f'{target}: cannot write it ({error})') from error
   words = vocabularies.vocabulary(str(target))
   told = texts[:_TOLD]
   tokens, characters = sum(map(len, words.encode_batch(told))), sum(map(len, told))
@@ -134,19 +135,3 @@ def _sentencepiece(texts: Sequence[str], size: int, keep_whitespace: bool) -> by
     max_sentence_length=2**30, **kept,
   )  # fmt: skip
   return model.getvalue()
-
-
-def _write(target: pathlib.Path, model: bytes) -> None:
-  """Under another name first, so that the file is there whole or not at all."""
-  descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f'.{target.name}.', suffix='.tmp')
-  try:
-    with os.fdopen(descriptor, 'wb') as file:
-      file.write(model)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, target)
-  except OSError as error:
-    raise UsageError(f'{target}: cannot write it ({error})') from error
-  finally:
-    pathlib.Path(temporary).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from dro_jax import algorithms
+from dro_jax import algorithms, files
 from dro_jax.arena.exact import enumeration
 from dro_jax.arena.exact import in_memory as inmemory
 from dro_jax.data.batches import groups
@@ -190,9 +190,8 @@ def reference_params(settings: ExactSettings, seed: int, shared: pathlib.Path) -
   if not file.exists():
     shared.mkdir(parents=True, exist_ok=True)
     params = _fit_reference(settings, seed, shared)
-    temporary = file.with_name(f'.{file.name}')
-    np.savez(temporary, **traverse_util.flatten_dict(params, sep='/'))
-    temporary.rename(file)
+    with files.replacing(file) as temporary, open(temporary, 'wb') as opened:
+      np.savez(opened, **traverse_util.flatten_dict(params, sep='/'))
   with np.load(file) as arrays:
     return traverse_util.unflatten_dict({name: jnp.asarray(arrays[name]) for name in arrays.files}, sep='/')
 

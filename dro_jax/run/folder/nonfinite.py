@@ -6,7 +6,6 @@ MODEL_DIR/nonfinite/STEP/examples.jsonl    the same for people, which is a tripl
 
 import os
 import pathlib
-import shutil
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator
@@ -37,15 +36,12 @@ def keep(
   folder = model_dir / FOLDER / str(step)
   rows = _on_this_host(rows)
   if jax.process_index() == 0:
-    building = folder.with_name(f'.{step}.tmp')
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    np.savez(building / _ARRAYS, **dict(_named(rows)))
-    with open(building / _EXAMPLES, 'w', encoding='utf-8') as file:
-      for example in _examples(rows, bad, table, words):
-        file.write(files.json_line(example))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(building, folder)
+    with files.replacing(folder) as building:
+      building.mkdir(parents=True)
+      np.savez(building / _ARRAYS, **dict(_named(rows)))
+      with open(building / _EXAMPLES, 'w', encoding='utf-8') as file:
+        for example in _examples(rows, bad, table, words):
+          file.write(files.json_line(example))
   return folder
 
 

@@ -4,13 +4,13 @@ MODEL_DIR/eval/STEP.npz     of the newest validation, and of the newest and best
 """
 
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+from dro_jax import files
 from dro_jax.data.storage import hashes
 from dro_jax.data.table.table import TokenTable
 from dro_jax.run.sampling.policy_samples import OwnSamples, measured_columns
@@ -123,9 +123,8 @@ def save(model_dir: pathlib.Path, step: int, found: Validation) -> None:
   folder = model_dir / 'eval'
   folder.mkdir(exist_ok=True)
   arrays = {name: np.asarray(x) for name, x in found._asdict().items() if x is not None}
-  temporary = folder / f'.{step}.tmp.npz'
-  np.savez_compressed(temporary, **arrays)
-  os.replace(temporary, folder / f'{step}.npz')
+  with files.replacing(folder / f'{step}.npz') as temporary, open(temporary, 'wb') as file:
+    np.savez_compressed(file, **arrays)
 
 
 def load(model_dir: pathlib.Path, step: int) -> Validation:
