@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import rich.table
 from rich.console import Console
-from rich.table import Table
 
 from dro_jax import algorithms
 from dro_jax.data.triplets import Triplets, load_triplets
@@ -26,6 +26,7 @@ from dro_jax.errors import Interrupted
 from dro_jax.files import json_line, json_lines, json_text, write_atomically
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
+from dro_jax.printing import tables
 from dro_jax.run import batches, schedule, train, trained
 from dro_jax.step import optimizers
 
@@ -260,16 +261,13 @@ COLUMNS = {
 }
 
 
-def rendered(judged: Judged) -> Table:
+def rendered(judged: Judged) -> rich.table.Table:
   """The table, for a terminal."""
-  table = Table(title='\nOn held-out words, by enumeration')
-  table.add_column('')
-  for title, _ in COLUMNS.values():
-    table.add_column(title, justify='right')
-  for name, row in judged.table.items():
-    cells = [form.format(row[column]) for column, (_, form) in COLUMNS.items()]
-    table.add_row(name, *cells, style='bold' if name == 'DRO-V' else None)
-  return table
+  rows = [
+    {'': name} | {title: form.format(row[column]) for column, (title, form) in COLUMNS.items()}
+    for name, row in judged.table.items()
+  ]
+  return tables.for_terminal(tables.Table('On held-out words, by enumeration', rows), emphasised='DRO-V')
 
 
 def conclusion(judged: Judged) -> str:

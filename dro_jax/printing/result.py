@@ -29,19 +29,11 @@ class Sections(dict):
 
   def __rich__(self) -> Any:
     from rich import console, text
-    from rich import table as tables
 
-    parts = []
-    for title, rows in self._rows.items():
-      columns = list(dict.fromkeys(name for row in rows for name in row))
-      named = any(map(str.strip, columns))
-      table = tables.Table(box=None, header_style='bold', pad_edge=False, show_header=named)
-      for column in columns:
-        table.add_column(column, overflow='fold')
-      for row in rows:
-        values = map(row.get, columns)
-        table.add_row(*(text.Text('' if value is None else str(value)) for value in values))
-      parts += [text.Text(f'\n{title}', style='bold'), table] if rows else []
+    from dro_jax.printing import tables
+
+    shown = {title: tables.listing(rows) for title, rows in self._rows.items() if rows}
+    parts = [part for title, rows in shown.items() for part in (text.Text(f'\n{title}', style='bold'), rows)]
     return console.Group(*parts, *([text.Text(f'\n{self._note}')] if self._note else []))
 
 
@@ -68,13 +60,13 @@ def _print_rich(result: Any) -> None:
 
 
 def _print_table(result: Mapping[str, Any]) -> None:
-  from rich.console import Console
-  from rich.table import Table
+  from dro_jax.printing import tables
 
-  table = Table(box=None, show_header=False)
-  for name, value in _flat(to_json(result)):
-    table.add_row(name, f'{value:.6g}' if isinstance(value, float) else str(value))
-  Console(file=sys.stdout, soft_wrap=True).print(table)
+  rows = [
+    {'': name, ' ': f'{value:.6g}' if isinstance(value, float) else str(value)}
+    for name, value in _flat(to_json(result))
+  ]
+  _print_rich(tables.listing(rows))
 
 
 def _flat(result: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from rich import box, markup
 from rich import table as rich_tables
+from rich import text as rich_text
 
 from dro_jax.statistics.agreement import Estimate
 
@@ -20,6 +21,9 @@ class Table(NamedTuple):
   @property
   def columns(self) -> list[str]:
     return list(dict.fromkeys(name for row in self.rows for name in row))
+
+  def column(self, name: str) -> list[Any]:
+    return [row.get(name) for row in self.rows]
 
 
 def text(value: Any) -> str:
@@ -43,14 +47,28 @@ def _number(value: float) -> str:
   return shown.replace('-', '−')
 
 
-def for_terminal(table: Table) -> rich_tables.Table:
-  """The table as rich prints it."""
+def for_terminal(table: Table, emphasised: str | None = None) -> rich_tables.Table:
+  """The table as rich prints it, numbers to the right; the row that starts with `emphasised` is bold."""
   shown = rich_tables.Table(title=f'\n{table.title}', caption=markup.escape(table.note), box=box.SIMPLE_HEAD)
   for name in table.columns:
-    texts = any(isinstance(row.get(name), str) for row in table.rows)
-    shown.add_column(name, justify='left' if texts else 'right', no_wrap=True)
+    has_texts = any(isinstance(value, str) and not value[:1].isdigit() for value in table.column(name))
+    shown.add_column(name, justify='left' if has_texts else 'right', no_wrap=True)
   for row in table.rows:
-    shown.add_row(*(markup.escape(text(row.get(name))) for name in table.columns))
+    style = 'bold' if row.get(table.columns[0]) == emphasised else None
+    shown.add_row(*(markup.escape(text(row.get(name))) for name in table.columns), style=style)
+  return shown
+
+
+def listing(rows: Sequence[Mapping[str, Any]]) -> rich_tables.Table:
+  """Rows of texts as rich prints them, without borders; long texts fold, and no names make no header."""
+  columns = Table('', rows).columns
+  has_names = any(map(str.strip, columns))
+  shown = rich_tables.Table(box=None, header_style='bold', pad_edge=False, show_header=has_names)
+  for name in columns:
+    shown.add_column(name, overflow='fold')
+  for row in rows:
+    values = map(row.get, columns)
+    shown.add_row(*(rich_text.Text('' if value is None else str(value)) for value in values))
   return shown
 
 

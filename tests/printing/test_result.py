@@ -30,6 +30,13 @@ def test_a_mapping_prints_one_line_for_each_leaf(capsys):
   assert lines == [['steps', '10'], ['eval/loss', '0.123457'], ['eval/kl/mean', '2']]
 
 
+def test_a_mapping_prints_long_values_whole_and_brackets_as_they_are(capsys):
+  print_result({'path': '/folder' * 20, 'note': '[bold]'}, as_json=False)
+  assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+    ['path', '/folder' * 20], ['note', '[bold]'],
+  ]  # fmt: skip
+
+
 def test_sections_print_their_titles_rows_and_note(capsys):
   print_result(
     Sections({'n': 2}, ROWS, note='One chip.', verbatim='dro_jax train ' + 'a' * 300), as_json=False

@@ -29,6 +29,13 @@ def test_entries(value, expected):
   assert tables.text(value) == expected
 
 
+def test_numbers_stand_to_the_right_and_one_row_is_bold():
+  rows = [{'method': 'dro_v', 'solved': '12.3%'}, {'method': 'kto', 'solved': '1.0%'}]
+  shown = tables.for_terminal(tables.Table('Solved', rows), emphasised='kto')
+  assert [column.justify for column in shown.columns] == ['left', 'right']
+  assert [row.style for row in shown.rows] == [None, 'bold']
+
+
 def test_markdown_and_json():
   lines = tables.for_markdown(TABLE).splitlines()
   assert lines[2] == '| method | regret | seeds | edge | agrees |'
