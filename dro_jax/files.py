@@ -5,6 +5,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 import math
@@ -12,7 +13,9 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import sysconfig
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -108,6 +111,26 @@ def output_folder(path: str | os.PathLike, flag: str = '--output') -> pathlib.Pa
 
 
 # --- a user's Python files ----------------------------------------------------------------------------------
+
+
+def import_module(name: str, *, register: bool = False) -> types.ModuleType:
+  """Imports a user's module, a dotted name or a .py file; raises whatever the import raises.
+
+  Args:
+    name: the module.
+    register: keep a file's module in `sys.modules` under the file's name, and import it only once.
+  """
+  if not name.endswith('.py'):
+    return importlib.import_module(name)
+  stem = pathlib.Path(name).stem
+  if register and stem in sys.modules:
+    return sys.modules[stem]
+  spec = importlib.util.spec_from_file_location(stem, os.path.expanduser(name))
+  module = importlib.util.module_from_spec(spec)
+  if register:
+    sys.modules[stem] = module
+  spec.loader.exec_module(module)
+  return module
 
 
 def code_digest(path: str | os.PathLike) -> str:

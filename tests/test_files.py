@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 
 import numpy as np
@@ -215,3 +216,13 @@ def test_a_folder_is_replaced_whole_or_not_at_all(make, tmp_path):
   with pytest.raises(ZeroDivisionError), files.replacing(folder) as temporary:
     temporary.mkdir(1 // (len(temporary.name) - len('.folder.tmp')))
   assert (os.listdir(tmp_path), os.listdir(folder)) == (['folder'], ['second'])
+
+
+def test_a_users_file_is_imported_anew_unless_it_is_registered(tmp_path):
+  path = tmp_path / 'only_for_this_test.py'
+  path.write_text('NUMBERS = []')
+  first, second = (files.import_module(str(path)) for _ in range(2))
+  assert first.NUMBERS is not second.NUMBERS and path.stem not in sys.modules
+  first, second = (files.import_module(str(path), register=True) for _ in range(2))
+  assert first is second is sys.modules.pop(path.stem)
+  assert files.import_module('json') is json

@@ -1,9 +1,5 @@
 """A user's task modules, imported by name."""
 
-import importlib
-import importlib.util
-import os
-import sys
 import types
 
 from dro_jax import files
@@ -19,7 +15,7 @@ def import_module(name: str) -> types.ModuleType:
     UsageError: it cannot be imported, or its file changed since this process imported it.
   """
   try:
-    module = _imported_module(name)
+    module = files.import_module(name, register=True)
     file = getattr(module, '__file__', None)
     if file and file.endswith('.py'):
       now = files.code_digest(file)
@@ -31,15 +27,3 @@ def import_module(name: str) -> types.ModuleType:
     return module
   except (ImportError, OSError) as error:
     raise UsageError(f"task module '{name}': {error}; pass a module on the path, or a .py file") from error
-
-
-def _imported_module(name: str) -> types.ModuleType:
-  if not name.endswith('.py'):
-    return importlib.import_module(name)
-  stem = os.path.splitext(os.path.basename(name))[0]
-  spec = importlib.util.spec_from_file_location(stem, os.path.expanduser(name))
-  module = importlib.util.module_from_spec(spec)
-  if stem not in sys.modules:
-    sys.modules[stem] = module
-    spec.loader.exec_module(module)
-  return sys.modules[stem]

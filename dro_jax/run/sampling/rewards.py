@@ -1,10 +1,7 @@
 """Reward functions: built-in ones, a user's own, and how they are called."""
 
 import functools
-import importlib
-import importlib.util
 import math
-import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -110,13 +107,7 @@ def find(reward: Reward | str | None) -> Reward:
 
 def _import(name: str) -> Any:
   try:
-    if not name.endswith('.py'):
-      return importlib.import_module(name)
-    stem = os.path.splitext(os.path.basename(name))[0]
-    spec = importlib.util.spec_from_file_location(stem, os.path.expanduser(name))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return files.import_module(name)
   except (ImportError, OSError) as error:
     raise UsageError(
       f'REWARD: cannot import {name} ({error}): pass a .py file, or a module on the path.'
