@@ -16,7 +16,7 @@ import shutil
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dro_jax.errors import Failed, UsageError
@@ -138,14 +138,11 @@ def code_digest(path: str | os.PathLike) -> str:
 
   Comments count too. What was installed does not: its versions are recorded with a run.
   """
-  digest = hashlib.blake2b(digest_size=16)
   first = pathlib.Path(path).expanduser().resolve()
   root = _root(first)
   own = [first] if _is_installed(first) else sorted(_with_imports(first, root), key=str)
-  for file in own:
-    text = file.read_bytes()
-    digest.update(f'{file.relative_to(root)} {len(text)}:'.encode() + text)
-  return digest.hexdigest()
+  codes = ((file.relative_to(root), file.read_bytes()) for file in own)
+  return hash_parts(f'{name} {len(code)}:'.encode() + code for name, code in codes)
 
 
 def _is_installed(file: pathlib.Path) -> bool:
@@ -207,8 +204,7 @@ def source_of(function: Callable[..., Any] | None) -> str | None:
   if named.__module__.partition('.')[0] == 'dro_jax':
     return None
   code = _code(named)
-  parts = repr([named.__qualname__, code, *values]).encode()
-  return code and hashlib.blake2b(parts, digest_size=16).hexdigest()
+  return code and hash_parts([repr([named.__qualname__, code, *values]).encode()])
 
 
 def _code(named: Any) -> str | None:
@@ -274,6 +270,14 @@ def _remove(path: Any) -> None:
     path.rmtree()
   else:
     path.unlink(missing_ok=True)
+
+
+def hash_parts(parts: Iterable[bytes | memoryview]) -> str:
+  """The hash by which saved files know content: BLAKE2b, 128 bits, of all parts joined; as hexadecimals."""
+  digest = hashlib.blake2b(digest_size=16)
+  for part in parts:
+    digest.update(part)
+  return digest.hexdigest()
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:

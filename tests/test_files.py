@@ -1,4 +1,5 @@
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from dro_jax import files
 from dro_jax.arena.text import answers
 from dro_jax.arena.text import suite as arena_text
 from dro_jax.data.records import triplets
+from dro_jax.data.table import table
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import generate
 from dro_jax.run.folder.records import keep_until
@@ -226,3 +228,10 @@ def test_a_users_file_is_imported_anew_unless_it_is_registered(tmp_path):
   first, second = (files.import_module(str(path), register=True) for _ in range(2))
   assert first is second is sys.modules.pop(path.stem)
   assert files.import_module('json') is json
+
+
+def test_the_hash_of_stored_content_never_changes():
+  """Tables, stores and runs that were saved hold these: another version must find the same ones."""
+  joined, parted = files.hash_parts([b'prompt 1']), files.hash_parts([b'prompt', memoryview(b' 1')])
+  assert joined == parted == hashlib.blake2b(b'prompt 1', digest_size=16).hexdigest()
+  assert table.fingerprint('a', 1, None, '\ud800') == '826b35043c84868a18c316daa3d18d50'

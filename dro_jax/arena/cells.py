@@ -50,7 +50,7 @@ def plan(
 
 def file_of(folder: pathlib.Path, cell: Cell) -> pathlib.Path:
   """Where a cell's result is kept: named by its digest."""
-  return folder / 'cells' / f'{_digest(cell._asdict())[:20]}.json'
+  return folder / 'cells' / f'{digest(cell._asdict())[:20]}.json'
 
 
 def write(folder: pathlib.Path, finished: Finished) -> None:
@@ -58,7 +58,7 @@ def write(folder: pathlib.Path, finished: Finished) -> None:
   content = to_json({'format': _FORMAT, **finished._asdict(), 'cell': finished.cell._asdict()})
   file = file_of(folder, finished.cell)
   file.parent.mkdir(parents=True, exist_ok=True)
-  files.write_atomically(file, json_text(content | {'checksum': _digest(content)}) + '\n')
+  files.write_atomically(file, json_text(content | {'checksum': digest(content)}) + '\n')
 
 
 def read(folder: pathlib.Path, cell: Cell) -> Finished | None:
@@ -85,7 +85,7 @@ def _parse(file: pathlib.Path) -> Finished | None:
   """What a file holds, if it is as it was written."""
   try:
     content = json.loads(file.read_text(encoding='utf-8'))
-    if content.pop('checksum') != _digest(content) or content['format'] != _FORMAT:
+    if content.pop('checksum') != digest(content) or content['format'] != _FORMAT:
       return None
     return Finished(Cell(**content['cell']), content['result'], content['seconds'])
   except (ValueError, KeyError, TypeError, AttributeError):
@@ -130,5 +130,6 @@ def missing(folder: pathlib.Path, cells: Iterable[Cell]) -> list[Cell]:
   return [cell for cell in cells if read(folder, cell) is None]
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+  """A hash (SHA-256) of plain JSON."""
   return hashlib.sha256(json.dumps(to_json(value), sort_keys=True).encode()).hexdigest()

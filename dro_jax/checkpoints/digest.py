@@ -1,11 +1,13 @@
 """A hash of arrays, taken on the devices that hold them."""
 
-import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from dro_jax import files
 
 
 def hash_tree(tree: Any) -> str:
@@ -17,17 +19,19 @@ def hash_tree(tree: Any) -> str:
   # One array after the other: bits that are mixed take twice an array's memory.
   found = [(path, jax.device_get(_sums(x))) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
   parts = sorted((jax.tree_util.keystr(path), sums.tolist()) for path, sums in found)
-  return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+  return files.hash_parts([repr(parts).encode()])
 
 
 def hash_bytes(tree: Any) -> str:
   """A hash of the arrays of a tree that lies on this host, by their bytes, and their paths."""
-  digest = hashlib.blake2b(digest_size=16)
+  return files.hash_parts(_named_bytes(tree))
+
+
+def _named_bytes(tree: Any) -> Iterator[bytes | memoryview]:
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     x = np.ascontiguousarray(x)
-    digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}:'.encode())
-    digest.update(x.reshape(-1).view(np.uint8))
-  return digest.hexdigest()
+    yield f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}:'.encode()
+    yield x.reshape(-1).view(np.uint8).data
 
 
 @jax.jit

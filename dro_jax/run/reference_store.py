@@ -1,7 +1,6 @@
 """The reference's log-probs on disk: what they depend on, how they are taken, how a run tries them."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from dro_jax.data.table import column_store
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
+from dro_jax.files import hash_parts
 from dro_jax.models.t5 import parameters
 from dro_jax.models.t5.config import T5Config
 from dro_jax.models.t5.network import T5
@@ -53,7 +53,7 @@ def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, ste
       return None
     table = feed.table
     weights = b'' if table.weights is None else np.asarray(table.weights, np.float64).tobytes()
-    records = hashlib.blake2b(column_store.keys(table).tobytes() + weights, digest_size=16).hexdigest()
+    records = hash_parts([column_store.keys(table).tobytes(), weights])
     found = {'batch_size': feed.plan.batch_size, 'layout': feed.layout._asdict(), 'records': records}
     # Stores of before there was a choice do not say that theirs were dealt together.
     return found | ({'deal': 'uniform'} if feed.plan.deal == 'uniform' else {})

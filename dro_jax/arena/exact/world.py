@@ -5,8 +5,6 @@ Everything here is shared by the cells of one point of the axes and one seed.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from dro_jax import algorithms, files
+from dro_jax.arena import cells
 from dro_jax.arena.exact import enumeration
 from dro_jax.arena.exact import in_memory as inmemory
 from dro_jax.data.batches import groups
@@ -185,8 +184,7 @@ def _sft(temperature: Any) -> algorithms.Algorithm:
 
 def reference_params(settings: ExactSettings, seed: int, shared: pathlib.Path) -> Params:
   """The reference: fitted to demonstrations on words of their own, once for a seed, and kept in a file."""
-  digest = hashlib.sha256(json.dumps(settings.to_json(), sort_keys=True).encode()).hexdigest()[:12]
-  file = shared / f'reference-{seed}-{digest}.npz'
+  file = shared / f'reference-{seed}-{cells.digest(settings.to_json())[:12]}.npz'
   if not file.exists():
     shared.mkdir(parents=True, exist_ok=True)
     params = _fit_reference(settings, seed, shared)

@@ -5,7 +5,6 @@ judged, while others read triplets. The fields' shapes are TRL's: text or conver
 field of its own, or else as what `chosen` and `rejected` begin with.
 """
 
-import hashlib
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dro_jax.data.records import field_paths
+from dro_jax.data.storage.hashes import text_digest
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
 
@@ -25,7 +25,7 @@ _ANSWERS, _ASKS = chat.ANSWERS, '\n\nHuman:'  # How turns begin in Anthropic's H
 
 def number(name: str) -> float:
   """A comparison's number, of its id: a whole one that a float64 holds."""
-  return float(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big') >> 11)
+  return float(int.from_bytes(text_digest(name, 8), 'big') >> 11)
 
 
 def without(columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ one that a run made is put there for the others, the description last: it is the
 """
 
 import glob
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from dro_jax.data.storage import folders
+from dro_jax.data.storage.hashes import text_digest
 from dro_jax.errors import UsageError
 
 _BLOCK = 2**23  # Bytes copied at a time.
@@ -70,7 +70,7 @@ def stamp(path: str) -> tuple[int, int]:
 
 
 def _copied(file: epath.Path) -> str:
-  mark = hashlib.blake2b(repr((str(file), *stamp(str(file)))).encode(), digest_size=8).hexdigest()
+  mark = text_digest(repr((str(file), *stamp(str(file)))), 8).hex()
   target = os.path.join(default_root(), 'files', mark, file.name)
   if not os.path.exists(target):
     logging.getLogger(__name__).info('%s: copied to %s', file, target)

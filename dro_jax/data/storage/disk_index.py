@@ -6,12 +6,12 @@ number) at 30 to 60 % filling, in memory while they are few, and then in an unna
 """
 
 import errno
-import hashlib
 import mmap
 import os
 import struct
 import tempfile
 
+from dro_jax.data.storage.hashes import text_digest
 from dro_jax.errors import UsageError
 
 _CELLS = 3  # Of 64 bits to an entry: two of hash, and the number + 1; 0 is free.
@@ -55,7 +55,7 @@ class DiskIndex:
   def _looked(self, text: str) -> tuple[str | None, int, int, int]:
     """The text, 128 bits of it, and its slot; the last one's are kept: most are asked for, then put."""
     if self._last[0] != text:
-      high, low = _HALVES(hashlib.blake2b(text.encode(), digest_size=16).digest())
+      high, low = _HALVES(text_digest(text))
       self._last = text, high, low, self._slot(high, low)
     return self._last
 

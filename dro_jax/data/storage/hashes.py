@@ -6,11 +6,16 @@ from collections.abc import Iterable
 import numpy as np
 
 
+def text_digest(text: str, size: int = 16) -> bytes:
+  """So many bytes that stand for a text, the same on every machine."""
+  return hashlib.blake2b(text.encode(), digest_size=size).digest()
+
+
 def digests(prompts: Iterable[str]) -> np.ndarray:
   """64-bit hashes of texts, the same on every machine."""
   values = bytearray()  # A list of them would be six times as large.
   for prompt in prompts:
-    values += hashlib.blake2b(prompt.encode(), digest_size=8).digest()
+    values += text_digest(prompt, 8)
   return np.frombuffer(bytes(values), '<u8')
 
 

@@ -27,6 +27,7 @@ from dro_jax.data.records.readers import Span
 from dro_jax.data.records.triplets import Record
 from dro_jax.data.sources import find
 from dro_jax.data.storage import buckets, folders
+from dro_jax.data.storage.hashes import text_digest
 from dro_jax.data.table import cache, parts, table
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.table.writer import token_dtype
@@ -202,7 +203,7 @@ def _tokenise(piece: Piece, job: Job) -> Iterator[tuple[str, tuple[bytes, Any]]]
       for chunk in parts.chunks(_read(piece, job), _CHUNK):
         writer.add(chunk)
         for record in chunk:
-          yield 'id', (parts.digest(record.id), (piece.number, record.where))
+          yield 'id', (text_digest(record.id), (piece.number, record.where))
       writer.finish_part()
       _put(folder, _folder(job, piece.number))
     yield from (('prompt', (key, (piece.number, i))) for i, key in enumerate(writer.keys))

@@ -8,7 +8,7 @@ file it came in, however that was split or selected: equal texts share what is s
     DIR/*.npy            sorted keys, columns (float32), numbers by token (one flat array and offsets)
 """
 
-import hashlib
+import itertools
 import json
 import os
 import urllib.parse
@@ -144,10 +144,9 @@ def _ragged(flat: np.ndarray, lengths: np.ndarray, picked: np.ndarray) -> dict[s
 
 
 def _mark(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> str:
-  digest = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16)
-  for name in sorted(arrays):
-    digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
-  return digest.hexdigest()
+  described = json.dumps(description, sort_keys=True).encode()
+  columns = (name.encode() + np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays))
+  return files.hash_parts(itertools.chain([described], columns))
 
 
 def exists(directory: str | os.PathLike) -> bool:

@@ -4,7 +4,6 @@ A part is what a `Writer` makes of some records, with its own numbering of promp
 first is found elsewhere (`beam_table`); the whole is the table of all records, byte for byte.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from dro_jax.data.records.triplets import NUMERIC, Record
 from dro_jax.data.storage import disk_index
+from dro_jax.data.storage.hashes import text_digest
 from dro_jax.data.table.writer import (
   ARRAYS,
   NAMED,
@@ -34,11 +34,6 @@ _PER_PROMPT = ('prompt_tokens', 'prompt_texts')
 _TALLIES = ('without_reward', 'overlong_responses', 'dropped_responses')
 
 
-def digest(text: str) -> bytes:
-  """128 bits that stand for a text."""
-  return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
 class PartWriter(Writer):
   """Writes a part; its prompts' `keys` are in the order of their numbers."""
 
@@ -55,7 +50,7 @@ class PartWriter(Writer):
 
   def _note(self, records: list[Record], cut: list[bool]) -> None:
     self._cut_ids |= {len(self.keys) + i: record.id for i, record in enumerate(records) if cut[i]}
-    self.keys += [digest(record.prompt) for record in records]
+    self.keys += [text_digest(record.prompt) for record in records]
     self._prompt_cut.add(cut)
 
   def finish_part(self) -> None:

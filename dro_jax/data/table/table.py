@@ -24,6 +24,7 @@ from dro_jax.data.table.writer import Writer as _Writer
 from dro_jax.data.text import lost_text, templates
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
+from dro_jax.files import hash_parts
 
 _CHUNK = 2048  # Records tokenised at a time.
 
@@ -126,7 +127,6 @@ class TokenTable:
 
   def fingerprint(self) -> str:
     """A hash of the records: texts, lengths in tokens, rewards as they came, sampling weights."""
-    digest = hashlib.blake2b(digest_size=16)
     # Earlier versions stored 0 where a record has no reward, and their runs must still resume.
     rewards = np.where(np.isnan(self.raw_rewards), 0.0, self.raw_rewards)
     parts = (
@@ -136,14 +136,12 @@ class TokenTable:
       rewards,
       self.weights,
     )
-    for part in parts:
-      digest.update(b'-' if part is None else np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()
+    return hash_parts(b'-' if part is None else np.ascontiguousarray(part).tobytes() for part in parts)
 
   def column_fingerprints(self) -> dict[str, str]:
     """A hash of each column: labels, logged log-probs, values."""
     columns = {name: np.ascontiguousarray(x, np.float64) for name, x in sorted(self.columns.items())}
-    return {name: hashlib.blake2b(x.tobytes(), digest_size=16).hexdigest() for name, x in columns.items()}
+    return {name: hash_parts([x.tobytes()]) for name, x in columns.items()}
 
   def subset(self, indices: np.ndarray) -> 'TokenTable':
     """A view of some records, numbered afresh; tokens and texts stay where they are."""
@@ -340,11 +338,8 @@ def _open(directory: str, meta: Mapping) -> TokenTable:
 
 def fingerprint(*parts: Any) -> str:
   """A hash of anything whose `repr` says all."""
-  digest = hashlib.blake2b(digest_size=16)
-  for part in parts:
-    text = repr(part).encode('utf-8', 'surrogatepass')
-    digest.update(b'%d:' % len(text) + text)
-  return digest.hexdigest()
+  texts = (repr(part).encode('utf-8', 'surrogatepass') for part in parts)
+  return hash_parts(b'%d:' % len(text) + text for text in texts)
 
 
 def files_fingerprint(paths: Iterable[str]) -> str:

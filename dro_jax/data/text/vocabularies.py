@@ -1,7 +1,6 @@
 """Text to ids and back: bytes, a SentencePiece model (the ids are seqio's) or a tokenizer.json."""
 
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax.errors import UsageError
+from dro_jax.files import hash_parts
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 _BYTE_OFFSET = 3
@@ -113,7 +113,7 @@ def _sentencepiece(spec: str, path: str, extra_ids: int) -> Vocabulary:
   def decode(ids: Iterable) -> str:
     return processor.decode([i if i < size else UNKNOWN for i in _to_eos(ids)])
 
-  return Vocabulary(spec, size, hashlib.blake2b(model, digest_size=16).hexdigest(), encode_batch, decode)
+  return Vocabulary(spec, size, hash_parts([model]), encode_batch, decode)
 
 
 def from_json(read: Mapping[str, Any], spec: str) -> Vocabulary:
@@ -133,7 +133,7 @@ def from_json(read: Mapping[str, Any], spec: str) -> Vocabulary:
 
   # What frames texts does not decide their ids.
   deciding = {name: value for name, value in read.items() if name not in ('post_processor', 'decoder')}
-  mark = hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=16).hexdigest()
+  mark = hash_parts([json.dumps(deciding, sort_keys=True).encode()])
   return Vocabulary(spec, size, mark, encode_batch, decode)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dro_jax.data.storage.hashes import by_prompt_hash, digests
+from dro_jax.data.storage.hashes import by_prompt_hash, digests, text_digest
 
 PROMPTS = [f'prompt {i}' for i in range(5000)]
 
@@ -10,6 +10,11 @@ def test_the_split_never_changes():
   """These very prompts: another machine, version or order must hold out the same ones."""
   held = by_prompt_hash(PROMPTS[:40], 0.2)
   assert np.flatnonzero(held).tolist() == [11, 12, 17, 24, 30]
+
+
+def test_a_texts_digest_never_changes():
+  assert text_digest('abc', 8).hex() == 'd8bb14d833d59559'
+  assert text_digest('abc').hex() == 'cf4ab791c62b8d2b2109c90275287816'
 
 
 def test_about_the_fraction_is_held_out():
