@@ -15,10 +15,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 project = 'dro_jax'
+author = 'the dro_jax authors'
 copyright = 'the dro_jax authors, Apache-2.0'
 release = re.search(r"^__version__ = '(.+)'$", (ROOT / 'dro_jax/__init__.py').read_text(), re.M)[1]
 
-extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.mathjax', 'sphinx.ext.napoleon']
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
 exclude_patterns = ['_build']
 templates_path = []
 
@@ -26,12 +27,18 @@ html_theme = 'sphinx_book_theme'
 html_title = 'dro_jax'
 html_static_path = ['_static']
 html_css_files = ['site.css']
-html_theme_options = {'show_navbar_depth': 1, 'show_toc_level': 2, 'use_download_button': False}
+html_theme_options = {
+  'show_navbar_depth': 1,
+  'show_toc_level': 2,
+  'use_download_button': False,
+  'navbar_persistent': [],
+}
 
-myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath']
+myst_enable_extensions = ['deflist']
 myst_heading_anchors = 3
 nb_execution_mode = 'off'  # The tests run the examples; a build reads them.
 
+smartquotes = False  # They would join the two dashes of a flag.
 default_role = 'code'  # Docstrings here put names in single backquotes.
 autodoc_typehints = 'none'
 autodoc_member_order = 'bysource'
@@ -51,7 +58,8 @@ def settings(command: str = 'train') -> str:
   for section, rows in _settings_of(command):
     body = [f'| `{name}` | `{default}` | {_cell(meaning)} |' for name, default, meaning in rows]
     head = ['| setting | default | meaning |', '| --- | --- | --- |']
-    parts += [f'## {section}' if section else '', '', *head, *body, '']
+    title, _, remark = re.sub(r'[(:] ?', '\n', section, count=1).rstrip(')').partition('\n')
+    parts += [f'## {title}' if section else '', '', _sentence(remark), '', *head, *body, '']
   return '\n'.join(parts)
 
 
@@ -67,6 +75,10 @@ def _settings_of(command: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
     else:
       sections[-1][1].extend(rows)
   return [(title, rows) for title, rows in sections if rows]
+
+
+def _sentence(text: str) -> str:
+  return f'{text[0].upper()}{_cell(text[1:])}.' if text else ''
 
 
 def _cell(text: str) -> str:
