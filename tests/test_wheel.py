@@ -1,4 +1,4 @@
-"""The wheel: built from a copy of the sources, installed in an environment of its own, used from elsewhere."""
+"""The wheel: built from a copy of the sources, installed in a new environment, used from another folder."""
 
 import json
 import os
