@@ -93,7 +93,7 @@ def output_file(path: str, flag: str = '--output') -> pathlib.Path:
   return target
 
 
-def output_folder(path: str | os.PathLike, flag: str = '--output') -> pathlib.Path:
+def output_folder(path: str | os.PathLike[str], flag: str = '--output') -> pathlib.Path:
   """The folder that a result is to be written to, new or not, `~` expanded: looked at before the work begins.
 
   Raises:
@@ -126,6 +126,7 @@ def import_module(name: str, *, register: bool = False) -> types.ModuleType:
   if register and stem in sys.modules:
     return sys.modules[stem]
   spec = importlib.util.spec_from_file_location(stem, os.path.expanduser(name))
+  assert spec is not None and spec.loader is not None  # Every .py file has both.
   module = importlib.util.module_from_spec(spec)
   if register:
     sys.modules[stem] = module
@@ -133,7 +134,7 @@ def import_module(name: str, *, register: bool = False) -> types.ModuleType:
   return module
 
 
-def code_digest(path: str | os.PathLike) -> str:
+def code_digest(path: str | os.PathLike[str]) -> str:
   """A hash of a Python file and of the files beside it that it imports, directly or through each other.
 
   Comments count too. What was installed does not: its versions are recorded with a run.
@@ -230,7 +231,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 
 
 @contextlib.contextmanager
-def disk_of(folder: str | os.PathLike) -> Iterator[None]:
+def disk_of(folder: str | os.PathLike[str]) -> Iterator[None]:
   """A block that writes a run's folder; what its disk refuses is raised as `Failed`, in words."""
   try:
     yield
@@ -244,20 +245,20 @@ def disk_of(folder: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Any]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
   """A path beside `path` at which the block makes a file or folder; it replaces `path` once the block ends.
 
   Where the block raises, `path` stays as it was and nothing else remains. Of several processes one alone may
   be in the block (`data.storage.folders.Replacing` is for several). An `epath.Path` may be in a bucket.
   """
-  path = path if isinstance(path, os.PathLike) else pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.tmp')
+  target: Any = path if isinstance(path, os.PathLike) else pathlib.Path(path)
+  temporary = target.with_name(f'.{target.name}.tmp')
   _remove(temporary)
   try:
     yield temporary
     if temporary.is_dir():
-      _remove(path)
-    temporary.replace(path)
+      _remove(target)
+    temporary.replace(target)
   finally:
     _remove(temporary)
 
@@ -280,7 +281,7 @@ def hash_parts(parts: Iterable[bytes | memoryview]) -> str:
   return digest.hexdigest()
 
 
-def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
   """Writes a file whole or not at all; a text in UTF-8."""
   with replacing(path) as temporary, open(temporary, 'wb') as file:
     file.write(content.encode() if isinstance(content, str) else content)
@@ -288,18 +289,18 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
     os.fsync(file.fileno())
 
 
-def is_remote(path: str | os.PathLike) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
   """Whether a path has a scheme, and so is no file of this machine's."""
   return '://' in str(path)
 
 
-def absolute(path: str | os.PathLike) -> Any:
+def absolute(path: str | os.PathLike[str]) -> Any:
   """The `epath.Path` whatever the working directory; one with a scheme is as it is."""
   from etils import epath  # Heavier than all the rest of this file, which `--help` imports.
 
-  path = epath.Path(path)
+  whole = epath.Path(path)
   # epath would make gs://bucket a folder of the working directory.
-  return path if is_remote(path) else path.expanduser().absolute()
+  return whole if is_remote(path) else whole.expanduser().absolute()
 
 
 def to_json(value: Any) -> Any:

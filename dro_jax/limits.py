@@ -43,7 +43,9 @@ def within(owner: str, low: float | int, high: float | int, why: str, /, **value
 
 def seed(value: Any) -> None:
   """Refuses what jax's random keys cannot be made of."""
-  if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= LARGEST_SEED:
+  if (
+    isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) <= LARGEST_SEED
+  ):
     raise UsageError(f'seed={value}: pass a whole number from 0 to 2⁶³ − 1 (--set SEED=0).')
 
 

@@ -42,7 +42,7 @@ class Units(NamedTuple):
   where a group has fewer members than others, and for all of a unit that only fills up a short batch.
   """
 
-  index: Int[Array, 'U K']
+  index: Int[Array, 'U K']  # type: ignore[assignment]  # Hides the method of tuples.
   mask: Bool[Array, 'U K']
 
 

@@ -54,7 +54,8 @@ def read_run(folder: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
     inner = [str(path.parent.relative_to(folder)) for path in sorted(folder.glob(f'*/**/{CONFIG}'))[:8]]
     hint = f'; its stages do: {", ".join(inner)}' if inner else "; pass a run's --model_dir"
     raise UsageError(f'{folder} keeps no {CONFIG}{hint}.')
-  meanings, values = {}, {}
+  meanings: dict[str, str] = {}
+  values: dict[str, str] = {}
   for path in paths:
     text = path.read_text(encoding='utf-8')
     meanings = meanings or _meanings(text, packaged)

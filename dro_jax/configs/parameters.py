@@ -94,7 +94,7 @@ def defaults_of(known: Mapping[str, Mapping[str, Parameter]]) -> dict[str, dict[
 
 def defaults_in(text: str) -> dict[str, dict[str, str | None]]:
   """What `defaults_text` wrote."""
-  found = {}
+  found: dict[str, dict[str, str | None]] = {}
   for binding in read(text, 'defaults.gin'):
     _, selector, parameter = split(binding.name)
     found.setdefault(selector, {})[parameter] = binding.value

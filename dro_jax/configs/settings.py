@@ -48,12 +48,12 @@ def settings(
     unset = {parameter: Setting(default) for parameter, default in defaults.get(selector, {}).items()}
     found[key] = unset | _in_scope(config, bound.get(selector, {}), scope)
     values = (setting.value for setting in found[key].values() if setting.binding)
-    todo += [(inner or scope, reference) for value in values for inner, reference in references(value)]
+    todo += [(inner or scope, reference) for value in values for inner, reference in references(value or '')]
   return found
 
 
 def _by_configurable(config: Config) -> dict[str, dict[str, dict[str, Binding]]]:
-  bound = {}
+  bound: dict[str, dict[str, dict[str, Binding]]] = {}
   for name, binding in config.last.items():
     scope, selector, parameter = split(name)
     if selector:

@@ -47,7 +47,7 @@ def table(
 def _macros_read(config: Config, bindings: Iterable[Binding]) -> list[str]:
   """The macros that bindings refer to, and those that these refer to."""
   todo = [macro for binding in bindings for macro in macros_in(binding.value)]
-  read_macros = {}
+  read_macros: dict[str, None] = {}
   while todo:
     macro = todo.pop(0)
     if macro not in read_macros:
@@ -60,7 +60,7 @@ def _meanings(
   found: Mapping[str, Mapping[str, Setting]], known: Mapping[str, Mapping[str, Parameter]]
 ) -> dict[str, str]:
   """What docstrings say of parameters, by their names; and of macros, where those are parameters."""
-  meanings = {}
+  meanings: dict[str, str] = {}
   for key, of in found.items():
     _, selector, _ = split(f'{key}.')
     for name, setting in of.items():

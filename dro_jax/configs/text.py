@@ -78,7 +78,8 @@ def read(
 
 def _statements(text: str, origin: str) -> Iterator[tuple[int, bool, list[tokenize.TokenInfo], str]]:
   """(line, whether it is indented, tokens, the comment beside it) of each statement."""
-  tokens, comment, depth = [], '', 0
+  tokens: list[tokenize.TokenInfo] = []
+  comment, depth = '', 0
   try:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
       depth += {tokenize.INDENT: 1, tokenize.DEDENT: -1}.get(token.type, 0)
@@ -106,7 +107,10 @@ def _value(words: Sequence[str]) -> str:
 
 def collect(bindings: Iterable[Binding]) -> Config:
   """Bindings in order; the last one of a name holds."""
-  last, overrode, spellings, own_modules = {}, {}, [], False
+  last: dict[str, Binding] = {}
+  overrode: dict[str, Binding] = {}
+  spellings: list[str] = []
+  own_modules = False
   for binding in bindings:
     if not binding.name:
       own_modules = True
@@ -157,7 +161,7 @@ def macros_in(value: str) -> list[str]:
 def follow(config: Config, value: str, depth: int = 8) -> str:
   """A value with macros' values in place of the macros that are bound."""
 
-  def replaced(match: re.Match) -> str:
+  def replaced(match: re.Match[str]) -> str:
     bound = config.last.get(match[1] or '')
     return match[0] if bound is None or not depth else follow(config, bound.value, depth - 1)
 

@@ -71,7 +71,7 @@ def oreo_policy(
   return masked.masked_mean(jnp.square(residuals), mask)
 
 
-def _check(policy_logps, reference_logps, mask, values, rewards) -> None:
+def _check(policy_logps: Array, reference_logps: Array, mask: Array, values: Array, rewards: Array) -> None:
   checks.check_tokens(
     mask, per_example={'rewards': rewards}, policy_logps=policy_logps, reference_logps=reference_logps,
     values=values,

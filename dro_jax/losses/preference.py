@@ -76,7 +76,7 @@ def ipo(
   )  # fmt: skip
   rho_chosen = policy_chosen_logps - reference_chosen_logps
   rho_rejected = policy_rejected_logps - reference_rejected_logps
-  if chosen_lengths is not None:
+  if chosen_lengths is not None and rejected_lengths is not None:
     checks.check_same(rho=rho_chosen, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     rho_chosen, rho_rejected = rho_chosen / chosen_lengths, rho_rejected / rejected_lengths
   return jnp.square(rho_chosen - rho_rejected - 1 / (2 * tau))
@@ -106,7 +106,9 @@ def slic(
   return hinge - sft_weight * policy_chosen_logps
 
 
-def _delta_rho(policy_chosen, policy_rejected, reference_chosen, reference_rejected) -> Array:
+def _delta_rho(
+  policy_chosen: Array, policy_rejected: Array, reference_chosen: Array, reference_rejected: Array
+) -> Array:
   checks.check_same(
     policy_chosen_logps=policy_chosen, policy_rejected_logps=policy_rejected,
     reference_chosen_logps=reference_chosen, reference_rejected_logps=reference_rejected,

@@ -17,7 +17,7 @@ _SOON = 0.5  # Seconds.
 class Request:
   """Whether a signal has asked a run to stop, and which."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.signals: set[int] = set()
 
   def __bool__(self) -> bool:

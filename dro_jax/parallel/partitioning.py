@@ -45,7 +45,7 @@ LOGICAL_AXIS_RULES = (
 )
 
 # What a rule may cut by: nothing, a mesh axis, or several.
-Cut = str | Sequence[str] | None
+Cut = str | tuple[str, ...] | None
 
 
 class Mesh(NamedTuple):
@@ -57,7 +57,8 @@ class Mesh(NamedTuple):
   @property
   def shape(self) -> Mapping[str, int]:
     """The mesh's axes and their sizes."""
-    return self.mesh.shape
+    shape: Mapping[str, int] = self.mesh.shape
+    return shape
 
   @property
   def devices(self) -> np.ndarray:
@@ -216,9 +217,9 @@ def parameter_shardings(boxed: Params, grid: Mesh) -> Params:
     UsageError: a parameter's axis does not divide by its mesh axis, or a mesh axis cuts two of its axes.
   """
 
-  def sharding(path, leaf, names: PartitionSpec) -> NamedSharding:
+  def sharding(path: tuple[Any, ...], leaf: Any, names: PartitionSpec) -> NamedSharding:
     where = f'{jax.tree_util.keystr(path, simple=True, separator="/")} {leaf.shape}'
-    spec = nn.logical_to_mesh_axes(tuple(names), grid.rules)
+    spec = nn.logical_to_mesh_axes(tuple(names), grid.rules) or PartitionSpec()
     _refuse_conflict(grid, where, tuple(names), tuple(spec))
     for size, cut in zip(leaf.shape, spec):
       if size % _ways(grid, cut):
@@ -248,7 +249,7 @@ def _refuse_conflict(grid: Mesh, where: str, names: Sequence[str], spec: Sequenc
       )
 
 
-def state_shardings(abstract_state, params_shardings: Params, grid: Mesh):
+def state_shardings(abstract_state: Any, params_shardings: Params, grid: Mesh) -> Any:
   """Shardings of a TrainState: what has a parameter's path and its axes, or some of them, is cut as it is.
 
   All else is replicated: counts, and the placeholders of what an optimiser does not keep.
@@ -263,12 +264,12 @@ def state_shardings(abstract_state, params_shardings: Params, grid: Mesh):
     )
   }
 
-  def follow(name: str, tree):
-    def sharding(path, leaf):
+  def follow(name: str, tree: Any) -> Any:
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
       # An optimiser's moments sit somewhere inside its state under the parameter's own path.
       keys = ((name, *path[start:]) for start in range(len(path)))
-      found = next((by_path[key] for key in keys if key in by_path), ((), PartitionSpec()))
-      spec = _spec_of_moment(*found, leaf.shape, is_column='v_col' in jax.tree_util.keystr(path))
+      shape, cuts = next((by_path[key] for key in keys if key in by_path), ((), PartitionSpec()))
+      spec = _spec_of_moment(shape, cuts, leaf.shape, is_column='v_col' in jax.tree_util.keystr(path))
       return NamedSharding(grid.mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
@@ -305,13 +306,14 @@ def host_rows(grid: Mesh, num_rows: int) -> tuple[int, int]:
   slices = [
     index[0].indices(num_rows)
     for index in rows_sharding(grid).addressable_devices_indices_map((num_rows,)).values()
+    if index is not None
   ]
   return min(start for start, _, _ in slices), max(stop for _, stop, _ in slices)
 
 
 def global_batch(grid: Mesh, local: Rows, num_rows: int) -> Rows:
   """This host's rows as its part of the global batch; its units, which every host knows, replicated."""
-  rows = global_rows(grid, local._replace(units=None), num_rows)
+  rows: Rows = global_rows(grid, local._replace(units=None), num_rows)
   whole = replicated(grid)
   return rows._replace(
     units=jax.tree.map(
@@ -326,7 +328,7 @@ def global_rows(grid: Mesh, local: Any, num_rows: int) -> Any:
   start, _ = host_rows(grid, num_rows)
 
   def place(x: np.ndarray | jax.Array) -> jax.Array:
-    def shard(index):
+    def shard(index: Any) -> Any:
       first, last, _ = index[0].indices(num_rows)
       return x[first - start : last - start]
 

@@ -7,7 +7,7 @@ from typing import Any
 from dro_jax.files import json_text, to_json
 
 
-class Sections(dict):
+class Sections(dict[str, Any]):
   """Lists of rows, by their titles, which show themselves as one table.
 
   Args:

@@ -8,7 +8,7 @@ Axes: N responses, P prompts. `prompts` numbers the prompt of each response, in 
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -141,14 +141,14 @@ def within_prompts(
   *,
   resamples: int = 1000,
   seed: int = 0,
-) -> dict:
+) -> dict[str, Any]:
   """Pairwise accuracy of each score within prompts, and how many pairs there were.
 
   Returns:
     `pairs`, `tied_pairs` (equal rewards, dropped) and `accuracy`, an Estimate of each score.
   """
 
-  def accuracy(counts):
+  def accuracy(counts: PairCounts) -> Estimate:
     return bootstrap(functools.partial(pairwise_accuracy, counts), len(counts.pairs), resamples, seed)
 
   counts = {name: count_pairs(score, rewards, prompts) for name, score in scores.items()}
@@ -175,7 +175,7 @@ def across_prompts(
   """
   prompt_N, num_prompts = _number(prompts)
 
-  def correlation(score):
+  def correlation(score: np.ndarray) -> Estimate:
     return bootstrap(
       lambda weights_P: rank_correlation(score, rewards, weights_P[prompt_N]), num_prompts, resamples, seed
     )
@@ -193,22 +193,23 @@ def value_fit(
   )
 
 
-def _number(prompts):
+def _number(prompts: np.ndarray) -> tuple[np.ndarray, int]:
   unique, prompt_N = np.unique(prompts, return_inverse=True)
   return prompt_N, len(unique)
 
 
-def _mean_ranks(x, weights):
+def _mean_ranks(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
   """Ranks in a sample where x_i occurs weights_i times; equal values share their mean rank."""
   class_N = ties.distinct(x)[2]
   count_C = np.bincount(class_N, weights)
-  return (np.cumsum(count_C) - (count_C - 1) / 2)[class_N]
+  ranks_N: np.ndarray = (np.cumsum(count_C) - (count_C - 1) / 2)[class_N]
+  return ranks_N
 
 
-def _variance(x, weights):
+def _variance(x: np.ndarray, weights: np.ndarray) -> float:
   mean = weights @ x / weights.sum()
-  return weights @ (x - mean) ** 2 / weights.sum()
+  return float(weights @ (x - mean) ** 2 / weights.sum())
 
 
-def _divide(numerator, denominator):
+def _divide(numerator: float, denominator: float) -> float:
   return float(numerator / denominator) if denominator > 0 else np.nan

@@ -44,7 +44,7 @@ def varies(x: np.ndarray, group: np.ndarray) -> np.ndarray:
   low, high = np.full(len(unique), np.inf), np.full(len(unique), -np.inf)
   np.minimum.at(low, group, x)
   np.maximum.at(high, group, x)
-  return exceeds(high, low)[group]
+  return np.asarray(exceeds(high, low))[group]
 
 
 def deviations(x: np.ndarray, group: np.ndarray) -> np.ndarray:
