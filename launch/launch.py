@@ -7,7 +7,6 @@ function that runs it (MODULE:FUNCTION, called with the job, the arguments and `
 Exit codes are dro_jax's: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped after saving.
 """
 
-import difflib
 import importlib
 import pathlib
 import re
@@ -21,7 +20,7 @@ from absl import flags
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, did_you_mean
 from launch import signals
 from launch import sweep as cells
 from launch.say import say
@@ -107,7 +106,7 @@ def _file_of(argument: str) -> str:
   for path in (pathlib.Path(name).expanduser(), ROOT / name, folder / f'{name}.py'):
     if path.is_file():
       return f'{flag}={path.resolve()}'
-  close = _did_you_mean(pathlib.Path(name).stem, [path.stem for path in _specs(folder)])
+  close = did_you_mean(pathlib.Path(name).stem, [path.stem for path in _specs(folder)])
   raise UsageError(f'no {flag[2:]} spec {name!r}{close}: {_listed(folder)}')
 
 
@@ -133,9 +132,8 @@ def _in_words(error: Exception, ours: Sequence[str]) -> str:
     if field == name:
       continue
     if field not in job:
-      return (
-        f'{argument}: this job has no field {field!r}{_did_you_mean(field, job)}. It has {", ".join(job)}'
-      )
+      close = did_you_mean(field, job)
+      return f'{argument}: this job has no field {field!r}{close}. It has {", ".join(job)}'
     if f'job.{field}' in str(error):
       kind = type(job[field]).__name__
       return f'{argument}: {field} is of type {kind} ({job[field]!r} unless given), and {value!r} is not'
@@ -164,11 +162,6 @@ def _without_overrides(ours: Sequence[str]) -> config_dict.ConfigDict | None:
     return parse(plain)[0] if plain != list(ours) else None
   except UsageError:
     return None
-
-
-def _did_you_mean(word: str, candidates: Sequence[str]) -> str:
-  close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
-  return f' (did you mean {close[0]}?)' if close else ''
 
 
 def _backend(job: config_dict.ConfigDict) -> Callable[..., int]:

@@ -54,7 +54,7 @@ ELSEWHERE = {
   'recipes/test_cache_reference.py': ('run/reference_store',),
   'run/test_batches.py': ('run/table_scores',),
   'run/test_train.py': (
-    'checkpoints/policy', 'run/best', 'run/build', 'run/folder/nonfinite', 'run/loop', 'run/replay',
+    'run/best', 'run/build', 'run/folder/nonfinite', 'run/loop', 'run/replay',
     'run/schedule', 'run/trained',
   ),
   'step/test_train_step.py': ('step/state',),

@@ -41,6 +41,19 @@ def config_of(directory: str) -> T5Config:
   return T5Config(**orbax.load_metadata(directory)['model'])
 
 
+def find_vocabulary(
+  spec: str | vocabularies.Vocabulary | None, init_from: str | None
+) -> vocabularies.Vocabulary:
+  """The vocabulary that is named, or read already; else that of the checkpoint; else bytes.
+
+  Raises:
+    UsageError: see `vocabulary_of`.
+  """
+  if isinstance(spec, vocabularies.Vocabulary):
+    return spec
+  return vocabularies.vocabulary(spec or 'bytes') if init_from is None else vocabulary_of(init_from, spec)
+
+
 def vocabulary_of(directory: str, spec: str | None = None) -> vocabularies.Vocabulary:
   """The vocabulary of a checkpoint: what `spec` names, or else what is saved beside it.
 

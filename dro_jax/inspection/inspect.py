@@ -88,7 +88,7 @@ def inspect_triplets(
   Raises:
     UsageError: prompts or responses cannot be read. Rewards that cannot are a finding.
   """
-  words = _vocabulary(vocabulary, init_from)
+  words = policy.find_vocabulary(vocabulary, init_from)
   files = {'columns': columns, 'map_reward': map_reward, 'columns_from': columns_from}
   texts = {'template': template, 'chat_template': chat_template, 'data_dir': data_dir, 'cache_dir': cache_dir}
   limits = {'prompt_length': prompt_length, 'response_length': response_length}
@@ -122,12 +122,6 @@ def inspect_triplets(
     command = train_command(asked, _PREFERRED, flags, settings)
   found |= {'warnings': list(warnings(found)), 'command': shlex.join(command)}
   return Sections(found, dict(tables(found)), verbatim=folded(command))
-
-
-def _vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Vocabulary:
-  if init_from is not None:
-    return policy.vocabulary_of(init_from, spec)
-  return vocabularies.vocabulary(spec or 'bytes')
 
 
 def _read(triplets: Any, words: vocabularies.Vocabulary, **options) -> Read:

@@ -6,7 +6,7 @@ from typing import Any
 from dro_jax.checkpoints import policy
 from dro_jax.data.sources import find
 from dro_jax.data.table import beam, cache
-from dro_jax.data.text import chat, vocabularies
+from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
 
 
@@ -50,8 +50,7 @@ def build_table(
     'prompt_length': prompt_length, 'response_length': response_length, 'overlong': overlong, 'keep': keep,
     'template': template,
   }  # fmt: skip
-  spec = vocabulary or 'bytes'
-  words = policy.vocabulary_of(init_from, vocabulary) if init_from else vocabularies.vocabulary(spec)
+  words = policy.find_vocabulary(vocabulary, init_from)
   if beam_options is None:
     found = cache.build_table(find.find(triplets, data_dir=data_dir, **read), words, cache_dir, **options)
   else:
