@@ -39,7 +39,13 @@ ELSEWHERE = {
     'costs/hlo/program',
   ),
   'data/records/test_comparisons.py': ('data/sources/seqio_tasks',),
-  'data/records/test_readers.py': ('data/records/json_files',),
+  'data/records/test_readers.py': (
+    'data/records/delimited_files', 'data/records/file_names', 'data/records/json_files',
+    'data/records/parquet_files', 'data/records/text_files',
+  ),
+  'data/records/test_triplets.py': (
+    'data/records/fields', 'data/records/ids', 'data/records/numbers', 'data/records/texts',
+  ),
   'data/table/test_beam.py': ('data/table/parts', 'data/table/writer'),
   'data/test_triplets.py': ('data/sources/find', 'data/sources/task_modules', 'data/table/cache'),
   'evaluation/test_generate.py': ('run/sampling/generation',),

@@ -146,7 +146,7 @@ def test_one_table_with_an_unknown_reward_word_is_for_sft_and_is_refused_by_dro_
     load(path, map_reward='up=0', validation_fraction=0), algorithms.sft()
   ).train.rewards.any()
   message = (
-    r"t.jsonl:8: field 'reward' is 'sideways', which --map_reward \('up'\) does not name; so far there were: "
+    r"t.jsonl:8: field 'reward' is 'sideways', which --map_reward \('up'\) does not name; the words so far: "
     r"'up'. Give it a number there, or remove the record. dro_v needs rewards, and 1 of 20 records have none."
   )
   with pytest.raises(UsageError, match=message):

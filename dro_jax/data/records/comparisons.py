@@ -1,8 +1,9 @@
-"""Comparisons, (prompt, chosen, rejected), as two triplets each: 1 for the chosen response, 0 for the other.
+"""Comparisons, (prompt, chosen, rejected), as two triplets each, with the rewards 1 and 0.
 
-Both have the comparison's number in the column `comparison`, so that methods for pairs find each as it was
-judged, while others read triplets. The fields' shapes are TRL's: text or conversations, with the prompt in a
-field of its own, or else as what `chosen` and `rejected` begin with.
+Both triplets have the comparison's number in the column `comparison`, so that algorithms for pairs get the
+pairs that were judged, while other algorithms read triplets. The fields have TRL's shapes: text or
+conversations, with the prompt in a field of its own, or else as the common beginning of `chosen` and
+`rejected`.
 """
 
 import itertools
@@ -19,12 +20,12 @@ from dro_jax.errors import UsageError
 COLUMN = 'comparison'
 SIDES = ('chosen', 'rejected')
 REWARDS = {'chosen': 1.0, 'rejected': 0.0}
-_INSTEAD = ('response', 'reward', 'messages')  # Who names one of these has triplets.
+_INSTEAD = ('response', 'reward', 'messages')  # A user who names one of these has triplets.
 _ANSWERS, _ASKS = chat.ANSWERS, '\n\nHuman:'  # How turns begin in Anthropic's HH.
 
 
 def number(name: str) -> float:
-  """A comparison's number, of its id: a whole one that a float64 holds."""
+  """A comparison's number, a hash of its id: a whole number that a float64 holds exactly."""
   return float(int.from_bytes(text_digest(name, 8), 'big') >> 11)
 
 
@@ -34,12 +35,12 @@ def without(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def contents(numbers: np.ndarray, digests: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-  """`[N]` uint64 that say what each record's comparison holds, where its number says how it is called.
+  """A hash of the contents of each record's comparison, uint64 `[N]`; its number is a hash of its name.
 
   Args:
     numbers: of the records' comparisons.
-    digests: of their responses, uint64.
-    rewards: theirs, float64.
+    digests: of the records' responses, uint64.
+    rewards: of the records, float64.
   """
   mixed = (digests ^ rewards.astype(np.float64).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
   unique, which = np.unique(numbers, return_inverse=True)
@@ -49,7 +50,7 @@ def contents(numbers: np.ndarray, digests: np.ndarray, rewards: np.ndarray) -> n
 
 
 def is_one(fields: Mapping[str, Any], names: Mapping[str, str]) -> bool:
-  """Whether a record is a comparison: so its columns are named, or it has both sides and no response."""
+  """Whether a record is a comparison: the user named its sides, or it has both sides and no response."""
   if any(names.get(name) for name in _INSTEAD):
     return False
   if any(names.get(side) for side in SIDES):
@@ -59,51 +60,53 @@ def is_one(fields: Mapping[str, Any], names: Mapping[str, str]) -> bool:
   return has_sides and field_paths.value(fields, names, 'response') is None
 
 
-def split_texts(chosen: str, rejected: str, what: str) -> dict[str, tuple[str, str]]:
-  """(prompt, response) of each side, of texts that begin with their prompt.
+def split_texts(chosen: str, rejected: str, place: str) -> dict[str, tuple[str, str]]:
+  """(prompt, response) of each side, where the sides' texts begin with the prompt.
 
-  A dialogue as HH writes it is split at the assistant's last turn. Of other texts the prompt is the words
-  with which both begin.
+  A dialogue in HH's form is split at the assistant's last turn. For other texts the prompt is the words with
+  which both begin.
 
   Raises:
-    UsageError: there is no such beginning, or nothing follows it.
+    UsageError: the sides have no common beginning, or nothing follows it.
   """
   sides = {'chosen': chosen, 'rejected': rejected}
   if all(_ANSWERS in text for text in sides.values()):
-    return {side: _split_dialogue(text, f'{what} and its side {side}') for side, text in sides.items()}
+    return {side: _split_dialogue(text, f'{place} and its side {side}') for side, text in sides.items()}
   alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected))
   end = max((i for i, (letter, _) in enumerate(alike) if letter.isspace()), default=0)
   prompt = chosen[:end].rstrip()
   answers = {side: text[end:].strip() for side, text in sides.items()}
   if not prompt or not all(answers.values()):
     raise UsageError(
-      f"{what} has no prompt, and 'chosen' and 'rejected' do not begin with one: "
-      f'{"what they have in common leaves one of them empty" if prompt else "they share no first word"}. Say '
-      'which field holds it: --columns prompt=FIELD'
+      f"{place} has no prompt, and 'chosen' and 'rejected' do not begin with one: "
+      f'{"one of them is empty after their common beginning" if prompt else "they share no first word"}. '
+      'Name its field: --columns prompt=FIELD'
     )
   return {side: (prompt, answer) for side, answer in answers.items()}
 
 
-def _split_dialogue(text: str, what: str) -> tuple[str, str]:
+def _split_dialogue(text: str, place: str) -> tuple[str, str]:
   prompt, turn, response = text.rpartition(_ANSWERS)
   if _ASKS in response or not response.strip():
-    raise UsageError(f"{what}: it does not end in an answer of the assistant's; remove the record")
+    raise UsageError(f"{place}: the text does not end in an answer of the assistant's; remove the record")
   return prompt + turn, response.strip()
 
 
-def split_turns(turns: list, prompt: Any, template: str, what: str) -> tuple[str, str]:
+def split_turns(turns: list, prompt: Any, template: str, place: str) -> tuple[str, str]:
   """(prompt, response) of a side that is a whole conversation.
 
   Args:
     turns: of the side, as read.
     prompt: the record's own, None where it has none.
     template: of one turn.
-    what: file:line and field, for errors.
+    place: file:line and field, for errors.
 
   Returns:
-    The prompt is the record's own text where it is all that comes before the response; else those turns.
+    The prompt is the record's own text where the turns before the response hold nothing else; otherwise those
+    turns.
   """
-  before, response = chat.split(turns, template, what)
-  asked = chat.turns(turns, what)[:-1]
-  is_said = isinstance(prompt, str) and [turn.role for turn in asked] == ['user']
-  return (prompt if is_said and prompt.strip() == asked[0].content.strip() else before), response
+  before, response = chat.split(turns, template, place)
+  questions = chat.turns(turns, place)[:-1]
+  is_one_question = isinstance(prompt, str) and [turn.role for turn in questions] == ['user']
+  is_prompt = is_one_question and prompt.strip() == questions[0].content.strip()
+  return (prompt if is_prompt else before), response

@@ -1,8 +1,7 @@
-"""A record's values by our names: the file's own field, a path into one, or nothing at all.
+"""A record's values by our names: a field of the file, a path into a field, or nothing.
 
-A path leads through objects and lists, `chat.messages`, `scores.0` or `scores[0]`; a field that is itself
-called so goes before. Text on the way that is a list or object in JSON, or as Python writes one, is read as
-such.
+A path leads through objects and lists: `chat.messages`, `scores.0` or `scores[0]`. A field whose own name is
+the path comes first. Text on the path that is a list or object, in JSON or as Python writes it, is parsed.
 """
 
 import ast
@@ -17,30 +16,30 @@ from dro_jax.data.records import json_files
 
 _INDEX = re.compile(r'\[(-?\d+)\]')
 _PLACE = re.compile(r'-?\d{1,9}')
-_NAMED = 10  # Fields that an error names.
+_LISTED = 10  # Fields that an error lists.
 
 
 def value(fields: Mapping[str, Any], names: Mapping[str, str], name: str) -> Any:
-  """The value of our `name` in a record; None where there is none, or it is to be left alone."""
+  """The value of our `name` in a record; None where it is missing, or the user ignores the column."""
   path = names.get(name, name)
   return reach(fields, path) if path else None
 
 
 def reach(fields: Mapping[str, Any], path: str) -> Any:
-  """What lies at a path, or None."""
-  found = fields.get(path)
-  if found is not None or not is_path(path):
-    return found
-  *_, (found, left) = _way(fields, _steps(path))
-  return None if left else found
+  """The value at a path, or None."""
+  field = fields.get(path)
+  if field is not None or not is_path(path):
+    return field
+  *_, (reached, left) = _walk(fields, _steps(path))
+  return None if left else reached
 
 
 def holders(fields: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
   """The objects that a path leads through, the record first."""
   if path in fields or not is_path(path):
     return [fields]
-  passed = [_opened(found) for found, _ in _way(fields, _steps(path))][:-1]
-  return [found for found in passed if isinstance(found, Mapping)]
+  passed = [_parsed(item) for item, _ in _walk(fields, _steps(path))][:-1]
+  return [item for item in passed if isinstance(item, Mapping)]
 
 
 def is_path(path: str) -> bool:
@@ -48,57 +47,57 @@ def is_path(path: str) -> bool:
 
 
 def first_steps(path: str) -> list[str]:
-  """The fields that a path may begin with: of `a.b.c` those called `a`, `a.b` and `a.b.c`."""
+  """The fields that a path may begin with: for `a.b.c` those named `a`, `a.b` and `a.b.c`."""
   steps = _steps(path)
   return [path, *('.'.join(steps[:count]) for count in range(1, len(steps)))]
 
 
 def how_far(fields: Mapping[str, Any], path: str) -> str:
-  """Where a path ends that leads nowhere, for errors; '' where its first step is none."""
+  """How far a path leads that leads to no value, for errors; '' where its first step fails."""
   steps = _steps(path)
-  *_, (found, left) = _way(fields, steps)
-  reached = '.'.join(steps[: len(steps) - len(left)])
-  if not reached:
+  *_, (reached, left) = _walk(fields, steps)
+  prefix = '.'.join(steps[: len(steps) - len(left)])
+  if not prefix:
     return ''
-  if isinstance(found, dict):
-    return f"; '{reached}' has {', '.join(str(name)[:40] for name in list(found)[:_NAMED]) or 'no fields'}"
-  held = f'a list of {len(found)}' if isinstance(found, list) else errors.shown(found)
-  return f"; '{reached}' is {held}"
+  if isinstance(reached, dict):
+    return f"; '{prefix}' has {', '.join(str(name)[:40] for name in list(reached)[:_LISTED]) or 'no fields'}"
+  description = f'a list of {len(reached)}' if isinstance(reached, list) else errors.shown(reached)
+  return f"; '{prefix}' is {description}"
 
 
 def _steps(path: str) -> list[str]:
   return _INDEX.sub(r'.\1', path).split('.')
 
 
-def _way(found: Any, steps: list[str]) -> Iterator[tuple[Any, list[str]]]:
-  """(what lies there, the steps that are left) from the record on, as far as the steps lead."""
-  yield found, steps
+def _walk(item: Any, steps: list[str]) -> Iterator[tuple[Any, list[str]]]:
+  """(item, steps left) from the record on, as far as the steps lead."""
+  yield item, steps
   while steps:
-    taken, after = _step(_opened(found), steps)
+    taken, after = _step(_parsed(item), steps)
     if not taken:
       return
-    found, steps = after, steps[taken:]
-    yield found, steps
+    item, steps = after, steps[taken:]
+    yield item, steps
 
 
-def _opened(found: Any) -> Any:
-  return structured(found) if isinstance(found, str) else found
+def _parsed(item: Any) -> Any:
+  return structured(item) if isinstance(item, str) else item
 
 
-def _step(found: Any, steps: list[str]) -> tuple[int, Any]:
-  """(how many steps are one field's name or index, what lies there); no steps where nothing does."""
-  if isinstance(found, Mapping):
+def _step(item: Any, steps: list[str]) -> tuple[int, Any]:
+  """(number of steps that make one name or index, the item there); 0 steps where there is no item."""
+  if isinstance(item, Mapping):
     for count in range(len(steps), 0, -1):
-      if (name := '.'.join(steps[:count])) in found:
-        return count, found[name]
-  if isinstance(found, list) and _PLACE.fullmatch(steps[0]):
+      if (name := '.'.join(steps[:count])) in item:
+        return count, item[name]
+  if isinstance(item, list) and _PLACE.fullmatch(steps[0]):
     place = int(steps[0])
-    return (1, found[place]) if -len(found) <= place < len(found) else (0, None)
+    return (1, item[place]) if -len(item) <= place < len(item) else (0, None)
   return 0, None
 
 
 def structured(text: str) -> list | dict | None:
-  """The list or object that a text is, in JSON or as Python writes one; None where it is neither."""
+  """The list or object that a text spells, in JSON or as Python writes it; None for other texts."""
   stripped = text.strip()
   if stripped[:1] + stripped[-1:] not in ('[]', '{}'):
     return None
@@ -106,12 +105,12 @@ def structured(text: str) -> list | dict | None:
     return json_files.decode(stripped)
   except json.JSONDecodeError:
     pass
-  except (ValueError, RecursionError):  # A key that occurs twice, too many digits, too deep.
+  except (ValueError, RecursionError):  # A repeated key, too many digits, or nested too deeply.
     return None
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # Backslashes that escape nothing.
-      found = ast.literal_eval(stripped)
+      value = ast.literal_eval(stripped)
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
     return None
-  return found if isinstance(found, list | dict) else None
+  return value if isinstance(value, list | dict) else None

@@ -1,4 +1,4 @@
-"""A run's way of reading its files, for files that are given to the run's policy later."""
+"""How a run reads files that its user passes later: by the `columns` and `map_reward` of its own files."""
 
 import itertools
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 from dro_jax.data.records import field_paths
 from dro_jax.data.records import triplets as sources
 
-_LOOKED_AT = 100  # Records of a file that tell which fields it has.
+_SAMPLE = 100  # Records of a file that show which fields it has.
 
 
 def options(
@@ -17,38 +17,38 @@ def options(
   columns: str | Mapping[str, str] | None,
   map_reward: str | Mapping[str, float | int] | None = None,
 ) -> dict[str, Any]:
-  """`columns` and `map_reward`: as given, and where None is given as a run read its own files.
+  """`columns` and `map_reward` as the user passed them, or the run's own where the user passed None.
 
-  Of the run's names those hold whose fields the files have: what `generate` wrote has names of ours. What is
-  no file, but a data set by its name, inherits nothing.
+  Only those of the run's names hold whose fields the files have: files that `generate` wrote have this
+  project's names. A data set by its name inherits nothing.
 
   Args:
     read: the run's `columns` and `map_reward`, None where it had none.
     triplets: files, or names of data sets.
-    columns: as given.
-    map_reward: as given.
+    columns: as the user passed it.
+    map_reward: as the user passed it.
   """
-  given = {'columns': columns, 'map_reward': map_reward}
+  passed = {'columns': columns, 'map_reward': map_reward}
   if not read or not sources.is_files(triplets):
-    return given
-  found = dict(given)
+    return passed
+  result = dict(passed)
   if columns is None and read.get('columns'):
-    found['columns'] = _there(sources.parse_columns(read['columns']), triplets) or None
+    result['columns'] = _present(sources.parse_columns(read['columns']), triplets) or None
   if map_reward is None and read.get('map_reward'):
-    found['map_reward'] = read['map_reward']
-  taken = [f'--{name}={_flag(x)}' for name, x in found.items() if x != given[name]]
-  if taken:
-    logging.getLogger(__name__).info('%s: read as the run read its files, %s', triplets, ' '.join(taken))
-  return found
+    result['map_reward'] = read['map_reward']
+  inherited = [f'--{name}={_flag(x)}' for name, x in result.items() if x != passed[name]]
+  if inherited:
+    logging.getLogger(__name__).info('%s: read as the run read its files, %s', triplets, ' '.join(inherited))
+  return result
 
 
-def _there(names: Mapping[str, str], triplets: str | Sequence[str]) -> dict[str, str]:
-  """Those of the names whose fields some of the first records have."""
+def _present(names: Mapping[str, str], triplets: str | Sequence[str]) -> dict[str, str]:
+  """The names whose fields occur in the first records."""
   wanted = {step for field in names.values() if field for step in field_paths.first_steps(field)}
   records = [
     fields
     for path in sources.expand(triplets)
-    for _, fields in itertools.islice(sources.located(path, wanted), _LOOKED_AT)
+    for _, fields in itertools.islice(sources.located(path, wanted), _SAMPLE)
   ]
   return {
     name: field

@@ -1,14 +1,14 @@
 """Feedback as chat products export it: the answers that people rated, each with the turns before it.
 
-A .json file is known by one of its first objects:
+One of the first objects of a .json file shows which product wrote it:
 
     Open WebUI, feedback   {"data": {"rating": 1}, "meta": {"message_id": ...}, "snapshot": {"chat": ...}}
     Open WebUI, chats      {"chat": {"history": {"messages": {ID: {..., "annotation": {"rating": -1}}}}}}
     LibreChat, exported    {"conversationId": ..., "messages": [{..., "feedback": {"rating": "thumbsUp"}}]}
     LibreChat, dumped      {"messageId": ..., "isCreatedByUser": false, "feedback": ...}, a message an object
 
-An answer's prompt is the chain of its parents, so what was written after it, or beside it, is no part of it.
-The log counts the answers that nobody rated, and those whose conversation text cannot hold.
+An answer's prompt is the chain of its parents, without later turns and other branches. The log counts the
+answers without a rating, and those whose conversation text cannot represent.
 """
 
 import itertools
@@ -21,21 +21,21 @@ from dro_jax.data.records import field_paths
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
 
-_LARGEST = 2**30  # Bytes of a file of messages, all of which are held: parents may stand anywhere in it.
-_LOOKED_AT = 20  # Objects that tell whose export a file is.
-_ZIPPED = 8  # How many times as large text is as its gzip data, or so.
-_ROOT = '00000000-0000-0000-0000-000000000000'  # LibreChat's parent of a first message.
+_LARGEST = 2**30  # Bytes of a file of messages, held in memory because parents may stand anywhere in it.
+_SAMPLE = 20  # Objects that show which product wrote a file.
+_ZIPPED = 8  # About how many times as large text is as its gzip data.
+_ROOT = '00000000-0000-0000-0000-000000000000'  # The parent of a first message in LibreChat.
 _OWN = ('id', 'prompt', 'response', 'reward', 'messages', 'label', *chat.BESIDE)
 
 
 class _Answer(NamedTuple):
-  """An answer of a model's.
+  """An answer of a model.
 
   Attributes:
     id: the product's, or None.
-    reward: as it was given, or None.
-    turns: up to the answer, which is the last; fewer where some are not in the file.
-    fields: what else there is, so that --columns may name it.
+    reward: as the product wrote it, or None.
+    turns: up to the answer, which is the last; empty where the file lacks one of them.
+    fields: all other fields, so that --columns may name them.
   """
 
   id: Any
@@ -45,7 +45,7 @@ class _Answer(NamedTuple):
 
 
 class _Product(NamedTuple):
-  """A shape of files: its name, whether an object is of it, and the answers of a file's objects."""
+  """A product's file format: its name, whether an object has it, and the answers of a file's objects."""
 
   name: str
   fits: Callable[[Mapping[str, Any]], bool]
@@ -53,9 +53,9 @@ class _Product(NamedTuple):
 
 
 def opened(path: str, located: Iterator[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
-  """(file:number, fields) of the rated answers of a product's export; any other file's as they are."""
-  # The first may be odd: a chat without messages, feedback without its snapshot.
-  first = list(itertools.islice(located, _LOOKED_AT))
+  """(file:number, fields) of the rated answers of a product's export; other files' records unchanged."""
+  # The first object may be incomplete: a chat without messages, feedback without its snapshot.
+  first = list(itertools.islice(located, _SAMPLE))
   objects = itertools.chain(first, located)
   product = next((product for _, x in first for product in _PRODUCTS if product.fits(x)), None)
   return objects if product is None else _rated(path, product, (fields for _, fields in objects))
@@ -70,8 +70,8 @@ def _rated(path: str, product: _Product, objects: Iterable[dict]) -> Iterator[tu
       continue
     number += 1
     where = f'{path}:{number}'
-    if why := _why_not(answer.turns, where):
-      left_out.append(why)
+    if reason := _why_unusable(answer.turns, where):
+      left_out.append(reason)
       continue
     yield where, {
       **{name: value for name, value in answer.fields.items() if name not in _OWN},
@@ -86,10 +86,10 @@ def _rated(path: str, product: _Product, objects: Iterable[dict]) -> Iterator[tu
     )  # fmt: skip
 
 
-def _why_not(turns: list[dict], where: str) -> str:
+def _why_unusable(turns: list[dict], where: str) -> str:
   """Why an answer's turns make no prompt and response; '' where they do."""
   if len(turns) < 2:
-    return f'{where}: what was asked is not in the file'
+    return f'{where}: the file lacks the question'
   try:
     chat.response(turns[-1:], f'{where}: the answer')
     chat.prompt(turns[:-1], chat.TEMPLATE, f'{where}: the conversation')
@@ -99,35 +99,35 @@ def _why_not(turns: list[dict], where: str) -> str:
 
 
 def _chain(last: Any, parent: Callable[[Mapping[str, Any]], Any], messages: Mapping[Any, Any]) -> list[dict]:
-  """The messages from the first to that of the id `last`; none where one of them is not there."""
-  found: dict[Any, dict] = {}
+  """The messages from the first to the one with the id `last`; [] where one of them is missing."""
+  chain: dict[Any, dict] = {}
   while last is not None:
-    message = messages.get(last) if isinstance(last, str) and last not in found else None
+    message = messages.get(last) if isinstance(last, str) and last not in chain else None
     if not isinstance(message, dict):
       return []
-    found[last] = message
+    chain[last] = message
     last = parent(message)
-  return list(found.values())[::-1]
+  return list(chain.values())[::-1]
 
 
 def _with_system(text: Any, turns: list[dict]) -> list[dict]:
-  says = isinstance(text, str) and text.strip() and turns
-  return [{'role': 'system', 'content': text}, *turns] if says else turns
+  has_text = isinstance(text, str) and text.strip() and turns
+  return [{'role': 'system', 'content': text}, *turns] if has_text else turns
 
 
 # --- Open WebUI ---------------------------------------------------------------------------------------------
 
 
-def _thread(talk: Any, last: Any) -> list[dict]:
+def _thread(conversation: Any, last: Any) -> list[dict]:
   """The turns of a chat up to a message."""
-  messages = field_paths.reach({'chat': talk}, 'chat.history.messages')
+  messages = field_paths.reach({'chat': conversation}, 'chat.history.messages')
   if not isinstance(messages, dict):
     return []
   turns = _chain(last, lambda message: message.get('parentId'), messages)
-  return _with_system(talk.get('system') or field_paths.reach(talk, 'params.system'), turns)
+  return _with_system(conversation.get('system') or field_paths.reach(conversation, 'params.system'), turns)
 
 
-def _of_feedback(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
+def _feedback_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
   for fields in objects:
     turns = _thread(
       field_paths.reach(fields, 'snapshot.chat.chat'), field_paths.reach(fields, 'meta.message_id')
@@ -136,7 +136,7 @@ def _of_feedback(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
     yield _Answer(fields.get('id'), field_paths.reach(fields, 'data.rating'), turns, others)
 
 
-def _of_chats(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
+def _chat_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
   for fields in objects:
     messages = field_paths.reach(fields, 'chat.history.messages')
     for name, message in messages.items() if isinstance(messages, dict) else ():
@@ -149,7 +149,7 @@ def _of_chats(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
 # --- LibreChat ----------------------------------------------------------------------------------------------
 
 
-def _of_conversations(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
+def _conversation_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
   for fields in objects:
     options = fields.get('options')
     system = [options.get(name) for name in ('promptPrefix', 'system')] if isinstance(options, dict) else []
@@ -157,24 +157,24 @@ def _of_conversations(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
     yield from _answers(messages, next(filter(None, system), None))
 
 
-def _of_messages(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
+def _message_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
   if os.path.getsize(path) * (_ZIPPED if path.endswith('.gz') else 1) > _LARGEST:
     raise UsageError(
-      f'{path}: more than {_LARGEST // 2**30} GiB of messages; all of a file are held in memory, as the '
-      'turns before an answer may stand anywhere in it: dump fewer at a time, whole conversations each'
+      f'{path}: more than {_LARGEST // 2**30} GiB of messages. All messages of a file are held in memory, '
+      'because the turns before an answer may stand anywhere in it: dump fewer, whole conversations at a time'
     )
   yield from _answers(list(objects), None)
 
 
 def _flat(messages: list) -> list[dict]:
   """All messages of a list, and of their `children`."""
-  found, left = [], messages[::-1]
+  flat, left = [], messages[::-1]
   while left:
     message = left.pop()
     if isinstance(message, dict):
-      found.append({name: value for name, value in message.items() if name != 'children'})
+      flat.append({name: value for name, value in message.items() if name != 'children'})
       left += _list(message.get('children'))[::-1]
-  return found
+  return flat
 
 
 def _list(value: Any) -> list:
@@ -202,7 +202,7 @@ def _parent(message: Mapping[str, Any]) -> Any:
 
 
 def _turn(message: Mapping[str, Any]) -> dict:
-  """A message as a turn, with whatever it holds beside text."""
+  """A message as a turn, with the files, attachments and quotes that it holds."""
   parts = message.get('content')
   content = (
     [*map(_part, filter(None, parts))] if isinstance(parts, list) and any(parts) else message.get('text')
@@ -212,17 +212,17 @@ def _turn(message: Mapping[str, Any]) -> dict:
 
 
 def _part(part: Any) -> Any:
-  """A part of content; its text may be an object's `value`."""
+  """A part of content; its text may be the `value` of an object."""
   text = field_paths.reach(part, 'text.value') if isinstance(part, dict) else None
   return part if text is None else {'type': part.get('type'), 'text': text}
 
 
 _PRODUCTS = (
-  _Product("Open WebUI's feedback", lambda x: {'data', 'meta', 'snapshot'} <= x.keys(), _of_feedback),
+  _Product("Open WebUI's feedback", lambda x: {'data', 'meta', 'snapshot'} <= x.keys(), _feedback_answers),
   _Product(
     "Open WebUI's chats",
-    lambda x: isinstance(field_paths.reach(x, 'chat.history.messages'), dict), _of_chats,
+    lambda x: isinstance(field_paths.reach(x, 'chat.history.messages'), dict), _chat_answers,
   ),
-  _Product("LibreChat's conversations", _is_conversation, _of_conversations),
-  _Product("LibreChat's messages", lambda x: {'messageId', 'isCreatedByUser'} <= x.keys(), _of_messages),
+  _Product("LibreChat's conversations", _is_conversation, _conversation_answers),
+  _Product("LibreChat's messages", lambda x: {'messageId', 'isCreatedByUser'} <= x.keys(), _message_answers),
 )  # fmt: skip

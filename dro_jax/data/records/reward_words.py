@@ -1,12 +1,12 @@
 """Numbers for rewards that are words: `--map_reward up=1,down=0`, emoji, booleans, stars.
 
-A word is taken as it is written, but for three things that look the same: a boolean's case, a number's
-spelling (1 and 1.0), an emoji's colours (variation selectors and skin tones). What is not listed is an error,
-never a guess. Two rules may be asked for by name instead of a list, or beside one:
+Words must match exactly, except for a boolean's case, a number's spelling (1 and 1.0) and an emoji's colours
+(variation selectors and skin tones). An unlisted word is an error. Two rules can replace a
+list, or add to it:
 
     numbers    text that is a number: "0.25"
-    stars      as many stars as are lit or said: "★★★☆☆", "⭐⭐", "3/5", "3 of 5", "3 stars"; all that name
-               the most there can be must name the same
+    stars      the number of lit or named stars: "★★★☆☆", "⭐⭐", "3/5", "3 of 5", "3 stars"; all texts that
+               name the largest number of stars must name the same
 """
 
 import collections
@@ -21,45 +21,45 @@ from dro_jax.errors import UsageError, did_you_mean, shown
 
 _COLOURS = re.compile('[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]')
 _BOOLEANS = ('true', 'false')
-_NAMED = 12  # Words that a message names.
+_LISTED = 12  # Words that a message lists.
 
 _LIT = re.compile('([★⭐🌟]*)([☆✩]*)')
 _OUT_OF = re.compile(r'(\d+(?:\.\d+)?) ?(?:/|of|out of) ?(\d+)(?: stars?)?', re.ASCII)
-_SAID = re.compile(r'(\d+(?:\.\d+)?) stars?', re.ASCII)
+_NAMED_STARS = re.compile(r'(\d+(?:\.\d+)?) stars?', re.ASCII)
 
 
-class Read(NamedTuple):
-  """A number, and out of how many where the text says so."""
+class ParsedReward(NamedTuple):
+  """A number, and the largest possible number where the text names it."""
 
   number: float
   most: int | None = None
 
 
-def _numbers(text: str) -> Read | None:
+def _numbers(text: str) -> ParsedReward | None:
   number = as_number(text)
-  return None if number is None else Read(number)
+  return None if number is None else ParsedReward(number)
 
 
-def _stars(text: str) -> Read | None:
+def _stars(text: str) -> ParsedReward | None:
   text = _COLOURS.sub('', text).strip().lower()
   if text and (lit := _LIT.fullmatch(text)):
-    return Read(float(len(lit[1])), len(lit[1] + lit[2]) if lit[2] else None)
-  if said := _OUT_OF.fullmatch(text):
-    return Read(float(said[1]), int(said[2]))
-  if said := _SAID.fullmatch(text):
-    return Read(float(said[1]))
+    return ParsedReward(float(len(lit[1])), len(lit[1] + lit[2]) if lit[2] else None)
+  if match := _OUT_OF.fullmatch(text):
+    return ParsedReward(float(match[1]), int(match[2]))
+  if match := _NAMED_STARS.fullmatch(text):
+    return ParsedReward(float(match[1]))
   return None
 
 
-_RULES: Mapping[str, Callable[[str], Read | None]] = {'numbers': _numbers, 'stars': _stars}
+_RULES: Mapping[str, Callable[[str], ParsedReward | None]] = {'numbers': _numbers, 'stars': _stars}
 
 
 class RewardWords(NamedTuple):
-  """What `--map_reward` says.
+  """The parsed `--map_reward`.
 
   Attributes:
     numbers: by the word's canonical spelling.
-    written: the words as the user wrote them, by the same.
+    written: the words as the user wrote them, by the canonical spelling.
     rules: names of rules.
   """
 
@@ -68,40 +68,43 @@ class RewardWords(NamedTuple):
   rules: tuple[str, ...] = ()
 
 
-def parse(given: str | Mapping[str, float | int] | None) -> RewardWords:
-  """Reads 'up=1,down=0' (of several = the last counts), a mapping, names of rules, or nothing.
+def parse(map_reward: str | Mapping[str, float | int] | None) -> RewardWords:
+  """Reads 'up=1,down=0' (the last = of a part counts), a mapping, names of rules, or nothing.
 
-  A word with a comma, or blanks around it, needs a mapping.
+  A word with a comma, or with blanks around it, needs a mapping.
 
   Raises:
-    UsageError: a word without a number, or one word with two.
+    UsageError: a word has no number, or two.
   """
   numbers: dict[str, float] = {}
   written: dict[str, str] = {}
-  pairs, rules = _pairs(given)
+  pairs, rules = _pairs(map_reward)
   for word, value in pairs:
     spelling, number = _canonical(word), _finite(value, word)
     if numbers.setdefault(spelling, number) != number:
       raise UsageError(
-        f"map_reward '{given}': {shown(written[spelling])} and {shown(word)} are one word to it, with two "
-        'numbers; give it one'
+        f"map_reward '{map_reward}': {shown(written[spelling])} and {shown(word)} are the same word "
+        'with two different numbers; give it one number'
       )
     written.setdefault(spelling, word)
   return RewardWords(numbers, written, rules)
 
 
-def _pairs(given: str | Mapping[str, float | int] | None) -> tuple[list[tuple[str, Any]], tuple[str, ...]]:
-  if not given:
+def _pairs(
+  map_reward: str | Mapping[str, float | int] | None,
+) -> tuple[list[tuple[str, Any]], tuple[str, ...]]:
+  if not map_reward:
     return [], ()
-  if isinstance(given, Mapping):
-    return [(str(word), value) for word, value in given.items()], ()
-  parts = [part.strip() for part in given.split(',')]
+  if isinstance(map_reward, Mapping):
+    return [(str(word), value) for word, value in map_reward.items()], ()
+  parts = [part.strip() for part in map_reward.split(',')]
   pairs = [part.rpartition('=') for part in parts if part not in _RULES]
   for part, (word, _, value) in zip([part for part in parts if part not in _RULES], pairs):
     if not word.strip() or not value.strip():
       raise UsageError(
-        f"map_reward '{given}': {shown(part)}{did_you_mean(part, _RULES)} is no WORD=NUMBER pair; pass such "
-        f'pairs separated by commas, or a rule: {", ".join(_RULES)}. Words with commas, or blanks around: '
+        f"map_reward '{map_reward}': {shown(part)}{did_you_mean(part, _RULES)} is not a WORD=NUMBER pair; "
+        f'pass pairs separated by commas, or a rule: {", ".join(_RULES)}. For words with commas, or blanks '
+        'around them: '
         '--set MAP_REWARD="{\'a, b\': 1}"'
       )
   return [(word.strip(), value) for word, _, value in pairs], tuple(part for part in parts if part in _RULES)
@@ -113,14 +116,17 @@ def _finite(value: Any, word: str) -> float:
   except (TypeError, ValueError, OverflowError):
     number = math.nan
   if not math.isfinite(number):
-    raise UsageError(f'map_reward: {shown(word)} is to be {shown(value)}; pass WORD=NUMBER pairs')
+    raise UsageError(
+      f'map_reward: {shown(word)} has the value {shown(value)}, which is not a finite number; pass '
+      'WORD=NUMBER pairs'
+    )
   return number
 
 
 def as_number(text: str) -> float | None:
-  """The number that a text is, or None."""
+  """The number that a text spells, or None."""
   try:
-    # Python alone reads 1_0 as 10.
+    # Only Python reads 1_0 as 10.
     return None if '_' in text else float(text)
   except ValueError:
     return None
@@ -141,12 +147,12 @@ def _canonical(value: Any) -> str:
 
 
 class Rewards:
-  """Reads the rewards of one pass over files, and remembers what it saw."""
+  """Reads the rewards of one pass over files, and counts the words."""
 
   def __init__(self, words: RewardWords):
     self._words = words
     self._seen: collections.Counter[str] = collections.Counter()
-    self._most: int | None = None  # Stars that there can be, where any text said so.
+    self._most: int | None = None  # The largest number of stars, where any text names it.
     self._largest = 0.0
     self._lists_booleans = any(spelling in _BOOLEANS for spelling in words.numbers)
     self._lists_numbers = any(as_number(spelling) is not None for spelling in words.numbers)
@@ -159,7 +165,7 @@ class Rewards:
 
     Args:
       value: as read.
-      plain: the number that it is without words; it counts unless words of its kind are listed.
+      plain: its number without words, which counts unless words of its kind are listed.
     """
     if not self or not isinstance(value, str | bool | int | float):
       return plain
@@ -177,7 +183,7 @@ class Rewards:
     return number
 
   def _saw(self, spelling: str) -> None:
-    if spelling in self._seen or len(self._seen) < 10 * _NAMED:
+    if spelling in self._seen or len(self._seen) < 10 * _LISTED:
       self._seen[spelling] += 1
 
   def _by_rule(self, text: str) -> float | None:
@@ -187,8 +193,8 @@ class Rewards:
         return read.number
     return None
 
-  def _fits(self, stars: Read) -> bool:
-    """Whether these stars may be on the scale of those before."""
+  def _fits(self, stars: ParsedReward) -> bool:
+    """Whether these stars can be on the same scale as the stars so far."""
     most = self._most if stars.most is None else stars.most
     if self._most not in (None, most) or (most is not None and max(stars.number, self._largest) > most):
       return False
@@ -196,7 +202,7 @@ class Rewards:
     return True
 
   def why_not(self, value: Any) -> str:
-    """Why a reward is no number, and what to do, to end an error's sentence."""
+    """Why a reward is not a number, and the remedy: the end of an error's sentence."""
     if not self:
       return (
         'not a number; write a number, or give each word a value with --map_reward WORD=NUMBER,... (for '
@@ -204,18 +210,21 @@ class Rewards:
       )
     listed = [*self._words.written.values(), *self._words.rules]
     near = did_you_mean(str(value).strip(), self._words.written.values()) if isinstance(value, str) else ''
-    scale = f'; stars so far are out of {self._most}' if self._most else ''
+    scale = f'; the stars so far are out of {self._most}' if self._most else ''
     return (
-      f'which --map_reward ({_some(listed)}) does not name{near}{scale}; so far there were: '
-      f'{_some(self._seen) or "none"}. Give it a number there, or remove the record'
+      f'which --map_reward ({_listed(listed)}) does not name{near}{scale}; the words so far: '
+      f'{_listed(self._seen) or "none"}. Give it a number there, or remove the record'
     )
 
   def warn(self, name: str) -> None:
-    """Logs the listed words that never occurred, once all is read."""
+    """Logs the listed words that never occurred, after the last record."""
     unused = [word for spelling, word in self._words.written.items() if spelling not in self._seen]
     if unused:
       logging.getLogger(__name__).warning(
-        '%s: of --map_reward never occurs: %s; the rewards are %s', name, _some(unused), _counts(self._seen)
+        '%s: --map_reward lists words that never occur: %s; the rewards are %s',
+        name,
+        _listed(unused),
+        _counts(self._seen),
       )
 
 
@@ -226,18 +235,18 @@ def _spelling(value: str | bool | int | float) -> str | None:
     return None
 
 
-def _some(words: Any) -> str:
-  named = [shown(word) for word in words]
-  return ', '.join(named[:_NAMED]) + (', ...' if len(named) > _NAMED else '')
+def _listed(words: Any) -> str:
+  quoted = [shown(word) for word in words]
+  return ', '.join(quoted[:_LISTED]) + (', ...' if len(quoted) > _LISTED else '')
 
 
 def _counts(seen: collections.Counter[str]) -> str:
-  return ', '.join(f'{shown(word)} ({count})' for word, count in seen.most_common(_NAMED)) or 'none of them'
+  return ', '.join(f'{shown(word)} ({count})' for word, count in seen.most_common(_LISTED)) or 'none of them'
 
 
-# --- what words may mean ------------------------------------------------------------------------------------
+# --- the meaning of words -----------------------------------------------------------------------------------
 
-# Words that people press, spelled without case, blanks, dashes or colours: a guess, to be checked.
+# Labels of buttons, without case, blanks, dashes or colours: a guess that the user checks.
 _GOOD = (
   '+1 accept accepted agree approve approved better chosen correct good great happy helpful like liked love '
   'ok pass passed pos positive right satisfied success thumbsup thumbup true up upvote upvoted useful win '
@@ -252,33 +261,33 @@ _BETWEEN = 'average meh mixed neutral soso tie unsure 😐'
 
 
 class Proposal(NamedTuple):
-  """What `--map_reward` might say, a mapping where words hold commas; `complete` where it can run."""
+  """A proposed `--map_reward`, a mapping where words hold commas; `complete` if every word has a number."""
 
   map_reward: str | dict[str, float | int | str]
   complete: bool
 
 
-def propose(words: Iterable[str], given: str | Mapping[str, float | int] | None = None) -> Proposal:
-  """Numbers for words, by what people mean by them; NUMBER where that cannot be told.
+def propose(words: Iterable[str], map_reward: str | Mapping[str, float | int] | None = None) -> Proposal:
+  """Numbers for words by their usual meaning; NUMBER where the meaning is unknown.
 
   Args:
-    words: as they are written in the file, none of which `given` reads.
-    given: what `--map_reward` says already.
+    words: as they are written in the file; `map_reward` reads none of them.
+    map_reward: the `--map_reward` that the user passed.
   """
   words = list(words)
-  for name in () if given else _RULES:
+  for name in () if map_reward else _RULES:
     if words and all(Rewards(parse(name))(word, None) is not None for word in words):
       return Proposal(name, True)
   guessed = {word: _guess(word) for word in words}
   complete = None not in guessed.values()
   numbers = {word: 'NUMBER' if number is None else number for word, number in guessed.items()}
-  if isinstance(given, Mapping) or any(',' in word or word != word.strip() for word in words):
-    pairs, rules = _pairs(given)
+  if isinstance(map_reward, Mapping) or any(',' in word or word != word.strip() for word in words):
+    pairs, rules = _pairs(map_reward)
     return Proposal({**dict(pairs), **numbers}, complete and not rules)
-  said = [
+  pairs = [
     f'{word}={number if isinstance(number, str) else f"{number:g}"}' for word, number in numbers.items()
   ]
-  return Proposal(','.join([*([given] if given else []), *said]), complete)
+  return Proposal(','.join([*([map_reward] if map_reward else []), *pairs]), complete)
 
 
 def _guess(word: str) -> float | None:

@@ -115,7 +115,7 @@ def test_every_shape_becomes_two_triplets_of_one_comparison(tmp_path, shape, suf
   assert [asked for _, asked in sources.read_prompts(str(path))] == [prompt]
 
 
-def test_names_ids_and_other_numbers_come_along(tmp_path):
+def test_a_comparison_keeps_its_id_and_other_numbers(tmp_path):
   record = {'key': 7, 'q': 'p', 'better': 'A', 'worse': 'B', 'chosen': 3, 'margin': 0.5}
   columns = 'id=key,prompt=q,chosen=better,rejected=worse,gap=margin'
   one, two = sources.read_triplets(write(tmp_path / 't.jsonl', [record]), columns)
@@ -123,13 +123,13 @@ def test_names_ids_and_other_numbers_come_along(tmp_path):
   assert {name: value for name, value in one.columns.items() if name != 'comparison'} == {'gap': 0.5}
 
 
-def test_numbers_of_comparisons_are_whole_and_differ():
+def test_numbers_of_comparisons_are_whole_and_distinct():
   numbers = [comparisons.number(f't.jsonl:{i}') for i in range(1000)]
   assert len(set(numbers)) == 1000
   assert all(number == int(number) < 2**53 for number in numbers)
 
 
-def test_a_record_with_a_response_is_no_comparison(tmp_path):
+def test_a_record_with_a_response_is_not_a_comparison(tmp_path):
   record = {'prompt': 'p', 'response': 'r', 'reward': 2, 'chosen': 'A', 'rejected': 'B'}
   (found,) = sources.read_triplets(write(tmp_path / 't.jsonl', [record]))
   assert (found.response, found.reward, found.columns) == ('r', 2.0, {})
@@ -143,16 +143,16 @@ def test_a_record_with_a_response_is_no_comparison(tmp_path):
   'record, columns, message',
   [
     ({'chosen': 'Yes', 'rejected': 'No'}, None, "t.jsonl:1 has no prompt, .*they share no first word"),
-    ({'chosen': 'The sky is', 'rejected': 'The sky '}, None, 'leaves one of them empty'),
+    ({'chosen': 'The sky is', 'rejected': 'The sky '}, None, 'one of them is empty after'),
     ({'prompt': 'p', 'chosen': 'A', 'rejected': ' '}, None, "field 'rejected' is empty"),
     ({'prompt': 'p', 'better': 'A'}, 'chosen=better', "field 'rejected' is missing"),
     ({'prompt': 'p', 'chosen': 'A', 'rejected': 'B'}, 'prompt=q', "field 'q' .the prompt. is missing"),
     ({'chosen': [user('p'), assistant('A')], 'rejected': [user('p')]}, None, 'ends in a turn of the user'),
-    ({'chosen': DIALOGUE + ' A', 'rejected': DIALOGUE}, None, "side rejected: it does not end in an answer"),
+    ({'chosen': DIALOGUE + ' A', 'rejected': DIALOGUE}, None, "rejected: the text does not end in an answer"),
     ({'chosen': [assistant('A')], 'rejected': 'B'}, None, "after 0 others"),
   ],
 )  # fmt: skip
-def test_a_comparison_that_is_none_is_refused_with_its_place(tmp_path, record, columns, message):
+def test_a_malformed_comparison_is_refused_with_its_place(tmp_path, record, columns, message):
   with pytest.raises(UsageError, match=message):
     list(sources.read_triplets(write(tmp_path / 't.jsonl', [record]), columns))
 
@@ -160,7 +160,7 @@ def test_a_comparison_that_is_none_is_refused_with_its_place(tmp_path, record, c
 # As they were judged
 
 
-def test_a_circle_of_comparisons_stays_these_three_pairs(tmp_path):
+def test_a_circle_of_comparisons_stays_three_pairs(tmp_path):
   found = load(write(tmp_path / 't.jsonl', judged(*CIRCLE)))
   formed = groups.form(found.train, 'pair', UnitOptions())
   assert pairs_of(formed) == CIRCLE
@@ -179,7 +179,7 @@ def test_a_comparison_judged_both_ways_is_two_pairs(tmp_path):
   assert pairs_of(formed) == [('A', 'B'), ('B', 'A'), ('A', 'B')]
 
 
-def test_a_comparison_of_a_response_with_itself_is_no_pair(tmp_path):
+def test_a_comparison_of_a_response_with_itself_makes_no_pair(tmp_path):
   """Of cut responses too, whose difference lies beyond the cut: no pair's loss has a gradient there."""
   long = 'x' * 20
   write(tmp_path / 't.jsonl', judged(('A', 'A'), ('A', 'B'), (long + 'A', long + 'B')))
@@ -192,7 +192,7 @@ def test_a_comparison_of_a_response_with_itself_is_no_pair(tmp_path):
     groups.form(load(tmp_path / 'u.jsonl').train, 'pair', UnitOptions())
 
 
-def test_comparisons_among_other_records_are_not_paired_otherwise_without_a_word(tmp_path):
+def test_comparisons_mixed_with_other_records_are_refused(tmp_path):
   alone = {'prompt': 'p', 'response': 'E', 'reward': 0.5}
   found = load(write(tmp_path / 't.jsonl', [*judged(*CIRCLE), alone]))
   settings = {'batch_size': 1, 'seed': 0, 'multiple': 1, 'eval_examples': None}
@@ -208,7 +208,7 @@ def test_comparisons_among_other_records_are_not_paired_otherwise_without_a_word
   )
 
 
-def test_single_responses_are_two_triplets_a_comparison(tmp_path):
+def test_algorithms_for_single_responses_get_two_triplets_a_comparison(tmp_path):
   write(tmp_path / 't.jsonl', judged(*CIRCLE))
   train = load(tmp_path / 't.jsonl').train
   assert list(train.responses) == ['A', 'B', 'B', 'C', 'D', 'A']
@@ -222,7 +222,7 @@ def test_scaled_rewards_and_a_shuffled_subset_keep_the_pairs(tmp_path):
   assert set(pairs_of(groups.form(shuffled, 'pair', UnitOptions()))) == {*CIRCLE, ('E', 'F')}
 
 
-def test_a_side_that_is_dropped_takes_its_comparison_with_it(tmp_path):
+def test_dropping_one_side_drops_the_comparison(tmp_path):
   write(tmp_path / 't.jsonl', judged(('A', 'B' * 50), ('A', 'C')))
   train = load(tmp_path / 't.jsonl', response_length=20, overlong='drop').train
   formed = groups.form(train, 'pair', UnitOptions())
@@ -231,7 +231,7 @@ def test_a_side_that_is_dropped_takes_its_comparison_with_it(tmp_path):
   assert formed.report['responses_left_out'] == 1
 
 
-def test_sides_with_other_prompts_are_triplets_and_no_pair(tmp_path):
+def test_sides_with_different_prompts_are_triplets_without_a_pair(tmp_path):
   other = {'chosen': [user('p'), assistant('A')], 'rejected': [user('q'), assistant('B')]}
   same = {'chosen': [user('p'), assistant('A')], 'rejected': [user('p'), assistant('C')]}
   write(tmp_path / 't.jsonl', [other, same])
@@ -246,7 +246,7 @@ def build(tmp_path, records):
   return table.build(records, vocabulary('bytes'), tmp_path / 't', prompt_length=8, response_length=8)
 
 
-def test_rewards_make_pairs_of_best_and_worst_though_a_column_is_called_comparison(tmp_path):
+def test_rewards_make_pairs_of_best_and_worst_despite_a_column_named_comparison(tmp_path):
   records = [
     {'prompt': 'p', 'response': response, 'reward': reward, 'comparison': 1}
     for response, reward in (('A', 3), ('B', 2), ('C', 1))
@@ -274,7 +274,7 @@ def test_a_file_registered_as_a_task_keeps_its_comparisons(tmp_path):
   assert pairs_of(groups.form(found.train, 'pair', UnitOptions())) == CIRCLE
 
 
-def test_what_is_held_out_is_paired_as_the_training_part_is(tmp_path):
+def test_the_held_out_part_is_paired_like_the_training_part(tmp_path):
 
   write(tmp_path / 't.jsonl', judged(*CIRCLE) + judged(('E', 'F'), ('G', 'F'), prompt='q'))
   whole = load(tmp_path / 't.jsonl')
@@ -291,7 +291,7 @@ def test_what_is_held_out_is_paired_as_the_training_part_is(tmp_path):
   assert pairs == [('E', 'F'), ('G', 'F')]
 
 
-def test_which_comparisons_are_held_out_does_not_depend_on_the_files_order(tmp_path):
+def test_the_files_order_does_not_decide_which_comparisons_are_held_out(tmp_path):
   """Where one response was compared with several, records differ in their comparison's number alone."""
   records = judged(*[('A', rejected) for rejected in 'BCDEFGHIJK'], *[(chosen, 'A') for chosen in 'BCDE'])
   found = []
@@ -306,7 +306,7 @@ def test_which_comparisons_are_held_out_does_not_depend_on_the_files_order(tmp_p
   assert found[0] == found[1]
 
 
-def test_a_comparison_without_its_rejected_side_says_so(tmp_path):
+def test_the_error_of_a_comparison_without_its_rejected_side_says_so(tmp_path):
   (tmp_path / 'p.csv').write_text('prompt,chosen,rejected\nhi,hello,\n')
   with pytest.raises(UsageError, match='a comparison has both chosen and rejected'):
     list(sources.read_triplets(str(tmp_path / 'p.csv')))

@@ -17,7 +17,7 @@ def write(tmp_path):
   return write
 
 
-def test_names_hold_for_files_that_have_the_fields(write):
+def test_a_runs_names_apply_to_files_that_have_the_fields(write):
   path = write({'chat': {'question': 'x'}}, {'chat': {'question': 'x'}, 'thumbs': 'up'})
   found = inheritance.options(READ, path, None)
   assert found == {
@@ -27,7 +27,7 @@ def test_names_hold_for_files_that_have_the_fields(write):
   assert found == {'columns': {'label': ''}, 'map_reward': 'up=1,down=0'}
 
 
-def test_what_is_given_counts(write):
+def test_the_users_own_options_win_over_the_runs(write):
   path = write({'chat': {'question': 'x'}, 'thumbs': 'up'})
   for given in ({'columns': '', 'map_reward': ''}, {'columns': 'prompt=p', 'map_reward': 'stars'}):
     assert inheritance.options(READ, path, *given.values()) == given

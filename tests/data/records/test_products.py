@@ -71,7 +71,7 @@ def written(path, value) -> str:
   return str(path)
 
 
-def test_feedback_of_open_webui_is_the_branch_up_to_the_rated_answer(tmp_path):
+def test_open_webui_feedback_is_the_branch_up_to_the_rated_answer(tmp_path):
   path = written(tmp_path / 't.json', [feedback(f'f{i}', f'a{i}', 1 if i != 2 else -1) for i in (1, 2, 3)])
   assert found(path) == RATED
   assert [r.id for r in triplets.read_triplets(path)] == ['f1', 'f2', 'f3']
@@ -80,12 +80,12 @@ def test_feedback_of_open_webui_is_the_branch_up_to_the_rated_answer(tmp_path):
 
 
 @pytest.mark.parametrize('system', [{'system': 'Be brief.'}, {'params': {'system': 'Be brief.'}}])
-def test_a_chat_s_own_system_prompt_is_its_first_turn(tmp_path, system):
+def test_a_chats_own_system_prompt_is_its_first_turn(tmp_path, system):
   path = written(tmp_path / 't.json', [feedback('f', 'a1', 1, talk() | system)])
   assert found(path) == [('system: Be brief.\nuser: Hi', 'Hello', 1.0)]
 
 
-def test_chats_of_open_webui_give_each_rated_answer(tmp_path):
+def test_open_webui_chats_give_each_rated_answer(tmp_path):
   path = written(tmp_path / 't.json', [{'id': f'c{i}', 'title': 'T', 'chat': talk()} for i in range(2)])
   assert found(path) == RATED * 2
   assert [r.id for r in triplets.read_triplets(path)][:4] == ['c0/a1', 'c0/a2', 'c0/a3', 'c1/a1']
@@ -96,29 +96,29 @@ LOST = {
   'retrieved sources': (feedback('f', 'a1', 1, talk(sources=[{'document': ['d']}])), "'sources'"),
   'no answer': (feedback('f', 'a1', 1, talk(content='')), 'empty content'),
   'a question': (feedback('f', 'q2', 1), 'turns user'),
-  'no such message': (feedback('f', 'a9', 1), 'not in the file'),
-  'no snapshot': (feedback('f', 'a1', 1) | {'snapshot': None}, 'not in the file'),
+  'no such message': (feedback('f', 'a9', 1), 'lacks the question'),
+  'no snapshot': (feedback('f', 'a1', 1) | {'snapshot': None}, 'lacks the question'),
 }
 
 
 @pytest.mark.parametrize('case', LOST)
-def test_an_answer_that_text_cannot_hold_is_left_out_and_counted(tmp_path, caplog, case):
+def test_an_answer_that_text_cannot_represent_is_left_out_and_counted(tmp_path, caplog, case):
   odd, why = LOST[case]
   path = written(
     tmp_path / 't.json', [feedback('f1', 'a1', 1), odd, feedback('f2', 'a2', None), feedback('f3', 'a3', 1)]
   )
   with caplog.at_level('INFO', 'dro_jax'):
     assert found(path) == [RATED[0], RATED[2]]
-  said = '\n'.join(record.getMessage() for record in caplog.records)
-  assert "Open WebUI's feedback; answers that were rated: 3, not rated: 1" in said
-  assert re.search(rf'1 of 3 rated answers are left out.*t.json:2.*{why}', said)
+  log = '\n'.join(record.getMessage() for record in caplog.records)
+  assert "Open WebUI's feedback; answers that were rated: 3, not rated: 1" in log
+  assert re.search(rf'1 of 3 rated answers are left out.*t.json:2.*{why}', log)
 
 
-def test_parents_in_a_circle_are_no_conversation(tmp_path, caplog):
+def test_a_circle_of_parents_is_left_out(tmp_path, caplog):
   chat = talk()
   chat['history']['messages']['q1']['parentId'] = 'a1'
   assert found(written(tmp_path / 't.json', [feedback('f', 'a1', 1, chat)])) == []
-  assert 'not in the file' in caplog.text
+  assert 'lacks the question' in caplog.text
 
 
 # --- LibreChat ----------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ CONVERSATION = {
     '\n'.join(json.dumps({'_id': {'$oid': 'x'}} | m) for m in MESSAGES[::-1]),
   ],
 )
-def test_librechat_s_exports_and_dumps_give_each_rated_answer(tmp_path, text):
+def test_librechat_exports_and_dumps_give_each_rated_answer(tmp_path, text):
   (tmp_path / 't.json').write_text(text)
   assert sorted(found(tmp_path / 't.json', **THUMBS)) == sorted(RATED)
   with pytest.raises(UsageError, match=r"'reward' is 'thumbs(Up|Down)'.*--map_reward"):
@@ -182,14 +182,14 @@ def test_librechat_s_exports_and_dumps_give_each_rated_answer(tmp_path, text):
     {'content': [{'type': 'tool_call', 'tool_call': {}}]}, {'parentMessageId': 'gone'},
   ],
 )  # fmt: skip
-def test_an_answer_of_librechat_that_text_cannot_hold_is_left_out(tmp_path, caplog, beside):
+def test_a_librechat_answer_that_text_cannot_represent_is_left_out(tmp_path, caplog, beside):
   messages = [*MESSAGES, said('a9', 'q1', False, 'x', 'thumbsUp') | beside]
   path = written(tmp_path / 't.json', CONVERSATION | {'messages': messages})
   assert found(path, **THUMBS) == RATED
   assert '1 of 4 rated answers are left out' in caplog.text
 
 
-def test_the_prefix_of_a_preset_is_a_system_turn(tmp_path):
+def test_the_prompt_prefix_of_a_preset_is_a_system_turn(tmp_path):
   path = written(
     tmp_path / 't.json', CONVERSATION | {'options': {'promptPrefix': 'Be brief.'}, 'messages': MESSAGES[:2]}
   )
@@ -204,19 +204,19 @@ def test_the_prefix_of_a_preset_is_a_system_turn(tmp_path):
     ({'conversationId': 'c0', 'messages': []}, CONVERSATION | {'messages': MESSAGES}),
   ],
 )
-def test_the_first_object_may_be_odd(tmp_path, first, rest):
+def test_an_incomplete_first_object_does_not_hide_the_product(tmp_path, first, rest):
   options = THUMBS if 'conversationId' in first else {}
   alone = found(written(tmp_path / 't.json', [rest]), **options)
   assert alone and found(written(tmp_path / 'u.json', [first, rest]), **options) == alone
 
 
-def test_a_dump_that_memory_may_not_hold_is_refused(tmp_path, monkeypatch):
+def test_a_dump_too_large_for_memory_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(products, '_LARGEST', 100)
   with pytest.raises(UsageError, match='t.json: more than .* GiB of messages'):
     found(written(tmp_path / 't.json', MESSAGES), **THUMBS)
 
 
-def test_other_json_is_left_as_it_is(tmp_path):
+def test_other_json_is_read_unchanged(tmp_path):
   turns = [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]
   path = written(tmp_path / 't.json', [{'conversationId': 'c', 'messages': turns, 'reward': 1}])
   assert found(path) == [('user: q', 'a', 1.0)]
@@ -324,7 +324,7 @@ def test_every_recipe_has_a_file_of_its_shape():
 
 
 @pytest.mark.parametrize('name', SHAPES)
-def test_each_recipe_s_command_reads_a_file_of_its_shape(tmp_path, monkeypatch, name):
+def test_each_recipes_command_reads_a_file_of_its_shape(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
   SHAPES[name](tmp_path)
   for code in re.findall(r'```python\n(.*?)```', SECTIONS[name], re.DOTALL):

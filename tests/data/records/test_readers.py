@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dro_jax.data.records import readers, triplets
+from dro_jax.data.records import readers, text_files, triplets
 from dro_jax.data.sources import find
 from dro_jax.errors import UsageError
 
@@ -57,7 +57,7 @@ BAD = {
   'zipped nothing': ('t.jsonl.gz', gzip.compress(b''), 'holds no records'),
   'lone CR': ('t.jsonl', LINE.replace(b'\n', b'\r') * 3, r"lone carriage return: convert it by tr"),
   'lone CR in csv': ('t.csv', b'prompt,response,reward\rp,r,1\r', ':1: .*end lines in a line feed'),
-  'other delimiter': ('t.csv', b'prompt;response;reward\np;r;1\n', "by ',', and this one seems to be by ';'"),
+  'other delimiter': ('t.csv', b'prompt;response;reward\np;r;1\n', "by ',', and this .* delimited by ';'"),
   'tabs in csv': ('t.csv', b'prompt\tresponse\n', r"by '\\t'"),
   'quote never closed': ('t.csv', b'prompt,response\n\n"p,r\np,r\n', 'row that begins at line 3'),
   'NUL in JSON': ('t.jsonl', LINE.replace(b'p"', b'\0"', 1), ':1: not JSON'),
@@ -76,7 +76,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('case', BAD)
-def test_a_bad_file_is_one_clear_error(tmp_path, case):
+def test_a_bad_file_is_refused_with_file_line_and_problem(tmp_path, case):
   name, content, message = BAD[case]
   path = tmp_path / name
   path.write_bytes(content)
@@ -99,7 +99,7 @@ def test_a_bad_file_is_one_clear_error(tmp_path, case):
     ('t.jsonl.gz', gzip.compress(b'') + gzip.compress(LINE[:9]) + gzip.compress(LINE[9:]) + b'\0' * 9),
   ],
 )
-def test_odd_files_that_say_it_all_the_same(tmp_path, name, content):
+def test_unusual_but_valid_files_are_read(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
   (record,) = read(tmp_path / name)
   assert record[1:4] == ('p', 'r', 1.0)
@@ -111,8 +111,8 @@ def test_surrogate_pairs_are_one_letter(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['t.jsonl', 't.jsonl.gz', 't.csv'])
-def test_a_line_has_a_limit(tmp_path, monkeypatch, name):
-  monkeypatch.setattr(readers, 'LINE_LIMIT', 2**20)
+def test_a_line_over_the_limit_is_refused(tmp_path, monkeypatch, name):
+  monkeypatch.setattr(text_files, 'LINE_LIMIT', 2**20)
   text = b'prompt,response,reward\n' if name.endswith('csv') else LINE
   content = text + b'"' + b'x' * (2**20 + 1)
   (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith('gz') else content)
@@ -120,14 +120,14 @@ def test_a_line_has_a_limit(tmp_path, monkeypatch, name):
     read(tmp_path / name)
 
 
-def test_a_field_of_many_lines_has_a_limit(tmp_path, monkeypatch):
-  monkeypatch.setattr(readers, 'LINE_LIMIT', 2**10)
+def test_a_csv_field_of_many_lines_over_the_limit_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(text_files, 'LINE_LIMIT', 2**10)
   (tmp_path / 't.csv').write_bytes(b'prompt,response,reward\n"' + b'x\n' * 2**10)
   with pytest.raises(UsageError, match='larger than field limit .1024. in the row that begins at line 2'):
     read(tmp_path / 't.csv')
 
 
-def test_a_cut_gzip_says_how_much_was_read(tmp_path):
+def test_the_error_of_a_cut_gzip_says_how_much_was_read(tmp_path):
   parts = gzip.compress(LINE * 3) + gzip.compress(LINE * 5)[:-9]
   (tmp_path / 't.jsonl.gz').write_bytes(parts)
   with pytest.raises(UsageError, match=r't.jsonl.gz:\d: .*cut short .* after [3-8] whole lines'):
@@ -146,21 +146,21 @@ def test_a_cut_gzip_says_how_much_was_read(tmp_path):
     ('id', [1.5], "'id' is 1.5; an id must be text"),
   ],
 )
-def test_parquet_of_other_types_is_named(tmp_path, field, values, message):
+def test_the_error_of_a_parquet_value_of_the_wrong_type_names_the_field(tmp_path, field, values, message):
   columns = {'prompt': ['p'], 'response': ['r'], 'reward': [1.0]} | {field: values}
   pq.write_table(pa.table(columns), tmp_path / 't.parquet')
   with pytest.raises(UsageError, match=rf't.parquet:1: field {message}'):
     read(tmp_path / 't.parquet')
 
 
-def test_numbers_that_parquet_writes_by_number_are_read(tmp_path):
+def test_dictionary_encoded_parquet_numbers_are_read(tmp_path):
   numbers = {name: pa.array(x).dictionary_encode() for name, x in {'reward': [1.5], 'grade': [7]}.items()}
   pq.write_table(pa.table({'prompt': ['p'], 'response': ['r'], **numbers}), tmp_path / 't.parquet')
   (record,) = read(tmp_path / 't.parquet')
   assert (record.reward, record.columns) == (1.5, {'grade': 7.0})
 
 
-def test_parquet_of_odd_columns(tmp_path):
+def test_parquet_with_repeated_or_broken_columns_is_refused(tmp_path):
   names = ['prompt', 'prompt']
   pq.write_table(pa.Table.from_arrays([pa.array(['p'])] * 2, names), tmp_path / 't.parquet')
   with pytest.raises(UsageError, match='a column name occurs twice'):
@@ -173,7 +173,7 @@ def test_parquet_of_odd_columns(tmp_path):
     read(tmp_path / 'u.parquet')
 
 
-def test_what_is_no_file_is_named(tmp_path):
+def test_folders_and_pipes_are_refused(tmp_path):
   (tmp_path / 'd.jsonl').mkdir()
   with pytest.raises(UsageError, match=r"d.jsonl': it is a folder; pass its files: '.*\*.jsonl'"):
     read(tmp_path / 'd.jsonl')
@@ -191,7 +191,7 @@ def test_a_file_named_twice_is_refused(tmp_path):
     read(f'{tmp_path}/t.jsonl,{tmp_path}/*.jsonl')
 
 
-def test_ids_of_files_of_one_name_differ(tmp_path):
+def test_ids_differ_between_files_of_the_same_name(tmp_path):
   for name in 'ab':
     (tmp_path / name).mkdir()
     (tmp_path / name / 't.jsonl').write_bytes(LINE)
@@ -199,7 +199,7 @@ def test_ids_of_files_of_one_name_differ(tmp_path):
   assert [record.id for record in found] == ['t.jsonl:1', f'{tmp_path}/b/t.jsonl:1']
 
 
-def test_a_file_that_vanishes_or_cannot_be_read_is_named(tmp_path, monkeypatch):
+def test_the_error_of_a_file_that_vanishes_or_cannot_be_read_names_it(tmp_path, monkeypatch):
   path = tmp_path / 't.jsonl'
   path.write_bytes(LINE)
   records = triplets.read_triplets(str(path))
@@ -219,7 +219,7 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_named(tmp_path, monkeypatch):
       start()
 
 
-def test_a_file_that_changes_while_it_is_read_makes_no_table(tmp_path):
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
   path = tmp_path / 't.jsonl'
   path.write_bytes(LINE)
   source = find.find(str(path))
@@ -228,7 +228,7 @@ def test_a_file_that_changes_while_it_is_read_makes_no_table(tmp_path):
     list(source.records())
 
 
-def test_errors_show_little_of_what_is_long(tmp_path):
+def test_errors_abbreviate_long_values(tmp_path):
   record = {'prompt': 'p', 'response': ['x' * 10**5] * 50, 'reward': 1} | {f'c{i}': 'x' for i in range(1000)}
   (tmp_path / 't.jsonl').write_text(json.dumps(record))
   for columns in (None, 'response=none'):
@@ -256,7 +256,7 @@ HEADER = 'prompt\tresponse\treward\n'
     ('p\t"a\tb"\t1\r\n', [('p', 'a\tb')]),
   ],
 )
-def test_quotes_in_tsv_are_text_unless_the_file_is_written_by_csv_rules(tmp_path, text, want):
+def test_quotes_in_a_tsv_are_text_unless_csv_rules_wrote_the_file(tmp_path, text, want):
   (tmp_path / 't.tsv').write_text(HEADER + text, newline='')
   assert [(r.prompt, r.response) for r in read(tmp_path / 't.tsv')] == want
   (tmp_path / 't.tsv.gz').write_bytes(gzip.compress((HEADER + text).encode()))
@@ -279,13 +279,13 @@ def test_a_tsv_that_quotes_its_header_quotes_everything(tmp_path):
     'p1\t"He left\t1\np2\tshe said"\t0\n',
   ],
 )  # fmt: skip
-def test_a_tsv_whose_quotes_may_be_text_or_not_is_refused(tmp_path, lines):
+def test_a_tsv_with_ambiguous_quotes_is_refused(tmp_path, lines):
   (tmp_path / 't.tsv').write_text(f'{HEADER}p\tr\t1\n{lines}')
   with pytest.raises(UsageError, match=r't.tsv:3: .*quotes.*belong to the text, or.*\.jsonl'):
     read(tmp_path / 't.tsv')
 
 
-def test_a_tsv_that_neither_way_of_reading_explains_is_refused(tmp_path):
+def test_a_tsv_that_cannot_be_read_either_way_is_refused(tmp_path):
   (tmp_path / 't.tsv').write_text(f'{HEADER}p\t"r" x\t1\np\tr\n')
   with pytest.raises(UsageError, match='t.tsv:3: 2 fields, but the header has 3'):
     read(tmp_path / 't.tsv')
@@ -294,7 +294,7 @@ def test_a_tsv_that_neither_way_of_reading_explains_is_refused(tmp_path):
     read(tmp_path / 't.tsv')
 
 
-def test_a_lone_carriage_return_in_tsv_is_named(tmp_path):
+def test_a_lone_carriage_return_in_a_tsv_is_refused(tmp_path):
   (tmp_path / 't.tsv').write_bytes(HEADER.encode() + b'p\t"r\rs" x\t1\n')
   with pytest.raises(UsageError, match='t.tsv:2: .*line feed'):
     read(tmp_path / 't.tsv')
@@ -319,20 +319,20 @@ class Odd:
     return str(path)
 
 
-def test_columns_of_parquet_that_nobody_asked_for_do_no_harm(tmp_path, caplog):
+def test_unused_parquet_columns_of_odd_types_are_not_read_and_logged(tmp_path, caplog):
   path = Odd.write(tmp_path / 't.parquet')
   with caplog.at_level('INFO', 'dro_jax'):
     found = read(path)
   assert [(r.response, r.reward) for r in found] == [('a', 1.0), ('b', 0.5), ('c', 0.0)]
   numbers = {'cost': 0.25, 'count': 1.0, 'seen': 1.0, 'half': 1.0}
   assert found[0].columns == numbers
-  (said,) = [r.getMessage() for r in caplog.records if 'not read' in r.getMessage()]
+  (message,) = [r.getMessage() for r in caplog.records if 'not read' in r.getMessage()]
   for name in ('when', 'took', 'far', 'blob', 'nested'):
-    assert f'{name} (' in said
-  assert 'note' not in said and 'cost' not in said
+    assert f'{name} (' in message
+  assert 'note' not in message and 'cost' not in message
 
 
-def test_only_the_columns_that_are_used_are_read_of_parquet(tmp_path, monkeypatch):
+def test_parquet_reads_only_the_columns_in_use(tmp_path, monkeypatch):
   read_columns = []
   plain = pq.ParquetFile.iter_batches
   monkeypatch.setattr(
@@ -348,7 +348,7 @@ def test_only_the_columns_that_are_used_are_read_of_parquet(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize('name', ['when', 'nested', 'far'])
-def test_a_column_of_parquet_that_is_asked_for_and_cannot_be_read_is_named(tmp_path, name):
+def test_the_error_of_a_named_parquet_column_that_cannot_be_read_names_it(tmp_path, name):
   path = Odd.write(tmp_path / 't.parquet')
   # Where pandas is, it holds what Python cannot.
   with pytest.raises(
@@ -357,7 +357,7 @@ def test_a_column_of_parquet_that_is_asked_for_and_cannot_be_read_is_named(tmp_p
     read(path, columns=f'reward={name}')
 
 
-def test_a_missing_field_names_columns_that_are_not_read(tmp_path):
+def test_the_error_of_a_missing_field_lists_unread_columns_too(tmp_path):
   path = Odd.write(tmp_path / 't.parquet')
   with pytest.raises(UsageError, match='the record has prompt, response, reward, note, when'):
     read(path, columns='prompt=notes')
@@ -377,7 +377,7 @@ SPELLINGS = {
 @pytest.mark.parametrize('block', [1, 7, 2**20])
 @pytest.mark.parametrize('name', ['t.json', 't.json.gz'])
 def test_a_json_file_is_an_array_or_objects_one_after_the_other(tmp_path, monkeypatch, spelling, block, name):
-  monkeypatch.setattr(readers, '_BLOCK', block)
+  monkeypatch.setattr(text_files, '_BLOCK', block)
   data = SPELLINGS[spelling].encode()
   (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith('.gz') else data)
   found = read(tmp_path / name)
@@ -403,16 +403,16 @@ BAD_JSON = {
 
 @pytest.mark.parametrize('case', BAD_JSON)
 @pytest.mark.parametrize('block', [5, 2**20])
-def test_a_bad_json_file_is_named_by_its_record(tmp_path, monkeypatch, case, block):
-  monkeypatch.setattr(readers, '_BLOCK', block)
+def test_the_error_of_a_bad_json_file_names_its_record(tmp_path, monkeypatch, case, block):
+  monkeypatch.setattr(text_files, '_BLOCK', block)
   text, message = BAD_JSON[case]
   (tmp_path / 't.json').write_text(text)
   with pytest.raises(UsageError, match=message):
     read(tmp_path / 't.json')
 
 
-def test_a_json_array_is_read_in_memory_that_a_record_bounds(tmp_path, monkeypatch):
-  monkeypatch.setattr(readers, '_BLOCK', 2**12)
+def test_reading_a_json_array_takes_the_memory_of_one_record(tmp_path, monkeypatch):
+  monkeypatch.setattr(text_files, '_BLOCK', 2**12)
   record = json.dumps({'prompt': 'p' * 1000, 'response': 'r', 'reward': 1})
   (tmp_path / 't.json').write_text('[' + ','.join([record] * 5000) + ']')
   tracemalloc.start()
@@ -421,16 +421,16 @@ def test_a_json_array_is_read_in_memory_that_a_record_bounds(tmp_path, monkeypat
   tracemalloc.stop()
 
 
-def test_a_record_of_a_json_array_has_a_limit(tmp_path, monkeypatch):
-  monkeypatch.setattr(readers, 'LINE_LIMIT', 2**20)
-  monkeypatch.setattr(readers, '_BLOCK', 2**16)
+def test_a_json_record_over_the_limit_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(text_files, 'LINE_LIMIT', 2**20)
+  monkeypatch.setattr(text_files, '_BLOCK', 2**16)
   (tmp_path / 't.json').write_text('[{"prompt": "' + 'x' * 2**21 + '"}]')
   with pytest.raises(UsageError, match='t.json:1: the record is longer than 1 MiB'):
     read(tmp_path / 't.json')
 
 
-def test_damaged_bytes_of_a_json_file_are_named(tmp_path, monkeypatch):
-  monkeypatch.setattr(readers, '_BLOCK', 8)
+def test_the_error_of_damaged_bytes_in_a_json_file_names_the_place(tmp_path, monkeypatch):
+  monkeypatch.setattr(text_files, '_BLOCK', 8)
   (tmp_path / 't.json').write_bytes(b'\xef\xbb\xbf[{"prompt": "caf\xe9 au lait"}]')
   with pytest.raises(UsageError, match='t.json: not UTF-8 text: byte 19 of the file is 0xe9'):
     read(tmp_path / 't.json')
@@ -439,7 +439,7 @@ def test_damaged_bytes_of_a_json_file_are_named(tmp_path, monkeypatch):
     read(tmp_path / 't.json.gz')
 
 
-def test_dates_that_python_has_not_do_no_harm_within_a_conversation(tmp_path):
+def test_dates_that_python_lacks_are_numbers_within_a_conversation(tmp_path):
   turn = pa.struct(
     [('role', pa.string()), ('content', pa.string()), ('at', pa.timestamp('ns')), ('took', pa.duration('ns'))]
   )

@@ -41,7 +41,7 @@ def read(tmp_path, rewards: list, map_reward=None, name: str = 't.jsonl', **opti
     ('stars', ['4.5/5', '⭐️⭐️⭐️', ' 5 Stars '], [4.5, 3, 5]),
   ],
 )
-def test_words_become_numbers(tmp_path, map_reward, rewards, numbers):
+def test_map_reward_gives_words_their_numbers(tmp_path, map_reward, rewards, numbers):
   assert read(tmp_path, rewards, map_reward) == numbers
 
 
@@ -49,7 +49,7 @@ def test_words_become_numbers(tmp_path, map_reward, rewards, numbers):
   'map_reward, rewards, numbers',
   [('True=1,false=-1', ['true', 'False', 'TRUE'], [1, -1, 1]), ('1=-1,2=1', ['1', '2.0'], [-1, 1])],
 )
-def test_words_of_files_without_types(tmp_path, map_reward, rewards, numbers):
+def test_map_reward_reads_words_of_files_without_types(tmp_path, map_reward, rewards, numbers):
   assert read(tmp_path, rewards, map_reward, 't.csv') == numbers
 
 
@@ -61,7 +61,7 @@ def test_words_of_files_without_types(tmp_path, map_reward, rewards, numbers):
       ['up', 'Up '],
       r"'Up ', which .*\('up', 'down'\) does not name \(did you mean up",
     ),
-    ('up=1,down=0', ['up', 'down', 'sideways'], "so far there were: 'up', 'down'. Give it a number"),
+    ('up=1,down=0', ['up', 'down', 'sideways'], "the words so far: 'up', 'down'. Give it a number"),
     ('up=1', [[1]], r'is \[1\], not a number but a list of 1; .*--columns reward=reward.0'),
     ('1=0,2=1', [1, 3], '3, which --map_reward'),
     ('true=1', [True, False], 'False, which --map_reward'),
@@ -75,7 +75,7 @@ def test_words_of_files_without_types(tmp_path, map_reward, rewards, numbers):
     (None, ['1_0'], 'not a number'),
   ],
 )
-def test_what_is_not_listed_is_never_guessed(tmp_path, map_reward, rewards, message):
+def test_an_unlisted_word_is_refused(tmp_path, map_reward, rewards, message):
   with pytest.raises(UsageError, match=message) as error:
     read(tmp_path, rewards, map_reward)
   assert f"t.jsonl:{len(rewards)}: field 'reward' is " in str(error.value)
@@ -84,36 +84,36 @@ def test_what_is_not_listed_is_never_guessed(tmp_path, map_reward, rewards, mess
 @pytest.mark.parametrize(
   'given, message',
   [
-    ('up', "'up' is no WORD=NUMBER pair"),
+    ('up', "'up' is not a WORD=NUMBER pair"),
     ('star', r"'star' \(did you mean stars\?\)"),
-    ('up=1,', "'' is no WORD"),
-    ('=1', 'is no WORD'),
-    ('up=high', "'up' is to be 'high'; pass WORD=NUMBER"),
+    ('up=1,', "'' is not a WORD"),
+    ('=1', 'is not a WORD'),
+    ('up=high', "'up' has the value 'high', which is not a finite number; pass WORD=NUMBER"),
     ('up=nan', 'WORD=NUMBER'),
-    ('up=1,up=2', 'with two numbers'),
-    ('1=1,1.0=2', "'1' and '1.0' are one word"),
-    ('👍=1,👍🏽=2', 'are one word'),
+    ('up=1,up=2', 'the same word with two different numbers'),
+    ('1=1,1.0=2', "'1' and '1.0' are the same word"),
+    ('👍=1,👍🏽=2', 'are the same word'),
     ({'up': math.inf}, 'WORD=NUMBER'),
   ],
 )
-def test_bad_maps_are_refused(given, message):
+def test_map_reward_refuses_a_bad_map(given, message):
   with pytest.raises(UsageError, match=message):
     reward_words.parse(given)
 
 
-def test_a_word_that_never_occurs_is_told_once(tmp_path, caplog):
+def test_a_listed_word_that_never_occurs_is_logged_once(tmp_path, caplog):
   with caplog.at_level('WARNING', 'dro_jax.data.records.reward_words'):
     read(tmp_path, ['up', 'down', 'up'], 'up=1,down=0,Flat=.5')
   (record,) = caplog.records
   assert record.getMessage() == (
-    "t.jsonl: of --map_reward never occurs: 'Flat'; the rewards are 'up' (2), 'down' (1)"
+    "t.jsonl: --map_reward lists words that never occur: 'Flat'; the rewards are 'up' (2), 'down' (1)"
   )
   caplog.clear()
   read(tmp_path, ['up', 'down'], 'up=1,down=0')
   assert not caplog.records
 
 
-def test_imitation_reads_over_unknown_words(tmp_path):
+def test_an_unknown_word_is_no_reward_where_rewards_are_not_required(tmp_path):
   assert read(tmp_path, ['up', 'sideways'], 'up=1', rewards_required=False) == [1.0, None]
 
 
@@ -130,19 +130,19 @@ def test_imitation_reads_over_unknown_words(tmp_path):
     (['yes, very', 'no'], {'yes, very': 'NUMBER', 'no': 0}, False),
   ],
 )
-def test_numbers_are_proposed_for_words(words, proposed, complete):
+def test_propose_gives_known_words_their_numbers(words, proposed, complete):
   found = reward_words.propose(words)
   assert found == (proposed, complete)
   if complete:
     reward_words.parse(proposed)
 
 
-def test_a_proposal_adds_to_what_is_said():
+def test_a_proposal_adds_to_the_users_map():
   assert reward_words.propose(['down'], 'up=3') == ('up=3,down=0', True)
   assert reward_words.propose(['down'], {'up, up': 3}) == ({'up, up': 3, 'down': 0}, True)
 
 
-def test_words_are_found_where_no_number_is(tmp_path):
+def test_reward_words_of_counts_the_texts_without_a_number(tmp_path):
   path = tmp_path / 't.jsonl'
   rewards = ['up', 'down', 'up', 1, '2', None, True]
   lines = [json.dumps({'prompt': 'p', 'response': 'r', 'reward': reward}) for reward in rewards]

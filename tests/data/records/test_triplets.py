@@ -44,14 +44,14 @@ def read(path, *args, **options) -> list[triplets.Record]:
 
 
 @pytest.mark.parametrize('name', ['t.jsonl', 't.jsonl.gz', 't.csv', 't.tsv', 't.parquet'])
-def test_every_format_reads_alike(tmp_path, name):
+def test_every_format_gives_the_same_records(tmp_path, name):
   found = read(write(tmp_path / name, RECORDS))
   assert [(r.id, r.prompt, r.response, r.reward, r.columns) for r in found] == [
     (r['id'], r['prompt'], r['response'], r['reward'], {'hter': r['hter']}) for r in RECORDS
   ]
 
 
-def test_columns_bring_in_ones_own_names(tmp_path):
+def test_columns_maps_our_names_to_the_files(tmp_path):
   records = [{'question': 'q', 'answer': 'a', 'thumbs': True, 'response': 'not this', 'score': 3}]
   path = write(tmp_path / 't.jsonl', records)
   mapping = 'prompt=question,response=answer,reward=thumbs,label=thumbs'
@@ -60,14 +60,14 @@ def test_columns_bring_in_ones_own_names(tmp_path):
     assert record[:5] == ('t.jsonl:1', 'q', 'a', 1.0, {'label': 1.0, 'score': 3.0})
 
 
-def test_known_columns_are_renamed_and_text_is_left_out(tmp_path):
+def test_known_columns_get_our_names_and_text_columns_are_left_out(tmp_path):
   path = write(tmp_path / 't.jsonl', [dict(RECORDS[0], behaviour_logprob=-3.5, system='S', ratings=[1, 2])])
   assert read(path)[0].columns == {'hter': 0.25, 'behaviour_logps': -3.5}
 
 
-@pytest.mark.parametrize('said, sampled', [('sampled', 1), ('Sampling', 1), ('sample', 1), ('beam', 0)])
-def test_what_drew_the_log_becomes_a_number(tmp_path, said, sampled):
-  path = write(tmp_path / 't.jsonl', [dict(RECORDS[0], drawn=said)])
+@pytest.mark.parametrize('sampler, sampled', [('sampled', 1), ('Sampling', 1), ('sample', 1), ('beam', 0)])
+def test_the_sampler_of_a_log_becomes_a_number(tmp_path, sampler, sampled):
+  path = write(tmp_path / 't.jsonl', [dict(RECORDS[0], drawn=sampler)])
   assert read(path, 'behaviour_sampler=drawn')[0].columns['behaviour_sampled'] == sampled
 
 
@@ -77,7 +77,7 @@ def test_rewards_that_are_words_are_mapped(tmp_path):
     assert [r.reward for r in read(path, map_reward=mapping)] == [1.0, 0.0]
 
 
-def test_imitation_needs_no_rewards(tmp_path):
+def test_a_record_without_a_reward_is_read_where_rewards_are_not_required(tmp_path):
   records = [{'prompt': 'p', 'post_edit': 'e'}, {'prompt': 'p', 'post_edit': 'f', 'reward': 'word'}]
   path = write(tmp_path / 't.jsonl', records)
   found = read(path, 'response=post_edit', rewards_required=False)
@@ -87,7 +87,7 @@ def test_imitation_needs_no_rewards(tmp_path):
 @pytest.mark.parametrize(
   'columns', ['label=,id=,behaviour_logprob=', {'label': '', 'id': None, 'behaviour_logprob': ''}]
 )
-def test_columns_that_mean_something_else_are_left_alone(tmp_path, columns):
+def test_columns_with_an_empty_name_are_ignored(tmp_path, columns):
   records = [
     dict(RECORDS[0], label='spam', id=[1], behaviour_logprob='x'),
     dict(RECORDS[1], label=7, id=[1], behaviour_logprob=None),
@@ -101,38 +101,38 @@ def test_columns_that_mean_something_else_are_left_alone(tmp_path, columns):
 @pytest.mark.parametrize(
   'field, value', [('label', 'spam'), ('label', 7), ('behaviour_logprob', 'x'), ('id', [1])]
 )
-def test_errors_say_how_to_leave_a_column_alone(tmp_path, field, value):
+def test_errors_in_a_column_say_how_to_ignore_it(tmp_path, field, value):
   path = write(tmp_path / 't.jsonl', [dict(RECORDS[0], **{field: value})])
   with pytest.raises(UsageError, match=f'--columns {field}='):
     read(path)
 
 
-def test_a_column_of_numbers_may_be_left_out(tmp_path):
+def test_a_column_of_numbers_can_be_ignored(tmp_path):
   path = write(tmp_path / 't.jsonl', RECORDS)
   assert read(path, 'hter=')[0].columns == {}
 
 
-def test_a_column_that_is_left_alone_may_have_another_name(tmp_path):
+def test_an_ignored_column_can_have_another_name(tmp_path):
   path = write(tmp_path / 't.jsonl', [dict(r, label=7) for r in RECORDS])
   assert {r.columns['grade'] for r in read(path, 'label=,grade=label')} == {7}
 
 
-def test_dates_in_a_column_with_a_meaning_are_told_how_to_be_left_alone(tmp_path):
+def test_the_error_of_dates_in_a_column_with_a_meaning_says_how_to_ignore_it(tmp_path):
   path = str(tmp_path / 't.parquet')
   ids = pa.array([1, 2], pa.timestamp('ns'))
   pq.write_table(pa.table({'prompt': ['p', 'q'], 'response': ['r', 's'], 'reward': [1, 0], 'id': ids}), path)
-  with pytest.raises(UsageError, match=r"column 'id' \(timestamp.ns.\).*leave it alone by --columns NAME="):
+  with pytest.raises(UsageError, match=r"column 'id' \(timestamp.ns.\).*ignore it with --columns NAME="):
     read(path)
   assert len(read(path, 'id=')) == 2
 
 
 @pytest.mark.parametrize('name', ['prompt', 'response'])
-def test_what_a_record_needs_cannot_be_left_alone(tmp_path, name):
+def test_columns_refuses_to_ignore_the_prompt_or_response(tmp_path, name):
   with pytest.raises(UsageError, match=f"'{name}=': every record needs its {name}"):
     read(write(tmp_path / 't.jsonl', RECORDS), f'{name}=')
 
 
-def test_several_files_and_patterns(tmp_path):
+def test_several_files_and_patterns_are_read_in_order(tmp_path):
   for i, record in enumerate(RECORDS):
     write(tmp_path / f'part{i}.jsonl', [record])
   parts = [str(tmp_path / f'part{i}.jsonl') for i in range(3)]
@@ -140,7 +140,7 @@ def test_several_files_and_patterns(tmp_path):
     assert [r.id for r in read(paths)] == ['a', 'b', 'c']
 
 
-def test_booleans_in_files_without_types(tmp_path):
+def test_booleans_in_files_without_types_are_numbers(tmp_path):
   records = [dict(RECORDS[0], reward='true'), dict(RECORDS[1], reward='False')]
   assert [r.reward for r in read(write(tmp_path / 't.csv', records))] == [1.0, 0.0]
 
@@ -175,7 +175,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('case', BAD)
-def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, case):
+def test_the_error_of_a_bad_record_names_file_line_and_field(tmp_path, case):
   record, message = BAD[case]
   path = write(tmp_path / 't.jsonl', [RECORDS[0], record, RECORDS[2]])
   with pytest.raises(UsageError, match=message) as error:
@@ -183,7 +183,7 @@ def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, case):
   assert str(error.value).startswith(f'{path}:2: ')
 
 
-def test_a_field_of_ones_own_name_is_named_by_it(tmp_path):
+def test_errors_name_a_field_by_the_files_name(tmp_path):
   path = write(tmp_path / 't.jsonl', RECORDS)
   with pytest.raises(
     UsageError, match=r"t.jsonl:1: field 'thumbs' \(the reward\) is missing.*record has id, prompt"
@@ -222,14 +222,14 @@ def test_empty_cells_are_missing(tmp_path):
     ('t.txt', b'x', r'unknown format; the name must end in one of .jsonl'),
   ],
 )
-def test_a_bad_file_is_named(tmp_path, name, content, message):
+def test_the_error_of_a_bad_file_names_it(tmp_path, name, content, message):
   path = tmp_path / name
   path.write_bytes(content)
   with pytest.raises(UsageError, match=message):
     read(str(path))
 
 
-def test_parquet_columns_of_wrong_type_are_named(tmp_path):
+def test_the_error_of_a_parquet_column_of_the_wrong_type_names_it(tmp_path):
   path = write(tmp_path / 't.parquet', [dict(r, reward=str(r['reward'])) for r in RECORDS])
   with pytest.raises(UsageError, match=r"t.parquet:1: field 'reward' is '1.5', not a number"):
     read(path)
@@ -238,14 +238,14 @@ def test_parquet_columns_of_wrong_type_are_named(tmp_path):
     read(path)
 
 
-def test_one_empty_file_among_several_is_named(tmp_path):
+def test_an_empty_file_among_several_is_refused(tmp_path):
   path = write(tmp_path / 't.jsonl', RECORDS)
   (tmp_path / 'empty.jsonl').touch()
   with pytest.raises(UsageError, match=r'empty.jsonl: the file holds no records'):
     read([path, str(tmp_path / 'empty.jsonl')])
 
 
-def test_a_missing_file_is_named():
+def test_a_missing_file_is_refused():
   with pytest.raises(UsageError, match=r"'nowhere.jsonl': there is no such file"):
     read('nowhere.jsonl')
 
@@ -254,12 +254,12 @@ def test_a_missing_file_is_named():
   'name, files',
   [('a.jsonl', True), ('dir/a', True), ('part*', True), ('a.txt,b.csv', True), ('my_task.v1', False)],
 )
-def test_names_of_files_are_told_from_tasks(name, files):
+def test_is_files_tells_files_from_tasks(name, files):
   assert triplets.is_files(name) == files
   assert triplets.is_files([name]) == files
 
 
-def test_bad_pairs_are_refused(tmp_path):
+def test_columns_and_map_reward_refuse_bad_pairs(tmp_path):
   path = write(tmp_path / 't.jsonl', RECORDS)
   with pytest.raises(UsageError, match='NAME=FIELD'):
     read(path, 'prompt:question')
@@ -300,12 +300,12 @@ def test_a_path_leads_into_objects_lists_and_text_that_is_json(tmp_path, path, n
     ('answer.text.x', "'answer.text' is 'a'"), ('nowhere.x', 'the record has chat'),
   ],
 )  # fmt: skip
-def test_a_path_that_leads_nowhere_says_how_far_it_led(tmp_path, path, message):
+def test_the_error_of_a_path_to_no_value_says_how_far_it_leads(tmp_path, path, message):
   with pytest.raises(UsageError, match=f"field '{path}' .*missing.*{message}"):
     read(write(tmp_path / 't.jsonl', [NESTED]), f'prompt={path}')
 
 
-def test_a_path_reads_parquet_and_csv_as_well(tmp_path):
+def test_a_path_leads_into_parquet_and_csv(tmp_path):
   path = write(tmp_path / 't.parquet', [{'chat': {'q': 'p', 'a': 'r'}, 's': [1.5]}])
   assert read(path, 'prompt=chat.q,response=chat.a,reward=s.0')[0][1:4] == ('p', 'r', 1.5)
   path = write(tmp_path / 't.csv', [{'chat': '{"q": "p", "a": "r"}', 's': '[1.5]'}])
@@ -313,7 +313,7 @@ def test_a_path_reads_parquet_and_csv_as_well(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['t.jsonl', 't.csv', 't.parquet'])
-def test_a_reward_in_a_list_is_told_how_to_be_reached(tmp_path, name):
+def test_the_error_of_a_reward_in_a_list_names_the_path(tmp_path, name):
   value = '[1.5]' if name == 't.csv' else [1.5]
   path = write(tmp_path / name, [{'prompt': 'p', 'response': 'r', 'user-feedback': value}])
   with pytest.raises(
@@ -323,7 +323,7 @@ def test_a_reward_in_a_list_is_told_how_to_be_reached(tmp_path, name):
   assert read(path, 'reward=user-feedback.0')[0].reward == 1.5
 
 
-def test_a_reward_in_an_object_names_its_fields(tmp_path):
+def test_the_error_of_a_reward_in_an_object_names_a_field(tmp_path):
   path = write(tmp_path / 't.jsonl', [dict(RECORDS[0], reward={'rating': 1, 'tag': 'x'})])
   with pytest.raises(UsageError, match=r'an object; name a field of it: --columns reward=reward\.rating'):
     read(path)

@@ -1,0 +1,137 @@
+"""A record's prompt and response: from fields, from a conversation, or from a comparison's sides."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dro_jax.data.records import comparisons, field_paths, fields
+from dro_jax.data.text import chat
+from dro_jax.errors import UsageError, shown
+
+
+def prompt_and_response(
+  record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str
+) -> tuple[str, str]:
+  """(prompt, response) of a record that is not a comparison."""
+  if is_conversation(record, names, ('prompt', 'response')):
+    return read_messages(chat.split, record, names, where, template)
+  prompt = read_text(record, names, 'prompt', where, template)
+  return prompt, read_text(record, names, 'response', where, template)
+
+
+def is_conversation(record: Mapping[str, Any], names: Mapping[str, str], replaced: Sequence[str]) -> bool:
+  """Whether `messages` replaces these fields: the user named it, or they are neither named nor there."""
+  if names.get('messages') or field_paths.value(record, names, 'messages') is None:
+    return bool(names.get('messages'))
+  return not any(name in names or record.get(name) is not None for name in replaced)
+
+
+def read_messages(
+  read: Callable, record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str
+) -> Any:
+  """The field `messages`, read by `chat.split` or `chat.question`."""
+  value = field_paths.value(record, names, 'messages')
+  if value is None:
+    raise fields.missing(record, names, 'messages', where)
+  place = f'{where}: field {fields.described("messages", names)}'
+  messages = chat.conversation(value, place, names)
+  if messages is not None:
+    _refuse_lost(record, names, 'messages', messages, where)
+  texts = read(value if messages is None else messages, template, place)
+  if reason := fields.why_unusable(texts if isinstance(texts, str) else ''.join(texts)):
+    raise fields.wrong('messages', names, where, reason)
+  return texts
+
+
+def read_text(
+  record: Mapping[str, Any], names: Mapping[str, str], name: str, where: str, template: str
+) -> str:
+  """A field's text; a conversation becomes the text of a prompt or response.
+
+  Raises:
+    UsageError: the field is missing, empty, or not text.
+  """
+  value = field_paths.value(record, names, name)
+  if value is None:
+    raise fields.missing(record, names, name, where)
+  place = f'{where}: field {fields.described(name, names)}'
+  if (messages := chat.conversation(value, place, names)) is not None:
+    _refuse_lost(record, names, name, messages, where)
+    value = chat.prompt(messages, template, place) if name == 'prompt' else chat.response(messages, place)
+  else:
+    _refuse_torn(record, names, name, where)
+  if not isinstance(value, str):
+    raise fields.wrong(name, names, where, f'is {shown(value)}, a {type(value).__name__}; it must be text')
+  if not value or value.isspace():
+    raise fields.wrong(name, names, where, 'is empty; remove the record or fill it in')
+  if reason := fields.why_unusable(value):
+    raise fields.wrong(name, names, where, reason)
+  return value
+
+
+def _refuse_lost(
+  record: Mapping[str, Any], names: Mapping[str, str], name: str, messages: list, where: str
+) -> None:
+  """Refuses content beside a conversation, in the record or in an object on the path to the conversation."""
+  for holder in field_paths.holders(record, names.get(name, name)):
+    if lost := chat.lost_beside(holder, messages, names):
+      raise UsageError(
+        f"{where}: field '{lost}' ({shown(holder[lost])}) stands beside a conversation; {chat.remedy(lost)}"
+      )
+
+
+def _refuse_torn(record: Mapping[str, Any], names: Mapping[str, str], name: str, where: str) -> None:
+  """Refuses a path to a turn's content where the turn says more, such as calls of tools."""
+  path = names.get(name, name)
+  for holder in field_paths.holders(record, path)[1:]:
+    if 'role' in holder and (lost := chat.lost_beside(holder, [holder], names)):
+      raise UsageError(
+        f"{where}: field '{lost}' ({shown(holder[lost])}) stands beside '{path}' in a turn, and would be "
+        f'lost: write it into the text, remove the record, or ignore the field with --columns {lost}='
+      )
+
+
+# --- comparisons --------------------------------------------------------------------------------------------
+
+
+def read_sides(
+  record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str
+) -> dict[str, tuple[str, str]]:
+  """(prompt, response) of each side of a comparison."""
+  values = {side: field_paths.value(record, names, side) for side in comparisons.SIDES}
+  if lacking := [side for side, value in values.items() if value is None]:
+    raise fields.missing(record, names, lacking[0], where)
+  prompt = field_paths.value(record, names, 'prompt')
+  if prompt is None and names.get('prompt'):
+    raise fields.missing(record, names, 'prompt', where)
+  turns = {side: _turns(record, names, side, where) for side in values}
+  if prompt is None and all(isinstance(value, str) and not turns[side] for side, value in values.items()):
+    return comparisons.split_texts(
+      *(read_text(record, names, side, where, template) for side in values), where
+    )
+  return {side: _side(record, names, side, turns[side], prompt, where, template) for side in values}
+
+
+def _turns(record: Mapping[str, Any], names: Mapping[str, str], side: str, where: str) -> list | None:
+  """A side's turns, where it is a conversation."""
+  place = f'{where}: field {fields.described(side, names)}'
+  return chat.conversation(field_paths.value(record, names, side), place, names)
+
+
+def _side(
+  record: Mapping[str, Any],
+  names: Mapping[str, str],
+  side: str,
+  turns: list | None,
+  prompt: Any,
+  where: str,
+  template: str,
+) -> tuple[str, str]:
+  """(prompt, response) of one side: with the record's prompt, or split off its own whole conversation."""
+  if turns is None or (prompt is not None and len(turns) == 1):
+    question = read_text(record, names, 'prompt', where, template)
+    return question, read_text(record, names, side, where, template)
+  _refuse_lost(record, names, side, turns, where)
+  texts = comparisons.split_turns(turns, prompt, template, f'{where}: field {fields.described(side, names)}')
+  if reason := fields.why_unusable(''.join(texts)):
+    raise fields.wrong(side, names, where, reason)
+  return texts
