@@ -148,7 +148,7 @@ def _commands_of(lines: list[str]) -> list[str]:
 def job_fields(backend: str) -> str:
   """The fields of a launch backend's job, as its `spec` lists and explains them."""
   text = (ROOT / 'launch/backends' / f'{backend}.py').read_text(encoding='utf-8')
-  pattern = r'^  job\.(\w+) = (?:\(\n +)?(.+?)  # (.+?)$'
+  pattern = r'^  job\.(?!backend)(\w+) = (?:\(\n +)?(.+?)(?:  # (.+))?$'
   rows = [
     f'| `--job.{name}` | `{value}` | {_cell(meaning)} |'
     for name, value, meaning in re.findall(pattern, text, re.M)

@@ -1,5 +1,6 @@
 """The site's pages: each has its place, links lead to pages, and generated parts are made."""
 
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -52,3 +53,12 @@ def test_the_settings_page_has_every_setting_of_train():
   settings = re.findall(r'^([A-Z][A-Z0-9_]*) =', text, re.MULTILINE)
   assert re.findall(r'^\| `([A-Z][A-Z0-9_]*)` \|', page, re.MULTILINE) == settings
   assert '## Rows' in page
+
+
+@pytest.mark.parametrize('backend', ['gke', 'local', 'slurm', 'tpu_vm'])
+def test_the_page_of_a_backend_has_every_field_of_its_job(backend):
+  fields = set(importlib.import_module(f'launch.backends.{backend}').spec()) - {'backend'}
+  shown = re.findall(r'^\| `--job\.(\w+)`', conf.expand(f'<!-- generated: job {backend} -->'), re.MULTILINE)
+  # The checks before a run that all backends share have fields of their own.
+  assert len(shown) == len(set(shown)) and set(shown) <= fields
+  assert all(field.startswith('preflight') for field in fields - set(shown)), fields - set(shown)
