@@ -375,7 +375,7 @@ def refuse_zero_rewards(triplets: Any) -> None:
 
 
 def _equal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  return ~(ties.exceeds(x, y) | ties.exceeds(y, x))
+  return np.logical_not(ties.exceeds(x, y) | ties.exceeds(y, x))
 
 
 def _float(x: np.ndarray) -> np.ndarray:

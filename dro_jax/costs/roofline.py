@@ -105,7 +105,7 @@ def memory(state: TrainState, statistics: Any, kept: float | int) -> dict[str, f
 
 def state_memory(state: TrainState) -> dict[str, float | int]:
   """Bytes a chip that lie there between steps."""
-  held = {
+  held: dict[str, float | int] = {
     'parameters': shard_bytes(state.params), 'optimizer': shard_bytes(state.opt_state),
     'reference': shard_bytes(state.reference),
   }  # fmt: skip

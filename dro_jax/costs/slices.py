@@ -96,7 +96,7 @@ def find(name: str) -> Slice:
     os.environ.setdefault(variable, value)
   from jax.experimental import topologies
 
-  options = {'chip_config_name': CHIPS[kind].config}
+  options: dict[str, Any] = {'chip_config_name': CHIPS[kind].config}
   if num_slices > 1:
     options['num_slices'] = num_slices
   try:
@@ -236,7 +236,7 @@ def route(source: Any, target: Any, where: Slice) -> list[tuple]:
     return [('dcn', source.id)]
   at, end, links = list(place_of(source)), place_of(target), []
   for axis, length in enumerate(where.shape):
-    ahead = end[axis] - at[axis]
+    ahead: float | int = end[axis] - at[axis]
     if _wraps(length, where) and abs(ahead) > length / 2:
       ahead -= math.copysign(length, ahead)
     step = 1 if ahead > 0 else -1

@@ -51,14 +51,16 @@ def _promising(table: TokenTable, batches: Sequence[np.ndarray]) -> list[tuple[i
     return float(np.sum(totals) / (rows.sum() * sum(sides)))
 
   longest = int(table.prompt_lengths.max()), int(table.response_lengths.max())
-  sides = [{-(-length // 8) * 8, *(size for size in _ROWS if size >= length)} for length in longest]
-  return sorted(sorted(itertools.product(*sides)), key=fill)[-_TRIED:]
+  prompts, responses = [
+    {-(-length // 8) * 8, *(size for size in _ROWS if size >= length)} for length in longest
+  ]
+  return sorted(sorted(itertools.product(prompts, responses)), key=fill)[-_TRIED:]
 
 
 def _packed(
   table: TokenTable, order: plan.Plan, batches: list, own: Mapping, given: Mapping, **options
 ) -> dict[str, Any]:
-  rows = layout.Layout.fit(table, order, **own | given, **options)
+  rows = layout.Layout.fit(table, order, **{**own, **given}, **options)
   fill = layout.fill(table, rows, batches)
   return {
     'settings': {MACROS[name]: value for name, value in given.items()},

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import jax
 import optax
@@ -11,7 +12,7 @@ from jax.tree_util import DictKey
 from dro_jax.errors import UsageError
 from dro_jax.types import Params
 
-Schedule = float | optax.Schedule
+Schedule: TypeAlias = float | optax.Schedule
 SCAN_AXIS = 1
 STACKS = ('encoder', 'decoder')
 

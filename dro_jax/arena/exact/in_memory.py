@@ -72,7 +72,7 @@ def feed(
   """
   table = triplets.train
   if unit == 'response':
-    batches = plan.Plan.from_table(table, responses, seed)
+    batches: plan.Plan | plan.UnitPlan = plan.Plan.from_table(table, responses, seed)
   else:
     table, members, _ = groups.form(table, unit, options)
     # As many units as hold `responses`: all pairs of four are six.

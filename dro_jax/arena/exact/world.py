@@ -157,7 +157,7 @@ def _distinct_prompts(world: toy.World, count: int, rng: np.random.Generator) ->
   while len(texts) < count:
     for i in rng.permutation(len(asked)):
       user = ''.join(chr(97 + letter) for letter in rng.integers(26, size=2))
-      texts.setdefault(toy.prompt(*asked[i], user))
+      texts.setdefault(toy.prompt(*asked[i], user))  # type: ignore[call-arg]
   return list(texts)[:count]
 
 

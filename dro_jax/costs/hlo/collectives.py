@@ -32,7 +32,7 @@ class Collective(NamedTuple):
   kind: str
   shapes: tuple[Shape, ...]
   groups: tuple[tuple[int, ...], ...]
-  count: float | int
+  count: float | int  # type: ignore[assignment]  # Hides the method of tuples.
   name: str
   where: str = ''
   network: bool = False
@@ -170,7 +170,7 @@ def _mesh_groups(text: str) -> tuple[tuple[int, ...], ...]:
   mesh, order, chosen = re.match(r'mesh\[(.*?)\](.*?) ?\{(.*?)\}', text).groups()
   sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
   along = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", chosen)]
-  devices = np.arange(math.prod(sizes.values()))
+  devices: np.ndarray = np.arange(math.prod(sizes.values()))
   if numbered := re.search(r'device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?', order):
     shape, axes = numbered.groups()
     devices = devices.reshape(_ints(shape)).transpose(_ints(axes)) if axes else np.array(_ints(shape))

@@ -14,7 +14,7 @@ from dro_jax.costs.hlo.program import Computation, Instruction, Module
 class Runs(NamedTuple):
   """How often a computation runs, and for one inside a fusion, the computation that the fusion is in."""
 
-  count: Mapping[str, float | int]
+  count: Mapping[str, float | int]  # type: ignore[assignment]  # Hides the method of tuples.
   inside: Mapping[str, str]
 
 
@@ -45,7 +45,7 @@ def _trips(module: Module, caller: str, loop: Instruction) -> int:
 def _callees(instruction: Instruction) -> Iterator[str]:
   """The computations that an instruction runs; those that it applies by element are part of itself."""
   if instruction.opcode == 'while':
-    names = ('body', 'condition')
+    names: tuple[str, ...] = ('body', 'condition')
   elif instruction.opcode in ('fusion', 'call', 'async-start'):
     names = ('calls', 'to_apply')
   elif instruction.opcode == 'conditional':

@@ -43,7 +43,7 @@ class Instruction(NamedTuple):
   def attribute(self, name: str) -> str | None:
     """The value of `name=value`, up to the next comma, space or closing brace."""
     match = re.search(rf'\b{name}=%?([^,\s}}]+)', self.attributes)
-    return match and match[1]
+    return match[1] if match else None
 
 
 class Computation(NamedTuple):

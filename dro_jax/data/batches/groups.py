@@ -185,7 +185,7 @@ def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
     )
   logged = _logged(table)
   rewards = table.raw_rewards[logged.records]
-  judged = ties.exceeds(rewards.max(-1), rewards.min(-1))
+  judged = np.asarray(ties.exceeds(rewards.max(-1), rewards.min(-1)))
   same = np.array([np.array_equal(*map(table.response, pair)) for pair in logged.records.tolist()], bool)
   best_first = np.argsort(-rewards, axis=-1, kind='stable')
   members = np.take_along_axis(logged.records, best_first, axis=-1)[judged & ~same]

@@ -61,7 +61,7 @@ class Loader:
       raise ValueError(f'batch {step} has rows 0..{batch.placement.rows}, not {start}..{stop}')
     here = np.arange(start, stop)
     rewards, example_id, valid, columns = self._per_response(batch, here)
-    return Rows(
+    return Rows(  # type: ignore[call-arg]
       *self._prompts(batch, here),
       *self._responses(batch, here, here, batch.placement.response_prompt),
       *(rewards, example_id, valid, columns | self._per_pair(batch, here)),
@@ -201,7 +201,7 @@ class Loader:
     for row, source in enumerate(sources):
       for i in np.flatnonzero(place.response_row == source):
         valid[row, place.response_segment[i] - 1] = prompts[i] > 0
-    return Mismatched(*self._responses(batch, here, sources, prompts), valid)
+    return Mismatched(*self._responses(batch, here, sources, prompts), valid)  # type: ignore[call-arg]
 
 
 def _spread(

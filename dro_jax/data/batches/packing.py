@@ -137,13 +137,14 @@ def fill(table, layout: Layout, batches: Iterable[np.ndarray]) -> Fill:
     rows[placement.rows] += 1
   sides = np.array([layout.prompt_length, layout.response_length])
   area = sum(count * number for count, number in rows.items()) * sides
-  return Fill(*(tokens / area).tolist(), float(tokens.sum() / area.sum()), dict(sorted(rows.items())))
+  prompt, response = (tokens / area).tolist()
+  return Fill(prompt, response, float(tokens.sum() / area.sum()), dict(sorted(rows.items())))
 
 
 class _Lengths(NamedTuple):
   prompt: np.ndarray
   response: np.ndarray
-  index: np.ndarray
+  index: np.ndarray  # type: ignore[assignment]  # Hides the method of tuples.
 
   def pick(self, examples: np.ndarray) -> '_Lengths':
     return _Lengths(self.prompt[examples], self.response[examples], self.index[examples])
@@ -413,7 +414,7 @@ def _lay_out(members: list, assignment: np.ndarray, lengths: _Lengths, rows: int
     _counts_within(response_rows, lengths.response[responses]),
     prompt_segment[by_response],
   )
-  return Placement(
+  return Placement(  # type: ignore[call-arg]
     rows, *fields, copies, unit_rows, prompt_segment, _counts_within(unit_rows, lengths.prompt[copies])
   )
 

@@ -190,7 +190,7 @@ class Plan:
       once = prompt[start]
       return np.stack([once, once * (stop - start), totals[stop] - totals[start]], -1) / scale
 
-    scale = 1.0
+    scale: float | np.ndarray = 1.0
     edges = self._runs(records)
     means = measure(edges[:-1], edges[1:]).sum(0) / len(records)
     scale = np.where(means > 0, means, 1.0)

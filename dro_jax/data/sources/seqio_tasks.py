@@ -101,17 +101,17 @@ def _dataset(triplets: Callable, fingerprint: Callable, columns: Sequence[str]) 
 
   def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
     del shuffle_files, seed  # The plan shuffles.
-    dataset.error = None
+    dataset.error = None  # type: ignore[attr-defined]
 
     def examples() -> Iterator[Mapping[str, Any]]:
       try:
         yield from triplets(split)
       except UsageError as error:
         # tf.data would turn it into a page of traceback; who reads the task raises this one again.
-        dataset.error = error
+        dataset.error = error  # type: ignore[attr-defined]
         raise
 
     return tf.data.Dataset.from_generator(examples, output_signature=signature)
 
-  dataset.fingerprint, dataset.error = fingerprint, None
+  dataset.fingerprint, dataset.error = fingerprint, None  # type: ignore[attr-defined]
   return dataset

@@ -88,7 +88,7 @@ class TokenTable:
   vocabulary: str
   directory: str
   _records: np.ndarray = dataclasses.field(repr=False)
-  _tokens: dict = dataclasses.field(repr=False)
+  _tokens: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(repr=False)
   token_columns: dict = dataclasses.field(default_factory=dict)
   pair_columns: dict = dataclasses.field(default_factory=dict)
 
@@ -378,11 +378,11 @@ def _check_options(prompt_length: int, response_length: int, overlong: str, keep
 
 
 def _as_records(records: Iterable[Record | Mapping[str, Any]]) -> Iterator[Record]:
-  records = iter(records)
-  first = next(records, None)
+  rest = iter(records)
+  first = next(rest, None)
   if first is None:
     return iter(())
-  everything = itertools.chain([first], records)
+  everything: Any = itertools.chain([first], rest)
   return everything if isinstance(first, Record) else from_mappings(everything, rewards_required=False)
 
 
