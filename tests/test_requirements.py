@@ -39,6 +39,13 @@ def test_the_tests_run_on_the_locks_versions(lock):
   assert versions(lock).items() <= tested.items()
 
 
+@pytest.mark.parametrize('lock', LOCKS)
+def test_the_site_and_the_tests_fit_into_one_environment(lock):
+  tested, site = versions(f'{lock}-dev'), versions(f'{lock}-docs')
+  assert {name for name in site.keys() & tested.keys() if site[name] != tested[name]} == set()
+  assert {'sphinx', 'sphinx-book-theme', 'myst-nb', 'jax'} <= site.keys()
+
+
 def test_the_image_installs_a_lock():
   text = (FOLDER.parent / 'launch' / 'Dockerfile').read_text()
   assert [name for name in LOCKS if f'requirements/{name}.txt' in text]

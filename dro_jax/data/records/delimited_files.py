@@ -31,10 +31,10 @@ def read_csv(path: str, delimiter: str = ',') -> Iterator[tuple[int, dict]]:
       begins = reader.line_num + 1
   except csv.Error as error:
     # The csv module reports a quote that is never closed only at the file's end.
-    row = f' in the row that begins at line {begins}' if begins < reader.line_num else ''
+    place = f' in the row that begins at line {begins}' if begins < reader.line_num else ''
     raise UsageError(
-      f'{path}:{reader.line_num}: {error}{row}; quote fields that hold quotes (doubled), delimiters or line '
-      'breaks, end lines in a line feed, or write .jsonl'
+      f'{path}:{reader.line_num}: {error}{place}; quote fields that hold quotes (doubled), delimiters or '
+      'line breaks, end lines in a line feed, or write .jsonl'
     ) from error
 
 

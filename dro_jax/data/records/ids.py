@@ -26,8 +26,8 @@ class Ids:
     number = self._files.setdefault(path, len(self._files)) * _LINES + int(line)
     if (first := self._places.setdefault(text, number)) == number:
       return None
-    file, line = divmod(first, _LINES)
-    return f'{list(self._files)[file]}:{line}'
+    file, earlier = divmod(first, _LINES)
+    return f'{list(self._files)[file]}:{earlier}'
 
 
 def read_id(record: Mapping[str, Any], names: Mapping[str, str], where: str, ids: Ids) -> str:

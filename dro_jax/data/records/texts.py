@@ -105,9 +105,8 @@ def read_sides(
     raise fields.missing(record, names, 'prompt', where)
   turns = {side: _turns(record, names, side, where) for side in values}
   if prompt is None and all(isinstance(value, str) and not turns[side] for side, value in values.items()):
-    return comparisons.split_texts(
-      *(read_text(record, names, side, where, template) for side in values), where
-    )
+    chosen, rejected = (read_text(record, names, side, where, template) for side in values)
+    return comparisons.split_texts(chosen, rejected, where)
   return {side: _side(record, names, side, turns[side], prompt, where, template) for side in values}
 
 

@@ -1,5 +1,6 @@
 """Where triplets come from: files, data sets by name, seqio tasks."""
 
+import glob
 import hashlib
 import os
 import types
@@ -178,7 +179,7 @@ def _task_fingerprint(task, split: str) -> str:
   source = task.source
   named = getattr(source, '_split_to_filepattern', {}).get(split, [])
   patterns = [named] if isinstance(named, str) else list(named)
-  paths = sorted({path for pattern in patterns for path in triplets.glob.glob(pattern)})
+  paths = sorted({path for pattern in patterns for path in glob.glob(pattern)})
   function = getattr(source, '_dataset_fn', None)
   own = getattr(function, 'fingerprint', None)
   tfds = getattr(source, 'tfds_dataset', None)
