@@ -1,4 +1,4 @@
-"""What is looked at here before anything is rented: that the run fits its slice, that its files are there."""
+"""Checks before machines are rented: the run fits its slice, and its files are where the run will be."""
 
 import ast
 import functools
@@ -26,20 +26,20 @@ from launch.say import say
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _GIN_CONFIGS = ROOT / 'gin_configs'
-# What names files that a run reads.
+# Flags that name files which a run reads.
 _DATA = ('triplets', 'eval_triplets')
 _FOLDERS = ('init_from', 'columns_from', 'replay', 'reference_store', 'data_dir')
 _OTHERS = ('gin_file', 'vocabulary', 'reward')
-# Of these, what is a flag of dro_jax's; the others are settings.
+# Those that are flags of dro_jax; the others are settings.
 _PLAIN = ('triplets', 'eval_triplets', 'init_from', 'columns_from', 'replay', 'gin_file')
-# Parameters that are not called as their macro is.
+# Parameters whose name differs from that of their macro.
 _PARAMETERS = {'reference_store': 'store'}
 _NO_PATHS = ('None', 'bytes')
 # Commands that need data and a folder.
 _RUNS = ('train', 'fit_value', 'cache_reference', 'a_lol')
 _FILES = ('.jsonl', '.json', '.csv', '.tsv', '.jsonl.gz', '.json.gz', '.csv.gz', '.tsv.gz', '.parquet')
 _GIB = 2**30
-_SKIP = '--job.preflight=False goes on without'
+_SKIP = '--job.preflight=False skips this check'
 _FITTING = {
   'fits': True,
   'memory': {'total': 0, 'available': 0},
@@ -51,19 +51,19 @@ _FITTING = {
 
 def fields(job: config_dict.ConfigDict) -> None:
   """Adds the fields of a job on TPUs that `preflight` reads."""
-  job.preflight = True  # say whether the run fits, and what it takes, before anything is rented
-  job.preflight_flags = ()  # more of dro_jax's flags for it, such as --gin_file=models/t5_1_1_xl.gin
+  job.preflight = True  # check that the run fits, and print what it takes, before anything is rented
+  job.preflight_flags = ()  # more flags of dro_jax for this check, such as --gin_file=models/t5_1_1_xl.gin
 
 
 def refuse_absent(arguments: Sequence[str], shared_dir: str) -> None:
-  """Refuses files that are on this machine and not where the run will be, which begins in the checkout.
+  """Refuses files that are on this machine and not on those of the run, which starts in the checkout.
 
   Args:
-    arguments: dro_jax's.
-    shared_dir: the folder that is there, '' for none.
+    arguments: the arguments of dro_jax.
+    shared_dir: the folder that the machines of the run share, '' for none.
 
   Raises:
-    UsageError: says which, and what to do.
+    UsageError: a file is not there; the message names it and where to put it.
   """
   where = f'in {shared_dir}' if shared_dir else 'in a folder that they share (--job.shared_dir)'
   for flag in (*_DATA, *_FOLDERS, *_OTHERS):
@@ -78,9 +78,9 @@ def refuse_absent(arguments: Sequence[str], shared_dir: str) -> None:
 
 
 def contents(arguments: Sequence[str]) -> dict[str, str]:
-  """A hash of each file of this machine that a run's arguments name, by its path.
+  """A hash of each file of this machine that the arguments of a run name, by its path.
 
-  Of a folder it is of the files that describe what it holds. What is elsewhere is left out.
+  For a folder these are the files that describe its contents. Files of other machines are left out.
   """
   found = {}
   for flag in (*_DATA, *_FOLDERS, *_OTHERS):
@@ -91,7 +91,7 @@ def contents(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _files_of(flag: str, path: pathlib.Path) -> list[pathlib.Path]:
-  """The files that stand for what a path holds: checkpoints and column stores are described by one each."""
+  """The files that stand for a path; one file describes a checkpoint or a column store."""
   if path.is_dir():
     names = ('metadata/metadata', 'checkpoints/*/metadata/metadata', 'columns.json', 'columns/columns.json')
     return [file for name in names for file in sorted(path.glob(name))]
@@ -106,43 +106,43 @@ def _code_of(file: pathlib.Path) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _hash_of(file: pathlib.Path, changed: int) -> str:
-  del changed  # What was hashed before is hashed again when it changes.
+  del changed  # A file that changed is hashed again.
   with file.open('rb') as opened:
     return hashlib.file_digest(opened, 'sha256').hexdigest()
 
 
 def refuse_missing(arguments: Sequence[str]) -> None:
-  """Refuses data that is not there, for a run on machines that share this one's disk.
+  """Refuses data that does not exist, for a run on machines that share the disk of this one.
 
-  Checkpoints and stores may be what a job that is queued before this one makes.
+  It does not check checkpoints and stores: a job that is queued before this one may make them.
 
   Raises:
-    UsageError: says which.
+    UsageError: a file does not exist; the message names it.
   """
   for flag in (*_DATA, 'data_dir', 'vocabulary'):
     for path, said in _said_paths(arguments, flag):
       is_place = '://' not in path and _is_a_place(arguments[0], flag, path)
       if is_place and not pathlib.Path(path).expanduser().exists():
-        raise UsageError(f'{said}: no such file, and the run would wait in the queue to say so')
+        raise UsageError(f'{said}: no such file; the run would fail only after its time in the queue')
 
 
 def _is_a_place(command: str, flag: str, path: str) -> bool:
-  """Whether what is named is a file or a folder, and no data set, no model of a hub, no packaged file."""
+  """Whether a name means a file or a folder, rather than a data set, a model of a hub or a packaged file."""
   if flag == 'gin_file' or (flag == 'init_from' and command == 'import_checkpoint'):
     return False
   return flag not in _DATA or path.endswith(_FILES)
 
 
 def _way(flag: str) -> str:
-  """How a setting is given on the command line."""
+  """The way to set a value on the command line."""
   return f'--{flag}=...' if flag in _PLAIN else f'--set {flag.upper()}=...'
 
 
 def refuse_unbound(arguments: Sequence[str]) -> None:
-  """Refuses a run without a folder or data: its machines would begin it, and it would end at once.
+  """Refuses a run without a folder or data: it would end as soon as its machines start it.
 
   Raises:
-    UsageError: says which.
+    UsageError: one has no value; the message names it.
   """
   for flag in ('model_dir', 'triplets') if arguments[0] in _RUNS else ():
     if not (any(words.values(arguments, flag)) or _may_bind(arguments, flag.upper())):
@@ -150,8 +150,8 @@ def refuse_unbound(arguments: Sequence[str]) -> None:
 
 
 def _may_bind(arguments: Sequence[str], macro: str) -> bool:
-  """Whether gin might bind what a macro stands for: of its files, only the packaged ones are known."""
-  # A parameter itself, past its macro.
+  """Whether gin may bind the parameter of a macro; the launcher knows only the packaged gin files."""
+  # A binding of a parameter itself, not of its macro.
   parameter = r'--?gin(?:\.|_binding=)(?!\s*[A-Z0-9_]+\s*=)'
   if any(re.match(parameter, argument) for argument in words.joined(arguments)):
     return True
@@ -167,12 +167,12 @@ def _may_bind(arguments: Sequence[str], macro: str) -> bool:
 
 
 def _paths(arguments: Sequence[str], flag: str) -> list[str]:
-  """The paths that the command line or its gin files give."""
+  """The paths that the command line or its gin files set."""
   return [path for path, _ in _said_paths(arguments, flag)]
 
 
 def _said_paths(arguments: Sequence[str], flag: str) -> list[tuple[str, str]]:
-  """Each path, and where it is given; without what is no path: of REWARD, only FILE.py:FUNCTION is one."""
+  """Each path and where it is set. Values that are no paths are left out, as are names of rewards."""
   given = [(text, f'--{flag}') for text in words.values(arguments, flag)]
   pairs = [
     (path, place) for text, place in given or _bound(arguments, flag) for path in text.split(',') if path
@@ -183,7 +183,7 @@ def _said_paths(arguments: Sequence[str], flag: str) -> list[tuple[str, str]]:
 
 
 def _bound(arguments: Sequence[str], flag: str) -> list[tuple[str, str]]:
-  """The text that gin binds a setting to, by its macro or as a parameter; the last of each holds."""
+  """The text that gin binds a setting to, by its macro or as a parameter; the last binding counts."""
   found = {}
   for binding in _bindings(arguments):
     _, selector, parameter = split(binding.name)
@@ -196,7 +196,7 @@ def _bound(arguments: Sequence[str], flag: str) -> list[tuple[str, str]]:
 
 
 def _bindings(arguments: Sequence[str]) -> Iterator[Binding]:
-  """What gin files and `--gin.` bindings say, in gin's order; of a file that is not here, nothing."""
+  """Bindings of gin files and of `--gin.`, in gin's order; files that are not here are passed over."""
   for name in words.values(arguments, 'gin_file'):
     try:
       path = config_files.find(name, _GIN_CONFIGS)
@@ -209,7 +209,7 @@ def _bindings(arguments: Sequence[str]) -> Iterator[Binding]:
 
 
 def _is_tracked(path: str) -> bool:
-  """Whether the checkout that the run gets has it."""
+  """Whether a path is in the checkout that the run gets."""
   if path.startswith(('/', '~')):
     return False
   command = ['git', '-C', str(ROOT), 'ls-files', '--error-unmatch', '--', path]
@@ -219,17 +219,17 @@ def _is_tracked(path: str) -> bool:
 def preflight(
   job: config_dict.ConfigDict, arguments: Sequence[str], topology: str, how: Commands, *, dry_run: bool
 ) -> None:
-  """Compiles the run's step for the slice, on this machine, and says what it will take; of `train` alone.
+  """Compiles the step of a `train` for its slice, on this machine, and prints memory and time.
 
   Args:
-    job: its `preflight` False skips all this; its `preflight_flags` are given besides.
-    arguments: dro_jax's.
-    topology: the slice, as preflight has it; '' is one that we do not know.
+    job: `preflight=False` skips the check; `preflight_flags` are passed besides.
+    arguments: the arguments of dro_jax.
+    topology: the slice, such as v5e:4x8; '' where the launcher does not know it.
     how: runs the command.
-    dry_run: only shows it.
+    dry_run: only prints the command.
 
   Raises:
-    UsageError: the step does not fit, or nothing can be said.
+    UsageError: the step does not fit, or preflight cannot compile it.
   """
   if not job.preflight or arguments[0] != 'train':
     return
@@ -238,11 +238,11 @@ def preflight(
       f'preflight does not know the shape of a {job.accelerator_type}: pass --job.topology=KIND:SHAPE, such '
       f'as v5e:4x8; {_SKIP}'
     )
-  # Nobody who is told to install something has paid for a machine that was too small.
+  # Require libtpu here: to find out on a rented machine costs money.
   if not dry_run and importlib.util.find_spec('libtpu') is None:
     raise UsageError(
-      'preflight, which says before anything is rented whether the run fits, needs libtpu here, but no TPU: '
-      f"pip install 'jax[tpu]'; {_SKIP}"
+      'preflight checks that the run fits before machines are rented. It needs libtpu on this machine, but '
+      f"no TPU: pip install 'jax[tpu]'; {_SKIP}"
     )
   say(f'launch: preflight compiles the step for {topology} on this machine; {_SKIP}')
   result = how.call(command(job, arguments, topology), pretend=json.dumps(_FITTING))
@@ -252,25 +252,25 @@ def preflight(
 
 
 def topology(job: config_dict.ConfigDict) -> str:
-  """The job's slice, as preflight has it; '' is one that we do not know."""
+  """The slice of a job for preflight, such as v5e:4x8; '' where the launcher does not know it."""
   return job.topology or slices.of_accelerator_type(job.accelerator_type)
 
 
 def command(job: config_dict.ConfigDict, arguments: Sequence[str], topology: str) -> list[str]:
-  """dro_jax's preflight, of the same run but for the files that are not on this machine.
+  """The preflight command of the same run, without the files that are not on this machine.
 
   Raises:
-    UsageError: the model is known to one of those only.
+    UsageError: only such a file says how large the model is.
   """
   absent = _absent(arguments)
   flags = [*words.without(arguments[1:], ['model_dir', *absent]), *job.preflight_flags]
-  # What a gin file binds is still there without the flag.
+  # A gin file binds the value also without the flag.
   flags += [f'--set={flag.upper()}=None' for flag in dict.fromkeys(absent) if _bound(arguments, flag)]
   start = 'init_from' in absent and _said_paths(arguments, 'init_from')
   if start and not _names_model([*flags]):
     raise UsageError(
       f'{start[-1][1]} is not on this machine, and it alone says how large the model is. Name the model '
-      f'too, for preflight: --job.preflight_flags="(\'--gin_file=models/t5_1_1_xl.gin\',)"; {_SKIP}'
+      f'for preflight: --job.preflight_flags="(\'--gin_file=models/t5_1_1_xl.gin\',)"; {_SKIP}'
     )
   program = ['env', f'PYTHONPATH={ROOT}', 'JAX_PLATFORMS=cpu', sys.executable, '-m', 'dro_jax.main']
   flags = [flag for flag in flags if flag != '--json']
@@ -285,28 +285,26 @@ def _names_model(flags: Sequence[str]) -> bool:
 
 
 def _absent(arguments: Sequence[str]) -> list[str]:
-  """Flags with a path that is not here; preflight has stand-ins for what they name."""
+  """Flags whose path is not on this machine; preflight has stand-ins for their files."""
   there = lambda path: '://' in path or pathlib.Path(path).expanduser().exists()  # noqa: E731
   absent = [f for f in (*_DATA, *_FOLDERS, 'vocabulary') if not all(map(there, _paths(arguments, f)))]
-  # What else is said of data goes with it; the vocabulary decides how long its texts are.
+  # Without the data its other flags go too; the vocabulary decides how long its texts are.
   return [*absent, *_DATA, 'columns_from'] if {'triplets', 'vocabulary'} & {*absent} else absent
 
 
 def _last_line(text: str) -> str:
-  return (text.strip().splitlines() or ['it said nothing'])[-1]
+  return (text.strip().splitlines() or ['it printed nothing'])[-1]
 
 
 def _judge(report: dict[str, Any], topology: str, *, dry_run: bool) -> None:
-  """Says what preflight found; raises `UsageError` where the step does not fit."""
+  """Prints the result of preflight; raises `UsageError` where the step does not fit."""
   total, available = (report['memory'].get(name) for name in ('total', 'available'))
   held = f'{total / _GIB:.1f} of {available / _GIB:.1f} GiB a chip' if total else 'more than a chip has'
   if not report['fits']:
     remedy = report.get('remedy') or 'nothing that preflight tried; take a larger slice'
-    raise UsageError(
-      f'the run does not fit {topology}: it needs {held}. What would make it fit: {remedy}; {_SKIP}'
-    )
+    raise UsageError(f'the run does not fit {topology}: it needs {held}. A remedy: {remedy}; {_SKIP}')
   if not dry_run:
     say(
-      f'launch: it fits {topology}: {held}; at best {report["roofline_seconds"]:.3g} s a step, '
+      f'launch: the run fits {topology}: {held}; at best {report["roofline_seconds"]:.3g} s a step, '
       f'{report["chip_hours"]:.3g} chip-hours for {report["steps"]} steps'
     )

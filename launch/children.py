@@ -1,4 +1,4 @@
-"""Processes of ours whose lines are passed on as they come, each with a prefix."""
+"""Child processes; their lines are passed on as they come, each with a prefix."""
 
 import collections
 import os
@@ -11,16 +11,16 @@ from typing import IO, NamedTuple
 
 from launch.say import say
 
-_SECONDS = 1  # That a pump may take to end, after its process.
+_SECONDS = 1  # A pump may take this long to end after its process.
 
 
 class Process(NamedTuple):
-  """One of them.
+  """A child process.
 
-  label  what its lines begin with
+  label  the prefix of its lines
   popen  the process
   last   its last lines
-  pumps  the threads that pass them on
+  pumps  the threads that pass the lines on
   """
 
   label: str
@@ -40,13 +40,13 @@ def start(
   """Starts a process.
 
   Args:
-    label: of its lines, shown in brackets; '' for none.
-    command: what runs.
-    variables: of its environment, besides ours.
-    tail: how many of its last lines are kept.
-    shown: what is shown of a line of standard output; `None` is nothing.
+    label: the prefix of its lines, shown in brackets; '' for none.
+    command: the command.
+    variables: environment variables besides the launcher's own.
+    tail: how many of its last lines to keep.
+    shown: from a line of standard output to the text to show; `None` shows nothing.
   """
-  # A session of its own: the terminal's Ctrl-C comes to us alone, and we pass it on as what saves.
+  # A session of its own: the terminal's Ctrl-C reaches the launcher alone, which sends the signal that saves.
   popen = subprocess.Popen(
     command,
     env={**os.environ, **(variables or {})},
@@ -66,7 +66,7 @@ def start(
 def _pump(
   label: str, source: IO[bytes], to: IO[str], shown: Callable[[str], str | None], last: collections.deque
 ) -> None:
-  """Passes lines on, each with its process's label."""
+  """Passes lines on, each with the label of the process."""
   prefix = f'[{label}] ' if label else ''
   with source:
     for line in source:
@@ -77,21 +77,21 @@ def _pump(
 
 
 def send(processes: Sequence[Process], number: int) -> None:
-  """Sends a signal to those that still run."""
+  """Sends a signal to the processes that still run."""
   for process in processes:
     if process.popen.poll() is None:
       process.popen.send_signal(number)
 
 
 def end(processes: Sequence[Process]) -> None:
-  """Kills those that still run, and waits until the last lines of all have been shown."""
+  """Kills the processes that still run, and waits until the last lines of all have been shown."""
   send(processes, signal.SIGKILL)
   for process in processes:
     finish(process)
 
 
 def finish(process: Process) -> int:
-  """Waits for one, and for its last lines; returns its code."""
+  """Waits for a process and for its last lines; returns its exit code."""
   code = process.popen.wait()
   for pump in process.pumps:
     pump.join(timeout=_SECONDS)

@@ -1,4 +1,4 @@
-"""Commands of others, run so that a signal never leaves one half done unseen; or only printed."""
+"""Runs external commands, so that no signal leaves one half done without notice; or only prints them."""
 
 import os
 import shlex
@@ -24,9 +24,9 @@ class Result(NamedTuple):
 class Commands(NamedTuple):
   """How commands are run.
 
-  call   runs one; `pretend` is what a dry run takes for its output, `shielded` lets no signal cut it short.
-  pause  seconds pass, unless in a dry run.
-  start  one whose lines are shown as they come (`children.start`); `None` in a dry run.
+  call   runs a command; `pretend` is its output in a dry run, and no signal interrupts a `shielded` one.
+  pause  waits some seconds; a dry run does not wait.
+  start  starts a command and shows its lines as they come (`children.start`); a dry run returns `None`.
   """
 
   call: Callable[..., Result]
@@ -35,7 +35,7 @@ class Commands(NamedTuple):
 
 
 def real(watch: signals.Watch) -> Commands:
-  """Commands that run; waits raise `Interrupted` when a signal has come."""
+  """Runs commands; waiting raises `Interrupted` when a signal has come."""
 
   def call(command: Sequence[str], *, pretend: str = '', shielded: bool = False) -> Result:
     if not shielded:
@@ -71,7 +71,7 @@ def _check(watch: signals.Watch, process: subprocess.Popen) -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
-  """Ends a command and what it started."""
+  """Ends a command and its own child processes."""
   for number in (signal.SIGTERM, signal.SIGKILL):
     try:
       os.killpg(process.pid, number)
@@ -84,7 +84,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def dry() -> Commands:
-  """Commands that are printed, as a shell takes them, and succeed."""
+  """Prints commands as a shell reads them; every command succeeds."""
 
   def call(command: Sequence[str], *, pretend: str = '', shielded: bool = False) -> Result:
     say(shlex.join(command), stream=sys.stdout)

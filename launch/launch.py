@@ -1,10 +1,10 @@
 """Runs dro_jax somewhere: `python launch/launch.py --job=launch/jobs/NAME.py --job.FIELD=VALUE -- ARGUMENTS`.
 
-What follows `--` is dro_jax's, verbatim. A job spec is an ml_collections config whose `backend` names the
-function that runs it (MODULE:FUNCTION, called with the job, the arguments and `dry_run`). With
-`--sweep=launch/sweeps/NAME.py` it is run for each cell of a sweep.
+The launcher passes everything after `--` to dro_jax unchanged. A job spec is an ml_collections config; its
+`backend` names the function that runs it (MODULE:FUNCTION, called with the job, the arguments and `dry_run`).
+With `--sweep=launch/sweeps/NAME.py` the launcher runs the job once for each cell of a sweep.
 
-Exit codes are dro_jax's: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped after saving.
+Exit codes are those of dro_jax: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped after saving.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-# Run as a file, Python looks in this folder first, where `launch` would be this file.
+# Python looks in the folder of a script first, where it would take this file for the package `launch`.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from absl import flags
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 JOBS = ROOT / 'launch' / 'jobs'
 SWEEPS = ROOT / 'launch' / 'sweeps'
 BAD_USAGE = 2
-# What ml_collections, and a spec that is wrong, end with.
+# The errors that ml_collections, or a wrong spec, raises.
 _NOT_A_JOB = (
   *(flags.Error, AttributeError, KeyError, TypeError, ValueError),
   *(SyntaxError, ImportError, OSError),
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
       return 0
     job, sweep, dry_run = parse(ours)
     if not theirs:
-      raise UsageError('what shall dro_jax do? Put its command and flags after --, as in: -- train --help')
+      raise UsageError('no dro_jax command: pass one and its flags after --, for example: -- train --help')
     backend = _backend(job)
     if sweep is not None:
       refuse = getattr(sys.modules[backend.__module__], 'refuse', None)
@@ -60,17 +60,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Our arguments, and dro_jax's, which follow the first `--`."""
+  """The launcher's arguments, and those of dro_jax, which follow the first `--`."""
   argv = list(argv)
   place = argv.index('--') if '--' in argv else len(argv)
   return argv[:place], argv[place + 1 :]
 
 
 def parse(ours: Sequence[str]) -> tuple[config_dict.ConfigDict, config_dict.ConfigDict | None, bool]:
-  """The job with its overrides, the sweep likewise if there is one, and whether to print commands only.
+  """The job with its overrides; the sweep with its own, if there is one; whether to only print commands.
 
   Raises:
-    UsageError: no such job or field, or a value of another type.
+    UsageError: there is no such job or field, or a value has the wrong type.
   """
   argv = ['launch', *_named(ours)]
   values = flags.FlagValues()
@@ -82,14 +82,14 @@ def parse(ours: Sequence[str]) -> tuple[config_dict.ConfigDict, config_dict.Conf
   except _NOT_A_JOB as error:
     raise UsageError(_in_words(error, ours)) from error
   if rest:
-    raise UsageError(f"{rest[0]!r} is no flag of ours: dro_jax's arguments follow --")
+    raise UsageError(f'{rest[0]!r} is not a flag of the launcher: pass flags of dro_jax after --')
   if values.job is None:
-    raise UsageError(f'which job? Pass --job=launch/jobs/NAME.py, of {_listed(JOBS)}')
+    raise UsageError(f'no job: pass --job=launch/jobs/NAME.py, one of {_listed(JOBS)}')
   return values.job, values.sweep, values.dry_run
 
 
 def _named(ours: Sequence[str]) -> list[str]:
-  """`--job NAME` and `--sweep NAME` as one argument, with the file of one of ours that is only named."""
+  """Joins `--job NAME` and `--sweep NAME`, and replaces the name of a packaged spec by its file."""
   joined = list(ours)
   for flag in ('--job', '--sweep'):
     if flag in joined[:-1]:
@@ -107,7 +107,7 @@ def _file_of(argument: str) -> str:
     if path.is_file():
       return f'{flag}={path.resolve()}'
   close = did_you_mean(pathlib.Path(name).stem, [path.stem for path in _specs(folder)])
-  raise UsageError(f'no {flag[2:]} spec {name!r}{close}: {_listed(folder)}')
+  raise UsageError(f'there is no {flag[2:]} spec {name!r}{close}: pass a file, or one of {_listed(folder)}')
 
 
 def _specs(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -119,12 +119,12 @@ def _listed(folder: pathlib.Path) -> str:
 
 
 def _without_sweep(ours: Sequence[str]) -> list[str]:
-  """What each of its cells is launched with."""
+  """The launcher's arguments for one cell of a sweep."""
   return [argument for argument in _named(ours) if not re.match(r'--sweep[.=]|--dry_run', argument)]
 
 
 def _in_words(error: Exception, ours: Sequence[str]) -> str:
-  """What ml_collections says in many lines, or as a wrong type, in one."""
+  """The error of ml_collections, which has many lines or only a type, as one sentence."""
   job = _without_overrides(ours)
   for argument in ours if job is not None else ():
     name, _, value = argument.partition('=')
@@ -136,27 +136,27 @@ def _in_words(error: Exception, ours: Sequence[str]) -> str:
       return f'{argument}: this job has no field {field!r}{close}. It has {", ".join(job)}'
     if f'job.{field}' in str(error):
       kind = type(job[field]).__name__
-      return f'{argument}: {field} is of type {kind} ({job[field]!r} unless given), and {value!r} is not'
+      return f'{argument}: {field} has the type {kind} (its default is {job[field]!r}), {value!r} has another'
   place = '' if isinstance(error, flags.Error) else f'{_blamed(ours)}: '
   first, *others = [line.strip() for line in str(error).splitlines() if line.strip()]
   return place + ' '.join([first, *others[-1:]])
 
 
 def _blamed(ours: Sequence[str]) -> str:
-  """What is said of a spec without which all can be read; else the job's."""
-  for argument in sorted(ours):  # What changes a sweep before what names it.
+  """The argument of a sweep without which everything else can be read, or else the job's argument."""
+  for argument in sorted(ours):  # An override of a sweep comes before the name of the sweep.
     if argument.startswith('--sweep'):
       rest = [a for a in ours if a != argument and not (argument.startswith('--sweep=') and '--sweep.' in a)]
       try:
         parse(rest)
-        return argument if '--sweep=' in argument else f'{argument}: its sweep has no such setting'
+        return argument if '--sweep=' in argument else f'{argument}: the sweep has no such setting'
       except UsageError:
         continue
   return next((argument for argument in ours if argument.startswith('--job=')), '--job')
 
 
 def _without_overrides(ours: Sequence[str]) -> config_dict.ConfigDict | None:
-  """The job as its file has it, if that is not what cannot be read."""
+  """The job without overrides; `None` where that cannot be read either."""
   plain = [argument for argument in ours if not argument.startswith(('--job.', '--nojob.'))]
   try:
     return parse(plain)[0] if plain != list(ours) else None
@@ -169,7 +169,7 @@ def _backend(job: config_dict.ConfigDict) -> Callable[..., int]:
   try:
     module = importlib.import_module(name)
     if missing := [field for field in getattr(module, 'spec', dict)() if field not in job]:
-      raise AttributeError(f'this job has no {missing[0]}, which that backend reads')
+      raise AttributeError(f'the job has no field {missing[0]}, which this backend reads')
     return getattr(module, function)
   except (ImportError, AttributeError, ValueError) as error:
     raise UsageError(
@@ -179,10 +179,10 @@ def _backend(job: config_dict.ConfigDict) -> Callable[..., int]:
 
 def _help() -> str:
   return f"""{__doc__}
-  --job=FILE          the job spec: {_listed(JOBS)}
-  --job.FIELD=VALUE   another value for one of its fields, which `spec` of its backend explains
-  --sweep=FILE        a job a cell, each with its own folder in --model_dir: {_listed(SWEEPS)}
-  --dry_run           print every command, run none"""
+  --job=FILE          the job spec, for example {_listed(JOBS)}
+  --job.FIELD=VALUE   set a field of the job; the function `spec` of its backend explains the fields
+  --sweep=FILE        run one job for each cell, in a folder of its own in --model_dir: {_listed(SWEEPS)}
+  --dry_run           print every command and run none"""
 
 
 if __name__ == '__main__':

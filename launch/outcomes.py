@@ -1,4 +1,4 @@
-"""What the exit codes of several processes mean together."""
+"""One exit code for several processes."""
 
 import signal
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ DONE, FAILED, STOPPED = 0, 1, 75
 
 
 def plain(code: int) -> int:
-  """A code as a shell has it: 128 + N where signal N ended the process, which Python says as -N."""
+  """The exit code as a shell reports it: 128 + N where signal N ended the process (-N in Python)."""
   return 128 - code if code < 0 else code
 
 
@@ -16,7 +16,7 @@ def is_failure(code: int) -> bool:
 
 
 def fold(codes: Iterable[int]) -> int:
-  """75 if all stopped after saving (or were done), 0 if all were done, else the first real failure's.
+  """0 if all are done; 75 if some stopped after saving and none failed; else the code of the first failure.
 
   Args:
     codes: exit codes, in the order in which the processes ended.
@@ -27,7 +27,7 @@ def fold(codes: Iterable[int]) -> int:
 
 
 def in_words(code: int) -> str:
-  """`exit code 2`, or the signal."""
+  """`exit code 2`, or the name of the signal."""
   number = plain(code) - 128
   names = {item.value: item.name for item in signal.Signals}
   return f'{names[number]} (exit code {plain(code)})' if number in names else f'exit code {code}'

@@ -1,7 +1,7 @@
-"""The shell that runs on a pod's workers: POSIX sh, each script whole in itself.
+"""Shell scripts for the workers of a pod: POSIX sh, each complete in itself.
 
-~/dro_jax_job/{checkout, venv}          what `install` makes
-~/dro_jax_job/attempt-N/{run.sh, shell, pid, log, code}    a run, which outlives the connection that began it
+~/dro_jax_job/{checkout, venv}          `install` makes these
+~/dro_jax_job/attempt-N/{run.sh, shell, pid, log, code}    a run; it outlives the connection that started it
 """
 
 import shlex
@@ -13,7 +13,7 @@ RUNNING, MISSING, GONE = 'running', 'missing', 'gone'
 
 
 def install(python: str, extra: str) -> str:
-  """Unpacks the bundle and makes its environment from the lock of that Python ('3.11'); may be repeated."""
+  """Unpacks the bundle and installs the lock of that Python ('3.11') in an environment; may be repeated."""
   lock = f'checkout/requirements/py{python.replace(".", "")}.txt'
   accelerator = f' {shlex.quote(f"jax[{extra}]")}' if extra else ''
   return f"""set -eu
@@ -33,7 +33,7 @@ fi
 
 
 def heredoc(file: str, text: str) -> str:
-  """Writes a file."""
+  """The lines of shell that write a file."""
   end = 'END_OF_FILE'
   while end in text:
     end += '_'
@@ -42,7 +42,7 @@ def heredoc(file: str, text: str) -> str:
 
 
 def start(attempt: int, arguments: Sequence[str], cluster: str) -> str:
-  """Begins `dro_jax ARGUMENTS` in the checkout and returns; one that has begun is not begun again."""
+  """Starts `dro_jax ARGUMENTS` in the checkout and returns; an attempt starts only once."""
   run = f"""cd "$HOME/dro_jax_job/checkout" || exit 1
 here="$HOME/dro_jax_job/attempt-{attempt}"
 echo $$ > "$here/shell"
@@ -64,7 +64,7 @@ fi
 
 
 def status(attempt: int) -> str:
-  """Says `dro_jax-status HOST STATE`; a state is running, missing, gone or the exit code."""
+  """Prints `dro_jax-status HOST STATE`; a state is running, missing, gone or the exit code."""
   return f"""state={MISSING}
 if cd "$HOME/dro_jax_job/attempt-{attempt}" 2> /dev/null && [ -s shell ]; then
   state={GONE}
@@ -76,14 +76,14 @@ echo "{STATUS} $(hostname) $state"
 
 
 def follow(attempt: int, offset: int, limit: int) -> str:
-  """The log's bytes from `offset`, at most `limit`."""
+  """Prints the log from byte `offset`, `limit` bytes at most."""
   return f"""cd "$HOME/dro_jax_job/attempt-{attempt}" 2> /dev/null || exit 0
 if [ -e log ]; then tail -c +{offset + 1} log | head -c {limit}; fi
 """
 
 
 def last_lines(attempt: int, count: int) -> str:
-  """The log's end, each line with its host."""
+  """Prints the last lines of the log, each with its host."""
   return f"""cd "$HOME/dro_jax_job/attempt-{attempt}" || exit 0
 tail -n {count} log | sed "s/^/[$(hostname)] /"
 """

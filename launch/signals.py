@@ -1,6 +1,6 @@
-"""Signals as the launcher wants them: noted when they come, told to whoever waits, never in between.
+"""Signals: the handler only notes them; the launcher raises them where it waits, and nowhere else.
 
-A handler that raised could do so between a machine's creation and the line that remembers it.
+A handler that raised could interrupt the launcher after it created a machine and before it noted its name.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 
 class Watch:
-  """What came so far. `shielded` waits do not hear of it."""
+  """The signals that came so far. A `shielded` wait does not raise them."""
 
   def __init__(self):
     self._came = threading.Event()

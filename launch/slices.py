@@ -1,4 +1,4 @@
-"""TPU slices by name: `v5e:4x8` as dro_jax's preflight has it, and what Google Cloud calls it."""
+"""TPU slices by name: `v5e:4x8` for the preflight of dro_jax, and the names of Google Cloud."""
 
 import math
 import re
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dro_jax.errors import UsageError
 
-# GKE's label of the chips; what gcloud calls a slice before its size; what that size counts of a chip.
+# GKE's label of the chips; gcloud's name of a slice before its size; how many units of that size a chip is.
 _KINDS = {
   'v4': ('tpu-v4-podslice', 'v4', 2),
   'v5e': ('tpu-v5-lite-podslice', 'v5litepod', 1),
@@ -19,10 +19,10 @@ _FLAT = ('v5e', 'v6e')  # Two dimensions, and up to 8 chips on one machine.
 class Slice(NamedTuple):
   """Slices of one kind.
 
-  kind, shape  v5e and 4x8, chips by dimension
-  count        how many slices
-  hosts        machines of each
-  chips        of each machine
+  kind, shape  v5e and 4x8 (chips by dimension)
+  count        number of slices
+  hosts        machines of each slice
+  chips        chips of each machine
   """
 
   kind: str
@@ -33,16 +33,16 @@ class Slice(NamedTuple):
 
   @property
   def accelerator(self) -> str:
-    """GKE's label."""
+    """GKE's label of the chips."""
     return _KINDS[self.kind][0]
 
 
 def parse(topology: str, chips: int = 0) -> Slice:
-  """The slice of a name such as v5e:4x8, or 2xv5e:4x8 for two.
+  """The slice of a name such as v5e:4x8, or 2xv5e:4x8 for two slices.
 
   Args:
     topology: the name.
-    chips: of a machine; 0 is the usual number.
+    chips: chips of a machine; 0 takes the usual number.
 
   Raises:
     UsageError: there is no such slice.
@@ -59,7 +59,10 @@ def parse(topology: str, chips: int = 0) -> Slice:
   usual = size if match[2] in _FLAT and size <= 8 else 4
   chips = chips or usual
   if chips < 0 or size % chips:
-    raise UsageError(f'--job.topology={topology} has {size} chips, which machines of {chips} do not divide')
+    raise UsageError(
+      f'--job.topology={topology} has {size} chips, which do not divide over machines of {chips}: pass '
+      '--job.chips_per_host=NUMBER, a divisor, or 0 for the usual number'
+    )
   return Slice(match[2], match[3], int(match[1] or 1), size // chips, chips)
 
 
@@ -72,7 +75,7 @@ def _refuse_dimensions(topology: str, kind: str, shape: str) -> None:
 
 
 def of_accelerator_type(name: str) -> str:
-  """gcloud's v5litepod-32 as v5e:4x8, in its usual shape; '' for a name that we do not know."""
+  """v5litepod-32 of gcloud as v5e:4x8, its usual shape; '' for an unknown name."""
   family, _, size = name.rpartition('-')
   kind = next((k for k, (_, prefix, _) in _KINDS.items() if family in (k, prefix)), None)
   if kind is None or not size.isdigit():
@@ -84,5 +87,5 @@ def of_accelerator_type(name: str) -> str:
   sides, powers = [1] * dimensions, chips.bit_length() - 1
   for i in range(powers):
     sides[-1 - i % dimensions] *= 2
-  # The smallest of three dimensions' slices is flat: a machine of 2x2x1.
+  # The smallest slice of three dimensions is flat: one machine of 2x2x1.
   return f'{kind}:{"x".join(map(str, sides if chips > 4 else sides[::-1]))}'

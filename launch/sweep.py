@@ -1,9 +1,8 @@
-"""Sweeps: one job a cell, each the very command line that a person would type, in a process of its own.
+"""Sweeps: one job for each cell, the same command line as a user would type, in a process of its own.
 
-A cell's run has its own folder in the sweep's `--model_dir`, named by its settings. One that ended well
-leaves a note there, and the same command does not run it again while the files that it names hold what they
-held; where that folder is on other machines only,
-the note is kept in `launched/` here.
+The run of a cell has its own folder in the `--model_dir` of the sweep, named by its settings. A run that
+succeeds leaves a note there, and the same command does not repeat it as long as the files that it names have
+not changed. Where the folder is only on other machines, the note is in `launched/` here.
 """
 
 import collections
@@ -30,8 +29,8 @@ NOTE = 'launched.json'
 _PROGRAM = pathlib.Path(__file__).resolve().parent / 'launch.py'
 _ELSEWHERE = pathlib.Path('launched')
 _TICK = 0.1  # Seconds between looks at the cells.
-_ADDED = ('gin_file', 'gin_binding', 'set')  # Flags of which a command has several, one after the other.
-# Numbers that change no shape: what preflight says of one value holds of all.
+_ADDED = ('gin_file', 'gin_binding', 'set')  # Flags that a command may have several times.
+# Numbers that change no shape: one preflight holds for all their values.
 _SAME_STEP = (
   'TAU', 'SEED', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'END_LEARNING_RATE', 'WARMUP_STEPS',
   'WEIGHT_DECAY',
@@ -39,18 +38,18 @@ _SAME_STEP = (
 
 
 def spec() -> config_dict.ConfigDict:
-  """The fields of a sweep: a setting's name is as in `--set NAME=VALUE`, or in small letters a flag's."""
+  """The fields of a sweep. A setting is named as in `--set NAME=VALUE`; in small letters it is a flag."""
   sweep = config_dict.ConfigDict()
-  sweep.product = config_dict.ConfigDict()  # settings and their values, of which every combination is a cell
-  sweep.together = config_dict.ConfigDict()  # settings whose values go together: first with first, and so on
+  sweep.product = config_dict.ConfigDict()  # settings and their values; every combination is a cell
+  sweep.together = config_dict.ConfigDict()  # settings whose values go together, the first with the first
   return sweep
 
 
 class Cell(NamedTuple):
-  """One job.
+  """One job of a sweep.
 
-  name      of its folder
-  settings  what is its own
+  name      the name of its folder
+  settings  its own settings
   """
 
   name: str
@@ -58,32 +57,32 @@ class Cell(NamedTuple):
 
   @property
   def arguments(self) -> list[str]:
-    """Of dro_jax."""
+    """The settings as arguments of dro_jax."""
     pairs = self.settings.items()
     return [f'--set={name}={value}' if name.isupper() else f'--{name}={value}' for name, value in pairs]
 
 
 def cells(sweep: config_dict.ConfigDict) -> list[Cell]:
-  """A sweep's, in order.
+  """The cells of a sweep, in order.
 
   Raises:
-    UsageError: a setting has no values, or the same twice, or others than those it goes together with.
+    UsageError: a setting has no values, one value twice, or more or fewer values than its companions.
   """
   for name, values in (*sweep.product.items(), *sweep.together.items()):
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-      raise UsageError(f'the sweep gives {name} the value {values!r}: pass several, ({values!r},) for one')
+      raise UsageError(f'the sweep sets {name} to {values!r}: pass a tuple of values, ({values!r},) for one')
   lengths = {name: len(values) for name, values in sweep.together.items()}
   if len(set(lengths.values())) > 1:
-    raise UsageError(f'the settings in `together` have different numbers of values: {lengths}')
+    raise UsageError(f'settings in `together` need the same number of values, and have {lengths}')
   if both := {*sweep.product} & {*sweep.together}:
-    raise UsageError(f'{", ".join(sorted(both))}: in `product` or in `together`, not in both')
+    raise UsageError(f'{", ".join(sorted(both))}: pass values in `product` or in `together`, not in both')
   settings = [*_combinations(sweep)]
   found = [Cell(_name(own), own) for own in settings]
   for cell, count in collections.Counter(cell.name for cell in found).items():
     if count > 1:
-      raise UsageError(f'{count} cells of the sweep would be called {cell}: pass values that differ in name')
+      raise UsageError(f'{count} cells of the sweep have the name {cell}: pass values with different names')
   if found == [Cell('', {})]:
-    raise UsageError('the sweep has no settings: give sweep.product.NAME a tuple of values')
+    raise UsageError('the sweep has no settings: set sweep.product.NAME to a tuple of values')
   return found
 
 
@@ -94,7 +93,7 @@ def _combinations(sweep: config_dict.ConfigDict) -> Iterator[dict[str, Any]]:
 
 
 def _name(settings: Mapping[str, Any]) -> str:
-  """Such as tau_0.1-seed_2; of a path its last part without what follows the dot."""
+  """Such as tau_0.1-seed_2; a path counts by its last part, without .gin."""
   return '-'.join(f'{name.lower()}_{_word(value)}' for name, value in settings.items())
 
 
@@ -110,15 +109,15 @@ def run(
   """Runs every cell that is not done, `job.at_once` at a time.
 
   Args:
-    job: the spec, which knows where runs are kept.
+    job: the spec, which says where runs are kept.
     sweep: the cells.
-    ours: the launcher's own arguments, but for the sweep's.
-    theirs: dro_jax's.
-    refuse: raises `UsageError` where a cell cannot be begun.
-    dry_run: prints each cell's command.
+    ours: the arguments of the launcher, without those of the sweep.
+    theirs: the arguments of dro_jax.
+    refuse: raises `UsageError` where a cell cannot start.
+    dry_run: only prints the command of each cell.
 
   Returns:
-    0 if all are done; 1 if one failed; 75 if some were stopped after saving, and none failed.
+    0 if all are done; 1 if one failed; 75 if some stopped after saving and none failed.
   """
   if job.at_once < 1:
     raise UsageError(f'--job.at_once={job.at_once}: pass 1 or more')
@@ -131,7 +130,7 @@ def run(
   for i, (name, note) in enumerate(notes.items()):
     if not note.is_there():
       own = [f'--job.name={job.name}-{i}'] if 'name' in job else []
-      own += ['--job.preflight=False'] if job.get('preflight') else []  # It is done here.
+      own += ['--job.preflight=False'] if job.get('preflight') else []  # The sweep does it.
       todo[name] = ([sys.executable, str(_PROGRAM), *ours, *own, '--', *note.arguments], note)
   states = ['to do' if cell.name in todo else 'done' for cell in found]
   rows = [[cell.name, *map(str, cell.settings.values()), state] for cell, state in zip(found, states)]
@@ -152,15 +151,15 @@ def run(
 
 
 def _base(theirs: Sequence[str]) -> str:
-  """The folder of the sweep's runs."""
+  """The folder of the runs of a sweep."""
   base = words.value(theirs, 'model_dir')
   if base is None:
-    raise UsageError('where do the runs of a sweep go? Pass --model_dir=FOLDER, which will hold one for each')
+    raise UsageError('a sweep needs --model_dir. Pass --model_dir=FOLDER, in which each run gets a folder')
   return base.rstrip('/')
 
 
 def _arguments(theirs: Sequence[str], cell: Cell, folder: str) -> list[str]:
-  """A cell's; what it sets itself the sweep's do not, or a flag there would hold over a setting here."""
+  """The arguments of a cell. Those that it sets leave the sweep's, where a flag would win over a setting."""
   own = [name.lower() for name in cell.settings if name not in _ADDED]
   kept = theirs if not any(any(words.values(theirs, name)) for name in own) else words.without(theirs, own)
   return [*kept, *cell.arguments, f'--model_dir={folder}']
@@ -177,14 +176,14 @@ def _steps(todo: Sequence[Cell], notes: Mapping[str, 'Note']) -> dict[str, list[
 def _preflight(
   job: config_dict.ConfigDict, steps: Mapping[str, list[str]], how: commands.Commands, *, dry_run: bool
 ) -> None:
-  """Of every step once, before any cell begins; raises `UsageError` where one does not fit."""
+  """Checks every step once, before any cell starts; raises `UsageError` where one does not fit."""
   for name, arguments in steps.items():
-    say(f'launch: {name}, for every cell that takes the same step:')
+    say(f'launch: preflight of {name}, for every cell with the same step:')
     checks.preflight(job, arguments, checks.topology(job), how, dry_run=dry_run)
 
 
 def _show(table: Sequence[Sequence[str]]) -> None:
-  """Rows in columns, on standard output."""
+  """Prints rows in columns on standard output."""
   widths = [max(map(len, column)) for column in zip(*table)]
   for row in table:
     say('  '.join(text.ljust(width) for text, width in zip(row, widths)).rstrip(), stream=sys.stdout)
@@ -194,7 +193,7 @@ def _show(table: Sequence[Sequence[str]]) -> None:
 
 
 class Note(NamedTuple):
-  """What says that a cell is done: a file with its arguments, and hashes of the files that they name."""
+  """The note that a cell is done: a file with its arguments and hashes of the files that they name."""
 
   file: pathlib.Path
   arguments: list[str]
@@ -205,12 +204,12 @@ class Note(NamedTuple):
       saved = json.loads(self.file.read_text(encoding='utf-8'))
       if saved['arguments'] != self.arguments:
         return False
-      before = saved.get('contents', {})  # An earlier version noted none.
+      before = saved.get('contents', {})  # Notes of earlier versions have none.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
       return False
     changed = [path for path, mark in self.contents.items() if before.get(path, mark) != mark]
     if changed:
-      say(f'launch: {self.file.parent} was done before {", ".join(changed)} changed, and is run again')
+      say(f'launch: {self.file.parent} was done before {", ".join(changed)} changed, and runs again')
     return not changed
 
   def write(self) -> None:
@@ -219,11 +218,11 @@ class Note(NamedTuple):
       note = {'arguments': self.arguments, 'contents': dict(self.contents)}
       self.file.write_text(json.dumps(note) + '\n', encoding='utf-8')
     except OSError as error:
-      say(f'launch: {error}: the same command would run what is done again')
+      say(f'launch: {error}: the same command would repeat this cell')
 
 
 def _note_file(job: config_dict.ConfigDict, folder: str) -> pathlib.Path:
-  """In the run's folder, or here if that is in a folder of other machines."""
+  """The file of a note: in the folder of the run, or here where that is on other machines."""
   if '://' not in folder and not words.is_in(folder, job.get('shared_dir', '')):
     return pathlib.Path(folder).expanduser() / NOTE
   digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
@@ -234,21 +233,21 @@ def _note_file(job: config_dict.ConfigDict, folder: str) -> pathlib.Path:
 
 
 class _Runs:
-  """Cells under way and those that wait for them."""
+  """The cells that run, and those that wait."""
 
   def __init__(self, at_once: int, todo: Mapping[str, tuple[list[str], Note]], watch: signals.Watch):
     self._at_once, self._waiting, self._watch = at_once, collections.deque(todo.items()), watch
     self._running: dict[str, tuple[children.Process, Note, float]] = {}
     self._codes: dict[str, int] = {}
-    self._told = False  # Whether all were asked to stop.
+    self._told = False  # Whether all cells were asked to stop.
 
   def all(self) -> dict[str, int]:
-    """Runs them; returns the exit codes of those that were begun."""
+    """Runs all cells; returns the exit codes of those that started."""
     try:
       while self._waiting or self._running:
         self._step()
     finally:
-      # Never SIGKILL: a launcher that is killed leaves its machines.
+      # Never SIGKILL: a launcher that is killed leaves its machines behind.
       self._stop()
       for process, _, _ in self._running.values():
         children.finish(process)
@@ -258,13 +257,14 @@ class _Runs:
     try:
       while self._waiting and len(self._running) < self._at_once:
         name, (command, note) = self._waiting.popleft()
-        say(f'launch: {name} begins')
+        say(f'launch: {name} starts')
         self._running[name] = (children.start(name, command), note, time.monotonic())
       self._collect()
       self._watch.pause(_TICK)
     except signals.Interrupted as interrupted:
-      # Each cell's own launcher knows what to do, at the first and at the second.
-      say(f'launch: {interrupted}; {len(self._running)} cells are told, {len(self._waiting)} are not begun')
+      # The launcher of each cell handles the first signal and the second.
+      counts = f'{len(self._running)} cells are asked to stop, {len(self._waiting)} have not started'
+      say(f'launch: {interrupted}; {counts}')
       self._waiting.clear()
       self._stop()
 
@@ -279,7 +279,7 @@ class _Runs:
       code = self._codes[name] = outcomes.plain(children.finish(process))
       del self._running[name]
       if self._told and code == 128 + signal.SIGTERM:
-        self._codes[name] = outcomes.STOPPED  # It had not begun, and has nothing to save.
+        self._codes[name] = outcomes.STOPPED  # It had not started, and has nothing to save.
       if code == outcomes.DONE:
         note.write()
       said = 'is done' if code == outcomes.DONE else f'ended with {outcomes.in_words(code)}'
@@ -287,11 +287,11 @@ class _Runs:
 
 
 def _judge(codes: Mapping[str, int], count: int) -> int:
-  """The sweep's exit code, and words for what is not done."""
+  """The exit code of the sweep; prints which cells are not done."""
   failed = [name for name, code in codes.items() if outcomes.is_failure(code)]
   stopped = count - sum(code == outcomes.DONE for code in codes.values()) - len(failed)
   if failed:
     say(f'launch: {len(failed)} of {count} cells failed: {", ".join(failed)}')
   if stopped:
-    say(f'launch: {stopped} of {count} cells were stopped or not begun: the same command goes on')
+    say(f'launch: {stopped} of {count} cells stopped or never started: the same command continues')
   return outcomes.FAILED if failed else outcomes.STOPPED if stopped else outcomes.DONE

@@ -1,6 +1,6 @@
-"""The `gke` backend: a JobSet on TPU node pools of a Kubernetes cluster, followed until its end.
+"""The `gke` backend: creates a JobSet on TPU node pools of a Kubernetes cluster and follows it to its end.
 
-The cluster begins the run again after preemptions by itself, so a launcher that goes away ends nothing.
+The cluster restarts the run after preemptions by itself, so the run does not need the launcher.
 """
 
 import json
@@ -26,15 +26,15 @@ from launch.say import say
 _PREFIX = 'jobset.sigs.k8s.io'
 _FIRST = (f'{_PREFIX}/job-index', 'batch.kubernetes.io/job-completion-index')
 _UNKNOWN, _GONE, _COMPLETED, _FAILED = 'unknown', 'gone', 'Completed', 'Failed'
-# A pod that waits for one of these does not begin by waiting longer.
+# A pod that waits for one of these will never start.
 _STUCK = ('ImagePullBackOff', 'InvalidImageName', 'CreateContainerConfigError', 'CreateContainerError')
 _STUCK_LOOKS = 3
-# For these it may: images are large. But a volume that is not there keeps them for ever.
+# With these it may: images are large. But without its volume it waits for ever.
 _SLOW = ('ContainerCreating', 'PodInitializing')
 _POD_CHARACTERS = 63
-_CLOSE_SECONDS = 2  # Between looks at what is being deleted, at most.
-_LAST_WORDS_SECONDS = 2  # That the log may take to end, after its pod.
-# What a dry run takes for a look's answer: the set is done, and has one pod.
+_CLOSE_SECONDS = 2  # Between requests while a set is being deleted, at most.
+_LAST_WORDS_SECONDS = 2  # How long the log may take to end after its pod.
+# The answer of the cluster in a dry run: the set is done and has one pod.
 _PRETENDED = json.dumps(
   {
     'items': [
@@ -53,28 +53,28 @@ def spec() -> config_dict.ConfigDict:
   """The fields of a job on a Kubernetes cluster."""
   job = config_dict.ConfigDict()
   job.backend = 'launch.backends.gke:run'
-  job.name = 'dro-jax'  # what the JobSet's name begins with
-  job.context = ''  # kubectl's; '' is its own
-  job.namespace = ''  # likewise
+  job.name = 'dro-jax'  # prefix of the JobSet's name
+  job.context = ''  # the context of kubectl; '' takes kubectl's current one
+  job.namespace = ''  # the namespace, likewise
   job.queue = ''  # Kueue's LocalQueue, where the cluster has one
   job.topology = 'v5e:4x8'  # the slice, or several: 2xv5e:4x8
-  job.chips_per_host = 0  # of the node pool's machines; 0 is the usual number
+  job.chips_per_host = 0  # chips of each machine of the node pool; 0 is the usual number
   job.spot = False  # cheaper, and may be taken away at any time
-  job.node_selector = ()  # more labels that nodes must have, NAME=VALUE
-  job.image = ''  # what launch/Dockerfile makes, in a registry
-  job.env = ()  # more variables, NAME=VALUE
-  job.service_account = ''  # Kubernetes' own, which a bucket needs
+  job.node_selector = ()  # more labels that the nodes must have, NAME=VALUE
+  job.image = ''  # the image built by launch/Dockerfile, in a registry
+  job.env = ()  # more environment variables, NAME=VALUE
+  job.service_account = ''  # a service account of Kubernetes, which a bucket needs
   job.shared_dir = '/mnt/runs'  # where the shared folder is mounted; model_dir must be in it
   job.claim = ''  # the PersistentVolumeClaim (Filestore) that is mounted there
-  job.bucket = ''  # or the bucket, by gcsfuse; with hierarchical namespace, or checkpoints are not atomic
-  job.keep = False  # leave a JobSet that is over, for who wants to look at it
-  job.keep_seconds = 86400  # how long the cluster keeps one that is over, if nobody deletes it
-  job.max_restarts = 20  # times that a run which was stopped or preempted goes on
-  job.poll_seconds = 20.0  # between looks
-  job.retry_seconds = 15.0  # between attempts of what failed
+  job.bucket = ''  # or the bucket, by gcsfuse; it needs a hierarchical namespace for atomic checkpoints
+  job.keep = False  # keep the JobSet when the run is over, for inspection
+  job.keep_seconds = 86400  # how long the cluster keeps a JobSet that is over and not deleted
+  job.max_restarts = 20  # how often a stopped or preempted run continues
+  job.poll_seconds = 20.0  # between requests for the state
+  job.retry_seconds = 15.0  # between attempts of a command that failed
   job.attempts = 5
-  job.silence_seconds = 1800.0  # how long the cluster may not answer
-  job.begin_seconds = 1800.0  # how long a pod may take to begin, once it has its machine
+  job.silence_seconds = 1800.0  # how long the cluster may fail to answer
+  job.begin_seconds = 1800.0  # how long a pod may take to start once it has its machine
   job.save_seconds = 600.0  # how long the run may take to save after SIGTERM
   job.tail = 30  # last lines of a failed run that are shown
   job.at_once = 4  # cells of a sweep that run at the same time
@@ -87,11 +87,11 @@ class Failed(Exception):
 
 
 class Set(NamedTuple):
-  """A JobSet that is ours by its name, which nobody else has.
+  """A JobSet with a name that no other JobSet has.
 
   name      its name
   job       the spec
-  commands  how kubectl is called
+  commands  runs kubectl
   """
 
   name: str
@@ -100,15 +100,15 @@ class Set(NamedTuple):
 
 
 class Pod(NamedTuple):
-  """What is known of one.
+  """A pod as the cluster describes it.
 
-  name       its own
-  attempt    of the set, from 0
+  name       its name
+  attempt    the attempt of the set, from 0
   first      whether it is the first machine of the first slice
-  begun      whether its container has begun
-  waiting    what it waits for, and why
-  code       its container's exit code
-  ended      when, as Kubernetes writes times
+  begun      whether its container has started
+  waiting    the reason why it waits, and the message
+  code       the exit code of its container
+  ended      the time at which it ended, as Kubernetes writes it
   disrupted  whether its machine was taken away
   """
 
@@ -123,7 +123,7 @@ class Pod(NamedTuple):
 
 
 def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool = False) -> int:
-  """Makes a JobSet that runs `dro_jax ARGUMENTS`, follows it to its end, deletes it."""
+  """Creates a JobSet that runs `dro_jax ARGUMENTS`, follows it to its end, deletes it."""
   where = refuse(job, arguments)
   name = f'{job.name}-{secrets.token_hex(4)}'
   _refuse_long(job, name, where)
@@ -134,7 +134,7 @@ def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool 
     return _life(Set(name, job, how), f'{name}.json')
   if not shutil.which('kubectl'):
     raise UsageError(
-      'there is no kubectl on the PATH: install it, and `gcloud container clusters get-credentials`'
+      'kubectl is not on the PATH: install it and run `gcloud container clusters get-credentials`'
     )
   with tempfile.TemporaryDirectory() as folder, signals.watching() as watch:
     how = commands.real(watch)
@@ -149,24 +149,27 @@ def _text(job: config_dict.ConfigDict, name: str, arguments: Sequence[str]) -> s
 
 
 def refuse(job: config_dict.ConfigDict, arguments: Sequence[str]) -> slices.Slice:
-  """Refuses what would cost machines before it fails; returns the slice.
+  """Refuses a job that would fail on machines which cost money; returns the slice.
 
   Raises:
-    UsageError: says what, and what to pass.
+    UsageError: the message says what to pass.
   """
   where = slices.parse(job.topology, job.chips_per_host)
   if not re.fullmatch(r'[a-z]([a-z0-9-]*[a-z0-9])?', job.name):
     raise UsageError(f'--job.name={job.name}: pass small letters, digits and dashes')
   if where.count > 1 and where.hosts == 1:
-    raise UsageError(f'--job.topology={job.topology}: GKE joins slices of several machines only')
+    raise UsageError(
+      f'--job.topology={job.topology}: GKE joins several slices only if each has several machines. Pass '
+      'larger slices, or one slice'
+    )
   if not job.image:
     raise UsageError(
-      'which image? Build one of this checkout and pass --job.image=REGISTRY/NAME:TAG:\n'
+      'the job has no image: build one of this checkout and pass --job.image=REGISTRY/NAME:TAG:\n'
       '  git archive HEAD | docker build --file=launch/Dockerfile --tag=REGISTRY/NAME:TAG -'
     )
   if job.claim and job.bucket:
     raise UsageError(
-      f'--job.claim={job.claim} and --job.bucket={job.bucket}: {job.shared_dir} can be one of them'
+      f'--job.claim={job.claim} and --job.bucket={job.bucket}: {job.shared_dir} mounts one. Pass one of them'
     )
   for text in (*job.env, *job.node_selector):
     if not re.match(r'[^=]+=', text):
@@ -177,21 +180,24 @@ def refuse(job: config_dict.ConfigDict, arguments: Sequence[str]) -> slices.Slic
   folder = words.value(arguments, 'model_dir')
   if folder is not None and not words.is_in(folder, shared):
     raise UsageError(
-      f'--model_dir={folder} would go with its pod. Mount a Filestore share or a bucket (--job.claim=CLAIM '
-      f'or --job.bucket=BUCKET) and pass --model_dir={job.shared_dir}/NAME'
+      f'--model_dir={folder} would be deleted with its pod. Mount a Filestore share (--job.claim=CLAIM) or a '
+      f'bucket (--job.bucket=BUCKET), and pass --model_dir={job.shared_dir}/NAME'
     )
   return where
 
 
 def _refuse_long(job: config_dict.ConfigDict, name: str, where: slices.Slice) -> None:
-  """Kubernetes adds slice, machine and five characters to a pod's name, which has a limit."""
+  """Refuses a name too long for pods, to which Kubernetes adds slice, machine and five characters."""
   longest = f'{name}-{jobset.REPLICATED}-{where.count - 1}-{where.hosts - 1}-xxxxx'
   if over := max(0, len(longest) - _POD_CHARACTERS):
-    raise UsageError(f'--job.name={job.name}: pods would be called {longest}; make it {over} shorter')
+    raise UsageError(
+      f'--job.name={job.name}: Kubernetes does not allow the name of the pod {longest}: pass a name that is '
+      f'{over} characters shorter'
+    )
 
 
 def _kubectl(of: Set, *words: str) -> list[str]:
-  """A kubectl command in the job's context and namespace."""
+  """A kubectl command in the context and namespace of the job."""
   place = [f'--{name}={of.job[name]}' for name in ('context', 'namespace') if of.job[name]]
   return ['kubectl', *place, *words]
 
@@ -201,25 +207,28 @@ def _selector(of: Set) -> str:
 
 
 def deletion(of: Set) -> list[str]:
-  """The command that deletes it; its pods are asked to save."""
+  """The command that deletes the set, which asks its pods to save."""
   return _kubectl(
     of, 'delete', 'jobset', of.name, '--cascade=foreground', '--wait=false', '--ignore-not-found'
   )
 
 
 def _life(of: Set, file: str) -> int:
-  """A set's, from its creation until after its deletion; returns the run's exit code."""
-  say(f'launch: {of.name}. By hand it is deleted with: {shlex.join(deletion(of))}')
+  """Creates a set, follows it and deletes it; returns the exit code of the run."""
+  say(f'launch: {of.name}. To delete it by hand: {shlex.join(deletion(of))}')
   log = Log(of)
   try:
     code, over = _run_once(of, file, log)
     log.close(_LAST_WORDS_SECONDS)
     if over and of.job.keep:
-      say(f'launch: {of.name} is over, and kept until: {shlex.join(deletion(of))}')
+      say(f'launch: {of.name} is over, and kept until you run: {shlex.join(deletion(of))}')
       return code
     return code if _give_back(of) else outcomes.FAILED
   except signals.Interrupted as interrupted:
-    say(f'launch: {interrupted}; deleting {of.name}, which asks the run to save. Once more, and none waits')
+    say(
+      f'launch: {interrupted}; deleting {of.name}, which asks the run to save. After a second signal the '
+      'launcher does not wait for that'
+    )
     return _stop(of, log, interrupted.exit_code)
   except BaseException:
     _give_back(of)
@@ -229,7 +238,7 @@ def _life(of: Set, file: str) -> int:
 
 
 def _run_once(of: Set, file: str, log: 'Log') -> tuple[int, bool]:
-  """Makes the set and follows it until it is over; returns the run's code, and whether it came so far."""
+  """Creates the set and follows it; returns the exit code of the run, and whether the set is over."""
   over = False
   try:
     _insist(of, _kubectl(of, 'apply', f'--filename={file}', '--request-timeout=60s'), 'creating')
@@ -245,9 +254,9 @@ def _run_once(of: Set, file: str, log: 'Log') -> tuple[int, bool]:
 
 
 def _insist(of: Set, command: Sequence[str], what: str, *, shielded: bool = False) -> None:
-  """Tries `attempts` times, each to its end; raises `Failed` if it never worked.
+  """Tries a command `attempts` times, each to its end; raises `Failed` if all attempts failed.
 
-  With `shielded`, no signal ends the attempts.
+  No signal ends `shielded` attempts.
   """
   for attempt in range(1, of.job.attempts + 1):
     result = of.commands.call(command, shielded=True)
@@ -263,14 +272,14 @@ def _insist(of: Set, command: Sequence[str], what: str, *, shielded: bool = Fals
 
 
 class Log:
-  """The first pod's log, shown as it grows, by a kubectl of its own."""
+  """The log of the first pod; a kubectl of its own shows it as it grows."""
 
   def __init__(self, of: Set):
     self._of, self._pod, self._last = of, None, ''
     self._process: children.Process | None = None
 
   def show(self, pods: Sequence[Pod]) -> None:
-    """Follows the newest first pod's, if it is not done."""
+    """Follows the log of the newest first pod, unless that is done."""
     pod = next((pod for pod in reversed(pods) if pod.first and pod.begun), None)
     if pod is None or (self._process and self._process.popen.poll() is None):
       return
@@ -284,7 +293,7 @@ class Log:
     self._process = self._of.commands.start('', [*command, '--timestamps', *since], shown=self._shown)
 
   def _shown(self, line: str) -> str | None:
-    """A line without its time; `None` if it has been shown."""
+    """A line without its time; `None` if it was shown before."""
     stamp, _, text = line.partition(' ')
     if stamp <= self._last:
       return None
@@ -292,7 +301,7 @@ class Log:
     return text
 
   def close(self, seconds: float | int) -> None:
-    """Ends it, once what is there has been shown, or after so long."""
+    """Ends the log once all of it has been shown, or after so many seconds."""
     if self._process is None:
       return
     deadline = time.monotonic() + seconds
@@ -302,12 +311,12 @@ class Log:
 
 
 class Look(NamedTuple):
-  """What the cluster says of a set.
+  """A set as the cluster describes it.
 
   state     Completed, Failed, gone, unknown or ''
-  restarts  how often it was begun again
-  why       the cluster's words
-  pods      those that are there, by attempt
+  restarts  how often the cluster restarted it
+  why       the message of the cluster
+  pods      the pods that exist, by attempt
   """
 
   state: str
@@ -356,7 +365,7 @@ def _pod(item: Mapping[str, Any]) -> Pod:
 
 
 class Codes:
-  """Exit codes of pods, as they were seen: the cluster forgets pods."""
+  """Exit codes of pods, noted here because the cluster forgets pods."""
 
   def __init__(self):
     self._pods: dict[str, Pod] = {}
@@ -368,24 +377,24 @@ class Codes:
     return max((pod.attempt for pod in self._pods.values() if pod.code is not None), default=0)
 
   def folded(self, before: int = 0) -> int | None:
-    """The newest attempt's, or that of so many before; `None` where none was seen."""
+    """The folded code of the newest attempt, or of one before it; `None` where no pod has one."""
     attempt = self._newest() - before
     ended = [pod for pod in self._pods.values() if pod.attempt == attempt and pod.code is not None]
     ended.sort(key=lambda pod: pod.ended)
     return outcomes.fold(pod.code for pod in ended) if ended else None
 
   def fails_again(self) -> bool:
-    """Whether two attempts in succession have failed by themselves: their machines were all there."""
+    """Whether two attempts in succession failed although they lost no machine."""
     last = (self._newest(), self._newest() - 1)
     disrupted = any(pod.disrupted and pod.attempt in last for pod in self._pods.values())
     return not disrupted and self.folded() == self.folded(1) == outcomes.FAILED
 
 
 def _follow(of: Set, log: Log) -> int:
-  """Shows the log until the set is over; returns the run's code.
+  """Shows the log until the set is over; returns the exit code of the run.
 
   Raises:
-    Failed: the cluster does not answer, or cannot begin the run, or somebody deleted the set.
+    Failed: the cluster does not answer or cannot start the run, or the set was deleted from elsewhere.
   """
   job, codes, report = of.job, Codes(), Report(of)
   while True:
@@ -398,7 +407,7 @@ def _follow(of: Set, log: Log) -> int:
       say(f'launch: {of.name} failed: {now.why}')
       return codes.folded() or outcomes.FAILED
     if now.state == _GONE:
-      raise Failed(f'{of.name} was deleted by somebody')
+      raise Failed(f'{of.name} was deleted from elsewhere')
     if codes.fails_again():
       raise Failed(f'{of.name} failed twice in succession, and lost no machine')
     report.note(now)
@@ -406,29 +415,29 @@ def _follow(of: Set, log: Log) -> int:
 
 
 class Report:
-  """Says what is new of a set, and when waiting longer is no use."""
+  """Prints changes of a set, and gives up where waiting is of no use."""
 
   def __init__(self, of: Set):
     self._of, self._said, self._restarts, self._stuck = of, '', 0, 0
     self._heard, self._slow = time.monotonic(), {}
 
   def note(self, now: Look) -> None:
-    """Takes one look.
+    """Takes one description of the set.
 
     Raises:
-      Failed: nothing will come of it.
+      Failed: the cluster does not answer, or a pod cannot start.
     """
     name, job = self._of.name, self._of.job
     if now.state == _UNKNOWN:
       if time.monotonic() > self._heard + job.silence_seconds:
-        raise Failed(f'the cluster has said nothing of {name} for {job.silence_seconds:g} s: {now.why}')
+        raise Failed(f'the cluster has not described {name} for {job.silence_seconds:g} s: {now.why}')
       return
     self._heard = time.monotonic()
     if now.restarts > self._restarts:
-      say(f'launch: {name} begins again: restart {now.restarts} of {job.max_restarts}')
+      say(f'launch: the cluster restarts {name}: restart {now.restarts} of {job.max_restarts}')
       self._restarts = now.restarts
     waits = [pod for pod in now.pods if pod.waiting[0] and not pod.begun]
-    # What does not begin by waiting longer comes first.
+    # A reason that waiting does not remove comes first.
     waiting = max((pod.waiting for pod in waits), key=lambda why: why[0] in _STUCK, default=('', ''))
     running = sum(pod.begun and pod.code is None for pod in now.pods)
     text = f'{running} of {len(now.pods)} pods run' + (f'; {": ".join(waiting)}' if waiting[0] else '')
@@ -437,11 +446,11 @@ class Report:
       self._said = text
     self._stuck = self._stuck + 1 if waiting[0] in _STUCK else 0
     if self._stuck >= _STUCK_LOOKS:
-      raise Failed(f'{name} cannot begin: {": ".join(waiting)}')
+      raise Failed(f'{name} cannot start: {": ".join(waiting)}')
     self._refuse_slow([pod for pod in waits if pod.waiting[0] in _SLOW])
 
   def _refuse_slow(self, pods: Sequence[Pod]) -> None:
-    """Raises `Failed`, with what the cluster knows, where one of these has been creating for too long."""
+    """Raises `Failed`, with the cluster's description, where a pod takes too long to start."""
     job, now = self._of.job, time.monotonic()
     self._slow = {pod.name: self._slow.get(pod.name, now) for pod in pods}
     for pod, since in self._slow.items():
@@ -449,7 +458,7 @@ class Report:
         command = _kubectl(self._of, 'describe', 'pods', pod)
         lines = self._of.commands.call(command).out.decode(errors='replace').splitlines()
         last = '\n'.join(lines[-job.tail :])
-        raise Failed(f'{pod} has not begun in {job.begin_seconds:g} s. {shlex.join(command)}:\n{last}')
+        raise Failed(f'{pod} has not started in {job.begin_seconds:g} s. {shlex.join(command)}:\n{last}')
 
 
 # --- ending -------------------------------------------------------------------------------------------------
@@ -462,7 +471,7 @@ def _show_end(of: Set, code: int) -> None:
 
 
 def _stop(of: Set, log: Log, otherwise: int) -> int:
-  """Deletes the set, whose pods save; returns their folded code, or `otherwise` where none was seen."""
+  """Deletes the set, whose pods save; returns their folded exit code, or `otherwise` where there is none."""
   codes = Codes()
 
   def look(pods: Sequence[Pod]) -> None:
@@ -476,26 +485,26 @@ def _stop(of: Set, log: Log, otherwise: int) -> int:
 
 
 def _give_back(of: Set, look: Callable[[Sequence[Pod]], None] = lambda pods: None) -> bool:
-  """Deletes the set, waits until its pods have saved and gone; tells loudly where it cannot."""
+  """Deletes the set and waits until its pods have saved; warns unmistakably where that fails."""
   deadline = time.monotonic() + of.job.save_seconds + of.job.silence_seconds
   try:
     _insist(of, deletion(of), 'deleting', shielded=True)
     while _is_there(of, look):
       if time.monotonic() > deadline:
-        raise Failed(f'{of.name} is still there')
+        raise Failed(f'{of.name} still exists')
       of.commands.pause(min(of.job.poll_seconds, _CLOSE_SECONDS))
   except signals.Interrupted as interrupted:
     say(f'launch: {interrupted}; the pods of {of.name} save and end by themselves')
   except Failed as failed:
     bar = '!' * 100
-    say(f'{bar}\nlaunch: {failed}: IT MAY STILL RUN, AND COST MONEY. Delete it by hand:')
+    say(f'{bar}\nlaunch: {failed}: IT MAY STILL RUN AND COST MONEY. Delete it by hand:')
     say(f'\n  {shlex.join(deletion(of))}\n{bar}')
     return False
   return True
 
 
 def _is_there(of: Set, look: Callable[[Sequence[Pod]], None]) -> bool:
-  """Whether anything of the set is left; what is, is looked at."""
+  """Whether the set or one of its pods still exists; passes the pods to `look`."""
   now = _look(of, pretend='{"items": []}', shielded=True)
   look(now.pods)
   return now.state != _GONE or bool(now.pods)

@@ -1,10 +1,10 @@
-"""The JobSet (jobset.x-k8s.io/v1alpha2) of a run: a Job a slice, a pod a machine; a pure function of its job.
+"""The JobSet (jobset.x-k8s.io/v1alpha2) of a run: one Job for each slice, one pod for each machine.
 
-What ends it: exit code 2 (and 1, but on spot machines, where a machine that is taken away takes the others'
-processes with it by exit code 1; there the launcher ends what fails so twice and lost no machine). Whatever
-else ends a pod, 75 after saving and preemption among them, begins the whole set again, at most `max_restarts`
-times. GKE tells the pods which worker of which slice they are (TPU_WORKER_ID, TPU_WORKER_HOSTNAMES,
-MEGASCALE_*), which jax reads.
+Exit code 2 ends it. Exit code 1 ends it too, but not on spot machines: there, when a machine is taken away,
+the processes of the others end with code 1. There the launcher ends a set that fails twice without losing a
+machine. Every other end of a pod, such as 75 after saving or a preemption, restarts the whole set, at most
+`max_restarts` times. GKE sets the worker and the slice of each pod in TPU_WORKER_ID, TPU_WORKER_HOSTNAMES and
+MEGASCALE_*, which jax reads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ from launch import slices
 
 API = 'jobset.x-k8s.io/v1alpha2'
 CONTAINER, REPLICATED = 'dro-jax', 'slice'
-LABEL = 'dro-jax/run'  # Of the set and of its pods: its name.
-# A slice of several machines is a node pool: no other Job's pods may come into it.
+LABEL = 'dro-jax/run'  # The label of the set and of its pods; its value is the set's name.
+# A slice of several machines is a node pool, which must not hold pods of another Job.
 _EXCLUSIVE = {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'}
-_BUCKETS = {'gke-gcsfuse/volumes': 'true'}  # What mounts buckets looks for it.
+_BUCKETS = {'gke-gcsfuse/volumes': 'true'}  # The driver that mounts buckets requires it.
 _SPOT = 'cloud.google.com/gke-spot'
 _VOLUME = 'runs'
-# A checkpoint appears as its folder is renamed, which gcsfuse refuses on a flat bucket unless it is told to.
+# A checkpoint appears when its folder is renamed; on a flat bucket gcsfuse does so only with this option.
 _MOUNT_OPTIONS = 'implicit-dirs,rename-dir-limit=200000'
 
 
 def manifest(job: config_dict.ConfigDict, name: str, arguments: Sequence[str]) -> dict[str, Any]:
-  """The JobSet that runs `dro_jax ARGUMENTS` on all machines of the job's slices, as JSON has it."""
+  """The JobSet, as JSON, that runs `dro_jax ARGUMENTS` on all machines of the job's slices."""
   where = slices.parse(job.topology, job.chips_per_host)
   queue = {'kueue.x-k8s.io/queue-name': job.queue} if job.queue else {}
   work = {
@@ -59,14 +59,14 @@ def manifest(job: config_dict.ConfigDict, name: str, arguments: Sequence[str]) -
 
 
 def final_codes(job: config_dict.ConfigDict) -> list[int]:
-  """Exit codes after which a run is not begun again."""
+  """Exit codes after which a run is not restarted."""
   return [2] if job.spot else [1, 2]
 
 
 def _pod_rules(job: config_dict.ConfigDict) -> list[dict[str, Any]]:
   ends = {'containerName': CONTAINER, 'operator': 'In', 'values': final_codes(job)}
   return [
-    # First, as its code says nothing of the run.
+    # First, because the exit code of a lost machine is not that of the run.
     {'action': 'Count', 'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]},
     {'action': 'FailJob', 'onExitCodes': ends},
   ]
@@ -93,7 +93,7 @@ def _pod(job: config_dict.ConfigDict, where: slices.Slice, arguments: Sequence[s
   pod = {
     'restartPolicy': 'Never',
     'terminationGracePeriodSeconds': int(job.save_seconds),
-    # A container's first process would not hear SIGTERM before it has asked to.
+    # The first process of a container ignores SIGTERM until it installs a handler.
     'shareProcessNamespace': True,
     'nodeSelector': _node_selector(job, where),
     'containers': [container],
@@ -125,10 +125,10 @@ def _volume(job: config_dict.ConfigDict) -> dict[str, Any]:
 
 
 def _verbatim(text: str) -> str:
-  """A text as Kubernetes reads it: it expands $(NAME), and takes $$ for $."""
+  """A text with $$ for $, as Kubernetes, which expands $(NAME), reads it."""
   return text.replace('$', '$$')
 
 
 def _pairs(texts: Sequence[str]) -> Mapping[str, str]:
-  """NAME=VALUE texts."""
+  """NAME=VALUE texts as a mapping."""
   return {name: value for name, _, value in (text.partition('=') for text in texts)}

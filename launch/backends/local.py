@@ -1,4 +1,4 @@
-"""The `local` backend: one run on this machine, on its GPUs or over the CPU devices of several processes."""
+"""The `local` backend: one run on this machine, on its GPUs or on CPU devices of several processes."""
 
 import os
 import pathlib
@@ -26,12 +26,12 @@ def spec() -> config_dict.ConfigDict:
   """The fields of a local job."""
   job = config_dict.ConfigDict()
   job.backend = 'launch.backends.local:run'
-  job.module = 'dro_jax.main'  # what each process runs
+  job.module = 'dro_jax.main'  # the module that each process runs
   job.platform = ''  # gpu or cpu (a rehearsal of a pod); '' is gpu where this machine has any
-  job.processes = 0  # processes, which find each other through jax.distributed; 0 is 1 on GPUs and 2 on CPUs
-  job.devices = 4  # CPU devices of each; GPUs are all shared among the processes
-  job.max_restarts = 0  # times that a run which stopped after saving (75) is started again
-  job.peer_seconds = 10.0  # how long the others may go on once one has failed
+  job.processes = 0  # number of processes, joined by jax.distributed; 0 is 1 on GPUs and 2 on CPUs
+  job.devices = 4  # CPU devices of each process; the processes share all GPUs
+  job.max_restarts = 0  # how often a run that stopped after saving (75) is started again
+  job.peer_seconds = 10.0  # how long the other processes may go on once one has failed
   job.grace_seconds = 10.0  # from SIGTERM to SIGKILL after that
   job.save_seconds = 600.0  # how long a run may take to save after Ctrl-C or SIGTERM
   job.tail = 20  # last lines of a failed process that are shown again
@@ -42,8 +42,8 @@ def spec() -> config_dict.ConfigDict:
 class _Place(NamedTuple):
   """Where the processes run.
 
-  processes  how many
-  gpus       each one's, as CUDA_VISIBLE_DEVICES names them; empty for CPU devices
+  processes  number of processes
+  gpus       GPUs of each process, as CUDA_VISIBLE_DEVICES names them; empty for CPU devices
   """
 
   processes: int
@@ -51,7 +51,7 @@ class _Place(NamedTuple):
 
 
 def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool = False) -> int:
-  """Runs `dro_jax ARGUMENTS` in every process; returns their codes, folded (see `outcomes.fold`)."""
+  """Runs `dro_jax ARGUMENTS` in every process; returns their folded exit code (see `outcomes.fold`)."""
   for field, least in (('processes', 0), ('devices', 1)):
     if job[field] < least:
       raise UsageError(f'--job.{field}={job[field]}: pass {least} or more')
@@ -71,28 +71,29 @@ def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool 
 
 
 def _place(job: config_dict.ConfigDict) -> _Place:
-  """On which devices, and by how many processes.
+  """The devices and the number of processes.
 
   Raises:
-    UsageError: the machine has not what the job asks for.
+    UsageError: the machine does not have the devices that the job asks for.
   """
   if job.platform not in ('', 'cpu', 'gpu'):
     raise UsageError(
-      f'--job.platform={job.platform}: pass gpu or cpu, or leave it to take GPUs where there are any'
+      f'--job.platform={job.platform}: pass gpu or cpu, or leave it out to use GPUs where there are any'
     )
   total = 0 if job.platform == 'cpu' else gpus.count()
   if job.platform == 'gpu' and not total:
     raise UsageError(
-      '--job.platform=gpu: this machine has no GPU that jax may use (nvidia-smi -L, JAX_PLATFORMS)'
+      '--job.platform=gpu: this machine has no GPU that jax may use (nvidia-smi -L, JAX_PLATFORMS): pass '
+      '--job.platform=cpu'
     )
   if not total:
     return _Place(job.processes or 2)
   processes, names = job.processes or 1, gpus.visible(total)
   if total % processes:
     raise UsageError(
-      f'--job.processes={processes} do not share {total} GPUs evenly: pass a number that divides {total}'
+      f'--job.processes={processes} do not share {total} GPUs evenly: pass a divisor of {total}'
     )
-  say(f'launch: on {total} GPUs of this machine; --job.platform=cpu rehearses on CPU devices')
+  say(f'launch: the run takes {total} GPUs of this machine; --job.platform=cpu rehearses on CPU devices')
   each = total // processes
   return _Place(processes, tuple(names[index * each : (index + 1) * each] for index in range(processes)))
 
@@ -110,7 +111,7 @@ def _variables(job: config_dict.ConfigDict, place: _Place, index: int, port: int
     variables[cluster.VARIABLE] = f'{index}/{place.processes}@localhost:{port}'
   if place.gpus:
     return variables | {'CUDA_VISIBLE_DEVICES': ','.join(place.gpus[index])}
-  # What the outside says of devices would be said twice.
+  # The number of devices must not be set twice.
   flags = re.sub(r'--xla_force_host_platform_device_count=\d+', '', os.environ.get('XLA_FLAGS', ''))
   return variables | {
     'JAX_PLATFORMS': 'cpu',
@@ -123,7 +124,7 @@ def _variables(job: config_dict.ConfigDict, place: _Place, index: int, port: int
 def _run_once(
   job: config_dict.ConfigDict, place: _Place, command: Sequence[str], watch: signals.Watch
 ) -> tuple[int, bool]:
-  """The folded exit code, and whether we were asked to stop."""
+  """The folded exit code, and whether a signal stopped the launcher."""
   port, processes, signalled = _free_port(), [], False
   try:
     for index in range(place.processes):
@@ -132,7 +133,7 @@ def _run_once(
     ended = _wait(job, processes, watch)
   except signals.Interrupted as interrupted:
     signalled = True
-    say(f'launch: {interrupted}; asking all processes to save. Once more, and they are killed')
+    say(f'launch: {interrupted}; asking all processes to save. A second signal kills them')
     ended = _stop(job, processes, watch)
   finally:
     children.end(processes)
@@ -151,7 +152,7 @@ def _wait(
   watch: signals.Watch,
   patience: float | int = float('inf'),
 ) -> list[children.Process]:
-  """Waits for all, in the order in which they end; once one has failed, or patience, ends the others."""
+  """The processes in the order in which they end; ends the others once one fails or patience runs out."""
   ended, asked = [], False
   deadline = time.monotonic() + patience
   while len(ended) < len(processes):
@@ -160,7 +161,7 @@ def _wait(
     for process in just:
       ended.append(process)
       if process.popen.returncode != outcomes.DONE:
-        # Those that the failure does not end would wait for it until jax's heartbeat fails.
+        # The others may wait for the failed one until the heartbeat of jax fails.
         deadline = min(deadline, time.monotonic() + job.peer_seconds)
     if not just:
       watch.pause(_TICK)
@@ -174,7 +175,7 @@ def _wait(
 def _stop(
   job: config_dict.ConfigDict, processes: Sequence[children.Process], watch: signals.Watch
 ) -> list[children.Process]:
-  """Asks all to save and end; kills them at a second signal."""
+  """Asks all processes to save and end; a second signal kills them."""
   children.send(processes, signal.SIGTERM)
   try:
     return _wait(job, processes, watch, patience=job.save_seconds)
@@ -184,11 +185,11 @@ def _stop(
 
 
 def _judge(ended: Sequence[children.Process]) -> int:
-  """The folded code, and a failed process's last lines."""
+  """The folded exit code; prints the last lines of the process that failed first."""
   code = outcomes.fold(process.popen.returncode for process in ended)
   if outcomes.is_failure(code):
     failed = next(process for process in ended if outcomes.is_failure(process.popen.returncode))
-    say(f'launch: process {failed.label} ended first, by {outcomes.in_words(failed.popen.returncode)}:')
+    say(f'launch: process {failed.label} failed first, with {outcomes.in_words(failed.popen.returncode)}:')
     for line in failed.last:
       say(f'launch: [{failed.label}] {line}')
   return code

@@ -1,4 +1,4 @@
-"""TPU machines through gcloud: asked for, looked at, reached, and surely deleted."""
+"""TPU machines through gcloud: creates, describes and reaches them, and deletes them for certain."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from launch.say import say
 
 READY, NOT_FOUND, UNKNOWN = 'READY', 'NOT_FOUND', 'UNKNOWN'
 _QUEUE_ENDS = ('FAILED', 'SUSPENDING', 'SUSPENDED', 'DELETING', NOT_FOUND)
-# What a machine goes through before it is ready, and what says that it will not be.
+# States of a machine before it is ready.
 _BORN = ('CREATING', 'STARTING', 'RESTARTING', 'REPAIRING', 'STATE_UNSPECIFIED', UNKNOWN)
 
 
@@ -25,11 +25,11 @@ class Lost(Exception):
 
 
 class Machine(NamedTuple):
-  """A machine that is ours by its name, which nobody else has.
+  """A machine with a name that no other machine has.
 
-  name      of the node, and of its queued resource.
+  name      the name of the node and of its queued resource.
   job       the spec.
-  commands  how gcloud is called.
+  commands  runs gcloud.
   """
 
   name: str
@@ -38,20 +38,20 @@ class Machine(NamedTuple):
 
 
 def _tpus(machine: Machine, *words: str) -> list[str]:
-  """A gcloud command about TPUs, in the job's project and zone."""
+  """A gcloud command for TPUs, in the project and zone of the job."""
   job = machine.job
   place = [f'--{name}={job[name]}' for name in ('project', 'zone') if job[name]]
   return ['gcloud', 'compute', 'tpus', *words, *place]
 
 
 class Report:
-  """Says states that are new."""
+  """Prints each new state."""
 
   def __init__(self, machine: Machine):
     self._machine, self._last, self._heard = machine, None, time.monotonic()
 
   def wait(self, now: str, described: dict) -> None:
-    """Waits until the next look.
+    """Waits until the next request.
 
     Raises:
       Failed: gcloud has not answered for too long.
@@ -60,7 +60,7 @@ class Report:
     if now != UNKNOWN:
       self._heard = time.monotonic()
     elif time.monotonic() > self._heard + job.silence_seconds:
-      raise Failed(f'gcloud has said nothing of {self._machine.name} for {job.silence_seconds:g} s: {why}')
+      raise Failed(f'gcloud has not described {self._machine.name} for {job.silence_seconds:g} s: {why}')
     if now != self._last:
       say(f'launch: {self._machine.name} is {now}{": " if why else ""}{why}')
     self._last = now
@@ -68,10 +68,10 @@ class Report:
 
 
 def create(machine: Machine) -> None:
-  """Asks for the machine.
+  """Requests the machine.
 
   Raises:
-    Failed: it was refused.
+    Failed: the request was refused.
   """
   job, name = machine.job, machine.name
   node = [f'--accelerator-type={job.accelerator_type}', *(['--spot'] if job.spot else [])]
@@ -83,7 +83,7 @@ def create(machine: Machine) -> None:
     what = ['tpu-vm', 'create', name, *node, f'--version={job.runtime_version}']
   for attempt in range(1, job.create_attempts + 1):
     result = machine.commands.call(_tpus(machine, *what, *job.create_flags))
-    # Nobody else has the name: an attempt that seemed to fail did not.
+    # No other machine has the name: an earlier attempt succeeded although it seemed to fail.
     if not result.code or (attempt > 1 and 'ALREADY_EXISTS' in result.err):
       return
     say(f'launch: creating {name} failed ({attempt} of {job.create_attempts}): {result.err}')
@@ -93,7 +93,7 @@ def create(machine: Machine) -> None:
 
 
 def _describe(machine: Machine, kind: str, pretend: str, *, shielded: bool = False) -> dict:
-  """What gcloud says of it; `{'state': NOT_FOUND}` if it is not there, UNKNOWN if gcloud cannot say."""
+  """The description by gcloud; `{'state': NOT_FOUND}` if it does not exist, UNKNOWN if gcloud fails."""
   command = _tpus(machine, kind, 'describe', machine.name, '--format=json')
   result = machine.commands.call(command, pretend=pretend, shielded=shielded)
   if result.code:
@@ -109,12 +109,12 @@ def _is_not_found(result: Result) -> bool:
 
 
 def state(machine: Machine) -> str:
-  """The node's: READY, PREEMPTED, NOT_FOUND, ..., or UNKNOWN where gcloud could not say."""
+  """The state of the node: READY, PREEMPTED, NOT_FOUND, ..., or UNKNOWN where gcloud fails."""
   return _describe(machine, 'tpu-vm', '{"state": "READY"}').get('state', UNKNOWN)
 
 
 def wait_until_ready(machine: Machine) -> int:
-  """Waits in the queue and for the node; returns how many workers it has.
+  """Waits in the queue and for the node; returns its number of workers.
 
   Raises:
     Failed: the request was refused or has expired.
@@ -144,7 +144,7 @@ def _wait_in_queue(machine: Machine) -> None:
     if now == 'ACTIVE':
       return
     if now == 'FAILED':
-      reason = detail.get('failedData', {}).get('error', {}).get('message', 'no reason was given')
+      reason = detail.get('failedData', {}).get('error', {}).get('message', 'gcloud gives no reason')
       raise Failed(f'the request for {machine.name} failed: {reason}')
     if now in _QUEUE_ENDS:
       raise Lost(f'the request for {machine.name} is {now}')
@@ -152,7 +152,7 @@ def _wait_in_queue(machine: Machine) -> None:
 
 
 def hosts(accelerator_type: str) -> int:
-  """Machines of a slice, by its name: v5litepod-16 has 4, v4-8 has 1; 0 for a name that we do not know."""
+  """The number of machines of a slice by its name: v5litepod-16 has 4, v4-8 has 1; 0 for an unknown name."""
   family, _, size = accelerator_type.rpartition('-')
   if not size.isdigit():
     return 0
@@ -163,7 +163,7 @@ def hosts(accelerator_type: str) -> int:
 
 
 def copy(machine: Machine, file: str) -> None:
-  """Brings a file to every worker's home."""
+  """Copies a file to the home of every worker."""
   command = ['tpu-vm', 'scp', file, f'{machine.name}:', '--worker=all', '--quiet']
   _insist(machine, _tpus(machine, *command, *machine.job.ssh_flags), 'copying to the workers')
 
@@ -175,17 +175,17 @@ def shell(machine: Machine, script: str, *, worker: str = 'all', pretend: str = 
 
 
 def insist(machine: Machine, script: str, what: str, *, pretend: str = '') -> Result:
-  """Runs a script on all workers, again where it fails (see `_insist`)."""
+  """Runs a script on all workers, and repeats it where it fails (see `_insist`)."""
   command = ['tpu-vm', 'ssh', machine.name, '--worker=all', '--quiet', f'--command={script}']
   return _insist(machine, _tpus(machine, *command, *machine.job.ssh_flags), what, pretend=pretend)
 
 
 def _insist(machine: Machine, command: Sequence[str], what: str, *, pretend: str = '') -> Result:
-  """Tries `ssh_attempts` times: connections to a young machine are often refused.
+  """Tries a command `ssh_attempts` times: connections to a new machine are often refused.
 
   Raises:
-    Failed: it never worked.
-    Lost: because the machine is no more.
+    Failed: all attempts failed.
+    Lost: the machine is gone.
   """
   job = machine.job
   for attempt in range(1, job.ssh_attempts + 1):
@@ -202,23 +202,23 @@ def _insist(machine: Machine, command: Sequence[str], what: str, *, pretend: str
 
 
 def refuse_lost(machine: Machine) -> None:
-  """Raises `Lost` if the machine is not what it was."""
+  """Raises `Lost` if the machine is no longer ready."""
   now = state(machine)
   if now not in (READY, UNKNOWN):
     raise Lost(f'{machine.name} is {now}')
 
 
 def deletion(machine: Machine) -> list[str]:
-  """The command that deletes it."""
+  """The command that deletes the machine."""
   if machine.job.queued:
     return _tpus(machine, 'queued-resources', 'delete', machine.name, '--force', '--quiet')
   return _tpus(machine, 'tpu-vm', 'delete', machine.name, '--quiet')
 
 
 def delete(machine: Machine) -> bool:
-  """Deletes until nothing of it is left, which is looked at; whatever comes. Returns whether it is so.
+  """Deletes the machine whatever happens, and verifies that it is gone; returns whether it is.
 
-  It looks twice: a request that was cut short as it was made may arrive after the first look.
+  It checks twice: a request that was interrupted as it was made may arrive after the first check.
   """
   job, commands = machine.job, machine.commands
   for attempt in range(job.delete_attempts):
@@ -239,6 +239,6 @@ def _is_gone(machine: Machine) -> bool:
   gone = json.dumps({'state': NOT_FOUND})
   left = [k for k in kinds if _describe(machine, k, gone, shielded=True).get('state') != NOT_FOUND]
   if left == ['tpu-vm'] and machine.job.queued:
-    # The queue forgot a node.
+    # The queue has forgotten the node.
     machine.commands.call(_tpus(machine, 'tpu-vm', 'delete', machine.name, '--quiet'), shielded=True)
   return not left

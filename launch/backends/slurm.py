@@ -1,7 +1,7 @@
-"""The `slurm` backend: a batch job on a cluster's GPUs, followed to its end.
+"""The `slurm` backend: queues a batch job on the GPUs of a cluster and follows it to its end.
 
-It is for a machine of the cluster from which `sbatch` works and whose disk the nodes share: this checkout,
-this Python, the current folder and the run's files are theirs. A queued job needs no launcher.
+Launch from a machine of the cluster on which `sbatch` works. The nodes must share its disk: they use this
+checkout, this Python, the current folder and the files of the run. A queued job does not need the launcher.
 """
 
 import codecs
@@ -24,9 +24,9 @@ from launch import checks, commands, outcomes, scripts, signals
 from launch.say import say
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-_LOG_BYTES = 1_000_000  # Of a log, at most, at once.
+_LOG_BYTES = 1_000_000  # Bytes of a log that are read at once.
 _UNKNOWN = 'unknown'
-# What sacct calls jobs that are over.
+# The states of jobs that are over, as sacct names them.
 _OVER = (
   *('BOOT_FAIL', 'CANCELLED', 'COMPLETED', 'DEADLINE', 'FAILED', 'NODE_FAIL', 'OUT_OF_MEMORY'),
   *('PREEMPTED', 'REVOKED', 'TIMEOUT'),
@@ -37,25 +37,25 @@ def spec() -> config_dict.ConfigDict:
   """The fields of a Slurm job."""
   job = config_dict.ConfigDict()
   job.backend = 'launch.backends.slurm:run'
-  job.name = 'dro-jax'  # what the job's name begins with
+  job.name = 'dro-jax'  # prefix of the job's name
   job.nodes = 1
-  job.gpus_per_node = 8  # and as many processes, each with one of them
+  job.gpus_per_node = 8  # GPUs, each with a process of its own
   job.cpus_per_task = 8
-  job.partition = ''  # '' is the cluster's own
-  job.account = ''  # likewise
-  job.time = ''  # the limit, such as 12:00:00; the run saves before it, and is queued again
-  job.sbatch_flags = ()  # more of sbatch's, such as --constraint=h100
-  job.srun_flags = ()  # more of srun's, such as --container-image=IMAGE
-  job.setup = ''  # shell that comes first, such as module load cuda
-  job.python = ''  # what runs dro_jax; '' is the Python that runs this
-  job.folder = 'slurm'  # where scripts and logs are kept, on the shared disk
-  job.signal_seconds = 120  # how long before its limit a job is asked to save
-  job.peer_seconds = 120  # how long the others may go on once one process has ended
-  job.max_restarts = 20  # times that a run which stopped after saving (75) is queued again
-  job.poll_seconds = 10.0  # between looks
-  job.retry_seconds = 15.0  # between attempts of what failed
+  job.partition = ''  # '' takes the default of the cluster
+  job.account = ''  # the account, likewise
+  job.time = ''  # the time limit, such as 12:00:00; the run saves before it and is queued again
+  job.sbatch_flags = ()  # more flags for sbatch, such as --constraint=h100
+  job.srun_flags = ()  # more flags for srun, such as --container-image=IMAGE
+  job.setup = ''  # shell commands that run first, such as module load cuda
+  job.python = ''  # the Python that runs dro_jax; '' is that of the launcher
+  job.folder = 'slurm'  # the folder of scripts and logs, on the shared disk
+  job.signal_seconds = 120  # how long before its limit a job must save
+  job.peer_seconds = 120  # how long the other processes may go on once one has ended
+  job.max_restarts = 20  # how often a run that stopped after saving (75) is queued again
+  job.poll_seconds = 10.0  # between requests for the state
+  job.retry_seconds = 15.0  # between attempts of a command that failed
   job.attempts = 5
-  job.silence_seconds = 1800.0  # how long Slurm may not answer
+  job.silence_seconds = 1800.0  # how long Slurm may fail to answer
   job.save_seconds = 600.0  # how long the run may take to save after Ctrl-C or SIGTERM
   job.tail = 30  # last lines of a failed run that are shown
   job.at_once = 16  # cells of a sweep that are queued at the same time
@@ -67,12 +67,12 @@ class Failed(Exception):
 
 
 class Batch(NamedTuple):
-  """A job of Slurm's.
+  """A job of Slurm.
 
   number    its id
   job       the spec
-  commands  how Slurm is called
-  files     what it writes
+  commands  runs the commands of Slurm
+  files     the files of the job
   """
 
   number: str
@@ -82,7 +82,7 @@ class Batch(NamedTuple):
 
 
 class Files(NamedTuple):
-  """A run's script; its log; its exit code, once it is over; what says that it is not to be queued again."""
+  """Files of a run: script, log, exit code (once it is over), and a mark that it must not be queued again."""
 
   script: pathlib.Path
   log: pathlib.Path
@@ -91,7 +91,7 @@ class Files(NamedTuple):
 
 
 def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool = False) -> int:
-  """Queues `dro_jax ARGUMENTS`, follows it until it is over; returns its exit code."""
+  """Queues `dro_jax ARGUMENTS` and follows the job until it is over; returns its exit code."""
   refuse(job, arguments)
   name = f'{job.name}-{secrets.token_hex(4)}'
   folder = pathlib.Path(job.folder).expanduser().absolute()
@@ -102,7 +102,7 @@ def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool 
     say(scripts.heredoc(str(files.script), text), stream=sys.stdout)
     return _life(job, commands.dry(), files)
   if not shutil.which('sbatch'):
-    raise UsageError("there is no sbatch on the PATH: launch from a machine of Slurm's cluster")
+    raise UsageError('sbatch is not on the PATH: launch from a machine of the Slurm cluster')
   folder.mkdir(parents=True, exist_ok=True)
   files.script.write_text(text, encoding='utf-8')
   with signals.watching() as watch:
@@ -110,10 +110,10 @@ def run(job: config_dict.ConfigDict, arguments: Sequence[str], *, dry_run: bool 
 
 
 def refuse(job: config_dict.ConfigDict, arguments: Sequence[str]) -> None:
-  """Refuses what would wait in the queue to fail.
+  """Refuses a job that would fail after its time in the queue.
 
   Raises:
-    UsageError: says what, and what to pass.
+    UsageError: the message says what to pass.
   """
   for field in ('nodes', 'gpus_per_node', 'cpus_per_task'):
     if job[field] < 1:
@@ -134,13 +134,13 @@ def script(
 
   Args:
     job: the spec.
-    name: the job's.
-    files: what it writes.
-    arguments: dro_jax's.
+    name: the name of the job.
+    files: the files of the job.
+    arguments: the arguments of dro_jax.
     folder: the working directory.
   """
   options = '\n'.join(f'#SBATCH {shlex.quote(option)}' for option in _options(job, name, files, folder))
-  # srun does not take sbatch's cpus-per-task for its own.
+  # srun does not inherit cpus-per-task from sbatch.
   run_flags = [f'--cpus-per-task={job.cpus_per_task}', '--kill-on-bad-exit=0', f'--wait={job.peer_seconds}']
   program = [job.python or sys.executable, '-m', 'dro_jax.main', *arguments]
   setup = f'{job.setup}\n' if job.setup else ''
@@ -172,11 +172,11 @@ def _options(job: config_dict.ConfigDict, name: str, files: Files, folder: pathl
   return [
     f'--job-name={name}',
     f'--nodes={job.nodes}',
-    # jax gives each process the GPU of its number on its node.
+    # jax gives each process the GPU with its own number on the node.
     f'--gpus-per-node={job.gpus_per_node}',
     f'--ntasks-per-node={job.gpus_per_node}',
     f'--cpus-per-task={job.cpus_per_task}',
-    # To the processes, not to this script.
+    # The signal goes to the processes, not to this script.
     f'--signal=TERM@{job.signal_seconds}',
     '--requeue',
     '--open-mode=append',
@@ -191,21 +191,21 @@ def _options(job: config_dict.ConfigDict, name: str, files: Files, folder: pathl
 
 
 def _life(job: config_dict.ConfigDict, how: commands.Commands, files: Files) -> int:
-  """A job's, from the queue until it is over; returns the run's exit code."""
+  """Queues a job and follows it until it is over; returns the exit code of the run."""
   try:
     batch = Batch(_submit(job, how, files), job, how, files)
   except Failed as failed:
     say(f'launch: {failed}')
     return outcomes.FAILED
-  say(f'launch: job {batch.number} is queued; its log is {files.log}. By hand: scancel {batch.number}')
+  say(f'launch: job {batch.number} is queued; its log is {files.log}. To cancel it: scancel {batch.number}')
   log = Log(files.log)
   try:
     code = _follow(batch, log)
   except signals.Interrupted as interrupted:
-    say(f'launch: {interrupted}; asking job {batch.number} to save. Once more, and it is cancelled at once')
+    say(f'launch: {interrupted}; asking job {batch.number} to save. A second signal cancels it at once')
     return _stop(batch, log, interrupted.exit_code)
   except Failed as failed:
-    say(f'launch: {failed}. The job goes on: squeue --jobs={batch.number}')
+    say(f'launch: {failed}. The job continues: squeue --jobs={batch.number}')
     return outcomes.FAILED
   except BaseException:
     _cancel(batch)
@@ -218,10 +218,10 @@ def _life(job: config_dict.ConfigDict, how: commands.Commands, files: Files) -> 
 
 
 def _submit(job: config_dict.ConfigDict, how: commands.Commands, files: Files) -> str:
-  """Queues the script once, whatever comes; returns the job's number.
+  """Queues the script once, whatever happens; returns the number of the job.
 
   Raises:
-    Failed: it was refused.
+    Failed: Slurm refused it.
   """
   result = how.call(['sbatch', '--parsable', str(files.script)], pretend='JOB', shielded=True)
   if result.code:
@@ -230,7 +230,7 @@ def _submit(job: config_dict.ConfigDict, how: commands.Commands, files: Files) -
 
 
 class Log:
-  """The job's log, shown as it grows."""
+  """The log of the job, shown as it grows."""
 
   def __init__(self, file: pathlib.Path):
     self._file, self._offset = file, 0
@@ -248,10 +248,10 @@ class Log:
 
 
 def _follow(batch: Batch, log: Log, patience: float | int = math.inf) -> int:
-  """Shows the log until the job is over; returns its code.
+  """Shows the log until the job is over; returns its exit code.
 
   Raises:
-    Failed: Slurm does not answer, or the job is not over in time.
+    Failed: Slurm does not answer, or the job does not end in time.
   """
   number, silence = batch.number, batch.job.silence_seconds
   heard, said, deadline = time.monotonic(), '', time.monotonic() + patience
@@ -267,14 +267,14 @@ def _follow(batch: Batch, log: Log, patience: float | int = math.inf) -> int:
         say(f'launch: job {number} is {word}')
       said = word
     if time.monotonic() > heard + silence:
-      raise Failed(f'Slurm has said nothing of job {number} for {silence:g} s')
+      raise Failed(f'Slurm has not described job {number} for {silence:g} s')
     if time.monotonic() > deadline:
       raise Failed(f'job {number} did not end within {patience:g} s')
     batch.commands.pause(batch.job.poll_seconds)
 
 
 def _state(batch: Batch) -> str:
-  """The job's, in Slurm's words; once it has left the queue as sacct has it, STATE|CODE:SIGNAL."""
+  """The state of the job as Slurm names it; STATE|CODE:SIGNAL of sacct once it has left the queue."""
   queued = ['squeue', f'--jobs={batch.number}', '--noheader', '--format=%T']
   result = batch.commands.call(queued)
   found = result.out.decode(errors='replace').split()
@@ -293,7 +293,7 @@ def _state(batch: Batch) -> str:
 
 
 def _code(batch: Batch, state: str, text: str) -> int | None:
-  """A job's exit code, as its script wrote it, or sacct has it; `None` if it is not over."""
+  """The exit code of a job, from its script or else from sacct; `None` if it is not over."""
   if batch.files.code.exists():
     return int(batch.files.code.read_text())
   if state not in _OVER:
@@ -302,18 +302,18 @@ def _code(batch: Batch, state: str, text: str) -> int | None:
     return outcomes.DONE
   code, number = (int(word) if word.isdigit() else 0 for word in f'{text}:'.split(':')[:2])
   found = 128 + number if number else code or outcomes.FAILED
-  # A script that ends so without a word is being queued again.
+  # A script that ends so without a code is being queued again.
   return None if found == outcomes.STOPPED else found
 
 
 def _stop(batch: Batch, log: Log, otherwise: int) -> int:
-  """Asks the run to save and end; returns its code, or `otherwise` where it had not begun."""
+  """Asks the run to save and end; returns its exit code, or `otherwise` where it had not started."""
   batch.files.stop.touch()
   try:
     if _state(batch) == 'PENDING':
       return otherwise if _cancel(batch) else outcomes.FAILED
     if not _scancel(batch, '--signal=TERM'):
-      raise Failed(f'Slurm does not pass SIGTERM on to job {batch.number}')
+      raise Failed(f'Slurm does not send SIGTERM to job {batch.number}')
     return _follow(batch, log, batch.job.save_seconds)
   except (Failed, signals.Interrupted) as error:
     say(f'launch: {error}; cancelling job {batch.number}')
@@ -321,7 +321,7 @@ def _stop(batch: Batch, log: Log, otherwise: int) -> int:
 
 
 def _scancel(batch: Batch, *flags: str) -> bool:
-  """Signals or cancels the job; returns whether Slurm took it, or knows of no such job any more."""
+  """Signals or cancels the job; returns whether Slurm accepted that, or has no such job any more."""
   for attempt in range(batch.job.attempts):
     if attempt:
       batch.commands.pause(batch.job.retry_seconds, shielded=True)
@@ -333,7 +333,7 @@ def _scancel(batch: Batch, *flags: str) -> bool:
 
 
 def _cancel(batch: Batch) -> bool:
-  """Cancels the job; tells loudly where it cannot."""
+  """Cancels the job; warns unmistakably where that fails."""
   if _scancel(batch):
     return True
   bar = '!' * 100

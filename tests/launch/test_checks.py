@@ -212,7 +212,8 @@ def test_what_fits_is_said(found, capsys):
   ask()
   said = capsys.readouterr().err
   assert (
-    'it fits v5e:4x8: 9.0 of 16.0 GiB a chip; at best 0.71 s a step, 6.3 chip-hours for 1000 steps' in said
+    'the run fits v5e:4x8: 9.0 of 16.0 GiB a chip; at best 0.71 s a step, 6.3 chip-hours for 1000 steps'
+    in said
   )
 
 
@@ -235,11 +236,11 @@ UNTOLD = {'fits': False, 'memory': {'total': None, 'available': 16 * 2**30}, 're
     (
       printed(SMALL),
       True,
-      'fit: --set REMAT=true',
+      'A remedy: --set REMAT=true',
     ),
     (printed(UNTOLD), True, 'more than a chip has.*take a larger slice'),
     ('import sys; sys.exit("dro_jax: no setting X")', True, 'exit code 1: dro_jax: no setting X'),
-    ('', False, r"pip install 'jax\[tpu\]'; --job.preflight=False goes on without"),
+    ('', False, r"pip install 'jax\[tpu\]'; --job.preflight=False skips this check"),
   ],
 )
 def test_what_does_not_fit_is_refused_with_the_remedy(found, line, libtpu, refusal):

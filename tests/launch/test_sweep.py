@@ -72,12 +72,12 @@ def test_every_combination_is_a_cell_with_a_name_of_its_own():
   'product, together, words',
   [
     ({}, {}, 'no settings'),
-    ({'TAU': 'abc'}, {}, "TAU the value 'abc'"),
+    ({'TAU': 'abc'}, {}, "the sweep sets TAU to 'abc'"),
     ({'TAU': 1.0}, {}, r'\(1.0,\) for one'),
-    ({'TAU': ()}, {}, 'pass several'),
-    ({}, {'TAU': (1,), 'SEED': (1, 2)}, 'different numbers of values'),
-    ({'TAU': (1,)}, {'TAU': (1,)}, 'TAU: in `product` or in `together`'),
-    ({'gin_file': ('a/x.gin', 'b/x.gin')}, {}, '2 cells of the sweep would be called gin_file_x'),
+    ({'TAU': ()}, {}, 'pass a tuple of values'),
+    ({}, {'TAU': (1,), 'SEED': (1, 2)}, 'need the same number of values'),
+    ({'TAU': (1,)}, {'TAU': (1,)}, 'TAU: pass values in `product` or in `together`'),
+    ({'gin_file': ('a/x.gin', 'b/x.gin')}, {}, '2 cells of the sweep have the name gin_file_x'),
   ],
 )
 def test_what_is_no_sweep_is_refused(product, together, words):
@@ -130,7 +130,7 @@ def test_a_cell_is_done_again_once_a_file_that_it_names_holds_something_else(com
     file.write_text(file.read_text() + '\n')
     assert launch.main(again) == 0
     runs += 1
-    assert f'{file.name} changed, and is run again' in capsys.readouterr().err
+    assert f'{file.name} changed, and runs again' in capsys.readouterr().err
   note = tmp_path / 'runs' / 'seed_0' / cells.NOTE
   note.write_text(json.dumps({'arguments': json.loads(note.read_text())['arguments']}))
   assert launch.main(again) == 0  # An earlier version noted no contents.
@@ -142,7 +142,7 @@ def test_a_note_that_cannot_be_written_stops_no_cell(command, tmp_path, capsys):
   (tmp_path / 'runs' / 'seed_0' / cells.NOTE).mkdir(parents=True)
   assert launch.main([*ours, "--sweep.product.SEED=('0','0 ')", *theirs]) == 0
   said = capsys.readouterr().err
-  assert 'launched.json' in said and 'the same command would run what is done again' in said
+  assert 'launched.json' in said and 'the same command would repeat this cell' in said
   assert len((tmp_path / 'runs' / 'log').read_text().splitlines()) == 4
 
 
@@ -182,7 +182,7 @@ def interrupted(command, seeds):
 def test_a_cell_that_a_signal_ends_before_it_has_begun_was_stopped(command):
   code, said = interrupted(command, "('143','75')")
   assert code == 75
-  assert '2 of 2 cells were stopped or not begun' in said
+  assert '2 of 2 cells stopped or never started' in said
 
 
 def test_a_cells_own_setting_holds_over_the_sweeps_flag():
@@ -225,8 +225,8 @@ def test_a_cell_that_is_refused_is_refused_before_any_begins(tmp_path, monkeypat
 def test_a_bound_on_how_many_run_and_a_signal_that_all_hear(command, tmp_path):
   code, said = interrupted(command, "('75','75 ','75  ')")
   assert code == 75
-  assert '2 cells are told, 1 are not begun' in said
-  assert '3 of 3 cells were stopped or not begun' in said
+  assert '2 cells are asked to stop, 1 have not started' in said
+  assert '3 of 3 cells stopped or never started' in said
   assert len((tmp_path / 'runs' / 'log').read_text().splitlines()) == 2
 
 
@@ -265,7 +265,7 @@ def test_a_sweep_needs_a_folder(tmp_path):
   'argv, words',
   [
     (['--sweep=tua'], "no sweep spec 'tua' (did you mean tau?)"),
-    (['--sweep=tau', '--sweep.product.TUA=(1,)'], '--sweep.product.TUA=(1,): its sweep has no such setting'),
+    (['--sweep=tau', '--sweep.product.TUA=(1,)'], '--sweep.product.TUA=(1,): the sweep has no such setting'),
     (['--sweep=tau', '--job.at_once=0'], '--job.at_once=0: pass 1 or more'),
   ],
 )

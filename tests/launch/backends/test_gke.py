@@ -93,7 +93,7 @@ def test_a_whole_life_with_a_restart(cluster, capsys):
   for words in (
     '1 of 2 pods run; ContainerCreating: why',
     '2 of 2 pods run',
-    'begins again: restart 1 of 20',
+    ': restart 1 of 20',
   ):
     assert words in shown.err
   # Each line once, without its time.
@@ -177,7 +177,7 @@ def test_a_pod_that_cannot_begin_is_seen_behind_one_that_is_created(cluster, cap
   waiting = scene(pod(0, waiting='ContainerCreating'), pod(1, waiting='ImagePullBackOff'))
   cluster.script(*[waiting] * 5, scene(over=DONE))
   assert gke.run(job(), ARGUMENTS) == 1
-  assert 'cannot begin: ImagePullBackOff: why' in capsys.readouterr().err
+  assert 'cannot start: ImagePullBackOff: why' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('waiting', ['ContainerCreating', 'PodInitializing'])
@@ -185,7 +185,7 @@ def test_a_pod_that_is_created_for_too_long_is_described_and_ended(cluster, caps
   cluster.script(*[scene(pod(0), pod(1, waiting=waiting))] * 20, scene(over=DONE))
   assert gke.run(job(begin_seconds=0.05), ARGUMENTS) == 1
   said = capsys.readouterr().err
-  assert 'pod-0-1 has not begun in 0.05 s. kubectl describe pods pod-0-1:\nFailedMount: no such' in said
+  assert 'pod-0-1 has not started in 0.05 s. kubectl describe pods pod-0-1:\nFailedMount: no such' in said
   assert cluster.verbs()[-1] == 'delete'
 
 
@@ -193,10 +193,10 @@ def test_a_pod_that_is_created_for_too_long_is_described_and_ended(cluster, caps
   'scenes, outcomes, words',
   [
     ([RUNNING], {'apply': ['fail']}, 'creating dro-jax-'),
-    ([None], {}, 'was deleted by somebody'),
-    ([scene(pod(waiting='ImagePullBackOff'))], {}, 'cannot begin: ImagePullBackOff: why'),
-    (['fail'], {}, 'the cluster has said nothing of'),
-    ([scene(over=DONE)], {'delete': ['fail']}, 'IT MAY STILL RUN, AND COST MONEY'),
+    ([None], {}, 'was deleted from elsewhere'),
+    ([scene(pod(waiting='ImagePullBackOff'))], {}, 'cannot start: ImagePullBackOff: why'),
+    (['fail'], {}, 'the cluster has not described'),
+    ([scene(over=DONE)], {'delete': ['fail']}, 'IT MAY STILL RUN AND COST MONEY'),
   ],
 )
 def test_what_goes_wrong_for_good_is_said_and_leaves_nothing(cluster, capsys, scenes, outcomes, words):
@@ -218,7 +218,7 @@ def test_a_set_that_is_over_is_kept_where_asked(cluster, capsys):
   cluster.script(scene(over=DONE))
   assert gke.run(job(keep=True), ARGUMENTS) == 0
   assert cluster.verbs() == ['apply']
-  assert 'is over, and kept until: kubectl delete jobset dro-jax-' in capsys.readouterr().err
+  assert 'is over, and kept until you run: kubectl delete jobset dro-jax-' in capsys.readouterr().err
 
 
 def test_a_set_that_never_worked_is_not_kept(cluster):
@@ -242,17 +242,17 @@ def test_a_dry_run_prints_the_manifest_and_every_command_and_calls_none(cluster,
   'fields, words',
   [
     ({'image': ''}, 'docker build --file=launch/Dockerfile'),
-    ({'claim': ''}, '--model_dir=/mnt/runs/a would go with its pod'),
-    ({'shared_dir': '/mnt/other'}, 'would go with its pod'),
-    ({'bucket': 'b'}, 'can be one of them'),
+    ({'claim': ''}, '--model_dir=/mnt/runs/a would be deleted with its pod'),
+    ({'shared_dir': '/mnt/other'}, 'would be deleted with its pod'),
+    ({'bucket': 'b'}, 'Pass one of them'),
     ({'topology': 'v5e:4'}, 'pass KIND:SHAPE'),
     ({'topology': 'v5p:4x4'}, 'v5p slices have 3 dimensions'),
-    ({'topology': '2xv5e:2x2'}, 'GKE joins slices of several machines'),
-    ({'name': 'a' * 40}, 'make it 2 shorter'),
+    ({'topology': '2xv5e:2x2'}, 'GKE joins several slices only if each has several machines'),
+    ({'name': 'a' * 40}, '2 characters shorter'),
     ({'env': ('A',)}, 'pass NAME=VALUE'),
     ({'topology': 'v5e:0x8'}, 'pass KIND:SHAPE'),
     ({'topology': '0xv5e:4x8'}, 'pass KIND:SHAPE'),
-    ({'chips_per_host': -4}, 'machines of -4 do not divide'),
+    ({'chips_per_host': -4}, 'do not divide over machines of -4'),
   ],
 )
 def test_what_would_fail_is_refused(fields, words):

@@ -69,7 +69,7 @@ def test_codes_are_folded_and_nobody_outlives_a_failure(member, capfd, first, se
   assert local.run(job(), [first, second]) == code
   assert time.monotonic() - began < 10
   if 'no such file' in second:
-    assert 'process 1 ended first, by exit code 1:\nlaunch: [1] no such file\n' in capfd.readouterr().err
+    assert 'process 1 failed first, with exit code 1:\nlaunch: [1] no such file\n' in capfd.readouterr().err
 
 
 @pytest.mark.parametrize('restarts, times', [(0, 1), (2, 3)])

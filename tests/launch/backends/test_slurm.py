@@ -120,7 +120,7 @@ def test_a_job_that_left_no_code_ends_as_sacct_says(cluster, account, code):
   'files, words',
   [
     ({'refuse-sbatch': ''}, 'sbatch refused'),
-    ({'refuse-squeue': ''}, 'Slurm has said nothing of job 7'),
+    ({'refuse-squeue': ''}, 'Slurm has not described job 7'),
     ({'refuse-scancel': '', 'signal-squeue': 'INT'}, 'job 7 MAY STILL RUN'),
   ],
 )

@@ -120,7 +120,7 @@ def test_a_deletion_that_fails_is_loud(cloud, capsys):
   assert tpu_vm.run(job(), ARGUMENTS) == 1
   (name, _) = cloud.machines()
   words = capsys.readouterr().err
-  assert f'{name} MAY STILL RUN, AND COST MONEY' in words
+  assert f'{name} MAY STILL RUN AND COST MONEY' in words
   assert f'  gcloud compute tpus queued-resources delete {name} --force --quiet\n' in words
   assert cloud.events().count('delete') == 3
 
@@ -150,7 +150,7 @@ def test_restarts_end(cloud):
 def test_a_machine_is_kept_where_asked(cloud, capsys):
   assert tpu_vm.run(job(keep=True), ARGUMENTS) == 0
   assert len(cloud.machines()) == 2
-  assert 'is kept, and costs money until: gcloud' in capsys.readouterr().err
+  assert 'is kept and costs money until you run: gcloud' in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_every_command_and_calls_none(cloud, capsys):
@@ -165,10 +165,10 @@ def test_a_dry_run_prints_every_command_and_calls_none(cloud, capsys):
 @pytest.mark.parametrize(
   'folder, fields, words',
   [
-    ('runs/a', {'spot': False}, 'is another folder on each of its machines'),
-    ('runs/a', {'accelerator_type': 'v5litepod-8'}, 'on a spot v5litepod-8 goes with its machine'),
+    ('runs/a', {'spot': False}, 'is another folder on each machine'),
+    ('runs/a', {'accelerator_type': 'v5litepod-8'}, 'on a spot v5litepod-8 is deleted with the machine'),
     ('/mnt/runs/../a', {}, 'on a spot v5litepod-16'),
-    ('gs://bucket/a', {}, 'metrics are appended to'),
+    ('gs://bucket/a', {}, 'a run appends to its metrics'),
   ],
 )
 @pytest.mark.parametrize(
