@@ -10,7 +10,7 @@ import optax
 
 from dro_jax import algorithms
 from dro_jax.arena import results, trials
-from dro_jax.arena.cells import Cell
+from dro_jax.arena.cells import Cell, file_of
 from dro_jax.arena.trials import Range
 from dro_jax.checkpoints import orbax, policy
 from dro_jax.costs import flops
@@ -136,6 +136,33 @@ def fit(
     seed=cell.seed,
   )
   return {'model_dir': result['model_dir'], 'steps': steps, 'flops': steps * per_step}
+
+
+def fit_and_judge(
+  folder: pathlib.Path,
+  method: Method,
+  cell: Cell,
+  data: Data,
+  budget: Budget,
+  mesh: Callable[[], Mesh],
+  judge: Callable[[str], Any],
+) -> dict[str, Any]:
+  """Trains a cell's policy; returns its steps and FLOPs, and how its last and best checkpoint are judged.
+
+  Args:
+    folder: the folder of the arena.
+    method: the method of the cell.
+    cell: the cell.
+    data: triplets and reference.
+    budget: the budget.
+    mesh: devices' arrangement.
+    judge: from a checkpoint's folder to plain JSON; called once where both checkpoints are the same.
+  """
+  trained = fit(folder / 'runs' / file_of(folder, cell).stem, method, cell, data, budget, mesh)
+  paths = saved(trained['model_dir'])
+  judged = {path: judge(path) for path in set(paths.values())}
+  found = {'steps': trained['steps'], 'flops': trained['flops']}
+  return found | {name: judged[path] for name, path in paths.items()}
 
 
 def _unit_options(budget: Budget) -> groups.UnitOptions:

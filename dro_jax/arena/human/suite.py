@@ -14,7 +14,7 @@ import numpy as np
 
 from dro_jax.algorithms import base
 from dro_jax.arena import training
-from dro_jax.arena.cells import Cell, file_of
+from dro_jax.arena.cells import Cell
 from dro_jax.arena.human import report as human_report
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.trials import Range
@@ -231,10 +231,10 @@ def scored(
 ) -> dict[str, dict[str, np.ndarray]]:
   """A policy's log-probs of every response of some tables, and V where it has a value, `[N]` each."""
   mesh = place.mesh()
-  run_cell = load_run(checkpoint, mesh)
-  state, found = run_cell.state._replace(reference=None), {}
+  trained = load_run(checkpoint, mesh)
+  state, found = trained.state._replace(reference=None), {}
   for name, table in tables.items():
-    result = _scorer(run_cell.networks, mesh)(state, batches.once(table, mesh, place.batch_size))
+    result = _scorer(trained.networks, mesh)(state, batches.once(table, mesh, place.batch_size))
     found[name] = {'logps': result.logps} | ({} if result.values is None else {'values': result.values})
   return found
 
@@ -248,23 +248,17 @@ def run_cell(
 ) -> dict[str, Any]:
   """A cell: trains, and scores what people judged with the last and the best checkpoint."""
   world = world_of()
-  folder = place.folder / 'runs' / file_of(place.folder, cell).stem
   method = methods[cell.algorithm]
-  trained = training.fit(folder, method, cell, world.data, budget, place.mesh)
-  saved = training.saved(trained['model_dir'])
   temperature = float(method.algorithm(cell.hyperparameters.get('temperature', 1.0)).temperature)
-  found = {path: scored(place, path, world.tables) for path in set(saved.values())}
-  judged = {
-    path: {**scores, 'validation': -human_report.agreement(scores['validation'], world.about, temperature)}
-    for path, scores in found.items()
-  }
-  return {
-    'steps': trained['steps'],
-    'flops': trained['flops'],
-    'temperature': temperature,
-    **{name: judged[path] for name, path in saved.items()},
-    'about': {name: about for name, about in world.about.items() if name != 'validation'},
-  }
+
+  def judge(checkpoint: str) -> dict[str, Any]:
+    scores = scored(place, checkpoint, world.tables)
+    agreement = human_report.agreement(scores['validation'], world.about, temperature)
+    return scores | {'validation': -agreement}
+
+  result = training.fit_and_judge(place.folder, method, cell, world.data, budget, place.mesh, judge)
+  about = {name: about for name, about in world.about.items() if name != 'validation'}
+  return result | {'temperature': temperature, 'about': about}
 
 
 def human(

@@ -16,7 +16,7 @@ import numpy as np
 
 from dro_jax import files
 from dro_jax.arena import training
-from dro_jax.arena.cells import Cell, file_of
+from dro_jax.arena.cells import Cell
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.text import answers
 from dro_jax.arena.text.answers import Samples, Tools
@@ -104,12 +104,12 @@ class Logged(NamedTuple):
 def prepare(place: Place, seed: int) -> Logged:
   """A seed's world: what of it is there is read, the rest is made."""
   reference = _reference(place)
-  run_cell = load_run(reference, place.mesh())
-  params, tools = run_cell.state.params['policy'], _tools(reference, place.mesh, place.world.response_length)
+  trained = load_run(reference, place.mesh())
+  params, tools = trained.state.params['policy'], _tools(reference, place.mesh, place.world.response_length)
   logs = {split: _logged(place, tools, params, split, seed) for split in ('train', 'validation', 'test')}
   files = {split: place.folder / 'world' / f'{split}-{seed}-triplets.jsonl' for split in logs}
   for split, file in files.items():
-    _write(file, representable(_records(logs[split], split), run_cell.vocabulary))
+    _write(file, representable(_records(logs[split], split), trained.vocabulary))
   load = functools.partial(
     _load, place, str(files['train']), eval_triplets=str(files['validation']), scaling='standardise'
   )
@@ -233,16 +233,13 @@ def run_cell(
 ) -> dict[str, Any]:
   """A cell: trains, and judges the last and the best checkpoint on validation and on test prompts."""
   logged, num = world_of(cell.seed), place.world.own_samples
-  folder = place.folder / 'runs' / file_of(place.folder, cell).stem
-  trained = training.fit(folder, methods[cell.algorithm], cell, logged.data, budget, place.mesh)
-  saved = training.saved(trained['model_dir'])
-  judged = {path: judge(logged, path, num, cell.seed) for path in set(saved.values())}
+  result = training.fit_and_judge(
+    place.folder, methods[cell.algorithm], cell, logged.data, budget, place.mesh,
+    lambda path: judge(logged, path, num, cell.seed),
+  )  # fmt: skip
   log = logged.heldout['test']
-  return {
-    'steps': trained['steps'],
-    'flops': trained['flops'],
-    **{name: judged[path] for name, path in saved.items()},
-    'log': answers.about(log, num) | {'rewards': log.rewards, 'predicted': logged.predict(log)},
+  return result | {
+    'log': answers.about(log, num) | {'rewards': log.rewards, 'predicted': logged.predict(log)}
   }
 
 
