@@ -38,6 +38,8 @@ ELSEWHERE = {
     'costs/hlo/collectives', 'costs/hlo/loops', 'costs/hlo/memory', 'costs/hlo/operations',
     'costs/hlo/program',
   ),
+  'data/batches/test_packing.py': ('data/batches/mismatched', 'data/batches/placement'),
+  'data/batches/test_plan.py': ('data/batches/dealing',),
   'data/records/test_comparisons.py': ('data/sources/seqio_tasks',),
   'data/records/test_readers.py': (
     'data/records/delimited_files', 'data/records/file_names', 'data/records/json_files',
@@ -46,6 +48,8 @@ ELSEWHERE = {
   'data/records/test_triplets.py': (
     'data/records/fields', 'data/records/ids', 'data/records/numbers', 'data/records/texts',
   ),
+  'data/sources/test_public.py': ('data/sources/public_records',),
+  'data/table/test_table.py': ('data/storage/fingerprints', 'data/table/flat'),
   'data/table/test_beam.py': ('data/table/parts', 'data/table/writer'),
   'data/test_triplets.py': ('data/sources/find', 'data/sources/task_modules', 'data/table/cache'),
   'evaluation/test_generate.py': ('run/sampling/generation',),

@@ -10,14 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from dro_jax.data.batches import packing
+from dro_jax.data.batches.mismatched import Mismatch, mismatch
+from dro_jax.data.batches.placement import Placement
 from dro_jax.data.table.table import Ragged
 from dro_jax.types import Mismatched, Rows, Units
 
 
 class _Batch(NamedTuple):
   examples: np.ndarray
-  placement: packing.Placement
-  mismatch: packing.Mismatch | None
+  placement: Placement
+  mismatch: Mismatch | None
 
 
 class MismatchedPairs(NamedTuple):
@@ -104,7 +106,7 @@ class Loader:
       logging.getLogger(__name__).info(
         'batch %d takes %d rows instead of %d: one more compilation', step, placement.rows, self.layout.rows
       )
-    return _Batch(examples, placement, packing.mismatch(placement, index) if self.mismatched else None)
+    return _Batch(examples, placement, mismatch(placement, index) if self.mismatched else None)
 
   def _prompts(self, batch: _Batch, here: np.ndarray) -> tuple[np.ndarray, ...]:
     """Tokens, segments and positions of the prompts of some rows, each `[B, S]`."""

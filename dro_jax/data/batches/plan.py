@@ -12,26 +12,15 @@ batches: each is a uniform draw without replacement, of prompts, lengths and rew
 """
 
 import functools
-import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from dro_jax.data.batches import dealing
 from dro_jax.errors import UsageError, did_you_mean
 
 DEALS = ('together', 'uniform')
-_SWEEPS = 40  # Rounds of swaps at most; they end when a round takes less than 2 % off the squared excess.
-_LITTLE = 0.02
-
-
-class _Pieces(NamedTuple):
-  """Responses to one prompt that go to one batch together: records start..stop of a window's order."""
-
-  start: np.ndarray
-  stop: np.ndarray
-  batch: np.ndarray
 
 
 class Plan:
@@ -160,8 +149,8 @@ class Plan:
     rng = np.random.default_rng([self.seed, epoch, window])
     records = self._order(epoch)[bounds[0] : bounds[-1]]
     records = records[np.argsort(self._first_seen(records), kind='stable')]
-    pieces = _deal(self._runs(records), self._measure(records), np.diff(bounds), rng)
-    return [_gather(records, pieces, batch, rng) for batch in range(len(bounds) - 1)]
+    pieces = dealing.deal(self._runs(records), self._measure(records), np.diff(bounds), rng)
+    return [dealing.gather(records, pieces, batch, rng) for batch in range(len(bounds) - 1)]
 
   def _first_seen(self, records: np.ndarray) -> np.ndarray:
     """Where each record's prompt first occurs: sorting by it joins groups, and keeps the order."""
@@ -311,97 +300,3 @@ def _check(prompt_lengths, response_lengths, groups, batch_size: int, window: in
     )
   if batch_size < 1 or window < 1:
     raise ValueError(f'batch_size and window must be positive, got {batch_size} and {window}')
-
-
-def _deal(edges: np.ndarray, measure: Callable, capacities: np.ndarray, rng: np.random.Generator) -> _Pieces:
-  """Deals a window's pieces to batches of exact capacities, then evens their loads out."""
-  dealt = _deal_out(edges, measure(edges[:-1], edges[1:]).sum(1), capacities, rng)
-  sizes = dealt.stop - dealt.start
-  loads = measure(dealt.start, dealt.stop)
-  return dealt._replace(batch=_even_out(dealt.batch, sizes, loads, capacities, rng))
-
-
-def _deal_out(
-  edges: np.ndarray, lengths: np.ndarray, capacities: np.ndarray, rng: np.random.Generator
-) -> _Pieces:
-  """Largest groups first, longest first within a size, each to the emptiest and then lightest batch.
-
-  With single responses this is: sort by length, and of each stratum (as many as there are batches) one to
-  each batch, the longest to the lightest. A batch that is only part of a window's share (its first or last)
-  is filled at the same pace as the others, so it is dealt every stratum in proportion.
-  """
-  starts, stops = edges[:-1].tolist(), edges[1:].tolist()
-  pieces = [(a - b, -length, a, b) for a, b, length in zip(starts, stops, lengths.tolist())]
-  room = capacities.tolist()
-  ties = rng.permutation(len(room)).tolist()
-  batches = [(0.5 / c, 0.0, tie, j) for j, (c, tie) in enumerate(zip(room, ties))]
-  heapq.heapify(pieces)
-  heapq.heapify(batches)
-  dealt = []
-  while pieces:
-    size, length, start, stop = heapq.heappop(pieces)
-    passed = []
-    while batches and room[batches[0][3]] < -size:
-      passed.append(heapq.heappop(batches))
-    if batches:
-      _, load, tie, j = heapq.heappop(batches)
-    else:  # It fits nowhere whole: the roomiest batch takes what it can, and the rest is dealt on.
-      _, load, tie, j = passed.pop(max(range(len(passed)), key=lambda i: room[passed[i][3]]))
-      cut = start + room[j]
-      rest = length * (stop - cut) / (stop - start)
-      heapq.heappush(pieces, (cut - stop, rest, cut, stop))
-      stop, length = cut, length - rest
-    for entry in passed:
-      heapq.heappush(batches, entry)
-    dealt.append((start, stop, j))
-    room[j] -= stop - start
-    if room[j]:
-      filled = capacities[j] - room[j] + 0.5
-      heapq.heappush(batches, (filled / capacities[j], load - length / capacities[j], tie, j))
-  return _Pieces(*np.asarray(dealt, np.int64).T)
-
-
-def _even_out(batch, sizes, loads, capacities, rng: np.random.Generator) -> np.ndarray:
-  """Swaps pieces of one stratum (same size, neighbours in length) while that evens the batches out."""
-  batch = batch.copy()
-  excess = -np.asarray(capacities, np.float64)[:, None] * np.ones(loads.shape[1])
-  np.add.at(excess, batch, loads)
-  # Pieces come sorted by size, then by length: a stratum is a stretch of as many as there are batches. Groups
-  # differ so much that strata alone cannot even them out: they are swapped across wider stretches too.
-  for width in (1, 4) if sizes.max() > 1 else (1,):
-    strata = _strata(sizes, width * len(capacities))
-    before = np.square(excess).sum()
-    for _ in range(_SWEEPS):
-      for stratum in strata:
-        _swap(batch, excess, loads, stratum, rng)
-      after = np.square(excess).sum()
-      if after > (1 - _LITTLE) * before:
-        break
-      before = after
-  return batch
-
-
-def _strata(sizes: np.ndarray, width: int) -> list[np.ndarray]:
-  """Stretches of at most `width` pieces of one size."""
-  classes = np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(sizes)) + 1)
-  return [part for members in classes for part in np.split(members, np.arange(width, len(members), width))]
-
-
-def _swap(batch: np.ndarray, excess: np.ndarray, loads: np.ndarray, members: np.ndarray, rng) -> None:
-  """Pairs up some of a stratum, one of each batch, and swaps the pairs that gain by it, in place."""
-  members = rng.permutation(members)
-  members = rng.permutation(members[np.unique(batch[members], return_index=True)[1]])
-  half = len(members) // 2
-  one, two = members[:half], members[half : 2 * half]
-  from_one, from_two = batch[one], batch[two]
-  change = loads[two] - loads[one]
-  take = (change * (excess[from_two] - excess[from_one] - change)).sum(1) > 0
-  excess[from_one[take]] += change[take]
-  excess[from_two[take]] -= change[take]
-  batch[one[take]], batch[two[take]] = from_two[take], from_one[take]
-
-
-def _gather(records: np.ndarray, pieces: _Pieces, batch: int, rng: np.random.Generator) -> np.ndarray:
-  """One batch's records, piece by piece in random order (they were dealt longest first)."""
-  mine = rng.permutation(np.flatnonzero(pieces.batch == batch))
-  return np.concatenate([records[pieces.start[i] : pieces.stop[i]] for i in mine])

@@ -12,8 +12,7 @@ import numpy as np
 from dro_jax import files
 from dro_jax.data.records import triplets
 from dro_jax.data.records.triplets import Record
-from dro_jax.data.storage import buckets
-from dro_jax.data.table import table
+from dro_jax.data.storage import buckets, fingerprints
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError, did_you_mean
 
@@ -45,7 +44,7 @@ def find(
     return _joined([_find_task(part, split, options, data_dir) for part in names])
   files = triplets.expand(name)
   before = stamps(files)
-  mark = files_mark(table.files_fingerprint(files), options)
+  mark = files_mark(fingerprints.files_fingerprint(files), options)
 
   def records() -> Iterator[Record]:
     yield from triplets.read_triplets(files, rewards_required=False, **options)
@@ -56,7 +55,7 @@ def find(
 
 def files_mark(fingerprint: str, options: Mapping[str, Any]) -> str:
   """What stands for the records of triplet files, read with these options."""
-  return table.fingerprint(triplets.READING, fingerprint, sorted(options.items()))
+  return fingerprints.fingerprint(triplets.READING, fingerprint, sorted(options.items()))
 
 
 def stamps(files: Sequence[str]) -> dict[str, tuple[int, int] | None]:
@@ -93,7 +92,7 @@ def _joined(parts: Sequence[Source]) -> Source:
     )
   if repeated := {name for name in names if names.count(name) > 1}:
     raise UsageError(f"triplets '{','.join(names)}': '{min(repeated)}' is named twice; name every task once")
-  mark = table.fingerprint(*(part.fingerprint for part in parts))
+  mark = fingerprints.fingerprint(*(part.fingerprint for part in parts))
   return Source('+'.join(names), lambda: (r for part in parts for r in part.records()), mark)
 
 
@@ -124,7 +123,7 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
     if split not in task.splits:
       raise UsageError(f"seqio task '{task.name}' has no split '{split}'; it has {', '.join(task.splits)}")
   rates = _rates(found) if mixed else None
-  mark = table.fingerprint(
+  mark = fingerprints.fingerprint(
     triplets.READING,
     seqio.__version__,
     split,
@@ -185,9 +184,10 @@ def _task_fingerprint(task, split: str) -> str:
   tfds = getattr(source, 'tfds_dataset', None)
   # Byte code says nothing of the functions that these call.
   files_of = [files.source_of(step) for step in ([] if own else [function]) + list(task.preprocessors)]
-  return table.fingerprint(
-    task.name, type(source).__name__, table.files_fingerprint(paths), own(split) if own else _code(function),
-    getattr(tfds, 'name', None), [_code(step) for step in task.preprocessors], *filter(None, files_of),
+  return fingerprints.fingerprint(
+    task.name, type(source).__name__, fingerprints.files_fingerprint(paths),
+    own(split) if own else _code(function), getattr(tfds, 'name', None),
+    [_code(step) for step in task.preprocessors], *filter(None, files_of),
   )  # fmt: skip
 
 
@@ -204,4 +204,4 @@ def _code(function: Any) -> str:
   if code is not None:
     constants = [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
     parts += [hashlib.blake2b(code.co_code).hexdigest(), repr(constants), repr(code.co_names)]
-  return table.fingerprint(*parts, repr(bound), repr(values), _code(inner) if inner else '')
+  return fingerprints.fingerprint(*parts, repr(bound), repr(values), _code(inner) if inner else '')

@@ -6,7 +6,7 @@ from typing import Any
 
 from dro_jax.data.records import comparisons
 from dro_jax.data.records import triplets as sources
-from dro_jax.data.table import table
+from dro_jax.data.storage import fingerprints
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
 
@@ -49,7 +49,9 @@ def register(
       yield fields | {comparisons.COLUMN: record.columns.get(comparisons.COLUMN, math.nan)}
 
   def fingerprint(split: str) -> str:
-    return table.fingerprint(table.files_fingerprint(sources.expand(files[split])), sorted(options.items()))
+    return fingerprints.fingerprint(
+      fingerprints.files_fingerprint(sources.expand(files[split])), sorted(options.items())
+    )
 
   return add(
     name,

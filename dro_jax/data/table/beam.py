@@ -26,7 +26,7 @@ from dro_jax.data.records import triplets as sources
 from dro_jax.data.records.readers import Span
 from dro_jax.data.records.triplets import Record
 from dro_jax.data.sources import find
-from dro_jax.data.storage import buckets, folders
+from dro_jax.data.storage import buckets, fingerprints, folders
 from dro_jax.data.storage.hashes import text_digest
 from dro_jax.data.table import cache, parts, table
 from dro_jax.data.table.table import TokenTable
@@ -103,7 +103,7 @@ def build(
   try:
     work.mkdir(parents=True)
     hashes, job = _survey(job, pieces, beam_options)
-    mark = find.files_mark(table.fingerprint(*hashes), read)
+    mark = find.files_mark(fingerprints.fingerprint(*hashes), read)
     source = find.Source(os.path.basename(files[0]), lambda: iter(()), mark)
     directory = os.path.join(cache.local_root(cache_dir), cache.table_name(source, words, options))
     meta = table.description(mark, words, **options)
@@ -183,7 +183,7 @@ def _staged(path: str, job: Job) -> Iterator[Record]:
 def _look(piece: Piece, job: Job) -> tuple[int, int, tuple[str, str] | None]:
   """A piece's number, how many lines begin in it, and its file's hash where the file begins with it."""
   try:
-    mark = None if piece.start else table.file_hash(piece.path)
+    mark = None if piece.start else fingerprints.file_hash(piece.path)
     return piece.number, readers.count_lines(piece.path, piece.start, piece.stop) if piece.stop else 0, mark
   except (UsageError, OSError) as error:
     _complain(job, piece.number, f'{error}; workers read it too: pass files that all reach')

@@ -7,7 +7,7 @@ from typing import Any
 
 from dro_jax import files
 from dro_jax.data.sources.find import Source
-from dro_jax.data.storage import buckets
+from dro_jax.data.storage import buckets, fingerprints
 from dro_jax.data.table import table
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import lost_text
@@ -45,7 +45,7 @@ def local_root(cache_dir: str | None) -> str:
 
 def table_name(source: Source, words: Vocabulary, options: Mapping[str, Any]) -> str:
   """The folder in a cache that holds a source's table, built with these options."""
-  mark = table.fingerprint(source.fingerprint, words.fingerprint, sorted(options.items()))
+  mark = fingerprints.fingerprint(source.fingerprint, words.fingerprint, sorted(options.items()))
   return f'{source.name.partition(".jsonl")[0][:_NAME_LENGTH]}-{mark[:12]}'
 
 

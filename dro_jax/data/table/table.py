@@ -6,19 +6,19 @@ fingerprint is another table. Equal prompts are stored once. The texts are kept,
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from etils import epath
 
 from dro_jax.data.records.triplets import Record, from_mappings
 from dro_jax.data.storage import buckets, folders, hashes
+from dro_jax.data.storage.fingerprints import fingerprint
+from dro_jax.data.table.flat import Ragged, Texts, gather, pick_texts
 from dro_jax.data.table.writer import DESCRIPTION, VERSION
 from dro_jax.data.table.writer import Writer as _Writer
 from dro_jax.data.text import lost_text, templates
@@ -27,29 +27,6 @@ from dro_jax.errors import UsageError
 from dro_jax.files import hash_parts
 
 _CHUNK = 2048  # Records tokenised at a time.
-
-
-class Texts(Sequence):
-  """Texts in a memory-mapped file, decoded when asked for."""
-
-  def __init__(self, data: np.ndarray, offsets: np.ndarray, picked: np.ndarray):
-    self._data, self._offsets, self._picked = data, offsets, picked
-
-  def __len__(self) -> int:
-    return len(self._picked)
-
-  def __getitem__(self, i):
-    if isinstance(i, slice):
-      return [self[j] for j in range(*i.indices(len(self)))]
-    record = int(self._picked[i])
-    return self._data[self._offsets[record] : self._offsets[record + 1]].tobytes().decode()
-
-
-class Ragged(NamedTuple):
-  """One number for each token of N texts: text i's begin at `starts[i]` of `flat`."""
-
-  flat: np.ndarray
-  starts: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +86,11 @@ class TokenTable:
 
   def prompt_tokens(self, records: np.ndarray) -> 'Ragged':
     """Some records' prompts, one after the other."""
-    return _gathered(*self._tokens['prompt'], self.prompt_index[records])
+    return gather(*self._tokens['prompt'], self.prompt_index[records])
 
   def response_tokens(self, records: np.ndarray) -> 'Ragged':
     """Some records' responses, one after the other."""
-    return _gathered(*self._tokens['response'], self._records[records])
+    return gather(*self._tokens['response'], self._records[records])
 
   def token_column(self, name: str, i: int) -> np.ndarray:
     """Numbers of record i's response tokens."""
@@ -147,7 +124,7 @@ class TokenTable:
     """A view of some records, numbered afresh; tokens and texts stay where they are."""
     picked = np.flatnonzero(indices) if np.asarray(indices).dtype == bool else np.asarray(indices)
     taken = {name: getattr(self, name)[picked] for name in _PER_RECORD}
-    texts = {name: _pick(getattr(self, name), picked) for name in ('ids', 'prompts', 'responses')}
+    texts = {name: pick_texts(getattr(self, name), picked) for name in ('ids', 'prompts', 'responses')}
     columns = {name: column[picked] for name, column in self.columns.items()}
     ragged = {name: Ragged(flat, starts[picked]) for name, (flat, starts) in self.token_columns.items()}
     weights = None if self.weights is None else self.weights[picked]
@@ -187,17 +164,6 @@ _PER_RECORD = (
   'prompt_index', 'prompt_lengths', 'response_lengths', 'rewards', 'raw_rewards', 'prompt_digests',
   'truncated', '_records',
 )  # fmt: skip
-
-
-def _gathered(tokens: np.ndarray, offsets: np.ndarray, picked: np.ndarray) -> Ragged:
-  """The picked items, one after the other; `starts` has one entry more, the end."""
-  begins, lengths = offsets[picked], offsets[picked + 1] - offsets[picked]
-  starts = np.concatenate([[0], np.cumsum(lengths)])
-  return Ragged(tokens[np.arange(starts[-1]) + np.repeat(begins - starts[:-1], lengths)], starts)
-
-
-def _pick(texts: Texts, picked: np.ndarray) -> Texts:
-  return Texts(texts._data, texts._offsets, texts._picked[picked])
 
 
 def build(
@@ -334,33 +300,6 @@ def _open(directory: str, meta: Mapping) -> TokenTable:
       'response': (flat['response_tokens.bin'], read['response_offsets']),
     },
   )
-
-
-def fingerprint(*parts: Any) -> str:
-  """A hash of anything whose `repr` says all."""
-  texts = (repr(part).encode('utf-8', 'surrogatepass') for part in parts)
-  return hash_parts(b'%d:' % len(text) + text for text in texts)
-
-
-def files_fingerprint(paths: Iterable[str]) -> str:
-  """A hash of files' contents and base names (which name their records).
-
-  Raises:
-    UsageError: one cannot be read.
-  """
-  return fingerprint(*map(file_hash, paths))
-
-
-def file_hash(path: str) -> tuple[str, str]:
-  """A file's base name, and a hash of its contents; on a disk or in a bucket."""
-  digest = hashlib.blake2b()
-  try:
-    with epath.Path(path).open('rb') as file:
-      while block := file.read(2**20):
-        digest.update(block)
-  except OSError as error:
-    raise UsageError(f'{path}: cannot read it ({error})') from error
-  return os.path.basename(path), digest.hexdigest()
 
 
 # --- building -----------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dro_jax.data.batches.packing import Layout, Placement, mismatch
+from dro_jax.data.batches.mismatched import mismatch
+from dro_jax.data.batches.packing import Layout
+from dro_jax.data.batches.placement import Placement
 from dro_jax.data.batches.plan import Plan
 from dro_jax.data.records.triplets import read_triplets
 from dro_jax.data.table.table import build

@@ -21,6 +21,7 @@ with warnings.catch_warnings():
   import tensorflow_datasets  # noqa: F401
 
 from dro_jax.data.sources import public
+from dro_jax.data.sources.public_records import DIALOGUE_REWARDS, REDDIT_REWARDS
 
 
 def write(path, records) -> None:
@@ -238,11 +239,26 @@ def test_reddit_comments(tmp_path, caplog):
 @pytest.mark.parametrize(
   'name, folder, train, components',
   [
-    ('reddit_upvoted', 'reddit_comment_scores_kaggle/preprocessed', 'pos_train', public._REDDIT_REWARDS),
-    ('reddit_downvoted', 'reddit_comment_scores_kaggle/preprocessed', 'neg_train', public._REDDIT_REWARDS),
-    ('wow_rewarded', 'wow/preprocessed_and_rewarded', 'train', public._DIALOGUE_REWARDS),
-    ('faithdial_rewarded', 'faithdial/preprocessed_and_rewarded', 'train', public._DIALOGUE_REWARDS),
-    ('faithdial_wow_rewarded', 'faithdial_wow/preprocessed_and_rewarded', 'train', public._DIALOGUE_REWARDS),
+    (
+      'reddit_upvoted',
+      'reddit_comment_scores_kaggle/preprocessed',
+      'pos_train',
+      REDDIT_REWARDS,
+    ),
+    (
+      'reddit_downvoted',
+      'reddit_comment_scores_kaggle/preprocessed',
+      'neg_train',
+      REDDIT_REWARDS,
+    ),
+    ('wow_rewarded', 'wow/preprocessed_and_rewarded', 'train', DIALOGUE_REWARDS),
+    ('faithdial_rewarded', 'faithdial/preprocessed_and_rewarded', 'train', DIALOGUE_REWARDS),
+    (
+      'faithdial_wow_rewarded',
+      'faithdial_wow/preprocessed_and_rewarded',
+      'train',
+      DIALOGUE_REWARDS,
+    ),
   ],
 )
 def test_a_lols_files_bring_their_rewards(tmp_path, name, folder, train, components):

@@ -1,0 +1,229 @@
+"""The records of public preference data as triplets: which fields each data set has, and what they mean.
+
+Where the fields are described:
+  ultrafeedback: README of github.com/OpenBMB/UltraFeedback, "Dataset Format"; the mean of the fine-grained
+    ratings is `calculate_average_rating` in its fix_overall_score_issue.py (arXiv 2310.01377).
+  hh: the card of huggingface.co/datasets/Anthropic/hh-rlhf (arXiv 2204.05862).
+  tldr: README of github.com/openai/summarize-from-feedback, "Human feedback data", and the loading script of
+    huggingface.co/datasets/openai/summarize_from_feedback (arXiv 2009.01325).
+  faithdial: the card of huggingface.co/datasets/McGill-NLP/FaithDial (arXiv 2204.10757).
+  reddit, rewarded: README and preprocess_{reddit_comment_scores,wow}_and_add_rewards.py of
+    github.com/abaheti95/LoL-RL (A-LoL, arXiv 2305.14718).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+_EOS = '<|endoftext|>'  # What ends a turn in A-LoL's files.
+_MAX_WORDS = 100  # Of a Reddit comment and of its parent, as in A-LoL.
+
+
+class Triplet(NamedTuple):
+  """One of a record's triplets; `part` says which."""
+
+  part: str
+  prompt: str
+  response: str
+  reward: float
+  columns: Mapping[str, float] = {}
+
+
+class Gap(NamedTuple):
+  """What a record lacks that the data set is known to lack in places."""
+
+  reason: str
+
+
+class Malformed(Exception):
+  """What is wrong with which field of a record."""
+
+
+# --- fields -------------------------------------------------------------------------------------------------
+_KINDS = {str: 'text', list: 'a list', dict: 'an object', float: 'a number'}
+
+
+def _get(record: Mapping[str, Any], path: str, kind: type) -> Any:
+  """The value at a dotted path ('completions.0.response').
+
+  Raises:
+    Malformed: there is none, or it is of another kind.
+  """
+  value: Any = record
+  for key in path.split('.'):
+    known = value
+    value = (
+      value[int(key)] if isinstance(value, list) else value.get(key) if isinstance(value, dict) else None
+    )
+    if value is None:
+      held = ', '.join(map(str, known)) if isinstance(known, dict) else repr(known)
+      raise Malformed(f"field '{path}' is missing; where '{key}' should be there is {held or 'nothing'}")
+  if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+    raise Malformed(f"field '{path}' is {value!r}, a {type(value).__name__}; it must be {_KINDS[kind]}")
+  return value
+
+
+def _number(value: Any, path: str) -> float | None:
+  """A number, also one in text; None for none, NaN and N/A."""
+  if value is None or value in ('', 'N/A'):
+    return None
+  try:
+    number = float(value)
+  except (TypeError, ValueError) as error:
+    raise Malformed(f"field '{path}' is {value!r}; it must be a number") from error
+  return None if math.isnan(number) else number
+
+
+def _numbers(fields: Mapping[str, Any], names: tuple[str, ...], path: str) -> dict[str, float]:
+  """Some fields as numbers, NaN where one is missing."""
+  found = {name: _number(fields.get(name), f'{path}{name}') for name in names}
+  return {name: math.nan if number is None else number for name, number in found.items()}
+
+
+# --- UltraFeedback ------------------------------------------------------------------------------------------
+
+
+def overall(completion: Mapping[str, Any], path: str) -> float | None:
+  return _number(completion.get('overall_score'), f'{path}.overall_score')
+
+
+def fine_grained(completion: Mapping[str, Any], path: str) -> float | None:
+  """The mean of the ratings (1 to 5) of the aspects that have one."""
+  aspects = _get(completion, 'annotations', dict)
+  read = [
+    _number(aspect.get('Rating'), f'{path}.annotations.{name}.Rating')
+    for name, aspect in aspects.items()
+    if aspect
+  ]
+  ratings = [rating for rating in read if rating is not None]
+  return sum(ratings) / len(ratings) if ratings else None
+
+
+def ultrafeedback(score: Callable[[Mapping[str, Any], str], float | None]) -> Callable:
+  def triplets(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
+    del split
+    prompt = _get(record, 'instruction', str)
+    completions = _get(record, 'completions', list)
+    if not completions:
+      yield Gap('no completions')
+    for i, completion in enumerate(completions):
+      response = _get(record, f'completions.{i}.response', str)
+      reward = score(completion, f'completions.{i}')
+      yield Gap('no score') if reward is None else Triplet(str(i), prompt, response, reward)
+
+  return triplets
+
+
+# --- Anthropic HH -------------------------------------------------------------------------------------------
+
+
+def hh(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
+  """The last turn of a dialogue answers what comes before: 1 for the chosen one, 0 for the rejected."""
+  del split
+  for side, reward in (('chosen', 1.0), ('rejected', 0.0)):
+    prompt, turn, response = _get(record, side, str).rpartition('\n\nAssistant:')
+    if not turn:
+      raise Malformed(f"field '{side}' has no turn that begins with '\\n\\nAssistant:'")
+    if '\n\nHuman:' in response:
+      yield Gap("a last turn that is not the assistant's")
+    else:
+      yield Triplet(side, prompt + turn, response, reward)
+
+
+# --- TL;DR --------------------------------------------------------------------------------------------------
+
+_TLDR_SPLITS = {'train': ('train',), 'validation': ('valid1', 'valid2'), 'test': ('test',)}
+TLDR_AXES = ('accuracy', 'coverage', 'coherence')
+
+
+def _tldr_prompt(record: Mapping[str, Any]) -> str:
+  subreddit, title, post = (_get(record, f'info.{name}', str) for name in ('subreddit', 'title', 'post'))
+  return f'SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:'
+
+
+def on_posts(triplets: Callable[[Mapping[str, Any]], Iterator[Triplet | Gap]]) -> Callable:
+  """Of a split's records, those on Reddit posts: others are on news articles."""
+
+  def chosen(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
+    if _get(record, 'split', str) not in _TLDR_SPLITS[split]:
+      return  # The authors' own files hold all splits.
+    if _get(record, 'info', dict).get('post') is None:
+      yield Gap('a news article, not a post')
+    else:
+      yield from triplets(record)
+
+  return chosen
+
+
+def tldr_comparisons(record: Mapping[str, Any]) -> Iterator[Triplet | Gap]:
+  """1 for the summary that was preferred, 0 for the other."""
+  prompt, choice = _tldr_prompt(record), _get(record, 'choice', float)
+  if choice not in (0, 1) or len(_get(record, 'summaries', list)) != 2:
+    raise Malformed(
+      f"field 'choice' is {choice} of {len(record['summaries'])} summaries; it must be 0 or 1 of 2"
+    )
+  for i in range(2):
+    yield Triplet(str(i), prompt, _get(record, f'summaries.{i}.text', str), float(choice == i))
+
+
+def tldr_axis(record: Mapping[str, Any]) -> Iterator[Triplet | Gap]:
+  """The overall rating, 1 to 7."""
+  axes = _get(record, 'summary.axes', dict)
+  reward = _number(axes.get('overall'), 'summary.axes.overall')
+  if reward is None:
+    yield Gap('no overall rating')
+  else:
+    columns = _numbers(axes, TLDR_AXES, 'summary.axes.')
+    yield Triplet('0', _tldr_prompt(record), _get(record, 'summary.text', str), reward, columns)
+
+
+# --- A-LoL's Reddit and dialogue ----------------------------------------------------------------------------
+
+REDDIT_REWARDS = ('fluency', 'depth', 'updown', 'safe', 'tfidf')
+DIALOGUE_REWARDS = ('fluency', 'faithdial', 'depth', 'tfidf')
+
+
+def reddit(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
+  """A comment on its parent: 1 where it got more votes up than down, 0 where fewer."""
+  del split
+  missing = [name for name in ('text', 'parent_text') if record.get(name) is None]
+  prompt, response = (' '.join((record.get(name) or '').split()) for name in ('parent_text', 'text'))
+  votes = _number(record.get('score'), 'score')
+  if missing:
+    yield Gap(f'no {missing[0]}')
+  elif votes is None:
+    raise Malformed(f"field 'score' is missing; the record has {', '.join(map(str, record))}")
+  elif max(len(prompt.split()), len(response.split())) > _MAX_WORDS:
+    yield Gap(f'more than {_MAX_WORDS} words')
+  else:
+    yield Triplet('0', prompt, response, float(votes > 0), _numbers(record, ('score', 'parent_score'), ''))
+
+
+def a_lol(names: tuple[str, ...]) -> Callable:
+  """A-LoL's own files: the reward is the sum of its classifiers' scores, which become columns."""
+
+  def triplets(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
+    del split
+    prompt, response = (_get(record, name, str) for name in ('prompt_or_input_text', 'references'))
+    reward = float(_get(record, 'reward_components.final_reward', float))
+    columns = _numbers(record['reward_components'], names, 'reward_components.')
+    yield Triplet(
+      '0', '\n'.join(prompt.removesuffix(_EOS).split(_EOS)), response.removesuffix(_EOS), reward, columns
+    )
+
+  return triplets
+
+
+def faithdial(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
+  """1 for the faithful response; 0 for the one that it replaced where that one was not.
+
+  The prompt is A-LoL's: the knowledge, then the turns so far, each on a line.
+  """
+  del split
+  turns = record.get('utterances', [record])  # Whole dialogues, or one turn a row.
+  for i, turn in enumerate(turns):
+    history = [_get(turn, f'history.{j}', str) for j in range(len(_get(turn, 'history', list)))]
+    prompt = '\n'.join([f'Knowledge: {_get(turn, "knowledge", str).strip()}', *history])
+    yield Triplet(f'{i}/response', prompt, _get(turn, 'response', str), 1.0)
+    if turn.get('original_response') and set(turn.get('BEGIN') or ()) != {'Entailment'}:
+      yield Triplet(f'{i}/original', prompt, _get(turn, 'original_response', str), 0.0)

@@ -1,0 +1,38 @@
+"""Fingerprints: hashes of values, and of files by their contents and names."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from etils import epath
+
+from dro_jax.errors import UsageError
+from dro_jax.files import hash_parts
+
+
+def fingerprint(*parts: Any) -> str:
+  """A hash of anything whose `repr` says all."""
+  texts = (repr(part).encode('utf-8', 'surrogatepass') for part in parts)
+  return hash_parts(b'%d:' % len(text) + text for text in texts)
+
+
+def files_fingerprint(paths: Iterable[str]) -> str:
+  """A hash of files' contents and base names (which name their records).
+
+  Raises:
+    UsageError: one cannot be read.
+  """
+  return fingerprint(*map(file_hash, paths))
+
+
+def file_hash(path: str) -> tuple[str, str]:
+  """A file's base name, and a hash of its contents; on a disk or in a bucket."""
+  digest = hashlib.blake2b()
+  try:
+    with epath.Path(path).open('rb') as file:
+      while block := file.read(2**20):
+        digest.update(block)
+  except OSError as error:
+    raise UsageError(f'{path}: cannot read it ({error})') from error
+  return os.path.basename(path), digest.hexdigest()

@@ -1,0 +1,40 @@
+"""Texts and numbers one after the other in flat arrays, which may be memory-mapped files."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Texts(Sequence):
+  """Texts in a memory-mapped file, decoded when asked for."""
+
+  def __init__(self, data: np.ndarray, offsets: np.ndarray, picked: np.ndarray):
+    self._data, self._offsets, self._picked = data, offsets, picked
+
+  def __len__(self) -> int:
+    return len(self._picked)
+
+  def __getitem__(self, i):
+    if isinstance(i, slice):
+      return [self[j] for j in range(*i.indices(len(self)))]
+    record = int(self._picked[i])
+    return self._data[self._offsets[record] : self._offsets[record + 1]].tobytes().decode()
+
+
+class Ragged(NamedTuple):
+  """One number for each token of N texts: text i's begin at `starts[i]` of `flat`."""
+
+  flat: np.ndarray
+  starts: np.ndarray
+
+
+def gather(tokens: np.ndarray, offsets: np.ndarray, picked: np.ndarray) -> Ragged:
+  """The picked items, one after the other; `starts` has one entry more, the end."""
+  begins, lengths = offsets[picked], offsets[picked + 1] - offsets[picked]
+  starts = np.concatenate([[0], np.cumsum(lengths)])
+  return Ragged(tokens[np.arange(starts[-1]) + np.repeat(begins - starts[:-1], lengths)], starts)
+
+
+def pick_texts(texts: Texts, picked: np.ndarray) -> Texts:
+  return Texts(texts._data, texts._offsets, texts._picked[picked])
