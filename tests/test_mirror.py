@@ -17,6 +17,9 @@ ELSEWHERE = {
     'algorithms/labels', 'algorithms/online', 'algorithms/oreo', 'algorithms/policy_gradient',
     'algorithms/preference', 'algorithms/quantile', 'algorithms/settings', 'algorithms/weighted',
   ),
+  'arena/bandit/test_suite.py': (
+    'arena/bandit/learning', 'arena/bandit/methods', 'arena/bandit/report', 'arena/bandit/world',
+  ),
   'arena/exact/test_suite.py': ('arena/exact/in_memory', 'arena/exact/report', 'arena/exact/world'),
   'arena/human/test_suite.py': ('arena/human/report',),
   'arena/test_arena.py': ('arena/suite',),

@@ -29,6 +29,7 @@ from dro_jax.errors import UsageError, did_you_mean
 # gin files and command lines know it.
 _GIN_MODULES = {
   'dro_jax.arena.arena': 'dro_jax.arena.run',
+  'dro_jax.arena.bandit.suite': 'dro_jax.arena.bandit',
   'dro_jax.arena.exact.suite': 'dro_jax.arena.exact',
   'dro_jax.arena.exact.world': 'dro_jax.arena.exact_world',
   'dro_jax.arena.human.suite': 'dro_jax.arena.human',

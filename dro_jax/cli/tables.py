@@ -104,7 +104,7 @@ COMMANDS = {
     'holds methods to a known optimum, and to each other',
     (
       *_MODEL,
-      'dro_jax.arena.bandit',
+      'dro_jax.arena.bandit.suite',
       'dro_jax.arena.exact.suite',
       'dro_jax.arena.exact.world:ExactSettings',
       'dro_jax.arena.text.suite',

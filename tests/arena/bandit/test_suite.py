@@ -8,24 +8,25 @@ import pytest
 import scipy.optimize
 
 from dro_jax.arena import arena as run
-from dro_jax.arena import bandit
+from dro_jax.arena.bandit import learning, methods, report, world
+from dro_jax.arena.bandit.suite import bandit
 from dro_jax.errors import UsageError
 
-BANDIT = bandit.Bandit()
+BANDIT = world.Bandit()
 R, TAU = np.array(BANDIT.rewards), BANDIT.tau
 MU = np.mean(BANDIT.behaviours, axis=0)
 
 
 def test_the_optimum_is_the_papers():
-  best = bandit.optimum(BANDIT)
+  best = world.optimum(BANDIT)
   np.testing.assert_allclose(best.policy, [0.70538, 0.25950, 0.03512], atol=1e-5)
   assert best.value == pytest.approx(2.12520, abs=1e-5)
   start = best.value - 1.83333
-  np.testing.assert_allclose(bandit.regret(BANDIT, np.zeros((2, 3))), start, atol=1e-5)
+  np.testing.assert_allclose(world.regret(BANDIT, np.zeros((2, 3))), start, atol=1e-5)
 
 
 def test_the_population_is_every_pair_with_either_preference():
-  pairs = bandit.population(BANDIT)
+  pairs = world.population(BANDIT)
   assert len(pairs.first) == 18
   assert float(pairs.weights.sum()) == pytest.approx(1)
   chosen = pairs.weights * pairs.prefers_first * (pairs.first == 0) * (pairs.second == 2)
@@ -33,17 +34,17 @@ def test_the_population_is_every_pair_with_either_preference():
 
 
 def test_a_sample_looks_like_the_population():
-  drawn, expected = bandit.sample(BANDIT, 0), bandit.population(BANDIT)
+  drawn, expected = world.sample(BANDIT, 0), world.population(BANDIT)
   for seen in (lambda p: p.first == 1, lambda p: p.second == 2, lambda p: p.prefers_first):
     share = float(jnp.mean(seen(drawn)))
     assert share == pytest.approx(float(jnp.sum(expected.weights * seen(expected))), abs=0.02)
 
 
-@pytest.mark.parametrize('method', bandit.METHODS)
+@pytest.mark.parametrize('method', methods.METHODS)
 def test_population_fixed_points(method):
-  settled = bandit.settle(method, BANDIT, jax.random.normal(jax.random.key(1), (3,)))
-  assert float(bandit.regret(BANDIT, settled['logps'])) == pytest.approx(
-    bandit.METHODS[method].regret, abs=bandit.AGREEMENT
+  settled = learning.settle(method, BANDIT, jax.random.normal(jax.random.key(1), (3,)))
+  assert float(world.regret(BANDIT, settled['logps'])) == pytest.approx(
+    methods.METHODS[method].regret, abs=report.AGREEMENT
   )
   if method == 'dro_v':
     assert float(settled['value']) == pytest.approx(2.12520, abs=1e-4)
@@ -61,18 +62,18 @@ def solved(baseline: float) -> np.ndarray:
   return np.exp(logits) / np.exp(logits).sum()
 
 
-@pytest.mark.parametrize('method', bandit.GIVEN_VALUES)
+@pytest.mark.parametrize('method', methods.GIVEN_VALUES)
 def test_another_value_biases_the_policy_within_proposition_1(method):
-  value = bandit.GIVEN_VALUES[method](BANDIT)
+  value = methods.GIVEN_VALUES[method](BANDIT)
   policy = solved(value)
-  assert bandit.regret(BANDIT, np.log(policy)) == pytest.approx(bandit.METHODS[method].regret, abs=5e-5)
-  distance, bound = bandit.proposition_1(BANDIT, policy, value)
+  assert world.regret(BANDIT, np.log(policy)) == pytest.approx(methods.METHODS[method].regret, abs=5e-5)
+  distance, bound = report.proposition_1(BANDIT, policy, value)
   assert distance <= bound + 1e-9
   assert (distance < 1e-6) == (method == 'dro_oracle_value')
 
 
 def test_the_suite_runs_resumes_and_reports(tmp_path):
-  suite = functools.partial(bandit.bandit, steps=40, measurements=4, pairs=1000)
+  suite = functools.partial(bandit, steps=40, measurements=4, pairs=1000)
   chosen = {'algorithms': 'copg,dro_v,dro_zero_value', 'seeds': 2}
   assert run.arena(str(tmp_path / 'arena'), suite, **chosen)['cells_run'] == 6
   assert run.arena(str(tmp_path / 'arena'), suite, **chosen)['cells_run'] == 0
@@ -86,15 +87,15 @@ def test_the_suite_runs_resumes_and_reports(tmp_path):
 
 
 def test_another_bandit_has_no_published_numbers(tmp_path):
-  world = BANDIT._replace(tau=1.0)
-  suite = functools.partial(bandit.bandit, tau=1.0, steps=20, measurements=2, pairs=600)
+  other = BANDIT._replace(tau=1.0)
+  suite = functools.partial(bandit, tau=1.0, steps=20, measurements=2, pairs=600)
   run.arena(str(tmp_path / 'arena'), suite, algorithms='dro_v,ipo', seeds=1)
   rows = json.loads((tmp_path / 'arena/results.json').read_text())['tables'][0]['rows']
   assert [row['expected regret'] for row in rows] == [0.0, None]
   assert rows[0]['agrees'] and rows[1]['agrees'] is None
-  np.testing.assert_allclose(bandit.regret(world, np.log(bandit.optimum(world).policy)), 0, atol=1e-12)
+  np.testing.assert_allclose(world.regret(other, np.log(world.optimum(other).policy)), 0, atol=1e-12)
 
 
 def test_steps_that_do_not_divide_are_refused():
   with pytest.raises(UsageError, match='no multiple'):
-    bandit.bandit(steps=7, measurements=2)
+    bandit(steps=7, measurements=2)

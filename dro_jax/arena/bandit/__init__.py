@@ -1,0 +1,1 @@
+"""The suite with one prompt, where every optimum is known on paper."""
