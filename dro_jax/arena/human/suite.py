@@ -21,8 +21,7 @@ from dro_jax.arena.trials import Range
 from dro_jax.checkpoints import orbax, policy
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.sources import find
-from dro_jax.data.storage import hashes
-from dro_jax.data.table import table as token_tables
+from dro_jax.data.storage import fingerprints, hashes
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.triplets import Triplets, load_triplets, require_rewards, scaled
 from dro_jax.errors import UsageError
@@ -183,7 +182,7 @@ def _contents(given: Feedback) -> dict[str, str | None]:
 
   def of(triplets: str | Sequence[str]) -> str:
     if sources.is_files(triplets):
-      return token_tables.files_fingerprint(sources.expand(triplets))
+      return fingerprints.files_fingerprint(sources.expand(triplets))
     return find.find(triplets).fingerprint
 
   return {
