@@ -72,14 +72,14 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def output_file(path: str, flag: str = '--output') -> pathlib.Path:
-  """The file that a result is to be written to, `~` expanded: looked at before the work begins.
+  """The file for a result, `~` expanded; checks before the work starts that it can be written.
 
   Raises:
     UsageError: nothing can be written there.
   """
   target = pathlib.Path(path).expanduser()
   if '://' in path:
-    raise UsageError(f'{flag}={path}: pass a file on this machine, and copy it from there')
+    raise UsageError(f'{flag}={path} is an address, which cannot be written: pass a file on this machine')
   # The file itself is replaced, and not a link to it.
   target = target.resolve() if target.is_symlink() else target
   if not path or target.is_dir():
@@ -94,7 +94,7 @@ def output_file(path: str, flag: str = '--output') -> pathlib.Path:
 
 
 def output_folder(path: str | os.PathLike[str], flag: str = '--output') -> pathlib.Path:
-  """The folder that a result is to be written to, new or not, `~` expanded: looked at before the work begins.
+  """The folder for a result, new or not, `~` expanded; checks before the work starts that it can be written.
 
   Raises:
     UsageError: it is no folder, or cannot be made or written to.
@@ -104,7 +104,7 @@ def output_folder(path: str | os.PathLike[str], flag: str = '--output') -> pathl
     return target
   there = next(folder for folder in (target, *target.absolute().parents) if os.path.lexists(folder))
   if not there.is_dir():
-    raise UsageError(f'{flag}={path}: {there} is a file, and no folder. Pass another folder')
+    raise UsageError(f'{flag}={path}: {there} is a file and not a folder. Pass another folder')
   if not os.access(there, os.W_OK | os.X_OK):
     raise UsageError(f'{flag}={path}: the folder {there} cannot be written to. Pass another folder')
   return target
@@ -190,7 +190,7 @@ def _imported(file: pathlib.Path, root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def source_of(function: Callable[..., Any] | None) -> str | None:
-  """A hash of the code of a user's function: of its file, or of itself where it was typed in.
+  """A hash of the code of a user's function: of its file, or of its own text where it was typed in.
 
   None of a function of dro_jax or of an installed package, and where no source is to be found.
   """
@@ -232,7 +232,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 
 @contextlib.contextmanager
 def disk_of(folder: str | os.PathLike[str]) -> Iterator[None]:
-  """A block that writes a run's folder; what its disk refuses is raised as `Failed`, in words."""
+  """A block that writes a run's folder; raises `Failed`, with a remedy, where the disk refuses."""
   try:
     yield
   except OSError as error:
@@ -290,12 +290,12 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-  """Whether a path has a scheme, and so is no file of this machine's."""
+  """Whether a path has a scheme, and so is no file of this machine."""
   return '://' in str(path)
 
 
 def absolute(path: str | os.PathLike[str]) -> Any:
-  """The `epath.Path` whatever the working directory; one with a scheme is as it is."""
+  """The absolute `epath.Path`; a path with a scheme stays as it is."""
   from etils import epath  # Heavier than all the rest of this file, which `--help` imports.
 
   whole = epath.Path(path)

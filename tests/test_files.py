@@ -129,7 +129,7 @@ def test_an_output_is_looked_at_before_the_work_begins(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=f'--output={path}.*{message}'):
       files.output_file(path)
   for path in ('~/file', '~/file/a/b'):
-    with pytest.raises(UsageError, match='--model_dir=.*file is a file, and no folder'):
+    with pytest.raises(UsageError, match='--model_dir=.*file is a file and not a folder'):
       files.output_folder(path, '--model_dir')
   assert sorted(path.name for path in tmp_path.iterdir()) == ['file']
 

@@ -1,4 +1,4 @@
-"""The `arena` command: runs the cells that are missing, then tells of all that are there."""
+"""The `arena` command: runs the missing cells, then reports on all finished ones."""
 
 import pathlib
 import sys
@@ -26,7 +26,7 @@ def arena(
   widen: int | bool = 0,
   configs: Callable[[], Mapping[str, str]] = dict,
 ) -> dict[str, Any]:
-  """Holds methods to the optimum, and to each other.
+  """Compares algorithms on equal budgets, against each other and a known optimum.
 
   Every method gets as many trials and as many FLOPs as any other. A finished cell is never run again: more
   algorithms, seeds, points of an axis or a wider grid run what is missing.
@@ -68,7 +68,7 @@ def arena(
 
 
 def _names(world: Suite, algorithms: str | Sequence[str] | None) -> list[str]:
-  """The methods that are named, without a name the usual ones.
+  """The named methods, or the usual ones without a name.
 
   Raises:
     UsageError: a name is no method's.
@@ -80,13 +80,13 @@ def _names(world: Suite, algorithms: str | Sequence[str] | None) -> list[str]:
     if name not in world.grids:
       hint = did_you_mean(name, world.grids)
       raise UsageError(
-        f'nobody in the suite {world.name} is called {name!r}{hint}: choose from {", ".join(world.grids)}.'
+        f'the suite {world.name} has no method {name!r}{hint}: choose from {", ".join(world.grids)}.'
       )
   return list(dict.fromkeys(names))
 
 
 def _run(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], console: Console) -> int:
-  """Runs what is missing, and says how it goes; returns how many cells that were."""
+  """Runs the missing cells and prints progress; returns their number."""
   todo, began = cells.missing(folder, planned), time.monotonic()
   console.print(
     f'{world.name}: {len(planned)} cells, {len(planned) - len(todo)} of them done'

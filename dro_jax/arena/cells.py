@@ -1,4 +1,4 @@
-"""Cells: the smallest thing that is run once. Each is a file, there whole or not at all."""
+"""Cells: the smallest unit that runs once. Each is a file, written whole or not at all."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ _FORMAT = 1
 
 
 class Cell(NamedTuple):
-  """What is run: a method with its hyperparameters, in a suite's world at a point of its axes, and a seed."""
+  """A method with its hyperparameters, in the world of a suite at a point of its axes, with a seed."""
 
   suite: str
   algorithm: str
@@ -25,7 +25,7 @@ class Cell(NamedTuple):
 
 
 class Finished(NamedTuple):
-  """A cell, what came of it (plain JSON), and how long that took."""
+  """A cell, its result (plain JSON), and the seconds that it took."""
 
   cell: Cell
   result: Mapping[str, Any]
@@ -38,7 +38,7 @@ def plan(
   seeds: int,
   axes: Sequence[Mapping[str, Any]],
 ) -> list[Cell]:
-  """All cells of some methods' trials; what shares a world and a seed stays together."""
+  """All cells of the trials of some methods; cells with the same world and seed stay together."""
   return [
     Cell(suite, algorithm, dict(trial), seed, dict(point))
     for point in axes
@@ -49,12 +49,12 @@ def plan(
 
 
 def file_of(folder: pathlib.Path, cell: Cell) -> pathlib.Path:
-  """Where a cell's result is kept: named by its digest."""
+  """The file of a cell's result, named by the cell's digest."""
   return folder / 'cells' / f'{digest(cell._asdict())[:20]}.json'
 
 
 def write(folder: pathlib.Path, finished: Finished) -> None:
-  """Keeps a result; numbers that are not finite become null."""
+  """Writes a result; numbers that are not finite become null."""
   content = to_json({'format': _FORMAT, **finished._asdict(), 'cell': finished.cell._asdict()})
   file = file_of(folder, finished.cell)
   file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def write(folder: pathlib.Path, finished: Finished) -> None:
 
 
 def read(folder: pathlib.Path, cell: Cell) -> Finished | None:
-  """A cell's result, or None where it is to be run: it never was, or its file is damaged, which is told."""
+  """The result of a cell; `None` where it has not run, or where its file is damaged, which is logged."""
   file = file_of(folder, cell)
   if not file.exists():
     return None
@@ -82,7 +82,7 @@ def read_all(folder: pathlib.Path) -> list[Finished]:
 
 
 def _parse(file: pathlib.Path) -> Finished | None:
-  """What a file holds, if it is as it was written."""
+  """The content of a file; `None` if it is damaged."""
   try:
     content = json.loads(file.read_text(encoding='utf-8'))
     if content.pop('checksum') != digest(content) or content['format'] != _FORMAT:
@@ -93,7 +93,7 @@ def _parse(file: pathlib.Path) -> Finished | None:
 
 
 def describe(cell: Cell) -> str:
-  """A cell in a line."""
+  """One line of text about a cell."""
   settings = {**cell.axes, **cell.hyperparameters, 'seed': cell.seed}
   told = ', '.join(
     f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
@@ -120,13 +120,13 @@ def claim(folder: pathlib.Path, suite: str, settings: Mapping[str, Any]) -> None
           'results would not compare. Set it back, or pass another --model_dir.'
         )
   elif folder.exists() and any(folder.iterdir()):
-    raise UsageError(f'{folder} holds something else than an arena: pass another --model_dir.')
+    raise UsageError(f'{folder} holds other files, and no arena: pass another --model_dir.')
   folder.mkdir(parents=True, exist_ok=True)
   files.write_atomically(mark, json_text(wanted, indent=2) + '\n')
 
 
 def missing(folder: pathlib.Path, cells: Iterable[Cell]) -> list[Cell]:
-  """Those that have no result yet."""
+  """The cells that have no result yet."""
   return [cell for cell in cells if read(folder, cell) is None]
 
 

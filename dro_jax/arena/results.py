@@ -75,13 +75,13 @@ def _key(cell: Cell) -> tuple:
 
 
 def _validation(finished: Iterable[Finished], checkpoint: str) -> float:
-  """The mean over seeds; what diverged, which is null, is the worst."""
+  """The mean over seeds; null, which stands for divergence, is the worst."""
   scores = [each.result[checkpoint]['validation'] for each in finished]
   return np.inf if None in scores else float(np.mean(scores))
 
 
 def by_prompt(chosen: Chosen, checkpoint: str, measure: str) -> dict[int, np.ndarray]:
-  """A measure of each seed's test prompts; nan for what is null."""
+  """A measure of each seed's test prompts, with nan for null."""
   return {
     seed: np.asarray(result[checkpoint]['test'][measure], np.float64)
     for seed, result in chosen.results.items()

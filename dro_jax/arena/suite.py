@@ -1,4 +1,4 @@
-"""What a suite is: a world, the methods that compete in it, how a cell is run and what is told of all."""
+"""A suite: a world, the methods that compete in it, how to run a cell and how to report on all."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Methods as the suites of text train them: by `train`, on one triplet file, within one budget."""
+"""Trains the methods of the suites of text: by `train`, on one triplet file, within one budget."""
 
 import functools
 import pathlib
@@ -33,7 +33,7 @@ MODEL = T5Config(
 
 
 class Method(NamedTuple):
-  """A method that may compete.
+  """A method that competes.
 
   Attributes:
     algorithm: from its temperature to what is minimised.
@@ -48,7 +48,7 @@ _YARDSTICK = algorithms.dro_v  # What a budget's steps are of.
 
 
 class Budget(NamedTuple):
-  """What every method may spend, and how.
+  """The budget of every method.
 
   Attributes:
     steps: of DRO-V; other methods take as many as cost the same FLOPs.
@@ -64,7 +64,7 @@ class Budget(NamedTuple):
 
 
 def methods(rates: Range, behaviour_sampler: str | None = None) -> dict[str, Method]:
-  """Everyone whom the triplets suffice, by name; temperatures are for rewards of variance 1.
+  """All methods that need triplets only, by name; temperatures are for rewards of variance 1.
 
   Args:
     rates: learning rates, the same for all.
@@ -170,7 +170,7 @@ def _unit_options(budget: Budget) -> groups.UnitOptions:
 
 
 def _batch_size(algorithm: algorithms.Algorithm, budget: Budget) -> int:
-  """As many responses for all, counted as the algorithm counts them."""
+  """The batch size that gives every method the same number of responses."""
   return budget.responses // {'response': 1, 'pair': 2, 'group': budget.group_size}[algorithm.unit]
 
 
@@ -178,7 +178,7 @@ def _batch_size(algorithm: algorithms.Algorithm, budget: Budget) -> int:
 def flops_per_step(
   make: Callable[[float], algorithms.Algorithm], data: Data, budget: Budget, mesh: Mesh
 ) -> float:
-  """FLOPs of one of its optimiser steps, all networks and the reference's pass included, from the jaxpr.
+  """FLOPs of one optimiser step, with all networks and the reference's pass, from the jaxpr.
 
   No temperature changes them.
   """
@@ -196,7 +196,7 @@ def flops_per_step(
 
 
 def _first_rows(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mesh: Mesh) -> Any:
-  """The rows of a first batch: they have every batch's shape."""
+  """The rows of the first batch, which has the shape of all batches."""
   words = policy.vocabulary_of(data.init_from)
   triplets = data.load(vocabulary=words)
   triplets = derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
@@ -230,7 +230,7 @@ def imitate(
 
 
 def saved(model_dir: str) -> dict[str, str]:
-  """Its last checkpoint, and its best by its own validation loss."""
+  """The last checkpoint of a run, and the best by its own validation loss."""
   newest = orbax.newest_step(model_dir)
   return {
     'last': f'{model_dir}/checkpoints/{newest}',
@@ -239,7 +239,7 @@ def saved(model_dir: str) -> dict[str, str]:
 
 
 def choices(chosen: Mapping[str, results.Chosen]) -> Table:
-  """What each method's trials chose, and what they cost."""
+  """The chosen trial of each method, and its cost."""
   rows = [
     {
       'method': name,

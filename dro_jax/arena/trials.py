@@ -1,4 +1,4 @@
-"""Trials: which hyperparameters each method tries, as many as any other; and what a budget buys."""
+"""Trials: the hyperparameters that each method tries, as many for each; and the steps that a budget buys."""
 
 import itertools
 import math
@@ -45,7 +45,7 @@ def make_trials(grids: Mapping[str, Grid], points: int, widen: int = 0) -> dict[
   for method, grid in grids.items():
     if len(grid) not in (1, most) and most:
       raise UsageError(
-        f'{method} has {len(grid)} hyperparameters to try and others {most}: give it one, or {most}, so that '
+        f'{method} has {len(grid)} hyperparameters to try, others have {most}: pass one, or {most}, so that '
         'every method gets as many trials.'
       )
     values = per_axis if len(grid) == most else per_axis**most
@@ -77,7 +77,7 @@ def edges(chosen: Mapping[str, float | int], tried: Sequence[Mapping[str, float 
 
 
 def steps_within(budget: float | int, flops_per_step: float | int, spent: float | int = 0) -> int:
-  """Steps that a budget in FLOPs buys after `spent` of it went elsewhere.
+  """The steps that a budget in FLOPs buys after `spent` of it is used.
 
   Raises:
     UsageError: it buys none.
@@ -85,7 +85,7 @@ def steps_within(budget: float | int, flops_per_step: float | int, spent: float 
   steps = round((budget - spent) / flops_per_step)
   if steps < 1:
     raise UsageError(
-      f'a budget of {budget:.3g} FLOPs, of which {spent:.3g} are spent before the first step, buys no step '
-      f'of {flops_per_step:.3g}: raise it.'
+      f'a budget of {budget:.3g} FLOPs, of which {spent:.3g} are used before the first step, buys no step '
+      f'of {flops_per_step:.3g}: pass a larger budget.'
     )
   return steps

@@ -86,7 +86,7 @@ def test_results_tell_of_every_finished_cell(tmp_path, capsys):
 
 def test_what_cannot_be_run_is_refused(tmp_path):
   world, folder = World(), str(tmp_path / 'arena')
-  with pytest.raises(UsageError, match=r"nobody in the suite mine is called 'aa' \(did you mean a\?\)"):
+  with pytest.raises(UsageError, match=r"the suite mine has no method 'aa' \(did you mean a\?\)"):
     run.arena(folder, world.suite, algorithms='aa')
   with pytest.raises(UsageError, match='seeds=0'):
     run.arena(folder, world.suite, seeds=0)

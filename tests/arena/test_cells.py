@@ -87,5 +87,5 @@ def test_a_folder_is_one_suites_and_one_worlds(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'thesis.tex').write_text('mine')
-  with pytest.raises(UsageError, match='something else'):
+  with pytest.raises(UsageError, match='holds other files'):
     cells.claim(tmp_path, 'exact', {})

@@ -42,7 +42,7 @@ def test_nothing_to_try_is_one_trial():
 
 def test_unequal_numbers_of_trials_are_refused():
   three = {'a': RATES, 'b': RATES, 'c': RATES}
-  with pytest.raises(UsageError, match='dro_v has 2 hyperparameters to try and others 3'):
+  with pytest.raises(UsageError, match='dro_v has 2 hyperparameters to try, others have 3'):
     trials.make_trials({'dro_v': GRIDS['dro_v'], 'other': three}, 2)
   with pytest.raises(UsageError, match='none has 0'):
     trials.make_trials({'none': {}, 'dro_v': GRIDS['dro_v']}, 2)

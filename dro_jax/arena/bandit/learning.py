@@ -16,7 +16,7 @@ SETTLING_STEPS = 6000
 
 
 class Recipe(NamedTuple):
-  """How a method learns from the sampled log: the paper's, and its own for V, which has further to go."""
+  """How a method learns from the sampled log: the paper's recipe, and a larger learning rate for V."""
 
   steps: int = 2000
   batch_size: int = 512

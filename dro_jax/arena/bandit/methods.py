@@ -13,7 +13,7 @@ from dro_jax.types import Array
 
 
 class State(NamedTuple):
-  """What a loss may read of the learner: logits, V, and what follows from the logits."""
+  """The learner as a loss reads it: logits, V, and values derived from the logits."""
 
   logits: Array
   value: Array
@@ -97,7 +97,7 @@ def _dro_p(bandit: Bandit, state: State, pairs: Pairs) -> Array:
 
 
 def _answer(bandit: Bandit, state: State, answers: Array) -> dict[str, Array]:
-  """What losses of single answers read."""
+  """The arguments of losses of single answers."""
   return {
     'policy_logps': state.logps[answers],
     'reference_logps': (state.logps - state.log_ratios)[answers],
@@ -111,7 +111,7 @@ def _dro_v(bandit: Bandit, state: State, answers: Array) -> Array:
 
 
 def _with_value(value: Callable[[Bandit], float]) -> Callable[..., Array]:
-  """DRO-V's policy loss at a given V, which is not learned."""
+  """The policy loss of DRO-V at a fixed V."""
 
   def per_answer(bandit: Bandit, state: State, answers: Array) -> Array:
     values = jnp.full(answers.shape, value(bandit), jnp.float32)

@@ -28,7 +28,7 @@ def _spread(values: np.ndarray) -> Estimate:
 
 
 def population_table(bandit: Bandit, finished: Sequence[Finished]) -> Table:
-  """What each method aims at, beside what it must."""
+  """The regret that each method settles at, beside the expected one."""
   rows = []
   for name, group in _by_method(finished).items():
     regrets = [cell.result['population']['regret'] for cell in group]
@@ -57,7 +57,7 @@ def _plus(value: float) -> float:
 
 
 def sample_table(bandit: Bandit, recipe: Recipe, finished: Sequence[Finished]) -> Table:
-  """What each method reaches by the paper's recipe."""
+  """The regret that each method reaches by the paper's recipe."""
   rows = []
   start = float(regret(bandit, reference(bandit)[0]))
   for name, group in _by_method(finished).items():
@@ -79,7 +79,7 @@ def sample_table(bandit: Bandit, recipe: Recipe, finished: Sequence[Finished]) -
 
 
 def value_table(bandit: Bandit, finished: Sequence[Finished]) -> Table:
-  """V → V*, what another V costs, and Proposition 1's bound on that."""
+  """V → V*, the cost of another V, and the bound of Proposition 1 on it."""
   best, rows = optimum(bandit), []
   for name, group in _by_method(finished).items():
     if name != 'dro_v' and name not in GIVEN_VALUES:

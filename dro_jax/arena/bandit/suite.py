@@ -24,7 +24,7 @@ from dro_jax.files import to_json
 
 
 def run_cell(bandit: Bandit, recipe: Recipe, cell: Cell) -> dict[str, Any]:
-  """A cell: the seed draws the population run's start, and the log and its batches."""
+  """Runs a cell: its seed draws the start on the population, the log and its batches."""
   key = jax.random.key(cell.seed)
   start = jax.random.normal(jax.random.fold_in(key, 0), (len(bandit.rewards),))
   settled = settle(cell.algorithm, bandit, start)
@@ -69,7 +69,9 @@ def bandit(
     UsageError: `steps` is no multiple of `measurements`.
   """
   if steps % measurements:
-    raise UsageError(f'bandit.steps={steps} is no multiple of bandit.measurements={measurements}.')
+    raise UsageError(
+      f'bandit.steps={steps} is no multiple of bandit.measurements={measurements}: pass a multiple.'
+    )
   world = Bandit(tuple(rewards), float(tau), tuple(map(tuple, behaviours)), pairs)
   recipe = Recipe(steps, batch_size, measurements=measurements)
   return Suite(

@@ -1,4 +1,4 @@
-"""Policies over responses that can all be listed: their exact log-probs, and what follows from them.
+"""Policies over responses that can all be listed: their exact log-probs, and measures of these.
 
 Axes: P prompts, S prompt tokens, I letters of a response, C choices of a letter, Y responses, Z responses and
 anything else. Enumeration is numpy in float64; only the networks compute in float32.
@@ -72,7 +72,7 @@ def _repeated(cache: Cache, times: int) -> Cache:
 def measures(
   logps_PZ: np.ndarray, reference_PZ: np.ndarray, rewards_PZ: np.ndarray, tau: float
 ) -> dict[str, np.ndarray]:
-  """What a policy is worth, by prompt, `[P]` each.
+  """Measures of a policy by prompt, `[P]` each.
 
   `reward` E_π r; `kl_to_reference` KL(π‖π_ref); `regret` J* − J at τ; `kl_to_optimum` KL(π‖π*), which is
   regret / τ; `below_frontier` how much more reward there is at an equal mean KL to the reference; `no_word`

@@ -31,7 +31,7 @@ Factory = Callable[[Scalar], algorithms.Algorithm]
 
 
 class Recipe(NamedTuple):
-  """How a method is run, but for its temperature and learning rate.
+  """How a method runs, apart from temperature and learning rate.
 
   steps         optimiser steps, the learning rate's cosine included.
   warmup_steps  of these, linear from 0.
@@ -211,7 +211,7 @@ def make_stretch(nets: Networks, factory: Factory, recipe: Recipe) -> Callable[.
 
 
 def flops_per_step(nets: Networks, factory: Factory, state: train_state.TrainState, rows: Rows) -> float:
-  """What one step costs; `rows` are stacked."""
+  """FLOPs of one step; `rows` are stacked."""
   one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
   return flops.count(make_step(nets, factory, Recipe(2, 1)), state, one, scalar, scalar)
@@ -226,7 +226,7 @@ def part(rows: Rows, first: int, last: int) -> Rows:
 
 
 class Regressed(NamedTuple):
-  """Mean rewards by prompt, fitted by least squares on other prompts; and what that cost."""
+  """Mean rewards by prompt, fitted by least squares on other prompts; and the FLOPs of the fit."""
 
   values: np.ndarray
   flops: float

@@ -1,4 +1,4 @@
-"""What the `exact` suite tells: the frontier first, then regret, what makes the difference, the trials."""
+"""Tables of the `exact` suite: the frontier, regret, the cost of each change, the trials."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ def _titled(title: str, where: str) -> str:
 
 
 def _ordered(chosen: Mapping[str, Chosen], measure: str) -> list[str]:
-  """Methods from the least to the greatest mean, what diverged last."""
+  """Methods from the least to the greatest mean, those that diverged last."""
 
   def key(name: str) -> float:
     value = results.mean(results.by_prompt(chosen[name], 'best', measure)).value
@@ -152,7 +152,7 @@ def _value_error(chosen: Chosen) -> float | None:
 
 
 def ladder_table(chosen: Mapping[str, Chosen], where: str) -> Table:
-  """What each change from one method to the next costs in regret."""
+  """The cost in regret of each change from one method to the next."""
   rows = []
   for before, after, change in LADDER:
     if before in chosen and after in chosen:
@@ -166,7 +166,7 @@ def ladder_table(chosen: Mapping[str, Chosen], where: str) -> Table:
 
 
 def trials_table(chosen: Mapping[str, Chosen], where: str) -> Table:
-  """What validation chose, whether at an edge of the grid, and what it cost."""
+  """The trials that validation chose, whether they are at an edge of the grid, and their cost."""
   rows = []
   for name, each in chosen.items():
     some = list(each.results.values())

@@ -113,7 +113,7 @@ SHARE = Column('label', best_share)
 
 
 def methods(tau: float) -> dict[str, Method]:
-  """Everyone, by name. `tau` is the objective's temperature in stars per nat.
+  """All methods by name. `tau` is the objective's temperature in stars per nat.
 
   Where a temperature has the objective's units its range begins at the objective's own. Other ranges were
   placed after a pilot on one seed, by validation regret and with test numbers in sight.
@@ -214,7 +214,7 @@ def _measured(
 def _train(
   place: Place, method: Method, hyperparameters: Hyperparameters
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-  """Checkpoints on the way, and what it cost: as many FLOPs as any other method."""
+  """Checkpoints on the way, and the FLOPs: as many as for every other method."""
   settings, lab = place.settings, exact_world.laboratory(place)
   nets, algorithm = exact_world.networks_of(settings), method.algorithm(1.0)
   per_step = _flops_per_step(place, method.algorithm, tuple(column.name for column in method.columns))
@@ -265,7 +265,7 @@ def _checkpoint(
 
 @functools.lru_cache(maxsize=64)
 def _flops_per_step(place: Place, factory: inmemory.Factory, columns: tuple[str, ...] = ()) -> float:
-  """What a step costs; of columns only the names matter."""
+  """FLOPs of a step; only the names of columns matter."""
   nets, algorithm = exact_world.networks_of(place.settings), factory(1.0)
   source = exact_world.log_feed(place, algorithm.unit)
   anything = dict.fromkeys(columns, np.ones(len(source.triplets.train)))
@@ -281,7 +281,7 @@ def _budget(place: Place) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _landmarks(place: Place) -> dict[str, Any]:
-  """Who else is on the test prompts: the reference, the logging policy, the optimum; and the frontier."""
+  """Landmarks on the test prompts: the reference, the logging policy, the optimum; and the frontier."""
   lab, tau = exact_world.laboratory(place), place.settings.tau
   reference_PZ, rewards_PZ = lab.test_reference_PZ, lab.test.rewards_PZ
   best_PZ, values_P = toy.optimum(reference_PZ, rewards_PZ, tau)

@@ -51,7 +51,7 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ExactSettings:
-  """What all cells share: the world's size, the reference's and the methods' budgets.
+  """What all cells share: the size of the world, and the budgets of reference and methods.
 
   Args:
     letters: the alphabet of each position of a word, all of one size.
@@ -225,7 +225,7 @@ def feed_of(
 
 
 class Place(NamedTuple):
-  """Where a cell is run: the settings, a point of the axes, a seed, and the folder of what is shared."""
+  """The place of a cell: settings, a point of the axes, a seed, and the shared folder."""
 
   settings: ExactSettings
   point: Point
@@ -234,7 +234,7 @@ class Place(NamedTuple):
 
 
 class Lab(NamedTuple):
-  """What the cells of one place share; log-probs are float64, with anything else than words."""
+  """What the cells of one place share; log-probs are float64, and the last is that of no word."""
 
   world: toy.World
   reference: Params
@@ -247,7 +247,7 @@ class Lab(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def laboratory(place: Place) -> Lab:
-  """Everything shared, made once; what is slow is kept in files."""
+  """Everything that cells share, made once; the slow parts are kept in files."""
   settings, point, seed, shared = place
   world = world_at(settings, point)
   reference = reference_params(settings, seed, shared)

@@ -1,4 +1,4 @@
-"""What the `human` suite tells: how scores of held-out responses agree with people, beside baselines."""
+"""Tables of the `human` suite: how well scores of held-out responses agree with people, beside baselines."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +94,7 @@ def has_pairs(about: Mapping[str, Any]) -> bool:
 
 
 def agreement(scores: Mapping[str, Any], about: Mapping[str, Any], temperature: float) -> float:
-  """What trials are chosen by, on the validation table: more is better, −1 where nothing can be told.
+  """The score by which trials are chosen, on the validation table: more is better; −1 where it is undefined.
 
   Accuracy within prompts where they have pairs, else rank correlation.
   """
@@ -155,7 +155,7 @@ def _method_row(name: str, of_seeds: list[Mapping[str, Any]], measure: Measure, 
 
 
 def _baseline_rows(measure: Measure, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """What needs no training: the reference's log-probs, and the length."""
+  """Baselines without training: the reference's log-probs, and the length."""
   about = result['about']
   tables = {name: {'logps': each['reference']} for name, each in about.items()}
   reference = {**result, 'reference': tables}

@@ -1,4 +1,4 @@
-"""The `human` suite: does what a policy learned of some prompts agree with people on others?
+"""The `human` suite: whether a policy trained on some prompts agrees with people on others.
 
 Any triplet file whose rewards are people's. Prompts are dealt to parts by their hash: some make the reference
 (unless one is given), some train, some choose hyperparameters, some are reported on. No answer is sampled:
@@ -37,7 +37,7 @@ RATES = Range(1e-4, 5e-4)
 
 
 class Feedback(NamedTuple):
-  """The triplets, and how they are read and dealt out.
+  """The triplets, and how they are read and split.
 
   Attributes:
     triplets: files or names of data sets (see `data.triplets.load_triplets`).
@@ -72,7 +72,7 @@ class Feedback(NamedTuple):
 
 
 class Place(NamedTuple):
-  """Where everything lies, and on what it runs."""
+  """Folder, feedback, model and mesh of an arena."""
 
   folder: pathlib.Path
   feedback: Feedback
@@ -82,7 +82,7 @@ class Place(NamedTuple):
 
 
 class World(NamedTuple):
-  """What cells share.
+  """What all cells share.
 
   Attributes:
     data: for `training.fit`.
@@ -99,7 +99,7 @@ class World(NamedTuple):
 
 
 class _Parts(NamedTuple):
-  """A file's table by part of its prompts, and what building it told."""
+  """The table of a file, split by prompts, and the report of its building."""
 
   reference: TokenTable
   train: TokenTable
@@ -109,7 +109,7 @@ class _Parts(NamedTuple):
 
 
 def parts(place: Place, words: Any, response: str | None = None) -> _Parts:
-  """The responses, or another field in their place, by part; no prompt is in two.
+  """The responses, or another field in their place, by part; no prompt is in two parts.
 
   Raises:
     UsageError: a part would be empty, or what is wrong with the files.
@@ -160,7 +160,7 @@ def corrected(triplets: str | Sequence[str], field: str | None) -> bool:
 
 
 def prepare(place: Place) -> World:
-  """Deals the prompts out, fits the reference where none is given, and scores with it."""
+  """Splits the prompts, fits the reference unless one is passed, and scores with it."""
   given = place.feedback
   has_edits = all(
     corrected(name, given.post_edit) for name in filter(None, (given.triplets, given.test_triplets))
@@ -178,7 +178,7 @@ def prepare(place: Place) -> World:
 
 
 def _contents(given: Feedback) -> dict[str, str | None]:
-  """What the triplets and the reference hold, whatever they are called."""
+  """Hashes of the contents of triplets and reference, whatever their names."""
 
   def of(triplets: str | Sequence[str]) -> str:
     if sources.is_files(triplets):
@@ -206,7 +206,7 @@ def _reference(place: Place, post_edit: str | None) -> str:
 
 
 def _about(table: TokenTable) -> dict[str, np.ndarray]:
-  """What a table's scores are held to."""
+  """The columns against which a table's scores are judged."""
   hter = table.columns.get('hter', np.ones(len(table)))
   return {
     'rewards': table.raw_rewards,
@@ -245,7 +245,7 @@ def run_cell(
   world_of: Callable[[], World],
   cell: Cell,
 ) -> dict[str, Any]:
-  """A cell: trains, and scores what people judged with the last and the best checkpoint."""
+  """Runs a cell: trains, and scores the responses that people judged with its last and best checkpoint."""
   world = world_of()
   method = methods[cell.algorithm]
   temperature = float(method.algorithm(cell.hyperparameters.get('temperature', 1.0)).temperature)
@@ -286,7 +286,7 @@ def human(
   """
   given = feedback()
   if not given.triplets:
-    raise UsageError('the suite human needs people’s scores: pass --triplets FILE.')
+    raise UsageError('the suite human needs scores by people: pass them as --triplets=FILE.')
   place = Place(pathlib.Path(folder).expanduser().absolute(), given, model, mesh, batch_size)
   competing = training.methods(RATES)
   budget = training.Budget(steps, batch_size, evaluations=evaluations)

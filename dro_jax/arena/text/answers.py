@@ -1,4 +1,4 @@
-"""Answers of a policy to prompts: drawn, scored, and what is told of them."""
+"""Answers of a policy to prompts: draws them, scores them, and measures them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ class Samples(NamedTuple):
 
 
 class Tools(NamedTuple):
-  """What answers and scores, compiled once.
+  """Functions that answer and score, compiled once.
 
   Attributes:
     draw: from parameters, prompts, K, a purpose and a seed to samples.
@@ -45,7 +45,7 @@ class Tools(NamedTuple):
 
 
 def make_tools(policy: T5, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int) -> Tools:
-  """Answers and scores of any policy of this kind, at temperature 1 without truncation."""
+  """Functions that answer and score with any policy of this kind, at temperature 1 without truncation."""
   answer = generation.make_generator(policy, mesh, max_length=response_length, batch_size=_BATCH)
 
   def draw(params: Params, prompts: Sequence[str], num: int, purpose: str, seed: int) -> Samples:
@@ -65,7 +65,7 @@ def _prompt_tokens(words: vocabularies.Vocabulary, prompts: Sequence[str]) -> li
 
 
 def _make_score(policy: T5, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int) -> Callable:
-  """Scores tokens as they were sampled: text that is tokenised again need not be the same."""
+  """Scores tokens as they were sampled: tokenising the text again may give others."""
   score = table_scores.make_token_scorer(policy, mesh)
 
   def logps(params: Params, samples: Samples) -> np.ndarray:
@@ -95,7 +95,7 @@ def wins(own_PK: np.ndarray, other_PK: np.ndarray) -> np.ndarray:
 
 
 def about(samples: Samples, num: int) -> dict[str, Any]:
-  """What a table tells of answers, K to a prompt: means by prompt, `[P]`, and of all, distinct-n."""
+  """Measures of answers, K to a prompt: means by prompt, `[P]`, and distinct-n of all."""
   exact = np.array(rewards.exact_match(samples.prompts, samples.texts))
   different = [len(set(samples.texts[i : i + num])) / num for i in range(0, len(samples.texts), num)]
   return {

@@ -1,4 +1,4 @@
-"""What the `text` suite tells: answers, the frontier, and the log's word on each policy against the truth."""
+"""Tables of the `text` suite: answers, the frontier, and estimates from the log against the truth."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def _seeds(choice: results.Chosen) -> Results:
 
 
 def _policies(chosen: Mapping[str, results.Chosen]) -> dict[str, tuple[Results, tuple[str, ...]]]:
-  """The reference and everyone chosen: results, and where in them its answers are told of."""
+  """The reference and every chosen trial: its results, and the key of its answers in them."""
   first = _seeds(next(iter(chosen.values())))
   return {'SFT (reference)': (first, ('log',))} | {
     name: (_seeds(choice), ('last', 'test')) for name, choice in chosen.items()
@@ -102,7 +102,7 @@ def difference_table(chosen: Mapping[str, results.Chosen]) -> Table:
 
 
 def log_of(found: Results) -> off_policy.Log:
-  """What the log of the test prompts says of a policy: all seeds' logs, one after the other."""
+  """Estimates of a policy from the log of the test prompts: the logs of all seeds, one after the other."""
 
   def joined(*path: str) -> np.ndarray:
     return np.concatenate([functools.reduce(lambda at, name: at[name], path, each) for each in found])
@@ -117,7 +117,7 @@ def log_of(found: Results) -> off_policy.Log:
 
 
 def value_table(chosen: Mapping[str, results.Chosen]) -> Table:
-  """What the SFT policy's log says of each policy, and what is true."""
+  """Estimates of each policy from the SFT policy's log, beside the truth."""
   rows = []
   for name, choice in chosen.items():
     log = log_of(_seeds(choice))
@@ -147,7 +147,7 @@ _ESTIMATORS = {
 
 
 def trust_table(finished: Sequence[Finished]) -> Table:
-  """How far each estimate is off over all trials, and whether it ranks them as the truth does."""
+  """The error of each estimate over all trials, and whether it ranks them as the truth does."""
   truths, found = [], {name: [] for name in _ESTIMATORS}
   for each in finished:
     truths.append(float(np.mean(each.result['last']['test']['reward'])))

@@ -42,7 +42,7 @@ _PROMPT_LENGTH = 64
 
 
 class TextWorld(NamedTuple):
-  """What is asked, who wrote the log, and how large everything is.
+  """The exercises, the policy that wrote the log, and all sizes.
 
   Attributes:
     exercises: see `data.verifiable`.
@@ -72,7 +72,7 @@ class TextWorld(NamedTuple):
 
 
 class Place(NamedTuple):
-  """Where everything lies, and on what it runs."""
+  """Folder, world, model and mesh of an arena."""
 
   folder: pathlib.Path
   world: TextWorld
@@ -102,7 +102,7 @@ class Logged(NamedTuple):
 
 
 def prepare(place: Place, seed: int) -> Logged:
-  """A seed's world: what of it is there is read, the rest is made."""
+  """The world of a seed; reads the parts that exist and makes the others."""
   reference = _reference(place)
   trained = load_run(reference, place.mesh())
   params, tools = trained.state.params['policy'], _tools(reference, place.mesh, place.world.response_length)
@@ -197,7 +197,7 @@ def _read(file: pathlib.Path) -> Samples:
 
 
 def features(samples: Samples) -> np.ndarray:
-  """What a reward model sees of answers, `[N, F]`: their shape beside the prompt's, by exercise."""
+  """Features of answers for a reward model, `[N, F]`: their shape beside the prompt's, by exercise."""
   kinds = ('sort', 'sort down', 'add', 'rewrite without', 'rewrite with', 'rewrite backwards')
   rows = []
   for prompt, text in zip(samples.prompts, samples.texts):
@@ -231,7 +231,7 @@ def run_cell(
   world_of: Callable[[int], Logged],
   cell: Cell,
 ) -> dict[str, Any]:
-  """A cell: trains, and judges the last and the best checkpoint on validation and on test prompts."""
+  """Runs a cell: trains, and judges its last and best checkpoint on validation and test prompts."""
   logged, num = world_of(cell.seed), place.world.own_samples
   result = training.fit_and_judge(
     place.folder, methods[cell.algorithm], cell, logged.data, budget, place.mesh,
@@ -244,7 +244,7 @@ def run_cell(
 
 
 def judge(logged: Logged, checkpoint: str, num: int, seed: int) -> dict[str, Any]:
-  """What a policy's own answers are worth, by test prompt, `[P]`; and its w on those prompts' log, `[N]`.
+  """Measures of a policy's own answers by test prompt, `[P]`, and its ratios w on the log of these, `[N]`.
 
   `validation` is less for better: trials are chosen by the mean reward on validation prompts.
   """

@@ -59,7 +59,7 @@ def make_draw(
   seed: int = 0,
   chunk_size: int | None = None,
 ) -> tuple[Draw, dict[str, Any]]:
-  """Returns `draw(state, table)` and what decides what is drawn: samples to always the same prompts.
+  """Returns `draw(state, table)`, which samples answers to always the same prompts, and its settings.
 
   Args:
     nets: the run's networks.
@@ -104,7 +104,7 @@ def make_draw(
 
 
 def chosen(table: TokenTable, count: int) -> np.ndarray:
-  """A record of each of `count` prompts at most: those of the least digests, in every table that has them."""
+  """A record of each of `count` prompts at most: of the prompts with the least digests, in any table."""
   records = np.unique(table.prompt_digests, return_index=True)[1]
   return records[:count]
 

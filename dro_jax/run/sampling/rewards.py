@@ -79,7 +79,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def find(reward: Reward | str | None) -> Reward:
-  """The reward function that is given, or named as 'module:function' or 'file.py:function'.
+  """The reward function itself, or by its name as 'module:function' or 'file.py:function'.
 
   Raises:
     UsageError: there is none.
@@ -88,7 +88,7 @@ def find(reward: Reward | str | None) -> Reward:
     return reward
   if reward is None:
     raise UsageError(
-      'the algorithm scores its own samples, and has no reward function: pass --set REWARD=exact_match, or '
+      'the algorithm scores its own samples, and REWARD names no function: pass --set REWARD=exact_match, or '
       f'another of {", ".join(__all__)}, or your own as --set REWARD=FILE.py:FUNCTION or MODULE:FUNCTION.'
     )
   if reward in __all__:
@@ -101,7 +101,7 @@ def find(reward: Reward | str | None) -> Reward:
     )
   found = getattr(_import(module), name, None)
   if not callable(found):
-    raise UsageError(f'REWARD={reward!r}: {module} has no function {name!r}.')
+    raise UsageError(f'REWARD={reward!r}: {module} has no function {name!r}. Pass the name of one.')
   return found
 
 
@@ -113,11 +113,11 @@ def _import(name: str) -> Any:
       f'REWARD: cannot import {name} ({error}): pass a .py file, or a module on the path.'
     ) from error
   except (Exception, SystemExit) as error:
-    raise UsageError(f'REWARD: {name} cannot be imported, for it raised {_raised(error)}.') from error
+    raise UsageError(f'REWARD: {name} cannot be imported: it raised {_raised(error)}.') from error
 
 
 def name_of(reward: Reward) -> str:
-  """What a reward function is called, for the run's record: the same in every process."""
+  """The name of a reward function in the record of a run: the same in every process."""
   while isinstance(reward, functools.partial):
     reward = reward.func
   named = reward if hasattr(reward, '__qualname__') else type(reward)
@@ -184,7 +184,7 @@ def _called(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) ->
 
 
 def _raised(error: BaseException) -> str:
-  """What somebody's function raised, and the line of their file where it did."""
+  """The error that a user's function raised, and its file and line."""
   place = traceback.extract_tb(error.__traceback__)[-1]
   if isinstance(error, SyntaxError):
     return f'{type(error).__name__}: {error}'
@@ -192,7 +192,7 @@ def _raised(error: BaseException) -> str:
 
 
 def _number(value: Any) -> float:
-  """The number that a value is; NaN where it is none, or none of float32's, in which rewards are kept."""
+  """A value as a number; NaN where it is none, or outside of float32, in which rewards are kept."""
   try:
     number = float(value)
   except (TypeError, ValueError, OverflowError):

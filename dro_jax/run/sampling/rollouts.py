@@ -51,7 +51,7 @@ class RolloutOptions:
   def __post_init__(self):
     if self.temperature <= 0 or (self.max_length is not None and self.max_length < 1):
       raise UsageError(
-        f'temperature={self.temperature}, max_length={self.max_length}: pass a temperature above 0, for '
+        f'temperature={self.temperature}, max_length={self.max_length}: pass a temperature above 0, because '
         'greedy samples of a prompt are all the same, and 1 token or more (--set TEMPERATURE=1, '
         'SAMPLE_LENGTH=64).'
       )
@@ -71,7 +71,7 @@ class Rollouts(NamedTuple):
 
 
 class _Answered(NamedTuple):
-  """A batch's rows, and on every host what was sampled for them, `[B, K]` each."""
+  """The rows of a batch, and on every host the samples for them, `[B, K]` each."""
 
   rows: Rows
   rewards: np.ndarray
@@ -84,15 +84,15 @@ _Answer = Callable[[TrainState, Loader, int, Rows], _Answered]
 
 
 def prompts_only(triplets: Triplets) -> Triplets:
-  """The triplets with each prompt once; what was logged for it will not be read.
+  """The triplets with each prompt once; its logged responses will not be read.
 
   Raises:
     UsageError: rewards are to be scaled by what was logged.
   """
   if triplets.scaling.kind != 'none':
     raise UsageError(
-      f'rewards are scaled ({triplets.scaling.kind}) as the logged ones ask for, which an online algorithm '
-      'does not read: pass --set REWARD_SCALING=none, and scale inside the reward function.'
+      f'rewards are scaled ({triplets.scaling.kind}) by the logged rewards, which an online algorithm does '
+      'not read: pass --set REWARD_SCALING=none, and scale inside the reward function.'
     )
 
   def once(table):
@@ -131,8 +131,8 @@ def make_rollouts(
   """
   if not reference.is_kept:
     raise UsageError(
-      f'{algorithm.name} learns from fresh responses, of which no reference log-probs can be cached: take a '
-      'live reference (--set REFERENCE=frozen).'
+      f'{algorithm.name} learns from fresh responses, and a cached reference has log-probs of logged ones '
+      'only: pass a live reference (--set REFERENCE=frozen).'
     )
   reward, length = rewards.find(options.reward), options.max_length or max_length
   lay_out = _make_lay_out(nets, algorithm, reference, mesh, chunk_size)
@@ -161,7 +161,7 @@ def make_rollouts(
 
 
 def _make_validate(answer: _Answer, reference: Reference, mesh: Mesh, temperature: Scalar):
-  """Returns `validate(state, loader)`: a loader's prompts answered once over, and what that says."""
+  """Returns `validate(state, loader)`, which answers the prompts of a loader and measures the answers."""
   yardsticks = reference.yardsticks.items()
   reference_logps = partitioning.jit_on(
     mesh, lambda state, rows: {ending: scores(state, rows).logps for ending, scores in yardsticks}
@@ -218,7 +218,7 @@ def _by_prompt(samples: sampling.Samples, shape: Sequence[int]) -> tuple[np.ndar
 def _make_lay_out(
   nets: networks.Networks, algorithm: Algorithm, reference: Reference, mesh: Mesh, chunk_size: int | None
 ):
-  """Returns `lay_out(state, prompts, samples, rewards) -> Rows`, as the algorithm wants to see them."""
+  """Returns `lay_out(state, prompts, samples, rewards) -> Rows`, with the columns of the algorithm."""
   score = scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size)
   token_columns = algorithm.online.token_columns
 
@@ -270,7 +270,7 @@ def _inside(lengths: Int[Array, 'B K'], length: int) -> Bool[Array, 'B K L']:
 
 
 def validation_names() -> list[str]:
-  """Names of what `validate` measures."""
+  """Names of the measures of `validate`."""
   return list(_summary(*np.zeros((5, 1, 2)), temperature=1.0))
 
 
@@ -278,7 +278,7 @@ def _summary(
   rewards_BK: np.ndarray, logps_BK: np.ndarray, lengths_BK: np.ndarray, ended_BK: np.ndarray,
   rho_BK: Mapping[str, np.ndarray], temperature: Scalar,
 ) -> dict[str, float]:  # fmt: skip
-  """Means over samples, and what the best checkpoint has least of: β KL − reward."""
+  """Means over samples, and the criterion that the best checkpoint minimises: β KL − reward."""
   means = {f'kl{ending}': rho.mean() for ending, rho in rho_BK.items()}
   means |= {
     'reward': rewards_BK.mean(), 'logp': logps_BK.mean(),

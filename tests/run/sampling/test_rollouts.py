@@ -261,13 +261,13 @@ def test_another_step_is_another_sample(data):
 def test_what_cannot_be_done_is_refused_before_anything_is_written(run, data, tmp_path):
   folder = tmp_path / 'never'
   cases = {
-    'has no reward function': (algorithms.rloo_online, {'rollouts': online.RolloutOptions}),
+    'REWARD names no function': (algorithms.rloo_online, {'rollouts': online.RolloutOptions}),
     'rewards are scaled': (algorithms.rloo_online, {'data': functools.partial(data, scaling='minmax')}),
     'value is read out by prompt': (algorithms.ppo_online, {'value_readout': 'prompt'}),
     'a batch of 3 prompts does not divide': (algorithms.rloo_online, {'batch_size': 3}),
     'rloo compares the samples of a prompt': (functools.partial(algorithms.rloo_online, samples=1), {}),
     'samples=1, epochs=0': (functools.partial(algorithms.ppo_online, epochs=0), {}),
-    'no reference log-probs can be cached': (
+    'has log-probs of logged ones only': (
       algorithms.rloo_online,
       {'reference': lambda score: step_reference.frozen(score)._replace(is_kept=False)},
     ),
