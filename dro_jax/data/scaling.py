@@ -1,4 +1,4 @@
-"""Reward scaling: fitted once on the training rewards, saved with the run, applied to every table."""
+"""Reward scaling, fitted once on the training rewards, saved with the run, and applied to every table."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,11 +18,11 @@ class RewardScaling(NamedTuple):
   Attributes:
     kind: one of `KINDS`.
     shift: in reward units.
-    scale: reward units in one scaled unit: training at temperature τ on scaled rewards is training at τ ·
-      scale on the rewards as they came.
-    knots: quantile only: (reward, quantile) pairs, linear in between.
-    statistics: of the training rewards, in reward units; `within_prompt_sd` is the spread that alignment
-      works on.
+    scale: reward units in one scaled unit: training at temperature τ on scaled rewards equals training at
+      τ · scale on the original rewards.
+    knots: for quantiles, (reward, quantile) pairs; linear in between.
+    statistics: of the training rewards, in reward units; alignment learns from the spread
+      `within_prompt_sd`.
   """
 
   kind: str = 'none'
@@ -32,7 +32,7 @@ class RewardScaling(NamedTuple):
   statistics: dict[str, float] = {}
 
   def apply(self, rewards: np.ndarray | Sequence) -> np.ndarray:
-    """Scaled rewards, float64. Quantiles lie in [0, 1]; rewards outside the training range get its ends."""
+    """Scaled rewards, float64. Quantiles lie in [0, 1]; rewards outside the range get its end's quantile."""
     rewards = np.asarray(rewards, np.float64)
     if self.kind == 'quantile':
       values, quantiles = np.asarray(self.knots).T
@@ -40,7 +40,7 @@ class RewardScaling(NamedTuple):
     return (rewards - self.shift) / self.scale
 
   def invert(self, scaled: np.ndarray | Sequence) -> np.ndarray:
-    """Back to the reward's own units, float64; for quantiles, the reward at each."""
+    """Rewards in their own units, float64; for quantiles, the reward at each quantile."""
     scaled = np.asarray(scaled, np.float64)
     if self.kind == 'quantile':
       values, quantiles = np.asarray(self.knots).T
@@ -52,7 +52,7 @@ class RewardScaling(NamedTuple):
     return None if self.kind == 'quantile' else temperature * self.scale
 
   def to_json(self, temperature: float | int | None = None) -> dict:
-    """A plain dict; with a temperature it holds the effective one too."""
+    """A plain dict; with a temperature it also holds the effective temperature."""
     fields = self._asdict() | {'knots': [list(knot) for knot in self.knots]}
     if temperature is not None:
       fields['effective_temperature'] = self.effective_temperature(temperature)
@@ -60,6 +60,7 @@ class RewardScaling(NamedTuple):
 
 
 def from_json(fields: dict) -> RewardScaling:
+  """The scaling that `to_json` described."""
   knots = tuple((float(value), float(quantile)) for value, quantile in fields['knots'])
   return RewardScaling(fields['kind'], fields['shift'], fields['scale'], knots, fields['statistics'])
 
@@ -109,7 +110,7 @@ def _unrewarded(kind: str) -> RewardScaling:
 
 
 def _statistics(rewards: np.ndarray, prompt_index: np.ndarray | None) -> dict[str, float]:
-  found = {
+  statistics = {
     'count': len(rewards),
     'mean': rewards.mean(),
     'sd': ties.spread(rewards),
@@ -117,11 +118,13 @@ def _statistics(rewards: np.ndarray, prompt_index: np.ndarray | None) -> dict[st
     'max': rewards.max(),
   }
   if prompt_index is not None:
-    # Prompts with one response say nothing about the spread within.
+    # Prompts with one response have no spread within.
     freedom = len(rewards) - len(np.unique(prompt_index))
     if freedom:
-      found['within_prompt_sd'] = np.sqrt(np.square(ties.deviations(rewards, prompt_index)).sum() / freedom)
-  return {name: float(value) for name, value in found.items()}
+      statistics['within_prompt_sd'] = np.sqrt(
+        np.square(ties.deviations(rewards, prompt_index)).sum() / freedom
+      )
+  return {name: float(value) for name, value in statistics.items()}
 
 
 def _quantiles(rewards: np.ndarray) -> tuple[tuple[float, float], ...]:

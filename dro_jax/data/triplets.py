@@ -1,4 +1,4 @@
-"""Triplets for a run: read, scaled, split, with columns."""
+"""Triplets for a run: read, split, scaled, and joined with column stores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,14 +19,14 @@ from dro_jax.errors import UsageError
 
 
 class Triplets(NamedTuple):
-  """What a run trains and validates on.
+  """The data that a run trains and validates on.
 
   Attributes:
-    train: rewards scaled.
-    eval: rewards scaled by the training set's scaling; None where nothing is held out.
+    train: with scaled rewards.
+    eval: with the training set's scaling; None where nothing is held out.
     scaling: of the rewards.
-    report: plain JSON: where the data came from, what was cut or dropped, the split, the reward statistics.
-      Save it with the run.
+    report: plain JSON: the data's sources, what was cut or dropped, the split, the reward statistics. Save it
+      with the run.
   """
 
   train: TokenTable
@@ -65,39 +65,40 @@ def load_triplets(
   Args:
     triplets: files (a path, several, a comma-separated string, glob patterns), or the name of a seqio task or
       mixture whose examples have text `prompt` and `response` and a number `reward`. Names of several tasks,
-      separated by commas, stand for all their records. Public data sets have names: see `data.public`.
-    eval_triplets: the same for validation; without it prompts are held out of `triplets` by their hash.
+      separated by commas, stand for all their records. Public data sets have names: see
+      `sources.public`.
+    eval_triplets: the same for validation; without it, prompts of `triplets` are held out by their hash.
     columns: our names to the files': 'prompt=question,response=answer,reward=thumbs', paths into nested
-      fields, 'prompt=chat.messages', or nothing, 'label=', for a column to be left alone.
+      fields, 'prompt=chat.messages', or nothing, 'label=', to ignore a column.
     map_reward: numbers for rewards that are words: 'up=1,down=0'; or a rule, 'numbers' or 'stars' (see
-      `data.reward_words`).
+      `records.reward_words`).
     rewards_required: has no effect: a missing or unusable reward is NaN in the tables, and an algorithm that
       needs rewards refuses it (see `require_rewards`).
     template: of the prompt text: 'Translate: {prompt}'.
     chat_template: of each turn where a file's prompts are conversations, with {role} and {content} (see
-      `data.chat`).
+      `text.chat`).
     vocabulary: 'bytes', or a SentencePiece model's path.
     prompt_length: prompt tokens at most, EOS included.
     response_length: response tokens at most, EOS included.
-    overlong: longer responses are cut, without EOS ('truncate'), or left out ('drop').
-    keep: the end of an overlong prompt that is kept: 'start' or 'end'; 'auto': the end of a conversation,
+    overlong: 'truncate' cuts longer responses, without EOS; 'drop' leaves them out.
+    keep: the end of an overlong prompt to keep, 'start' or 'end'; 'auto' keeps the end of a conversation,
       which is the question, and the start of other prompts.
     scaling: of rewards: 'none', 'standardise', 'minmax' or 'quantile', fitted on the training part.
     validation_fraction: share of the prompts to hold out, in [0, 1); 0 holds out none.
-    split_salt: another salt is another split.
+    split_salt: a different salt gives a different split.
     task_split: a seqio task's split to train on.
     eval_task_split: the split of `eval_triplets`, if that is a seqio task.
-    task_modules: modules (dotted names or .py files) to import first: they register one's own tasks.
-    columns_from: column stores of these examples, to be joined (see `data.columns`): folders that `fit_value`
-      wrote, or a comma-separated string.
-    data_dir: a folder that holds the public data sets' own; None: they are downloaded.
-    cache_dir: where token tables are kept; None: ~/.cache/dro_jax, or under XDG_CACHE_HOME. In a bucket
-      (gs://...) they are kept for all machines, and each copies what it needs to the usual place.
-    inherited: the `columns` and `map_reward` of a run, which hold where None is given here, for files that
-      have the run's fields (see `data.inheritance`).
+    task_modules: modules (dotted names or .py files) to import first, which register the user's tasks.
+    columns_from: column stores to join (see `table.column_store`): folders that `fit_value` wrote, or a
+      comma-separated string.
+    data_dir: a folder that holds the public data sets' folders; None downloads them.
+    cache_dir: the folder of token tables; None is ~/.cache/dro_jax, or XDG_CACHE_HOME/dro_jax. Tables in a
+      bucket (gs://...) serve all machines, and each copies those it needs to the default folder.
+    inherited: the `columns` and `map_reward` of a run, which replace None here for files that have the run's
+      fields (see `records.inheritance`).
 
   Raises:
-    UsageError: whatever is wrong with the files, fields or options.
+    UsageError: the files, fields or options are wrong; names the place and the remedy.
   """
   for module in [task_modules] if isinstance(task_modules, str) else task_modules:
     import_module(module)
@@ -128,8 +129,8 @@ def load_triplets(
     'overlong': overlong, 'keep': keep, 'chat_template': chat_template,
   }  # fmt: skip
   report['read'] = {'columns': _plain(columns), 'map_reward': _plain(map_reward)}
-  found = scaled(train, held_out, scaling, report)
-  return with_columns(found, columns_from) if columns_from else found
+  loaded = scaled(train, held_out, scaling, report)
+  return with_columns(loaded, columns_from) if columns_from else loaded
 
 
 def _plain(pairs: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
@@ -137,10 +138,10 @@ def _plain(pairs: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None
 
 
 def scaled(train: TokenTable, held_out: TokenTable | None, kind: str, report: Mapping[str, Any]) -> Triplets:
-  """Triplets of two tables, their rewards scaled as the training part's ask for, and counted in the report.
+  """Triplets of two tables, with rewards scaled as the training part's are, and counts in the report.
 
   Raises:
-    UsageError: an unknown kind of scaling, or rewards that are all equal.
+    UsageError: an unknown kind of scaling, or rewards that are all missing or equal.
   """
   try:
     fitted = scalings.fit(kind, train.raw_rewards, train.prompt_index)
@@ -178,7 +179,7 @@ def with_missing_rewards_zero(triplets: Triplets) -> Triplets:
 
 
 def _counts(part: str, table: TokenTable | None) -> dict[str, Any]:
-  """How much a part holds, a hash of it, and one of each of its columns."""
+  """The sizes of a part, a hash of it, and a hash of each of its columns."""
   records, prompts = (len(table), len(np.unique(table.prompt_index))) if table else (0, 0)
   mark, columns = (table.fingerprint(), table.column_fingerprints()) if table else (None, {})
   return {
@@ -188,21 +189,21 @@ def _counts(part: str, table: TokenTable | None) -> dict[str, Any]:
 
 
 def with_columns(triplets: Triplets, stores: str | Sequence[str]) -> Triplets:
-  """Joins column stores to both tables; training records that a store leaves out on purpose are left out.
+  """Joins column stores to both tables; drops the records that a store leaves out on purpose.
 
   Args:
-    triplets: of which every example must be in every store.
+    triplets: every example must be in every store.
     stores: folders, or a comma-separated string of them.
 
   Raises:
-    UsageError: there is no store, examples are missing from it, or nothing is left to train on.
+    UsageError: there is no store, it lacks examples, or no training example is left.
   """
   train, held_out, marks = triplets.train, triplets.eval, []
   for directory in stores.split(',') if isinstance(stores, str) else stores:
     store = column_store.read(directory)
     train, left_out = column_store.join(train, store)
     if left_out.all():
-      raise UsageError(f'column store {directory}: it leaves out every training example')
+      raise UsageError(f'column store {directory}: the store leaves out every training example')
     train = train.subset(~left_out) if left_out.any() else train
     if held_out is not None:
       held_out, left_out = column_store.join(held_out, store)
@@ -219,7 +220,7 @@ def hold_out(
   """Splits a table by prompt hash into (train, held out).
 
   Raises:
-    UsageError: a bad fraction, or one side would be empty.
+    UsageError: a bad fraction, or a side without records.
   """
   if not 0 <= fraction < 1:
     raise UsageError(f'validation_fraction must be at least 0 and below 1, got {fraction}')

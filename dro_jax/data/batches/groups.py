@@ -1,4 +1,4 @@
-"""Pairs and groups: which responses to one prompt a pairwise or group method sees together."""
+"""Pairs and groups: the responses to one prompt that an algorithm compares."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -20,10 +20,10 @@ class UnitOptions:
 
   Args:
     pairs: each comparison as it was judged ('logged'), a prompt's best response against its worst
-      ('best_worst'), or every two ('all'). None: 'logged' where data is of comparisons, else 'best_worst'.
-    margin: least difference of the rewards of a pair, in the rewards' own units; ties never make a pair.
-    group_size: responses of a group at most, 2 or more. Larger groups are dealt out evenly, best and worst
-      together.
+      ('best_worst'), or every two ('all'). None: 'logged' where the data are comparisons, else 'best_worst'.
+    margin: least difference between the rewards of a pair, in the rewards' own units; ties make no pair.
+    group_size: responses of a group at most, 2 or more. A larger group is split evenly, and each part gets
+      good and bad responses.
     ranked: keep one response of each reward, so that a group is a strict ranking.
   """
 
@@ -46,10 +46,10 @@ class Formed(NamedTuple):
   """Units of a table.
 
   Attributes:
-    table: those records only that are in some unit, each text once a prompt, its reward the mean of its
-      duplicates'; but of logged pairs each comparison's own.
+    table: only the records that are in a unit. Each text occurs once for its prompt, with the mean reward of
+      its duplicates; for logged pairs each comparison keeps its own records.
     members: `[U, K]`, records of `table`, best first; −1 where a group is smaller than the largest.
-    report: plain JSON: how many units there are, and what was merged, dropped or left out.
+    report: plain JSON: the number of units, and of what was merged, dropped or left out.
   """
 
   table: TokenTable
@@ -58,19 +58,19 @@ class Formed(NamedTuple):
 
 
 def resolved(options: UnitOptions, table: TokenTable) -> UnitOptions:
-  """The options with the pairs that the data decides, where nobody else does.
+  """The options, with `pairs` chosen by the data where the user did not choose.
 
   Raises:
-    UsageError: comparisons lie among other records, which logged pairs would leave out and others pair with
-      what nobody compared.
+    UsageError: comparisons are mixed with other records: logged pairs would leave those out, and other pairs
+      would join responses that were not compared.
   """
   if options.pairs is not None:
     return options
   if comparisons.COLUMN in table.report.get('columns_left_out', ()):
     raise UsageError(
-      'these triplets are comparisons and other records, and their pairs would not be those that were '
-      'judged: pass files of comparisons alone, or form pairs by rewards, of 1 for chosen and 0 for rejected '
-      'responses: PAIRS=best_worst or PAIRS=all'
+      'these triplets are comparisons and other records, so that their pairs would differ from those that '
+      'were judged: pass only files of comparisons, or form pairs by rewards (1 for chosen, 0 for rejected '
+      'responses) with PAIRS=best_worst or PAIRS=all'
     )
   return dataclasses.replace(options, pairs='logged' if are_comparisons(table) else 'best_worst')
 
@@ -79,7 +79,7 @@ def form(table: TokenTable, unit: str, options: UnitOptions) -> Formed:
   """Pairs (`unit` 'pair') or groups ('group') of the responses to one prompt.
 
   Raises:
-    UsageError: there are none.
+    UsageError: the data has none.
   """
   if unit == 'pair':
     options = resolved(options, table)
@@ -89,12 +89,12 @@ def form(table: TokenTable, unit: str, options: UnitOptions) -> Formed:
   make = {'pair': _pairs, 'group': _groups}[unit]
   ranked = [_best_first(merged, members) for members in _by_prompt(merged)]
   made = [make(merged.raw_rewards[members], members, options) for members in ranked]
-  units = [members for of_prompt, _ in made for members in of_prompt]
+  units = [members for prompt_units, _ in made for members in prompt_units]
   report = {
     'unit': unit,
     'units': len(units),
-    'prompts': sum(bool(of_prompt) for of_prompt, _ in made),
-    'prompts_without': sum(not of_prompt for of_prompt, _ in made),
+    'prompts': sum(bool(prompt_units) for prompt_units, _ in made),
+    'prompts_without': sum(not prompt_units for prompt_units, _ in made),
     'duplicates_merged': duplicates,
     'ties_dropped': sum(ties for _, ties in made),
     **dataclasses.asdict(options),
@@ -105,11 +105,11 @@ def form(table: TokenTable, unit: str, options: UnitOptions) -> Formed:
   members = np.full((len(units), max(map(len, units))), -1)
   for row, records in zip(members, units):
     row[: len(records)] = records
-  return _of_used(merged, members, report)
+  return _without_unused(merged, members, report)
 
 
-def _of_used(table: TokenTable, members: np.ndarray, report: dict) -> Formed:
-  """Units of those records only that are in some, from units of a whole table."""
+def _without_unused(table: TokenTable, members: np.ndarray, report: dict) -> Formed:
+  """The units of a table, which then holds only the records that are in a unit."""
   used = np.unique(members[members >= 0])
   numbered = np.where(members >= 0, np.searchsorted(used, members), -1)
   return Formed(table.subset(used), numbered, report | {'responses_left_out': len(table) - len(used)})
@@ -123,26 +123,26 @@ _TAKEN = {
 
 
 def notes(report: Mapping[str, Any] | None) -> tuple[str, ...]:
-  """What a run says of its pairs: which were taken, how many there are, and what was left out."""
+  """A line on a run's pairs: their kind and number, and what was left out."""
   if not report or report['unit'] != 'pair':
     return ()
   counts = {
     'ties_dropped': 'dropped as ties',
     'duplicates_merged': 'responses merged as duplicates',
-    'comparisons_left_out': 'comparisons left out, which lack a side or have two prompts',
-    'equal_sides': 'comparisons left out, whose sides are the same tokens',
+    'comparisons_left_out': 'comparisons left out, because they lack a side or have two prompts',
+    'equal_sides': 'comparisons left out, because their sides have the same tokens',
   }
-  less = ''.join(f'; {report[name]} {words}' for name, words in counts.items() if report.get(name))
-  return (f'pairs: {_TAKEN[report["pairs"]]} (PAIRS={report["pairs"]}), {report["units"]} of them{less}',)
+  omitted = ''.join(f'; {report[name]} {text}' for name, text in counts.items() if report.get(name))
+  return (f'pairs: {_TAKEN[report["pairs"]]} (PAIRS={report["pairs"]}), {report["units"]} of them{omitted}',)
 
 
 class _Logged(NamedTuple):
   """A table's comparisons.
 
   Attributes:
-    records: `[C, 2]`, of those that have two records, to one prompt.
-    most: records of the largest.
-    broken: how many have another number of records, or two prompts.
+    records: `[C, 2]`, of the comparisons with two records to one prompt.
+    most: records of the largest comparison.
+    broken: the number of comparisons with another number of records, or with two prompts.
   """
 
   records: np.ndarray
@@ -162,7 +162,7 @@ def _logged(table: TokenTable) -> _Logged:
 
 
 def are_comparisons(table: TokenTable) -> bool:
-  """Whether records come by twos that were judged against each other (see `comparisons`)."""
+  """Whether the records are pairs that were judged against each other (see `comparisons`)."""
   if comparisons.COLUMN not in table.columns or not len(table):
     return False
   logged = _logged(table)
@@ -171,7 +171,7 @@ def are_comparisons(table: TokenTable) -> bool:
 
 
 def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
-  """Every comparison as it was judged: nothing is merged, whatever else the responses were compared with."""
+  """Every comparison as it was judged; responses in several comparisons are not merged."""
   if not are_comparisons(table):
     raise UsageError(
       'PAIRS=logged keeps the pairs that were judged, and this data holds rewarded responses, not '
@@ -180,8 +180,8 @@ def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
     )
   if options.margin:
     raise UsageError(
-      f'PAIR_MARGIN={options.margin} is a difference of rewards, and logged comparisons have none: leave it '
-      '0, or form pairs by rewards: PAIRS=best_worst or PAIRS=all'
+      f'PAIR_MARGIN={options.margin} is a difference of rewards, and logged comparisons have none: pass 0, '
+      'or form pairs by rewards: PAIRS=best_worst or PAIRS=all'
     )
   logged = _logged(table)
   rewards = table.raw_rewards[logged.records]
@@ -191,8 +191,8 @@ def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
   members = np.take_along_axis(logged.records, best_first, axis=-1)[judged & ~same]
   if not len(members):
     raise UsageError(
-      f'of {len(same)} comparisons none teaches anything, for the sides of each are the same tokens, or were '
-      'not told apart: look at chosen and rejected, and at RESPONSE_LENGTH, beyond which they are cut'
+      f'none of {len(same)} comparisons can teach the policy, because the sides of each are the same tokens '
+      'or have equal rewards: check chosen and rejected, and RESPONSE_LENGTH, which cuts longer responses'
     )
   prompts = len(np.unique(table.prompt_index[members[:, 0]]))
   report = {
@@ -206,29 +206,29 @@ def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
     'equal_sides': int((judged & same).sum()),
     **dataclasses.asdict(options),
   }
-  return _of_used(table, members, report)
+  return _without_unused(table, members, report)
 
 
 def _none_formed(unit: str, table: TokenTable, report: dict) -> UsageError:
   prompts = len(np.unique(table.prompt_index))
-  why = (
+  reason = (
     'every prompt has one response'
     if prompts == len(table)
     else f'{report["ties_dropped"]} dropped as ties, {report["duplicates_merged"]} responses as duplicates'
   )
   return UsageError(
     f'the algorithm compares the responses to one prompt, and these {len(table)} responses to {prompts} '
-    f'prompts make no {unit}: {why}. Records that share a prompt form a group; lower PAIR_MARGIN, or choose '
-    'an algorithm for single responses, such as dro_v or kto.'
+    f'prompts make no {unit}: {reason}. Records that share a prompt form a group; lower PAIR_MARGIN, or '
+    'choose an algorithm for single responses, such as dro_v or kto.'
   )
 
 
 def merge_duplicates(table: TokenTable) -> tuple[TokenTable, int]:
-  """Records of equal prompt and response as one, its reward their mean; and how many were merged away."""
+  """Merges records of equal prompt and response, with their mean reward; and the number merged away."""
   first, number = {}, np.zeros(len(table), np.int64)
   counts = np.bincount(table.prompt_index)
   for i, prompt in enumerate(table.prompt_index.tolist()):
-    # What a prompt has one of has no duplicate, whatever it says.
+    # A prompt's only response has no duplicate, and its text need not be read.
     key = (prompt, table.response(i).tobytes()) if counts[prompt] > 1 else (prompt, None)
     number[i] = first.setdefault(key, len(first))
   if len(first) == len(table):
@@ -251,7 +251,7 @@ def _best_first(table: TokenTable, members: np.ndarray) -> np.ndarray:
 
 
 def _pairs(rewards: np.ndarray, members: np.ndarray, options: UnitOptions) -> tuple[list[np.ndarray], int]:
-  """(chosen, rejected) of one prompt's responses, best first; and how many pairs were dropped as ties."""
+  """(chosen, rejected) pairs of one prompt's responses, best first; and the number dropped as ties."""
   above, below = np.triu_indices(len(members), 1)
   if options.pairs == 'best_worst':
     above, below = np.array([0]), np.array([len(members) - 1])
@@ -263,7 +263,7 @@ def _pairs(rewards: np.ndarray, members: np.ndarray, options: UnitOptions) -> tu
 
 
 def _groups(rewards: np.ndarray, members: np.ndarray, options: UnitOptions) -> tuple[list[np.ndarray], int]:
-  """Groups of one prompt's responses, best first; and how many responses were dropped as ties."""
+  """Groups of one prompt's responses, best first; and the number of responses dropped as ties."""
   total = len(members)
   if options.ranked:
     members = members[ties.distinct(-rewards)[1]]

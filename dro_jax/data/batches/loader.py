@@ -1,4 +1,4 @@
-"""Rows for this host: any batch, any range of its rows, in the background if asked."""
+"""Rows for this host: any batch, any range of its rows, also loaded in the background."""
 
 import functools
 import logging
@@ -34,8 +34,8 @@ class MismatchedPairs(NamedTuple):
 class Loader:
   """Batches of a token table as rows.
 
-  Every host computes the placement of the whole batch from lengths, and reads the tokens of its own rows only
-  (and, mismatched, of the rows whose responses these decode).
+  Every host computes the placement of the whole batch from lengths, and reads only the tokens of its own rows
+  (and of the rows whose responses these decode, for mismatched pairs).
 
   Args:
     table: a `TokenTable`.
@@ -46,7 +46,7 @@ class Loader:
 
   def __init__(self, table, plan, layout: packing.Layout, *, mismatched: bool = False):
     if plan.num_examples != len(table):
-      raise ValueError(f'the plan was made for {plan.num_examples} records, the table has {len(table)}')
+      raise ValueError(f'the plan is for {plan.num_examples} records, and the table has {len(table)}')
     self.table, self.plan, self.layout, self.mismatched = table, plan, layout, mismatched
     self._batch = functools.lru_cache(maxsize=4)(self._place)
     self._seen = {layout.rows}
@@ -60,7 +60,7 @@ class Loader:
     batch = self._batch(step)
     stop = batch.placement.rows if stop is None else stop
     if not 0 <= start <= stop <= batch.placement.rows:
-      raise ValueError(f'batch {step} has rows 0..{batch.placement.rows}, not {start}..{stop}')
+      raise ValueError(f'rows {start}..{stop} of batch {step}: it has the rows 0..{batch.placement.rows}')
     here = np.arange(start, stop)
     rewards, example_id, valid, columns = self._per_response(batch, here)
     return Rows(  # type: ignore[call-arg]
@@ -73,7 +73,7 @@ class Loader:
     )
 
   def mismatched_pairs(self, step: int) -> 'MismatchedPairs':
-    """Which responses batch `step` scores under which other prompts."""
+    """The responses that batch `step` scores under other prompts."""
     return self._pairs(self._batch(step))
 
   def places(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,7 +104,10 @@ class Loader:
     if placement.rows not in self._seen:
       self._seen.add(placement.rows)
       logging.getLogger(__name__).info(
-        'batch %d takes %d rows instead of %d: one more compilation', step, placement.rows, self.layout.rows
+        'batch %d takes %d rows instead of %d, which needs one more compilation',
+        step,
+        placement.rows,
+        self.layout.rows,
       )
     return _Batch(examples, placement, mismatch(placement, index) if self.mismatched else None)
 
@@ -118,7 +121,7 @@ class Loader:
     return tuple(_spread(texts, rows, place.prompt_start[mine], shape, place.prompt_segment[mine]))
 
   def _responses(self, batch: _Batch, here: np.ndarray, sources: np.ndarray, prompts: np.ndarray):
-    """Tokens, segments, positions and prompts of rows `sources`' responses, in rows `here`: `[B, T]`."""
+    """Tokens, segments, positions and prompts of responses of rows `sources`, in rows `here`, `[B, T]`."""
     place = batch.placement
     row_of = np.full(place.rows, -1)
     row_of[sources] = np.arange(len(sources))
@@ -183,7 +186,7 @@ class Loader:
     return MismatchedPairs(batch.examples[paired], prompts, row, place.response_segment[paired] - 1)
 
   def _units(self, step: int, batch: _Batch) -> Units | None:
-    """Where the members of each pair or group lie in the whole batch; the same on every host."""
+    """The places of each pair's or group's members in the whole batch; the same on every host."""
     records_UK = self.plan.units(step)
     if records_UK is None:
       return None
@@ -209,7 +212,7 @@ class Loader:
 def _spread(
   texts: Ragged, rows: np.ndarray, starts: np.ndarray, shape: tuple[int, int], *segments: np.ndarray
 ) -> np.ndarray:
-  """Tokens, the first segments, positions and any other segments, each in its place of a row: int32.
+  """Tokens, the first segments, positions and other segments, each in its place in a row: int32.
 
   Args:
     texts: n of them, one after the other.
@@ -236,11 +239,11 @@ def prefetch(
 ) -> Iterator[tuple[int, Rows]]:
   """Yields (step, rows) for `steps`, loaded up to `size` batches ahead in a background thread.
 
-  An exception of the loader is raised here, at the step it belongs to. Closing the generator ends the thread.
+  An exception of the loader is raised here, at its step. Closing the generator ends the thread.
 
   Args:
     loader: of the batches.
-    steps: which ones, in order.
+    steps: of the batches, in order.
     host_rows: from the number of rows of a batch to the range [start, stop) that this host holds; None: all.
     size: batches loaded ahead.
   """

@@ -1,14 +1,14 @@
-"""The epoch plan: which responses make up batch `step`, a pure function of (seed, step).
+"""The epoch plan: the responses of batch `step`, a pure function of (seed, step).
 
-An epoch is one pass over the records, prompt by prompt in random order, cut into windows of a few thousand
-responses. Inside a window every batch is dealt one member of each length stratum, longest to the lightest
-batch, and then members of one stratum are swapped until the batches' token totals agree. So every batch has
-the data's mix of lengths (and of rewards, which follow length), and almost the same number of tokens: it
-packs into a fixed number of rows. Membership depends on nothing else: not on the layout, the mesh or the
-hosts.
+With the deal `together` an epoch is one pass over the records, prompt by prompt in random order, cut into
+windows of a few thousand responses. Inside a window every batch gets one member of each length stratum, the
+longest to the lightest batch, and then members of one stratum are swapped until the batches' token totals
+agree. So every batch has the data's mix of lengths (and of rewards, which follow length) and almost the same
+number of tokens, and packs into a fixed number of rows. The layout, the mesh and the hosts do not change
+which responses a batch holds.
 
-That is how responses are dealt `together`. Dealt `uniform`, an epoch is the records in random order, cut into
-batches: each is a uniform draw without replacement, of prompts, lengths and rewards alike.
+With the deal `uniform` an epoch is the records in random order, cut into batches: each batch is a uniform
+draw without replacement.
 """
 
 import functools
@@ -26,11 +26,11 @@ DEALS = ('together', 'uniform')
 class Plan:
   """An endless stream of batches of exactly `batch_size` responses: epoch after epoch, random access.
 
-  Without `weights` every response is drawn exactly once an epoch; the batch at a boundary takes the last of
-  one epoch and the first of the next. With `weights` (any scale; mixture rates are such weights) an epoch is
-  N draws with replacement. Responses to one prompt are dealt to one batch, next to each other, and split only
-  where `batch_size` or the end of a window asks for it; with `deal='uniform'` a batch is any `batch_size` of
-  the responses, each as likely as another.
+  Without `weights` every response is drawn exactly once an epoch; the batch at a boundary takes the last
+  responses of one epoch and the first of the next. With `weights` (on any scale; mixture rates are such
+  weights) an epoch is N draws with replacement. Responses to one prompt are dealt to one batch, next to each
+  other, and split only where `batch_size` or the end of a window requires it. With `deal='uniform'` a batch
+  is any `batch_size` of the responses, with equal chances.
 
   Args:
     prompt_lengths: tokens of each response's prompt, `[N]`.
@@ -38,7 +38,7 @@ class Plan:
     prompt_index: equal numbers for equal prompts, `[N]`.
     batch_size: responses a batch.
     seed: of the shuffle.
-    window: batches that are balanced with each other (about; windows of one epoch are equal in size).
+    window: about how many batches are balanced with each other; windows of one epoch are equal in size.
     weights: chance of each response to be drawn, `[N]`, up to a common factor.
     deal: 'together' or 'uniform'.
 
@@ -74,7 +74,7 @@ class Plan:
   def from_table(
     cls, table, batch_size: int, seed: int, *, window: int = 128, deal: str = 'together'
   ) -> 'Plan':
-    """The plan of a token table, with the table's own sampling weights (mixture rates) where it has some."""
+    """The plan of a token table, with the table's sampling weights (mixture rates) if it has any."""
     return cls(
       table.prompt_lengths, table.response_lengths, table.prompt_index, batch_size, seed,
       window=window, weights=table.weights, deal=deal,
@@ -82,7 +82,7 @@ class Plan:
 
   @staticmethod
   def sequential(num_examples: int, batch_size: int) -> 'SequentialPlan':
-    """Every record once, in order, the last batch short: for evaluation."""
+    """Every record once, in order, for evaluation; the last batch may be short."""
     return SequentialPlan(num_examples, batch_size)
 
   @property
@@ -95,7 +95,7 @@ class Plan:
     return self.batch_size
 
   def units(self, step: int) -> None:
-    """What a batch's pairs or groups are: it has none."""
+    """The batch's pairs or groups: none."""
 
   def epoch(self, step: int) -> int:
     """The epoch in which batch `step` begins, from 0."""
@@ -110,7 +110,7 @@ class Plan:
     return np.concatenate([self._share(epoch, step) for epoch in epochs])
 
   def _share(self, epoch: int, step: int) -> np.ndarray:
-    """What batch `step` takes of one epoch."""
+    """The responses that batch `step` takes from one epoch."""
     segment = step - epoch * self.num_examples // self.batch_size
     if self.deal == 'uniform':
       start, stop = self._segments(epoch)[segment : segment + 2]
@@ -120,13 +120,13 @@ class Plan:
     return self._window(epoch, window)[segment - int(cuts[window])]
 
   def _segments(self, epoch: int) -> np.ndarray:
-    """Where the batches cut an epoch, from 0 to N: its first and last segments may be parts of a batch."""
+    """The positions where batches cut an epoch, from 0 to N; the first and last segments may be partial."""
     first, end = epoch * self.num_examples, (epoch + 1) * self.num_examples
     cuts = np.arange(first // self.batch_size, -(-end // self.batch_size) + 1) * self.batch_size
     return np.clip(cuts, first, end) - first
 
   def _window_cuts(self, epoch: int) -> np.ndarray:
-    """Segment numbers at which windows begin, and the end; of equal size, so none is too small to balance."""
+    """Segment numbers where windows begin, and the end; equal windows are all large enough to balance."""
     num_segments = len(self._segments(epoch)) - 1
     num_windows = max(1, round(num_segments / self._window_size))
     return np.arange(num_windows + 1) * num_segments // num_windows
@@ -153,7 +153,7 @@ class Plan:
     return [dealing.gather(records, pieces, batch, rng) for batch in range(len(bounds) - 1)]
 
   def _first_seen(self, records: np.ndarray) -> np.ndarray:
-    """Where each record's prompt first occurs: sorting by it joins groups, and keeps the order."""
+    """Where each record's prompt first occurs: sorting by this joins groups and keeps the order."""
     _, first, inverse = np.unique(self._groups[records], return_index=True, return_inverse=True)
     return first[inverse]
 
@@ -167,10 +167,10 @@ class Plan:
     return np.concatenate([*parts, edges[-1:]])
 
   def _measure(self, records: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Loads of pieces `[n, 3]`: prompt tokens once, prompt tokens a response, response tokens; 1 = an average
-    response.
+    """A function to the loads of pieces `[n, 3]`, in average responses.
 
-    Both ways of counting the prompt are balanced, because membership must not depend on the layout.
+    The loads are prompt tokens once, prompt tokens for each response, and response tokens. Both counts of the
+    prompt are balanced, because membership must not depend on the layout.
     """
     prompt, response = self._prompt_lengths[records], self._response_lengths[records]
     totals = np.concatenate([[0], np.cumsum(response)])
@@ -206,13 +206,13 @@ class SequentialPlan:
     return self.batch_size
 
   def units(self, step: int) -> None:
-    """What a batch's pairs or groups are: it has none."""
+    """The batch's pairs or groups: none."""
 
   def epoch(self, step: int) -> int:
     return step // self.num_batches
 
   def batch(self, step: int) -> np.ndarray:
-    """Record numbers of batch `step`, `[batch_size]` or what is left of the records."""
+    """Record numbers of batch `step`, `[batch_size]`, or fewer in the last batch."""
     if not 0 <= step < self.num_batches:
       raise ValueError(
         f'{self.num_examples} records make {self.num_batches} batches: there is no batch {step}'
@@ -223,17 +223,17 @@ class SequentialPlan:
 class UnitPlan:
   """Batches of exactly `batch_size` pairs or groups, as the responses that make them up.
 
-  A response in several units of a batch is there once, so that batches differ in their number of responses.
+  A response in several units of a batch occurs once, so that batches differ in their number of responses.
 
   Args:
     plan: over the units, of any kind.
-    members: `[U, K]` record numbers of each unit, −1 where there is none (see `units.form`).
+    members: `[U, K]` record numbers of each unit, −1 where there is none (see `groups.form`).
     num_examples: records of the table.
   """
 
   def __init__(self, plan: Plan | SequentialPlan, members: np.ndarray, num_examples: int):
     if plan.num_examples != len(members):
-      raise ValueError(f'the plan was made for {plan.num_examples} units, and there are {len(members)}')
+      raise ValueError(f'the plan is for {plan.num_examples} units, and there are {len(members)}')
     self._plan, self._members, self.num_examples = plan, members, num_examples
     self.batch_size, self.num_batches, self.deal = plan.batch_size, plan.num_batches, plan.deal
 
@@ -241,7 +241,7 @@ class UnitPlan:
   def from_table(
     cls, table, members: np.ndarray, batch_size: int, seed: int, *, deal: str = 'together'
   ) -> 'UnitPlan':
-    """The endless plan of a table's units, each dealt whole: those to one prompt together, or uniformly."""
+    """The endless plan of a table's units, each dealt whole: one prompt's together, or uniformly."""
     mask, best = members >= 0, members[:, 0]
     lengths = np.where(mask, table.response_lengths[members], 0).sum(1)
     weights = None if table.weights is None else np.where(mask, table.weights[members], 0).sum(1)
@@ -263,11 +263,14 @@ class UnitPlan:
     return self._plan.epoch(step)
 
   def units(self, step: int) -> np.ndarray:
-    """Record numbers of batch `step`'s units, `[batch_size, K]` (a short last batch has fewer), or −1."""
+    """Record numbers of batch `step`'s units, `[batch_size, K]`; −1 where a unit is smaller.
+
+    A short last batch has fewer units.
+    """
     return self._members[self._plan.batch(step)]
 
   def batch(self, step: int) -> np.ndarray:
-    """Record numbers of batch `step`, each once, those of one unit next to each other."""
+    """Record numbers of batch `step`, each once, one unit's next to each other."""
     records = self.units(step).ravel()
     records = records[records >= 0]
     return records[np.sort(np.unique(records, return_index=True)[1])]
@@ -288,15 +291,15 @@ def _chances(weights: Sequence[float] | np.ndarray, num_examples: int) -> np.nda
     or (weights < 0).any()
     or not weights.any()
   ):
-    raise ValueError(f'weights must be {num_examples} finite numbers of 0 or more, not all 0, got {weights}')
+    raise ValueError(f'weights must be {num_examples} finite numbers of 0 or more, not all 0; got {weights}')
   return weights / weights.sum()
 
 
 def _check(prompt_lengths, response_lengths, groups, batch_size: int, window: int) -> None:
   if not len(prompt_lengths) == len(response_lengths) == len(groups) > 0:
     raise ValueError(
-      'prompt_lengths, response_lengths and prompt_index need one entry a response, and one response at '
-      f'least; got {len(prompt_lengths)}, {len(response_lengths)} and {len(groups)}'
+      'prompt_lengths, response_lengths and prompt_index need one entry for each response, and at least one '
+      f'response; got {len(prompt_lengths)}, {len(response_lengths)} and {len(groups)}'
     )
   if batch_size < 1 or window < 1:
     raise ValueError(f'batch_size and window must be positive, got {batch_size} and {window}')

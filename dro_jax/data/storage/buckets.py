@@ -1,7 +1,8 @@
-"""Files and token tables in a bucket: copied here once, and read from this machine's disk.
+"""Files and token tables in a bucket: copied once, and read from this machine's disk.
 
-Tables are memory-mapped and read at random, which no bucket serves. A copy is checked by its checksums;
-one that a run made is put there for the others, the description last: it is there whole or not at all.
+Tables are memory-mapped and read at random, which buckets do not support. A copy is verified by its
+checksums. A run uploads a table that it built for other runs, with the description last, so that the bucket
+has it whole or not at all.
 """
 
 import glob
@@ -24,11 +25,11 @@ _BLOCK = 2**23  # Bytes copied at a time.
 
 
 class _Damaged(Exception):
-  """A folder whose copy is not what its description says."""
+  """A copied folder does not match its description."""
 
 
 def default_root() -> str:
-  """Where tables and copies are kept when nothing else is said."""
+  """The default folder of tables and copies."""
   return os.path.expanduser(os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'dro_jax'))
 
 
@@ -38,20 +39,20 @@ def files(pattern: str) -> list[str]:
   A copy is made again when the file's size or time has changed.
 
   Raises:
-    UsageError: it cannot be reached, or names no file.
+    UsageError: the bucket cannot be reached, or there is no such file.
   """
-  found = reached(pattern, lambda: [_copied(file) for file in _named(pattern)])
-  if not found:
+  paths = reach(pattern, lambda: [_copied(file) for file in _named(pattern)])
+  if not paths:
     raise UsageError(f"triplets '{pattern}': there is no such file")
-  return found
+  return paths
 
 
 def names(pattern: str) -> list[str]:
   """The files in a bucket that a path or glob pattern names, in order; errors as `files`."""
-  found = reached(pattern, lambda: [str(file) for file in _named(pattern)])
-  if not found:
+  paths = reach(pattern, lambda: [str(file) for file in _named(pattern)])
+  if not paths:
     raise UsageError(f"triplets '{pattern}': there is no such file")
-  return found
+  return paths
 
 
 def _named(pattern: str) -> Iterator[epath.Path]:
@@ -64,8 +65,8 @@ def _named(pattern: str) -> Iterator[epath.Path]:
 
 
 def stamp(path: str) -> tuple[int, int]:
-  """What changes with a file in a bucket: its length and time; errors as `files`."""
-  stat = reached(path, epath.Path(path).stat)
+  """The length and time of a file in a bucket, which change with it; errors as `files`."""
+  stat = reach(path, epath.Path(path).stat)
   return stat.length, stat.mtime
 
 
@@ -87,7 +88,7 @@ def _copied(file: epath.Path) -> str:
 
 
 def _sweep(folder: str) -> None:
-  """Removes copies on which nobody has worked for a day: whoever made them is dead."""
+  """Removes unfinished copies that nothing has written to for a day."""
   for partial in pathlib.Path(folder).glob('.copying-*'):
     if folders.is_silent(partial):
       partial.unlink(missing_ok=True)
@@ -100,44 +101,51 @@ def copy(source: epath.Path, target: epath.Path) -> None:
 
 
 def fetch(url: str, directory: str, *, description: str, version: int, what: str) -> bool:
-  """Copies a complete folder of arrays to this machine; whether one was there, and arrived whole.
+  """Copies a complete folder of arrays to this machine; returns whether an intact copy arrived.
 
   Args:
     url: its place in a bucket.
-    directory: its place here.
+    directory: its place on this machine.
     description: the JSON file that completes it (see `folders`).
     version: of the format.
-    what: how messages call it.
+    what: its name in messages.
   """
   folder, log = epath.Path(url), logging.getLogger(__name__)
-  meta = reached(url, lambda: _description(folder / description))
+  meta = reach(url, lambda: _description(folder / description))
   if meta is None or meta.get('version') != version:
     return False
-  log.info('%s: the %s is copied to %s', url, what, directory)
+  log.info('%s: copying the %s to %s', url, what, directory)
   try:
     with folders.Replacing(
       directory, what=what, description=description, version=version, mark=meta['fingerprint'],
       elsewhere='another folder in XDG_CACHE_HOME',
     ) as building:  # fmt: skip
       for name in (*meta['files'], description):
-        reached(url, lambda name=name: copy(folder / name, epath.Path(building) / name))
+        reach(url, lambda name=name: copy(folder / name, epath.Path(building) / name))
       copied = folders.describe(building, description, version)
       if copied is None or folders.damaged(building, copied):
         raise _Damaged
   except _Damaged:
-    log.warning('%s: the %s there is damaged and made again', url, what)
+    log.warning('%s: the %s there is damaged and is made again', url, what)
     return False
   return True
 
 
 def put(directory: str, url: str, *, description: str, always: bool = False) -> None:
-  """Copies a complete folder of arrays to a bucket, unless it is said to be there; the description last."""
+  """Copies a complete folder of arrays to a bucket, the description last.
+
+  Args:
+    directory: its place on this machine.
+    url: its place in the bucket.
+    description: the JSON file that completes it (see `folders`).
+    always: copy even where the bucket's description has the same checksums.
+  """
   folder, own = epath.Path(url), epath.Path(directory)
   meta = json.loads((own / description).read_text())
 
   def upload() -> None:
-    there = _description(folder / description)
-    if not always and there is not None and there.get('checksums') == meta['checksums']:
+    uploaded = _description(folder / description)
+    if not always and uploaded is not None and uploaded.get('checksums') == meta['checksums']:
       return
     logging.getLogger(__name__).info('%s: copied there from %s', url, directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,28 +153,28 @@ def put(directory: str, url: str, *, description: str, always: bool = False) -> 
     for name in (*meta['files'], description):
       copy(own / name, folder / name)
 
-  reached(url, upload)
+  reach(url, upload)
 
 
 def _description(file: epath.Path) -> dict[str, Any] | None:
-  """What a description says; None where there is none that can be read."""
+  """The contents of a description; None where it cannot be read."""
   try:
-    found = json.loads(file.read_text()) if file.exists() else None
+    meta = json.loads(file.read_text()) if file.exists() else None
   except ValueError:
     return None
-  sound = isinstance(found, dict) and isinstance(found.get('files'), dict) and 'fingerprint' in found
-  # Names come from elsewhere: none may lead out of the folder.
-  return found if sound and all(os.path.basename(name) == name for name in found['files']) else None
+  is_complete = isinstance(meta, dict) and isinstance(meta.get('files'), dict) and 'fingerprint' in meta
+  # The names come from outside, and none may lead out of the folder.
+  return meta if is_complete and all(os.path.basename(name) == name for name in meta['files']) else None
 
 
-def reached(url: str, act: Callable[[], Any]) -> Any:
-  """What an act on a bucket returns; its failure is a UsageError."""
+def reach(url: str, act: Callable[[], Any]) -> Any:
+  """Calls a function that accesses a bucket; raises its failures as a UsageError."""
   try:
     return act()
   except UsageError:
     raise
-  except Exception as error:  # Every kind of storage has its own.
+  except Exception as error:  # Every kind of storage has its own exceptions.
     raise UsageError(
       f'{url} cannot be reached from here ({error or type(error).__name__}): log in, or copy it to a disk '
-      'and pass that'
+      'and pass the copy'
     ) from error

@@ -12,7 +12,7 @@ from dro_jax.files import hash_parts
 
 
 def fingerprint(*parts: Any) -> str:
-  """A hash of anything whose `repr` says all."""
+  """A hash of values by their `repr`, which must describe them completely."""
   texts = (repr(part).encode('utf-8', 'surrogatepass') for part in parts)
   return hash_parts(b'%d:' % len(text) + text for text in texts)
 
@@ -21,13 +21,13 @@ def files_fingerprint(paths: Iterable[str]) -> str:
   """A hash of files' contents and base names (which name their records).
 
   Raises:
-    UsageError: one cannot be read.
+    UsageError: a file cannot be read.
   """
   return fingerprint(*map(file_hash, paths))
 
 
 def file_hash(path: str) -> tuple[str, str]:
-  """A file's base name, and a hash of its contents; on a disk or in a bucket."""
+  """The base name of a file, on a disk or in a bucket, and a hash of its contents."""
   digest = hashlib.blake2b()
   try:
     with epath.Path(path).open('rb') as file:

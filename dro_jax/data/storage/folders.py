@@ -1,7 +1,7 @@
-"""Folders of arrays that are there whole or not at all: built beside their place, put there by one rename.
+"""Folders of arrays that exist whole or not at all: built beside their place, and moved there by one rename.
 
-A description, written last, holds the checksum of every file and its own: what was torn or has rotted is
-never read as if it were sound.
+A description, written last, holds the checksum of every file and of itself, so that a torn or damaged folder
+is never read as an intact one.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ from dro_jax.errors import UsageError
 from dro_jax.files import json_text
 
 _BUILDING = '.building-'
-_SILENT = 86400  # Seconds without a write after which a builder of another machine is taken for dead.
+_SILENT = 86400  # Seconds without a write after which a builder on another machine counts as dead.
 
 
 class Replacing:
-  """A temporary directory that takes `directory`'s place when the block ends well, and vanishes if not.
+  """A temporary directory that replaces `directory` when the block succeeds, and is deleted when it fails.
 
-  What holds something else than such a folder is never replaced.
+  A directory that holds something else than such a folder is never replaced.
 
   Args:
     directory: the folder's place.
-    what: how errors call it.
+    what: its name in errors.
     description: the JSON file that every such folder has, with `version`, `fingerprint` and `files`.
     version: of the format.
-    mark: the new folder's fingerprint: where another process has put the same meanwhile, that stays.
-    elsewhere: what to pass where nothing can be written.
+    mark: the new folder's fingerprint; a folder with the same fingerprint, from another process, stays.
+    elsewhere: what to pass where nothing can be written, for errors.
   """
 
   def __init__(self, directory: str, *, what: str, description: str, version: int, mark: str, elsewhere: str):
@@ -50,7 +50,7 @@ class Replacing:
       os.makedirs(parent, exist_ok=True)
       self._refuse_something_else()
       sweep(parent)
-      self._building, self._lock = _begun(parent)
+      self._building, self._lock = _begin(parent)
     except OSError as error:
       raise UsageError(f'{self._what}: cannot write there ({error}); pass {self._elsewhere}') from error
     return self._building
@@ -63,13 +63,13 @@ class Replacing:
       error = failure
     finally:
       shutil.rmtree(self._building, ignore_errors=True)
-      _ended(self._building, self._lock)
+      _end(self._building, self._lock)
     if isinstance(error, OSError):
       raise UsageError(f'{self._what}: cannot write it ({error}); pass {self._elsewhere}') from error
 
   def _is_there(self) -> bool:
-    found = describe(self._directory, self._description, self._version)
-    return found is not None and found['fingerprint'] == self._mark and not damaged(self._directory, found)
+    meta = describe(self._directory, self._description, self._version)
+    return meta is not None and meta['fingerprint'] == self._mark and not damaged(self._directory, meta)
 
   def _refuse_something_else(self) -> None:
     described = os.path.join(self._directory, self._description)
@@ -96,21 +96,21 @@ class Replacing:
         raise
 
 
-# --- folders in the making ----------------------------------------------------------------------------------
+# --- unfinished folders -------------------------------------------------------------------------------------
 
 
-def _begun(parent: str) -> tuple[str, int]:
-  """A new folder to build in, and the lock beside it, which is this process's until it ends."""
+def _begin(parent: str) -> tuple[str, int]:
+  """A new folder to build in, and the lock beside it, which this process holds until it ends."""
   name = tempfile.mktemp(prefix=_BUILDING, dir=parent)
   lock = os.open(_lock_of(name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-  with contextlib.suppress(OSError):  # A mount without locks: then age alone tells whether a builder is dead.
+  with contextlib.suppress(OSError):  # On a mount without locks only age shows whether a builder is dead.
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   os.write(lock, json_text({'machine': _machine(), 'process': os.getpid()}).encode())
   os.mkdir(name, 0o700)
   return name, lock
 
 
-def _ended(building: str, lock: int) -> None:
+def _end(building: str, lock: int) -> None:
   with contextlib.suppress(OSError):
     os.unlink(_lock_of(building))
   os.close(lock)
@@ -122,7 +122,7 @@ def _lock_of(building: str) -> str:
 
 @functools.cache
 def _machine() -> str:
-  """This machine since it was started: locks of another, or of before, say nothing here."""
+  """This machine since its last boot; locks of other machines and earlier boots have no meaning here."""
   try:
     return pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
   except OSError:
@@ -130,14 +130,16 @@ def _machine() -> str:
 
 
 def sweep(parent: str) -> None:
-  """Removes the folders in the making whose builders are dead; those that are at work are left alone.
+  """Removes the unfinished folders of dead builders.
 
-  A builder of this machine is dead where its lock is free. Of another machine's, and of an earlier version's,
-  nothing tells but that nobody has written for a day.
+  A builder on this machine is dead if its lock is free. A builder on another machine, or of an earlier
+  version, counts as dead after a day without a write.
   """
   for building in pathlib.Path(parent).glob(f'{_BUILDING}*'):
     if not building.name.endswith('.lock') and _is_dead(building):
-      logging.getLogger(__name__).info('%s: removed, for the process that was building it is dead', building)
+      logging.getLogger(__name__).info(
+        '%s: removed, because the process that was building it is dead', building
+      )
       shutil.rmtree(building, ignore_errors=True)
       pathlib.Path(_lock_of(str(building))).unlink(missing_ok=True)
   for lock in pathlib.Path(parent).glob(f'{_BUILDING}*.lock'):
@@ -159,7 +161,7 @@ def _is_dead(building: pathlib.Path) -> bool:
 
 
 def is_silent(path: pathlib.Path) -> bool:
-  """Whether nothing in a folder, or a file, was written for long; False where it is gone."""
+  """Whether a file, or all files of a folder, were not written for a day; False where it is gone."""
   try:
     newest = max(file.stat().st_mtime for file in (path, *path.rglob('*')))
   except OSError:
@@ -178,7 +180,7 @@ def seal(directory: str, description: str, meta: Mapping[str, Any]) -> None:
 
 
 def describe(directory: str, description: str, version: int) -> Mapping | None:
-  """The description of a complete folder of this version, or None; the files' bytes are not looked at."""
+  """The description of a complete folder of this version, or None; does not check the files' bytes."""
   try:
     with open(os.path.join(directory, description)) as file:
       meta = json.load(file)
@@ -190,7 +192,7 @@ def describe(directory: str, description: str, version: int) -> Mapping | None:
 
 
 def damaged(directory: str, meta: Mapping) -> list[str]:
-  """Files of a described folder that hold other bytes than they were given."""
+  """The files of a described folder whose checksums differ."""
   checksums = meta['checksums'].items()
   return [name for name, checksum in checksums if _checksum(os.path.join(directory, name)) != checksum]
 
@@ -200,7 +202,7 @@ def _seal(meta: Mapping) -> int:
 
 
 def _checksum(path: str) -> int | None:
-  """Of a file's bytes; None where it cannot be read."""
+  """The checksum of a file's bytes; None where it cannot be read."""
   checksum = 0
   try:
     with open(path, 'rb') as file:

@@ -1,4 +1,4 @@
-"""Which prompts are held out: a hash of the prompt's text decides, the same in every run and file."""
+"""Hashes of texts, and splits of prompts by them, the same in every run and file."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def text_digest(text: str, size: int = 16) -> bytes:
-  """So many bytes that stand for a text, the same on every machine."""
+  """A hash of a text, `size` bytes, the same on every machine."""
   return hashlib.blake2b(text.encode(), digest_size=size).digest()
 
 
 def digests(prompts: Iterable[str]) -> np.ndarray:
   """64-bit hashes of texts, the same on every machine."""
-  values = bytearray()  # A list of them would be six times as large.
+  values = bytearray()  # A list would be six times as large.
   for prompt in prompts:
     values += text_digest(prompt, 8)
   return np.frombuffer(bytes(values), '<u8')
@@ -25,7 +25,7 @@ def by_prompt_hash(prompts: Iterable[str] | np.ndarray, fraction: float | int, s
   Args:
     prompts: texts, or their `digests`.
     fraction: share of prompts to hold out, in [0, 1); a larger one holds out a superset.
-    salt: another salt is another split.
+    salt: a different salt gives a different split.
   """
   if not 0 <= fraction < 1:
     raise ValueError(f'the held-out fraction must be at least 0 and below 1, got {fraction}')
@@ -39,7 +39,7 @@ def folds(prompt_digests: np.ndarray, num_folds: int, salt: str = 'fold') -> np.
 
 
 def mix(hashes: np.ndarray) -> np.ndarray:
-  """64 bits of which every one depends on all of the input's (splitmix64's finaliser)."""
+  """64-bit numbers whose every bit depends on all bits of the input (splitmix64's finaliser)."""
   mixed = hashes.astype(np.uint64)
   for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
     mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)

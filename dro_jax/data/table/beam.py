@@ -1,12 +1,13 @@
-"""Token tables built by many machines with Apache Beam: of the same files the same table, byte for byte.
+"""Token tables built by many machines with Apache Beam: the table of one machine, byte for byte.
 
-Two pipelines. The first hashes the files and counts the lines of their pieces, so that every line keeps its
-number. The second tokenises each piece into a part, and finds by a shuffle of hashes which part has a prompt
-first, and which ids occur twice. The machine that started them puts the parts together, in memory that one
-piece bounds; its disk must hold the table, as must those of the machines that train on it.
+Beam runs two pipelines. The first hashes the files and counts the lines of their pieces, so that every line
+keeps its number. The second tokenises each piece into a part, and finds, by a shuffle of hashes, the part in
+which each prompt occurs first, and the ids that occur twice. The machine that started them assembles the
+parts, in the memory of one piece; its disk must hold the table, and so must the disks of the machines that
+train on it.
 
-Pieces are lines of .jsonl files, read where they are. Of other formats a file is one piece; from a bucket it
-is copied to the worker's disk, for as long as it is read.
+Pieces are lines of .jsonl files, which workers read in place. A file of another format is one piece, which is
+copied from a bucket to the worker's disk while it is read.
 """
 
 import json
@@ -31,7 +32,7 @@ from dro_jax.data.storage.hashes import text_digest
 from dro_jax.data.table import cache, parts, table
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.table.writer import token_dtype
-from dro_jax.data.text.vocabularies import vocabulary
+from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.files import is_remote, json_text
 
@@ -49,12 +50,12 @@ class Piece(NamedTuple):
 
 
 class Job(NamedTuple):
-  """What a worker needs to know.
+  """A worker's instructions.
 
   Attributes:
-    folder: of the parts, which all machines reach.
-    vocabulary: see `vocabularies.vocabulary`; a path that workers reach.
-    vocabulary_fingerprint: that theirs must have.
+    folder: of the parts; all machines reach it.
+    vocabulary: see `vocabularies.vocabulary`; workers reach its path.
+    vocabulary_fingerprint: the fingerprint that the workers' copy must have.
     read: options of `sources.read_triplets`.
     options: the table's.
     first: the number of each piece's first line.
@@ -78,26 +79,26 @@ def build(
   piece_bytes: int = PIECE_BYTES,
   **options,
 ) -> TokenTable:
-  """The table that `tasks.build_table` would build of triplet files, in the same place.
+  """The table that `cache.build_table` would build from triplet files, in the same place.
 
   Args:
     triplets: files, on a disk that all workers have or in a bucket.
     spec: of the vocabulary.
-    cache_dir: where tables are kept; the parts are for a while in it, too.
+    cache_dir: the folder of tables, which also holds the parts during the build.
     read: options of `sources.read_triplets`, all that `find.find` sets.
     beam_options: Beam's own flags: '--runner=DataflowRunner --project=...'.
-    piece_bytes: of a piece, about.
+    piece_bytes: about the size of a piece.
     options: of the table.
 
   Raises:
-    UsageError: Beam is not installed; what is wrong with the files.
+    UsageError: Beam is not installed, or the files cannot be read.
   """
-  began, words = time.perf_counter(), vocabulary(spec)
+  began, vocabulary = time.perf_counter(), vocabularies.vocabulary(spec)
   files = _files(triplets)
   stamps = find.stamps(files)
   pieces = list(_pieces(stamps, piece_bytes))
   root = cache_dir if cache_dir and is_remote(cache_dir) else cache.local_root(cache_dir)
-  job = Job(f'{root}/.beam-{os.getpid()}-{time.time_ns():x}', spec, words.fingerprint, read, options)
+  job = Job(f'{root}/.beam-{os.getpid()}-{time.time_ns():x}', spec, vocabulary.fingerprint, read, options)
   work = epath.Path(job.folder)
   _sweep(root)
   try:
@@ -105,26 +106,26 @@ def build(
     hashes, job = _survey(job, pieces, beam_options)
     mark = find.files_mark(fingerprints.fingerprint(*hashes), read)
     source = find.Source(os.path.basename(files[0]), lambda: iter(()), mark)
-    directory = os.path.join(cache.local_root(cache_dir), cache.table_name(source, words, options))
-    meta = table.description(mark, words, **options)
+    directory = os.path.join(cache.local_root(cache_dir), cache.table_name(source, vocabulary, options))
+    meta = table.description(mark, vocabulary, **options)
     job = job._replace(options=meta['options'])
     url = f'{root}/{os.path.basename(directory)}' if is_remote(root) else None
-    found = table.exists(directory) or (url is not None and table.fetch(url, directory))
+    is_there = table.exists(directory) or (url is not None and table.fetch(url, directory))
     if table.load_if(directory, meta['fingerprint']) is None:
       _run(job, pieces, beam_options)
       _raise_first(job)
       find.refuse_changed(stamps)
       with table.replacing(directory, meta['fingerprint']) as building:
-        _assemble(building, job, len(pieces), token_dtype(words), meta, began)
+        _assemble(building, job, len(pieces), token_dtype(vocabulary), meta, began)
   finally:
     work.rmtree(missing_ok=True)
   if url:
-    buckets.put(directory, url, description=table.DESCRIPTION, always=not found)
+    buckets.put(directory, url, description=table.DESCRIPTION, always=not is_there)
   return table.load(directory)
 
 
 def _sweep(root: str) -> None:
-  """Removes what builders left whose machine was lost: nobody has written there for a day."""
+  """Removes the folders of dead builders: those that nothing has written to for a day."""
   for folder in () if is_remote(root) else pathlib.Path(root).glob('.beam-*'):
     if folders.is_silent(folder):
       shutil.rmtree(folder, ignore_errors=True)
@@ -134,13 +135,13 @@ def _sweep(root: str) -> None:
 
 
 def _files(triplets: str | Sequence[str]) -> list[str]:
-  """As `sources.expand`, but for what is in a bucket, which stays there."""
-  found = []
+  """File names as `sources.expand` gives them, but files in a bucket stay there."""
+  paths = []
   for path in triplets.split(',') if isinstance(triplets, str) else triplets:
-    found += buckets.names(path) if is_remote(path) else map(os.path.abspath, sources.expand(path))
-  if repeated := [path for i, path in enumerate(found) if path in found[:i]]:
+    paths += buckets.names(path) if is_remote(path) else map(os.path.abspath, sources.expand(path))
+  if repeated := [path for i, path in enumerate(paths) if path in paths[:i]]:
     raise UsageError(f"triplets '{repeated[0]}': the file is named twice; name it once")
-  return found
+  return paths
 
 
 def _pieces(stamps: Mapping[str, tuple[int, int] | None], size: int) -> Iterator[Piece]:
@@ -165,10 +166,10 @@ def _read(piece: Piece, job: Job) -> Iterator[Record]:
 
 
 def _staged(path: str, job: Job) -> Iterator[Record]:
-  """The records of a file in a bucket, from a copy that stays no longer than they are read."""
+  """The records of a file in a bucket, from a copy that is deleted afterwards."""
   with tempfile.TemporaryDirectory() as folder:
     own = os.path.join(folder, os.path.basename(path))
-    buckets.reached(path, lambda: buckets.copy(epath.Path(path), epath.Path(own)))
+    buckets.reach(path, lambda: buckets.copy(epath.Path(path), epath.Path(own)))
     try:
       for record in sources.read_triplets(own, rewards_required=False, **job.read):
         problem = record.reward_problem.replace(own, path)
@@ -177,29 +178,30 @@ def _staged(path: str, job: Job) -> Iterator[Record]:
       raise UsageError(str(error).replace(own, path)) from error
 
 
-# --- what workers do ----------------------------------------------------------------------------------------
+# --- the workers' functions ---------------------------------------------------------------------------------
 
 
-def _look(piece: Piece, job: Job) -> tuple[int, int, tuple[str, str] | None]:
-  """A piece's number, how many lines begin in it, and its file's hash where the file begins with it."""
+def _inspect(piece: Piece, job: Job) -> tuple[int, int, tuple[str, str] | None]:
+  """A piece's number, the number of lines that begin in it, and for a file's first piece the file's hash."""
   try:
     mark = None if piece.start else fingerprints.file_hash(piece.path)
     return piece.number, readers.count_lines(piece.path, piece.start, piece.stop) if piece.stop else 0, mark
   except (UsageError, OSError) as error:
-    _complain(job, piece.number, f'{error}; workers read it too: pass files that all reach')
+    _complain(job, piece.number, f'{error}; workers read it too: pass files that all machines reach')
     return piece.number, 0, None
 
 
 def _tokenise(piece: Piece, job: Job) -> Iterator[tuple[str, tuple[bytes, Any]]]:
-  """Writes a piece's part; yields its ids' and prompts' hashes, and where they are."""
+  """Writes a piece's part; yields the hashes of its ids and prompts, and their places."""
   try:
-    words = vocabulary(job.vocabulary)
-    if words.fingerprint != job.vocabulary_fingerprint:
+    vocabulary = vocabularies.vocabulary(job.vocabulary)
+    if vocabulary.fingerprint != job.vocabulary_fingerprint:
       raise UsageError(
-        f"vocabulary '{job.vocabulary}' is another file there than here; pass one that all reach"
+        f"vocabulary '{job.vocabulary}': the workers' file differs from this machine's; pass one that all "
+        'machines reach'
       )
     with tempfile.TemporaryDirectory() as folder:
-      writer = parts.PartWriter(folder, words, job.options)
+      writer = parts.PartWriter(folder, vocabulary, job.options)
       for chunk in parts.chunks(_read(piece, job), _CHUNK):
         writer.add(chunk)
         for record in chunk:
@@ -222,14 +224,14 @@ def _put(folder: str, target: epath.Path) -> None:
 
 
 def _complain(job: Job, number: int, error: str) -> None:
-  """Leaves an error for the machine that started the pipeline; a runner would wrap and repeat it."""
+  """Writes an error for the machine that started the pipeline, because a runner would wrap and repeat it."""
   folder = epath.Path(job.folder) / 'errors'
   folder.mkdir(parents=True, exist_ok=True)
   (folder / str(number)).write_text(error)
 
 
 def _owners(key_and_places: tuple[bytes, Any]) -> Iterator[tuple[int, tuple[int, int, int]]]:
-  """To each part that has a prompt: its number there, and the part and number where it is first."""
+  """For each part with a prompt: its number there, and the part and number of its first occurrence."""
   occurrences = sorted(key_and_places[1])
   for number, local in occurrences:
     yield number, (local, *occurrences[0])
@@ -243,16 +245,16 @@ def _write_owners(number_and_owners: tuple[int, Any], job: Job) -> None:
 
 
 def _refuse_repeated(key_and_places: tuple[bytes, Any], job: Job) -> None:
-  found = sorted(key_and_places[1])
-  if len(found) > 1:
-    _complain(job, found[1][0], str(parts.repeated(found[1][1], found[0][1])))
+  places = sorted(key_and_places[1])
+  if len(places) > 1:
+    _complain(job, places[1][0], str(parts.repeated(places[1][1], places[0][1])))
 
 
 def _raise_first(job: Job) -> None:
-  """Raises the error of the first piece that had one."""
+  """Raises the error of the first piece with an error."""
   folder = epath.Path(job.folder) / 'errors'
-  if folder.exists() and (found := sorted(folder.iterdir(), key=lambda path: int(path.name))):
-    raise UsageError(found[0].read_text())
+  if folder.exists() and (errors := sorted(folder.iterdir(), key=lambda path: int(path.name))):
+    raise UsageError(errors[0].read_text())
 
 
 # --- the pipelines ------------------------------------------------------------------------------------------
@@ -279,11 +281,12 @@ def _survey(
   written = epath.Path(job.folder) / 'survey' / 'pieces'
   with pipeline:
     listed = pipeline | 'pieces' >> beam.Create(list(pieces)) | 'spread' >> beam.Reshuffle()
-    found = listed | 'look' >> beam.Map(_look, job) | 'gather' >> beam.combiners.ToList()
-    _ = found | 'write' >> beam.Map(_write_json, str(written))
+    inspected = listed | 'look' >> beam.Map(_inspect, job) | 'gather' >> beam.combiners.ToList()
+    _ = inspected | 'write' >> beam.Map(_write_json, str(written))
   if not written.exists():
     raise UsageError(
-      f'{written}: the workers wrote it where this machine does not see it; pass a folder that all reach: '
+      f'{written}: the workers wrote it where this machine does not see it; pass a folder that all machines '
+      'reach: '
       '--set CACHE_DIR=gs://...'
     )
   _raise_first(job)
@@ -307,22 +310,22 @@ def _run(job: Job, pieces: Sequence[Piece], beam_options: str | Sequence[str]) -
   with pipeline:
     listed = pipeline | 'pieces' >> beam.Create(list(pieces)) | 'spread' >> beam.Reshuffle()
     made = listed | 'tokenise' >> beam.FlatMap(_tokenise, job)
-    prompts = made | 'prompts' >> beam.FlatMap(_of_kind, 'prompt') | 'same prompts' >> beam.GroupByKey()
+    prompts = made | 'prompts' >> beam.FlatMap(_items_of_kind, 'prompt') | 'same prompts' >> beam.GroupByKey()
     owners = prompts | 'owners' >> beam.FlatMap(_owners) | 'to parts' >> beam.GroupByKey()
     _ = owners | 'write owners' >> beam.Map(_write_owners, job)
-    ids = made | 'ids' >> beam.FlatMap(_of_kind, 'id') | 'same ids' >> beam.GroupByKey()
+    ids = made | 'ids' >> beam.FlatMap(_items_of_kind, 'id') | 'same ids' >> beam.GroupByKey()
     _ = ids | 'refuse repeated ids' >> beam.Map(_refuse_repeated, job)
 
 
-def _of_kind(item: tuple[str, Any], kind: str) -> list[Any]:
+def _items_of_kind(item: tuple[str, Any], kind: str) -> list[Any]:
   return [item[1]] if item[0] == kind else []
 
 
 def _described(job: Job, number: int) -> dict[str, Any]:
-  """A part's description without what grows with its records."""
-  found = json.loads((_folder(job, number) / 'part.json').read_text())
-  del found['cut_ids']
-  return found
+  """A part's description without the list that grows with its records."""
+  description = json.loads((_folder(job, number) / 'part.json').read_text())
+  del description['cut_ids']
+  return description
 
 
 def _assemble(

@@ -1,4 +1,4 @@
-"""Token tables kept on disk, found again by what made them."""
+"""Token tables on disk, found again by their sources and options."""
 
 import logging
 import os
@@ -10,8 +10,8 @@ from dro_jax.data.sources.find import Source
 from dro_jax.data.storage import buckets, fingerprints
 from dro_jax.data.table import table
 from dro_jax.data.table.table import TokenTable
-from dro_jax.data.text import lost_text
-from dro_jax.data.text.vocabularies import Vocabulary, vocabulary
+from dro_jax.data.text import lost_text, vocabularies
+from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.parallel import processes
 
 _NAME_LENGTH = 100  # Characters of a source that name its folder; file systems allow 255 bytes.
@@ -20,37 +20,42 @@ _NAME_LENGTH = 100  # Characters of a source that name its folder; file systems 
 def build_table(
   source: Source, spec: str | Vocabulary, cache_dir: str | None = None, **options
 ) -> TokenTable:
-  """The source's token table in the cache, made if it is not there; options as `table.build`."""
-  words = vocabulary(spec) if isinstance(spec, str) else spec
+  """The source's token table in the cache, built if it is not there; options as `table.build`."""
+  vocabulary = vocabularies.vocabulary(spec) if isinstance(spec, str) else spec
   remote = cache_dir if cache_dir and files.is_remote(cache_dir) else None
-  name = table_name(source, words, options)
+  name = table_name(source, vocabulary, options)
   directory = os.path.join(local_root(cache_dir), name)
-  found = table.exists(directory) or (remote is not None and table.fetch(f'{remote}/{name}', directory))
+  is_there = table.exists(directory) or (remote is not None and table.fetch(f'{remote}/{name}', directory))
   built = table.build(
-    source.records(), words, directory, rates=source.rates, source_fingerprint=source.fingerprint, **options
+    source.records(),
+    vocabulary,
+    directory,
+    rates=source.rates,
+    source_fingerprint=source.fingerprint,
+    **options,
   )
   if remote and processes.is_first():
-    buckets.put(directory, f'{remote}/{name}', description=table.DESCRIPTION, always=not found)
-  _tell_cuts(source.name, built.report, options)
-  for sentence in lost_text.sentences(built.report.get('lost', {}), words):
+    buckets.put(directory, f'{remote}/{name}', description=table.DESCRIPTION, always=not is_there)
+  _log_cuts(source.name, built.report, options)
+  for sentence in lost_text.sentences(built.report.get('lost', {}), vocabulary):
     logging.getLogger(__name__).warning('%s: %s', source.name, sentence)
   return built
 
 
 def local_root(cache_dir: str | None) -> str:
-  """Where tables lie on this machine."""
+  """The folder of tables on this machine."""
   is_here = cache_dir and not files.is_remote(cache_dir)
   return os.path.expanduser(cache_dir) if is_here else buckets.default_root()
 
 
-def table_name(source: Source, words: Vocabulary, options: Mapping[str, Any]) -> str:
+def table_name(source: Source, vocabulary: Vocabulary, options: Mapping[str, Any]) -> str:
   """The folder in a cache that holds a source's table, built with these options."""
-  mark = fingerprints.fingerprint(source.fingerprint, words.fingerprint, sorted(options.items()))
+  mark = fingerprints.fingerprint(source.fingerprint, vocabulary.fingerprint, sorted(options.items()))
   return f'{source.name.partition(".jsonl")[0][:_NAME_LENGTH]}-{mark[:12]}'
 
 
-def _tell_cuts(name: str, report: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-  """Logs how many texts were too long, and what became of them."""
+def _log_cuts(name: str, report: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+  """Logs how many texts were too long, and whether they were cut or left out."""
   log = logging.getLogger(__name__)
   if report['overlong_responses']:
     fate = 'left out' if report['dropped_responses'] else 'cut, without EOS'

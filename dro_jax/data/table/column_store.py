@@ -1,8 +1,8 @@
-"""The column store: numbers that were computed once, by example and by token, kept beside the data.
+"""The column store: numbers that were computed once, by example and by token, stored beside the data.
 
-A store is a folder of arrays, memory-mapped when read. An example is its texts, prompt and response, whatever
-file it came in, however that was split or selected: equal texts share what is stored. So a value that
-`fit_value` fitted, or log-probs that `cache_reference` took, join any table of the same examples.
+A store is a folder of arrays, memory-mapped when read. Its keys are hashes of an example's texts, prompt and
+response, so that equal texts share their numbers, in any file, split or selection. Values that `fit_value`
+fitted, or log-probs that `cache_reference` computed, join any table of the same examples.
 
     DIR/columns.json     names, fingerprint, origin
     DIR/*.npy            sorted keys, columns (float32), numbers by token (one flat array and offsets)
@@ -35,17 +35,17 @@ class Pairs(NamedTuple):
 
 
 class Store(NamedTuple):
-  """A store as read.
+  """A store in memory.
 
   Attributes:
-    directory: where it lies.
+    directory: the store's folder.
     keys: sorted `[M]`, see `keys_of`.
     columns: float32 `[M]` by name; NaN where an example was left out on purpose.
     token_columns: by name; `starts` has M + 1 entries.
     pairs: of mismatched responses and prompts.
-    fingerprint: what the numbers depend on, by name.
-    origin: how they came about, plain JSON.
-    mark: a hash of all that.
+    fingerprint: the inputs of the numbers, by name.
+    origin: how the numbers were made, plain JSON.
+    mark: a hash of all of these.
   """
 
   directory: str
@@ -59,7 +59,7 @@ class Store(NamedTuple):
 
 
 def keys_of(prompt_digests: np.ndarray, response_digests: np.ndarray) -> np.ndarray:
-  """64-bit keys of (prompt, response), from digests of their texts (see `split.digests`)."""
+  """64-bit keys of (prompt, response), from digests of their texts (see `hashes.digests`)."""
   return hashes.mix(response_digests ^ hashes.mix(prompt_digests))
 
 
@@ -69,7 +69,7 @@ def keys(table: TokenTable) -> np.ndarray:
 
 
 def refuse_place(directory: str | os.PathLike, flag: str) -> None:
-  """Refuses a folder in which no store can be written: before hours are spent on what it would hold.
+  """Refuses a folder in which no store can be written, before the numbers are computed.
 
   Raises:
     UsageError: it holds something else, or cannot be written to.
@@ -77,7 +77,7 @@ def refuse_place(directory: str | os.PathLike, flag: str) -> None:
   folder = files.output_folder(directory, flag)
   if folder.is_dir() and os.listdir(folder) and not (folder / _DESCRIPTION).exists():
     raise UsageError(
-      f'{flag}={directory}: the folder holds something else, and no column store; pass another'
+      f'{flag}={directory}: the folder holds something else than a column store; pass another folder'
     )
 
 
@@ -91,19 +91,19 @@ def write(
   fingerprint: Mapping[str, Any] = {},
   origin: Mapping[str, Any] = {},
 ) -> Store:
-  """Writes a store, all at once; of examples that occur twice the first counts.
+  """Writes a store whole or not at all; of equal examples the first counts.
 
   Args:
-    directory: its own; a store that is there is replaced, anything else is not.
+    directory: the store's own; an existing store is replaced, other files are refused.
     keys: of the examples, `[N]`, see `keys`.
     columns: `[N]` by name.
     token_columns: by name, (flat numbers, each example's number of tokens `[N]`), in the examples' order.
     pairs: numbers of mismatched pairs.
-    fingerprint: what the numbers depend on, plain JSON.
-    origin: how they came about, plain JSON.
+    fingerprint: the inputs of the numbers, plain JSON.
+    origin: how the numbers were made, plain JSON.
 
   Raises:
-    UsageError: the folder holds something else, or cannot be written.
+    UsageError: the folder holds other files, or cannot be written.
   """
   directory = os.path.abspath(os.path.expanduser(directory))
   keys, first = np.unique(keys, return_index=True)
@@ -131,12 +131,12 @@ def write(
 
 
 def _file(array: str) -> str:
-  """The file of an array, whatever its column is called."""
+  """The name of an array's file; a column may have any name."""
   return f'{urllib.parse.quote(array, safe="")}.npy'
 
 
 def _ragged(flat: np.ndarray, lengths: np.ndarray, picked: np.ndarray) -> dict[str, np.ndarray]:
-  """The picked examples' numbers, one after the other, and where each begins."""
+  """The picked examples' numbers, concatenated, and their offsets."""
   starts = np.concatenate([[0], np.cumsum(lengths)])
   offsets = np.concatenate([[0], np.cumsum(lengths[picked])])
   index = np.arange(offsets[-1]) + np.repeat(starts[picked] - offsets[:-1], lengths[picked])
@@ -150,23 +150,23 @@ def _mark(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> s
 
 
 def exists(directory: str | os.PathLike) -> bool:
-  """Whether a complete store lies there."""
+  """Whether the folder holds a complete store."""
   return _find(directory) is not None
 
 
 def read(directory: str | os.PathLike) -> Store:
-  """The store in a folder, or in its `columns`: so a run that made one stands for it.
+  """The store in a folder, or in its subfolder `columns`, so that a run's folder can be passed.
 
   Raises:
-    UsageError: there is none, or it is damaged.
+    UsageError: there is no store, or it is damaged.
   """
-  found = _find(directory)
-  if found is None:
+  place = _find(directory)
+  if place is None:
     raise UsageError(
       f'{directory}: there is no complete column store; pass a folder that `dro_jax fit_value` or '
       '`dro_jax cache_reference` wrote, or make it again'
     )
-  folder, meta = found
+  folder, meta = place
   if damaged := folders.damaged(folder, meta):
     raise UsageError(f'{folder}: the column store is damaged ({", ".join(damaged)}); make it again')
   arrays = {name: np.load(os.path.join(folder, _file(name)), mmap_mode='r') for name in meta['arrays']}
@@ -193,49 +193,49 @@ def _find(directory: str | os.PathLike) -> tuple[str, Mapping] | None:
 
 
 class Joined(NamedTuple):
-  """A table with a store's columns, and which of its records were left out of the store on purpose."""
+  """A table with a store's columns, and the records that the store leaves out on purpose."""
 
   table: TokenTable
   left_out: np.ndarray
 
 
 def join(table: TokenTable, store: Store) -> Joined:
-  """Adds a store's columns to a table; they take the place of the table's own of the same name.
+  """Adds a store's columns to a table; they replace the table's columns of the same name.
 
   Raises:
     UsageError: examples are missing from the store, or have other tokens there.
   """
   wanted = keys(table)
-  at = np.minimum(np.searchsorted(store.keys, wanted), max(len(store.keys) - 1, 0))
-  missing = store.keys[at] != wanted if len(store.keys) else np.ones(len(table), bool)
+  places = np.minimum(np.searchsorted(store.keys, wanted), max(len(store.keys) - 1, 0))
+  missing = store.keys[places] != wanted if len(store.keys) else np.ones(len(table), bool)
   _refuse(
-    table, store, missing, 'are not in it: it was made from other data. Make it again from these triplets '
-    '(both those to train on and those held out)',
+    table, store, missing, 'are not in it, because it was made from other data. Make it again from these '
+    'triplets (training and held-out)',
   )  # fmt: skip
   for _, offsets in store.token_columns.values():
-    other = offsets[at + 1] - offsets[at] != table.response_lengths
+    other = offsets[places + 1] - offsets[places] != table.response_lengths
     _refuse(
       table, store, other, 'have another number of response tokens there: the vocabulary, RESPONSE_LENGTH or '
-      'OVERLONG differ. Read the data as the store did, or make it again',
+      'OVERLONG differs. Pass the settings of the store, or make it again',
     )  # fmt: skip
-  columns = {name: np.asarray(column[at], np.float64) for name, column in store.columns.items()}
-  ragged = {name: Ragged(flat, offsets[at]) for name, (flat, offsets) in store.token_columns.items()}
+  columns = {name: np.asarray(column[places], np.float64) for name, column in store.columns.items()}
+  ragged = {name: Ragged(flat, offsets[places]) for name, (flat, offsets) in store.token_columns.items()}
   pairs = {name: _lookup(store, name) for name in store.pairs.columns}
   joined = table.with_columns(columns, ragged, pairs)
   return Joined(joined, np.any([np.isnan(column) for column in columns.values()] or [[False]], axis=0))
 
 
-def _refuse(table: TokenTable, store: Store, bad: np.ndarray, why: str) -> None:
+def _refuse(table: TokenTable, store: Store, bad: np.ndarray, reason: str) -> None:
   if bad.any():
     named = ', '.join(table.ids[int(i)] for i in np.flatnonzero(bad)[:_NAMED])
     more = ', ...' if bad.sum() > _NAMED else ''
     raise UsageError(
-      f'column store {store.directory}: {int(bad.sum())} of {len(table)} examples ({named}{more}) {why}.'
+      f'column store {store.directory}: {int(bad.sum())} of {len(table)} examples ({named}{more}) {reason}.'
     )
 
 
 class _Lookup(NamedTuple):
-  """One number for each stored pair: from digests of responses and prompts, or a KeyError."""
+  """One number for each stored pair, from digests of its prompt and response, or a UsageError."""
 
   keys: np.ndarray
   values: np.ndarray
@@ -243,24 +243,24 @@ class _Lookup(NamedTuple):
 
   def __call__(self, prompt_digests: np.ndarray, response_digests: np.ndarray) -> np.ndarray:
     wanted = keys_of(prompt_digests, response_digests)
-    at = np.minimum(np.searchsorted(self.keys, wanted), max(len(self.keys) - 1, 0))
-    missing = int((self.keys[at] != wanted).sum()) if len(self.keys) else len(wanted)
+    places = np.minimum(np.searchsorted(self.keys, wanted), max(len(self.keys) - 1, 0))
+    missing = int((self.keys[places] != wanted).sum()) if len(self.keys) else len(wanted)
     if missing:
       raise UsageError(
         f'column store {self.directory}: {missing} of {len(wanted)} mismatched pairs of a batch are not in '
-        'it: it was made for another plan. Run `dro_jax cache_reference` with this run’s settings.'
+        'it, because it was made for another plan. Run `dro_jax cache_reference` with this run’s settings.'
       )
-    return self.values[at]
+    return self.values[places]
 
 
 def _lookup(store: Store, name: str) -> _Lookup:
   return _Lookup(store.pairs.keys, store.pairs.columns[name], store.directory)
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterable[str]:
-  """What differs between two fingerprints, each as `name: theirs there, ours here`."""
-  for name in sorted(ours.keys() | theirs.keys()):
-    here, there = ours.get(name), theirs.get(name)
+def differences(ours: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterable[str]:
+  """The differences between two fingerprints, each as `name: STORED there, OURS here`."""
+  for name in sorted(ours.keys() | stored.keys()):
+    here, there = ours.get(name), stored.get(name)
     if isinstance(here, Mapping) and isinstance(there, Mapping):
       yield from (f'{name}.{line}' for line in differences(here, there))
     elif here != there:

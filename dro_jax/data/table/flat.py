@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Texts(Sequence):
-  """Texts in a memory-mapped file, decoded when asked for."""
+  """Texts in a memory-mapped file, decoded when they are read."""
 
   def __init__(self, data: np.ndarray, offsets: np.ndarray, picked: np.ndarray):
     self._data, self._offsets, self._picked = data, offsets, picked
@@ -23,18 +23,19 @@ class Texts(Sequence):
 
 
 class Ragged(NamedTuple):
-  """One number for each token of N texts: text i's begin at `starts[i]` of `flat`."""
+  """One number for each token of N texts; those of text i begin at `starts[i]` of `flat`."""
 
   flat: np.ndarray
   starts: np.ndarray
 
 
 def gather(tokens: np.ndarray, offsets: np.ndarray, picked: np.ndarray) -> Ragged:
-  """The picked items, one after the other; `starts` has one entry more, the end."""
+  """The picked items, one after the other; `starts` has one more entry, the end."""
   begins, lengths = offsets[picked], offsets[picked + 1] - offsets[picked]
   starts = np.concatenate([[0], np.cumsum(lengths)])
   return Ragged(tokens[np.arange(starts[-1]) + np.repeat(begins - starts[:-1], lengths)], starts)
 
 
 def pick_texts(texts: Texts, picked: np.ndarray) -> Texts:
+  """A view of the picked texts."""
   return Texts(texts._data, texts._offsets, texts._picked[picked])

@@ -1,7 +1,7 @@
-"""A token table made of parts: each tokenised by itself, on any machine, and then put together in order.
+"""A token table from parts, which any machine can tokenise and one machine then assembles in order.
 
-A part is what a `Writer` makes of some records, with its own numbering of prompts. Which part has a prompt
-first is found elsewhere (`beam_table`); the whole is the table of all records, byte for byte.
+A part is a `Writer`'s output for some records, with its own numbering of prompts. `beam` finds the part in
+which each prompt occurs first. The assembled table equals the table of all records, byte for byte.
 """
 
 import json
@@ -35,7 +35,7 @@ _TALLIES = ('without_reward', 'overlong_responses', 'dropped_responses')
 
 
 class PartWriter(Writer):
-  """Writes a part; its prompts' `keys` are in the order of their numbers."""
+  """Writes a part; `keys` holds hashes of its prompts in the order of their numbers."""
 
   def __init__(self, directory: str, vocabulary: Vocabulary, options: Mapping[str, Any]):
     super().__init__(directory, vocabulary, options)
@@ -54,7 +54,7 @@ class PartWriter(Writer):
     self._prompt_cut.add(cut)
 
   def finish_part(self) -> None:
-    """Writes what is known only at the end; the description last."""
+    """Completes the arrays, and then writes the description."""
     offsets = (flat.offsets for flat in self._flat.values())
     for array in (self._prompt_cut, *self._arrays.values(), *offsets):
       array.finish()
@@ -71,7 +71,7 @@ class PartWriter(Writer):
 
 
 class _Part:
-  """A part that was written, in a folder of this machine."""
+  """A written part, in a folder of this machine."""
 
   def __init__(self, directory: str):
     self._directory = directory
@@ -85,14 +85,14 @@ class _Part:
     return self.array(f'column.{self.meta["columns"].index(name)}')
 
   def items(self, name: str, dtype: str, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The picked items one after the other, and their lengths."""
+    """The picked items, concatenated, and their lengths."""
     lengths = np.diff(self.array(OFFSETS[name]))
     flat = np.fromfile(os.path.join(self._directory, f'{name}.bin'), dtype)
     return flat[np.repeat(picked, lengths)], lengths[picked]
 
 
 class _Numbers:
-  """The whole table's numbers of every part's prompts, in a file that the system may page out."""
+  """The number in the whole table of every prompt of every part, in a file that the system may page out."""
 
   def __init__(self, counts: Sequence[int]):
     self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -100,11 +100,11 @@ class _Numbers:
     self._numbers = np.frombuffer(disk_index.mapped(8 * max(int(self._starts[-1]), 1)), np.int64)
 
   def number(self, part: int, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of a part's prompts, and which of them are new; parts come in order.
+    """Numbers of a part's prompts in the whole table, and which of them are new; parts come in order.
 
     Args:
       part: its number.
-      owners: the part that has each prompt first, and the prompt's number there, `[n, 2]`.
+      owners: for each prompt the part where it occurs first, and its number there, `[n, 2]`.
     """
     new, start = owners[:, 0] == part, self._starts[part]
     own = self._numbers[start : start + len(new)]
@@ -122,19 +122,19 @@ def assemble(
   meta: Mapping[str, Any],
   seconds: Callable[[], float],
 ) -> None:
-  """Puts parts together in a folder, in memory that one part bounds.
+  """Assembles parts in a folder, in the memory of one part.
 
   Args:
     directory: of the table.
     dtype: of its tokens.
     metas: the parts' descriptions, in order.
-    read: from a part's number to a folder of this machine that holds it, and its prompts' owners (see
-      `_Numbers.number`); asked for in order, once each.
+    read: from a part's number to its folder on this machine, and its prompts' owners (see `_Numbers.number`);
+      called in order, once for each part.
     meta: version, fingerprint, vocabulary and options of the table.
-    seconds: that building took until it is asked.
+    seconds: that building took until the call.
 
   Raises:
-    UsageError: nothing is left, or a column with a meaning is in some parts only.
+    UsageError: no record is left, or only some parts have a column with a meaning.
   """
   refuse_none(sum(part['records'] for part in metas), sum(part['read'] for part in metas))
   complete, partial = _columns([part for part in metas if part['records']])
@@ -172,7 +172,13 @@ class _Whole:
     self._columns, self.cut, self.cut_ids = list(columns), 0, []
 
   def add(self, part: _Part, numbers: np.ndarray, new: np.ndarray) -> None:
-    """Adds a part, of whose prompts the whole's numbers are given, and which are new to it."""
+    """Adds a part.
+
+    Args:
+      part: to add.
+      numbers: of its prompts in the whole table.
+      new: whether each prompt is new to the whole table.
+    """
     everything = np.ones(part.meta['records'], bool)
     for name, flat in self._flat.items():
       flat.extend(*part.items(name, self._dtypes[name], new if name in _PER_PROMPT else everything))
@@ -193,17 +199,17 @@ class _Whole:
 
 
 def _columns(metas: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-  """Columns that every record of every part has, and those that some lack."""
+  """Columns that every record of every part has, and columns that some records lack."""
   complete = set.intersection(*(set(part['columns']) for part in metas))
-  there = set().union(*(part['columns'] + part['partial'] for part in metas))
-  for name in sorted(there - complete):
+  present = set().union(*(part['columns'] + part['partial'] for part in metas))
+  for name in sorted(present - complete):
     if name in NUMERIC:
       raise incomplete(name, next(part['where'] for part in metas if name not in part['columns']))
-  return sorted(complete), sorted(there - complete)
+  return sorted(complete), sorted(present - complete)
 
 
 def chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
-  """Lists of so many records."""
+  """Lists of `size` records; the last may be shorter."""
   chunk: list[Record] = []
   for record in records:
     chunk.append(record)
@@ -215,8 +221,8 @@ def chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
 
 
 def repeated(where: str, first: str) -> UsageError:
-  """The error of an id that two parts have."""
+  """The error for an id that two parts have."""
   return UsageError(
     f'{where}: its id was used before at {first}; give every record its own id, or remove the field and ids '
-    "will be FILE:LINE (and every file another name, where two folders' are called the same)"
+    'will be FILE:LINE (then files of two folders need different names)'
   )

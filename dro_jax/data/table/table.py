@@ -1,8 +1,8 @@
 """The token table: every prompt and response tokenised once, random access, memory-mapped.
 
-A table is a directory of flat arrays, built in a temporary directory and renamed when complete, so it is
-there whole or not at all. Its fingerprint covers the inputs, the vocabulary and the options; another
-fingerprint is another table. Equal prompts are stored once. The texts are kept, to be shown.
+A table is a directory of flat arrays, built in a temporary directory and renamed when complete. Its
+fingerprint covers the inputs, the vocabulary and the options; a table with another fingerprint is built anew.
+Equal prompts are stored once. The table also holds the texts, for reports.
 """
 
 import dataclasses
@@ -31,22 +31,22 @@ _CHUNK = 2048  # Records tokenised at a time.
 
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
-  """N records; every array and every index is about these N, also after `subset`.
+  """N records; every array and every index refers to these N, also after `subset`.
 
   Attributes:
     prompt_index: `[N]`, equal numbers for equal prompts.
     prompt_lengths: tokens, EOS included, `[N]`.
     response_lengths: tokens, EOS included unless the response was cut, `[N]`.
     rewards: float64 `[N]`, scaled for the losses (see `scaled`); NaN where a record has no reward.
-    raw_rewards: in the unit in which they came.
+    raw_rewards: in the rewards' own unit.
     columns: other numbers, float64 `[N]` each.
     ids, prompts, responses: texts; the prompts with the template filled in.
     weights: sampling weights `[N]` (mixture rates), or None.
-    report: what building found: counts, mean lengths, what was cut, dropped or left out.
-    directory: where it lies.
-    token_columns: numbers by response token, by name (see `data.columns`).
+    report: counts, mean lengths, and what was cut, dropped or left out.
+    directory: the table's folder.
+    token_columns: numbers by response token, by name (see `column_store`).
     pair_columns: numbers of responses under other prompts than their own, by name: a function from responses'
-      and prompts' digests to numbers (see `data.columns`).
+      and prompts' digests to numbers (see `column_store`).
   """
 
   prompt_index: np.ndarray
@@ -85,11 +85,11 @@ class TokenTable:
     return tokens[offsets[number] : offsets[number + 1]]
 
   def prompt_tokens(self, records: np.ndarray) -> 'Ragged':
-    """Some records' prompts, one after the other."""
+    """The prompts of some records, one after the other."""
     return gather(*self._tokens['prompt'], self.prompt_index[records])
 
   def response_tokens(self, records: np.ndarray) -> 'Ragged':
-    """Some records' responses, one after the other."""
+    """The responses of some records, one after the other."""
     return gather(*self._tokens['response'], self._records[records])
 
   def token_column(self, name: str, i: int) -> np.ndarray:
@@ -98,7 +98,7 @@ class TokenTable:
     return flat[starts[i] : starts[i] + self.response_lengths[i]]
 
   def response_digests(self, indices: np.ndarray | None = None) -> np.ndarray:
-    """64-bit hashes of some records' response texts, or of all."""
+    """64-bit hashes of the response texts of some records, or of all."""
     picked = range(len(self)) if indices is None else indices
     return hashes.digests(self.responses[int(i)] for i in picked)
 
@@ -116,19 +116,21 @@ class TokenTable:
     return hash_parts(b'-' if part is None else np.ascontiguousarray(part).tobytes() for part in parts)
 
   def column_fingerprints(self) -> dict[str, str]:
-    """A hash of each column: labels, logged log-probs, values."""
+    """A hash of each column, such as labels, logged log-probs and values."""
     columns = {name: np.ascontiguousarray(x, np.float64) for name, x in sorted(self.columns.items())}
     return {name: hash_parts([x.tobytes()]) for name, x in columns.items()}
 
   def subset(self, indices: np.ndarray) -> 'TokenTable':
-    """A view of some records, numbered afresh; tokens and texts stay where they are."""
+    """A view of some records with new numbers; tokens and texts are not copied."""
     picked = np.flatnonzero(indices) if np.asarray(indices).dtype == bool else np.asarray(indices)
-    taken = {name: getattr(self, name)[picked] for name in _PER_RECORD}
+    arrays = {name: getattr(self, name)[picked] for name in _PER_RECORD}
     texts = {name: pick_texts(getattr(self, name), picked) for name in ('ids', 'prompts', 'responses')}
     columns = {name: column[picked] for name, column in self.columns.items()}
     ragged = {name: Ragged(flat, starts[picked]) for name, (flat, starts) in self.token_columns.items()}
     weights = None if self.weights is None else self.weights[picked]
-    return dataclasses.replace(self, columns=columns, token_columns=ragged, weights=weights, **taken, **texts)
+    return dataclasses.replace(
+      self, columns=columns, token_columns=ragged, weights=weights, **arrays, **texts
+    )
 
   def with_columns(
     self,
@@ -179,24 +181,23 @@ def build(
   rates: Mapping[str, float | int] | None = None,
   source_fingerprint: str | None = None,
 ) -> TokenTable:
-  """The table of these records in `directory`: loaded if it is there with this fingerprint, else built.
+  """The table of these records in `directory`: loaded if its fingerprint is the same, otherwise built.
 
   Args:
-    records: of `sources.read_triplets`, or dicts with prompt, response and reward (optional) and other
-      numbers.
+    records: of `read_triplets`, or dicts with prompt, response, optional reward and other numbers.
     vocabulary: see `vocabularies.vocabulary`.
-    directory: the table's own; what is there is replaced, whole, once the new table is complete.
-    prompt_length: prompt tokens at most, EOS included; a longer prompt is cut, keeps its EOS, and is counted.
+    directory: the table's own; the new table replaces an old one when it is complete.
+    prompt_length: prompt tokens at most, EOS included; a longer prompt is cut, keeps EOS, and is counted.
     response_length: response tokens at most, EOS included.
-    overlong: what happens to longer responses, counted either way: 'truncate' (cut, without EOS) or 'drop'.
-    keep: which end of an overlong prompt to keep, 'start' or 'end'; 'auto': a conversation's end, and the
+    overlong: 'truncate' cuts longer responses, without EOS; 'drop' leaves them out. Both are counted.
+    keep: the end of an overlong prompt to keep, 'start' or 'end'; 'auto' keeps a conversation's end, and the
       start of other prompts.
     template: of the prompt text.
-    rates: mixture rates by the records' `source`; they make sampling weights.
-    source_fingerprint: stands for the records; without one they are read into memory and hashed.
+    rates: mixture rates by the records' `source`, which become sampling weights.
+    source_fingerprint: a hash of the records; without it they are read into memory and hashed.
 
   Raises:
-    UsageError: bad records, no records at all, or bad options. Nothing is left behind.
+    UsageError: bad records, no records, or bad options. No partial table remains.
   """
   _check_options(prompt_length, response_length, overlong, keep)
   templates.check_template(template)
@@ -209,8 +210,8 @@ def build(
   )  # fmt: skip
   options, mark = meta['options'], meta['fingerprint']
   directory = os.path.abspath(os.path.expanduser(directory))
-  if (found := load_if(directory, mark)) is not None:
-    return found
+  if (existing := load_if(directory, mark)) is not None:
+    return existing
   with replacing(directory, mark) as building:
     writer = _Writer(building, vocabulary, options)
     for chunk in _chunks(_as_records(records)):
@@ -230,7 +231,7 @@ def description(
   template: str = '{prompt}',
   rates: Mapping[str, float | int] | None = None,
 ) -> dict[str, Any]:
-  """What a table is made of, and its fingerprint; arguments and errors as `build`."""
+  """The start of a table's description: its options and fingerprint; arguments and errors as `build`."""
   _check_options(prompt_length, response_length, overlong, keep)
   templates.check_template(template)
   options = {
@@ -245,33 +246,33 @@ def description(
 
 
 def load(directory: str | os.PathLike) -> TokenTable:
-  """The table that lies in a directory.
+  """The table in a directory.
 
   Raises:
-    UsageError: there is none, or it is damaged.
+    UsageError: there is no table, or it is damaged.
   """
   directory = os.path.abspath(os.path.expanduser(directory))
   meta = _read_meta(directory)
   if meta is None:
-    raise UsageError(f'{directory}: no complete token table of version {VERSION}; build it again')
+    raise UsageError(f'{directory}: there is no complete token table of version {VERSION}; build it again')
   if damaged := folders.damaged(directory, meta):
     raise UsageError(f'{directory}: the token table is damaged ({", ".join(damaged)}); build it again')
   return _open(directory, meta)
 
 
 def exists(directory: str) -> bool:
-  """Whether a complete table lies there; its bytes are not looked at."""
+  """Whether there is a complete table; does not check its bytes."""
   return _read_meta(directory) is not None
 
 
 def fetch(url: str, directory: str) -> bool:
-  """Copies a table from a bucket; whether one was there, and sound."""
+  """Copies a table from a bucket; returns whether the bucket had an intact one."""
   return buckets.fetch(url, directory, description=DESCRIPTION, version=VERSION, what='token table')
 
 
 def _open(directory: str, meta: Mapping) -> TokenTable:
   read = {name: _array(directory, name) for name in meta['arrays']}
-  # As plain arrays, which are memory-mapped all the same: slices of a memmap cost ten times as much.
+  # Plain arrays of the same memory map: slices of a memmap cost ten times as much.
   flat = {
     name: np.asarray(np.memmap(os.path.join(directory, name), dtype, 'r'))
     for name, dtype in meta['flat'].items()
@@ -308,7 +309,7 @@ def _open(directory: str, meta: Mapping) -> TokenTable:
 def _check_options(prompt_length: int, response_length: int, overlong: str, keep: str) -> None:
   if prompt_length < 1 or response_length < 1:
     raise UsageError(
-      f'prompt_length and response_length must be 1 token at least, got {prompt_length}, {response_length}'
+      f'prompt_length and response_length must be at least 1 token, got {prompt_length}, {response_length}'
     )
   if overlong not in templates.OVERLONG:
     raise UsageError(f"overlong '{overlong}' is unknown; choose from {', '.join(templates.OVERLONG)}")
@@ -334,7 +335,7 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 
 def replacing(directory: str, mark: str) -> folders.Replacing:
-  """A directory to build a table in, which then takes its place."""
+  """A temporary directory to build a table in, which then replaces `directory`."""
   return folders.Replacing(
     directory, what='token table', description=DESCRIPTION, version=VERSION, mark=mark,
     elsewhere='another cache_dir',
@@ -347,13 +348,13 @@ def _read_meta(directory: str) -> Mapping | None:
 
 
 def load_if(directory: str, mark: str) -> TokenTable | None:
-  """The table with this fingerprint, or None where another or none lies there, or it is damaged."""
+  """The table with this fingerprint, or None where there is none, another, or a damaged one."""
   meta = _read_meta(directory)
   if meta is None or meta['fingerprint'] != mark:
     return None
   if damaged := folders.damaged(directory, meta):
     log = logging.getLogger(__name__)
-    log.warning('%s: the token table is damaged (%s) and built again', directory, ', '.join(damaged))
+    log.warning('%s: the token table is damaged (%s) and is built again', directory, ', '.join(damaged))
     return None
   return _open(directory, meta)
 
@@ -365,7 +366,7 @@ def _array(directory: str, name: str) -> np.ndarray:
 def _weights(
   source: np.ndarray, names: Sequence[str], rates: Mapping[str, float | int] | None
 ) -> np.ndarray | None:
-  """A source's rate, shared out among its records."""
+  """Each source's rate, divided among its records."""
   if not rates:
     return None
   counts = np.bincount(source, minlength=len(names))

@@ -1,7 +1,7 @@
-"""Writes a token table, chunk by chunk: what is kept in memory does not grow with the number of records.
+"""Writes a token table, chunk by chunk, in memory that does not grow with the number of records.
 
-Every array is a file that grows. Prompts that were there before are found by their hash, in a table of
-hashes that the system may page out (`seen`).
+Every array is a file that grows. A prompt that occurred before is found by its hash, in a table of hashes
+that the system may page out (see `disk_index`).
 """
 
 import os
@@ -20,12 +20,12 @@ from dro_jax.errors import UsageError
 
 DESCRIPTION = 'table.json'
 VERSION = 4
-NAMED = 5  # Examples that the report names of each kind.
+NAMED = 5  # Examples of each kind that the report names.
 _SHOWN = 40  # Letters of a text that an error shows.
 _HEADER = 128  # Bytes of a one-dimensional array's .npy header, which leaves room for its length.
 _BLOCK = 2**17  # Entries read at a time: four arrays of 1 MB at once, less than a chunk of records takes.
 
-# Arrays by their files' names, in the order in which the description lists them.
+# Arrays by the names of their files, in the order of the description.
 ARRAYS = {
   'prompt_index': 'int64', 'rewards': 'float64', 'source': 'int64', 'truncated': 'bool',
   'prompt_digests': 'uint64', 'prompt_offsets': 'int64', 'response_offsets': 'int64',
@@ -38,7 +38,7 @@ OFFSETS = {
 
 
 class Growing:
-  """A one-dimensional .npy file that values are added to; the same bytes as `np.save` of all of them."""
+  """A one-dimensional .npy file to which values are added; its bytes equal those of `np.save`."""
 
   def __init__(self, path: str, dtype: str):
     self.path, self.dtype, self.length = path, np.dtype(dtype), 0
@@ -58,16 +58,18 @@ class Growing:
       self.add(np.full(min(_BLOCK, count - start), value))
 
   def finish(self) -> None:
-    """Writes the header, without which it is no array."""
+    """Writes the header, which completes the array."""
     header = {'descr': np.lib.format.dtype_to_descr(self.dtype), 'fortran_order': False}
     with open(self.path, 'r+b') as file:
       np.lib.format.write_array_header_1_0(file, header | {'shape': (self.length,)})
       if file.tell() != _HEADER:
-        raise RuntimeError(f'{self.path}: a header of {file.tell()} bytes where {_HEADER} are left for it')
+        raise RuntimeError(
+          f'{self.path}: the header takes {file.tell()} bytes, and {_HEADER} are reserved for it'
+        )
 
 
 class Flat:
-  """A file of concatenated items, and one of where each begins."""
+  """A file of concatenated items, and a file of the offsets where each begins."""
 
   def __init__(self, directory: str, name: str):
     self._path, self.end = os.path.join(directory, f'{name}.bin'), 0
@@ -81,7 +83,7 @@ class Flat:
     self._mark([len(item) for item in items])
 
   def extend(self, flat: np.ndarray, lengths: np.ndarray) -> None:
-    """Adds items that are one after the other already."""
+    """Adds items that are already concatenated."""
     with open(self._path, 'ab') as file:
       file.write(flat.tobytes())
     self._mark(lengths)
@@ -93,14 +95,14 @@ class Flat:
 
 
 class Columns:
-  """Numbers by name, of which any record may lack some."""
+  """Columns of numbers by name; any record may lack some."""
 
   def __init__(self, directory: str):
     self._directory, self._files = directory, {}
     self._partial: set[str] = set()
 
   def add(self, records: list[Record], before: int) -> None:
-    """Adds the columns of some records, of which `before` were added earlier."""
+    """Adds the columns of some records, after `before` earlier records."""
     for name in sorted({name for record in records for name in record.columns} | set(self._files)):
       if name not in self._files:
         path = os.path.join(self._directory, f'unnamed.{len(self._files)}.npy')
@@ -112,7 +114,7 @@ class Columns:
       if lacking.any():
         self._partial.add(name)
       self._files[name].add(values)
-      if name in NUMERIC and name in self._partial:  # Either every record has one of these, or none has.
+      if name in NUMERIC and name in self._partial:  # Every record has such a column, or none.
         raise incomplete(name, records[int(lacking.argmax())].where)
 
   def finish(self) -> tuple[list[str], list[str]]:
@@ -120,7 +122,7 @@ class Columns:
     complete = sorted(set(self._files) - self._partial)
     for i, name in enumerate(complete):
       self._files[name].finish()
-      # Numbered: a name of the data's may be no name of a file.
+      # Numbered, because a column's name may not be a valid name of a file.
       os.rename(self._files[name].path, os.path.join(self._directory, f'column.{i}.npy'))
     for name in self._partial:
       os.remove(self._files[name].path)
@@ -128,15 +130,14 @@ class Columns:
 
 
 def incomplete(name: str, where: str) -> UsageError:
-  """The error of a column with a meaning that some records lack."""
+  """The error for a column with a meaning that some records lack."""
   return UsageError(
-    f"{where}: field '{name}' is in some records and missing here, or the other way round; give it to every "
-    'record, or to none'
+    f"{where}: field '{name}' is in some records and missing in others; give it to every record, or to none"
   )
 
 
 class Tally:
-  """How many examples were of a kind, and the first few."""
+  """The number of examples of a kind, and the first few."""
 
   def __init__(self):
     self.count, self.first = 0, []
@@ -190,7 +191,7 @@ class Writer:
     self._flat[name].extend(flat, np.array([len(ids) for ids in items], np.int64))
 
   def _add_prompts(self, records: list[Record]) -> None:
-    """Numbers the prompts; tokenises and stores those not seen before."""
+    """Numbers the prompts; tokenises and stores the new ones."""
     new, numbers = [], []
     for record in records:
       count = len(self._prompts)
@@ -210,7 +211,7 @@ class Writer:
     self._arrays['prompt_digests'].add(hashes.digests(record.prompt for record in new))
 
   def _note(self, records: list[Record], cut: list[bool]) -> None:
-    """Counts the prompts that are cut, of records whose prompts were not seen before."""
+    """Counts the cut prompts among records with new prompts."""
     self._cut_prompts.add([record.id for record, over in zip(records, cut) if over])
 
   def _add_numbers(self, records: list[Record]) -> None:
@@ -223,7 +224,7 @@ class Writer:
     self._kept += len(records)
 
   def finish(self, meta: Mapping[str, Any]) -> None:
-    """Writes what is known only at the end; the description last."""
+    """Completes the arrays, and then writes the description."""
     refuse_none(self._kept, self._read)
     for array in (*self._arrays.values(), *(flat.offsets for flat in self._flat.values())):
       array.finish()
@@ -239,28 +240,28 @@ class Writer:
 
 
 def token_dtype(vocabulary: Vocabulary) -> str:
-  """The smallest that holds every id."""
+  """The smallest type that holds every id."""
   return 'uint16' if vocabulary.size <= 2**16 else 'int32'
 
 
 def refuse_tokenless(
   side: str, records: Sequence[Record], texts: Sequence[str], encoded: Sequence[np.ndarray]
 ) -> None:
-  """Raises a UsageError where a vocabulary makes nothing of a text, as of one of characters without width."""
+  """Raises a UsageError where a text has no tokens, such as a text of characters without width."""
   for record, text, ids in zip(records, texts, encoded):
     if not len(ids):
       raise UsageError(
-        f'{record.where}: the {side} {text[:_SHOWN]!a} is empty to the vocabulary, which has no tokens for '
-        'it; remove the record or fill it in'
+        f'{record.where}: the {side} {text[:_SHOWN]!a} is empty: the vocabulary has no tokens for it; remove '
+        'the record or fill it in'
       )
 
 
 def refuse_none(kept: int, read: int) -> None:
-  """Raises a UsageError where nothing is left to make a table of."""
+  """Raises a UsageError where no record is left for the table."""
   if kept:
     return
-  what = f'all {read} records were dropped as over-long' if read else 'there are no records in the input'
-  raise UsageError(f'{what}: a token table needs one at least')
+  reason = f'all {read} records were dropped as overlong' if read else 'there are no records in the input'
+  raise UsageError(f'{reason}: a token table needs at least one')
 
 
 def seal(
@@ -273,16 +274,16 @@ def seal(
   counts: Mapping[str, Any],
   seconds: float,
 ) -> None:
-  """Describes the files of a complete table; without the description it is none.
+  """Describes the files of a complete table; the description makes it a table.
 
   Args:
     directory: the table's.
     meta: version, fingerprint, vocabulary and options.
     dtype: of the tokens.
     sources: names of the records' tasks.
-    columns: those that every record has.
-    partial: those that some lack, which are left out.
-    counts: what was cut, dropped or lacks a reward.
+    columns: that every record has.
+    partial: columns that some records lack, which are left out.
+    counts: of what was cut, dropped or lacks a reward.
     seconds: that building took.
   """
   tokens = dict.fromkeys(('prompt_tokens.bin', 'response_tokens.bin'), dtype)
@@ -309,7 +310,7 @@ def _text(directory: str) -> float:
 
 
 def _report(directory: str, counts: Mapping[str, Any]) -> dict[str, Any]:
-  """How many there are, and how long; read a block at a time."""
+  """The numbers of records and prompts and their lengths, read a block at a time."""
   names = ('prompt_index', 'prompt_offsets', 'response_offsets')
   index, prompts, responses = (_read(directory, name) for name in names)
   total = 0

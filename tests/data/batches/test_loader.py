@@ -169,13 +169,13 @@ def test_fill_is_what_the_rows_hold(table):
 
 def test_rows_outside_the_batch_raise(table):
   loader = loader_of(table)
-  with pytest.raises(ValueError, match=r'not 0\.\.99'):
+  with pytest.raises(ValueError, match=r'rows 0\.\.99 of batch'):
     loader.rows(0, 0, 99)
 
 
 def test_a_plan_of_another_table_raises(table):
   plan = Plan.sequential(3, 2)
-  with pytest.raises(ValueError, match='made for 3 records'):
+  with pytest.raises(ValueError, match='is for 3 records'):
     Loader(table, plan, Layout(64, 96, 4, 8))
 
 

@@ -170,7 +170,7 @@ def test_bad_arguments_raise(options, message):
 
 
 def test_arrays_of_unequal_length_raise():
-  with pytest.raises(ValueError, match='one entry a response'):
+  with pytest.raises(ValueError, match='one entry for each response'):
     Plan([1, 2], [1], [0, 1], 1, 0)
 
 

@@ -186,7 +186,7 @@ def test_a_comparison_of_a_response_with_itself_makes_no_pair(tmp_path):
   formed = groups.form(load(tmp_path / 't.jsonl', response_length=20).train, 'pair', UnitOptions())
   assert pairs_of(formed) == [('A', 'B')]
   assert formed.report['equal_sides'] == 2
-  assert '2 comparisons left out, whose sides are the same tokens' in groups.notes(formed.report)[0]
+  assert '2 comparisons left out, because their sides have the same tokens' in groups.notes(formed.report)[0]
   write(tmp_path / 'u.jsonl', judged(('A', 'A'), ('B', 'B')))
   with pytest.raises(UsageError, match='2 comparisons.* the sides of each are the same tokens'):
     groups.form(load(tmp_path / 'u.jsonl').train, 'pair', UnitOptions())

@@ -88,7 +88,7 @@ def test_a_text_without_tokens_is_refused_like_an_empty_one(tmp_path, words, sid
   path.write_text(json.dumps(RECORDS[0] | {'id': 'x'}) + '\n' + json.dumps(record) + '\n')
   found = find.find(str(path))
   with pytest.raises(
-    UsageError, match=rf"feedback.jsonl:2: the {side} '.u200b.u200b' is empty to the vocabulary"
+    UsageError, match=rf"feedback.jsonl:2: the {side} '.u200b.u200b' is empty: the vocabulary has no tokens"
   ):
     cache.build_table(found, words, str(tmp_path / 'cache'), prompt_length=64, response_length=64)
   assert not list((tmp_path / 'cache').glob('*feedback*'))
