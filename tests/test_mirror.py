@@ -54,7 +54,7 @@ ELSEWHERE = {
   'data/sources/test_public.py': ('data/sources/public_records',),
   'data/table/test_table.py': ('data/storage/fingerprints', 'data/table/flat'),
   'data/table/test_beam.py': ('data/table/parts', 'data/table/writer'),
-  'data/test_triplets.py': ('data/sources/find', 'data/sources/task_modules', 'data/table/cache'),
+  'data/test_triplets.py': ('data/sources/task_modules', 'data/table/cache'),
   'evaluation/test_generate.py': ('run/sampling/generation',),
   'inspection/test_inspect.py': (
     'inspection/command', 'inspection/packing', 'inspection/tables', 'inspection/warnings',
