@@ -1,5 +1,5 @@
-# make demo | make test | make lint | make docs | make lock. The environment is made from the lock where it is
-# missing.
+# make demo | make test | make test-all | make lint | make types | make docs | make lock. The environment is made
+# from the lock where it is missing.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +16,7 @@ DOCS := $(VENV)/.$(TAG)-docs-$(call checksum,$(TAG)-docs)
 DOCS_LOCK := $(wildcard requirements/$(TAG)-docs.txt)
 SITE := $(if $(DOCS_LOCK),-r $(DOCS_LOCK),--editable '.[docs]' -c requirements/$(TAG).txt)
 
-.PHONY: demo test lint docs lock
+.PHONY: demo test test-all lint types docs lock
 
 demo: $(RUN)
 	$(BIN)/python -m dro_jax.demo
@@ -24,9 +24,16 @@ demo: $(RUN)
 test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
+# Everything: then the long tests as well, one at a time, for they start processes of their own and have deadlines.
+test-all: test
+	$(BIN)/python -m pytest -m long $(TESTS)
+
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/mypy
 
 # The site, in build/docs; a warning is an error.
 docs: $(DOCS)

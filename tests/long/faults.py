@@ -1,7 +1,8 @@
 """What a pod does to a run in its first night: `python tests/long/faults.py [kill|counts|peer|disk ...]`.
 
     kill     SIGKILL at 50 random instants (building the table, compiling, stepping, saving): the final state,
-             metrics and samples are those of the undisturbed run, to the bit. About 15 minutes on 2 cores.
+             metrics and samples are those of the undisturbed run, to the bit. About 15 minutes on 2 cores;
+             kill=10 kills ten times.
     counts   the same with 1, 2 and 4 processes in turn, over 4 devices: the same examples in every batch, and
              numbers to float32's rounding. About 8 minutes.
     peer     SIGKILL of one process of two, either one: the other ends by itself, in the time stated.
@@ -40,8 +41,9 @@ SETTINGS = (
 
 def main(folder: pathlib.Path, names: list[str]) -> None:
   write_triplets(folder)
-  for name in names or ('kill', 'counts', 'peer', 'disk'):
-    globals()[name](folder)
+  for text in names or ('kill', 'counts', 'peer', 'disk'):
+    name, _, times = text.partition('=')
+    globals()[name](folder, *([int(times)] if times else []))
 
 
 def write_triplets(folder: pathlib.Path) -> None:
@@ -53,13 +55,13 @@ def write_triplets(folder: pathlib.Path) -> None:
       file.write(json.dumps(record | {'reward': float(rng.normal())}) + '\n')
 
 
-def kill(folder: pathlib.Path) -> None:
+def kill(folder: pathlib.Path, times: int = KILLS) -> None:
   """Kills a run over and over; compares it with an undisturbed one."""
   began = time.monotonic()
   finish(command(folder, 'whole', STEPS))
   print(f'undisturbed: {STEPS} steps in {time.monotonic() - began:.0f} s', flush=True)
   chosen, seen, kills = random.Random(0), {}, 0
-  while kills < KILLS:
+  while kills < times:
     # A new table cache now and then: or tables would be built in the first run alone.
     cache = f'tables{kills // 10}'
     phase = (
@@ -86,7 +88,7 @@ def kill(folder: pathlib.Path) -> None:
   finish(command(folder, 'killed', STEPS))
   same_to_the_bit(folder / 'whole', folder / 'killed')
   print(f"{kills} kills {seen}: state, metrics and samples are the undisturbed run's to the bit")
-  expect(kills, KILLS, 'kills before the run was done (raise STEPS)')
+  expect(kills, times, 'kills before the run was done (raise STEPS)')
 
 
 # From the run's folder, the tables' and the time when the process was started.

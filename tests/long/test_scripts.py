@@ -1,0 +1,52 @@
+"""The scripts beside this file, each in a process of its own, shorter than by default where that is enough.
+
+They take about 45 minutes on 2 cores that have nothing else to do.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+# What each is started with, and the minutes after which it hangs.
+RUNS = {
+  'faults.py kill=10': 15,
+  'faults.py counts': 25,
+  'faults.py peer': 10,
+  'faults.py disk': 10,
+  'interrupts.py': 30,
+  'local_launch.py': 10,
+  'processes.py data_fsdp sequence': 20,
+  'fuzz_readers.py --minutes=2': 6,
+  'table_memory.py --megabytes=400': 10,
+  'convert_memory.py --scale=12': 10,
+  'sharded_restore.py': 20,
+}
+
+
+def program(run):
+  return run.partition(' ')[0]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('run', RUNS)
+def test_script_finds_no_fault(run, tmp_path):
+  if run == 'faults.py disk' and os.geteuid():
+    pytest.skip('only root may mount the disk that is filled')
+  name, *arguments = run.split()
+  # The tests' own settings of XLA are not a run's.
+  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  environment |= {'TMPDIR': str(tmp_path), 'PYTHONPATH': str(FOLDER.parents[1])}
+  done = subprocess.run(
+    [sys.executable, FOLDER / name, *arguments], env=environment, cwd=tmp_path, timeout=60 * RUNS[run],
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_every_script_is_run():
+  scripts = {path.name for path in FOLDER.glob('*.py')} - {pathlib.Path(__file__).name}
+  assert scripts == set(map(program, RUNS))
