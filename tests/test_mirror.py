@@ -81,6 +81,7 @@ BESIDE = ('docs', 'gin_configs', 'launch', 'long')
 ABOUT_ALL = (
   'losses/test_contract.py', 'run/test_saved_runs.py', 'test_benchmarks.py', 'test_floors.py',
   'test_mirror.py', 'test_notebooks.py', 'test_plain.py', 'test_requirements.py', 'test_wheel.py',
+  'test_workflow.py',
 )  # fmt: skip
 
 
