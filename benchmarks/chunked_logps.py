@@ -26,8 +26,9 @@ from flax import linen as nn
 
 from dro_jax import algorithms
 from dro_jax.models import scoring
+from dro_jax.models.policy import smallest_rows
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.network import T5, smallest_rows
+from dro_jax.models.t5.network import T5
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
 

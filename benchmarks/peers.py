@@ -59,8 +59,9 @@ def make_case(method: str, dtype: str, options: argparse.Namespace) -> Case:
   import numpy as np
   from flax import linen as nn
 
+  from dro_jax.models.policy import smallest_rows
   from dro_jax.models.t5.config import T5Config
-  from dro_jax.models.t5.network import T5, smallest_rows
+  from dro_jax.models.t5.network import T5
   from dro_jax.types import Mismatched, Rows
 
   config = T5Config(

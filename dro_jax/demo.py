@@ -24,13 +24,15 @@ from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.data.worlds import toy
 from dro_jax.errors import Interrupted
 from dro_jax.files import json_line, json_lines, json_text, write_atomically
-from dro_jax.models.t5.config import T5Config
+from dro_jax.models.policy import make_config
 from dro_jax.parallel import partitioning
 from dro_jax.printing import tables
 from dro_jax.run import batches, schedule, train, trained
 from dro_jax.step import optimizers
 
-MODEL = T5Config(emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2)
+MODEL = make_config(
+  't5', emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2
+)
 
 
 class Method(NamedTuple):

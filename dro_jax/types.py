@@ -21,6 +21,15 @@ Params = Any
 Scalar = float | Float[Array, '']
 
 
+class SpecialTokens(NamedTuple):
+  """Ids that stand for no text: padding, a text's end, text without a piece, a response's first input."""
+
+  pad: int = 0
+  eos: int = 1
+  unknown: int = 2
+  start: int = 0
+
+
 class Mismatched(NamedTuple):
   """Another row's responses, each pointing at a prompt of *this* row with a different text.
 

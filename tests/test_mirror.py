@@ -59,7 +59,8 @@ ELSEWHERE = {
   'inspection/test_inspect.py': (
     'inspection/command', 'inspection/packing', 'inspection/tables', 'inspection/warnings',
   ),
-  'models/t5/test_network.py': ('models/t5/config', 'models/t5/parameters'),
+  'models/test_policy.py': ('models/family', 'models/t5/family'),
+  'models/t5/test_network.py': ('models/stacks', 'models/t5/config'),
   'preflight/test_preflight.py': (
     'data/worlds/placeholder', 'preflight/compilation', 'preflight/placeholders', 'preflight/remedies',
     'preflight/sweep', 'preflight/tables',

@@ -17,7 +17,8 @@ from dro_jax.costs import flops
 from dro_jax.data.batches import groups
 from dro_jax.data.triplets import Triplets
 from dro_jax.models import scoring
-from dro_jax.models.t5.config import T5Config
+from dro_jax.models.family import Config
+from dro_jax.models.policy import make_config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.printing.tables import Table
@@ -27,8 +28,8 @@ from dro_jax.step import optimizers, reference, train_step
 from dro_jax.step import state as train_state
 
 # A policy that two cores can train.
-MODEL = T5Config(
-  emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2, num_decoder_layers=2
+MODEL = make_config(
+  't5', emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2, num_decoder_layers=2
 )
 
 
@@ -211,7 +212,7 @@ def _first_rows(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mes
 def imitate(
   folder: pathlib.Path,
   load: Callable[..., Triplets],
-  model: T5Config,
+  model: Config,
   *,
   vocabulary: str | None,
   steps: int,

@@ -11,6 +11,7 @@ from dro_jax.checkpoints import orbax, policy
 from dro_jax.checkpoints.huggingface import write as huggingface
 from dro_jax.checkpoints.t5x import write as t5x
 from dro_jax.errors import UsageError
+from dro_jax.models.policy import saved_config
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
 
@@ -47,7 +48,7 @@ def export_checkpoint(
   """
   files.output_folder(output)
   saved = orbax.load_metadata(init_from)
-  config, dtype = T5Config(**saved['model']), dtype or saved.get('stored_dtype', 'float32')
+  config, dtype = _t5_config(saved, init_from), dtype or saved.get('stored_dtype', 'float32')
   writer = _writer(format, dtype, scan_layers or config.relative_bias_per_layer, saved.get('step', 0))
   target = files.absolute(output)
   if target.exists():
@@ -61,6 +62,16 @@ def export_checkpoint(
     _log.info('%s: %s', target, note)
   count = sum(math.prod(shape) for shape in names.shapes(config).values())
   return {'output': str(target), 'parameters': count, 'dtype': dtype, 'notes': notes}
+
+
+def _t5_config(saved: dict[str, Any], init_from: str) -> T5Config:
+  config = saved_config(saved)
+  if not isinstance(config, T5Config):
+    raise UsageError(
+      f'{init_from} holds a model of the family {saved["family"]!r}, but export_checkpoint writes T5 models '
+      'only: pass the checkpoint of a T5.'
+    )
+  return config
 
 
 def _writer(format: str, dtype: str, scan_layers: bool, step: int) -> Callable[..., list[str]]:

@@ -1,6 +1,5 @@
 """Checkpoints of other projects, brought in for `--init_from`."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ from dro_jax.checkpoints.huggingface import vocabulary as vocabulary_of
 from dro_jax.checkpoints.t5x import read as t5x
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.models.t5.config import FAMILY, T5Config
+from dro_jax.models.policy import config_metadata
+from dro_jax.models.t5.config import T5Config
 from dro_jax.types import Params
 
 _ACCEPTED = (
@@ -58,7 +58,7 @@ def import_checkpoint(
   words = _words(source, imported, vocabulary)
   spec = str(target / words.file) + words.option if words.file else words.spec
   metadata = {
-    'family': FAMILY, 'model': dataclasses.asdict(imported.config), 'vocabulary': spec,
+    **config_metadata(imported.config), 'vocabulary': spec,
     'vocabulary_fingerprint': words.fingerprint, 'stored_dtype': imported.stored_dtype,
   }  # fmt: skip
   with files.replacing(target) as staged:

@@ -9,12 +9,13 @@ from flax import traverse_util
 from dro_jax.checkpoints import orbax
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.parameters import Path, convert_leaves, in_stack
+from dro_jax.models.family import Config
+from dro_jax.models.policy import saved_config
+from dro_jax.models.stacks import Path, convert_leaves, in_stack
 from dro_jax.types import Params
 
 
-def load_policy(directory: str, config: T5Config, abstract: Params) -> Params:
+def load_policy(directory: str, config: Config, abstract: Params) -> Params:
   """The policy saved in `directory`, scanned or not, laid out as `abstract` says."""
   saved = orbax.load_metadata(directory).get('model', {})
   if saved.get('scan_layers', False) == config.scan_layers:
@@ -36,9 +37,9 @@ def stream_policy(directory: str, *, scan: bool) -> Iterator[tuple[Path, np.ndar
     yield from convert_leaves(part, scan=scan)
 
 
-def config_of(directory: str) -> T5Config:
+def config_of(directory: str) -> Config:
   """The model configuration saved beside a checkpoint."""
-  return T5Config(**orbax.load_metadata(directory)['model'])
+  return saved_config(orbax.load_metadata(directory))
 
 
 def find_vocabulary(

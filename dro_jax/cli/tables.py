@@ -3,6 +3,8 @@
 import pathlib
 from typing import NamedTuple
 
+from dro_jax import models
+
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # Installed, the gin files are inside the package; in a checkout they are beside it.
 _PLACES = (_PACKAGE / 'gin_configs', _PACKAGE.parent / 'gin_configs')
@@ -27,7 +29,7 @@ class Command(NamedTuple):
   own: bool = False
 
 
-_MODEL = ('dro_jax.models.t5.config:T5Config', 'dro_jax.parallel.partitioning')
+_MODEL = (*models.CONFIGS, 'dro_jax.parallel.partitioning')
 _DATA = ('dro_jax.data.triplets:load_triplets',)
 _TRAIN = (
   *_MODEL,

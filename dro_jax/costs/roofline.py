@@ -11,6 +11,7 @@ from dro_jax.costs import slices
 from dro_jax.costs.hlo import collectives as hlo_collectives
 from dro_jax.costs.hlo import memory as hlo_memory
 from dro_jax.costs.hlo import operations, program
+from dro_jax.models.family import Family
 from dro_jax.step.state import TrainState
 
 
@@ -116,37 +117,29 @@ def state_memory(state: TrainState) -> dict[str, float | int]:
 
 
 def rule_of_thumb(
-  state: TrainState, tokens: tuple[int, int], algorithm: Any, frozen_trunk: bool = False
+  state: TrainState, tokens: tuple[int, int], algorithm: Any, family: Family, frozen_trunk: bool = False
 ) -> float | int:
   """Operations of a step by 6 N D and 2 N D: parameters times tokens that meet them.
 
-  Encoders meet prompt tokens, decoders with the vocabulary's projection response tokens; an embedding that is
-  only looked up meets none. 6 for what is trained, 2 for the reference and for a trunk that is held, 2 more
-  of a decoder for mismatched pairs.
+  6 for trained networks, 2 for the reference and for a frozen trunk, 2 more by response for mismatched pairs.
 
   Args:
     state: shapes.
     tokens: of prompts and of responses, padding included, as the rows are computed on.
-    algorithm: which passes there are.
-    frozen_trunk: whether nothing is pulled back to the value network's trunk.
+    algorithm: says which passes a step makes.
+    family: of the policy: which parameters a token meets.
+    frozen_trunk: whether no gradient is pulled back to the value network's trunk.
   """
   policy, reference = state.params['policy'], state.reference
-  passes = [(6 if algorithm.trains_policy else 2, *_met(policy))]
-  passes += [] if reference is None else [(2, *_met(reference))]
+  met = family.parameters_met
+  passes = [(6 if algorithm.trains_policy else 2, *met(policy, True))]
+  passes += [] if reference is None else [(2, *met(reference, True))]
   if trunk := state.params.get('value', {}).get('trunk'):
-    passes.append((2 if frozen_trunk else 6, _size(trunk, 'encoder'), _size(trunk, 'decoder')))
+    passes.append((2 if frozen_trunk else 6, *met(trunk, False)))
   if algorithm.uses_mismatched:
-    passes += [(2, 0, _met(tree)[1]) for tree in (policy, reference) if tree is not None]
+    passes += [(2, 0, met(tree, True)[1]) for tree in (policy, reference) if tree is not None]
   return float(
-    sum(factor * (encoder * tokens[0] + decoder * tokens[1]) for factor, encoder, decoder in passes)
+    sum(
+      factor * (by_prompt * tokens[0] + by_response * tokens[1]) for factor, by_prompt, by_response in passes
+    )
   )
-
-
-def _met(tree: Mapping[str, Any]) -> tuple[int, int]:
-  """Parameters of a policy that prompt tokens meet, and those that response tokens do."""
-  tied = 'logits_dense' not in tree['decoder']
-  return _size(tree, 'encoder'), _size(tree, 'decoder') + (_size(tree, 'token_embedder') if tied else 0)
-
-
-def _size(tree: Mapping[str, Any], part: str) -> int:
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree.get(part, {})))

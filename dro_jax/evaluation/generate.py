@@ -16,7 +16,6 @@ from dro_jax.checkpoints import orbax, policy
 from dro_jax.data.records import inheritance, triplets
 from dro_jax.data.text import chat, templates, vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.models import sampling
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import networks
@@ -102,7 +101,7 @@ def generate(
     {
       'id': asked[i][0] if num_samples == 1 else f'{asked[i][0]}#{k}', 'prompt': asked[i][1],
       'response': words.decode(answer.tokens), 'logp': answer.logp, 'tokens': len(answer.tokens),
-      'ended': bool(answer.tokens[-1] == sampling.EOS),
+      'ended': bool(answer.tokens[-1] == vocabularies.EOS),
     }
     for (i, k), answer in zip(order, answers)
   )  # fmt: skip

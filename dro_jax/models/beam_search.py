@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
-from dro_jax.models import sampling
-from dro_jax.models.sampling import EOS, Apply, Samples
-from dro_jax.models.t5.network import T5, Cache
+from dro_jax.models import policy, sampling
+from dro_jax.models.family import Cache, Prompts
+from dro_jax.models.sampling import Samples
 from dro_jax.types import Array, Params
 
 
@@ -37,9 +38,9 @@ class _State(NamedTuple):
 
 
 def search(
-  model: T5,
+  model: nn.Module,
   params: Params,
-  prompts: tuple[Int[Array, 'B S'], Int[Array, 'B S']],
+  prompts: Prompts,
   max_length: int,
   *,
   beams: int,
@@ -80,7 +81,7 @@ def search(
 
 @functools.partial(jax.jit, static_argnums=range(5))
 def _search(
-  model: T5,
+  model: nn.Module,
   max_length: int,
   beams: int,
   length_penalty: float,
@@ -89,21 +90,21 @@ def _search(
   tokens_BS: Array,
   segments_BS: Array,
 ) -> Samples:
-  apply = functools.partial(model.apply, {'params': params})
+  eos = policy.special_tokens(model).eos
 
   def step(state: _State) -> _State:
-    logps_NV = jax.nn.log_softmax(apply(state.hidden[:, None], method='logits')[:, 0].astype(jnp.float32))
+    logps_NV = jax.nn.log_softmax(policy.next_logits(model, params, state.hidden).astype(jnp.float32))
     scores_NV = sampling.penalised(logps_NV, state.seen, repetition_penalty)
     candidates, beam_BC = _candidates(state.going, scores_NV, logps_NV, state.position)
     last_BC = _last_tokens(candidates)
-    ends_BC = (last_BC == EOS) | (state.position == max_length - 1)
+    ends_BC = (last_BC == eos) | (state.position == max_length - 1)
     ended = _with_ended(state.ended, candidates, ends_BC, state.open, length_penalty)
     going, chosen_BK = _best(
       candidates._replace(scores=jnp.where(ends_BC, -jnp.inf, candidates.scores)), beams
     )
-    state = _reordered(state, jnp.take_along_axis(beam_BC, chosen_BK, axis=1))
+    state = _reordered(model, state, jnp.take_along_axis(beam_BC, chosen_BK, axis=1))
     token_N = jnp.take_along_axis(last_BC, chosen_BK, axis=1).reshape(-1)
-    hidden_ND, cache = apply(state.cache, token_N, state.position + 1, method='decode_step')
+    hidden_ND, cache = policy.advance(model, params, state.cache, token_N, state.position + 1)
     best_B = going.scores[:, 0] / (state.position + 1).astype(jnp.float32) ** length_penalty
     return _State(
       state.position + 1, hidden_ND, cache, sampling.with_seen(state.seen, token_N), going, ended,
@@ -113,24 +114,25 @@ def _search(
   def going(state: _State) -> Array:
     return (state.position < max_length) & jnp.any(state.open)
 
-  start = _start(apply, tokens_BS, segments_BS, max_length, beams, repetition_penalty)
+  start = _start(model, params, (tokens_BS, segments_BS), max_length, beams, repetition_penalty)
   return _first(jax.lax.while_loop(going, step, start).ended, jnp.any(segments_BS == 1, axis=-1))
 
 
 def _start(
-  apply: Apply, tokens_BS: Array, segments_BS: Array, max_length: int, beams: int, repetition_penalty: float
+  model: nn.Module, params: Params, prompts: Prompts, max_length: int, beams: int, repetition_penalty: float
 ) -> _State:
+  tokens_BS, segments_BS = prompts
   batch = len(tokens_BS)
-  hidden_ND, cache = sampling.begin(apply, tokens_BS, segments_BS, max_length, copies=beams)
-  seen_NV = sampling.nothing_seen(apply, hidden_ND, repetition_penalty)
+  hidden_ND, cache = policy.start(model, params, prompts, max_length, copies=beams)
+  seen_NV = sampling.start_seen(model, params, hidden_ND, repetition_penalty)
   nothing = _Beams(
-    jnp.zeros((batch, beams, max_length), jnp.int32), jnp.full((batch, beams), -jnp.inf),
+    sampling.no_tokens(model, (batch, beams, max_length)), jnp.full((batch, beams), -jnp.inf),
     jnp.zeros((batch, beams)), jnp.zeros((batch, beams), jnp.int32),
   )  # fmt: skip
   # All prefixes are the empty one: one of them goes on.
-  one = nothing._replace(scores=nothing.scores.at[:, 0].set(0.0))
+  first = nothing._replace(scores=nothing.scores.at[:, 0].set(0.0))
   is_prompt_B = jnp.any(segments_BS == 1, axis=-1)
-  return _State(jnp.zeros((), jnp.int32), hidden_ND, cache, seen_NV, one, nothing, is_prompt_B)
+  return _State(jnp.zeros((), jnp.int32), hidden_ND, cache, seen_NV, first, nothing, is_prompt_B)
 
 
 def _candidates(
@@ -176,12 +178,11 @@ def _take(beams: _Beams, index_BC: Array) -> _Beams:
   return jax.tree.map(lambda leaf: jax.vmap(lambda row, index: row[index])(leaf, index_BC), beams)
 
 
-def _reordered(state: _State, beam_BK: Array) -> _State:
-  """What decoding keeps of the beams that the next ones grew from; the prompt's part is equal in all."""
+def _reordered(model: nn.Module, state: _State, beam_BK: Array) -> _State:
+  """The state with the caches of the beams that the next ones grew from."""
   batch, beams = beam_BK.shape
   row_N = (beam_BK + beams * jnp.arange(batch)[:, None]).reshape(-1)
-  response = jax.tree.map(lambda x_LNTHC: jnp.take(x_LNTHC, row_N, axis=1), state.cache.layers.response)
-  cache = state.cache._replace(layers=state.cache.layers._replace(response=response))
+  cache = policy.select(model, state.cache, row_N, same_prompts=True)
   return state._replace(cache=cache, seen=None if state.seen is None else state.seen[row_N])
 
 

@@ -1,28 +1,27 @@
 """Sampling from a policy, with a key-value cache."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
-from dro_jax.models.t5.network import T5, Cache
+from dro_jax.models import policy
+from dro_jax.models.family import Cache, Prompts
 from dro_jax.types import Array, Params
 
-EOS = 1
 _SMALL = 1e-3  # A temperature below which logits are moved to 0 before they are divided by it.
-Apply = Callable[..., Any]  # A policy's, its parameters bound.
 
 
 class Samples(NamedTuple):
   """Sampled responses.
 
-  `tokens` ends with EOS (1) unless `max_length` cut it, then 0; `lengths` counts the EOS. `logps` is what
-  scoring the response gives, log π(y|x) in nats: of the policy itself, whatever temperature and truncation
-  chose it (so it is the response's propensity only at temperature 1 without truncation).
+  `tokens` ends with EOS unless `max_length` cut it, then padding; `lengths` counts the EOS. `logps` is log
+  π(y|x) in nats, as scoring the response gives it: the policy's own, whichever temperature and truncation
+  drew the response (so it is the response's propensity only at temperature 1 without truncation).
   """
 
   tokens: Int[Array, 'B T']
@@ -40,9 +39,9 @@ class _State(NamedTuple):
 
 
 def sample(
-  model: T5,
+  model: nn.Module,
   params: Params,
-  prompts: tuple[Int[Array, 'B S'], Int[Array, 'B S']],
+  prompts: Prompts,
   max_length: int,
   key: Array,
   *,
@@ -88,7 +87,7 @@ def sample(
 
 @functools.partial(jax.jit, static_argnums=range(6))
 def _sample(
-  model: T5,
+  model: nn.Module,
   max_length: int,
   temperature: float,
   top_k: int,
@@ -100,47 +99,43 @@ def _sample(
   prompt_ids_B: Array,
   key: Array,
 ) -> Samples:
-  apply = functools.partial(model.apply, {'params': params})
+  special = policy.special_tokens(model)
   keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_ids_B)
 
   def step(state: _State) -> _State:
-    logits_BV = apply(state.hidden[:, None], method='logits')[:, 0]
-    wanted_BV = penalised(logits_BV, state.seen, repetition_penalty)
-    chosen_B = choose(wanted_BV, keys_B, state.position, temperature, top_k, top_p)
-    chosen_B = jnp.where(state.done, 0, chosen_B).astype(jnp.int32)
+    logits_BV = policy.next_logits(model, params, state.hidden)
+    penalised_BV = penalised(logits_BV, state.seen, repetition_penalty)
+    chosen_B = choose(penalised_BV, keys_B, state.position, temperature, top_k, top_p)
+    chosen_B = jnp.where(state.done, special.pad, chosen_B).astype(jnp.int32)
     samples = _append(state.samples, state.position, logits_BV, chosen_B, state.done)
-    hidden_BD, cache = apply(state.cache, chosen_B, state.position + 1, method='decode_step')
-    done_B, seen_BV = state.done | (chosen_B == EOS), with_seen(state.seen, chosen_B)
+    hidden_BD, cache = policy.advance(model, params, state.cache, chosen_B, state.position + 1)
+    done_B, seen_BV = state.done | (chosen_B == special.eos), with_seen(state.seen, chosen_B)
     return _State(state.position + 1, hidden_BD, cache, done_B, samples, seen_BV)
 
   def going(state: _State) -> Array:
     return (state.position < max_length) & ~jnp.all(state.done)
 
-  start = _start(apply, tokens_BS, segments_BS, max_length, repetition_penalty)
+  start = _start(model, params, (tokens_BS, segments_BS), max_length, repetition_penalty)
   return jax.lax.while_loop(going, step, start).samples
 
 
 def _start(
-  apply: Apply, tokens_BS: Array, segments_BS: Array, max_length: int, repetition_penalty: float
+  model: nn.Module, params: Params, prompts: Prompts, max_length: int, repetition_penalty: float
 ) -> _State:
+  tokens_BS, segments_BS = prompts
   batch = len(tokens_BS)
-  hidden_BD, cache = begin(apply, tokens_BS, segments_BS, max_length)
+  hidden_BD, cache = policy.start(model, params, prompts, max_length)
   samples = Samples(
-    jnp.zeros((batch, max_length), jnp.int32), jnp.zeros(batch, jnp.float32), jnp.zeros(batch, jnp.int32)
+    no_tokens(model, (batch, max_length)), jnp.zeros(batch, jnp.float32), jnp.zeros(batch, jnp.int32)
   )
   done_B = ~jnp.any(segments_BS == 1, axis=-1)
-  seen_BV = nothing_seen(apply, hidden_BD, repetition_penalty)
+  seen_BV = start_seen(model, params, hidden_BD, repetition_penalty)
   return _State(jnp.zeros((), jnp.int32), hidden_BD, cache, done_B, samples, seen_BV)
 
 
-def begin(
-  apply: Apply, tokens_BS: Array, segments_BS: Array, max_length: int, *, copies: int = 1
-) -> tuple[Float[Array, 'N D'], Cache]:
-  """Encodes each prompt once, and decodes the start token of `copies` responses to it, row by row."""
-  positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-  encoded_BSD = apply(tokens_BS, segments_BS, positions_BS, method='encode')
-  encoded_NSD, mask_NS = (jnp.repeat(x, copies, axis=0) for x in (encoded_BSD, segments_BS == 1))
-  return apply(encoded_NSD, mask_NS, max_length, method='start_decoding')
+def no_tokens(model: nn.Module, shape: tuple[int, ...]) -> Int[Array, '...']:
+  """Responses without a token yet: padding."""
+  return jnp.full(shape, policy.special_tokens(model).pad, jnp.int32)
 
 
 def _append(samples: Samples, position: Array, logits_BV: Array, chosen_B: Array, done_B: Array) -> Samples:
@@ -175,16 +170,18 @@ def penalised(
   return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
-def nothing_seen(apply: Apply, hidden_BD: Array, penalty: float) -> Bool[Array, 'B V'] | None:
-  """The tokens of responses that are empty: the start token alone; `None` where nobody will ask."""
+def start_seen(
+  model: nn.Module, params: Params, hidden: Float[Array, 'B D'], penalty: float
+) -> Bool[Array, 'B V'] | None:
+  """The tokens of empty responses: the start token alone; `None` where nothing is penalised."""
   if penalty == 1:
     return None
-  shape = jax.eval_shape(lambda: apply(hidden_BD[:, None], method='logits')[:, 0]).shape
-  return jnp.zeros(shape, bool).at[:, 0].set(True)
+  shape = jax.eval_shape(lambda: policy.next_logits(model, params, hidden)).shape
+  return jnp.zeros(shape, bool).at[:, policy.special_tokens(model).start].set(True)
 
 
 def with_seen(seen: Bool[Array, 'B V'] | None, tokens_B: Array) -> Bool[Array, 'B V'] | None:
-  """What is seen with one token more in each row."""
+  """The seen tokens, with one more in each row."""
   return None if seen is None else seen.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
 
 

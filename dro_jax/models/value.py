@@ -6,8 +6,8 @@ from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
-from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.network import T5
+from dro_jax.models import policy
+from dro_jax.models.family import Config
 from dro_jax.ops import masked
 from dro_jax.types import Array, Params, Rows
 
@@ -80,20 +80,20 @@ class ValueNetwork(nn.Module):
   """V in reward units, beside the policy (DRO, arXiv 2405.19107, Eq. 4 and its ablation).
 
   Args:
-    config: the trunk's T5; only what the read-out needs of it has parameters (no decoder for `prompt`).
-    readout: `prompt`: w · (mean of the encoder's states over the response's prompt) + b, which never sees the
-      response. `attention`: the same of an attention pool over those states (A-LoL's). `token`: w ·
-      (decoder's state at t) + b = V(x, y_<t); the response's value is V_0, seeing no response token. `batch`:
-      as `prompt` here; the step then takes the mean over the global batch's responses, one value for all of
-      them (see `models.value.batch_mean`). `scalar`: one learned number, which reads no network.
-    shared: read the policy's own states, and pull its parameters too, instead of a trunk's.
-    frozen_trunk: no gradient reaches those states: only what reads them is fitted.
+    config: the trunk's. Only the parts that the read-out uses have parameters (no decoder for `prompt`).
+    readout: `prompt`: w · (mean of the prompt's states) + b, which never sees the response. `attention`: the
+      same of an attention pool over those states (A-LoL's). `token`: w · (response's state at t) + b =
+      V(x, y_<t); the response's value is V_0, which sees no response token. `batch`: as `prompt` here; the
+      step then takes the mean over the global batch's responses, one value for all of them (see
+      `models.value.batch_mean`). `scalar`: one learned number, which reads no network.
+    shared: read the policy's own states, and train its parameters too, instead of a trunk's.
+    frozen_trunk: no gradient reaches those states: only the read-out is fitted.
 
-  Parameters: `{'trunk': a T5's tree, 'head': {'kernel', 'bias'}}`, or `{'head': {'value'}}` for `scalar`; no
-  `trunk` when shared; a `pool` for `attention`.
+  Parameters: `{'trunk': the policy's kind of tree, 'head': {'kernel', 'bias'}}`, or `{'head': {'value'}}` for
+  `scalar`; no `trunk` when shared; a `pool` for `attention`.
   """
 
-  config: T5Config
+  config: Config
   readout: str = 'prompt'
   shared: bool = False
   frozen_trunk: bool = False
@@ -105,24 +105,20 @@ class ValueNetwork(nn.Module):
     if self.readout == 'attention':
       self.pool = AttentionPool(self.config.num_heads, self.config.head_dim)
     if not self.shared and self.readout != 'scalar':
-      self.trunk = T5(self.config)
+      self.trunk = policy.make_network(self.config)
 
-  def _encoded(self, rows: Rows, encoded_BSD: Array | None) -> Array:
+  def _prompt_states(self, rows: Rows, policy_states_BSD: Array | None) -> Array:
     if self.shared:
-      return encoded_BSD
-    return self.trunk.encode(rows.prompt_tokens, rows.prompt_segments, rows.prompt_positions)
+      return policy_states_BSD
+    family = policy.family_of(self.config)
+    return family.prompt_states(family.encode(self.trunk, rows, False))
 
-  def _hidden(self, rows: Rows, hidden_BTD: Array | None) -> Array:
+  def _response_states(self, rows: Rows, policy_states_BTD: Array | None) -> Array:
     if self.shared:
-      return hidden_BTD
-    return self.trunk.decode(
-      self._encoded(rows, None),
-      rows.prompt_segments,
-      rows.response_tokens,
-      rows.response_segments,
-      rows.response_positions,
-      rows.response_prompt,
-    )
+      return policy_states_BTD
+    family = policy.family_of(self.config)
+    memory = family.encode(self.trunk, rows, False)
+    return family.decode(self.trunk, memory, rows, rows, False)
 
   def _fitted(self, states: Array) -> Array:
     return jax.lax.stop_gradient(states) if self.frozen_trunk else states
@@ -130,15 +126,15 @@ class ValueNetwork(nn.Module):
   def __call__(
     self,
     rows: Rows,
-    encoded_BSD: Float[Array, 'B S D'] | None = None,
-    hidden_BTD: Float[Array, 'B T D'] | None = None,
+    prompt_states_BSD: Float[Array, 'B S D'] | None = None,
+    response_states_BTD: Float[Array, 'B T D'] | None = None,
   ) -> tuple[Float[Array, 'B R'], Float[Array, 'B T'] | None]:
     """Values of the responses, and of the tokens with the `token` read-out; 0 where there is none.
 
     Args:
       rows: prompts and responses.
-      encoded_BSD: the policy's prompt states, read when shared.
-      hidden_BTD: the policy's decoder states, read when shared.
+      prompt_states_BSD: the policy's states of the prompts, read when shared.
+      response_states_BTD: the policy's states of the responses, read when shared.
     """
     slots = rows.valid.shape[1]
     if self.readout == 'scalar':
@@ -146,9 +142,11 @@ class ValueNetwork(nn.Module):
     if self.readout != 'token':
       prompts_BR = masked.segment_first(rows.response_prompt, rows.response_segments, slots)
       pool = prompt_means if self.readout in _MEANS else self.pool
-      pooled_BRD = pool(self._fitted(self._encoded(rows, encoded_BSD)), rows.prompt_segments, prompts_BR)
+      pooled_BRD = pool(
+        self._fitted(self._prompt_states(rows, prompt_states_BSD)), rows.prompt_segments, prompts_BR
+      )
       return jnp.where(rows.valid, self.head(pooled_BRD), 0.0), None
-    token_values_BT = self.head(self._fitted(self._hidden(rows, hidden_BTD)))
+    token_values_BT = self.head(self._fitted(self._response_states(rows, response_states_BTD)))
     token_values_BT = jnp.where(rows.response_segments > 0, token_values_BT, 0.0)
     first_BR = masked.segment_first(token_values_BT, rows.response_segments, slots)
     return jnp.where(rows.valid, first_BR, 0.0), token_values_BT
@@ -159,13 +157,13 @@ def _matching(wanted: Params, source: Params, path: str) -> Params:
     missing = sorted(set(wanted) - set(source)) if isinstance(source, dict) else sorted(wanted)
     if missing:
       raise UsageError(
-        f"the policy has no {path}/{missing[0]}: give the value network the policy's T5Config."
+        f"the policy has no {path}/{missing[0]}: give the value network the policy's configuration."
       )
     return {key: _matching(value, source[key], f'{path}/{key}') for key, value in wanted.items()}
   if wanted.shape != source.shape:
     raise UsageError(
       f'{path} is {wanted.shape} in the value network and {source.shape} in the policy: '
-      "give the value network the policy's T5Config, or let it start from its own initialisation."
+      "give the value network the policy's configuration, or let it start from its own initialisation."
     )
   return source
 
@@ -187,7 +185,7 @@ def prompt_means(
   prompt_segments: Int[Array, 'B S'],
   response_prompts: Int[Array, 'B R'],
 ) -> Float[Array, 'B R D']:
-  """Mean of the encoder's states over each response's prompt, float32; 0 where a response points at none.
+  """Mean of the states of each response's prompt, float32; 0 where a response points at none.
 
   x̄_r = Σ_s [segment_s = prompt_r] h_s / Σ_s [segment_s = prompt_r].
   """

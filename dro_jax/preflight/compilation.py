@@ -14,6 +14,7 @@ import jax
 from dro_jax.costs import flops, roofline, slices
 from dro_jax.data import triplets
 from dro_jax.errors import UsageError
+from dro_jax.models import policy
 from dro_jax.parallel import partitioning
 from dro_jax.preflight.placeholders import with_reference, without_store
 from dro_jax.run import build
@@ -134,7 +135,10 @@ def _before(run: build.Run, state: TrainState, rows: Rows, where: slices.Slice) 
   tokens = (rows.prompt_tokens.size, rows.response_tokens.size)
   counted = _count(run, state, rows)
   value = run.networks.value
-  estimate = roofline.rule_of_thumb(state, tokens, run.algorithm, value is not None and value.frozen_trunk)
+  estimate = roofline.rule_of_thumb(
+    state, tokens, run.algorithm, policy.family_of(run.networks.policy.config),
+    value is not None and value.frozen_trunk,
+  )  # fmt: skip
   held = {'reference': state.reference, 'initial_policy': state.initial}
   networks = dict(state.params) | {name: tree for name, tree in held.items() if tree is not None}
   return {

@@ -16,7 +16,7 @@ from dro_jax.data.batches import loader
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
-from dro_jax.models.t5.config import T5Config
+from dro_jax.models.family import Config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import batches, best, networks
@@ -25,7 +25,7 @@ from dro_jax.run.sampling import generation, policy_samples, rollouts
 from dro_jax.run.schedule import Schedule
 from dro_jax.step import reference, state
 
-# Rows of a fresh embedding table: divides over meshes, and is what T5 itself pads to.
+# Rows of a fresh embedding table: divides over meshes, as published models are padded to.
 VOCABULARY_MULTIPLE = 128
 
 
@@ -171,8 +171,8 @@ def find_vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Voc
 
 
 def find_model_config(
-  model: T5Config | None, init_from: str | None, words: vocabularies.Vocabulary, **changes
-) -> T5Config:
+  model: Config | None, init_from: str | None, words: vocabularies.Vocabulary, **changes
+) -> Config:
   """The run's model: as given, or as the checkpoint's, with the vocabulary's size and what changes."""
   if model is None and init_from is None:
     raise UsageError(
@@ -187,8 +187,8 @@ def find_model_config(
     model = dataclasses.replace(model, vocab_size=size)
   if model.vocab_size < words.size:
     raise UsageError(
-      f'the vocabulary {words.spec!r} has {words.size} ids, but T5Config.vocab_size is {model.vocab_size}: '
-      'leave it unset, or pass at least as many.'
+      f'the vocabulary {words.spec!r} has {words.size} ids, but {type(model).__name__}.vocab_size is '
+      f'{model.vocab_size}: leave it unset, or pass at least as many.'
     )
   return dataclasses.replace(model, **{name: value for name, value in changes.items() if value is not None})
 

@@ -12,8 +12,8 @@ from flax import linen as nn
 from dro_jax import algorithms
 from dro_jax.checkpoints import orbax, policy
 from dro_jax.data.text import vocabularies
-from dro_jax.models.t5.config import FAMILY, T5Config
-from dro_jax.models.t5.network import T5, smallest_rows
+from dro_jax.models.family import Config
+from dro_jax.models.policy import config_metadata, make_network, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
@@ -25,12 +25,12 @@ _log = logging.getLogger(__name__)
 class Networks(NamedTuple):
   """The policy, and the value network where the algorithm has one."""
 
-  policy: T5
+  policy: nn.Module
   value: ValueNetwork | None
 
 
 def build(
-  config: T5Config,
+  config: Config,
   *,
   uses_value: bool,
   readout: str = 'prompt',
@@ -39,7 +39,7 @@ def build(
 ) -> Networks:
   """The networks of a configuration; the value trunk has the policy's architecture."""
   value = ValueNetwork(config, readout=readout, shared=shared, frozen_trunk=frozen_trunk)
-  return Networks(T5(config), value if uses_value else None)
+  return Networks(make_network(config), value if uses_value else None)
 
 
 def build_policy(directory: str, **changes: Any) -> Networks:
@@ -126,7 +126,7 @@ def _say_fresh(value: Params, init_from: str) -> str:
 
 
 def metadata(
-  config: T5Config,
+  config: Config,
   *,
   vocabulary: vocabularies.Vocabulary,
   algorithm: algorithms.Algorithm,
@@ -138,8 +138,7 @@ def metadata(
   """What is saved beside every checkpoint: enough to rebuild the networks and read data as the run did."""
   value = {'readout': readout, 'shared': shared} | ({'frozen_trunk': True} if frozen_trunk else {})
   return {
-    'family': FAMILY,
-    'model': dataclasses.asdict(config),
+    **config_metadata(config),
     'value': value if algorithm.uses_value else None,
     'vocabulary': vocabulary.spec,
     'vocabulary_fingerprint': vocabulary.fingerprint,

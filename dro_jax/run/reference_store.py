@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import linen as nn
 
 from dro_jax import algorithms
 from dro_jax.checkpoints import digest
@@ -17,9 +18,8 @@ from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.files import hash_parts
-from dro_jax.models.t5 import parameters
-from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.network import T5
+from dro_jax.models import stacks
+from dro_jax.models.family import Config
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import batches, networks
 from dro_jax.run.table_scores import TokenScorer, make_token_scorer
@@ -31,9 +31,7 @@ _INDIFFERENT = ('scan_layers', 'remat', 'dropout_rate')
 _TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.1}
 
 
-def fingerprint(
-  config: T5Config, words: vocabularies.Vocabulary, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def fingerprint(config: Config, words: vocabularies.Vocabulary, options: Mapping[str, Any]) -> dict[str, Any]:
   """Of the policy's architecture, vocabulary and way of reading data; its parameters' is `digest_of`'s."""
   model = {name: x for name, x in dataclasses.asdict(config).items() if name not in _INDIFFERENT}
   found = {'model': model, 'vocabulary': words.fingerprint, 'data': dict(options)}
@@ -42,7 +40,7 @@ def fingerprint(
 
 def digest_of(params: Params) -> str:
   """A hash of parameters, the same for any mesh, scanned or not."""
-  return digest.hash_tree(parameters.convert_layers(params, scan=False))
+  return digest.hash_tree(stacks.convert_layers(params, scan=False))
 
 
 def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, steps: int) -> dict[str, Any]:
@@ -128,7 +126,9 @@ class Opened(NamedTuple):
         '`dro_jax cache_reference` again with this run’s settings.'
       )
 
-  def try_out(self, policy: T5, params: Params, mesh: Mesh, chunk_size: int | None = None) -> dict[str, Any]:
+  def try_out(
+    self, policy: nn.Module, params: Params, mesh: Mesh, chunk_size: int | None = None
+  ) -> dict[str, Any]:
     """Scores a sample of responses again by the run's initial policy; says by how much they differ at most.
 
     Raises:
@@ -166,7 +166,7 @@ class Opened(NamedTuple):
 def open_for(
   reference: Reference | None,
   algorithm: algorithms.Algorithm,
-  config: T5Config,
+  config: Config,
   words: vocabularies.Vocabulary,
   triplets: Triplets,
 ) -> Opened:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from dro_jax import algorithms
 from dro_jax.algorithms.batch import Batch
 from dro_jax.data.batches.loader import Loader
 from dro_jax.data.batches.rows import place_batch
 from dro_jax.models import scoring
-from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run.networks import Networks
@@ -149,7 +149,7 @@ def _joined(parts: Sequence[Mapping[str, Batch]], statistics: Mapping[str, Any])
 TokenScorer = Callable[[Params, Rows], tuple[np.ndarray, np.ndarray]]
 
 
-def make_token_scorer(policy: T5, mesh: Mesh, chunk_size: int | None = None) -> TokenScorer:
+def make_token_scorer(policy: nn.Module, mesh: Mesh, chunk_size: int | None = None) -> TokenScorer:
   """Returns `score(params, rows on the mesh) -> (logps [B, R], token log-probs [B, T])`.
 
   The scoring function is that of training.

@@ -20,7 +20,7 @@ from dro_jax.data.batches import groups
 from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import scoring
-from dro_jax.models.t5.config import T5Config
+from dro_jax.models.family import Config
 from dro_jax.parallel import machine, partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import batches, best, networks, reference_store, table_scores
@@ -60,7 +60,7 @@ def train(
   algorithm: Callable[[], algorithms.Algorithm] = algorithms.dro_v,
   *,
   reference: Callable[[scoring.Score], Reference] = frozen,
-  model: T5Config | None = None,
+  model: Config | None = None,
   init_from: str | None = None,
   vocabulary: str | None = None,
   value_readout: str = 'prompt',
@@ -98,7 +98,7 @@ def train(
     data: the triplets and how to read them, but for the vocabulary (see `data.triplets.load_triplets`).
     algorithm: what to minimise (see `algorithms`).
     reference: where the reference's log-probs come from (see `reference`).
-    model: size and kind of a T5; `None` takes the checkpoint's.
+    model: size and kind of the model; `None` takes the checkpoint's.
     init_from: a checkpoint whose policy is the start and the reference; `None` starts at random.
     vocabulary: `bytes`, or a SentencePiece model; `None` takes the checkpoint's, or else bytes.
     value_readout: `prompt`, `attention`, `token`, `batch` or `scalar` (see `models.value.ValueNetwork`).

@@ -1,4 +1,4 @@
-"""optax's optimisers, told what a T5 with a value head needs of them."""
+"""optax's optimisers, with rules for scanned layers and for value heads."""
 
 import itertools
 import math
@@ -10,11 +10,10 @@ import optax
 from jax.tree_util import DictKey
 
 from dro_jax.errors import UsageError
+from dro_jax.models.stacks import LAYER_AXIS, STACKS
 from dro_jax.types import Params
 
 Schedule: TypeAlias = float | optax.Schedule
-SCAN_AXIS = 1
-STACKS = ('encoder', 'decoder')
 
 
 class Optimizer(optax.GradientTransformation):
@@ -67,7 +66,7 @@ def kind_of_parameter(path: tuple) -> str:
   return stacks[0] if stacks else 'plain'
 
 
-def over_layers(tx: optax.GradientTransformation, axis: int = SCAN_AXIS) -> optax.GradientTransformation:
+def over_layers(tx: optax.GradientTransformation, axis: int = LAYER_AXIS) -> optax.GradientTransformation:
   """Applies `tx` to each layer of a scanned stack by itself, so that scanned equals unrolled.
 
   optax would take a stack for one parameter: one update clip and one parameter scale for all of its layers.

@@ -19,9 +19,9 @@ from dro_jax.checkpoints.huggingface import write as huggingface
 from dro_jax.checkpoints.t5x import read as t5x
 from dro_jax.data.text import tokenizer_json, vocabularies
 from dro_jax.errors import UsageError
+from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.parameters import convert_layers
 from tests.data.text.test_vocabularies import train
 from tests.torch_t5 import (
   KINDS,

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from dro_jax import algorithms
 from dro_jax.costs import flops
 from dro_jax.models import scoring
-from dro_jax.models.t5.parameters import convert_layers
+from dro_jax.models.stacks import convert_layers
 from dro_jax.parallel import partitioning
 from dro_jax.step import state as train_state
 from dro_jax.step import train_step

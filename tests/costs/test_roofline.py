@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from dro_jax import algorithms
 from dro_jax.costs import roofline
+from dro_jax.models.policy import FAMILIES
 from dro_jax.run import networks
 from dro_jax.step.state import TrainState
 from tests.examples import CONFIG
@@ -22,7 +23,7 @@ def estimated(**value) -> tuple[float, dict[str, int], dict[str, int]]:
   nets = networks.build(CONFIG, uses_value=True, **value)
   params = nn.unbox(networks.abstract_params(nets))
   state = TrainState(np.zeros(()), params, {}, None)
-  found = roofline.rule_of_thumb(state, (3, 5), algorithms.dro_v(), nets.value.frozen_trunk)
+  found = roofline.rule_of_thumb(state, (3, 5), algorithms.dro_v(), FAMILIES['t5'], nets.value.frozen_trunk)
   return found, sizes(params['policy']), sizes(params['value'].get('trunk', {}))
 
 
@@ -45,7 +46,7 @@ def test_a_tied_policy_projects_by_its_table():
   state = TrainState(np.zeros(()), {'policy': policy}, {}, policy)
   parts = sizes(policy)
   met = 3 * parts['encoder'] + 5 * (parts['decoder'] + parts['token_embedder'])
-  assert roofline.rule_of_thumb(state, (3, 5), algorithms.dpo()) == (6 + 2) * met
+  assert roofline.rule_of_thumb(state, (3, 5), algorithms.dpo(), FAMILIES['t5']) == (6 + 2) * met
 
 
 def test_a_moving_reference_holds_the_initial_policy_too():

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models import sampling
+from dro_jax.models.policy import smallest_rows
+from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.network import T5, smallest_rows
-from dro_jax.models.t5.parameters import convert_layers
+from dro_jax.models.t5.network import T5
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
 from dro_jax.types import Rows
@@ -76,8 +78,8 @@ def test_responses_end_with_eos_or_at_the_limit():
   samples = sample()
   assert 1 < samples.lengths.min() < samples.lengths.max() == LENGTH
   for tokens, length in zip(samples.tokens, samples.lengths, strict=True):
-    assert (tokens[: length - 1] != sampling.EOS).all()
-    assert (tokens[length - 1] == sampling.EOS) == (length < LENGTH) or length == LENGTH
+    assert (tokens[: length - 1] != vocabularies.EOS).all()
+    assert (tokens[length - 1] == vocabularies.EOS) == (length < LENGTH) or length == LENGTH
     assert (tokens[length:] == 0).all()
 
 

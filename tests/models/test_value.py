@@ -8,8 +8,9 @@ import pytest
 from flax import linen as nn
 
 from dro_jax.errors import UsageError
+from dro_jax.models.policy import smallest_rows
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.network import T5, smallest_rows
+from dro_jax.models.t5.network import T5
 from dro_jax.models.value import READOUTS, ValueNetwork, start_from_policy
 from tests.examples import layout, random_examples
 

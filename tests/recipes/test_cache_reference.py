@@ -13,7 +13,7 @@ from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import evaluate
-from dro_jax.models.t5.parameters import convert_layers
+from dro_jax.models.stacks import convert_layers
 from dro_jax.parallel import partitioning
 from dro_jax.recipes import cache_reference
 from dro_jax.run import batches, networks, reference_store, schedule, train, trained

@@ -10,9 +10,9 @@ from flax import traverse_util
 
 from dro_jax.checkpoints import orbax
 from dro_jax.errors import UsageError
+from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.parameters import convert_layers
 from dro_jax.parallel import partitioning
 from dro_jax.run import networks
 

@@ -11,9 +11,10 @@ from flax import linen as nn
 
 from dro_jax.cli import bindings, flags, tables
 from dro_jax.errors import UsageError
+from dro_jax.models.policy import smallest_rows
+from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.network import T5, smallest_rows
-from dro_jax.models.t5.parameters import convert_layers
+from dro_jax.models.t5.network import T5
 from dro_jax.step import optimizers
 
 CONFIG = T5Config(

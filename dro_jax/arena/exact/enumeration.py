@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Float, Int
 
 from dro_jax.data.worlds import toy
-from dro_jax.models.t5.network import T5, Cache
+from dro_jax.models import policy as models_policy
 from dro_jax.types import Array, Params
 
 PROMPTS_AT_ONCE = 8
@@ -21,7 +22,7 @@ PROMPTS_AT_ONCE = 8
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def word_logps(
-  policy: T5, params: Params, prompts: Int[Array, 'P S'], letters: Int[Array, 'I C'], eos: int
+  policy: nn.Module, params: Params, prompts: Int[Array, 'P S'], letters: Int[Array, 'I C'], eos: int
 ) -> Float[Array, 'P Y']:
   """log π(y|x) of every word, EOS included, in the order of `itertools.product` over its letters' choices.
 
@@ -36,37 +37,27 @@ def word_logps(
   """
   rest = -len(prompts) % PROMPTS_AT_ONCE
   parts = jnp.pad(prompts, ((0, rest), (0, 0))).reshape(-1, PROMPTS_AT_ONCE, prompts.shape[1])
-  logps = jax.lax.map(lambda part: _of_part(policy, params, part, letters, eos), parts)
+  logps = jax.lax.map(lambda part: _part_logps(policy, params, part, letters, eos), parts)
   return logps.reshape(len(prompts) + rest, -1)[: len(prompts)]
 
 
-def _of_part(policy: T5, params: Params, prompts_PS: Array, letters_IC: Array, eos: int) -> Array:
-  def apply(method, *args):
-    return policy.apply({'params': params}, *args, method=method)
-
+def _part_logps(policy: nn.Module, params: Params, prompts_PS: Array, letters_IC: Array, eos: int) -> Array:
   def next_logps(hidden_ND: Array) -> Array:
-    return jax.nn.log_softmax(apply('logits', hidden_ND[:, None])[:, 0])
+    return jax.nn.log_softmax(models_policy.next_logits(policy, params, hidden_ND))
 
   # Padding rows have no token; they see one, for a softmax over nothing is undefined.
   mask_PS = (prompts_PS > 0) | (jnp.arange(prompts_PS.shape[1]) == 0)[None]
-  encoded = apply('encode', prompts_PS, mask_PS.astype(jnp.int32), jnp.zeros_like(prompts_PS))
-  hidden_ND, cache = apply('start_decoding', encoded, mask_PS, len(letters_IC) + 1)
+  prompts = prompts_PS, mask_PS.astype(jnp.int32)
+  hidden_ND, cache = models_policy.start(policy, params, prompts, len(letters_IC) + 1)
   logps_N = jnp.zeros(len(prompts_PS))
   for position, letters_C in enumerate(letters_IC, 1):
     chosen_NC = next_logps(hidden_ND)[:, letters_C]
     logps_N = (logps_N[:, None] + chosen_NC).reshape(-1)
     tokens_N = jnp.tile(letters_C, len(hidden_ND))
-    cache = _repeated(cache, len(letters_C))
-    hidden_ND, cache = apply('decode_step', cache, tokens_N, jnp.asarray(position))
+    # Each beginning's cache for each letter that may follow it.
+    cache = models_policy.select(policy, cache, jnp.repeat(jnp.arange(len(hidden_ND)), len(letters_C)))
+    hidden_ND, cache = models_policy.advance(policy, params, cache, tokens_N, jnp.asarray(position))
   return (logps_N + next_logps(hidden_ND)[:, eos]).reshape(len(prompts_PS), -1)
-
-
-def _repeated(cache: Cache, times: int) -> Cache:
-  """Each beginning's cache for each letter that may follow it."""
-  return Cache(
-    jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), cache.layers),
-    jnp.repeat(cache.prompt_mask, times, axis=0),
-  )
 
 
 def measures(

@@ -19,7 +19,7 @@ from dro_jax.costs import flops
 from dro_jax.data.batches import groups, loader, packing, plan
 from dro_jax.data.triplets import Triplets
 from dro_jax.models import scoring
-from dro_jax.models.t5.network import smallest_rows
+from dro_jax.models.policy import smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
 from dro_jax.run.batches import derive
 from dro_jax.run.networks import Networks

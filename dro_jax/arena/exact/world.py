@@ -22,16 +22,18 @@ from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets, scaled
 from dro_jax.data.worlds import toy
 from dro_jax.errors import UsageError
-from dro_jax.models.t5.config import T5Config
+from dro_jax.models.family import Config
+from dro_jax.models.policy import make_config
 from dro_jax.run import networks
 from dro_jax.types import Params
 
 LETTERS = ('bdfgklmprt', 'aeiouyhwjq', 'cnsvxzbdgk')
 PROMPT_TOKENS, WORD_TOKENS = 8, 4
 PROMPTS_AT_ONCE = 64
-MODEL = T5Config(
-  vocab_size=384, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2
-)
+MODEL = make_config(
+  't5', vocab_size=384, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2,
+  num_decoder_layers=2,
+)  # fmt: skip
 
 
 class Point(NamedTuple):
@@ -67,7 +69,7 @@ class ExactSettings:
     steps: of DRO-V; other methods take as many as cost the same FLOPs.
     batch_size: responses of a batch.
     measurements: checkpoints at which a run is measured.
-    model: size of the T5.
+    model: size of the policy.
   """
 
   letters: tuple[str, ...] | list[str] = LETTERS
@@ -83,7 +85,7 @@ class ExactSettings:
   steps: int = 512
   batch_size: int = 128
   measurements: int = 4
-  model: T5Config = MODEL
+  model: Config = MODEL
 
   def __post_init__(self):
     # Hashable, for what is shared is kept by settings; gin hands lists in.

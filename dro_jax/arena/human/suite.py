@@ -26,7 +26,7 @@ from dro_jax.data.table.table import TokenTable
 from dro_jax.data.triplets import Triplets, load_triplets, require_rewards, scaled
 from dro_jax.errors import UsageError
 from dro_jax.files import to_json
-from dro_jax.models.t5.config import T5Config
+from dro_jax.models.family import Config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import batches, networks, table_scores
@@ -76,7 +76,7 @@ class Place(NamedTuple):
 
   folder: pathlib.Path
   feedback: Feedback
-  model: T5Config
+  model: Config
   mesh: Callable[[], Mesh]
   batch_size: int
 
@@ -264,7 +264,7 @@ def human(
   folder: str,
   feedback: Callable[[], Feedback],
   *,
-  model: T5Config = training.MODEL,
+  model: Config = training.MODEL,
   steps: int = 200,
   batch_size: int = 32,
   evaluations: int = 2,

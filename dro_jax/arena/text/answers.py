@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import linen as nn
 
 from dro_jax.data.batches.rows import single_rows
 from dro_jax.data.text import vocabularies
-from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import table_scores
@@ -44,7 +44,7 @@ class Tools(NamedTuple):
   mesh: Mesh
 
 
-def make_tools(policy: T5, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int) -> Tools:
+def make_tools(policy: nn.Module, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int) -> Tools:
   """Functions that answer and score with any policy of this kind, at temperature 1 without truncation."""
   answer = generation.make_generator(policy, mesh, max_length=response_length, batch_size=_BATCH)
 
@@ -64,7 +64,9 @@ def _prompt_tokens(words: vocabularies.Vocabulary, prompts: Sequence[str]) -> li
   return [np.append(ids, vocabularies.EOS) for ids in words.encode_batch(prompts)]
 
 
-def _make_score(policy: T5, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int) -> Callable:
+def _make_score(
+  policy: nn.Module, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int
+) -> Callable:
   """Scores tokens as they were sampled: tokenising the text again may give others."""
   score = table_scores.make_token_scorer(policy, mesh)
 

@@ -28,7 +28,7 @@ from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.data.worlds import exercises as verifiable
 from dro_jax.data.worlds.exercises import Exercises as Exercises
 from dro_jax.files import to_json
-from dro_jax.models.t5.config import T5Config
+from dro_jax.models.family import Config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import networks
@@ -76,7 +76,7 @@ class Place(NamedTuple):
 
   folder: pathlib.Path
   world: TextWorld
-  model: T5Config
+  model: Config
   mesh: Callable[[], Mesh]
 
 
@@ -270,7 +270,7 @@ def text(
   folder: str,
   world: Callable[[], TextWorld] = TextWorld,
   *,
-  model: T5Config = training.MODEL,
+  model: Config = training.MODEL,
   steps: int = 400,
   batch_size: int = 64,
   evaluations: int = 4,

@@ -12,9 +12,9 @@ from dro_jax.data.text import tokenizer_json
 from dro_jax.data.text.vocabularies import is_json, parse, read_model, vocabulary
 from dro_jax.errors import UsageError
 from dro_jax.files import json_text
+from dro_jax.models.stacks import Path
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.parameters import Path
 
 Stream = Callable[..., Iterator[tuple[Path, np.ndarray]]]
 

@@ -24,9 +24,9 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from dro_jax.errors import UsageError
+from dro_jax.models.stacks import Path, in_stack, is_stack
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.parameters import Path, in_stack, is_stack
 from dro_jax.types import Params
 
 FILE = 'checkpoint'

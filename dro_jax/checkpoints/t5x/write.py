@@ -12,9 +12,9 @@ from flax import serialization, traverse_util
 
 from dro_jax.checkpoints.t5x.read import FILE, kvstore
 from dro_jax.data.text.vocabularies import is_json, parse
+from dro_jax.models.stacks import Path, is_stack
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.parameters import Path, is_stack
 
 Stream = Callable[..., Iterator[tuple[Path, np.ndarray]]]
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from dro_jax.errors import UsageError
 from dro_jax.files import hash_parts
+from dro_jax.types import SpecialTokens
 
-PAD, EOS, UNKNOWN = 0, 1, 2
+PAD, EOS, UNKNOWN = SpecialTokens()[:3]
 _BYTE_OFFSET = 3
 _EXTRA_IDS = 100
 _BYTE_ROWS = 1024  # At most that a model of bytes embeds; ByT5 has 384.

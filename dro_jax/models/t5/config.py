@@ -6,9 +6,10 @@ import jax
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers
+from dro_jax.types import SpecialTokens
 
-# What a checkpoint's metadata calls these models.
-FAMILY = 't5'
+# Of T5's own vocabularies; a response's first input is padding.
+TOKENS = SpecialTokens()
 DTYPES = ('float32', 'bfloat16')
 # What a layer's forward pass keeps where the rest is recomputed.
 REMATS = {True: None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}

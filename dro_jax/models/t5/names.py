@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from dro_jax.errors import UsageError
+from dro_jax.models.stacks import Path, in_stack
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.parameters import Path, in_stack
 
 EMBEDDING: Path = ('token_embedder', 'embedding')
 LOGITS: Path = ('decoder', 'logits_dense', 'kernel')

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from dro_jax.errors import UsageError
 from dro_jax.models import layers
 from dro_jax.models.layers import KeysValues
-from dro_jax.models.t5.config import REMATS, T5Config
+from dro_jax.models.t5.config import REMATS, TOKENS, T5Config
 from dro_jax.types import Array, Rows
 
 
@@ -221,9 +221,9 @@ class Decoder(nn.Module):
 
 
 def shift_right(tokens_BT: Int[Array, 'B T'], positions_BT: Int[Array, 'B T']) -> Int[Array, 'B T']:
-  """The decoder's inputs: targets moved one to the right within each segment, whose first input is 0."""
+  """The decoder's inputs: targets moved one to the right within each segment, after the start token."""
   previous_BT = jnp.pad(tokens_BT[:, :-1], ((0, 0), (1, 0)))
-  return jnp.where(positions_BT == 0, 0, previous_BT)
+  return jnp.where(positions_BT == 0, TOKENS.start, previous_BT)
 
 
 class T5(nn.Module):
@@ -306,7 +306,7 @@ class T5(nn.Module):
   ) -> tuple[Float[Array, 'B D'], Cache]:
     """Decodes the start token: the state that predicts the first token, and a cache for `max_length`."""
     batch = encoded_BSD.shape[0]
-    x_BTD = self.token_embedder(jnp.zeros((batch, 1), jnp.int32))
+    x_BTD = self.token_embedder(jnp.full((batch, 1), TOKENS.start, jnp.int32))
     hidden_BTD, kept = self.decoder(
       x_BTD, encoded_BSD, jnp.ones((batch, 1, 1), bool), prompt_mask_BS[:, None, :], True, keep=True
     )
@@ -327,14 +327,3 @@ class T5(nn.Module):
     )  # fmt: skip
     response = _write(cache.layers.response, new.response, position, axis=2)
     return hidden_BTD[:, 0], cache._replace(layers=cache.layers._replace(response=response))
-
-
-def smallest_rows() -> Rows:
-  """One row with one token a side: what `T5(config).init` needs to be called on."""
-  token = jnp.ones((1, 1), jnp.int32)
-  start = jnp.zeros((1, 1), jnp.int32)
-  return Rows(
-    prompt_tokens=token, prompt_segments=token, prompt_positions=start,
-    response_tokens=token, response_segments=token, response_positions=start, response_prompt=token,
-    rewards=jnp.zeros((1, 1)), example_id=start, valid=jnp.ones((1, 1), bool),
-  )  # fmt: skip

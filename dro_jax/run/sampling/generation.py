@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from dro_jax.data.batches.rows import single_rows
 from dro_jax.errors import UsageError
 from dro_jax.models import beam_search, sampling
-from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.types import Params, Rows
@@ -28,7 +28,7 @@ Generator = Callable[[Params, Sequence[np.ndarray], Sequence[int]], Iterator[Ans
 
 
 def make_generator(
-  policy: T5,
+  policy: nn.Module,
   mesh: Mesh,
   *,
   max_length: int,

@@ -18,6 +18,7 @@ from dro_jax.algorithms import Algorithm
 from dro_jax.algorithms.batch import Batch
 from dro_jax.data.batches.loader import Loader
 from dro_jax.data.batches.rows import place_batch
+from dro_jax.data.text import vocabularies
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
@@ -211,7 +212,7 @@ def _rewards(
 
 def _by_prompt(samples: sampling.Samples, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
   """Log-probs, lengths, and whether each response ended by itself, `[B, K]` each."""
-  ended = (samples.tokens == sampling.EOS).any(axis=-1)
+  ended = (samples.tokens == vocabularies.EOS).any(axis=-1)
   return tuple(x.reshape(shape) for x in (samples.logps, samples.lengths, ended))
 
 

@@ -20,9 +20,9 @@ from dro_jax.checkpoints.t5x import read as t5x
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import check
+from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.parameters import convert_layers
 
 CONFIG = T5Config(
   vocab_size=384, emb_dim=16, num_heads=3, head_dim=4, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=4,

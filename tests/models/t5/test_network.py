@@ -10,9 +10,10 @@ import pytest
 from flax import linen as nn
 
 from dro_jax.errors import UsageError
+from dro_jax.models.policy import smallest_rows
+from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5.config import T5Config
-from dro_jax.models.t5.network import T5, shift_right, smallest_rows
-from dro_jax.models.t5.parameters import convert_layers
+from dro_jax.models.t5.network import T5, shift_right
 from tests.examples import layout, random_examples
 
 CONFIG = T5Config(
@@ -255,10 +256,10 @@ SIZES = {
 
 
 def read_gin(path):
-  configurable = gin.external_configurable(T5Config, module=T5Config.__module__)
+  configurable = gin.external_configurable(T5Config, module='dro_jax.models.t5')
   with gin.unlock_config():
     gin.clear_config()
-    # What takes the model is bound there too, and is not known here.
+    # The files also bind the parameter of train that takes the model; train is not registered here.
     gin.parse_config_file(str(path), skip_unknown=['train'])
     config = configurable()
     gin.clear_config()

@@ -16,7 +16,7 @@ from dro_jax.data.batches import loader, packing, plan
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
-from dro_jax.models import sampling, scoring
+from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
 from dro_jax.run import networks, schedule, train
 from dro_jax.run.sampling import rollouts as online
@@ -210,8 +210,8 @@ def test_rows_hold_the_samples_and_their_rewards(data):
     assert rows.rewards[b, k] == len(response)
     positions = rows.response_positions[b][rows.response_segments[b] == k + 1]
     np.testing.assert_array_equal(positions, np.arange(len(tokens)))
-    assert (tokens[:-1] != sampling.EOS).all()
-    assert tokens[-1] == sampling.EOS or len(tokens) == LENGTH
+    assert (tokens[:-1] != vocabularies.EOS).all()
+    assert tokens[-1] == vocabularies.EOS or len(tokens) == LENGTH
   np.testing.assert_array_equal(rows.response_prompt, rows.response_segments > 0)
   np.testing.assert_array_equal(rows.units.index, np.arange(12).reshape(4, 3))
   assert rows.units.mask.all() and rows.valid.all()

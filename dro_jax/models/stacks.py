@@ -1,4 +1,4 @@
-"""T5's parameter tree: layers scanned or not."""
+"""Parameter trees whose layers are scanned (`NAME/NAME`, layers on axis 1) or not (`NAME/layers_0`)."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,6 +12,12 @@ from dro_jax.types import Params
 
 Path = tuple[str, ...]
 
+# The names that families give to their stacks of layers; a decoder-only model has a decoder. Optimisers keep
+# a state for each, so that another name here would change the states of runs that were saved before.
+STACKS = ('encoder', 'decoder')
+# The axis of a scanned stack's parameters that counts layers.
+LAYER_AXIS = 1
+
 
 def in_stack(path: Path) -> tuple[Path, int] | None:
   """Where an unrolled layer's parameter lies in a scanned tree: its stack's path, and its layer."""
@@ -21,8 +27,8 @@ def in_stack(path: Path) -> tuple[Path, int] | None:
 
 
 def is_stack(path: Path) -> bool:
-  """Whether a parameter holds all layers of a side, on axis 1."""
-  return len(path) > 2 and path[0] == path[1] and path[0] in ('encoder', 'decoder')
+  """Whether a parameter holds all layers of a stack, on axis 1."""
+  return len(path) > 2 and path[0] == path[1] and path[0] in STACKS
 
 
 def convert_leaves(flat: dict[Path, Any], *, scan: bool) -> Iterator[tuple[Path, Any]]:

@@ -1,0 +1,81 @@
+"""What the rest of dro_jax knows of one kind of model."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from flax import linen as nn
+from jaxtyping import Float, Int
+
+from dro_jax.types import Array, Mismatched, Params, Rows, SpecialTokens
+
+# Prompts to be answered, one a row: tokens, and segments that are 1 on the prompt and 0 on padding.
+Prompts = tuple[Int[Array, 'B S'], Int[Array, 'B S']]
+# What responses read of their prompts, and what decoding keeps between steps: trees of the family's own.
+Memory = Any
+Cache = Any
+
+
+@runtime_checkable
+class Config(Protocol):
+  """The fields of every family's configuration, a frozen dataclass that JSON can hold.
+
+  Attributes:
+    vocab_size: rows of the embedding table; `None` leaves it to the run, which takes the vocabulary's.
+    emb_dim: width of the hidden states.
+    num_heads: attention heads.
+    head_dim: width of a head.
+    dropout_rate: used only where a caller enables dropout.
+    dtype: of activations, `float32` or `bfloat16`.
+    scan_layers: one compiled layer run over stacked parameters (see `models.stacks`).
+    remat: what of a layer is recomputed in the backward pass.
+  """
+
+  vocab_size: int | None
+  emb_dim: int
+  num_heads: int
+  head_dim: int
+  dropout_rate: float
+  dtype: str
+  scan_layers: bool
+  remat: bool | str
+
+
+class Family(NamedTuple):
+  """One kind of model: two streams, of prompts and of responses, over one row layout.
+
+  Functions that compute take the network first, bound as within another module; `models.policy` binds it.
+
+  Attributes:
+    name: the family's, in a checkpoint's metadata.
+    config: the class of its configurations (see `Config`).
+    network: from a configuration to the module, which may be called on `Rows` and has the field `config`.
+    encode: `(network, rows, dropout)`: the prompts' memory.
+    prompt_states: `(memory)`: states of the prompts' tokens, `[B, S, D]`, which a value network reads.
+    decode: `(network, memory, rows, responses, dropout)`: states that predict each response token, from its
+      prompt and the tokens before it, `[B, T, D]`.
+    logits: `(network, states)`: unnormalised log-probs of the next token, `[B, T, V]`, float32.
+    start: `(network, prompts, max_length, copies)`: the state that predicts the first token of `copies`
+      responses to each prompt, `[N, D]`, row by row, and a cache for `max_length` tokens.
+    advance: `(network, cache, tokens, position)`: the state after the token at input `position` (0 was the
+      start), and the new cache.
+    select: `(cache, rows, same_prompts)`: the cache of these rows, in this order. With `same_prompts` each
+      row takes the place of a response to its own prompt.
+    parameters_met: `(params, projects)`: how many parameters a prompt token meets, and a response token, with
+      the vocabulary's projection where the pass `projects`.
+    stacks: the names of its stacks of layers, of `models.stacks.STACKS`.
+    tokens: from a configuration to the special tokens' ids.
+  """
+
+  name: str
+  config: type
+  network: Callable[[Any], nn.Module]
+  encode: Callable[[nn.Module, Rows, bool], Memory]
+  prompt_states: Callable[[Memory], Float[Array, 'B S D']]
+  decode: Callable[[nn.Module, Memory, Rows, Rows | Mismatched, bool], Float[Array, 'B T D']]
+  logits: Callable[[nn.Module, Float[Array, 'B T D']], Float[Array, 'B T V']]
+  start: Callable[[nn.Module, Prompts, int, int], tuple[Float[Array, 'N D'], Cache]]
+  advance: Callable[[nn.Module, Cache, Int[Array, 'N'], Int[Array, '']], tuple[Float[Array, 'N D'], Cache]]
+  select: Callable[[Cache, Int[Array, 'N'], bool], Cache]
+  parameters_met: Callable[[Mapping[str, Params], bool], tuple[int, int]]
+  stacks: tuple[str, ...]
+  tokens: Callable[[Any], SpecialTokens]

@@ -1,0 +1,137 @@
+"""Policies of every family: made from a configuration, run on rows, and decoded step by step."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Float, Int
+
+from dro_jax.errors import UsageError
+from dro_jax.models.family import Cache, Config, Family, Memory, Prompts
+from dro_jax.models.t5 import family as t5
+from dro_jax.types import Array, Mismatched, Params, Rows, SpecialTokens
+
+# By the name that a checkpoint's metadata gives.
+FAMILIES: dict[str, Family] = {'t5': t5.FAMILY}
+
+
+def family_of(config: Config) -> Family:
+  """The family that a configuration belongs to.
+
+  Raises:
+    UsageError: no family has configurations of this class.
+  """
+  for family in FAMILIES.values():
+    if type(config) is family.config:
+      return family
+  raise UsageError(
+    f'{type(config).__name__} is the configuration of no model that dro_jax has: pass one of '
+    f'{", ".join(family.config.__name__ for family in FAMILIES.values())}.'
+  )
+
+
+def make_network(config: Config) -> nn.Module:
+  """The module of a configuration."""
+  return family_of(config).network(config)
+
+
+def make_config(family: str, **fields: Any) -> Config:
+  """A configuration of a family by its name.
+
+  Raises:
+    UsageError: there is no such family.
+  """
+  if family not in FAMILIES:
+    raise UsageError(
+      f'dro_jax has no model family {family!r}, only {", ".join(FAMILIES)}: pass one of these. A checkpoint '
+      'of another family needs the version of dro_jax that saved it.'
+    )
+  return FAMILIES[family].config(**fields)
+
+
+def config_metadata(config: Config) -> dict[str, Any]:
+  """What a checkpoint's metadata holds of a configuration; `saved_config` reads it."""
+  return {'family': family_of(config).name, 'model': dataclasses.asdict(config)}
+
+
+def saved_config(metadata: Mapping[str, Any]) -> Config:
+  """The configuration in a checkpoint's metadata.
+
+  Raises:
+    UsageError: dro_jax does not have its family.
+  """
+  return make_config(metadata['family'], **metadata['model'])
+
+
+def special_tokens(network: nn.Module) -> SpecialTokens:
+  """The special tokens' ids of a policy."""
+  return family_of(network.config).tokens(network.config)
+
+
+# --- with a network's parameters ----------------------------------------------------------------------------
+
+
+def encode(network: nn.Module, params: Params, rows: Rows, rng: Array | None = None) -> Memory:
+  """The memory of the rows' prompts; dropout is on exactly where `rng` is given."""
+  return _apply(network, params, 'encode', rows, rng is not None, rng=rng)
+
+
+def decode(
+  network: nn.Module,
+  params: Params,
+  memory: Memory,
+  rows: Rows,
+  responses: Rows | Mismatched,
+  rng: Array | None = None,
+) -> Float[Array, 'B T D']:
+  """States that predict each response token from the prompt it points at and the tokens before it."""
+  return _apply(network, params, 'decode', memory, rows, responses, rng is not None, rng=rng)
+
+
+def logits(network: nn.Module, params: Params, states: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
+  """Unnormalised log-probs of the next token, float32."""
+  return _apply(network, params, 'logits', states)
+
+
+def next_logits(network: nn.Module, params: Params, state: Float[Array, 'N D']) -> Float[Array, 'N V']:
+  """Unnormalised log-probs of the token that follows `start` or `advance`, float32."""
+  return logits(network, params, state[:, None])[:, 0]
+
+
+def start(
+  network: nn.Module, params: Params, prompts: Prompts, max_length: int, copies: int = 1
+) -> tuple[Float[Array, 'N D'], Cache]:
+  """Begins `copies` responses to each prompt: the states that predict their first tokens, and a cache."""
+  return _apply(network, params, 'start', prompts, max_length, copies)
+
+
+def advance(
+  network: nn.Module, params: Params, cache: Cache, tokens: Int[Array, 'N'], position: Int[Array, '']
+) -> tuple[Float[Array, 'N D'], Cache]:
+  """Reads the token at input `position` (0 was the start): the state that predicts the next, and a cache."""
+  return _apply(network, params, 'advance', cache, tokens, position)
+
+
+def select(network: nn.Module, cache: Cache, rows: Int[Array, 'N'], *, same_prompts: bool = False) -> Cache:
+  """The cache of these rows, in this order; see `Family.select`."""
+  return family_of(network.config).select(cache, rows, same_prompts)
+
+
+def _apply(network: nn.Module, params: Params, function: str, *args: Any, rng: Array | None = None) -> Any:
+  method = getattr(family_of(network.config), function)
+  return network.apply(
+    {'params': params}, *args, method=method, rngs=None if rng is None else {'dropout': rng}
+  )
+
+
+def smallest_rows() -> Rows:
+  """One row with one token a side: what a network's `init` is called on."""
+  token = jnp.ones((1, 1), jnp.int32)
+  zero = jnp.zeros((1, 1), jnp.int32)
+  return Rows(
+    prompt_tokens=token, prompt_segments=token, prompt_positions=zero,
+    response_tokens=token, response_segments=token, response_positions=zero, response_prompt=token,
+    rewards=jnp.zeros((1, 1)), example_id=zero, valid=jnp.ones((1, 1), bool),
+  )  # fmt: skip
