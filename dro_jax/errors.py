@@ -1,4 +1,4 @@
-"""What a run may end with, other than a result or a fault of ours."""
+"""Errors that end a run with a message and an exit code instead of a traceback."""
 
 import difflib
 import reprlib
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class UsageError(ValueError):
-  """Bad usage or bad data: the message names file, line and field, and says what to do. Exit code 2."""
+  """Bad usage or bad data: the message names file, line and field, and the remedy. Exit code 2."""
 
 
 class Failed(Exception):
-  """What ends a run that nobody misused, as a full disk does: the message says what to do. Exit code 1."""
+  """A failure that is not bad usage, such as a full disk: the message names the remedy. Exit code 1."""
 
 
 class NotFinite(Failed, FloatingPointError):
@@ -27,11 +27,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-  """The candidate that is nearest to what was typed, as a question in brackets; '' where none is near."""
+  """The candidate nearest to a mistyped word, as a question in brackets; '' where none is near."""
   by_lower = {candidate.lower(): candidate for candidate in candidates}
-  within = sorted(name for name in by_lower if word.lower() in name) if len(word) > 3 else []
-  if 1 < len(within) <= 3 and word.lower() not in by_lower:
-    return f' (did you mean {" or ".join(by_lower[name] for name in within)}?)'
+  containing = sorted(name for name in by_lower if word.lower() in name) if len(word) > 3 else []
+  if 1 < len(containing) <= 3 and word.lower() not in by_lower:
+    return f' (did you mean {" or ".join(by_lower[name] for name in containing)}?)'
   close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
   return f' (did you mean {by_lower[close[0]]}?)' if close else ''
 
@@ -41,5 +41,5 @@ _brief.maxstring = _brief.maxother = 80
 
 
 def shown(value: Any) -> str:
-  """A value as errors show it: a few words, however long or deep it is."""
+  """A value as errors show it, shortened however long or deep it is."""
   return _brief.repr(value)

@@ -1,6 +1,6 @@
 """Refusals of settings that are numbers out of their range.
 
-A number that jax traces is not known yet, and passes: a grid that is compiled once looks at its own.
+A number that jax traces has no value yet, and passes: code that compiles once for a grid checks the grid.
 """
 
 import math
@@ -9,44 +9,45 @@ from typing import Any
 
 from dro_jax.errors import UsageError
 
-LARGEST_SEED = 2**63 - 1  # Of jax's random keys.
+LARGEST_SEED = 2**63 - 1  # The largest that jax makes a random key from.
 
 
 def above_zero(owner: str, why: str, /, **values: Any) -> None:
-  """Refuses 0, what is below it, and what is not finite.
+  """Refuses numbers that are 0, negative or not finite.
 
   Args:
-    owner: of the settings, as gin calls it.
-    why: why 0 cannot work, to end a sentence.
-    values: by name.
+    owner: gin's name of the configurable that has the settings.
+    why: why 0 cannot work, as the end of a sentence after "because".
+    values: the settings by name.
   """
   for name, value in values.items():
     if _is_known(value) and not 0 < value < math.inf:
-      raise UsageError(f'{owner}: {name}={value} must be above 0, for {why}; {_remedy(owner, name)}.')
+      raise UsageError(f'{owner}: {name}={value} must be above 0, because {why}; {_remedy(owner, name)}.')
 
 
 def at_least_zero(owner: str, **values: Any) -> None:
-  """Refuses what is below 0 or not finite."""
+  """Refuses numbers that are negative or not finite."""
   for name, value in values.items():
     if _is_known(value) and not 0 <= value < math.inf:
       raise UsageError(f'{owner}: {name}={value} must be 0 or more; {_remedy(owner, name)}.')
 
 
 def within(owner: str, low: float | int, high: float | int, why: str, /, **values: Any) -> None:
-  """Refuses what is not in [low, high)."""
+  """Refuses numbers outside [low, high)."""
   for name, value in values.items():
     if _is_known(value) and not low <= value < high:
       raise UsageError(
-        f'{owner}: {name}={value} must be at least {low} and below {high}, for {why}; {_remedy(owner, name)}.'
+        f'{owner}: {name}={value} must be at least {low} and below {high}, because {why}; '
+        f'{_remedy(owner, name)}.'
       )
 
 
 def seed(value: Any) -> None:
-  """Refuses what jax's random keys cannot be made of."""
+  """Refuses a seed that jax cannot make a random key from."""
   if (
     isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) <= LARGEST_SEED
   ):
-    raise UsageError(f'seed={value}: pass a whole number from 0 to 2⁶³ − 1 (--set SEED=0).')
+    raise UsageError(f'seed={value} is out of range: pass a whole number from 0 to 2⁶³ − 1 (--set SEED=0).')
 
 
 def _is_known(value: Any) -> bool:
@@ -54,4 +55,6 @@ def _is_known(value: Any) -> bool:
 
 
 def _remedy(owner: str, name: str) -> str:
-  return f'pass another with --gin.{owner}.{name}=NUMBER (or --set TAU=NUMBER where a run binds it to TAU)'
+  return (
+    f'pass another value with --gin.{owner}.{name}=NUMBER (or --set TAU=NUMBER where a run binds it to TAU)'
+  )

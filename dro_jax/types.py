@@ -1,4 +1,4 @@
-"""The arrays everything else speaks of: rows, scores, examples, losses.
+"""The arrays that all other modules pass on: rows, scores, losses.
 
 Dimension key, used in local names (`logps_BR`) and in jaxtyping annotations:
 
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 Array = jax.Array
 Params = Any
-# A temperature: a number, or traced, so that one compilation serves a whole grid.
+# A temperature: a number, or a traced one, so that one compilation serves a whole grid.
 Scalar = float | Float[Array, '']
 
 
@@ -33,7 +33,7 @@ class SpecialTokens(NamedTuple):
 class Mismatched(NamedTuple):
   """Another row's responses, each pointing at a prompt of *this* row with a different text.
 
-  KTO's reference point is estimated on them: a second decoder pass over this row's encoder states.
+  KTO's reference point is estimated on them: a second pass of responses over this row's prompts.
   `valid` is 0 where no prompt of the row has a different text.
   """
 
@@ -48,7 +48,7 @@ class Units(NamedTuple):
   """Which responses make up each pair or group of the *global* batch.
 
   `index` counts slots of the flat `[N]` batch, best response first (of a pair: chosen, rejected). `mask` is 0
-  where a group has fewer members than others, and for all of a unit that only fills up a short batch.
+  where a group has fewer members than others, and for every member of a unit that fills up a short batch.
   """
 
   index: Int[Array, 'U K']  # type: ignore[assignment]  # Hides the method of tuples.
@@ -56,13 +56,13 @@ class Units(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """One row layout for everything: some prompts, some responses, every response points at its prompt.
+  """The one row layout: prompts, and responses that each point at their prompt.
 
   Segments count from 1 within a row, are contiguous, and 0 is padding. Response segment r + 1 fills slot r of
-  the `[B, R]` arrays. `response_tokens` are the targets: the decoder's inputs are these, shifted right within
-  each segment. `response_prompt` is the prompt segment that a response token's cross-attention sees.
-  `columns` carries what else the data brings by response (`label`, `behaviour_logps`), `token_columns` what
-  it brings by token, float32. `units` belongs to the whole batch, not to its rows.
+  the `[B, R]` arrays. `response_tokens` are the targets: a model's inputs are these, shifted right within
+  each segment. `response_prompt` is the segment of a response token's prompt. `columns` carries further
+  columns of the data by response (`label`, `behaviour_logps`), `token_columns` by token, float32. `units`
+  belongs to the whole batch, not to its rows.
   """
 
   prompt_tokens: Int[Array, 'B S']
@@ -82,7 +82,7 @@ class Rows(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """What one pass of the networks says of every response: a batch's tiny vectors.
+  """The log-probs and values that one pass of the networks gives each response: a batch's small vectors.
 
   Log-probs are in nats and float32; `logps` sums `token_logps` over each response. The reference policy's
   scores have no values. Padding is 0.
@@ -96,7 +96,7 @@ class Scores(NamedTuple):
 
 
 class LossTerm(NamedTuple):
-  """A per-example loss and its weights; the step takes their one weighted mean over the global batch.
+  """A per-example loss and its weights; the step takes the weighted mean over the global batch.
 
   Weights never depend on scores.
   """
@@ -106,7 +106,7 @@ class LossTerm(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-  """An algorithm's losses by name (`policy`, `value`), which the step adds up, and metrics of its own.
+  """An algorithm's losses by name (`policy`, `value`), which the step adds up, and its own metrics.
 
   `statistics` are the algorithm's running scalars as they stand after this batch (see `Algorithm`).
   """
@@ -119,5 +119,5 @@ class LossOutput(NamedTuple):
 # The words by which a record says that the reference policy sampled its response.
 SAMPLED = ('sampled', 'sampling', 'sample')
 
-# What a store of the reference's log-probs calls them: by token, and of mismatched pairs.
+# The columns in which a store holds the reference's log-probs: by token, and of mismatched pairs.
 TOKEN_LOGPS, MISMATCHED_LOGPS = 'reference_token_logps', 'reference_mismatched_logps'

@@ -1,4 +1,4 @@
-"""What each algorithm asks of a step: its losses, and which scores and data they need. Data, no branches."""
+"""Algorithms as data: the losses of each, and the scores and columns that they need."""
 
 from dro_jax.algorithms.a_lol import *
 from dro_jax.algorithms.base import (

@@ -16,25 +16,25 @@ from dro_jax.types import Array
 
 
 class _Advantages(NamedTuple):
-  """How an algorithm that imitates what is better than V(x) takes its data."""
+  """How an algorithm reads advantages, and the settings that go with them."""
 
-  of: Callable[[Batch], Array]
+  read: Callable[[Batch], Array]
   settings: dict[str, Any]
 
 
 def _advantages(priority: bool, weigh_again: bool) -> _Advantages:
-  """A = r − V(x) from the data's column `value`; A ≤ 0 is dropped, or with `priority` drawn never.
+  """A = r − V(x) from the data's column `value`; responses with A ≤ 0 are dropped.
 
-  Drawn in proportion to A, a response weighs 1; with `weigh_again` A again, as the paper's code has it, whose
-  expected weight is A² then.
+  With `priority` a response is drawn in proportion to A and weighs 1; with `weigh_again` too it weighs A, as
+  in the paper's code, so that its expected weight is A².
   """
   if weigh_again and not priority:
     raise UsageError(
       'weigh_again=True with priority=False: responses that are drawn equally often weigh A already. Pass '
-      '--set PRIORITY=true as well, or leave WEIGH_AGAIN.'
+      '--set PRIORITY=true as well, or leave out WEIGH_AGAIN.'
     )
 
-  def of(batch: Batch) -> Array:
+  def read(batch: Batch) -> Array:
     advantages = batch.column('advantage')
     return (advantages > 0).astype(jnp.float32) if priority and not weigh_again else advantages
 
@@ -44,7 +44,7 @@ def _advantages(priority: bool, weigh_again: bool) -> _Advantages:
   settings = {'columns': {'advantage': columns.advantages}, 'select': positive}
   if priority:
     settings['weights'] = lambda table: table.columns['advantage']
-  return _Advantages(of, settings)
+  return _Advantages(read, settings)
 
 
 def a_lol(epsilon: float = 0.9, priority: bool = False, weigh_again: bool = False) -> Algorithm:
@@ -54,8 +54,8 @@ def a_lol(epsilon: float = 0.9, priority: bool = False, weigh_again: bool = Fals
   return by_response(
     'a_lol',
     lambda batch: losses.a_lol(
-      policy_logps=batch.policy_logps, reference_logps=batch.reference_logps, advantages=advantages.of(batch),
-      epsilon=epsilon,
+      policy_logps=batch.policy_logps, reference_logps=batch.reference_logps,
+      advantages=advantages.read(batch), epsilon=epsilon,
     ),
     **advantages.settings,
   )  # fmt: skip
@@ -66,7 +66,7 @@ def a_lol_ref_free(priority: bool = False, weigh_again: bool = False) -> Algorit
   advantages = _advantages(priority, weigh_again)
   return by_response(
     'a_lol_ref_free',
-    lambda batch: losses.a_lol_ref_free(policy_logps=batch.policy_logps, advantages=advantages.of(batch)),
+    lambda batch: losses.a_lol_ref_free(policy_logps=batch.policy_logps, advantages=advantages.read(batch)),
     uses_reference=False,
     **advantages.settings,
   )
@@ -77,23 +77,23 @@ def a_lol_kl(kl_weight: float = 0.1, priority: bool = False, weigh_again: bool =
   limits.at_least_zero('a_lol_kl', kl_weight=kl_weight)
   if priority and not weigh_again:
     raise UsageError(
-      'a_lol_kl with priority=True: drawn by their advantages, responses weigh 1, and the penalty then only '
-      'scales the gradient, by 1 − kl_weight: that is a_lol_ref_free. Pass --set PRIORITY=false, or --set '
-      'WEIGH_AGAIN=true, which weighs by advantages as well.'
+      'a_lol_kl with priority=True: responses drawn by their advantages weigh 1, so the penalty only scales '
+      'the gradient, by 1 − kl_weight, and the algorithm is a_lol_ref_free. Pass --set PRIORITY=false, or '
+      '--set WEIGH_AGAIN=true, which weighs by advantages as well.'
     )
   advantages = _advantages(priority, weigh_again)
   return by_response(
     'a_lol_kl',
     lambda batch: losses.a_lol_kl(
-      policy_logps=batch.policy_logps, reference_logps=batch.reference_logps, advantages=advantages.of(batch),
-      kl_weight=kl_weight,
+      policy_logps=batch.policy_logps, reference_logps=batch.reference_logps,
+      advantages=advantages.read(batch), kl_weight=kl_weight,
     ),
     **advantages.settings,
   )  # fmt: skip
 
 
 def a_lol_sequence(epsilon: float = 0.9, priority: bool = False, weigh_again: bool = False) -> Algorithm:
-  """A-LoL seq., its ratio clipped token by token (`losses.a_lol_sequence`)."""
+  """A-LoL seq. (`losses.a_lol_sequence`), with the ratio clipped token by token."""
   limits.within('a_lol_sequence', 0, 1, WINDOW, epsilon=epsilon)
   advantages = _advantages(priority, weigh_again)
 
@@ -101,7 +101,7 @@ def a_lol_sequence(epsilon: float = 0.9, priority: bool = False, weigh_again: bo
     return losses.a_lol_sequence(
       policy_logps=batch.tokens(batch.scores.token_logps),
       reference_logps=batch.tokens(batch.reference.token_logps),
-      mask=batch.token_mask, advantages=advantages.of(batch), epsilon=epsilon,
+      mask=batch.token_mask, advantages=advantages.read(batch), epsilon=epsilon,
     )  # fmt: skip
 
   return by_response('a_lol_sequence', per_example, **advantages.settings)

@@ -1,4 +1,4 @@
-"""What an algorithm is: a loss over a batch, what it needs of a run, and how it reads a batch."""
+"""Algorithms: a loss over a batch, and what the loss needs of a run and its data."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from dro_jax.types import Array, LossOutput, LossTerm
 
 
 class Online(NamedTuple):
-  """How an algorithm that learns from fresh responses gets them, and what it makes of them.
+  """How an algorithm that learns from fresh responses samples them, and how often it uses them.
 
   Attributes:
     samples: responses of the current policy to each prompt of a batch.
     epochs: optimiser steps on every batch of them.
-    token_columns: from a batch, scored by the policy that sampled it, to what the loss reads by token,
-      `[N, T]` each; `None` for nothing, and then no such scores are taken.
+    token_columns: from a batch, scored by the policy that sampled it, to the columns by token that the loss
+      reads, `[N, T]` each; `None` where it reads none, and then no such scores are taken.
   """
 
   samples: int
@@ -30,29 +30,29 @@ class Online(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-  """What a train step needs to know of an algorithm.
+  """An algorithm as a train step uses it.
 
   Attributes:
-    name: the algorithm's, recorded with the run.
+    name: its name, recorded with the run.
     loss: from a batch to losses with weights, by response, pair or group.
-    temperature: τ (or β), by which τρ is an advantage in reward units.
-    criterion: the validation loss, or part of it, whose least value marks the best checkpoint.
-    unit: what `batch_size` counts: 'response', or the 'pair' or 'group' of responses to one prompt, or the
-      'prompt' to be answered.
+    temperature: τ (or β): τρ is an advantage in reward units.
+    criterion: the validation loss, or part of it, whose smallest value marks the best checkpoint.
+    unit: the things that `batch_size` counts: 'response', 'pair' or 'group' (of responses to one prompt), or
+      'prompt' (to be answered).
     uses_reference: whether it reads the reference policy's scores.
     uses_value: whether it reads, and trains, a value network.
-    uses_token_values: whether that must give a value for each token.
-    pools_values: whether it reads one value for the whole batch, the mean of its responses'.
+    uses_token_values: whether that network must give a value for each token.
+    pools_values: whether it reads one value for the whole batch, the mean over its responses.
     uses_mismatched: whether it reads scores of mismatched pairs.
     uses_rewards: whether it reads rewards.
     trains_policy: whether the policy gets a gradient.
     couples: whether one example's loss depends on other examples, so that a microbatch alone cannot give its
       gradient.
-    requires: the data's columns without which it cannot run.
-    columns: columns that it derives from the data (see `derived`), by name.
-    check: refuses triplets that it cannot learn from.
-    least_batch: what a batch must hold at least, of its unit: where it compares with the batch's mean, 2.
-    select: which of a table's responses to train on, `[N]` booleans; `None` for all.
+    requires: columns that the data must have.
+    columns: columns that it derives from the data (see `algorithms.columns`), by name.
+    check: refuses triplets from which it cannot learn.
+    least_batch: the smallest batch, in its unit: 2 where it compares with the batch's mean.
+    select: marks a table's responses to train on, `[N]` booleans; `None` for all.
     weights: how often to draw each of a table's responses, `[N]`; `None` for each once an epoch.
     statistics: running scalars, checkpointed, with their first values.
     online: how it gets fresh responses; `None` where it learns from the logged ones.
@@ -82,7 +82,7 @@ class Algorithm(NamedTuple):
 
 
 def with_batch_value(algorithm: Algorithm) -> Algorithm:
-  """The algorithm on one value for the whole batch, which couples the batch's examples."""
+  """The algorithm with one value for the whole batch, which couples the batch's examples."""
   return algorithm._replace(pools_values=True, couples=True)
 
 
@@ -123,7 +123,7 @@ def by_group(name: str, per_group: Callable[[Batch], Array], **settings: Any) ->
 
 
 def check_columns(algorithm: Algorithm, columns: Iterable[str]) -> None:
-  """Refuses data without a column that the algorithm reads.
+  """Refuses data that lacks a column that the algorithm reads.
 
   Raises:
     UsageError: a required column is missing.

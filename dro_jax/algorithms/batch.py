@@ -1,4 +1,4 @@
-"""What a loss may read of a batch: scores, reference scores, data, as the flat arrays that losses take."""
+"""A batch as losses read it: scores, reference scores and data as flat arrays."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
   @property
   def lengths(self) -> Float[Array, 'N']:
-    """Tokens of each response, at least 1 so that one may divide by it."""
+    """Tokens of each response, at least 1 so that losses can divide by it."""
     tokens_BR = masked.segment_sum(
       jnp.ones_like(self.scores.token_logps), self.rows.response_segments, self.rows.valid.shape[1]
     )
@@ -69,5 +69,5 @@ class Batch(NamedTuple):
     return self.rows.units.mask
 
   def members(self, x: Shaped[Array, 'N']) -> Shaped[Array, 'U K']:
-    """What the examples of each pair or group have of `x`."""
+    """`x` of the members of each pair or group."""
     return x[self.rows.units.index]

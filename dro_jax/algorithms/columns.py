@@ -1,8 +1,8 @@
-"""What algorithms derive from logged feedback before the first step: labels, quantiles, advantages. Numpy.
+"""Columns that algorithms derive from logged feedback before the first step: labels, quantiles, advantages.
 
-A `Fit` looks at the triplets (their training part decides every constant) and returns a function from a table
-to one number a response; or it says why this data cannot give it. Tables have `rewards` (as losses see them),
-`raw_rewards` (as they came), `prompt_index` and `columns`.
+Numpy. A `Fit` takes the triplets, whose training part decides every constant, and returns a function from
+a table to one number a response; or it refuses data that cannot give the column. Tables have `rewards` (as
+losses read them), `raw_rewards` (unscaled), `prompt_index` and `columns`.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from dro_jax.types import SAMPLED
 
 Column = Callable[[Any], np.ndarray]
 Fit = Callable[[Any], Column]
-# Beside 1 (desirable) and 0 (not), what a column of labels may hold:
+# A column of labels holds 1 (desirable), 0 (undesirable), and:
 NO_LABEL = 0.5  # a tie, which is left out;
 BY_BATCH = -1.0  # a response whose label its batch decides.
 
@@ -25,29 +25,29 @@ class Labelling(NamedTuple):
   """Labels of a table's responses, `[N]`, and the rule that makes them.
 
   Attributes:
-    of: from a table to 1 (desirable), 0 (not), `NO_LABEL` or `BY_BATCH`.
+    make: from a table to 1 (desirable), 0 (undesirable), `NO_LABEL` or `BY_BATCH`.
     rule: its name, recorded with the run.
-    said: the rule in words.
+    description: the rule in words.
     earlier: the labels of versions that recorded no rule.
-    least_batch: responses of a batch at least.
+    least_batch: the smallest batch, in responses.
   """
 
-  of: Column
+  make: Column
   rule: str
-  said: str
+  description: str
   earlier: Column
   least_batch: int = 1
 
   def __call__(self, table: Any) -> np.ndarray:
-    return self.of(table)
+    return self.make(table)
 
   def report(self, table: Any) -> dict[str, Any]:
-    """Plain JSON: the rule, in words too, and how many labels of either kind it made."""
-    labels = self.of(table)
+    """The rule, its description and how many labels of each kind it made, for JSON."""
+    labels = self.make(table)
     known, up = int(np.sum((labels == 0) | (labels == 1))), int(np.sum(labels == 1))
     counts = f'; {up} of {known} responses are desirable' if known else ''
     return {
-      'rule': self.rule, 'said': self.said + counts, 'desirable': up, 'labels': known,
+      'rule': self.rule, 'said': self.description + counts, 'desirable': up, 'labels': known,
       'least_batch': self.least_batch, 'unlike_earlier': int(np.sum(labels != self.earlier(table))),
     }  # fmt: skip
 
@@ -55,41 +55,42 @@ class Labelling(NamedTuple):
 def binary_labels(triplets: Any) -> Labelling | None:
   """Rewards that are labels themselves: thumbs (0 and 1, or ±1, or one of them), or any two values.
 
-  The training part's rewards decide, as they came. Their mean does not: of thumbs-ups alone none exceeds it.
+  The training part's raw rewards decide. Their mean would not do: no reward exceeds it where all are 1.
   """
   values = ties.distinct(triplets.train.raw_rewards)[0]
   pair = _thumbs(values) or (tuple(values) if len(values) == 2 else None)
   if pair is None:
     return None
-  named = ' and '.join(f'{value:.6g}' for value in values)
-  are = 'rewards {} are labels' if len(values) == 2 else 'reward {}, the only one, is a label'
+  listed = ' and '.join(f'{value:.6g}' for value in values)
+  subject = 'rewards {} are labels' if len(values) == 2 else 'reward {}, the only one, is a label'
   higher = '' if _thumbs(values) else ', the higher desirable'
-  said = f'the {are.format(named)} {"themselves" if len(values) == 2 else "itself"}{higher}'
-  of = lambda table: _float(table.raw_rewards > sum(pair) / 2)  # noqa: E731
-  return Labelling(of, 'binary', said, of)
+  description = f'the {subject.format(listed)} {"themselves" if len(values) == 2 else "itself"}{higher}'
+  make = lambda table: _float(table.raw_rewards > sum(pair) / 2)  # noqa: E731
+  return Labelling(make, 'binary', description, make)
 
 
 def _thumbs(values: np.ndarray) -> tuple[float, float] | None:
-  """The pair of thumbs to which all values belong."""
+  """The pair of thumbs, (0, 1) or (−1, 1), that contains all values; `None` where neither does."""
   pairs = ((0.0, 1.0), (-1.0, 1.0))
   return next((pair for pair in pairs if len(ties.distinct(np.append(values, pair))[0]) == 2), None)
 
 
 def _unless_binary(triplets: Any, scalar: Labelling) -> Labelling:
-  """The rewards' own labels where they are such, else those of a rule for scalar rewards."""
-  refuse_one_value(triplets, 'say of no response whether it is desirable')
+  """Binary rewards as labels, or else the labels of a rule for scalar rewards."""
+  refuse_one_value(triplets, 'do not say which responses are desirable')
   binary = binary_labels(triplets)
   return scalar if binary is None else binary._replace(earlier=scalar.earlier)
 
 
 def _refuse_alike(labelling: Labelling, triplets: Any) -> Labelling:
-  """What a rule makes, unless it is one kind of label from rewards that do not mean it."""
+  """The labelling; refused where it gives all responses one label, unless binary rewards mean that."""
   labels, binary = labelling(triplets.train), binary_labels(triplets)
   if np.ptp(labels) == 0 and (binary is None or np.any(labels != binary(triplets.train))):
     kind = 'desirable' if labels[0] == 1 else 'undesirable'
     raise UsageError(
-      f'labels: {labelling.said}, and all {len(labels)} training responses would be {kind}, so that there '
-      'is nothing to tell apart: pass another threshold, or other labels (such as dataset_mean_labels).'
+      f'labels: {labelling.description}, so all {len(labels)} training responses would be {kind}, and the '
+      'algorithm could not tell them apart: pass another threshold, or other labels (such as '
+      'dataset_mean_labels).'
     )
   return labelling
 
@@ -98,22 +99,22 @@ def above_minibatch_mean(triplets: Any) -> Labelling:
   """`BY_BATCH`: 1 where the reward exceeds its batch's mean; binary rewards are labels themselves.
 
   Raises:
-    UsageError: the training part has one reward, which is no thumb; so all that compare with a mean.
+    UsageError: all training rewards are one value, which is not a thumb; so do the other means.
   """
-  of = lambda table: np.full(len(table.raw_rewards), BY_BATCH)  # noqa: E731
-  said = 'a response is desirable where its reward exceeds the mean of its minibatch'
-  return _unless_binary(triplets, Labelling(of, 'minibatch mean', said, of, least_batch=2))
+  make = lambda table: np.full(len(table.raw_rewards), BY_BATCH)  # noqa: E731
+  description = 'a response is desirable where its reward exceeds the mean of its minibatch'
+  return _unless_binary(triplets, Labelling(make, 'minibatch mean', description, make, least_batch=2))
 
 
 def above_dataset_mean(triplets: Any) -> Labelling:
   """1 where the reward exceeds the training responses' mean; binary rewards are labels themselves."""
   raw = triplets.train.raw_rewards
   mean = float(np.mean(raw))
-  said = f'a response is desirable where its reward exceeds the training responses’ mean, {mean:.6g}'
+  description = f'a response is desirable where its reward exceeds the training responses’ mean, {mean:.6g}'
   return _unless_binary(
     triplets,
     Labelling(
-      lambda table: _float(ties.exceeds(table.raw_rewards, mean, made_of=raw)), 'dataset mean', said,
+      lambda table: _float(ties.exceeds(table.raw_rewards, mean, made_of=raw)), 'dataset mean', description,
       lambda table: _float(table.raw_rewards > mean),
     ),
   )  # fmt: skip
@@ -132,18 +133,18 @@ def above_prompt_mean(triplets: Any) -> Labelling:
     lambda table: _by_prompt_mean(table, float(np.mean(triplets.train.raw_rewards))), 'prompt mean', '',
     lambda table: _float(table.raw_rewards > _prompt_means(table.raw_rewards, table.prompt_index)),
   )  # fmt: skip
-  found = _unless_binary(triplets, scalar)
-  if found.rule == 'binary':
-    return found
+  labelling = _unless_binary(triplets, scalar)
+  if labelling.rule == 'binary':
+    return labelling
   _refuse_single_responses(triplets.train, 'labels by the prompt mean', 'the dataset mean or a threshold')
   refuse_equal_within_prompts(triplets)
-  lone, tied = int(np.sum(_lone(triplets.train))), int(np.sum(found(triplets.train) == NO_LABEL))
-  said = (
+  lone, tied = int(np.sum(_lone(triplets.train))), int(np.sum(labelling(triplets.train) == NO_LABEL))
+  description = (
     'a response is desirable where its reward exceeds the mean of its prompt’s responses'
     f'{f"; {lone} labels come from lone answers, compared with the training responses’ mean" if lone else ""}'
     f'{f"; {tied} responses tie with all others of their prompt and have no label" if tied else ""}'
   )
-  return found._replace(said=said)
+  return labelling._replace(description=description)
 
 
 def _by_prompt_mean(table: Any, mean: float) -> np.ndarray:
@@ -162,50 +163,50 @@ def above_threshold(threshold: float | int) -> Callable[[Any], Labelling]:
   """1 where the reward, in its own units, exceeds `threshold`.
 
   Raises:
-    UsageError: of the fit: all labels are alike, of rewards that are no such thumbs; so for values.
+    UsageError: by the fit, where all labels are alike although the rewards are not thumbs of one kind.
   """
-  said = f'a response is desirable where its reward exceeds the threshold {threshold:.6g}'
-  found = Labelling(
-    lambda table: _float(ties.exceeds(table.raw_rewards, threshold)), 'threshold', said,
+  description = f'a response is desirable where its reward exceeds the threshold {threshold:.6g}'
+  labelling = Labelling(
+    lambda table: _float(ties.exceeds(table.raw_rewards, threshold)), 'threshold', description,
     lambda table: _float(table.raw_rewards > threshold),
   )  # fmt: skip
-  return lambda triplets: _refuse_alike(found, triplets)
+  return lambda triplets: _refuse_alike(labelling, triplets)
 
 
 def above_value(triplets: Any) -> Labelling:
   """1 where the reward exceeds the prompt's value in the column `value`.
 
-  Binary rewards are labels themselves: a value fitted to thumbs-ups lies about 1, on either side.
+  Binary rewards are labels themselves: a value fitted to thumbs-ups only is just above or below 1.
   """
   _refuse_without(triplets, 'value')
-  found = Labelling(
+  labelling = Labelling(
     lambda table: _float(ties.exceeds(table.raw_rewards, table.columns['value'])), 'value',
     'a response is desirable where its reward exceeds its prompt’s value, the column value',
     lambda table: _float(table.raw_rewards > table.columns['value']),
   )  # fmt: skip
   binary = binary_labels(triplets)
-  return _refuse_alike(found, triplets) if binary is None else binary._replace(earlier=found.earlier)
+  return _refuse_alike(labelling, triplets) if binary is None else binary._replace(earlier=labelling.earlier)
 
 
 def label_column(triplets: Any) -> Labelling:
   """1 where the column `label` is positive."""
-  of = lambda table: _float(table.columns['label'] > 0)  # noqa: E731
-  return Labelling(of, 'column', 'the column label says which responses are desirable', of)
+  make = lambda table: _float(table.columns['label'] > 0)  # noqa: E731
+  return Labelling(make, 'column', 'the column label says which responses are desirable', make)
 
 
 def both_kinds(fit: Callable[[Any], Labelling]) -> Callable[[Any], Labelling]:
-  """Labels for an algorithm to which a label that all responses have is a constant reward."""
+  """Labels for an algorithm that learns from the difference between desirable and undesirable responses."""
 
   def checked(triplets: Any) -> Labelling:
-    found = fit(triplets)
-    labels = found(triplets.train)
+    labelling = fit(triplets)
+    labels = labelling(triplets.train)
     if np.ptp(labels) == 0 and labels[0] != BY_BATCH:
       kind = 'desirable' if labels[0] == 1 else 'undesirable'
       raise UsageError(
-        f'labels: {found.said}, and all {len(labels)} training responses are {kind}: the algorithm learns '
-        'from the difference. Add responses of the other kind, or pass --set ALGORITHM=kto.'
+        f'labels: {labelling.description}, and all {len(labels)} training responses are {kind}: the '
+        'algorithm learns from the difference. Add responses of the other kind, or pass --set ALGORITHM=kto.'
       )
-    return found
+    return labelling
 
   return checked
 
@@ -214,19 +215,20 @@ def some_desirable(fit: Callable[[Any], Labelling]) -> Callable[[Any], Labelling
   """Labels for an algorithm that imitates the desirable responses."""
 
   def checked(triplets: Any) -> Labelling:
-    found = fit(triplets)
-    if not np.any(np.isin(found(triplets.train), (1.0, BY_BATCH))):
+    labelling = fit(triplets)
+    if not np.any(np.isin(labelling(triplets.train), (1.0, BY_BATCH))):
       raise UsageError(
-        f'labels: {found.said}, and no training response is desirable: there is nothing to imitate. Check '
-        'which rewards are good (--map_reward), or choose an algorithm that learns from bad ones too, as kto.'
+        f'labels: {labelling.description}, and no training response is desirable: there is nothing to '
+        'imitate. Check which rewards are good (--map_reward), or choose an algorithm that learns from bad '
+        'ones too, such as kto.'
       )
-    return found
+    return labelling
 
   return checked
 
 
 def scaled_value(triplets: Any) -> Column:
-  """The column `value`, which is in the reward's own units, scaled as the rewards are."""
+  """The column `value`, which has the raw rewards' units, scaled like the rewards."""
   _refuse_without(triplets, 'value')
   return lambda table: triplets.scaling.apply(table.columns['value'])
 
@@ -237,18 +239,18 @@ def advantages(triplets: Any) -> Column:
   Raises:
     UsageError: there is no such column, or no response is better than its prompt's value.
   """
-  value = scaled_value(triplets)
+  scaled = scaled_value(triplets)
 
-  def of(table: Any) -> np.ndarray:
-    found = value(table)
-    return np.where(_equal(table.rewards, found), 0.0, table.rewards - found)
+  def advantages_of(table: Any) -> np.ndarray:
+    values = scaled(table)
+    return np.where(_equal(table.rewards, values), 0.0, table.rewards - values)
 
-  if not np.any(of(triplets.train) > 0):
+  if not np.any(advantages_of(triplets.train) > 0):
     raise UsageError(
-      'no training response has a positive advantage, reward − value: there is nothing to imitate. The '
-      'column value must be in the rewards’ own units, one V(x) for each record.'
+      'no training response has a positive advantage, reward − value: there is nothing to imitate. Give the '
+      'column value the rewards’ own units, with one V(x) for each record.'
     )
-  return of
+  return advantages_of
 
 
 def prompt_quantiles(triplets: Any) -> Column:
@@ -277,13 +279,13 @@ def data_quantiles(triplets: Any) -> Column:
 
 
 def propensities(sampler: str | None = None) -> Fit:
-  """log μ(y|x) of the policy that wrote the log, where the log was sampled.
+  """log μ(y|x) of the policy that sampled the log.
 
   Args:
-    sampler: what wrote the log where the data does not say: 'sampled', or anything else.
+    sampler: how the log was made where the data does not say: 'sampled', or another word.
 
   Raises:
-    UsageError: no log-probs were logged, or they are no propensities.
+    UsageError: no log-probs were logged, or they are not propensities.
   """
 
   def fit(triplets: Any) -> Column:
@@ -292,15 +294,16 @@ def propensities(sampler: str | None = None) -> Fit:
       raise UsageError(
         'the algorithm weighs responses by the log-prob with which they were logged, and the triplets have '
         'no behaviour_logprob: log it (nats, summed over the response, EOS included), map it with --columns '
-        'behaviour_logprob=YOURS, or choose an algorithm that needs none, such as dro_v.'
+        'behaviour_logprob=YOURS, or choose an algorithm that does not read it, such as dro_v.'
       )
-    said = columns.get('behaviour_sampled')
-    sampled = sampler in SAMPLED if sampler is not None or said is None else bool(np.all(said > 0))
+    logged = columns.get('behaviour_sampled')
+    sampled = sampler in SAMPLED if sampler is not None or logged is None else bool(np.all(logged > 0))
     if not sampled:
       raise UsageError(
         'the logged log-probs are propensities only if the log was sampled from the policy: beam search '
-        'and greedy decoding have none. Records say so in behaviour_sampler; if yours were sampled at '
-        'temperature 1 without truncation, pass --set BEHAVIOUR_SAMPLER=sampled; else take another algorithm.'
+        'and greedy decoding have none. The field behaviour_sampler of the records says how they were made. '
+        'If yours were sampled at temperature 1 without truncation, pass --set BEHAVIOUR_SAMPLER=sampled; '
+        'otherwise choose another algorithm.'
       )
     return lambda table: table.columns['behaviour_logps']
 
@@ -308,7 +311,7 @@ def propensities(sampler: str | None = None) -> Fit:
 
 
 def refuse_equal_rewards(triplets: Any) -> None:
-  """An algorithm that learns from differences of rewards learns nothing where there are none.
+  """Refuses equal rewards, from which an algorithm that needs differences learns nothing.
 
   Raises:
     UsageError: all training rewards are equal.
@@ -318,7 +321,7 @@ def refuse_equal_rewards(triplets: Any) -> None:
 
 
 def refuse_equal_within_prompts(triplets: Any) -> None:
-  """An algorithm that compares the responses to a prompt learns nothing where all are as good.
+  """Refuses equal rewards within prompts, from which an algorithm that compares responses learns nothing.
 
   Raises:
     UsageError: no prompt has responses of different rewards.
@@ -326,7 +329,7 @@ def refuse_equal_within_prompts(triplets: Any) -> None:
   refuse_equal_rewards(triplets)
   if not np.any(ties.varies(triplets.train.raw_rewards, triplets.train.prompt_index)):
     raise UsageError(
-      'the algorithm compares the responses to one prompt, and the responses to each prompt have equal '
+      'the algorithm compares the responses to one prompt, but the responses to each prompt have equal '
       'rewards: choose an algorithm for single responses, such as dro_v, or kto with other labels.'
     )
 
@@ -335,7 +338,7 @@ def refuse_one_value(triplets: Any, why: str) -> None:
   """Refuses training rewards that are all one value, unless that is a thumb.
 
   Raises:
-    UsageError: says why they will not do.
+    UsageError: they are; `why` completes "all rewards are X, and they".
   """
   values = ties.distinct(triplets.train.raw_rewards)[0]
   if len(values) == 1 and _thumbs(values) is None:
@@ -344,13 +347,13 @@ def refuse_one_value(triplets: Any, why: str) -> None:
 
 def _refuse_one_reward(rewards: np.ndarray, why: str) -> None:
   raise UsageError(
-    f'all {len(rewards)} training rewards are {rewards[0]:.6g}, and {why}: add others, check which number '
-    'each has (--map_reward), or imitate the responses (--set ALGORITHM=sft).'
+    f'all {len(rewards)} training rewards are {rewards[0]:.6g}, and {why}: add responses with other rewards, '
+    'check the number that each reward has (--map_reward), or imitate the responses (--set ALGORITHM=sft).'
   )
 
 
 def refuse_negative_rewards(triplets: Any) -> None:
-  """An algorithm that weighs log-probs by rewards would push away what it should ignore.
+  """Refuses negative rewards, which an algorithm that weighs by rewards would push away without bound.
 
   Raises:
     UsageError: a training reward is negative, or all are 0.
@@ -358,14 +361,14 @@ def refuse_negative_rewards(triplets: Any) -> None:
   lowest = float(np.min(triplets.train.rewards))
   if lowest < 0:
     raise UsageError(
-      f'the algorithm weighs log-probs by rewards, which must not be negative, and the least is '
+      f'the algorithm weighs log-probs by rewards, which must not be negative, and the smallest is '
       f'{lowest:.4g}: pass --set REWARD_SCALING=minmax.'
     )
   refuse_zero_rewards(triplets)
 
 
 def refuse_zero_rewards(triplets: Any) -> None:
-  """An algorithm that weighs log-probs by rewards learns nothing where all weigh 0.
+  """Refuses rewards of 0 only, from which an algorithm that weighs by rewards learns nothing.
 
   Raises:
     UsageError: all training rewards are 0.
@@ -391,10 +394,10 @@ def _refuse_without(triplets: Any, column: str) -> None:
     )
 
 
-def _refuse_single_responses(table: Any, what: str, instead: str) -> None:
+def _refuse_single_responses(table: Any, subject: str, instead: str) -> None:
   if len(np.unique(table.prompt_index)) == len(table.prompt_index):
     raise UsageError(
-      f'{what} need several responses to a prompt, and every prompt here has one: use {instead}.'
+      f'{subject} need several responses to a prompt, but every prompt here has one: use {instead}.'
     )
 
 
@@ -412,7 +415,7 @@ def _by_prompt(table: Any, statistic: Callable[[np.ndarray], np.ndarray]) -> np.
 
 
 def _mid_ranks(x: np.ndarray, among: np.ndarray) -> np.ndarray:
-  """Share of `among` below each x, ties half."""
+  """For each x the share of `among` below it, with ties counted half."""
   values, _, _, counts = ties.distinct(among)
   levels = np.repeat(values, counts)
   rounding = ties.TOLERANCE * np.max(np.abs(among))

@@ -1,4 +1,4 @@
-"""DRO-V and its kin: a policy and a value trained so that r − V(x) = τ log π/π_ref."""
+"""DRO-V and its relatives: a policy and a value trained so that r − V(x) = τ log π/π_ref."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ def _dro_v_terms(batch: Batch, rewards: Array, tau: Scalar, weights: Array) -> L
 def dro_v(tau: Scalar = 1.0) -> Algorithm:
   """DRO-V: a policy and a value trained together (`losses.dro_v_policy`, `losses.dro_v_value`)."""
   limits.above_zero('dro_v', UNHELD, tau=tau)
-  # The policy's loss has no meaning by itself; the value's is ½ (r − V − τρ)², DRO's own objective (Eq. 4).
+  # The criterion is the value's loss, ½ (r − V − τρ)², DRO's objective (Eq. 4): the policy's has no minimum.
   loss = lambda batch: _dro_v_terms(batch, batch.rewards, tau, batch.valid)  # noqa: E731
   return Algorithm(
     'dro_v', loss, tau, criterion='loss/value', uses_value=True, check=columns.refuse_equal_rewards
@@ -42,12 +42,12 @@ def dro_v(tau: Scalar = 1.0) -> Algorithm:
 
 
 def dro_v_binary(tau: Scalar = 1.0, labels: Callable[[], Labels] = dataset_mean_labels) -> Algorithm:
-  """DRO-V on thumbs instead of rewards: what the scalar reward is worth."""
+  """DRO-V on thumbs instead of rewards, which shows how much the scalar reward adds."""
   limits.above_zero('dro_v_binary', UNHELD, tau=tau)
   label = checked_labels(columns.both_kinds, labels())
 
   def loss(batch: Batch) -> LossOutput:
-    thumbs = label.of(batch)
+    thumbs = label.thumbs(batch)
     return _dro_v_terms(batch, thumbs.up.astype(jnp.float32), tau, batch.valid & thumbs.known)
 
   return Algorithm(
@@ -57,7 +57,7 @@ def dro_v_binary(tau: Scalar = 1.0, labels: Callable[[], Labels] = dataset_mean_
 
 
 def dro_v_residual(tau: Scalar = 1.0) -> Algorithm:
-  """DRO's squared residual, nothing stopped (`losses.dro_v_residual`): policy and value share one loss."""
+  """DRO's squared residual (`losses.dro_v_residual`) without stopped gradients, for policy and value."""
   limits.above_zero('dro_v_residual', UNHELD, tau=tau)
 
   def loss(batch: Batch) -> LossOutput:
@@ -70,7 +70,7 @@ def dro_v_residual(tau: Scalar = 1.0) -> Algorithm:
 
 
 def dro_fixed_value(tau: Scalar = 1.0) -> Algorithm:
-  """DRO with a given V, the data's column `value`: a regressed mean reward, or the oracle's V*.
+  """DRO with a fixed V, the data's column `value`: a regressed mean reward, or the oracle's V*.
 
   V is part of the solution: any other than V* biases the policy (arXiv 2405.19107, Sect. 3.3).
   """

@@ -9,7 +9,7 @@ from dro_jax.types import Array, Scalar
 
 
 def _group(batch: Batch) -> dict[str, Array]:
-  """What a loss of groups reads, `[G, K]` each, by the losses' names."""
+  """The arrays that losses of groups read, `[G, K]` each, by the losses' parameter names."""
   return {
     'policy_logps': batch.members(batch.policy_logps),
     'reference_logps': batch.members(batch.reference_logps),
@@ -54,7 +54,7 @@ def rebel(eta: Scalar = 1.0, behaviour_sampler: str | None = None) -> Algorithm:
 
 
 def rloo(beta: Scalar = 0.05) -> Algorithm:
-  """RLOO (`losses.rloo`): REINFORCE, its baseline the group's other responses."""
+  """RLOO (`losses.rloo`): REINFORCE with the group's other responses as the baseline."""
   limits.at_least_zero('rloo', beta=beta)
   return by_group('rloo', lambda batch: losses.rloo(**_group(batch), beta=beta), temperature=beta)
 

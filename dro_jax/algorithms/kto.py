@@ -21,7 +21,7 @@ def kto(
   balanced: bool = False,
   labels: Callable[[], Labels] = minibatch_mean_labels,
 ) -> Algorithm:
-  """KTO (`losses.kto`), its reference point from mismatched pairs of the global batch.
+  """KTO (`losses.kto`), with the reference point from mismatched pairs of the global batch.
 
   `balanced` multiplies λ_D and λ_U so that both kinds of a global batch weigh the same.
   """
@@ -36,11 +36,11 @@ def kto(
       batch.reference.mismatched_logps.reshape(-1),
       mismatched_valid,
     )
-    labels_N, known = label.of(batch)
+    labels_N, known = label.thumbs(batch)
     labelled = batch.valid & known
     desirable = masked.weighted_mean(labels_N.astype(jnp.float32), labelled)
     shares = jnp.stack([desirable, 1 - desirable])
-    # Where all are of one kind there is nothing to balance.
+    # A batch of one kind of label has nothing to balance.
     factors = jnp.where(balanced & jnp.all(shares > 0), 0.5 / jnp.maximum(shares, 1e-6), 1.0)
     per_example = losses.kto(
       batch.policy_logps, batch.reference_logps, labels_N, reference_point, beta=beta,
@@ -60,7 +60,7 @@ def kto(
 
 
 def bco(beta: Scalar = 0.1, labels: Callable[[], Labels] = minibatch_mean_labels) -> Algorithm:
-  """BCO (`losses.bco`), its shift δ the running mean of βρ over all examples seen, this batch included."""
+  """BCO (`losses.bco`), with the running mean of βρ over all examples so far as its shift δ."""
   limits.above_zero('bco', STILL, beta=beta)
   label = labels()
 
@@ -69,7 +69,7 @@ def bco(beta: Scalar = 0.1, labels: Callable[[], Labels] = minibatch_mean_labels
     count = batch.statistics['count'] + jnp.sum(batch.valid)
     gained = jnp.sum(jnp.where(batch.valid, beta * rho - batch.statistics['shift'], 0.0))
     shift = batch.statistics['shift'] + gained / jnp.maximum(count, 1)
-    labels_N, known = label.of(batch)
+    labels_N, known = label.thumbs(batch)
     policy = losses.bco(batch.policy_logps, batch.reference_logps, labels_N, shift, beta=beta)
     return LossOutput(
       {'policy': LossTerm(policy, batch.valid & known)}, {'shift': shift}, {'shift': shift, 'count': count}

@@ -1,4 +1,4 @@
-"""Labels and baselines of rewards: which responses count as good, and what a reward is compared with."""
+"""Labels and baselines: rules by which rewards count as good, and numbers subtracted from rewards."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,12 +19,12 @@ class Thumbs(NamedTuple):
 
 
 class Labels(NamedTuple):
-  """How rewards become thumbs: `of(batch)`, and what of the data it reads.
+  """How rewards become thumbs: `thumbs(batch)`, and the parts of the data that it reads.
 
   `couples` where a response's label depends on the batch it is in.
   """
 
-  of: Callable[[Batch], Thumbs]
+  thumbs: Callable[[Batch], Thumbs]
   couples: bool = False
   uses_rewards: bool = True
   requires: tuple[str, ...] = ()
@@ -32,13 +32,13 @@ class Labels(NamedTuple):
 
 
 def _logged_thumbs(batch: Batch) -> Thumbs:
-  """What the column of labels says (see `algorithms.columns.Labelling`)."""
+  """The labels in the derived column (see `algorithms.columns.Labelling`)."""
   label = batch.column('derived_label')
   return Thumbs(label == 1, label != algorithms_columns.NO_LABEL)
 
 
 def _minibatch_thumbs(batch: Batch) -> Thumbs:
-  """A reward's side of the batch's mean. Equal rewards have none."""
+  """Labels by the batch's mean: above it is desirable. Equal rewards have no label."""
   mean = masked.weighted_mean(batch.rewards, batch.valid)
   spread = jnp.sqrt(masked.weighted_variance(batch.rewards, batch.valid))
   # A reward that is the mean does not exceed it, in whichever order the layout made the float32 sum.
@@ -53,14 +53,15 @@ def _derived_labels(fit: algorithms_columns.Fit) -> Labels:
 def minibatch_mean_labels() -> Labels:
   """Desirable when the reward exceeds the mean of the global minibatch (DRO's KTO baseline).
 
-  Binary rewards are labels themselves (see `algorithms.columns.binary_labels`): their column says so.
+  Binary rewards are labels themselves (see `algorithms.columns.binary_labels`), and their column holds them.
   """
 
-  def of(batch: Batch) -> Thumbs:
-    asks = batch.column('derived_label') == algorithms_columns.BY_BATCH
-    return Thumbs(*(jnp.where(asks, *pair) for pair in zip(_minibatch_thumbs(batch), _logged_thumbs(batch))))
+  def thumbs(batch: Batch) -> Thumbs:
+    by_batch = batch.column('derived_label') == algorithms_columns.BY_BATCH
+    choices = zip(_minibatch_thumbs(batch), _logged_thumbs(batch))
+    return Thumbs(*(jnp.where(by_batch, *choice) for choice in choices))
 
-  return Labels(of, couples=True, columns={'derived_label': algorithms_columns.above_minibatch_mean})
+  return Labels(thumbs, couples=True, columns={'derived_label': algorithms_columns.above_minibatch_mean})
 
 
 def column_labels() -> Labels:
@@ -81,7 +82,8 @@ def dataset_mean_labels() -> Labels:
 def prompt_mean_labels() -> Labels:
   """Desirable when the reward exceeds the mean of the responses logged for its prompt.
 
-  Binary rewards are labels themselves. Lone answers are compared with the data set's mean; ties have none.
+  Binary rewards are labels themselves. Lone answers are compared with the data set's mean; ties have no
+  label.
   """
   return _derived_labels(algorithms_columns.above_prompt_mean)
 
@@ -97,14 +99,14 @@ def value_labels() -> Labels:
 def checked_labels(
   check: Callable[[algorithms_columns.Fit], algorithms_columns.Fit], labels: Labels
 ) -> Labels:
-  """The same labels, refused where they are not what an algorithm needs."""
+  """The same labels with a check, which refuses them where an algorithm cannot use them."""
   return labels._replace(columns={name: check(fit) for name, fit in labels.columns.items()})
 
 
 class Baseline(NamedTuple):
-  """What is taken off a reward to make an advantage: `of(batch) -> [N]`, scaled, and what it derives."""
+  """The number subtracted from a reward to make an advantage: `values(batch)`, `[N]`, scaled."""
 
-  of: Callable[[Batch], Array]
+  values: Callable[[Batch], Array]
   couples: bool = False
   columns: Mapping[str, algorithms_columns.Fit] = {}
   check: Callable[[Any], None] = lambda triplets: None

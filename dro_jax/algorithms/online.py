@@ -15,10 +15,10 @@ from dro_jax.types import Array, LossOutput, LossTerm, Scalar
 
 
 def _on_fresh_groups(algorithm: Algorithm, samples: int, epochs: int = 1) -> Algorithm:
-  """An algorithm of groups, on groups that the current policy samples."""
+  """An algorithm for groups, with groups sampled from the current policy."""
   if samples < 2:
     raise UsageError(
-      f'{algorithm.name} compares the samples of a prompt, and samples={samples}: pass 2 or more '
+      f'{algorithm.name} compares the samples of a prompt, so samples={samples} is too few: pass 2 or more '
       '(--set GROUP_SAMPLES=4).'
     )
   return algorithm._replace(
@@ -34,12 +34,12 @@ def _online(samples: int, epochs: int, token_columns: Callable | None = None) ->
 
 
 def rloo_online(beta: Scalar = 0.05, samples: int = 4) -> Algorithm:
-  """RLOO (`losses.rloo`) as published: on fresh samples, one step on each batch of them."""
+  """RLOO (`losses.rloo`) as published: on fresh samples, with one step on each batch."""
   return _on_fresh_groups(rloo(beta), samples)
 
 
 def copg_online(beta: Scalar = 0.06, samples: int = 4, epochs: int = 1) -> Algorithm:
-  """CoPG (`losses.copg`) on fresh samples; it may take several steps on each batch of them."""
+  """CoPG (`losses.copg`) on fresh samples, with `epochs` steps on each batch."""
   return _on_fresh_groups(copg(beta), samples, epochs)
 
 
@@ -50,8 +50,8 @@ def ppo_online(
 
   r_t = −β log π(y_t|·)/π_ref(y_t|·), and r at the last token; advantages by GAE(γ = 1, λ) on the value of
   each token, which is fitted to A_t + V_t by least squares. Old log-probs, values and advantages are those of
-  the policy that sampled, however many `epochs` follow. A-LoL's baseline (arXiv 2305.14718) is TRL's instead:
-  there β adapts, scores are scaled and advantages whitened, values are clipped, and a batch has 4 epochs.
+  the policy that sampled, for all `epochs`. A-LoL (arXiv 2305.14718) compares with TRL's PPO instead, where β
+  adapts, scores are scaled, advantages whitened and values clipped, and a batch has 4 epochs.
   """
   limits.at_least_zero('ppo_online', beta=beta)
   limits.above_zero('ppo_online', CLIPPED, epsilon=epsilon)

@@ -9,7 +9,7 @@ from dro_jax.types import LossOutput, LossTerm, Scalar
 
 
 def oreo(beta: Scalar = 0.03) -> Algorithm:
-  """OREO (`losses.oreo_policy`, `losses.oreo_value`), on a value of each token."""
+  """OREO (`losses.oreo_policy`, `losses.oreo_value`), with a value for each token."""
   limits.above_zero('oreo', STILL, beta=beta)
 
   def loss(batch: Batch) -> LossOutput:

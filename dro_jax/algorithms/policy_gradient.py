@@ -27,14 +27,14 @@ def gold(floor: float = 0.1) -> Algorithm:
 
 
 def reinforce(beta: Scalar = 0.0, baseline: Callable[[], Baseline] = minibatch_mean_baseline) -> Algorithm:
-  """Naive off-policy policy gradient (`losses.reinforce`): the biased baseline that CoPG compares with."""
+  """Naive off-policy policy gradient (`losses.reinforce`): the biased method in CoPG's comparison."""
   limits.at_least_zero('reinforce', beta=beta)
   base = baseline()
   return by_response(
     'reinforce',
     lambda batch: losses.reinforce(
       policy_logps=batch.policy_logps, reference_logps=batch.reference_logps, rewards=batch.rewards,
-      baselines=base.of(batch), beta=beta,
+      baselines=base.values(batch), beta=beta,
     ),
     temperature=beta, couples=base.couples, columns=base.columns, check=base.check,
     least_batch=base.least_batch,
@@ -54,7 +54,7 @@ def ppo_clip(
     'ppo_clip',
     lambda batch: losses.ppo_clip(
       policy_logps=batch.policy_logps, behaviour_logps=batch.column('propensity'),
-      advantages=batch.rewards - base.of(batch), epsilon=epsilon,
+      advantages=batch.rewards - base.values(batch), epsilon=epsilon,
     ),
     uses_reference=False, couples=base.couples, check=base.check, least_batch=base.least_batch,
     columns={'propensity': columns.propensities(behaviour_sampler), **base.columns},
@@ -62,13 +62,13 @@ def ppo_clip(
 
 
 def topr(baseline: Callable[[], Baseline] = zero_baseline, behaviour_sampler: str | None = None) -> Algorithm:
-  """TOPR (`losses.topr`): imitates what is rewarded, and the rest by its clipped ratio to the log."""
+  """TOPR (`losses.topr`): imitates rewarded responses, and pushes others away by their clipped ratio."""
   base = baseline()
   return by_response(
     'topr',
     lambda batch: losses.topr(
       policy_logps=batch.policy_logps, behaviour_logps=batch.column('propensity'),
-      rewards=batch.rewards - base.of(batch),
+      rewards=batch.rewards - base.values(batch),
     ),
     uses_reference=False, couples=base.couples, check=base.check, least_batch=base.least_batch,
     columns={'propensity': columns.propensities(behaviour_sampler), **base.columns},

@@ -8,7 +8,7 @@ from dro_jax.types import Array, Scalar
 
 
 def _pairs(batch: Batch) -> dict[str, Array]:
-  """Log-probs of chosen and rejected responses, `[P]` each, by the losses' names."""
+  """Log-probs of chosen and rejected responses, `[P]` each, by the losses' parameter names."""
   policy_P2, reference_P2 = batch.members(batch.policy_logps), batch.members(batch.reference_logps)
   return {
     'policy_chosen_logps': policy_P2[:, 0],
@@ -42,7 +42,7 @@ def ipo(tau: Scalar = 0.1, by_length: bool = False) -> Algorithm:
 
 
 def slic(delta: float = 1.0, sft_weight: float = 0.1) -> Algorithm:
-  """SLiC (`losses.slic`): a hinge on the chosen response's margin, and some imitation of it."""
+  """SLiC (`losses.slic`): a hinge on the margin, and imitation of the chosen response."""
   limits.at_least_zero('slic', delta=delta, sft_weight=sft_weight)
 
   def per_pair(batch: Batch) -> Array:

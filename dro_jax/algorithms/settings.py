@@ -1,6 +1,6 @@
-"""What is wrong with a setting at the end of its range, for refusals."""
+"""Reasons for refusing a setting at the end of its range, shared by several algorithms."""
 
-# Why a setting may not be what it is.
+# Each completes a sentence after "because".
 STILL = 'at 0 its gradient is 0 and nothing is learned'
 UNHELD = 'at 0 nothing holds the policy to its reference'
 CLIPPED = 'at 0 every ratio is clipped'

@@ -35,7 +35,7 @@ def filtered_sft(labels: Callable[[], Labels] = dataset_mean_labels) -> Algorith
   label = checked_labels(columns.some_desirable, labels())
 
   def loss(batch: Batch) -> LossOutput:
-    thumbs = label.of(batch)
+    thumbs = label.thumbs(batch)
     kept = batch.valid & thumbs.known & thumbs.up
     metrics = {'desirable': masked.weighted_mean(kept.astype(jnp.float32), batch.valid)}
     return LossOutput({'policy': LossTerm(losses.sft(batch.policy_logps), kept)}, metrics)
@@ -53,7 +53,7 @@ def awr(beta: Scalar = 1.0, baseline: Callable[[], Baseline] = value_baseline) -
   return by_response(
     'awr',
     lambda batch: losses.awr(
-      policy_logps=batch.policy_logps, advantages=batch.rewards - base.of(batch), beta=beta
+      policy_logps=batch.policy_logps, advantages=batch.rewards - base.values(batch), beta=beta
     ),
     temperature=beta, uses_reference=False, couples=base.couples, columns=base.columns,
   )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A hash of arrays, taken on the devices that hold them."""
+"""Hashes of arrays, computed on the devices that hold them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,17 +13,17 @@ from dro_jax import files
 def hash_tree(tree: Any) -> str:
   """A hash of a tree's arrays and their paths, the same for any mesh and number of processes.
 
-  Two sums modulo 2³² an array, over bits mixed with their places: no order of adding changes them, and one
-  changed bit does. Floats are taken in float32, whole numbers and booleans in 32 bits.
+  Two sums modulo 2³² for each array, over bits mixed with their places: no order of adding changes them, and
+  one changed bit does. Floats are hashed as float32, integers and booleans as 32 bits.
   """
-  # One array after the other: bits that are mixed take twice an array's memory.
-  found = [(path, jax.device_get(_sums(x))) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
-  parts = sorted((jax.tree_util.keystr(path), sums.tolist()) for path, sums in found)
+  # One array after the other, because mixing takes twice an array's memory.
+  sums_by_path = [(path, jax.device_get(_sums(x))) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+  parts = sorted((jax.tree_util.keystr(path), sums.tolist()) for path, sums in sums_by_path)
   return files.hash_parts([repr(parts).encode()])
 
 
 def hash_bytes(tree: Any) -> str:
-  """A hash of the arrays of a tree that lies on this host, by their bytes, and their paths."""
+  """A hash of a tree's arrays and their paths, by the bytes of arrays in this host's memory."""
   return files.hash_parts(_named_bytes(tree))
 
 

@@ -1,4 +1,4 @@
-"""A run's policy, for other projects."""
+"""The `export_checkpoint` command: a policy in the formats of other projects."""
 
 import functools
 import logging
@@ -38,10 +38,10 @@ def export_checkpoint(
     format: 'huggingface' (transformers loads it) or 't5x'.
     dtype: of the weights; by default as an imported source stored them, and float32 after training.
     scan_layers: of 't5x', write examples/scalable_t5's tree instead of examples/t5's.
-    vocabulary: where the checkpoint's lies now; `None` takes it from where it lay.
+    vocabulary: where the checkpoint's vocabulary is now; `None` reads it where the checkpoint found it.
 
   Returns:
-    Where it lies, and `notes`: what is not part of it, and what else its reader must know.
+    The folder, and `notes`: parts that were left out, and facts that a reader of the folder needs.
 
   Raises:
     UsageError: there is no such checkpoint, the format cannot hold it, or `output` exists.
@@ -76,16 +76,16 @@ def _t5_config(saved: dict[str, Any], init_from: str) -> T5Config:
 
 def _writer(format: str, dtype: str, scan_layers: bool, step: int) -> Callable[..., list[str]]:
   if dtype not in DTYPES:
-    raise UsageError(f'DTYPE={dtype!r}: weights are written as one of {DTYPES}.')
+    raise UsageError(f'DTYPE={dtype!r} is not a type for weights: pass one of {DTYPES}.')
   if format not in FORMATS:
-    raise UsageError(f'FORMAT={format!r}: pass one of {FORMATS}.')
+    raise UsageError(f'FORMAT={format!r} is unknown: pass one of {FORMATS}.')
   if format == 't5x':
     return functools.partial(t5x.write, scan_layers=scan_layers, step=step)
   return huggingface.write
 
 
 def _left_out(saved: dict[str, Any]) -> list[str]:
-  """What a run has beside its policy."""
+  """Notes on the parts of a run that an export lacks."""
   value = ['without the value network, which only dro_jax knows'] if saved.get('value') else []
   return value + (['without the optimisers and the reference'] if 'step' in saved else [])
 

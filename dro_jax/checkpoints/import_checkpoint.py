@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, brought in for `--init_from`."""
+"""The `import_checkpoint` command: other projects' checkpoints as folders for `--init_from`."""
 
 import logging
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Imported(NamedTuple):
-  """A model from elsewhere: how its weights were stored, and what its vocabulary is made from, if known."""
+  """Another project's model, the dtype of its stored weights, and its vocabulary, if known."""
 
   config: T5Config
   params: Params
@@ -44,8 +44,8 @@ def import_checkpoint(
     source: a Hugging Face folder or name, or a T5X checkpoint, on disk or at gs://.
     model_dir: the folder to write, which must not exist.
     vocabulary: `bytes`, a SentencePiece file or a tokenizer.json; by default what the source names or its
-      size tells. A file that it names is copied beside the checkpoint, with the tokens that were added.
-    mlp_activations: of a T5X checkpoint, whose shapes do not tell them: `('gelu', 'linear')`.
+      size implies. A file that the source names is copied beside the checkpoint, with added tokens.
+    mlp_activations: of a T5X checkpoint, whose shapes do not imply them: `('gelu', 'linear')`.
 
   Raises:
     UsageError: the source cannot be imported, or the folder exists.
@@ -55,16 +55,16 @@ def import_checkpoint(
   if target.exists():
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
   imported = _load(source, mlp_activations)
-  words = _words(source, imported, vocabulary)
-  spec = str(target / words.file) + words.option if words.file else words.spec
+  record = _find_vocabulary(source, imported, vocabulary)
+  spec = str(target / record.file) + record.option if record.file else record.spec
   metadata = {
     **config_metadata(imported.config), 'vocabulary': spec,
-    'vocabulary_fingerprint': words.fingerprint, 'stored_dtype': imported.stored_dtype,
+    'vocabulary_fingerprint': record.fingerprint, 'stored_dtype': imported.stored_dtype,
   }  # fmt: skip
   with files.replacing(target) as staged:
     orbax.save_params(staged, imported.params, metadata)
-    if words.file:
-      (staged / words.file).write_bytes(words.content)
+    if record.file:
+      (staged / record.file).write_bytes(record.content)
   return {
     'model_dir': str(target),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(imported.params)),
@@ -84,7 +84,7 @@ def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
     raise UsageError(problem)
   if (path / 'config.json').is_file() or not path.exists():
     if '://' in source:
-      raise UsageError(f'{source}: no T5X checkpoint lies there. Pass {_ACCEPTED}.')
+      raise UsageError(f'{source}: there is no T5X checkpoint. Pass {_ACCEPTED}.')
     folder = huggingface.find_folder(source)
     config, params = huggingface.load(folder)
     return _Imported(config, params, huggingface.stored_dtype(folder), vocabulary_of.find(folder))
@@ -100,7 +100,7 @@ def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
 def _check_reach(source: str, path: epath.Path) -> None:
   try:
     path.exists()
-  except Exception as error:  # Every kind of storage has its own.
+  except Exception as error:  # Every kind of storage raises its own class.
     raise UsageError(
       f'{source} cannot be reached from here ({error}): log in, or copy it to a disk and pass that folder.'
     ) from error
@@ -109,14 +109,14 @@ def _check_reach(source: str, path: epath.Path) -> None:
 def _contents(folder: epath.Path) -> str:
   names = sorted(path.name for path in folder.iterdir())
   if {'params', 'metadata'} <= {*names} or 'checkpoints' in names:
-    return "is dro_jax's own: --init_from takes it as it is, without an import"
+    return 'is a checkpoint of dro_jax: pass it to --init_from as it is, without an import'
   if any('.ckpt' in name for name in names):
     return 'is a TensorFlow checkpoint: convert it with T5X (t5x/scripts/convert_tf_checkpoint.py)'
   return f'holds {", ".join(names[:8]) or "nothing"}, and no checkpoint that can be imported'
 
 
-class _Words(NamedTuple):
-  """A vocabulary to record: what it is made from, and the file to keep beside it, if the source named one."""
+class _Vocabulary(NamedTuple):
+  """A vocabulary to record: its spec, and the file to keep beside it, if the source named one."""
 
   spec: str
   fingerprint: str | None
@@ -125,47 +125,47 @@ class _Words(NamedTuple):
   option: str = ''
 
 
-def _words(source: str, imported: _Imported, chosen: str | None) -> _Words:
+def _find_vocabulary(source: str, imported: _Imported, chosen: str | None) -> _Vocabulary:
   rows, named = imported.config.vocab_size, imported.vocabulary
   if chosen is None and named is None:
     raise UsageError(
-      f'{source} has no {vocabulary_of.PIECES} or {vocabulary_of.TOKENIZER}, and nothing says which '
-      f'vocabulary its {rows} rows embed: pass {vocabularies.offer(rows)} that it was trained with.'
+      f'{source} has no {vocabulary_of.PIECES} or {vocabulary_of.TOKENIZER}, so the vocabulary of its {rows} '
+      f'rows is unknown: pass {vocabularies.offer(rows)} that it was trained with.'
     )
   spec = chosen or named.spec
   try:
-    words, kept = _chosen(spec) if chosen or spec == 'bytes' else _named(named)
+    vocabulary, record = _chosen(spec) if chosen or spec == 'bytes' else _named(named)
   except UsageError as error:
     if chosen or '://' not in spec:
       raise
-    # The weights are good without it, and whoever uses them may have it under another name.
+    # The weights are useful without it, and a user may have it under another name.
     _log.warning(
-      'its vocabulary cannot be read here: pass --set VOCABULARY=FILE to this command, or to those that use '
-      'the checkpoint (%s)', error,
+      'the vocabulary of the source cannot be read here: pass --set VOCABULARY=FILE to this command, or to '
+      'the commands that use the checkpoint (%s)', error,
     )  # fmt: skip
-    return _Words(spec, None)
-  if words.size > rows:
+    return _Vocabulary(spec, None)
+  if vocabulary.size > rows:
     raise UsageError(
-      f'the vocabulary {spec!r} has {words.size} ids, but {source} embeds {rows}: pass the one that it was '
-      'trained with as --set VOCABULARY=FILE.'
+      f'the vocabulary {spec!r} has {vocabulary.size} ids, but {source} embeds {rows}: pass the vocabulary '
+      'that the source was trained with as --set VOCABULARY=FILE.'
     )
-  return kept
+  return record
 
 
-def _chosen(spec: str) -> tuple[vocabularies.Vocabulary, _Words]:
-  words = vocabularies.vocabulary(spec)
-  return words, _Words(spec, words.fingerprint)
+def _chosen(spec: str) -> tuple[vocabularies.Vocabulary, _Vocabulary]:
+  vocabulary = vocabularies.vocabulary(spec)
+  return vocabulary, _Vocabulary(spec, vocabulary.fingerprint)
 
 
-def _named(named: vocabulary_of.Tokenizer) -> tuple[vocabularies.Vocabulary, _Words]:
-  """A vocabulary that the source brings, and its file."""
+def _named(named: vocabulary_of.Tokenizer) -> tuple[vocabularies.Vocabulary, _Vocabulary]:
+  """The vocabulary that the source names, and its file."""
   spec = named.spec
   if named.made:
-    words, content = vocabularies.from_json(named.made, spec), files.json_text(named.made).encode()
+    vocabulary, content = vocabularies.from_json(named.made, spec), files.json_text(named.made).encode()
   else:
-    words = vocabularies.vocabulary(spec)
+    vocabulary = vocabularies.vocabulary(spec)
     content = vocabularies.read_model(vocabularies.parse(spec)[0])
   if named.made or vocabularies.is_json(spec):
-    return words, _Words(spec, words.fingerprint, vocabulary_of.TOKENIZER, content)
+    return vocabulary, _Vocabulary(spec, vocabulary.fingerprint, vocabulary_of.TOKENIZER, content)
   _, mark, option = spec.partition('#')
-  return words, _Words(spec, words.fingerprint, vocabulary_of.PIECES, content, mark + option)
+  return vocabulary, _Vocabulary(spec, vocabulary.fingerprint, vocabulary_of.PIECES, content, mark + option)

@@ -30,23 +30,23 @@ from dro_jax.errors import Failed, UsageError
 from dro_jax.files import to_json
 from dro_jax.types import Params
 
-# Where the metadata says what "best" meant to the run, and what the state was.
+# Keys of the metadata: the meaning of "best" in the run, and the hash of the state.
 _BEST_METRIC, _BEST_MODE, _DIGEST = 'best_metric', 'best_mode', 'digest'
-# Errors that say nothing of a checkpoint; reading a torn one may end in any other, orbax's assertions too.
-_NOT_ITS_FAULT = (UsageError, PermissionError, MemoryError, jax.errors.JaxRuntimeError)
-# Of the parts in which a tree is read for the host, which may hardly have room for it.
+# Errors that do not mean a damaged checkpoint; reading one may raise any other, orbax's assertions included.
+_UNRELATED = (UsageError, PermissionError, MemoryError, jax.errors.JaxRuntimeError)
+# Size of the parts in which a tree is read on a host, whose memory may hardly hold the whole tree.
 _PART_BYTES = 2**28
-# What a process reads at once on its way to its devices, and how large the pieces are that it can read alone.
+# How much a process reads at once for its devices, and the size of pieces that can be read alone.
 _RESTORED_AT_ONCE_GB = 1
 _CHUNK_BYTES = 2**26
-# Names of files with another project's weights, which lie beside what describes the model.
+# Endings of files with another project's weights, whose folder also describes the model.
 _WEIGHTS = ('.bin', '.safetensors', '.pt', '.pth', '.h5', '.msgpack')
-# Of what a run and its metadata mean. In 1, which is not written, a value `batch` was today's `scalar`, and
-# what couples held-out responses was taken over each batch, in the order of the file.
+# The version of the metadata. In 1, which was not written down, a value `batch` was today's `scalar`, and
+# statistics that couple held-out responses were taken over each batch, in the order of the file.
 FORMAT = 2
-# How earlier versions began the names of this package's own reward functions.
+# The prefix that earlier versions gave to the names of dro_jax's own reward functions.
 _EARLIER_REWARDS = 'dro_jax.run.sampling.rewards:'
-# Where a run's damaged checkpoints go.
+# The folder for a run's damaged checkpoints.
 DAMAGED = 'damaged'
 
 Path = tuple[str, ...]
@@ -56,12 +56,12 @@ class Checkpoints:
   """The newest and the best states of a run, saved while the run goes on.
 
   Keeps the `keep_last` newest steps and, where `best_metric` is named, the `keep_best` steps with the largest
-  (`best_mode='max'`) or smallest (`'min'`) value of it. `metadata` (JSON) is written beside every state: what
-  is needed to rebuild the model before its arrays are read.
+  (`best_mode='max'`) or smallest (`'min'`) value of it. `metadata` (JSON) is written beside every state: all
+  that is needed to rebuild the model before its arrays are read.
 
   Saving returns once the arrays are copied off the devices, so their buffers may be donated to the next step;
-  a failure to write is raised by the next call, as `Failed` where the disk is at fault. All processes make
-  the same calls.
+  a failure to write is raised by the next call, as `Failed` where the disk caused it. All processes make the
+  same calls.
   """
 
   def __init__(
@@ -75,9 +75,9 @@ class Checkpoints:
     metadata: Mapping[str, Any] | None = None,
   ):
     if keep_last < 1:
-      raise UsageError(f'keep_last is {keep_last}: a run resumes from its newest checkpoint; pass 1 or more')
+      raise UsageError(f'keep_last is {keep_last}, but a run resumes from its newest state: pass 1 or more')
     if best_mode not in ('min', 'max'):
-      raise UsageError(f"best_mode is {best_mode!r}: pass 'max' where more of the metric is better, or 'min'")
+      raise UsageError(f"best_mode is {best_mode!r}: pass 'max' where a larger metric is better, or 'min'")
     self._best_metric = best_metric
     self._metadata = to_json({**(metadata or {}), _BEST_METRIC: best_metric, _BEST_MODE: best_mode})
     self._manager = ocp.CheckpointManager(
@@ -95,7 +95,7 @@ class Checkpoints:
       self._manager.save(step, args=arguments, metrics=self._rankable(metrics or {}), force=True)
 
   def _rankable(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
-    # A checkpoint whose metric was not measured, or is not finite, is nobody's best.
+    # A checkpoint whose metric was not measured, or is not finite, can never be the best.
     finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
     return finite if self._best_metric in finite else None
 
@@ -113,7 +113,7 @@ class Checkpoints:
 
     Raises:
       UsageError: there is no such step, or it holds another tree.
-      Damaged: it is not what was saved.
+      Damaged: its arrays differ from those that were saved.
     """
     folder = epath.Path(self._manager.directory)
     if step not in self._manager.all_steps():
@@ -121,7 +121,7 @@ class Checkpoints:
     return _read_intact(folder / str(step), abstract_state)
 
   def restore_newest(self, abstract_state: Any) -> Any:
-    """The newest intact state, as `restore` gives it; newer ones that are damaged are put aside, loudly.
+    """The newest intact state, as `restore` gives it; damaged newer ones are moved aside.
 
     Raises:
       UsageError: there is none, or it holds another tree.
@@ -135,18 +135,18 @@ class Checkpoints:
       else:
         self._put_aside(damaged, instead=step)
         return state
-    found = '; '.join(damaged.values()) or 'it is empty'
+    reason = '; '.join(damaged.values()) or 'it is empty'
     raise UsageError(
-      f'no intact checkpoint in {folder}: {found}. Bring back a copy, or choose another --model_dir'
+      f'no intact checkpoint in {folder}: {reason}. Restore a copy, or choose another --model_dir'
     )
 
   def _put_aside(self, damaged: Mapping[int, str], instead: int) -> None:
-    """What stayed would be taken for the run's own when that step comes again."""
+    """Moves damaged checkpoints away, which would otherwise take the places of these steps."""
     folder = epath.Path(self._manager.directory)
     for step, error in damaged.items():
       place = folder.parent / DAMAGED / str(step)
       logging.getLogger(__name__).error(
-        'DAMAGED: %s. The run goes on from step %d; the damaged one is put aside, in %s',
+        'DAMAGED: %s. The run continues from step %d; the damaged checkpoint is moved to %s',
         error,
         instead,
         place,
@@ -160,7 +160,7 @@ class Checkpoints:
       self._manager.reload()
 
   def wait(self) -> None:
-    """Blocks until what was saved is on disk."""
+    """Blocks until all saves are on disk."""
     with self._writing():
       self._manager.wait_until_finished()
 
@@ -168,10 +168,10 @@ class Checkpoints:
   def _writing(self) -> Iterator[None]:
     try:
       yield
-    except (OSError, ValueError) as error:  # The latter is tensorstore's, for whatever a disk refuses.
+    except (OSError, ValueError) as error:  # ValueError is tensorstore's, for everything that a disk refuses.
       raise Failed(
-        f'a checkpoint could not be written in {self._manager.directory}: {_first_line(error)}. Those '
-        'written before are intact: once there is room and leave to write, the same command resumes.'
+        f'a checkpoint could not be written in {self._manager.directory}: {_first_line(error)}. Earlier '
+        'checkpoints are intact: once there is room and permission to write, the same command resumes.'
       ) from error
 
   def close(self) -> None:
@@ -180,49 +180,49 @@ class Checkpoints:
 
 
 class Damaged(Exception):
-  """A checkpoint cannot be read, or what is read is not what was saved."""
+  """A checkpoint that cannot be read, or whose arrays differ from those that were saved."""
 
 
 def _read_intact(folder: epath.Path, abstract_state: Any) -> Any:
-  """A step's state, which all processes could read, and which has the digest that it was saved with."""
+  """A step's state, if all processes can read it and its digest is the saved one."""
   state, error = None, None
   try:
     saved = _read_metadata(folder)
     state = _read_tree(folder / 'state', (), _without_absent(abstract_state))
     if isinstance(state, dict) and not isinstance(abstract_state, dict):
       state = type(abstract_state)(**state)
-  except _NOT_ITS_FAULT:
+  except _UNRELATED:
     raise
-  except Exception as found:
-    error = found
+  except Exception as caught:
+    error = caught
   if not _all_agree(error is None):
     reason = _first_line(error) if error else 'another process cannot'
     raise Damaged(f'{folder} cannot be read: {reason}') from error
   if saved.get(_DIGEST) not in (None, digest.hash_tree(state)):
-    raise Damaged(f'{folder} holds other numbers than were saved there')
+    raise Damaged(f'{folder} holds other numbers than those that were saved')
   return state
 
 
 def _without_absent(state: Any) -> Any:
-  """A state without the optional parts that it lacks: earlier versions, which had none, wrote it so."""
+  """A state without the optional parts that are `None`, as earlier versions wrote it."""
   defaults = getattr(type(state), '_field_defaults', {})
   absent = [name for name, value in defaults.items() if value is None and getattr(state, name) is None]
   return {name: x for name, x in state._asdict().items() if name not in absent} if absent else state
 
 
 def _first_line(error: Exception) -> str:
-  # Tensorstore adds all that it was asked for.
+  # tensorstore appends its whole request.
   return (str(error) or type(error).__name__).splitlines()[0].partition(' [tensorstore_spec=')[0]
 
 
-def _all_agree(mine: bool) -> bool:
-  """Whether every process says so."""
-  return bool(mine if jax.process_count() == 1 else multihost_utils.process_allgather(mine).all())
+def _all_agree(own: bool) -> bool:
+  """Whether it is true in every process."""
+  return bool(own if jax.process_count() == 1 else multihost_utils.process_allgather(own).all())
 
 
-def _wait_for_all(what: str) -> None:
+def _wait_for_all(event: str) -> None:
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
+    multihost_utils.sync_global_devices(event)
 
 
 def _options(
@@ -231,7 +231,7 @@ def _options(
   kept = [checkpoint_managers.LatestN(keep_last)]
   best_fn = None
   if best_metric:
-    # A checkpoint from when best meant another metric is nobody's best.
+    # A checkpoint from a time with another best metric can never be the best.
     worst = math.inf if best_mode == 'min' else -math.inf
     best_fn = lambda metrics: metrics.get(best_metric, worst)  # noqa: E731
     kept.append(
@@ -248,7 +248,7 @@ def _options(
 
 
 def save_params(directory: str | epath.PathLike, params: Params, metadata: Mapping[str, Any]) -> None:
-  """Writes a policy's parameters and what describes them (JSON) for `--init_from`, all at once."""
+  """Writes a policy's parameters and their metadata (JSON) for `--init_from`, complete or not at all."""
   directory = _absolute(directory)
   if directory.exists():
     raise UsageError(f'{directory} exists already: name a folder that does not, or remove it first')
@@ -259,7 +259,7 @@ def save_params(directory: str | epath.PathLike, params: Params, metadata: Mappi
     ),
     metadata=ocp.args.JsonSave(to_json({**metadata, _DIGEST: digest.hash_bytes(params)})),
   )
-  # As it is: orbax would copy the arrays first, and its one-file format buffers them once more.
+  # Without copies: orbax would copy the arrays first, and its one-file format would buffer them again.
   as_is = type_handlers.create_type_handler_registry(
     (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False))
   )
@@ -272,7 +272,7 @@ def save_params(directory: str | epath.PathLike, params: Params, metadata: Mappi
 
 
 def load_metadata(directory: str | epath.PathLike) -> dict[str, Any]:
-  """What was saved beside the parameters that `load_params` would read from `directory`."""
+  """The metadata of the parameters that `load_params` would read from `directory`."""
   return _read_metadata(find_checkpoint(directory))
 
 
@@ -281,11 +281,11 @@ def init_digest(directory: str | epath.PathLike, started: str | None = None) -> 
 
   Args:
     directory: see `load_params`.
-    started: the digest of the checkpoint from which a run started. A run's folder that still has it stands
-      for that one, whichever of its steps is the best now.
+    started: the digest of the checkpoint from which a run started. It is returned where the folder's run
+      still has that checkpoint, whichever of its steps is the best now.
 
   Returns:
-    The digest; None of a checkpoint that an earlier version wrote without one.
+    The digest; `None` for a checkpoint that an earlier version wrote without one.
   """
   folder = find_checkpoint(directory)
   beside = [folder.parent / str(step) for step in _steps(folder.parent)] if folder.name.isdigit() else []
@@ -295,10 +295,10 @@ def init_digest(directory: str | epath.PathLike, started: str | None = None) -> 
 
 
 def run_metadata(model_dir: str | epath.PathLike) -> dict[str, Any]:
-  """What was saved beside the newest checkpoint of a run's folder whose metadata can be read.
+  """The metadata of the newest checkpoint of a run's folder whose metadata can be read.
 
   Raises:
-    UsageError: none can.
+    UsageError: none can be read.
   """
   folder = _absolute(model_dir) / 'checkpoints'
   for step in reversed(_numbered(folder)):
@@ -306,7 +306,7 @@ def run_metadata(model_dir: str | epath.PathLike) -> dict[str, Any]:
       return _read_metadata(folder / str(step))
     except (OSError, ValueError):
       continue
-  raise UsageError(f'no checkpoint in {folder} can be read. Bring back a copy, or pass another --model_dir')
+  raise UsageError(f'no checkpoint in {folder} can be read. Restore a copy, or pass another --model_dir')
 
 
 def load_params(
@@ -314,8 +314,8 @@ def load_params(
 ) -> tuple[Params, dict[str, Any]]:
   """The policy's parameters and their metadata from an imported folder, a run's folder or one step of it.
 
-  Of a run it takes the best step, or the newest where no best was measured. `abstract` is the tree the model
-  has, of `jax.ShapeDtypeStruct`: with shardings the arrays are born sharded. Without it: numpy arrays.
+  Of a run it takes the best step, or the newest where no best was measured. `abstract` is the model's tree of
+  `jax.ShapeDtypeStruct`; with shardings the arrays are created sharded. Without it they are numpy arrays.
   """
   folder = find_checkpoint(directory)
   with _refusing_torn(folder):
@@ -325,11 +325,11 @@ def load_params(
 def stream_params(
   directory: str | epath.PathLike, together: Callable[[Path], Hashable] = lambda path: path
 ) -> Iterator[dict[Path, np.ndarray]]:
-  """The parameters that `load_params` reads, part after part, by their paths in the tree.
+  """The parameters that `load_params` reads, one part after the other, by their paths in the tree.
 
   Args:
     directory: see `load_params`.
-    together: parameters for which it is equal come in one part.
+    together: parameters for which it returns the same come in one part.
   """
   folder = find_checkpoint(directory)
   with _refusing_torn(folder):
@@ -356,7 +356,7 @@ def _parts(shapes: Mapping[Path, Any], together: Callable[[Path], Hashable]) -> 
 
 
 def _policy_item(folder: epath.Path) -> tuple[epath.Path, tuple[str, ...]]:
-  """Where a policy's tree lies: what orbax wrote, and the path in it."""
+  """The place of a policy's tree: the folder that orbax wrote, and the path in its tree."""
   imported = (folder / 'params').exists()
   return (folder / 'params', ()) if imported else (folder / 'state', ('params', 'policy'))
 
@@ -365,7 +365,7 @@ def _policy_item(folder: epath.Path) -> tuple[epath.Path, tuple[str, ...]]:
 def _refusing_torn(folder: epath.Path) -> Iterator[None]:
   try:
     yield
-  except _NOT_ITS_FAULT:
+  except _UNRELATED:
     raise
   except Exception as error:
     raise UsageError(
@@ -389,7 +389,7 @@ def has_any(model_dir: str | epath.PathLike) -> bool:
 
 
 def find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
-  """The folder that a name stands for: an imported one, one step, or a run's best step or else its newest."""
+  """The checkpoint of a folder: an imported one, one step, or a run's best step or else its newest."""
   name, directory = directory, _absolute(directory)
   if _is_checkpoint(directory):
     return directory
@@ -401,7 +401,7 @@ def find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
       return steps_folder / str(_preferred_step(steps_folder, steps))
   hint = 'it does not exist'
   if str(name).count('/') == 1 and str(name)[0] not in '/.~' and not directory.exists():
-    hint += f' (a model of the Hugging Face Hub is imported first: {_import_command(name)})'
+    hint += f' (import a model of the Hugging Face Hub first: {_import_command(name)})'
   if directory.exists():
     names = sorted(path.name for path in directory.iterdir())[:8]
     hint = f'it holds {", ".join(names) or "nothing"}'
@@ -412,27 +412,27 @@ def find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
 
 
 def _other_projects(path: epath.Path) -> str | None:
-  """What to do with another project's file or folder; `None` where it is not known to be one."""
+  """The error for another project's file or folder, with its remedy; `None` for other paths."""
   if path.exists() and not path.is_dir():
     source = path.parent if path.suffix in _WEIGHTS else path
     return (
-      f"{path} is a file, and a checkpoint is a folder: pass a run's model_dir, or import it first: "
+      f"{path} is a file, but a checkpoint is a folder: pass a run's model_dir, or import it first: "
       f'{_import_command(source)}'
     )
   if problem := adapter_problem(path):
     return problem
   if (path / 'config.json').exists() and not _is_checkpoint(path):
-    return f'{path} is a folder of Hugging Face transformers: import it first: {_import_command(path)}'
+    return f'{path} is a folder of Hugging Face transformers. Import it first: {_import_command(path)}'
   return None
 
 
 def adapter_problem(folder: epath.PathLike) -> str | None:
-  """What to do with a folder that holds an adapter, which is no whole model; `None` where it holds none."""
+  """The error for a folder that holds an adapter instead of a whole model, with its remedy; else `None`."""
   if not (epath.Path(folder) / 'adapter_config.json').exists():
     return None
   return (
-    f'{folder} holds an adapter (PEFT), which is no whole model: merge it into its base model with peft '
-    "(model.merge_and_unload().save_pretrained('MERGED')), then import that: "
+    f'{folder} holds an adapter (PEFT), which is not a whole model: merge it into its base model with peft '
+    "(model.merge_and_unload().save_pretrained('MERGED')), then import the result: "
     f'{_import_command("MERGED")}'
   )
 
@@ -452,7 +452,7 @@ def _steps(folder: epath.Path) -> list[int]:
 
 
 def _numbered(folder: epath.Path) -> list[int]:
-  """The steps that a folder has something of, complete or not."""
+  """The steps with a subfolder, complete or not."""
   if not folder.is_dir():
     return []
   return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
@@ -474,28 +474,28 @@ def _read_metric(folder: epath.Path, name: str | None) -> float | None:
 
 
 def _read_metadata(folder: epath.Path) -> dict[str, Any]:
-  return in_todays_words(json.loads((folder / 'metadata' / 'metadata').read_text()))
+  return upgrade_metadata(json.loads((folder / 'metadata' / 'metadata').read_text()))
 
 
 def saved_format(saved: Mapping[str, Any]) -> int:
-  """Which version of the metadata a run was made with (see `FORMAT`)."""
+  """The version of a run's metadata (see `FORMAT`)."""
   return saved.get('format', 1)
 
 
-def in_todays_words(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """A run's metadata, whichever version of this package wrote it."""
-  now = {'family': 't5', **saved}  # There was one family once.
+def upgrade_metadata(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """Metadata of any earlier version, in the form of this one."""
+  upgraded = {'family': 't5', **saved}  # Earlier versions had T5 only.
   value = saved.get('value') or {}
   if saved_format(saved) < 2 and value.get('readout') == 'batch':
-    now['value'] = {**value, 'readout': 'scalar'}
+    upgraded['value'] = {**value, 'readout': 'scalar'}
   for settings in ('online', 'decoding'):
     if isinstance(reward := (saved.get(settings) or {}).get('reward'), str):
-      now[settings] = {**saved[settings], 'reward': reward.removeprefix(_EARLIER_REWARDS)}
-  return now
+      upgraded[settings] = {**saved[settings], 'reward': reward.removeprefix(_EARLIER_REWARDS)}
+  return upgraded
 
 
 def _read_tree(folder: epath.Path, path: tuple[str, ...], abstract: Any | None) -> Any:
-  """The subtree at `path` of the tree saved in `folder`; nothing beside it is read."""
+  """The subtree at `path` of the tree saved in `folder`; nothing else is read."""
   saved = _subtree(ocp.PyTreeCheckpointHandler().metadata(folder).tree, path)
   abstract = _shapes_only(saved) if abstract is None else abstract
   refuse_other_tree(folder.parent, saved, abstract)
@@ -503,7 +503,7 @@ def _read_tree(folder: epath.Path, path: tuple[str, ...], abstract: Any | None) 
 
 
 def _read_some(folder: epath.Path, path: tuple[str, ...], abstract: Any, *, partial: bool) -> Any:
-  """What `abstract` holds of the subtree at `path`."""
+  """The arrays of the subtree at `path` that `abstract` names."""
   item = abstract
   for name in reversed(path):
     item = {name: item}
@@ -529,15 +529,16 @@ def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
   return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
-def refuse_other_tree(folder: str | epath.PathLike, saved: Any, wanted: Any) -> None:
-  """Names the first array, in path order, that differs between a checkpoint and what is to be filled."""
-  saved_shapes, wanted_shapes = dict(_shapes(saved)), dict(_shapes(wanted))
-  for name in sorted(saved_shapes.keys() | wanted_shapes.keys()):
-    there, here = saved_shapes.get(name), wanted_shapes.get(name)
-    if there != here:
+def refuse_other_tree(folder: str | epath.PathLike, saved: Any, target: Any) -> None:
+  """Refuses a checkpoint that does not fit the target, by the first array that differs."""
+  saved_shapes, target_shapes = dict(_shapes(saved)), dict(_shapes(target))
+  for name in sorted(saved_shapes.keys() | target_shapes.keys()):
+    saved_shape, target_shape = saved_shapes.get(name), target_shapes.get(name)
+    if saved_shape != target_shape:
       raise UsageError(
-        f'the checkpoint {folder} does not fit: {name} is {_say(there)} there and {_say(here)} in '
-        'this run. Use the model configuration, vocabulary and optimizers that it was made with'
+        f'the checkpoint {folder} does not fit: {name} is {_shape_text(saved_shape)} there and '
+        f'{_shape_text(target_shape)} in this run. Use the model configuration, vocabulary and optimizers '
+        'that it was made with'
       )
 
 
@@ -546,7 +547,7 @@ def _shapes(tree: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield jax.tree_util.keystr(path, simple=True, separator='/'), tuple(leaf.shape)
 
 
-def _say(shape: tuple[int, ...] | None) -> str:
+def _shape_text(shape: tuple[int, ...] | None) -> str:
   return 'absent' if shape is None else f'of shape {list(shape)}'
 
 

@@ -20,18 +20,18 @@ def load_policy(directory: str, config: Config, abstract: Params) -> Params:
   saved = orbax.load_metadata(directory).get('model', {})
   if saved.get('scan_layers', False) == config.scan_layers:
     return orbax.load_params(directory, abstract)[0]
-  wanted, placed = traverse_util.flatten_dict(abstract), {}
+  target, placed = traverse_util.flatten_dict(abstract), {}
   for path, x in stream_policy(directory, scan=config.scan_layers):
-    fits = path in wanted and wanted[path].shape == x.shape
-    # Not device_put: that would first compare all hosts' copies.
-    placed[path] = jax.make_array_from_callback(x.shape, wanted[path].sharding, x.__getitem__) if fits else x
+    fits = path in target and target[path].shape == x.shape
+    # Not device_put, which would first compare all hosts' copies.
+    placed[path] = jax.make_array_from_callback(x.shape, target[path].sharding, x.__getitem__) if fits else x
   params = traverse_util.unflatten_dict(placed)
   orbax.refuse_other_tree(directory, params, abstract)
   return params
 
 
 def stream_policy(directory: str, *, scan: bool) -> Iterator[tuple[Path, np.ndarray]]:
-  """The parameters of the policy saved in `directory`, scanned or not; the host never holds all of them."""
+  """The parameters of the policy saved in `directory`, scanned or not, without holding all at once."""
   together = lambda path: (in_stack(path) or (path,))[0] if scan else path  # noqa: E731
   for part in orbax.stream_params(directory, together):
     yield from convert_leaves(part, scan=scan)
@@ -56,27 +56,27 @@ def find_vocabulary(
 
 
 def vocabulary_of(directory: str, spec: str | None = None) -> vocabularies.Vocabulary:
-  """The vocabulary of a checkpoint: what `spec` names, or else what is saved beside it.
+  """The vocabulary of a checkpoint: the one that `spec` names, or else the one that its metadata names.
 
   Raises:
-    UsageError: nothing names one, or `spec` is another than the checkpoint was made with.
+    UsageError: none is named, or `spec` is not the vocabulary that the checkpoint was made with.
   """
   saved = orbax.load_metadata(directory)
   if spec is None and saved.get('vocabulary') is None:
     raise UsageError(
       f'the checkpoint {directory} does not say which vocabulary it was made with: pass '
-      f'{vocabularies.offer(saved["model"]["vocab_size"])} of it.'
+      f'{vocabularies.offer(saved["model"]["vocab_size"])} that it was trained with.'
     )
-  words = vocabularies.vocabulary(spec or saved['vocabulary'])
+  vocabulary = vocabularies.vocabulary(spec or saved['vocabulary'])
   rows, mark = saved['model']['vocab_size'], saved.get('vocabulary_fingerprint')
-  if mark is not None and mark != words.fingerprint:
+  if mark is not None and mark != vocabulary.fingerprint:
     raise UsageError(
       f'the checkpoint {directory} was made with the vocabulary {saved["vocabulary"]!r}, not with '
-      f'{words.spec!r}: its ids would mean other words. Pass --set VOCABULARY={saved["vocabulary"]}.'
+      f'{vocabulary.spec!r}: its ids would stand for other text. Pass --set VOCABULARY={saved["vocabulary"]}.'
     )
-  if words.size > rows:
+  if vocabulary.size > rows:
     raise UsageError(
-      f'the vocabulary {words.spec!r} has {words.size} ids, but the checkpoint {directory} embeds {rows}: '
-      'choose the vocabulary that it was trained with (--set VOCABULARY=...).'
+      f'the vocabulary {vocabulary.spec!r} has {vocabulary.size} ids, but the checkpoint {directory} embeds '
+      f'{rows}: choose the vocabulary that it was trained with (--set VOCABULARY=...).'
     )
-  return words
+  return vocabulary

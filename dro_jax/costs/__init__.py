@@ -1,1 +1,1 @@
-"""What a step costs: operations, bytes and seconds."""
+"""The cost of a step: operations, bytes and seconds."""

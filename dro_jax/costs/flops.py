@@ -1,6 +1,6 @@
-"""FLOPs of a function, counted from its jaxpr with trip counts; a compiler's own count takes a loop once.
+"""FLOPs of a function, counted from its jaxpr with trip counts; a compiler counts each loop once.
 
-Matrix products and convolutions only, at two operations a multiply-add, as model FLOPs are usually quoted:
+Counts matrix products and convolutions, at two operations a multiply-add, as model FLOPs are usually quoted:
 [m, k] · [k, n] is 2mnk. Elementwise operations, one for each output element, are counted on request.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# Each costs nothing: they move or reshape, or only say something of the program.
+# Primitives without operations: they move or reshape data, or annotate the program.
 _FREE = frozenset((
   'broadcast_in_dim', 'concatenate', 'convert_element_type', 'copy', 'copy_p', 'device_put', 'dynamic_slice',
   'dynamic_update_slice', 'gather', 'iota', 'pad', 'pvary', 'reshape', 'rev', 'sharding_constraint', 'slice',
@@ -22,32 +22,32 @@ _FREE = frozenset((
 def count(
   function: Callable[..., Any], *args: Any, elementwise: bool = False, while_trips: int | None = None
 ) -> float:
-  """FLOPs of `function(*args)`, which is traced, not run.
+  """FLOPs of `function(*args)`; the function is traced, not run.
 
   Args:
-    function: anything that can be jitted.
+    function: any function that can be jitted.
     *args: arrays, or their shapes (`jax.ShapeDtypeStruct`).
-    elementwise: count one operation for each element that any other primitive puts out, too.
-    while_trips: how often a loop runs whose jaxpr does not say (`lax.while_loop`, or a `fori_loop` whose
-      bounds are traced).
+    elementwise: also count one operation for each element that any other primitive returns.
+    while_trips: how often a loop without static bounds runs (`lax.while_loop`, or a `fori_loop` whose bounds
+      are traced).
 
   Raises:
-    ValueError: there is such a loop, with something to count in it, and no `while_trips`.
+    ValueError: there is such a loop, with operations in it, and no `while_trips`.
   """
-  # What is jitted keeps its trace for the call to come, and may have options that no inner call takes.
+  # A jitted function keeps this trace for its next call, and may have options that an inner jit refuses.
   jitted = function if hasattr(function, 'trace') else jax.jit(function)
-  return _of_jaxpr(jitted.trace(*args).jaxpr.jaxpr, elementwise, while_trips)
+  return _count_jaxpr(jitted.trace(*args).jaxpr.jaxpr, elementwise, while_trips)
 
 
-def _of_jaxpr(jaxpr: core.Jaxpr, elementwise: bool, while_trips: int | None) -> float:
-  return float(sum(_of_equation(equation, elementwise, while_trips) for equation in jaxpr.eqns))
+def _count_jaxpr(jaxpr: core.Jaxpr, elementwise: bool, while_trips: int | None) -> float:
+  return float(sum(_count_equation(equation, elementwise, while_trips) for equation in jaxpr.eqns))
 
 
-def _of_equation(equation: Any, elementwise: bool, while_trips: int | None) -> float:
+def _count_equation(equation: Any, elementwise: bool, while_trips: int | None) -> float:
   name, params = equation.primitive.name, equation.params
   if name in _PRODUCTS:
     return _PRODUCTS[name](equation)
-  inner = [_of_jaxpr(jaxpr, elementwise, while_trips) for jaxpr in _inner_jaxprs(params)]
+  inner = [_count_jaxpr(jaxpr, elementwise, while_trips) for jaxpr in _inner_jaxprs(params)]
   if not inner:
     return float(_elements(equation)) if elementwise and name not in _FREE else 0.0
   return _COMBINED.get(name, _once)(inner, params, while_trips)
@@ -64,7 +64,7 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
 
 
 def _once(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
-  """Jitted, rematerialised and custom-derivative calls run what they hold once."""
+  """Jitted, rematerialised and custom-derivative calls run their body once."""
   return sum(inner)
 
 
@@ -79,15 +79,15 @@ def _cond(inner: list[float], params: dict[str, Any], while_trips: int | None) -
 def _while(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
   if while_trips is None and sum(inner) > 0:
     raise ValueError(
-      'a while loop does not say how often it runs: pass while_trips=N, or give the loop static bounds '
+      'the number of trips of a while loop is unknown: pass while_trips=N, or give the loop static bounds '
       '(lax.scan, or lax.fori_loop with Python numbers).'
     )
   return sum(inner) * (while_trips or 0)
 
 
 def _shard_map(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
-  """The body is what one device does; the count is for all of them."""
-  # Jax has called them by both names.
+  """The body is one device's work; the count is for all devices."""
+  # jax has used both names.
   manual = params['newly_manual_axes'] if 'newly_manual_axes' in params else params['manual_axes']
   return sum(inner) * math.prod(size for axis, size in params['mesh'].shape.items() if axis in manual)
 
@@ -108,14 +108,14 @@ def _dot_general(equation: Any) -> float:
 
 
 def _ragged_dot_general(equation: Any) -> float:
-  """Each row of the left side meets one group's matrix."""
+  """Each row of the left side is multiplied with one group's matrix."""
   (contracting, _), _ = equation.params['ragged_dot_dimension_numbers'].dot_dimension_numbers
   lhs = equation.invars[0].aval.shape
   return 2.0 * _elements(equation) * math.prod(lhs[axis] for axis in contracting)
 
 
 def _convolution(equation: Any) -> float:
-  """Every output element is a sum over the kernel's window and its input channels, which come by group."""
+  """Every output element is a sum over the kernel's window and the input channels of its group."""
   kernel = equation.invars[1].aval.shape
   spec = equation.params['dimension_numbers'].rhs_spec
   return 2.0 * _elements(equation) * math.prod(kernel[axis] for axis in spec[1:])

@@ -1,4 +1,4 @@
-"""What a compiled step will take on a slice: memory a chip, operations, bytes moved, seconds at the least."""
+"""Cost of a compiled step on a slice: memory a chip, operations, bytes moved, and a bound on seconds."""
 
 import collections
 import math
@@ -16,7 +16,7 @@ from dro_jax.step.state import TrainState
 
 
 class Work(NamedTuple):
-  """What one step does on one chip: operations, bytes, and the collectives that move some of them."""
+  """The work of one step on one chip: operations, bytes, and the collectives that move some of them."""
 
   flops: float | int
   hbm_bytes: float | int
@@ -30,48 +30,48 @@ def work(text: str, devices: Sequence[Any], where: slices.Slice) -> Work:
   """Reads a compiled step's HLO.
 
   Args:
-    text: of the optimised module.
-    devices: the program's, in its order.
-    where: the slice that they are of.
+    text: the optimised module's.
+    devices: the program's devices, in its order.
+    where: the slice of the devices.
   """
   module = program.parse(text)
-  found = hlo_collectives.collectives(module, len(devices))
+  collectives = hlo_collectives.collectives(module, len(devices))
   return Work(
-    operations.flops(module), hlo_memory.memory_bytes(module), slices.traffic(found, devices, where), found,
-    operations.estimated_cycles(module), hlo_memory.kept_bytes(module),
+    operations.flops(module), hlo_memory.memory_bytes(module), slices.traffic(collectives, devices, where),
+    collectives, operations.estimated_cycles(module), hlo_memory.kept_bytes(module),
   )  # fmt: skip
 
 
-def seconds(done: Work, chip: slices.Chip) -> dict[str, float | int]:
-  """What each resource of a chip takes by itself at its peak, their greatest and their sum.
+def seconds(work: Work, chip: slices.Chip) -> dict[str, float | int]:
+  """Seconds that each resource of a chip takes alone at its peak rate, their maximum and their sum.
 
-  The greatest is the roofline: all else hidden behind one resource. The sum is the other end: nothing hidden.
+  The maximum is the roofline, where all other work overlaps with one resource. The sum is without overlap.
   """
   alone = {
-    'compute': done.flops / chip.flops, 'hbm': done.hbm_bytes / chip.hbm_bandwidth,
-    'ici': done.traffic.ici_seconds, 'dcn': done.traffic.dcn_seconds,
+    'compute': work.flops / chip.flops, 'hbm': work.hbm_bytes / chip.hbm_bandwidth,
+    'ici': work.traffic.ici_seconds, 'dcn': work.traffic.dcn_seconds,
   }  # fmt: skip
   return alone | {'most': max(alone.values()), 'sum': sum(alone.values())}
 
 
 def bound_by(times: Mapping[str, float | int]) -> str:
-  """Which resource takes longest."""
+  """The resource that takes longest."""
   return max(('compute', 'hbm', 'ici', 'dcn'), key=times.__getitem__)
 
 
-def by_kind(found: Sequence[hlo_collectives.Collective]) -> list[dict[str, Any]]:
-  """Collectives of one kind and group size together: runs, bytes that a chip sends a step, the largest."""
+def by_kind(collectives: Sequence[hlo_collectives.Collective]) -> list[dict[str, Any]]:
+  """Collectives summed by kind and group size: runs, bytes that a chip sends a step, and the largest."""
   kinds = collections.defaultdict(list)
-  for one in found:
-    kinds[one.kind, len(one.groups[0]), one.network].append(one)
+  for collective in collectives:
+    kinds[collective.kind, len(collective.groups[0]), collective.network].append(collective)
   rows = [
     {
       'kind': kind, 'group': size, 'over': 'DCN' if network else 'ICI',
-      'runs': sum(one.count for one in some),
-      'sent_bytes': sum(one.count * one.sent for one in some),
-      'largest': max(some, key=lambda one: one.sent).describe(),
+      'runs': sum(collective.count for collective in members),
+      'sent_bytes': sum(collective.count * collective.sent for collective in members),
+      'largest': max(members, key=lambda collective: collective.sent).describe(),
     }
-    for (kind, size, network), some in kinds.items()
+    for (kind, size, network), members in kinds.items()
   ]  # fmt: skip
   return sorted(rows, key=lambda row: -row['sent_bytes'])
 
@@ -91,7 +91,7 @@ def memory(state: TrainState, statistics: Any, kept: float | int) -> dict[str, f
   Args:
     state: shapes and shardings.
     statistics: the compiler's (`compiled.memory_analysis()`).
-    kept: what the forward pass keeps for the backward one, by layer.
+    kept: bytes that the forward pass keeps for the backward pass, by layer.
   """
   held = state_memory(state)
   rows = max(statistics.argument_size_in_bytes - sum(held.values()), 0)
@@ -105,7 +105,7 @@ def memory(state: TrainState, statistics: Any, kept: float | int) -> dict[str, f
 
 
 def state_memory(state: TrainState) -> dict[str, float | int]:
-  """Bytes a chip that lie there between steps."""
+  """Bytes a chip that the state occupies between steps."""
   held: dict[str, float | int] = {
     'parameters': shard_bytes(state.params), 'optimizer': shard_bytes(state.opt_state),
     'reference': shard_bytes(state.reference),

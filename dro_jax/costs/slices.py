@@ -1,4 +1,4 @@
-"""TPU slices by name, and how fast their chips compute, read memory and send, by their makers' figures."""
+"""TPU slices by name, and the published rates at which their chips compute, read memory and send."""
 
 import collections
 import importlib.util
@@ -25,10 +25,10 @@ class Chip(NamedTuple):
     hbm_bandwidth: bytes a second.
     link: bytes a second that one link to a neighbour sends one way.
     dimensions: of the torus.
-    wraps: a dimension is a ring where its length is a multiple of this, and a line where it is not.
+    wraps: a dimension is a ring where its length is a multiple of this, and a line otherwise.
     dcn: bytes a second that one chip's share of its host's network sends.
     clock: cycles a second.
-    config: libtpu's name for the arrangement in which a chip is one device.
+    config: libtpu's name for the configuration in which a chip is one device.
   """
 
   flops: float | int
@@ -44,7 +44,7 @@ class Chip(NamedTuple):
 
 # Compute, bandwidths: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications"; links are the chip's
 # interconnect there by its number of links, one way. The network is a pod's by its chips, or a host's.
-# HBM: what libtpu 0.0.52 says to a program that asks for too much. Clock: flops by those of the matrix units.
+# HBM: the limit in libtpu 0.0.52's error for a program that needs more. Clock: flops over those of a cycle.
 CHIPS: Mapping[str, Chip] = {
   'v4': Chip(275e12, 30.75 * GIB, 1228e9, 50e9, 3, 4, 6.25e9, 1.05e9, 'megacore'),
   'v5e': Chip(197e12, 15.75 * GIB, 819e9, 50e9, 2, 16, 3.125e9, 1.5e9),
@@ -57,7 +57,7 @@ class Slice(NamedTuple):
   """Slices of one kind, joined by the data centre's network.
 
   Attributes:
-    name: as it was asked for.
+    name: as passed to `find`.
     kind: of the chips.
     shape: chips by dimension, of each slice.
     num_slices: how many.
@@ -76,7 +76,7 @@ class Slice(NamedTuple):
 
 
 def find(name: str) -> Slice:
-  """The slice of a name such as v5e:4x8, or 2xv5e:4x8 for two of them; none of it need be here.
+  """The slice of a name such as v5e:4x8, or 2xv5e:4x8 for two slices; this machine needs no TPU.
 
   Raises:
     UsageError: there is no such slice, or libtpu is not installed.
@@ -87,7 +87,7 @@ def find(name: str) -> Slice:
       "preflight compiles with libtpu, which is not installed: pip install '.[tpu]' in a checkout. It needs "
       'no TPU.'
     )
-  # Or it asks the cloud what machine this is, and keeps other programs from it.
+  # Without these libtpu queries the cloud for this machine's kind, and locks out other programs.
   for variable, value in (
     ('TPU_SKIP_MDS_QUERY', '1'), ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1'), ('TPU_MIN_LOG_LEVEL', '3'),
     ('TPU_STDERR_LOG_LEVEL', '3'), ('TPU_ACCELERATOR_TYPE', 'v5litepod-4'),
@@ -100,32 +100,32 @@ def find(name: str) -> Slice:
   if num_slices > 1:
     options['num_slices'] = num_slices
   try:
-    found = topologies.get_topology_desc(
+    topology = topologies.get_topology_desc(
       platform='tpu', topology_name=f'{kind}:{"x".join(map(str, shape))}', **options
     )
-  except Exception as error:  # What libtpu refuses has a class of jaxlib's that jax does not name.
+  except Exception as error:  # libtpu raises a class of jaxlib's that jax does not export.
     raise UsageError(
-      f'--topology={name}: libtpu does not lay out this slice: {str(error).splitlines()[0]}. Is it a shape '
-      'that is rented, and is no other program on this machine using libtpu?'
+      f'--topology={name}: libtpu does not lay out this slice: {str(error).splitlines()[0]}. Pass a shape '
+      'that the cloud offers, and stop other programs on this machine that use libtpu.'
     ) from error
-  return Slice(name, kind, shape, num_slices, found.devices)
+  return Slice(name, kind, shape, num_slices, topology.devices)
 
 
 def _parsed(name: str) -> tuple[str, tuple[int, ...], int]:
   match = re.fullmatch(r'(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)', name)
   known = f'{", ".join(CHIPS)}, each with its shape in chips: v5e:4x8, v5p:2x2x4, or 2xv5e:4x8 for two slices'
   if match is None:
-    raise UsageError(f'--topology={name} is no slice: pass KIND:SHAPE. Known are {known}.')
+    raise UsageError(f'--topology={name} is no slice: pass KIND:SHAPE. KIND is one of {known}.')
   if match[2] not in CHIPS:
     raise UsageError(
-      f'--topology={name}: no chip {match[2]!r}{did_you_mean(match[2], CHIPS)}. Known: {known}.'
+      f'--topology={name}: no chip {match[2]!r}{did_you_mean(match[2], CHIPS)}. Pass one of {known}.'
     )
   shape, num_slices = tuple(map(int, match[3].split('x'))), int(match[1] or 1)
   dimensions = CHIPS[match[2]].dimensions
   if len(shape) != dimensions or not 1 <= math.prod(shape) * num_slices <= MOST_CHIPS:
     raise UsageError(
-      f'--topology={name}: a slice of {match[2]} has {dimensions} dimensions, and {MOST_CHIPS} chips at most '
-      f'are compiled for. Known are {known}.'
+      f'--topology={name}: a slice of {match[2]} has {dimensions} dimensions, and preflight compiles for '
+      f'{MOST_CHIPS} chips at most. Pass one of {known}.'
     )
   return match[2], shape, num_slices
 
@@ -134,7 +134,7 @@ def _parsed(name: str) -> tuple[str, tuple[int, ...], int]:
 
 
 class Traffic(NamedTuple):
-  """What one chip sends, in bytes, and how long that takes, by the slice's links and by its network."""
+  """Bytes that one chip sends and the seconds this takes, over the slice's links and over its network."""
 
   ici_bytes: float | int
   ici_seconds: float | int
@@ -142,59 +142,61 @@ class Traffic(NamedTuple):
   dcn_seconds: float | int
 
 
-def traffic(found: Iterable[Collective], devices: Sequence[Any], where: Slice) -> Traffic:
+def traffic(collectives: Iterable[Collective], devices: Sequence[Any], where: Slice) -> Traffic:
   """Adds up collectives one after the other; permutations of one loop or program share its links at once.
 
   Args:
-    found: of a program (see `costs.hlo.collectives.collectives`).
-    devices: the program's, in its order.
-    where: the slice that they are of.
+    collectives: a program's (see `costs.hlo.collectives.collectives`).
+    devices: the program's devices, in its order.
+    where: the slice of the devices.
   """
   totals, loads = [0.0] * 4, collections.defaultdict(collections.Counter)
-  for one in found:
-    if one.network:
-      totals[2] += one.count * one.sent
-      totals[3] += one.count * one.sent / where.chip.dcn
-    elif one.kind == 'collective-permute':
-      crosses = any(slice_of(devices[source]) != slice_of(devices[target]) for source, target in one.groups)
-      totals[2 if crosses else 0] += one.count * one.sent
-      # Bytes by the link that they take; another slice's is the network.
-      for source, target in one.groups:
+  for collective in collectives:
+    if collective.network:
+      totals[2] += collective.count * collective.sent
+      totals[3] += collective.count * collective.sent / where.chip.dcn
+    elif collective.kind == 'collective-permute':
+      crosses = any(
+        slice_of(devices[source]) != slice_of(devices[target]) for source, target in collective.groups
+      )
+      totals[2 if crosses else 0] += collective.count * collective.sent
+      # Adds bytes to each link on the way; the way to another slice is the network.
+      for source, target in collective.groups:
         for link in route(devices[source], devices[target], where):
-          loads[one.where][link] += one.count * one.sent
+          loads[collective.where][link] += collective.count * collective.sent
     else:
-      for i, part in enumerate(_of_group(one, [devices[i] for i in one.groups[0]], where)):
-        totals[i] += one.count * part
+      for i, part in enumerate(_group_traffic(collective, [devices[i] for i in collective.groups[0]], where)):
+        totals[i] += collective.count * part
   for links in loads.values():
     totals[1] += max((load for link, load in links.items() if link[0] != 'dcn'), default=0) / where.chip.link
     totals[3] += max((load for link, load in links.items() if link[0] == 'dcn'), default=0) / where.chip.dcn
   return Traffic(*totals)
 
 
-def _of_group(one: Collective, group: Sequence[Any], where: Slice) -> Traffic:
-  """A collective among the chips of one group, within each slice first, and then, of a part, between them."""
+def _group_traffic(collective: Collective, group: Sequence[Any], where: Slice) -> Traffic:
+  """The traffic of a collective in one group: within each slice first, then, with a part, between slices."""
   slices = len({slice_of(device) for device in group})
   within = [device for device in group if slice_of(device) == slice_of(group[0])]
   size, along = len(within), _along(within, where)
-  gathers = one.kind == 'all-gather'
-  local = one.among(size) * (slices if gathers else 1)
-  between = one.among(slices) / (size if one.kind in ('all-reduce', 'reduce-scatter') else 1)
-  carried = one.bytes * _crossed(along) if 'all-to-all' in one.kind else local / _links(along)
+  gathers = collective.kind == 'all-gather'
+  local = collective.among(size) * (slices if gathers else 1)
+  between = collective.among(slices) / (size if collective.kind in ('all-reduce', 'reduce-scatter') else 1)
+  carried = collective.bytes * _crossed(along) if 'all-to-all' in collective.kind else local / _links(along)
   return Traffic(local, carried / where.chip.link, between, between / where.chip.dcn)
 
 
 def slice_of(device: Any) -> int:
-  """Which slice a device is in."""
+  """The number of a device's slice."""
   return getattr(device, 'slice_index', None) or 0
 
 
 def place_of(device: Any) -> tuple[int, ...]:
-  """Where in its slice a device is; one that does not say so stands in a line."""
+  """A device's coordinates in its slice; devices without coordinates stand in a line."""
   return tuple(getattr(device, 'coords', (device.id, 0, 0)))
 
 
 class _Along(NamedTuple):
-  """How a group lies along one axis: how many places, how far apart, and whether they close a ring."""
+  """The places of a group along one axis: their number, their distance, and whether they close a ring."""
 
   places: int
   hop: int
@@ -202,26 +204,26 @@ class _Along(NamedTuple):
 
 
 def _along(group: Sequence[Any], where: Slice) -> list[_Along]:
-  """Along each axis that the group extends along."""
-  found = []
+  """The places of a group along each axis on which its members differ."""
+  axes = []
   for axis, length in enumerate(where.shape):
     at = sorted({place_of(device)[axis] for device in group})
     if len(at) > 1:
       hop = max(later - earlier for earlier, later in itertools.pairwise(at))
-      found.append(_Along(len(at), hop, _wraps(length, where) and length - at[-1] + at[0] == hop))
-  return found
+      axes.append(_Along(len(at), hop, _wraps(length, where) and length - at[-1] + at[0] == hop))
+  return axes
 
 
 def _links(along: Sequence[_Along]) -> float | int:
-  """Links by which every chip of a group can send at once: two along a ring, one along a line.
+  """Links over which every chip of a group can send at once: two along a ring, one along a line.
 
-  Between members that are not neighbours lie those of other groups, which share the links among them.
+  Between members that are not neighbours lie members of other groups, which share the links.
   """
   return sum((2 if axis.closed else 1) / axis.hop for axis in along) or 1
 
 
 def _crossed(along: Sequence[_Along]) -> float | int:
-  """What the busiest link carries of an all-to-all, by what a chip brings: most passes through others."""
+  """The load of the busiest link in an all-to-all, as a multiple of one chip's data."""
   return max((axis.places * axis.hop / (8 if axis.closed else 4) for axis in along), default=0)
 
 

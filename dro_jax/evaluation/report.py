@@ -132,7 +132,7 @@ def read(folder: str, name: str) -> Run:
   best = _best_step(path)
   best = best if best in steps else steps[-1]
   return Run(
-    name, path, orbax.in_todays_words(json.loads((path / 'run.json').read_text(encoding='utf-8'))),
+    name, path, orbax.upgrade_metadata(json.loads((path / 'run.json').read_text(encoding='utf-8'))),
     bindings(path),
     list(files.json_lines(path / 'metrics.jsonl')),
     validation.load(path, steps[-1]), steps[-1], validation.load(path, best), best,

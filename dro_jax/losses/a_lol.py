@@ -1,8 +1,8 @@
-"""Advantage-Leftover-Lunch RL (arXiv 2305.14718): imitate what is better than the reference's average.
+"""Advantage-Leftover-Lunch RL (arXiv 2305.14718): imitate responses better than the reference's average.
 
-Log-probs are in nats, summed over the response's tokens where they are `[B]`. A = r − V(x) ≥ 0 counts, the
-rest weighs nothing. ρ = policy_logps − reference_logps. The clipped ratio sits inside the stop-gradient:
-outside its window the gradient does not vanish, unlike PPO's.
+Log-probs are in nats, summed over the response's tokens where they are `[B]`. Responses with A = r − V(x) < 0
+weigh nothing. ρ = policy_logps − reference_logps. The clipped ratio sits inside the stop-gradient: outside
+its window the gradient does not vanish, unlike PPO's.
 """
 
 import jax
@@ -14,7 +14,7 @@ from dro_jax.types import Array
 
 
 def _clipped_ratio(rho: Array, epsilon: float) -> Array:
-  """sg clip(e^ρ, 1−ε, 1+ε); clipped as a log first, for e^ρ may overflow."""
+  """sg clip(e^ρ, 1−ε, 1+ε); ρ is clipped first, because e^ρ may overflow."""
   return jax.lax.stop_gradient(jnp.clip(jnp.exp(jnp.minimum(rho, 2.0)), 1 - epsilon, 1 + epsilon))
 
 
@@ -69,7 +69,7 @@ def a_lol_kl(
   L = −max(A, 0) · log π + kl_weight · ρ        (arXiv 2305.14718)
 
   As published. On fixed data the reference cancels from the gradient, −(max(A, 0) − kl_weight) ∇log π: the
-  penalty is a constant taken off every advantage, and not a KL.
+  penalty is a constant subtracted from every advantage, and not a KL.
 
   Args:
     policy_logps: log π(y|x), nats.
@@ -119,7 +119,7 @@ def r_lol(
   rewards: Float[Array, ' B'],
   epsilon: float = 0.9,
 ) -> Float[Array, ' B']:
-  """R-LoL: A-LoL with the reward for the advantage, of either sign.
+  """R-LoL: A-LoL with the reward, of either sign, in place of the advantage.
 
   L = −r · sg clip(e^ρ, 1−ε, 1+ε) · log π        (arXiv 2305.14718)
 

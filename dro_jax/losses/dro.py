@@ -28,7 +28,7 @@ def dro_v_policy(
 
   Args:
     policy_logps: log π(y|x), nats.
-    reference_logps: log π_ref(y|x), nats; its gradient is the caller's to stop.
+    reference_logps: log π_ref(y|x), nats; the caller stops its gradient.
     rewards: r(x, y).
     values: V(x); no gradient reaches it.
     tau: temperature τ > 0.
@@ -51,7 +51,7 @@ def dro_v_value(
   values: Float[Array, ' B'],
   tau: Scalar = 1.0,
 ) -> Float[Array, ' B']:
-  """DRO-V's value loss: regression on what the policy leaves unexplained.
+  """DRO-V's value loss: regression on the part of the reward that the policy does not explain.
 
   L = ½ (V − sg(r − τρ))²        (arXiv 2405.19107, Eq. 7)
 
@@ -80,7 +80,7 @@ def dro_v_token_value(
   values: Float[Array, 'B T'],
   tau: Scalar = 1.0,
 ) -> Float[Array, ' B']:
-  """DRO-V's value loss read per token, V_t = V(x, y_<t): what is left of the log-ratio belongs to the future.
+  """DRO-V's value loss by token, V_t = V(x, y_<t): regression on the reward minus the later log-ratios.
 
   L = (1/|y|) Σ_t ½ (V_t − sg(r − τ Σ_{i≥t} ρ_i))²    (Eq. 7 by token, as OREO, arXiv 2412.16145)
 
@@ -114,7 +114,7 @@ def dro_v_residual(
   values: Float[Array, ' B'],
   tau: Scalar = 1.0,
 ) -> Float[Array, ' B']:
-  """DRO's joint objective with nothing stopped: a diagnostic, and an alternative of its own name.
+  """DRO's joint objective without stopped gradients: a diagnostic, and an algorithm of its own.
 
   L = ½ (r − V − τρ)²        (arXiv 2405.19107, Eq. 4)
 
@@ -144,7 +144,7 @@ def dro_p(
   mean: Float[Array, ''],
   tau: Scalar = 1.0,
 ) -> Float[Array, ' B']:
-  """DRO-P: no value network; the batch's mean residual stands for every V(x).
+  """DRO-P: without a value network; the batch's mean residual takes the place of every V(x).
 
   L = ½ (e − sg ē)²,  e = r − τρ        (arXiv 2405.19107, App. B, Eq. 15)
 

@@ -1,8 +1,8 @@
 """Losses of groups: K responses to one prompt and their rewards, `[G, K]` each; one loss a group.
 
 Log-probs are in nats, summed over the response's tokens, EOS included. ρ = policy_logps − reference_logps, Δ
-is a difference within a pair i < j. `mask` marks a group's members; what is masked may be anything and takes
-no part. A group of fewer than two members has loss 0.
+is a difference within a pair i < j. `mask` marks a group's members; entries outside it may hold anything and
+take no part. A group of fewer than two members has loss 0.
 """
 
 import jax
@@ -19,7 +19,7 @@ def _pairs(x_GK: Array) -> Array:
 
 
 def _pair_mean(x_GKK: Array, mask_GK: Array) -> Array:
-  """Mean over pairs i < j of members, `[G]`; 0 where there is none."""
+  """Mean over pairs i < j of members, `[G]`; 0 for a group without pairs."""
   size = mask_GK.shape[1]
   both_GKK = mask_GK[:, :, None] & mask_GK[:, None, :] & jnp.triu(jnp.ones((1, size, size), bool), 1)
   count_G = jnp.maximum(jnp.sum(both_GKK, axis=(1, 2)), 1)
@@ -27,7 +27,7 @@ def _pair_mean(x_GKK: Array, mask_GK: Array) -> Array:
 
 
 def _clean(mask: Array, *arrays: Array) -> tuple[Array, ...]:
-  """The arrays with 0 for what is masked, so that nothing there reaches a gradient."""
+  """The arrays with 0 outside the mask, so that nothing there reaches a gradient."""
   return tuple(jnp.where(mask, x, 0.0) for x in arrays)
 
 
@@ -38,7 +38,7 @@ def copg(
   mask: Bool[Array, 'G K'],
   beta: Scalar = 0.06,
 ) -> Float[Array, ' G']:
-  """CoPG: a policy gradient for off-policy data, each response the other's baseline.
+  """CoPG: a policy gradient for off-policy data, in which each response of a pair is the other's baseline.
 
   L = mean_{i<j} −(Δr − (β/2) Δρ) Δρ        (arXiv 2406.19185, Eq. 17, negated)
 
@@ -94,13 +94,13 @@ def rebel(
   mask: Bool[Array, 'G K'],
   eta: Scalar = 1.0,
 ) -> Float[Array, ' G']:
-  """REBEL: differences of rewards regressed on differences of log-ratios to the logging policy.
+  """REBEL: differences of log-ratios to the logging policy, regressed on differences of rewards.
 
   L = mean_{i<j} (Δ(log π − log μ) − η Δr)²        (arXiv 2404.16767)
 
   Args:
     policy_logps: log π(y|x), nats.
-    behaviour_logps: log μ(y|x) of the policy that wrote the log, nats.
+    behaviour_logps: log μ(y|x) of the policy that sampled the log, nats.
     rewards: r(x, y).
     mask: members of each group.
     eta: η > 0, nats per reward unit.
@@ -120,7 +120,7 @@ def rloo(
   mask: Bool[Array, 'G K'],
   beta: Scalar = 0.05,
 ) -> Float[Array, ' G']:
-  """RLOO: REINFORCE whose baseline is the mean of the group's others.
+  """RLOO: REINFORCE whose baseline is the mean return of the group's other responses.
 
   L = −(1/K) Σ_i sg(R_i − mean_{j≠i} R_j) log π_i,  R = r − β sg ρ        (arXiv 2402.14740)
 
@@ -165,7 +165,7 @@ def pro(
     ValueError: the arrays are not all `[G, K]`.
   """
   checks.check_groups(mask, policy_logps=policy_logps, rewards=rewards, lengths=lengths)
-  # Best first, the masked last; K(K−1)/2 terms.
+  # The best first, entries outside the mask last; K(K−1)/2 terms.
   order = jnp.argsort(jnp.where(mask, -rewards, jnp.inf), axis=1, stable=True)
   policy_logps, rewards, lengths, mask = (
     jnp.take_along_axis(x, order, axis=1) for x in (policy_logps, rewards, lengths, mask)
@@ -191,7 +191,7 @@ def nca(
   beta: Scalar = 0.01,
   alpha: float = 0.01,
 ) -> Float[Array, ' G']:
-  """NCA: each response against noise, so that a good one's likelihood need not fall with its margin's rise.
+  """NCA: classifies each response against noise, so that a good response's likelihood does not fall.
 
   L = −Σ_i p_i log σ(βρ_i) − (1/K) Σ_i log σ(−βρ_i),  p = softmax(r/α)        (arXiv 2402.05369)
 
@@ -201,7 +201,7 @@ def nca(
     rewards: r(x, y).
     mask: members of each group.
     beta: β > 0, per nat.
-    alpha: α > 0, reward units: how sharply rewards weigh.
+    alpha: α > 0, reward units: the smaller, the more the best rewards weigh.
 
   Raises:
     ValueError: the arrays are not all `[G, K]`.

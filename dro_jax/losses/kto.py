@@ -1,4 +1,4 @@
-"""Thumbs up or down: KTO (arXiv 2402.01306) judges against a reference point, BCO (2404.04656) classifies."""
+"""Losses of thumbs up or down: KTO (arXiv 2402.01306) and BCO (arXiv 2404.04656)."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def kto_reference_point(
   Args:
     policy_logps: log π(y'|x) of mismatched pairs of the global batch, nats.
     reference_logps: log π_ref(y'|x), nats.
-    weights: 0 for what could not be paired with a prompt of a different text.
+    weights: 0 for responses that could not be paired with a prompt of a different text.
 
   Raises:
     ValueError: the arrays are not all `[B]`.
@@ -68,7 +68,7 @@ def bco(
   shift: Float[Array, ''],
   beta: Scalar = 0.1,
 ) -> Float[Array, ' B']:
-  """BCO: a binary classifier whose logit is βρ less a running mean δ.
+  """BCO: a binary classifier whose logit is βρ minus a running mean δ.
 
   label 1: L = −log σ(βρ − δ);   label 0: L = −log σ(−(βρ − δ))        (arXiv 2404.04656)
 

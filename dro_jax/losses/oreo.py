@@ -20,7 +20,7 @@ def oreo_value(
   rewards: Float[Array, ' B'],
   beta: Scalar = 0.03,
 ) -> Float[Array, ' B']:
-  """OREO's value loss: what the policy's future leaves of the reward.
+  """OREO's value loss: regression on the reward minus the policy's later log-ratios.
 
   L = (1/|y|) Σ_t (V_t + β Σ_{i≥t} sg ρ_i − r)²        (arXiv 2412.16145)
 
@@ -49,7 +49,7 @@ def oreo_policy(
   rewards: Float[Array, ' B'],
   beta: Scalar = 0.03,
 ) -> Float[Array, ' B']:
-  """OREO's policy loss: the same residual, of which only the token's own log-ratio moves.
+  """OREO's policy loss: the same residual, with a gradient through the token's own log-ratio only.
 
   L = (1/|y|) Σ_t (sg V_t + β ρ_t + β Σ_{i>t} sg ρ_i − r)²        (arXiv 2412.16145, without its KL)
 

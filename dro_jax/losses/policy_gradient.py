@@ -1,7 +1,7 @@
 """Policy gradients on logged responses, and PPO.
 
 Log-probs are in nats, summed over the response's tokens where they are `[B]`. ρ = policy_logps −
-reference_logps; μ is the behaviour policy, which wrote the log.
+reference_logps; μ is the behaviour policy, which sampled the log.
 """
 
 import jax
@@ -19,7 +19,7 @@ def reinforce(
   baselines: Float[Array, ' B'],
   beta: Scalar = 0.0,
 ) -> Float[Array, ' B']:
-  """Naive off-policy policy gradient, KL-regularised where β > 0: biased, and its bias moves with b.
+  """Naive off-policy policy gradient, KL-regularised where β > 0: biased, with a bias that depends on b.
 
   L = −sg(r − βρ − b) log π        (the baseline of arXiv 2406.19185, Sect. 5, there at β = ½)
 
@@ -46,11 +46,11 @@ def ppo_clip(
   advantages: Float[Array, ' B'],
   epsilon: float = 0.2,
 ) -> Float[Array, ' B']:
-  """PPO by response, its ratio to the logging policy.
+  """PPO by response, with its ratio to the logging policy.
 
   L = −min(w A, clip(w, 1−ε, 1+ε) A),  w = π/μ        (arXiv 1707.06347, Eq. 7)
 
-  Where A < 0 nothing bounds w: float32 makes do with w ≤ e^40, beyond which there is no gradient.
+  Where A < 0 nothing bounds w: it is cut at e^40 for float32, and beyond that there is no gradient.
 
   Args:
     policy_logps: log π(y|x), nats.
@@ -103,14 +103,14 @@ def _clipped_surrogate(log_ratio: Array, advantages: Array, epsilon: float) -> A
 def topr(
   policy_logps: Float[Array, ' B'], behaviour_logps: Float[Array, ' B'], rewards: Float[Array, ' B']
 ) -> Float[Array, ' B']:
-  """TOPR: imitates what is rewarded in full, and pushes away the rest no more than the policy still says it.
+  """TOPR: imitates rewarded responses fully, and pushes others away by their ratio, at most 1.
 
   r ≥ 0: L = −r log π;   r < 0: L = −r sg min(1, π/μ) log π        (arXiv 2503.14286)
 
   Args:
     policy_logps: log π(y|x), nats.
     behaviour_logps: log μ(y|x), nats; a propensity only where the log was sampled.
-    rewards: r(x, y), whose sign decides.
+    rewards: r(x, y); the sign decides which of the two applies.
 
   Raises:
     ValueError: the arrays are not all `[B]`.
@@ -134,7 +134,7 @@ def gold(
     policy_logps: log π(y_t | x, y_<t), nats.
     mask: which tokens belong to the response.
     rewards: r(x, y), one a response.
-    floor: least weight of a token.
+    floor: smallest weight of a token.
 
   Raises:
     ValueError: token arrays are not all `[B, T]`, or rewards not `[B]`.

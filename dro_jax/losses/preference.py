@@ -51,7 +51,7 @@ def ipo(
   chosen_lengths: Float[Array, ' P'] | None = None,
   rejected_lengths: Float[Array, ' P'] | None = None,
 ) -> Float[Array, ' P']:
-  """IPO: the margin regressed on a constant, so that it cannot grow without end.
+  """IPO: regression of the margin on a constant, so that it cannot grow without bound.
 
   L = (Δρ − 1/(2τ))²        (arXiv 2310.12036, Eq. 17)
 
@@ -61,15 +61,15 @@ def ipo(
     reference_chosen_logps: log π_ref of the chosen response, nats.
     reference_rejected_logps: of the rejected one.
     tau: temperature τ > 0.
-    chosen_lengths: tokens of the chosen response; given, each ρ is divided by its length first, which is
+    chosen_lengths: tokens of the chosen response; if passed, each ρ is divided by its length first, which is
       another method.
-    rejected_lengths: of the rejected one; give both or none.
+    rejected_lengths: of the rejected one; pass both or neither.
 
   Raises:
     ValueError: the arrays are not all `[P]`, or one length is missing.
   """
   if (chosen_lengths is None) != (rejected_lengths is None):
-    raise ValueError('ipo takes both chosen_lengths and rejected_lengths, or neither.')
+    raise ValueError('ipo got only one of chosen_lengths and rejected_lengths: pass both, or neither.')
   checks.check_same(
     policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps,
     reference_chosen_logps=reference_chosen_logps, reference_rejected_logps=reference_rejected_logps,
@@ -88,7 +88,7 @@ def slic(
   delta: float = 1.0,
   sft_weight: float = 0.1,
 ) -> Float[Array, ' P']:
-  """SLiC: a hinge on the margin of log-probs, and some imitation of the chosen response.
+  """SLiC: a hinge on the margin of log-probs, and imitation of the chosen response with a small weight.
 
   L = max(0, δ − (log π_c − log π_r)) − sft_weight · log π_c        (arXiv 2305.10425)
 

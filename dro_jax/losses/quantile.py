@@ -1,4 +1,4 @@
-"""Quantile Reward Policy Optimisation (arXiv 2507.08068): rewards as quantiles, whose partition is known."""
+"""Quantile Reward Policy Optimisation (arXiv 2507.08068): rewards as quantiles, whose log Z is known."""
 
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -17,8 +17,8 @@ def qrpo(
 
   L = (q − β log Z − βρ)²,  Z = β(e^{1/β} − 1)        (arXiv 2507.08068)
 
-  log Z = log β + 1/β + log1p(−e^{−1/β}), which does not overflow; and neither cancels where β is large, its
-  first and last term taken together.
+  log Z = log β + 1/β + log1p(−e^{−1/β}) does not overflow. Its first and last term are computed together, so
+  that they do not cancel where β is large.
 
   Args:
     policy_logps: log π(y|x), nats, summed over tokens.

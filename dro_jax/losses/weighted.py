@@ -1,4 +1,4 @@
-"""Weighted behaviour cloning, of which supervised fine-tuning is weight one."""
+"""Weighted behaviour cloning, and supervised fine-tuning, where all weights are 1."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def weighted_bc(policy_logps: Float[Array, ' B'], rewards: Float[Array, ' B']) -
 
   Args:
     policy_logps: log π(y|x), nats.
-    rewards: r(x, y) ≥ 0; the caller refuses negative ones, which this would push away without end.
+    rewards: r(x, y) ≥ 0; the caller refuses negative ones, which this loss would push away without bound.
 
   Raises:
     ValueError: the arrays are not all `[B]`.

@@ -1,4 +1,4 @@
-"""Beam search: the most probable response that a bounded search finds, per token of its length."""
+"""Beam search: the best response of a bounded search, by its mean log-prob."""
 
 import functools
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from dro_jax.types import Array, Params
 
 
 class _Beams(NamedTuple):
-  """Responses to each prompt, the best first: K that go on, or K that have ended.
+  """K responses to each prompt, the best first, which are either unfinished or ended.
 
-  `scores` of −∞ are places that hold nothing.
+  A score of −∞ marks an empty place.
   """
 
   tokens: Int[Array, 'B K T']
@@ -47,10 +47,10 @@ def search(
   length_penalty: float = 1.0,
   repetition_penalty: float = 1.0,
 ) -> Samples:
-  """The best response to each prompt among those that a beam search ends, as transformers searches.
+  """The best response to each prompt that a beam search finds; the search is that of transformers.
 
   A response's score is Σ_t log π(y_t|x, y_<t) / length^length_penalty: by default the mean log-prob of its
-  tokens, EOS included. A response that `max_length` cuts is scored like one that ends there. Each step keeps
+  tokens, EOS included. A response that `max_length` cuts is scored as if it ended there. Each step keeps
   the `beams` best prefixes by Σ log π; a prompt's search is over once `beams` responses have ended and the
   best prefix, at its present length, scores no better than the worst of them
   (`generate(num_beams=..., early_stopping=False)`).
@@ -138,18 +138,18 @@ def _start(
 def _candidates(
   going: _Beams, scores_NV: Array, logps_NV: Array, position: Array
 ) -> tuple[_Beams, Int[Array, 'B C']]:
-  """The 2 K best prefixes one token longer, of which K at most end by EOS, and which beam each grew from."""
+  """The 2 K best prefixes with one more token, of which K at most end in EOS, and the beam of each."""
   batch, beams = going.scores.shape
   size = scores_NV.shape[-1]
   scores_BKV = going.scores[:, :, None] + scores_NV.reshape(batch, beams, size)
   scores_BC, index_BC = jax.lax.top_k(scores_BKV.reshape(batch, -1), 2 * beams)
   beam_BC, token_BC = index_BC // size, index_BC % size
-  grown = _take(going, beam_BC)
+  longer = _take(going, beam_BC)
   own_BC = jnp.take_along_axis(logps_NV.reshape(batch, -1), index_BC, axis=1)
   tokens_BCT = jax.lax.dynamic_update_slice_in_dim(
-    grown.tokens, token_BC[:, :, None].astype(jnp.int32), position, axis=2
+    longer.tokens, token_BC[:, :, None].astype(jnp.int32), position, axis=2
   )
-  return _Beams(tokens_BCT, scores_BC, grown.logps + own_BC, grown.lengths + 1), beam_BC
+  return _Beams(tokens_BCT, scores_BC, longer.logps + own_BC, longer.lengths + 1), beam_BC
 
 
 def _last_tokens(beams: _Beams) -> Int[Array, 'B C']:
@@ -159,7 +159,7 @@ def _last_tokens(beams: _Beams) -> Int[Array, 'B C']:
 def _with_ended(
   ended: _Beams, candidates: _Beams, ends_BC: Array, open_B: Array, length_penalty: float
 ) -> _Beams:
-  """The best of those that had ended and of the K best candidates, where these end and the search is open."""
+  """The best of the ended responses and of those K best candidates that end while the search is open."""
   beams = ended.scores.shape[1]
   counts_BC = ends_BC & open_B[:, None] & (jnp.arange(2 * beams) < beams)[None, :]
   scores_BC = candidates.scores / candidates.lengths.astype(jnp.float32) ** length_penalty
@@ -169,7 +169,7 @@ def _with_ended(
 
 
 def _best(beams: _Beams, count: int) -> tuple[_Beams, Int[Array, 'B K']]:
-  """The best of each prompt's, in order, and which they were."""
+  """The best beams of each prompt, in order, and their places."""
   _, index_BK = jax.lax.top_k(beams.scores, count)
   return _take(beams, index_BK), index_BK
 

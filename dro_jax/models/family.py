@@ -1,7 +1,7 @@
-"""What the rest of dro_jax knows of one kind of model."""
+"""A family: the description of one kind of model, which the rest of dro_jax uses."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from flax import linen as nn
 from jaxtyping import Float, Int
@@ -10,7 +10,7 @@ from dro_jax.types import Array, Mismatched, Params, Rows, SpecialTokens
 
 # Prompts to be answered, one a row: tokens, and segments that are 1 on the prompt and 0 on padding.
 Prompts = tuple[Int[Array, 'B S'], Int[Array, 'B S']]
-# What responses read of their prompts, and what decoding keeps between steps: trees of the family's own.
+# The part of prompts that responses read, and the state between steps of decoding: trees of the family's own.
 Memory = Any
 Cache = Any
 
@@ -30,6 +30,7 @@ class Config(Protocol):
     remat: what of a layer is recomputed in the backward pass.
   """
 
+  __dataclass_fields__: ClassVar[dict[str, Any]]
   vocab_size: int | None
   emb_dim: int
   num_heads: int

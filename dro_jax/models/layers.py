@@ -1,4 +1,4 @@
-"""T5's layers: attention, gated MLP, RMS norm, relative position bias, with T5X's parameter names.
+"""Layers of T5: attention, gated MLP, RMS norm, relative position bias, with T5X's parameter names.
 
 Logical axes, which `parallel/partitioning.py` maps to the mesh:
 
@@ -7,9 +7,9 @@ Logical axes, which `parallel/partitioning.py` maps to the mesh:
 - activations: `activation_batch`, `activation_length`, `activation_embed`, `activation_heads`,
   `activation_kv`, `activation_mlp`, `activation_vocab`.
 
-Dimensions beyond `dro_jax.types`: C width of a head, F width of the MLP, S keys (a prompt's, or in
-self-attention the queries' own). Parameters are float32; norms, attention logits and softmax are computed in
-float32; `dtype` is the activations'.
+Dimensions beyond `dro_jax.types`: C width of a head, F width of the MLP, S keys (of a prompt, or in
+self-attention of the queries' own tokens). Parameters are float32; norms, attention logits and softmax are
+computed in float32; `dtype` is the activations'.
 """
 
 import functools
@@ -26,8 +26,8 @@ from jaxtyping import Bool, Float, Int
 
 from dro_jax.types import Array
 
-# Low enough that a masked probability is exactly 0, and finite: a query with nothing to see (padding) gets
-# the mean of everything instead of NaN.
+# Low enough that a masked probability is exactly 0, and finite: a query whose keys are all masked (padding)
+# gets the mean of all values instead of NaN.
 MASKED = -1e10
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -42,7 +42,7 @@ _fan_in_truncated = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_n
 
 
 class KeysValues(NamedTuple):
-  """What attention reads: projected keys and values."""
+  """Projected keys and values, which attention reads."""
 
   keys: Float[Array, 'B S H C']
   values: Float[Array, 'B S H C']
@@ -51,16 +51,16 @@ class KeysValues(NamedTuple):
 def constrain(x: Array, *names: str | None) -> Array:
   """Shards an activation by its logical axis names; does nothing without a mesh and axis rules.
 
-  A length that does not divide, such as one decoded token's, stays whole.
+  A length that the mesh does not divide, such as that of one decoded token, stays whole.
   """
   fits = (
-    name != 'activation_length' or size % n == 0 for name, size, n in zip(names, x.shape, _ways(*names))
+    name != 'activation_length' or size % n == 0 for name, size, n in zip(names, x.shape, _num_parts(*names))
   )
   return nn.with_logical_constraint(x, tuple(name if fit else None for name, fit in zip(names, fits)))
 
 
-def _ways(*names: str | None) -> list[int]:
-  """Into how many parts the mesh cuts each logical axis of an array."""
+def _num_parts(*names: str | None) -> list[int]:
+  """The number of parts into which the mesh cuts each logical axis of an array."""
   shape = jax.sharding.get_abstract_mesh().shape
   cuts = nn.logical_to_mesh_axes(names)
   return [math.prod(shape.get(axis, 1) for axis in jax.tree.leaves(cut)) for cut in cuts]
@@ -74,18 +74,19 @@ def constrain_hidden(x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
 def project(x: Float[Array, '*B I'], kernel: Float[Array, 'I O']) -> Float[Array, '*B O']:
   """x W over x's last axis, at x's precision.
 
-  On a CPU rows and lengths are one axis meanwhile: of a weight's gradient that sums over two, XLA's CPU
-  backend writes out a transposed operand, a fifth of a step's time. A TPU's step is a quarter slower that way
-  by libtpu's estimate, and a length that the mesh cuts would have to be gathered.
+  On a CPU rows and lengths are joined into one axis for the product: where a weight's gradient sums over two
+  axes, XLA's CPU backend writes out a transposed operand, which takes a fifth of a step. A TPU's step would
+  be a quarter slower with joined axes, by libtpu's estimate, and a length that the mesh cuts would be
+  gathered.
   """
   kernel = kernel.astype(x.dtype)
-  if not _is_on_cpu() or _ways('activation_length') != [1]:
+  if not _is_on_cpu() or _num_parts('activation_length') != [1]:
     return jnp.einsum('...i,io->...o', x, kernel)
   return jnp.einsum('ni,io->no', x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
 
 
 def _is_on_cpu() -> bool:
-  """Whether the mesh is of CPUs; it may be of devices that are not here."""
+  """Whether the mesh consists of CPUs, which need not be this machine's."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device is not None and device.device_kind == 'cpu'
 
@@ -122,7 +123,7 @@ class RMSNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-  """Token vectors, and logits against the same table where the model ties them."""
+  """Token vectors, and logits by the same table in models that tie them."""
 
   vocab_size: int
   features: int
@@ -133,9 +134,9 @@ class Embedding(nn.Module):
     self.embedding = self.param('embedding', init, (self.vocab_size, self.features), jnp.float32)
 
   def __call__(self, tokens_BT: Int[Array, 'B T']) -> Float[Array, 'B T D']:
-    # An id outside the vocabulary gives NaN, which stops a run: clamping would train on another token.
+    # An id outside the vocabulary gives NaN, which stops the run; clamping would train on another token.
     vectors_BTD = jnp.take(self.embedding, tokens_BT, axis=0, mode='fill', fill_value=jnp.nan)
-    # Looked up where the table's shards lie, and then passed on: rows are shorter than a gathered table.
+    # Looked up on the table's shards and then sent on: that moves fewer bytes than gathering the table.
     vectors_BTD = constrain(vectors_BTD, 'activation_batch', 'activation_length', 'embed')
     return constrain_hidden(vectors_BTD.astype(self.dtype))
 
@@ -173,7 +174,7 @@ def attention_weights(
 ) -> Float[Array, 'B H T S']:
   """softmax_s(q_t · k_s + bias_ts) over the keys that the mask allows, float32.
 
-  T5 does not divide by √C: the queries' initialiser does.
+  T5 does not divide by √C; the queries' initialiser does instead.
   """
   logits_BHTS = jnp.einsum('bthc,bshc->bhts', queries, keys, preferred_element_type=jnp.float32)
   if bias is not None:
@@ -186,7 +187,7 @@ def _by_head(x: Float[Array, 'B T H C']) -> Float[Array, 'B T H C']:
 
 
 class Attention(nn.Module):
-  """Multi-head attention of `x` over keys and values from `keys_values`, just projected or kept."""
+  """Multi-head attention of `x` over the result of `keys_values`, of this pass or cached."""
 
   features: int
   num_heads: int
@@ -209,7 +210,7 @@ class Attention(nn.Module):
     return _by_head(x.reshape(*x.shape[:-1], self.num_heads, self.head_dim))
 
   def keys_values(self, context_BSD: Float[Array, 'B S D']) -> KeysValues:
-    """Keys and values of the states attended to."""
+    """The keys and values of states, for attention to them."""
     return KeysValues(self._split_heads(self.key(context_BSD)), self._split_heads(self.value(context_BSD)))
 
   def __call__(
@@ -233,7 +234,7 @@ class Attention(nn.Module):
 def relative_buckets(
   relative: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int
 ) -> np.ndarray:
-  """Bucket of each relative position (key − query): exact when near, logarithmic when far (T5, Sect. 2.1)."""
+  """The bucket of each relative position (key − query): exact near 0, logarithmic far off (T5, Sect. 2.1)."""
   sign_bucket = np.zeros_like(relative)
   if bidirectional:
     num_buckets //= 2
@@ -242,7 +243,7 @@ def relative_buckets(
   else:
     distance = np.maximum(-relative, 0)
   exact = num_buckets // 2
-  # float32 and the ε are part of the definition: they decide on which side of a boundary a distance falls.
+  # float32 and ε are part of the definition: they decide on which side of a boundary a distance falls.
   ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact + np.finfo(np.float32).eps)
   far = exact + (ratio / np.log(max_distance / exact) * (num_buckets - exact)).astype(np.int64)
   return sign_bucket + np.where(distance < exact, distance, np.minimum(far, num_buckets - 1))
@@ -251,8 +252,8 @@ def relative_buckets(
 def toeplitz(vector_HL: Float[Array, 'H L'], queries: int, keys: int) -> Float[Array, 'H T S']:
   """Matrix whose entry (t, s) is the vector's entry s − t + queries − 1, for L = queries + keys.
 
-  By repeating and reshaping: its gradient is a sum, where a gather's would be a scatter, slow on a TPU and
-  of no fixed order on a GPU.
+  By repeating and reshaping, whose gradient is a sum. A gather's gradient would be a scatter, which is slow
+  on a TPU and adds in no fixed order on a GPU.
   """
   heads, length = vector_HL.shape
   repeated = jnp.tile(vector_HL, (1, queries))[:, queries - 1 :]
@@ -281,13 +282,13 @@ class RelativeBias(nn.Module):
       max_distance=self.max_distance,
     )
     one_hot_NL = np.equal(np.arange(self.num_buckets)[:, None], buckets_L[None, :]).astype(np.float32)
-    # The product only picks: a float32 bias must not be rounded to bfloat16 on its way.
+    # The product only selects: the float32 bias must not be rounded to bfloat16.
     return jnp.einsum('hn,nl->hl', self.rel_embedding, one_hot_NL, precision=jax.lax.Precision.HIGHEST)
 
   def __call__(self, queries: int, keys: int) -> Float[Array, '1 H T S']:
     return toeplitz(self.by_relative_position(queries, keys), queries, keys)[None]
 
   def at(self, position: Int[Array, ''], keys: int) -> Float[Array, '1 H 1 S']:
-    """The row of one query, whose position is known only at run time: one step of decoding."""
+    """The row of the one query of a decoding step, whose position is known only at run time."""
     vector_HL = self.by_relative_position(keys, keys)
     return jax.lax.dynamic_slice_in_dim(vector_HL, keys - 1 - position, keys, axis=1)[None, :, None, :]

@@ -52,7 +52,7 @@ def make_config(family: str, **fields: Any) -> Config:
 
 
 def config_metadata(config: Config) -> dict[str, Any]:
-  """What a checkpoint's metadata holds of a configuration; `saved_config` reads it."""
+  """A configuration as a checkpoint's metadata holds it; `saved_config` reads it."""
   return {'family': family_of(config).name, 'model': dataclasses.asdict(config)}
 
 
@@ -127,7 +127,7 @@ def _apply(network: nn.Module, params: Params, function: str, *args: Any, rng: A
 
 
 def smallest_rows() -> Rows:
-  """One row with one token a side: what a network's `init` is called on."""
+  """One row with one token a side, for a network's `init`."""
   token = jnp.ones((1, 1), jnp.int32)
   zero = jnp.zeros((1, 1), jnp.int32)
   return Rows(

@@ -13,7 +13,7 @@ from dro_jax.models import policy
 from dro_jax.models.family import Cache, Prompts
 from dro_jax.types import Array, Params
 
-_SMALL = 1e-3  # A temperature below which logits are moved to 0 before they are divided by it.
+_SMALL = 1e-3  # Below this temperature logits are moved to 0 before the division.
 
 
 class Samples(NamedTuple):
@@ -51,7 +51,7 @@ def sample(
   repetition_penalty: float = 1.0,
   prompt_ids: Int[Array, 'B'] | None = None,
 ) -> Samples:
-  """Samples one response to each prompt, and stops when all have ended.
+  """Samples one response to each prompt, until all have ended.
 
   Args:
     model: the policy.
@@ -60,19 +60,19 @@ def sample(
       padding gets an empty response.
     max_length: most tokens of a response.
     key: the randomness; row b draws with fold_in(key, prompt_ids[b]), so that batching changes no sample.
-    temperature: divides the logits; 0, and what is too small to divide by, takes the most probable token.
+    temperature: divides the logits; 0, or a number too small to divide by, takes the most probable token.
     top_k: keep the k most probable tokens (ties with the k-th too); 0 keeps all.
     top_p: of those, keep the fewest most probable tokens whose mass, renormalised, reaches p; 1 keeps all.
     repetition_penalty: see `penalised`; of logits here, before the temperature divides them.
-    prompt_ids: a number for each row, the same in every batch; by default its place in this one. Different
-      samples of one prompt need different numbers.
+    prompt_ids: a number for each row, the same in every batch; by default the row's place in this batch.
+      Different samples of one prompt need different numbers.
 
   Raises:
     UsageError: a setting is out of its range.
   """
   if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or max_length < 1:
     raise UsageError(
-      f'temperature={temperature}, top_k={top_k}, top_p={top_p}, max_length={max_length}: '
+      f'temperature={temperature}, top_k={top_k}, top_p={top_p}, max_length={max_length} are out of range: '
       'pass temperature ≥ 0 (0 is greedy), top_k ≥ 0 (0 is all), 0 < top_p ≤ 1 (1 is all), max_length ≥ 1.'
     )
   check_penalty(repetition_penalty)
@@ -149,21 +149,21 @@ def _append(samples: Samples, position: Array, logits_BV: Array, chosen_B: Array
 
 
 def check_penalty(repetition_penalty: float) -> None:
-  """Refuses a repetition penalty that is no factor."""
+  """Refuses a repetition penalty that is not above 0."""
   if not repetition_penalty > 0:
     raise UsageError(
       f'repetition_penalty={repetition_penalty}: pass more than 0. 1 penalises nothing, 1.2 a little; '
-      'below 1 repetitions are sought.'
+      'a factor below 1 rewards repetitions.'
     )
 
 
 def penalised(
   scores: Float[Array, 'B V'], seen: Bool[Array, 'B V'] | None, penalty: float
 ) -> Float[Array, 'B V']:
-  """Scores s of the next token, where it is already in the response: s · penalty if s < 0, else s / penalty.
+  """Scores of the next token, penalised where the response has it: s · penalty if s < 0, else s / penalty.
 
-  CTRL (arXiv 1909.05858), Sect. 4.1, with transformers' sign rule, and like there the decoder's start token,
-  padding, counts as decoded. `seen` is `None` where nothing is penalised.
+  CTRL (arXiv 1909.05858), Sect. 4.1, with transformers' sign rule; as there, the start token counts as part
+  of the response. `seen` is `None` where nothing is penalised.
   """
   if seen is None:
     return scores
@@ -193,11 +193,12 @@ def choose(
   top_k: int,
   top_p: float,
 ) -> Int[Array, 'B']:
-  """The next token of each row: the most probable at temperature 0, else drawn at fold_in(key, position)."""
+  """The next token of each row: the most probable at temperature 0, else drawn by fold_in(key, position)."""
   if temperature < jnp.finfo(jnp.float32).tiny:
     return jnp.argmax(logits, axis=-1)
   if temperature < _SMALL:
-    logits = logits - jnp.max(logits, axis=-1, keepdims=True)  # Or they overflow, and all are as probable.
+    # Otherwise they overflow, and all are equally probable.
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
   keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
   return jax.vmap(jax.random.categorical)(keys, truncate(logits / temperature, top_k, top_p))
 
@@ -216,8 +217,8 @@ def truncate(logits: Float[Array, 'B V'], top_k: int, top_p: float) -> Float[Arr
 def _nucleus_threshold(probabilities_BV: Array, top_p: float) -> Array:
   """The largest probability t with Σ_{p_v ≥ t} p_v ≥ `top_p`: a nucleus' least probable token.
 
-  By bisection, for sorting a vocabulary costs more than the model's step. Floats ≥ 0 are in the order of
-  their bits, so that 31 halvings of those are exact.
+  By bisection, because sorting a vocabulary costs more than the model's step. Floats ≥ 0 are in the order of
+  their bits, so that 31 halvings of these are exact.
   """
   bits_BV = jax.lax.bitcast_convert_type(probabilities_BV, jnp.int32)
 

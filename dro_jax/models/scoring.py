@@ -1,4 +1,4 @@
-"""Rows to scores: one pass of the networks over one row layout."""
+"""Rows to scores: one pass of the networks."""
 
 import functools
 from collections.abc import Callable
@@ -14,15 +14,16 @@ Score = Callable[[Params, Rows, Array | None], Scores]
 
 
 def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size: int | None = None) -> Score:
-  """Returns `score(params, rows, rng)`: log-probs of every response, and its value where `value` is given.
+  """Returns `score(params, rows, rng)`: log-probs of every response, and values where `value` is passed.
 
   Args:
     policy: a network of one of `models.policy.FAMILIES`.
     value: takes the rows and the policy's states to values (see `models.value.ValueNetwork`).
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
 
-  `params` holds the trees `policy` and, if there is one, `value`. Dropout is on exactly where `rng` is given.
-  Mismatched pairs are scored where the rows bring them: a second pass of responses on the same memory.
+  `params` holds the trees `policy` and, if there is one, `value`. Dropout is on exactly where `rng` is
+  passed. Mismatched pairs are scored where the rows bring them: a second pass of responses on the same
+  memory.
   """
 
   def score(params: Params, rows: Rows, rng: Array | None = None) -> Scores:
@@ -48,7 +49,7 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
     states_BTD, token_logps_BT, logps_BR = decode(rows)
     mismatched_logps_BR = None
     if rows.mismatched is not None:
-      # They make a statistic that carries no gradient: nothing of this pass is kept for a backward one.
+      # A statistic without a gradient: stopping it here keeps nothing of this pass for the backward pass.
       mismatched_logps_BR = jax.lax.stop_gradient(decode(rows.mismatched)[-1])
     values_BR = token_values_BT = None
     if value is not None:

@@ -20,7 +20,7 @@ LAYER_AXIS = 1
 
 
 def in_stack(path: Path) -> tuple[Path, int] | None:
-  """Where an unrolled layer's parameter lies in a scanned tree: its stack's path, and its layer."""
+  """The place of an unrolled layer's parameter in a scanned tree: its stack's path, and its layer."""
   if len(path) < 2 or not path[1].startswith('layers_'):
     return None
   return (path[0], path[0], *path[2:]), int(path[1].removeprefix('layers_'))
@@ -32,7 +32,7 @@ def is_stack(path: Path) -> bool:
 
 
 def convert_leaves(flat: dict[Path, Any], *, scan: bool) -> Iterator[tuple[Path, Any]]:
-  """`convert_layers`, one parameter after the other: each leaves `flat` once it is converted."""
+  """Converts layers one parameter after the other, removing each from `flat`; see `convert_layers`."""
   for path in list(flat):
     stacked = in_stack(path)
     if scan and stacked:
@@ -47,10 +47,10 @@ def convert_leaves(flat: dict[Path, Any], *, scan: bool) -> Iterator[tuple[Path,
 
 
 def _stack(flat: dict[Path, Any], stack: Path) -> Any:
-  of_layer = lambda i: (stack[0], f'layers_{i}', *stack[2:])  # noqa: E731
-  count = next(i for i in itertools.count() if of_layer(i) not in flat)
-  leaves = [flat.pop(of_layer(i)) for i in range(count)]
-  # numpy stays numpy: an importer's arrays are not yet meant for a device.
+  layer_path = lambda i: (stack[0], f'layers_{i}', *stack[2:])  # noqa: E731
+  count = next(i for i in itertools.count() if layer_path(i) not in flat)
+  leaves = [flat.pop(layer_path(i)) for i in range(count)]
+  # numpy stays numpy, because an importer's arrays are not for a device yet.
   return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves, axis=1)
 
 

@@ -12,7 +12,7 @@ from dro_jax.ops import masked
 from dro_jax.types import Array, Params, Rows
 
 READOUTS = ('prompt', 'attention', 'token', 'batch', 'scalar')
-_MEANS = ('prompt', 'batch')  # These read the mean of a prompt's states.
+_MEANS = ('prompt', 'batch')  # Read-outs of the mean of a prompt's states.
 
 
 class Head(nn.Module):
@@ -28,7 +28,7 @@ class Head(nn.Module):
 
 
 class AttentionPool(nn.Module):
-  """A prompt's states pooled by heads of attention, each with one learned query, float32 (A-LoL, 2305.14718).
+  """A prompt's states pooled by attention heads with one learned query each, float32 (A-LoL, 2305.14718).
 
   p_h = Σ_s α_hs W^v_h x_s,  α_h = softmax_s(q_h · W^k_h x_s / √d) over the prompt's own tokens; the heads'
   pools are joined.
@@ -60,7 +60,7 @@ class AttentionPool(nn.Module):
 
 
 _EXACT = jax.lax.Precision.HIGHEST
-_NEVER = -1e30  # Finite: an empty slot has no prompt, and must not become nan.
+_NEVER = -1e30  # Finite, so that an empty slot, which has no prompt, does not become NaN.
 
 
 def _project(states_BSD: Array, kernel_DHK: Array) -> Array:
@@ -100,7 +100,7 @@ class ValueNetwork(nn.Module):
 
   def setup(self):
     if self.readout not in READOUTS:
-      raise UsageError(f'readout={self.readout!r} reads nothing: pass one of {READOUTS}.')
+      raise UsageError(f'readout={self.readout!r} is unknown: pass one of {READOUTS}.')
     self.head = Scalar() if self.readout == 'scalar' else Head()
     if self.readout == 'attention':
       self.pool = AttentionPool(self.config.num_heads, self.config.head_dim)
@@ -129,7 +129,7 @@ class ValueNetwork(nn.Module):
     prompt_states_BSD: Float[Array, 'B S D'] | None = None,
     response_states_BTD: Float[Array, 'B T D'] | None = None,
   ) -> tuple[Float[Array, 'B R'], Float[Array, 'B T'] | None]:
-    """Values of the responses, and of the tokens with the `token` read-out; 0 where there is none.
+    """Values of the responses, and of the tokens with the `token` read-out; 0 on padding.
 
     Args:
       rows: prompts and responses.
@@ -152,27 +152,28 @@ class ValueNetwork(nn.Module):
     return jnp.where(rows.valid, first_BR, 0.0), token_values_BT
 
 
-def _matching(wanted: Params, source: Params, path: str) -> Params:
-  if isinstance(wanted, dict):
-    missing = sorted(set(wanted) - set(source)) if isinstance(source, dict) else sorted(wanted)
+def _matching(target: Params, source: Params, path: str) -> Params:
+  """The parameters of `source` that `target` has."""
+  if isinstance(target, dict):
+    missing = sorted(set(target) - set(source)) if isinstance(source, dict) else sorted(target)
     if missing:
       raise UsageError(
         f"the policy has no {path}/{missing[0]}: give the value network the policy's configuration."
       )
-    return {key: _matching(value, source[key], f'{path}/{key}') for key, value in wanted.items()}
-  if wanted.shape != source.shape:
+    return {key: _matching(value, source[key], f'{path}/{key}') for key, value in target.items()}
+  if target.shape != source.shape:
     raise UsageError(
-      f'{path} is {wanted.shape} in the value network and {source.shape} in the policy: '
+      f'{path} is {target.shape} in the value network and {source.shape} in the policy: '
       "give the value network the policy's configuration, or let it start from its own initialisation."
     )
   return source
 
 
 def start_from_policy(value_params: Params, policy_params: Params) -> Params:
-  """The value network's parameters with its trunk a copy of the policy's (a copy, for both are donated).
+  """The value network's parameters with a copy of the policy as trunk; both may then be donated.
 
   Raises:
-    UsageError: the trunk is not a part of the policy.
+    UsageError: the policy lacks a part of the trunk.
   """
   if 'trunk' not in value_params:
     return value_params
@@ -203,7 +204,7 @@ def prompt_means(
 
 
 def batch_mean(values: Float[Array, 'B R'], valid: Bool[Array, 'B R']) -> Float[Array, 'B R']:
-  """One value for a whole batch: the mean over its responses of their prompts' values, at each response.
+  """One value for a whole batch, at each response: the mean of the responses' values.
 
   V̄ = Σ_i V(x_i) / N over the N responses of the *global* batch.
   """

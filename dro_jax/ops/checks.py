@@ -16,7 +16,7 @@ def check_tokens(mask: Array, *, per_example: dict[str, Array], **token_arrays: 
   for name, x in per_example.items():
     if x.shape != mask.shape[:1]:
       raise ValueError(
-        f'{name} has shape {x.shape}, but there are {mask.shape[0]} responses: pass one number each.'
+        f'{name} has shape {x.shape}, but there are {mask.shape[0]} responses: pass one number for each.'
       )
 
 
@@ -34,7 +34,7 @@ def check_scalar(**arrays: Array) -> None:
 
 def _check(rank: int, remedy: str, arrays: Mapping[str, Array]) -> None:
   first, expected = next((name, x.shape) for name, x in arrays.items())
-  # Losses of one number a response would else take token log-probs, and be another method.
+  # A loss of one number a response would otherwise accept token log-probs, and be another method.
   if len(expected) != rank:
     raise ValueError(f'{first} has shape {expected}, not {rank} axes: {remedy}.')
   for name, x in arrays.items():

@@ -1,4 +1,4 @@
-"""Hidden states to log-probs, in full or in chunks of T, so that `[B, T, V]` need never exist at once."""
+"""Hidden states to log-probs, at once or in chunks of T, so that `[B, T, V]` never exists in full."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def response_token_logps(
 
   Args:
     logits_fn: the vocabulary projection.
-    hidden: the decoder's output.
+    hidden: states that predict the tokens.
     tokens: targets.
     mask: which targets are response tokens.
     chunk_size: tokens of each row projected at once (`None`: all). The backward pass recomputes logits, so

@@ -29,7 +29,7 @@ def varies(x: Float[Array, '*N'], weights: Shaped[Array, '*N']) -> Bool[Array, '
 
 
 def masked_mean(x: Float[Array, '*B T'], mask: Bool[Array, '*B T']) -> Float[Array, '*B']:
-  """Mean of `x` over the last axis where `mask` is set; 0 where nothing is."""
+  """Mean of `x` over the last axis where `mask` is set; 0 where it is set nowhere."""
   count = jnp.maximum(jnp.sum(mask, axis=-1), 1)
   return jnp.sum(jnp.where(mask, x, 0.0), axis=-1) / count
 
@@ -54,9 +54,9 @@ def segment_first(x: Num[Array, 'B T'], segments: Int[Array, 'B T'], num_segment
 def unpack(
   x: Num[Array, 'B T'], segments: Int[Array, 'B T'], num_segments: int
 ) -> tuple[Num[Array, 'N T'], Bool[Array, 'N T']]:
-  """Packed rows to one response a row, each moved to the start of its own: (`x` by response, its mask).
+  """Packed rows to one response a row, each moved to its row's start: (`x` by response, its mask).
 
-  Token-level losses see one response a row whatever the packing. Integers choose, nothing is summed.
+  Token-level losses see one response a row whatever the packing. Values are gathered, never summed.
   """
   num_rows, length = x.shape
   inside_BRT = in_segment(segments, num_segments)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run is asked to save and stop, and what does not stop is ended."""
+"""Ctrl-C and SIGTERM: the first asks a run to save and stop, a second Ctrl-C ends it at once."""
 
 import contextlib
 import os
@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# As shells call a program that Ctrl-C ended.
+# The exit code of a program that Ctrl-C ended, as shells report it.
 ENDED = 130
 _SOON = 0.5  # Seconds.
 
 
 class Request:
-  """Whether a signal has asked a run to stop, and which."""
+  """The signals that have asked a run to stop."""
 
   def __init__(self) -> None:
     self.signals: set[int] = set()
@@ -33,21 +33,21 @@ class Request:
 def noticed(several: bool = False) -> Iterator[Request]:
   """A block in which SIGTERM and the first Ctrl-C are requests to stop; a second Ctrl-C interrupts it.
 
-  The handlers are restored after the block. Signals belong to the main thread: in another nothing is noticed.
+  The handlers are restored after the block. Signals belong to the main thread; another gets no requests.
 
   Args:
-    several: the run has several processes. Then jax's own handler of SIGTERM tells the others, and it must
-      stay; Ctrl-C becomes a SIGTERM.
+    several: the run has several processes. Then jax's own handler of SIGTERM stays, which informs the others,
+      and Ctrl-C becomes a SIGTERM.
   """
   request, before = Request(), {}
   if threading.current_thread() is threading.main_thread():
-    wanted = {signal.SIGINT: _interrupt(request, several)}
-    wanted |= {} if several else {signal.SIGTERM: lambda number, _: request.signals.add(number)}
-    # A shell's background jobs ignore Ctrl-C, which is meant for what is in front.
-    before = {number: signal.getsignal(number) for number in wanted}
+    handlers = {signal.SIGINT: _interrupt(request, several)}
+    handlers |= {} if several else {signal.SIGTERM: lambda number, _: request.signals.add(number)}
+    # A shell's background jobs ignore Ctrl-C, which is meant for the job in the foreground.
+    before = {number: signal.getsignal(number) for number in handlers}
     before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     for number in before:
-      signal.signal(number, wanted[number])
+      signal.signal(number, handlers[number])
   try:
     yield request
   finally:
@@ -70,8 +70,8 @@ def _interrupt(request: Request, several: bool) -> Callable[[int, Any], None]:
 def second_ends() -> Iterator[None]:
   """A block of the command line in which a second Ctrl-C ends the process at once, with exit code 130.
 
-  Python handles signals between two of its own instructions, and a compilation may last minutes: a thread
-  that reads the numbers of signals as they come answers at once.
+  Python handles signals between two of its own instructions, and a compilation may last minutes. A thread
+  that reads signal numbers as they arrive responds at once.
   """
   received, sent = os.pipe()
   os.set_blocking(sent, False)
@@ -90,9 +90,9 @@ def _watch(received: int) -> None:
     for _ in range(numbers.count(signal.SIGINT)):
       pressed += 1
       if pressed > 1:
-        _say('ended at once. What was saved before is intact.')
+        _say('ended at once. Earlier saves are intact.')
         os._exit(ENDED)
-      # What stops at once has its own words.
+      # A run that stops right away prints its own message.
       if not select.select([received], [], [], _SOON)[0]:
         _say('Ctrl-C: stopping. Press it again to end at once.')
   os.close(received)

@@ -1,4 +1,4 @@
-"""What a machine lacks, memory or a device, said in words."""
+"""Errors of a machine that lacks memory or a device, as messages with a remedy."""
 
 import contextlib
 import errno
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from dro_jax.errors import Failed, UsageError
 
-# How jax, XLA and numpy say that memory is refused.
+# Words by which jax, XLA and numpy report that memory ran out.
 _OUT_OF_MEMORY = (
   'RESOURCE_EXHAUSTED', 'OUT_OF_MEMORY', 'Out of memory', 'out of memory', 'Unable to allocate',
   'Failed to allocate',
@@ -16,7 +16,7 @@ _OUT_OF_MEMORY = (
 
 @contextlib.contextmanager
 def memory(remedy: str) -> Iterator[None]:
-  """A block that may run out of memory, on a device or on the host; that is raised as `Failed`.
+  """A block in which running out of memory, on a device or on the host, raises `Failed`.
 
   Args:
     remedy: what to do, as the end of a sentence that begins "To use less memory,".
@@ -27,34 +27,34 @@ def memory(remedy: str) -> Iterator[None]:
     if not is_out_of_memory(error):
       raise
     raise Failed(
-      f'out of memory ({_first_line(error)}). What was saved before is intact. To use less memory, {remedy}.'
+      f'out of memory ({_first_line(error)}). Earlier saves are intact. To use less memory, {remedy}.'
     ) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:
-  """Whether an error says that there was not enough memory."""
+  """Whether an error means that memory ran out."""
   if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
     return True
   return isinstance(error, RuntimeError) and any(word in str(error) for word in _OUT_OF_MEMORY)
 
 
 def refuse_missing_devices() -> None:
-  """Refuses a JAX_PLATFORMS whose devices jax cannot use here, before anything else meets them.
+  """Refuses a JAX_PLATFORMS whose devices jax cannot use here, before anything else uses them.
 
   Raises:
     UsageError: there is no such device, or jax is installed without support for it.
   """
-  wanted = os.environ.get('JAX_PLATFORMS', '')
-  if wanted in ('', 'cpu'):
+  platforms = os.environ.get('JAX_PLATFORMS', '')
+  if platforms in ('', 'cpu'):
     return
   import jax
 
   try:
     jax.devices()
-  except Exception as error:  # An assertion, where a platform's plug-in is not installed.
+  except Exception as error:  # jax raises an assertion where a platform's plug-in is not installed.
     reason = f' ({_first_line(error)})' if str(error) else ''
     raise UsageError(
-      f'JAX_PLATFORMS={wanted}: jax finds no such device here{reason}. For an NVIDIA GPU install '
+      f'JAX_PLATFORMS={platforms}: jax finds no such device here{reason}. For an NVIDIA GPU install '
       "pip install 'dro_jax[gpu]', for a TPU 'dro_jax[tpu]'; to run on the CPU, unset JAX_PLATFORMS or set "
       'it to cpu.'
     ) from error

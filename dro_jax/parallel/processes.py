@@ -1,7 +1,8 @@
-"""Joins a process to the others of its run, before anything computes.
+"""Joins a process to the other processes of its run, before anything computes.
 
-DRO_JAX_CLUSTER says who they are. Unset: nobody. `auto`: what jax finds out by itself (TPU pods, Slurm,
-Kubernetes, Open MPI). `INDEX/COUNT@HOST:PORT`: this process, how many, and where the first one listens.
+The variable DRO_JAX_CLUSTER describes the run's processes. Unset: this is the only one. `auto`: jax finds the
+others itself (TPU pods, Slurm, Kubernetes, Open MPI). `INDEX/COUNT@HOST:PORT`: the index of this process, the
+number of processes, and the address at which the first one listens.
 """
 
 import contextlib
@@ -16,17 +17,17 @@ from dro_jax.errors import UsageError
 from dro_jax.parallel import interrupts
 
 VARIABLE = 'DRO_JAX_CLUSTER'
-# A peer that does not answer for so long is dead, and the others end.
+# A process that does not answer for so long counts as dead, and the others end.
 HEARTBEAT_SECONDS = 100
 _AT_ONCE = (1, interrupts.ENDED)
-_TOGETHER = (0, 75)  # Exit codes that all processes end with, so they may wait for each other.
+_TOGETHER = (0, 75)  # With these exit codes all processes end, so they may wait for each other.
 
 
 def join() -> None:
-  """Does what DRO_JAX_CLUSTER says; nothing where it is unset.
+  """Joins the processes that DRO_JAX_CLUSTER describes; does nothing where it is unset.
 
   Raises:
-    UsageError: it says neither `auto` nor INDEX/COUNT@HOST:PORT.
+    UsageError: it is neither `auto` nor INDEX/COUNT@HOST:PORT.
   """
   if text := os.environ.get(VARIABLE):
     arguments = parse(text)
@@ -37,19 +38,20 @@ def join() -> None:
 
 
 def parse(text: str) -> dict[str, Any]:
-  """What `jax.distributed.initialize` takes, of DRO_JAX_CLUSTER's text."""
+  """The arguments of `jax.distributed.initialize` for a value of DRO_JAX_CLUSTER."""
   if text == 'auto':
     return {}
   match = re.fullmatch(r'(\d+)/(\d+)@(.+:\d+)', text)
   if not match or int(match[1]) >= int(match[2]):
     raise UsageError(
-      f'{VARIABLE}={text!r}: pass auto, or INDEX/COUNT@HOST:PORT with INDEX below COUNT: 0/2@localhost:8476'
+      f'{VARIABLE}={text!r} describes no processes: pass auto, or INDEX/COUNT@HOST:PORT with INDEX below '
+      'COUNT, such as 0/2@localhost:8476.'
     )
   return {'process_id': int(match[1]), 'num_processes': int(match[2]), 'coordinator_address': match[3]}
 
 
 def is_first() -> bool:
-  """Whether this process speaks for all."""
+  """Whether this is the process that prints for all."""
   if not os.environ.get(VARIABLE):
     return True
   import jax
@@ -59,10 +61,11 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def failing_at_once() -> Iterator[None]:
-  """Ends a process that failed without waiting for the others, as jax would for minutes: they do not know.
+  """A block whose failure ends the process at once.
 
-  Nor, where it is alone and failed in words (exit code 1), for the saves under way, which would fail too; nor
-  where Ctrl-C ended it (130), for work of native threads, which may crash as Python takes itself down.
+  jax would wait minutes for the other processes, which do not know of the failure. A process without others
+  ends at once too where it failed with a message (exit code 1), because saves under way would fail as well,
+  and where Ctrl-C ended it (130), because native threads may crash while Python shuts down.
   """
   try:
     yield

@@ -1,4 +1,4 @@
-"""What a scored triplet file says of a policy and its value, with intervals from resampling prompts.
+"""How well the scores of a policy and its value agree with rewards, with intervals from resampling prompts.
 
 Numpy, float64. Responses to one prompt are not independent, so every interval resamples whole prompts; a
 statistic is therefore a function of how often each prompt was drawn.
@@ -26,9 +26,9 @@ class Estimate(NamedTuple):
 class PairCounts(NamedTuple):
   """Pairs of responses to one prompt, counted by prompt, `[P]` each.
 
-  pairs  those whose rewards differ.
-  wins   of these, ordered by the score as by the reward; a tied score wins half.
-  ties   those of equal reward, which decide nothing.
+  pairs  pairs whose rewards differ.
+  wins   pairs of these that the score orders as the reward does; a tied score wins half.
+  ties   pairs of equal reward, which are not counted.
   """
 
   pairs: np.ndarray
@@ -54,7 +54,7 @@ def count_pairs(scores: np.ndarray, rewards: np.ndarray, prompts: np.ndarray) ->
 
 
 def pairwise_accuracy(counts: PairCounts, weights_P: np.ndarray) -> float:
-  """Share of a prompt's pairs, rewards differing, that the score orders as the reward does; .5 is chance."""
+  """Share of pairs with different rewards that the score orders as the reward does; .5 is chance."""
   return _divide(weights_P @ counts.wins, weights_P @ counts.pairs)
 
 
@@ -90,11 +90,11 @@ def bootstrap(
 
 
 def baselines(logps: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-  """What any useful score has to beat: the policy's log-prob, the same by token, and the length alone."""
+  """Scores that a useful score has to beat: the policy's log-prob, the same by token, and the length."""
   return {'logp': logps, 'logp_per_token': logps / lengths, 'length': lengths.astype(np.float64)}
 
 
-def of_scores(
+def score_statistics(
   logps: np.ndarray,
   lengths: np.ndarray,
   rewards: np.ndarray,
@@ -107,7 +107,8 @@ def of_scores(
   """Statistics of scored responses by name, each a function of how often each prompt was drawn, `[P]`.
 
   Prompts are in the order of their numbers. Within a prompt responses are ranked by ρ, which at DRO's optimum
-  is an advantage over τ; across prompts only by V(x) + τρ. What the scores cannot give is left out.
+  is an advantage over τ; across prompts only by V(x) + τρ. Statistics that the scores cannot give are left
+  out.
   """
   prompt_N, _ = _number(prompts)
   result = {'reward': mean_of(rewards, prompt_N), 'logp': mean_of(logps, prompt_N)}
@@ -125,7 +126,8 @@ def of_scores(
       result['rank_correlation'] = lambda w_P: rank_correlation(level, rewards, w_P[prompt_N])
   counts = {name: count_pairs(score, rewards, prompts) for name, score in scores.items()}
   return result | {
-    f'within_prompt_accuracy/{name}': functools.partial(pairwise_accuracy, of) for name, of in counts.items()
+    f'within_prompt_accuracy/{name}': functools.partial(pairwise_accuracy, pairs)
+    for name, pairs in counts.items()
   }
 
 
@@ -152,11 +154,11 @@ def within_prompts(
     return bootstrap(functools.partial(pairwise_accuracy, counts), len(counts.pairs), resamples, seed)
 
   counts = {name: count_pairs(score, rewards, prompts) for name, score in scores.items()}
-  some = next(iter(counts.values()))
+  first = next(iter(counts.values()))
   return {
-    'pairs': int(some.pairs.sum()),
-    'tied_pairs': int(some.ties.sum()),
-    'accuracy': {name: accuracy(of) for name, of in counts.items()},
+    'pairs': int(first.pairs.sum()),
+    'tied_pairs': int(first.ties.sum()),
+    'accuracy': {name: accuracy(pairs) for name, pairs in counts.items()},
   }
 
 
@@ -170,8 +172,7 @@ def across_prompts(
 ) -> dict[str, Estimate]:
   """Rank correlation of each score with the logged reward, over all responses to all prompts.
 
-  τρ alone does not belong here: at DRO's optimum it is an advantage, r − V(x), without the prompt's level.
-  Pass V(x) + τρ.
+  Pass V(x) + τρ, not τρ alone: at DRO's optimum that is an advantage, r − V(x), without the prompt's level.
   """
   prompt_N, num_prompts = _number(prompts)
 

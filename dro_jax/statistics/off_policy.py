@@ -1,4 +1,4 @@
-"""What a policy would earn, estimated from another policy's log, without sampling from it. Numpy, float64.
+"""Off-policy estimates: the reward a policy would earn, from another policy's log. Numpy, float64.
 
 The log was sampled: y_i ~ μ(·|x_i), rewarded r_i. With w_i = π(y_i|x_i) / μ(y_i|x_i), a reward model q(x, y)
 and q̄(x) = E_{y~π}[q(x, y)], the estimates of E[r] under π are
@@ -8,8 +8,8 @@ and q̄(x) = E_{y~π}[q(x, y)], the estimates of E[r] under π are
   direct          (1/N) Σ q̄(x_i)                           arXiv 1103.4601
   doubly robust   (1/N) Σ q̄(x_i) + w_i (r_i − q(x_i, y_i)) arXiv 1103.4601
 
-Each response counts `counts` times, by which statistics.bootstrap resamples whole prompts. Rewards are in any
-unit, log-probs in nats. N responses, F features.
+Each response counts `counts` times, by which `agreement.bootstrap` resamples whole prompts. Rewards are in
+any unit, log-probs in nats. N responses, F features.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ from dro_jax.statistics import agreement, ties
 class Log(NamedTuple):
   """A log as the estimates read it, `[N]` each.
 
-  ratios    w, of the policy in question to the one that wrote the log.
+  ratios    w, of the evaluated policy to the policy that wrote the log.
   rewards   r, as logged.
   predicted q(x, y) of the logged response; the model must not have seen this log, or q̄ is biased.
-  expected  q̄(x) of the logged prompt: a mean over the policy's own responses does.
-  prompts   which prompt each response answers.
+  expected  q̄(x) of the logged prompt, such as a mean over the policy's own responses.
+  prompts   the number of the prompt that each response answers.
   """
 
   ratios: np.ndarray
@@ -42,13 +42,13 @@ def ratios(policy_logps: np.ndarray, behaviour_logps: np.ndarray) -> np.ndarray:
   """w = π(y|x) / μ(y|x) of whole responses, `[N]`.
 
   Raises:
-    UsageError: a propensity is no log-prob, so that no ratio to it means anything.
+    UsageError: a propensity is not a log-prob, so that ratios to it mean nothing.
   """
   behaviour = np.asarray(behaviour_logps, np.float64)
   if not np.all(np.isfinite(behaviour)) or np.any(behaviour > 1e-4):
     raise UsageError(
-      'a logged response has a log-prob above 0, or none: pass log μ(y|x) in nats of the policy that sampled '
-      'it at temperature 1, summed over the response.'
+      'a logged response has a log-prob above 0, or none at all, so it has no importance weight: pass '
+      'log μ(y|x) in nats of the policy that sampled it at temperature 1, summed over the response.'
     )
   return np.exp(np.asarray(policy_logps, np.float64) - behaviour)
 
@@ -59,13 +59,13 @@ def ips(ratios: np.ndarray, rewards: np.ndarray, counts: np.ndarray) -> float:
 
 
 def self_normalised(ratios: np.ndarray, rewards: np.ndarray, counts: np.ndarray) -> float:
-  """Σ w r / Σ w: consistent, within the rewards' range, and moved by a constant as the rewards are."""
+  """Σ w r / Σ w: consistent, within the rewards' range; a constant added to the rewards is added to it."""
   total = counts @ ratios
   return float(counts @ (ratios * rewards) / total) if total > 0 else np.nan
 
 
 def direct(expected: np.ndarray, counts: np.ndarray) -> float:
-  """(1/N) Σ q̄(x): as good as the reward model is where the policy goes."""
+  """(1/N) Σ q̄(x): as accurate as the reward model is on the policy's responses."""
   return float(counts @ expected / counts.sum())
 
 
@@ -81,7 +81,7 @@ def doubly_robust(
 
 
 def effective_sample_size(ratios: np.ndarray) -> float:
-  """(Σ w)² / Σ w²: how many of the N responses speak of the policy, in [1, N] (Kong 1992)."""
+  """(Σ w)² / Σ w²: how many of the N responses the estimates rest on, in [1, N] (Kong 1992)."""
   total = np.sum(np.square(ratios))
   return float(np.square(np.sum(ratios)) / total) if total > 0 else 0.0
 

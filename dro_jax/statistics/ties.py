@@ -1,4 +1,4 @@
-"""Numbers that are equal but for rounding: .1 + .2 and .3, or .7 and the mean of three times .7.
+"""Comparisons of numbers up to rounding: .1 + .2 equals .3, and .7 equals the mean of three times .7.
 
 Labels, pairs, ranks and explained variance ask whether rewards are equal, and the last bit of a sum must not
 answer. Float64, numpy.
@@ -6,7 +6,7 @@ answer. Float64, numpy.
 
 import numpy as np
 
-TOLERANCE = 1e-9  # Of the largest number that takes part in a comparison.
+TOLERANCE = 1e-9  # Relative to the largest number in a comparison.
 
 
 def exceeds(
@@ -17,19 +17,19 @@ def exceeds(
   Args:
     x: numbers.
     y: others, of a shape that fits.
-    made_of: what x and y were computed from, where that is larger than they are: a mean of 0 has the rounding
+    made_of: the numbers that x and y were computed from, where these are larger: a mean of 0 has the rounding
       of its terms.
   """
   return np.subtract(x, y) > _rounding(x, y, made_of)
 
 
 def is_constant(x: np.ndarray) -> bool:
-  """Whether all numbers are equal; so are none and one."""
+  """Whether all numbers are equal, as no numbers and one number are."""
   return len(x) == 0 or bool(np.max(x) - np.min(x) <= _rounding(x))
 
 
 def distinct(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """As `np.unique`: (values, first index, inverse, counts), but that equal numbers are one value."""
+  """Like `np.unique`, (values, first index, inverse, counts), with numbers equal up to rounding as one."""
   values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True)
   begins = np.diff(values, prepend=-np.inf) > _rounding(values)
   starts, number = np.flatnonzero(begins), np.cumsum(begins) - 1
@@ -39,7 +39,7 @@ def distinct(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
 
 
 def varies(x: np.ndarray, group: np.ndarray) -> np.ndarray:
-  """Whether the numbers of its group differ, for each number."""
+  """For each number, whether the numbers of its group differ."""
   unique, group = np.unique(group, return_inverse=True)
   low, high = np.full(len(unique), np.inf), np.full(len(unique), -np.inf)
   np.minimum.at(low, group, x)
@@ -48,7 +48,7 @@ def varies(x: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def deviations(x: np.ndarray, group: np.ndarray) -> np.ndarray:
-  """x less the mean of its group; 0 where that group's numbers are equal."""
+  """Each number minus the mean of its group; 0 where that group's numbers are equal."""
   _, number, counts = np.unique(group, return_inverse=True, return_counts=True)
   return np.where(varies(x, group), x - (np.bincount(number, x) / counts)[number], 0.0)
 

@@ -1,1 +1,1 @@
-"""One training step; it knows no concrete loss and no concrete model."""
+"""One training step, for any loss and any model."""

@@ -1,4 +1,4 @@
-"""What a step reports: scalars of its scores, losses, gradients and rows. Means are over valid responses."""
+"""Metrics of a step: scalars of its scores, losses, gradients and rows. Means are over valid responses."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ def explained_variance(values: Array, rewards: Array, weights: Array) -> Array:
 
 
 def log_ratios(logps: Array, reference_logps: Array, valid: Array, ending: str = '') -> dict[str, Array]:
-  """Statistics of ρ over one batch's responses (its mean is not a KL); `ending` says to which reference."""
+  """Statistics of ρ over a batch's responses (its mean is not a KL); `ending` ends their names."""
   rho_BR = logps - reference_logps
   return {
     f'log_ratio{ending}': masked.weighted_mean(rho_BR, valid),
@@ -31,7 +31,7 @@ def log_ratios(logps: Array, reference_logps: Array, valid: Array, ending: str =
   }
 
 
-def of_scores(scores: Scores, reference: Scores | None, rows: Rows, ending: str = '') -> dict[str, Array]:
+def score_metrics(scores: Scores, reference: Scores | None, rows: Rows, ending: str = '') -> dict[str, Array]:
   """Statistics of one batch: reward, log-probs, log-ratio ρ, value, length, fill."""
   valid = rows.valid
   lengths_BR = masked.segment_sum(jnp.ones_like(scores.token_logps), rows.response_segments, valid.shape[1])
@@ -59,19 +59,19 @@ def norms(prefix: str, trees: Mapping[str, Params]) -> dict[str, Array]:
 
 
 def nonfinite_ids(output: LossOutput, scalars: Mapping[str, Array], rows: Rows) -> Array:
-  """`[N]` ids of examples with a loss that is not finite, −1 elsewhere.
+  """Ids `[N]` of examples whose loss is not finite, −1 elsewhere.
 
-  All valid ids where only a scalar is not finite: a statistic of the batch, the norm of a gradient or, after
-  the update, of parameters.
+  All valid ids where only a scalar is not finite: a statistic of the batch, or the norm of a gradient or of
+  updated parameters.
   """
   example_id, valid = rows.example_id.reshape(-1), rows.valid.reshape(-1)
-  bad = jnp.zeros_like(valid)
+  nonfinite = jnp.zeros_like(valid)
   for term in output.terms.values():
     wrong = ~jnp.isfinite(term.per_example)
     if rows.units is None:
-      bad |= valid & wrong
+      nonfinite |= valid & wrong
     else:
-      bad = bad.at[rows.units.index].max(rows.units.mask & wrong[:, None])
+      nonfinite = nonfinite.at[rows.units.index].max(rows.units.mask & wrong[:, None])
   finite = jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(value, jnp.float32) for value in scalars.values()])))
-  bad = jnp.where(~finite & ~jnp.any(bad), valid, bad)
-  return jnp.where(bad, example_id, -1)
+  nonfinite = jnp.where(~finite & ~jnp.any(nonfinite), valid, nonfinite)
+  return jnp.where(nonfinite, example_id, -1)

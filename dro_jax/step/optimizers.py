@@ -17,35 +17,35 @@ Schedule: TypeAlias = float | optax.Schedule
 
 
 class Optimizer(optax.GradientTransformation):
-  """An optax optimiser that remembers its learning rate; see `rate_at`."""
+  """An optax optimiser with its learning rate; see `rate_at`."""
 
   learning_rate: Schedule
 
 
 def rate_at(tx: optax.GradientTransformation, step: int) -> float | None:
-  """The learning rate of the update after `step` earlier ones; `None` where the optimiser does not tell."""
+  """The learning rate of the update after `step` earlier ones; `None` where the optimiser lacks it."""
   rate = getattr(tx, 'learning_rate', None)
   return float(rate(step)) if callable(rate) else rate
 
 
 def still_rises(tx: optax.GradientTransformation, steps: int) -> bool:
-  """Whether the learning rate still rises when a run of `steps` ends: its warm-up is as long as the run."""
+  """Whether the learning rate still rises when a run of `steps` ends."""
   last, after = rate_at(tx, steps - 1), rate_at(tx, steps)
   return last is not None and after > last
 
 
 def notes(txs: Mapping[str, optax.GradientTransformation], steps: int) -> list[str]:
-  """What a run of `steps` should be told of its networks' learning rates."""
-  found = []
+  """Notes on learning rates that a run of `steps` hardly wants."""
+  texts = []
   for name, tx in txs.items():
     if still_rises(tx, steps):
-      found.append(
+      texts.append(
         f"note: the {name} network's learning rate still rises when the run ends, after {steps} steps: its "
         f'warm-up is as long as the run. It ends at {rate_at(tx, steps - 1):.3g}. Lower WARMUP_STEPS.'
       )
     elif all(rate_at(tx, step) == 0 for step in (0, steps // 2, steps - 1)):
-      found.append(f'note: the {name} network does not train, for its learning rate is 0.')
-  return found
+      texts.append(f'note: the {name} network does not train, because its learning rate is 0.')
+  return texts
 
 
 def path_names(path: tuple) -> tuple[str, ...]:
@@ -54,9 +54,9 @@ def path_names(path: tuple) -> tuple[str, ...]:
 
 
 def kind_of_parameter(path: tuple) -> str:
-  """Which rule a parameter follows: `head` (read-out of a value), `plain`, or a scanned stack's name.
+  """The rule that a parameter follows: `head` (a value's read-out), `plain`, or a scanned stack's name.
 
-  nn.scan's module is named like its parent, `encoder/encoder` and `decoder/decoder`: two stacks, for their
+  nn.scan's module is named like its parent, `encoder/encoder` and `decoder/decoder`: two rules, because the
   numbers of layers may differ.
   """
   names = path_names(path)
@@ -67,9 +67,9 @@ def kind_of_parameter(path: tuple) -> str:
 
 
 def over_layers(tx: optax.GradientTransformation, axis: int = LAYER_AXIS) -> optax.GradientTransformation:
-  """Applies `tx` to each layer of a scanned stack by itself, so that scanned equals unrolled.
+  """Applies `tx` to each layer of a scanned stack, so that scanned and unrolled updates are equal.
 
-  optax would take a stack for one parameter: one update clip and one parameter scale for all of its layers.
+  Without it optax would treat a stack as one parameter, with one clip and one scale for all its layers.
   """
 
   def init(params: Params) -> optax.OptState:
@@ -92,23 +92,28 @@ def adafactor(
   momentum: float | None = None,
   max_gradient_norm: float | None = None,
 ) -> optax.GradientTransformation:
-  """Adafactor (arXiv 1804.04235) as T5X runs it, for one network.
+  """Adafactor (arXiv 1804.04235) with T5X's settings, for one network.
 
   Args:
     learning_rate: a number, or a schedule of optimiser steps.
     decay_rate: the exponent c in β₂(t) = 1 − t^−c.
-    multiply_by_parameter_scale: updates relative to each parameter's root mean square. Never for value heads,
-      which start at zero and would stay there.
+    multiply_by_parameter_scale: makes updates relative to each parameter's root mean square. Value heads,
+      which start at zero, are left out: they would stay there.
     clipping_threshold: largest root mean square of a parameter's update before the learning rate.
     min_dim_size_to_factor: smaller matrices keep a full second moment.
     momentum: decay of a first moment; none by default.
     max_gradient_norm: clips this network's own global gradient norm; none by default.
 
   Raises:
-    UsageError: with such a setting the update is not a number, is 0, or climbs the loss.
+    UsageError: with such a setting the update would be NaN or 0, or would increase the loss.
   """
   _require_rate('learning_rate', learning_rate)
-  _require(0 < decay_rate <= 1, 'decay_rate', decay_rate, 'β₂ = 1 − t^−c is a decay for c above 0, 1 at most')
+  _require(
+    0 < decay_rate <= 1,
+    'decay_rate',
+    decay_rate,
+    'pass c above 0 and at most 1, so that β₂ = 1 − t^−c is a decay',
+  )
   _require_above_zero('clipping_threshold', clipping_threshold)
   _require(min_dim_size_to_factor >= 1, 'min_dim_size_to_factor', min_dim_size_to_factor, 'pass 1 or more')
   _require(momentum is None or 0 <= momentum < 1, 'momentum', momentum, 'pass 0 or more and below 1, or None')
@@ -146,19 +151,26 @@ def adamw(
   """AdamW (arXiv 1711.05101) for one network; see `optax.adamw`.
 
   Raises:
-    UsageError: with such a setting the update is not a number, is 0, or climbs the loss.
+    UsageError: with such a setting the update would be NaN or 0, or would increase the loss.
   """
   _require_rate('learning_rate', learning_rate)
   for name, decay in {'b1': b1, 'b2': b2}.items():
-    _require(0 <= decay < 1, name, decay, 'a decay of 1 keeps nothing new; pass 0 or more and below 1')
-  _require(0 < eps < math.inf, 'eps', eps, 'it keeps 0 / 0 from being NaN; pass a number above 0')
-  _require(0 <= weight_decay < math.inf, 'weight_decay', weight_decay, 'pass 0 or more: below 0 weights grow')
+    _require(
+      0 <= decay < 1, name, decay, 'pass 0 or more and below 1, because a decay of 1 takes in no new gradient'
+    )
+  _require(0 < eps < math.inf, 'eps', eps, 'pass a number above 0, without which 0 / 0 would be NaN')
+  _require(
+    0 <= weight_decay < math.inf,
+    'weight_decay',
+    weight_decay,
+    'pass 0 or more, because weights would grow below 0',
+  )
   tx = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
   return _finished(tx, max_gradient_norm, learning_rate)
 
 
 def _finished(tx: optax.GradientTransformation, max_norm: float | None, learning_rate: Schedule) -> Optimizer:
-  """The optimiser with its clip, which tells its learning rate."""
+  """The optimiser with its clip and its learning rate."""
   _require_above_zero('max_gradient_norm', max_norm)
   if max_norm is not None:
     tx = optax.chain(optax.clip_by_global_norm(max_norm), tx)
@@ -167,7 +179,7 @@ def _finished(tx: optax.GradientTransformation, max_norm: float | None, learning
   return optimizer
 
 
-# What optax takes without a word. All comparisons are false of NaN, which so is refused.
+# Settings that optax accepts silently. All comparisons with NaN are false, so NaN is refused.
 
 
 def _require(admitted: bool, name: str, value: float | int | None, reason: str) -> None:
@@ -178,7 +190,7 @@ def _require(admitted: bool, name: str, value: float | int | None, reason: str) 
 def _require_rate(name: str, rate: Schedule) -> None:
   if not callable(rate):
     _require(
-      0 <= rate < math.inf, name, rate, 'a learning rate is 0 or more, and finite: below 0 the loss grows'
+      0 <= rate < math.inf, name, rate, 'pass 0 or more and finite, because a rate below 0 increases the loss'
     )
 
 
@@ -187,13 +199,13 @@ def _require_above_zero(name: str, largest: float | int | None) -> None:
     largest is None or largest > 0,
     name,
     largest,
-    'nothing would be left to train with; pass above 0, or None',
+    'pass more than 0, which leaves a gradient to train with, or None',
   )
 
 
 def _require_warmup(steps: int) -> None:
   _require(
-    steps >= 0, 'warmup_steps', steps, 'pass 0 or more (--set WARMUP_STEPS=...); 0 is the full rate at once'
+    steps >= 0, 'warmup_steps', steps, 'pass 0 or more (--set WARMUP_STEPS=...); 0 starts at the full rate'
   )
 
 
@@ -219,7 +231,7 @@ def warmup_constant(peak_value: float, warmup_steps: int = 150) -> optax.Schedul
   """Linear from 0 over `warmup_steps` optimiser steps, then constant (DRO's schedule); 0 is no warm-up."""
   _require_rate('peak_value', peak_value)
   _require_warmup(warmup_steps)
-  if not warmup_steps:  # optax's would be 0 at every step.
+  if not warmup_steps:  # optax's schedule would be 0 at every step.
     return constant(peak_value)
   return optax.schedules.warmup_constant_schedule(0.0, peak_value, warmup_steps)
 
@@ -229,7 +241,7 @@ def warmup_linear(
 ) -> optax.Schedule:
   """Linear from 0 over `warmup_steps`, then linear to `end_value` at `decay_steps`, warm-up included.
 
-  What transformers calls `get_linear_schedule_with_warmup`, at `end_value` 0.
+  With `end_value` 0 it is transformers' `get_linear_schedule_with_warmup`.
 
   Raises:
     UsageError: `decay_steps` leaves no step to decay in after the warm-up.

@@ -1,4 +1,4 @@
-"""All that a run must remember between two steps."""
+"""The state of a run between two steps."""
 
 import functools
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from dro_jax.types import Array, Params
 class TrainState(NamedTuple):
   """Parameters and optimiser states by network (`policy`, `value`), and the reference policy's parameters.
 
-  The reference lives outside `params`: no gradient, no optimiser, and its own buffers. `statistics` are the
-  algorithm's running scalars. `initial` are the initial policy's parameters where the reference moves, by
-  which such a run is measured.
+  The reference is outside `params`: it has no gradient, no optimiser, and its own buffers. `statistics` are
+  the algorithm's running scalars. `initial` holds the initial policy's parameters where the reference moves;
+  such a run is measured against them.
   """
 
   step: Array
@@ -35,7 +35,7 @@ def create(
   keeps_initial: bool = False,
 ) -> TrainState:
   """A run's first state: fresh optimisers, and the initial policy as the reference."""
-  # Copies: a reference that shared the policy's buffers could not outlive their donation.
+  # Copies, because a reference that shared the policy's buffers would be lost with their donation.
   copied = functools.partial(jax.tree.map, jnp.copy, params['policy'])
   return TrainState(
     step=jnp.zeros((), jnp.int32),

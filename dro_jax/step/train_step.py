@@ -1,4 +1,4 @@
-"""One step: score → loss → pull back. It knows no concrete loss and no concrete model."""
+"""One step, score → loss → pull back, for any loss and any model."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ from dro_jax.types import Array, LossOutput, Params, Rows, Scores
 
 
 class StepOutput(NamedTuple):
-  """What a step says of itself: scalars, and the ids of examples whose loss is not finite (−1 elsewhere).
+  """A step's metrics, and the ids of examples whose loss is not finite (−1 elsewhere).
 
-  `logps` are the policy's of the step's responses, `[B, R]`, where they have yet to be measured against the
-  initial policy (see `make_measure`).
+  `logps` are the policy's log-probs of the step's responses, `[B, R]`, where these are measured later against
+  the initial policy (see `make_measure`).
   """
 
   metrics: Mapping[str, Array]
@@ -31,7 +31,7 @@ class StepOutput(NamedTuple):
 
 
 def split(tree, num_microbatches: int):
-  """`[B, ...]` to `[M, B/M, ...]`, every M-th row: a strided split moves nothing between devices."""
+  """`[B, ...]` to `[M, B/M, ...]` by every M-th row: a strided split moves nothing between devices."""
   return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0), tree)
 
 
@@ -56,7 +56,7 @@ def weighted_losses(output: LossOutput, totals: Mapping[str, Array]) -> dict[str
 
 
 def as_read(algorithm: Algorithm, scores: Scores, rows: Rows) -> Scores:
-  """The global batch's scores as the loss reads them: with one value for all where it wants that."""
+  """The global batch's scores as the loss reads them: with one value for all if it pools values."""
   if not algorithm.pools_values:
     return scores
   return scores._replace(values=value.batch_mean(scores.values, rows.valid))
@@ -108,8 +108,8 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
       (rows, reference), key, cotangents = part
       scores, pullback = jax.vjp(lambda params: score(params, rows, key), params)
       if cotangents is None:
-        own = Batch(None, reference, rows, batch.statistics)
-        _, cotangents = loss_and_cotangents(scores, own, totals)
+        part_batch = Batch(None, reference, rows, batch.statistics)
+        _, cotangents = loss_and_cotangents(scores, part_batch, totals)
       return jax.tree.map(jnp.add, gradients, pullback(cotangents)[0]), scores
 
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -122,8 +122,8 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
   return whole if num_microbatches == 1 else in_parts
 
 
-def _policy_held(score: Score) -> Score:
-  """The same scores, which pull nothing back to the policy: its backward pass is never made."""
+def _with_frozen_policy(score: Score) -> Score:
+  """The same scores without a gradient of the policy, so that its backward pass is never run."""
   return lambda params, rows, rng: score(
     {**params, 'policy': jax.lax.stop_gradient(params['policy'])}, rows, rng
   )
@@ -132,7 +132,7 @@ def _policy_held(score: Score) -> Score:
 def apply_optimizers(
   state: TrainState, gradients: Mapping[str, Params], optimizers: Mapping[str, optax.GradientTransformation]
 ) -> TrainState:
-  """One update of every network by its own optimiser: nothing couples them."""
+  """One update of every network by its own optimiser."""
   params, opt_state = {}, {}
   for name in state.params:
     updates, opt_state[name] = optimizers[name].update(
@@ -166,12 +166,12 @@ def in_parts(scores: Callable[[TrainState, Rows], Scores], num_microbatches: int
 def make_measure(reference: Reference, num_microbatches: int = 1):
   """Returns `measure(state, rows, logps)`: log-ratios of a step's responses to the initial policy.
 
-  It takes a pass of that policy, for the steps that are logged only; a step itself does without.
+  It runs a pass of that policy, for logged steps only.
   """
 
   def measure(state: TrainState, rows: Rows, logps: Array) -> dict[str, Array]:
-    bare = rows._replace(units=None, mismatched=None)
-    initial = in_parts(reference.initial, num_microbatches)(state, bare)
+    unpaired = rows._replace(units=None, mismatched=None)
+    initial = in_parts(reference.initial, num_microbatches)(state, unpaired)
     return metrics.log_ratios(logps, initial.logps, rows.valid)
 
   return measure
@@ -193,12 +193,12 @@ def make_train_step(
     score: see `models.scoring.make_score`.
     algorithm: see `algorithms`.
     optimizers: one for each network of `params`.
-    reference: how to fill the reference's scores, and how it moves; `None` where the algorithm uses none.
+    reference: how to get the reference's scores, and how it moves; `None` where the algorithm uses none.
     seed: with the step it makes the step's random key, fold_in(seed, step).
     num_microbatches: M; see `make_gradient`.
-    dropout: whether scoring drops (supervised fine-tuning only: log-probs of an alignment loss must not).
+    dropout: whether scoring uses dropout (for supervised fine-tuning only, not for alignment losses).
   """
-  score = score if algorithm.trains_policy else _policy_held(score)
+  score = score if algorithm.trains_policy else _with_frozen_policy(score)
   gradient = make_gradient(score, algorithm, num_microbatches)
   epochs = 1 if algorithm.online is None else algorithm.online.epochs
   moves = reference is not None and reference.initial is not None
@@ -212,7 +212,7 @@ def make_train_step(
     scalars = {
       **metrics.losses(weighted_losses(output, total_weights(output))),
       **output.metrics,
-      **metrics.of_scores(scores, reference_scores, rows, MOVING if moves else ''),
+      **metrics.score_metrics(scores, reference_scores, rows, MOVING if moves else ''),
       **metrics.norms('gradient_norm', gradients),
       **metrics.norms('parameter_norm', new_state.params),
     }
@@ -226,9 +226,11 @@ def make_train_step(
       reference_scores = score_reference(state, rows._replace(units=None))
     new_state, output = update(state, rows, reference_scores)
     if epochs > 1:
-      again = functools.partial(update, rows=rows, reference_scores=reference_scores)
-      new_state, output = jax.lax.fori_loop(1, epochs, lambda _, carry: again(carry[0]), (new_state, output))
-      # A step is a batch, however often it is learned from: the plan and a moving reference count so.
+      next_epoch = functools.partial(update, rows=rows, reference_scores=reference_scores)
+      new_state, output = jax.lax.fori_loop(
+        1, epochs, lambda _, carry: next_epoch(carry[0]), (new_state, output)
+      )
+      # A step is one batch, however many epochs it has: the plan and a moving reference count batches.
       new_state = new_state._replace(step=state.step + 1)
     return new_state if reference is None else reference.update(new_state), output
 

@@ -20,7 +20,7 @@ def test_a_reward_at_the_mean_is_undesirable_in_every_layout():
     for num_rows in (1, 2, 4, 8, 16):
       rows = layout(random_examples(16), num_rows, 16 // num_rows, lengths=(128, 128))
       rows = rows._replace(rewards=jnp.asarray(rewards, jnp.float32)[rows.example_id])
-      thumbs = algorithms.minibatch_mean_labels().of(Batch(None, None, rows))
+      thumbs = algorithms.minibatch_mean_labels().thumbs(Batch(None, None, rows))
       assert thumbs.known.all()
       np.testing.assert_array_equal(thumbs.up, stars[np.asarray(rows.example_id).reshape(-1)] > 3)
 
@@ -35,7 +35,7 @@ def thumbs_of(algorithm, rewards):
   rows = rows._replace(
     rewards=jnp.asarray(rewards, jnp.float32)[None], columns={name: jnp.asarray(column, jnp.float32)[None]}
   )
-  return algorithms.minibatch_mean_labels().of(Batch(None, None, rows))
+  return algorithms.minibatch_mean_labels().thumbs(Batch(None, None, rows))
 
 
 @pytest.mark.parametrize('maker', [algorithms.kto, algorithms.bco])
@@ -59,10 +59,10 @@ def test_thumbs_of_one_kind_are_refused_by_the_algorithm_that_needs_the_other(ma
 @pytest.mark.parametrize('value', [0.7, 0.1, 3.0])
 def test_a_batch_of_equal_scalar_rewards_has_no_labels(value):
   rows = layout(random_examples(3), 1, 3)._replace(rewards=jnp.full((1, 3), value))
-  assert not algorithms.minibatch_mean_labels().of(Batch(None, None, rows)).known.any()
+  assert not algorithms.minibatch_mean_labels().thumbs(Batch(None, None, rows)).known.any()
 
 
-def test_a_tie_of_a_prompt_is_left_out_of_the_loss():
+def test_a_tie_within_a_prompt_is_left_out_of_the_loss():
   rows = layout(random_examples(3), 1, 3)
   rows = rows._replace(columns={'derived_label': jnp.array([[1.0, columns.NO_LABEL, 0.0]])})
   scores = Scores(jnp.array([[-1.0, -2.0, -3.0]]), jnp.zeros(rows.response_tokens.shape))
@@ -85,7 +85,7 @@ def test_a_tie_of_a_prompt_is_left_out_of_the_loss():
 def test_column_labels_need_no_rewards():
   rows = layout(random_examples(4), 2, 2)
   rows = rows._replace(columns={'derived_label': rows.columns['label']})
-  thumbs = algorithms.column_labels().of(Batch(None, None, rows))
+  thumbs = algorithms.column_labels().thumbs(Batch(None, None, rows))
   np.testing.assert_array_equal(thumbs.up, rows.columns['derived_label'].reshape(-1) > 0)
   assert not algorithms.kto(labels=algorithms.column_labels).uses_rewards
   assert algorithms.kto().uses_rewards
@@ -121,7 +121,9 @@ def test_priority_takes_the_place_of_the_weight_unless_it_is_to_weigh_again(opti
 
 
 def test_priority_that_cancels_or_weighs_nothing_is_refused():
-  with pytest.raises(UsageError, match=r'scales the gradient.*that is a_lol_ref_free.*WEIGH_AGAIN=true'):
+  with pytest.raises(
+    UsageError, match=r'scales the gradient.*the algorithm is a_lol_ref_free.*WEIGH_AGAIN=true'
+  ):
     algorithms.a_lol_kl(priority=True)
   for name in ('a_lol', 'a_lol_ref_free', 'a_lol_kl', 'a_lol_sequence'):
     with pytest.raises(UsageError, match='PRIORITY=true as well'):
@@ -142,11 +144,11 @@ ABOVE_ZERO = {
 )
 def test_a_temperature_of_zero_is_refused_by_the_algorithm(name, setting):
   for value in (0.0, -1.0, float('nan')):
-    with pytest.raises(UsageError, match=f'{setting}=.*must be above 0, for .*=NUMBER'):
+    with pytest.raises(UsageError, match=f'{setting}=.*must be above 0, because .*=NUMBER'):
       getattr(algorithms, name)(**{setting: value})
 
 
-def test_what_may_be_zero_may():
+def test_settings_that_may_be_zero_accept_zero():
   for name in ('reinforce', 'rloo', 'rloo_online', 'ppo_online'):
     assert getattr(algorithms, name)(beta=0.0).temperature == 0.0
     with pytest.raises(UsageError, match='beta=-0.1 must be 0 or more'):
@@ -171,14 +173,14 @@ def test_settings_out_of_range_are_refused(name, settings):
 
 
 @pytest.mark.parametrize('name', ['gold', 'weighted_bc', 'r_lol'])
-def test_who_weighs_by_rewards_refuses_negative_ones(name):
+def test_algorithms_that_weigh_by_rewards_refuse_negative_ones(name):
   data = types.SimpleNamespace(train=types.SimpleNamespace(rewards=np.array([-1.0, 1.0])))
   with pytest.raises(UsageError, match='must not be negative.*REWARD_SCALING=minmax'):
     getattr(algorithms, name)().check(data)
 
 
 @pytest.mark.parametrize('name', ['gold', 'weighted_bc', 'r_lol', 'topr'])
-def test_who_weighs_by_rewards_refuses_zeros_only(name):
+def test_algorithms_that_weigh_by_rewards_refuse_rewards_of_zero_only(name):
   data = types.SimpleNamespace(train=types.SimpleNamespace(rewards=np.zeros(3)))
   with pytest.raises(UsageError, match='all 3 training rewards are 0, and the algorithm weighs'):
     getattr(algorithms, name)().check(data)

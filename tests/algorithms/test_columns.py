@@ -42,7 +42,7 @@ def labelled(fit, raw, prompts=None, kind='none', **columns):
   return found(data.train).tolist(), found.report(data.train)
 
 
-def test_labels():
+def test_labels_follow_their_rule():
   np.testing.assert_array_equal(made(algorithms_columns.above_threshold(3)), [0, 0, 0, 1, 1, 1])
   np.testing.assert_array_equal(made(algorithms_columns.above_dataset_mean), RAW.mean() < RAW)
   np.testing.assert_array_equal(made(algorithms_columns.above_minibatch_mean), [BY_BATCH] * 6)
@@ -72,7 +72,7 @@ def test_the_prompts_mean_labels_no_ties_and_a_lone_answer_by_the_datas_mean():
     ([1.0], [1]),
   ],
 )
-def test_rewards_with_two_values_are_labels_themselves_whatever_the_mean(rule, raw, labels):
+def test_rewards_with_two_values_are_labels_themselves_with_any_mean(rule, raw, labels):
   found, report = labelled(BY_MEANS[rule], raw)
   assert found == labels and report['rule'] == 'binary'
   assert (report['desirable'], report['labels']) == (sum(labels), len(labels))
@@ -82,7 +82,7 @@ def test_rewards_with_two_values_are_labels_themselves_whatever_the_mean(rule, r
     assert labelled(BY_MEANS[rule], raw, kind='standardise')[0] == labels
 
 
-def test_the_rule_is_said():
+def test_the_report_describes_the_rule():
   _, report = labelled(algorithms_columns.above_minibatch_mean, [0, 1, 1, 0, 1, 0, 1, 1])
   assert report['said'] == 'the rewards 0 and 1 are labels themselves; 5 of 8 responses are desirable'
   _, report = labelled(algorithms_columns.above_minibatch_mean, [2, 5])
@@ -108,14 +108,14 @@ def test_the_training_part_decides_for_the_held_out_one():
 
 
 @pytest.mark.parametrize('rule', BY_MEANS)
-def test_one_reward_that_is_no_thumb_labels_nothing(rule):
+def test_a_single_reward_that_is_not_a_thumb_is_refused(rule):
   for raw in ([0.7] * 3, [2.0], [0.3, 0.1 + 0.2]):
     with pytest.raises(UsageError, match='training rewards are .*--map_reward.*ALGORITHM=sft'):
       labelled(BY_MEANS[rule], raw)
 
 
 @pytest.mark.parametrize('value', [0.7, 0.1])
-def test_equal_rewards_of_a_prompt_are_ties_whatever_float_says_of_their_mean(value):
+def test_equal_rewards_of_a_prompt_are_ties_in_spite_of_rounding(value):
   labels, _ = labelled(algorithms_columns.above_prompt_mean, [value] * 3 + [1, 2, 3], [0, 0, 0, 1, 1, 1])
   assert labels == [NO_LABEL] * 3 + [0, 0, 1]
   with pytest.raises(UsageError, match='responses to each prompt have equal rewards'):
@@ -138,14 +138,14 @@ def test_a_threshold_that_turns_thumbs_into_one_kind_is_refused(raw, threshold):
     labelled(algorithms_columns.above_threshold(threshold), raw)
 
 
-def test_thumbs_are_labels_whatever_value_was_fitted():
+def test_thumbs_are_labels_with_any_fitted_value():
   """A value of prompts with thumbs-ups only lies about 1, on either side."""
   for raw in ([1, 1, 1], [1, 0, 1], [5, 2, 5]):
     labels, report = labelled(algorithms_columns.above_value, raw, value=[0.99, -0.01, 5.01])
     assert labels == [1, float(raw[1] == raw[0]), 1] and report['rule'] == 'binary'
 
 
-def test_thumbs_of_one_kind_are_refused_by_who_needs_the_other():
+def test_thumbs_of_one_kind_are_refused_where_both_are_needed():
   with pytest.raises(UsageError, match='all 2 training responses are desirable'):
     labelled(algorithms_columns.both_kinds(algorithms_columns.above_dataset_mean), [1, 1])
   with pytest.raises(UsageError, match='no training response is desirable'):
@@ -165,7 +165,7 @@ def test_a_label_column_is_counted():
   assert labels == [1, 0, 1] and (report['desirable'], report['labels']) == (2, 3)
 
 
-def test_labels_say_how_many_an_earlier_version_made_otherwise():
+def test_the_report_counts_labels_that_an_earlier_version_made_otherwise():
   def unlike(fit, raw, *prompts):
     return labelled(fit, raw, *prompts)[1]['unlike_earlier']
 
@@ -193,7 +193,7 @@ def test_values_are_scaled_as_rewards_are():
   np.testing.assert_allclose(made(algorithms_columns.advantages, value=value), (RAW - value) / RAW.std())
 
 
-def test_quantiles():
+def test_quantiles_are_shares_of_smaller_rewards():
   np.testing.assert_allclose(made(algorithms_columns.prompt_quantiles), [1 / 6, 3 / 6, 5 / 6, 0.5, 0.5, 0.5])
   expected = [(np.sum(r > RAW) + np.sum(r == RAW) / 2) / 6 for r in RAW]
   np.testing.assert_allclose(made(algorithms_columns.data_quantiles), expected)
@@ -214,7 +214,7 @@ def test_propensities_need_a_sampled_log():
     )
 
 
-def test_ranks_and_advantages_forgive_rounding():
+def test_ranks_and_advantages_ignore_rounding():
   raw, prompts = np.array([0.1 + 0.2, 0.3, 1.0, 0.7]), np.array([0, 0, 0, 1])
   data = triplets(raw=raw, prompts=prompts, kind='none', value=[0.3, 0.1 + 0.2, 0.5, 0.7])
   np.testing.assert_allclose(
@@ -225,7 +225,7 @@ def test_ranks_and_advantages_forgive_rounding():
 
 
 @pytest.mark.parametrize('value', [0.7, 1.0])
-def test_equal_rewards_are_refused_where_differences_teach(value):
+def test_equal_rewards_are_refused_by_algorithms_that_learn_from_differences(value):
   same = triplets(raw=np.full(4, value), prompts=np.array([0, 0, 1, 1]), kind='none')
   apart = triplets(raw=np.repeat([value, value + 1], 2), prompts=np.array([0, 0, 1, 1]), kind='none')
   for refuse in (algorithms_columns.refuse_equal_rewards, algorithms_columns.refuse_equal_within_prompts):
@@ -240,7 +240,7 @@ def test_equal_rewards_are_refused_where_differences_teach(value):
     algorithms_columns.prompt_quantiles(apart)
 
 
-def test_what_the_data_cannot_give_is_refused():
+def test_columns_that_the_data_cannot_give_are_refused():
   with pytest.raises(UsageError, match="column 'value'.*fit_value"):
     made(algorithms_columns.scaled_value)
   with pytest.raises(UsageError, match='no training response has a positive advantage'):

@@ -74,7 +74,7 @@ def tensors(folder):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('kind', list(KINDS))
-def test_from_hugging_face_and_back_is_bit_equal(tmp_path, kind, dtype):
+def test_import_from_and_export_to_hugging_face_are_bit_equal(tmp_path, kind, dtype):
   make_torch(kind).to(dtype).save_pretrained(tmp_path / 'theirs')
   importers.import_checkpoint(str(tmp_path / 'theirs'), str(tmp_path / 'ours'), 'bytes')
   export(tmp_path / 'ours', tmp_path / 'back')
@@ -127,7 +127,7 @@ def test_large_models_are_written_in_shards(tmp_path):
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unrolled', 'scanned'])
 @pytest.mark.parametrize('theirs', [False, True], ids=['t5', 'scalable_t5'])
-def test_t5x_and_back_is_bit_equal(tmp_path, scan, theirs):
+def test_export_to_and_import_from_t5x_are_bit_equal(tmp_path, scan, theirs):
   params = save(tmp_path / 'ours', dataclasses.replace(CONFIG, scan_layers=scan), step=5)
   export(tmp_path / 'ours', tmp_path / 'theirs', 't5x', scan_layers=theirs)
   file = t5x.find(epath.Path(tmp_path / 'theirs'))
@@ -141,7 +141,7 @@ def test_t5x_and_back_is_bit_equal(tmp_path, scan, theirs):
     assert json.loads(kernel.read_text())['shape'] == [3, 2, 4, 16]  # Heads, layers, width, model.
 
 
-def test_bytes_tokenizer(tmp_path):
+def test_a_bytes_vocabulary_is_exported_as_byt5s_tokenizer(tmp_path):
   save(tmp_path / 'ours')
   export(tmp_path / 'ours', tmp_path / 'theirs')
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'theirs')
@@ -156,7 +156,7 @@ def pieces(request, tmp_path_factory):
   return train(tmp_path_factory.mktemp('pieces'), vocab_size=340, hard_vocab_limit=False, **request.param)
 
 
-def test_transformers_tokenises_as_we_do(tmp_path, pieces):
+def test_transformers_tokenises_an_export_as_dro_jax_does(tmp_path, pieces):
   config = dataclasses.replace(CONFIG, vocab_size=460)
   save(tmp_path / 'ours', config, vocabulary=f'{pieces}#extra_ids=10')
   notes = export(tmp_path / 'ours', tmp_path / 'theirs')['notes']
@@ -184,7 +184,7 @@ def test_transformers_tokenises_as_we_do(tmp_path, pieces):
   assert again['vocabulary'].endswith('spiece.model#extra_ids=10')
 
 
-def test_the_t5_tokenizer_reads_plain_text_alike(tmp_path, pieces):
+def test_the_t5_tokenizer_of_transformers_reads_plain_text_alike(tmp_path, pieces):
   """transformers 5 makes it of the pieces alone, without the rest of tokenizer.json, as the note says."""
   save(tmp_path / 'ours', dataclasses.replace(CONFIG, vocab_size=460), vocabulary=pieces)
   (note,) = export(tmp_path / 'ours', tmp_path / 'theirs')['notes']
@@ -194,15 +194,15 @@ def test_the_t5_tokenizer_reads_plain_text_alike(tmp_path, pieces):
     assert tokenizer(text)['input_ids'] == [*vocabularies.vocabulary(pieces).encode(text), 1]
 
 
-def test_what_tokenises_otherwise_is_said(tmp_path, pieces, monkeypatch):
+def test_tokens_that_transformers_reads_otherwise_are_noted(tmp_path, pieces, monkeypatch):
   monkeypatch.setattr(tokenizer_json, 'unlike', lambda ours, made: ['emoji', 'literal ▁'])
   save(tmp_path / 'ours', dataclasses.replace(CONFIG, vocab_size=460), vocabulary=pieces)
   assert export(tmp_path / 'ours', tmp_path / 'theirs')['notes'][1] == (
-    'tokenizer.json gives other ids than here for emoji, literal ▁'
+    'tokenizer.json gives other ids than dro_jax for emoji, literal ▁'
   )
 
 
-def test_added_tokens_go_out_and_come_in(tmp_path, pieces):
+def test_added_tokens_survive_export_and_import(tmp_path, pieces):
   content = pathlib.Path(pieces).read_bytes()
   size = vocabularies.vocabulary(pieces).size
   added = [{'id': size, 'content': '{'}, {'id': size + 1, 'content': '<|user|>'}]
@@ -223,13 +223,13 @@ def test_added_tokens_go_out_and_come_in(tmp_path, pieces):
   assert 'without its vocabulary' in export(tmp_path / 'again', tmp_path / 't5x', 't5x')['notes'][0]
 
 
-def test_without_its_file_a_vocabulary_is_not_exported(tmp_path):
+def test_a_vocabulary_without_its_file_is_noted_as_left_out(tmp_path):
   save(tmp_path / 'ours', vocabulary=str(tmp_path / 'gone.model'))
   (note,) = export(tmp_path / 'ours', tmp_path / 'without')['notes']
   assert note.startswith('without a tokenizer')
 
 
-def test_what_is_left_out_is_said(tmp_path, caplog):
+def test_parts_that_are_left_out_are_noted_and_logged(tmp_path, caplog):
   save(tmp_path / 'ours', step=3, value={'readout': 'prompt'})
   with caplog.at_level(logging.INFO, 'dro_jax'):
     report = export(tmp_path / 'ours', tmp_path / 'theirs')
@@ -239,17 +239,17 @@ def test_what_is_left_out_is_said(tmp_path, caplog):
   assert 'without the value network' in caplog.text
 
 
-def test_refusals(tmp_path):
+def test_settings_that_cannot_be_exported_are_refused(tmp_path):
   save(tmp_path / 'ours', dataclasses.replace(CONFIG, mlp_activations=('linear', 'gelu')))
-  with pytest.raises(UsageError, match='one activation, plain or times a linear one'):
+  with pytest.raises(UsageError, match='one activation, alone or times a linear one'):
     export(tmp_path / 'ours', tmp_path / 'theirs')
   assert not (tmp_path / 'theirs').exists()
   tied = dataclasses.replace(CONFIG, relative_bias_per_layer=True, logits_via_embedding=True)
   with pytest.raises(UsageError, match='no umT5 of transformers ties'):
-    huggingface.read_config(tied, 'float32')
+    huggingface.config_json(tied, 'float32')
   with pytest.raises(UsageError, match='pass one of'):
     export(tmp_path / 'ours', tmp_path / 'theirs', 'onnx')
-  with pytest.raises(UsageError, match='weights are written as one of'):
+  with pytest.raises(UsageError, match='is not a type for weights: pass one of'):
     export(tmp_path / 'ours', tmp_path / 'theirs', dtype='int8')
   (tmp_path / 'theirs').mkdir()
   with pytest.raises(UsageError, match='exists already'):

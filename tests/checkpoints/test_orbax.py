@@ -106,7 +106,7 @@ def test_the_newest_and_the_best_are_kept(run):
   saver.close()
 
 
-def test_the_smallest_is_best_where_asked(tmp_path):
+def test_the_smallest_metric_is_best_with_mode_min(tmp_path):
   saver = orbax.Checkpoints(tmp_path, keep_last=1, keep_best=1, best_metric='loss', best_mode='min')
   for step, loss in enumerate((3.0, 1.0, 2.0)):
     saver.save(step, {'x': jnp.float32(step)}, {'loss': loss})
@@ -115,7 +115,7 @@ def test_the_smallest_is_best_where_asked(tmp_path):
   assert orbax.load_metadata(tmp_path)['step'] == 1
 
 
-def test_best_may_come_to_mean_another_metric(tmp_path):
+def test_a_checkpoint_of_another_best_metric_is_never_best(tmp_path):
   for step, name in ((1, 'loss'), (2, 'accuracy')):
     saver = orbax.Checkpoints(tmp_path, keep_last=2, best_metric=name, best_mode='min')
     saver.save(step, {'x': jnp.zeros(1)}, {name: 0.5})
@@ -143,7 +143,7 @@ def test_a_step_saved_twice_stays_as_it_was(tmp_path):
   saver.close()
 
 
-def test_what_was_cut_off_while_written_is_no_checkpoint(run):
+def test_an_interrupted_save_is_not_a_checkpoint(run):
   partial = run / 'checkpoints' / '6.orbax-checkpoint-tmp'
   (partial / 'state').mkdir(parents=True)
   (run / 'checkpoints' / '7').mkdir()
@@ -182,7 +182,7 @@ def test_the_policy_of_a_run_starts_another(run):
   _assert_identical(newest, _state(_mesh(4, 2), 5).params['policy'])
 
 
-def test_imported_params_are_born_sharded(tmp_path):
+def test_imported_parameters_are_created_sharded(tmp_path):
   policy = jax.tree.map(np.asarray, _state(_mesh(4, 2)).params['policy'])
   orbax.save_params(tmp_path / 'imported', policy, {'model': {'emb_dim': 16}})
   metadata = orbax.load_metadata(tmp_path / 'imported')
@@ -195,7 +195,7 @@ def test_imported_params_are_born_sharded(tmp_path):
     orbax.save_params(tmp_path / 'imported', policy, {})
 
 
-def test_the_digest_of_a_start_follows_its_parameters_and_not_its_name(tmp_path, run):
+def test_the_digest_of_a_start_depends_on_its_parameters_and_not_its_name(tmp_path, run):
   for name, seed in (('a', 0), ('b', 1)):
     orbax.save_params(tmp_path / name, _numbers(seed), {'model': name})
   one, other = (orbax.init_digest(tmp_path / name) for name in 'ab')
@@ -205,7 +205,7 @@ def test_the_digest_of_a_start_follows_its_parameters_and_not_its_name(tmp_path,
   assert orbax.init_digest(tmp_path / 'a') == orbax.init_digest(tmp_path / 'c') == one
 
 
-def test_a_run_that_went_on_still_stands_for_the_step_that_another_started_from(run):
+def test_a_run_that_continued_still_matches_the_step_that_another_run_started_from(run):
   best, newest = (orbax.init_digest(run / 'checkpoints' / step) for step in ('2', '5'))
   assert orbax.init_digest(run) == best != newest
   assert orbax.init_digest(run, started=newest) == newest
@@ -213,7 +213,7 @@ def test_a_run_that_went_on_still_stands_for_the_step_that_another_started_from(
   assert orbax.init_digest(run / 'checkpoints' / '2', started=newest) == best
 
 
-def test_another_model_is_refused_by_its_first_difference(run):
+def test_another_model_is_refused_with_the_first_difference(run):
   policy = _abstract(_state(_mesh(4, 2)).params['policy'], _mesh(4, 2))
   larger = {**policy, 'encoder': {'kernel': jax.ShapeDtypeStruct((8, 32), jnp.float32)}}
   with pytest.raises(UsageError, match=r'encoder/kernel is of shape \[8, 16\] there and of shape \[8, 32\]'):
@@ -224,7 +224,7 @@ def test_another_model_is_refused_by_its_first_difference(run):
     orbax.load_params(run, {**policy, 'decoder': jax.ShapeDtypeStruct((2,), jnp.float32)})
 
 
-def test_a_folder_without_a_checkpoint_says_what_to_pass(tmp_path):
+def test_a_folder_without_a_checkpoint_is_refused_with_a_remedy(tmp_path):
   with pytest.raises(UsageError, match='it does not exist'):
     orbax.load_params(tmp_path / 'nowhere')
   (tmp_path / 'notes.txt').write_text('')
@@ -284,7 +284,7 @@ _ABSTRACT = jax.eval_shape(_numbers, 0)
 @pytest.mark.parametrize(
   'damage', [_truncated, _one_bit_flipped, _without_description, _of_other_numbers, _emptied]
 )
-def test_a_damaged_newest_checkpoint_is_put_aside_for_the_one_before(tmp_path, damage, caplog):
+def test_a_damaged_newest_checkpoint_is_moved_aside_for_the_one_before(tmp_path, damage, caplog):
   saver = orbax.Checkpoints(tmp_path / 'checkpoints')
   for step in (4, 5):
     saver.save(step, _numbers(step))
@@ -292,7 +292,7 @@ def test_a_damaged_newest_checkpoint_is_put_aside_for_the_one_before(tmp_path, d
   damage(tmp_path / 'checkpoints' / '5')
   assert orbax.run_metadata(tmp_path)['step'] == (4 if damage is _without_description else 5)
   _assert_identical(_numbers(4), saver.restore_newest(_ABSTRACT))
-  assert 'DAMAGED' in caplog.text and 'goes on from step 4' in caplog.text
+  assert 'DAMAGED' in caplog.text and 'continues from step 4' in caplog.text
   assert (tmp_path / 'damaged' / '5').is_dir() and saver.latest_step() == 4
   saver.save(5, _numbers(5))
   saver.wait()
@@ -300,11 +300,11 @@ def test_a_damaged_newest_checkpoint_is_put_aside_for_the_one_before(tmp_path, d
   saver.close()
 
 
-def test_where_all_are_damaged_nothing_is_touched(run):
+def test_damaged_checkpoints_stay_in_place_where_none_is_intact(run):
   for step in (2, 4, 5):
     _emptied(run / 'checkpoints' / str(step))
   saver = orbax.Checkpoints(run / 'checkpoints')
-  with pytest.raises(UsageError, match=r'no intact checkpoint in .*: .*5 cannot be read.*Bring back a copy'):
+  with pytest.raises(UsageError, match=r'no intact checkpoint in .*: .*5 cannot be read.*Restore a copy'):
     saver.restore_newest(_abstract(_state(_mesh(4, 2)), _mesh(4, 2)))
   saver.close()
   assert sorted(path.name for path in run.iterdir()) == ['checkpoints']
@@ -319,7 +319,7 @@ def test_a_damaged_start_is_refused_by_name(tmp_path):
     orbax.load_params(tmp_path / 'start')
 
 
-def test_another_projects_files_are_refused_with_the_import_to_copy(tmp_path):
+def test_files_of_other_projects_are_refused_with_the_import_command(tmp_path):
   transformers, adapter = tmp_path / 'flan', tmp_path / 'lora'
   transformers.mkdir()
   adapter.mkdir()
@@ -339,15 +339,15 @@ def test_another_projects_files_are_refused_with_the_import_to_copy(tmp_path):
       orbax.find_checkpoint(path)
 
 
-def test_an_earlier_versions_metadata_is_read_in_todays_words():
+def test_metadata_of_an_earlier_version_is_upgraded():
   saved = {
     'value': {'readout': 'batch'},
     'online': {'reward': 'dro_jax.run.sampling.rewards:contains', 'samples': 2},
   }
-  now = orbax.in_todays_words(saved)
+  now = orbax.upgrade_metadata(saved)
   assert now == {
     'family': 't5', 'value': {'readout': 'scalar'}, 'online': {'reward': 'contains', 'samples': 2}
   }  # fmt: skip
-  assert orbax.in_todays_words(now | {'format': 2}) == now | {'format': 2}
+  assert orbax.upgrade_metadata(now | {'format': 2}) == now | {'format': 2}
   own = {'online': {'reward': 'mine:contains'}, 'decoding': {'reward': None}, 'format': 2, 'family': 't5'}
-  assert orbax.in_todays_words(own) == own
+  assert orbax.upgrade_metadata(own) == own

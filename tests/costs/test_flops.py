@@ -25,7 +25,7 @@ def there_and_back(x, w):
   return x @ w @ w.T
 
 
-def test_products():
+def test_products_and_convolutions_count_two_operations_a_multiply_add():
   assert flops.count(jnp.matmul, X, W) == ONE
   batched = jax.ShapeDtypeStruct((3, 5, M, K), jnp.float32)
   assert flops.count(lambda x, w: jnp.einsum('abmk,kn->nabm', x, w), batched, W) == 15 * ONE
@@ -41,7 +41,7 @@ def test_products():
   assert flops.count(lambda x, w: jax.lax.ragged_dot(x, w, sizes), X, jnp.zeros((2, K, N))) == ONE
 
 
-def test_loops_count_their_trips():
+def test_loops_count_by_their_trips():
   def scanned(x, w):
     return jax.lax.scan(lambda x, _: (there_and_back(x, w), None), x, None, length=5)[0]
 
@@ -51,7 +51,7 @@ def test_loops_count_their_trips():
   assert flops.count(fori, X, W) == 7 * 2 * ONE
 
 
-def test_a_loop_of_unknown_length_needs_to_be_told():
+def test_a_loop_of_unknown_length_needs_while_trips():
   def traced(x, w, trips):
     return jax.lax.fori_loop(0, trips, lambda i, x: there_and_back(x, w), x)
 
@@ -62,14 +62,14 @@ def test_a_loop_of_unknown_length_needs_to_be_told():
   assert flops.count(lambda n: jax.lax.fori_loop(0, n, lambda i, x: x + i, 0), 3) == 0
 
 
-def test_branches_count_the_dearest():
+def test_branches_count_as_the_most_expensive():
   def branch(x, w):
     return jax.lax.cond(x[0, 0] > 0, lambda: there_and_back(x, w), lambda: x)
 
   assert flops.count(branch, X, W) == 2 * ONE
 
 
-def test_calls_are_entered():
+def test_the_bodies_of_calls_are_counted():
   def gradient(f):
     return jax.grad(lambda x, w: f(x, w).sum(), (0, 1))
 
@@ -94,7 +94,7 @@ def test_shard_map_counts_all_devices():
   assert flops.count(jax.shard_map(jnp.matmul, **over), X, W) == 2 * ONE
 
 
-def test_elementwise_on_request():
+def test_elementwise_operations_are_counted_on_request():
   assert flops.count(lambda x: jnp.exp(x) + 1, X) == 0
   assert flops.count(lambda x: jnp.exp(x) + 1, X, elementwise=True) == 2 * M * K
   assert flops.count(jnp.transpose, X, elementwise=True) == 0
@@ -152,7 +152,7 @@ def test_partitioning_changes_no_count():
   assert sharded == flops.count(score, params, ROWS)
 
 
-def test_what_is_jitted_is_counted_from_its_own_trace():
+def test_a_jitted_function_is_counted_from_its_own_trace():
   """Compiler options are for the outermost call only: inside another trace they would be refused."""
   options = {'xla_allow_excess_precision': False}
   x = jnp.ones((3, 4))

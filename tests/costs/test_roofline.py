@@ -35,13 +35,13 @@ def test_a_value_trunk_projects_to_no_vocabulary():
 
 
 @pytest.mark.parametrize('frozen, factor', [(False, 6), (True, 2)])
-def test_a_trunk_that_is_held_is_not_pulled_back_through(frozen, factor):
+def test_a_frozen_trunk_has_no_backward_pass(frozen, factor):
   found, policy, trunk = estimated(frozen_trunk=frozen)
   own = 6 * (3 * policy['encoder'] + 5 * policy['decoder'])
   assert found - own == factor * 3 * trunk['encoder']
 
 
-def test_a_tied_policy_projects_by_its_table():
+def test_a_tied_policy_counts_its_table_as_projection():
   policy = nn.unbox(networks.abstract_params(networks.build(TIED, uses_value=False)))['policy']
   state = TrainState(np.zeros(()), {'policy': policy}, {}, policy)
   parts = sizes(policy)
@@ -64,6 +64,6 @@ def test_a_moving_reference_holds_the_initial_policy_too():
 TIED = dataclasses.replace(CONFIG, logits_via_embedding=True)
 
 
-def test_what_reads_the_policys_own_states_costs_nothing_more():
+def test_a_shared_value_adds_no_operations():
   found, policy, _ = estimated(shared=True)
   assert found == 6 * (3 * policy['encoder'] + 5 * policy['decoder'])

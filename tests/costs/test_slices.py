@@ -39,13 +39,13 @@ def collective(kind, groups, size=4096, count=1.0):
     ('4xv5e:16x16', '256 chips at most'),
   ],
 )
-def test_an_unknown_slice_is_refused_with_those_that_are_known(name, message):
+def test_an_unknown_slice_is_refused_with_the_known_ones(name, message):
   with pytest.raises(UsageError, match=message) as refused:
     chips.find(name)
   assert 'v5e:4x8' in str(refused.value)
 
 
-def test_without_libtpu_its_installation_is_told(monkeypatch):
+def test_without_libtpu_the_error_names_its_installation(monkeypatch):
   monkeypatch.setattr(chips.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(UsageError, match=r"pip install '\.\[tpu\]'"):
     chips.find('v5e:4x8')
@@ -75,7 +75,7 @@ def test_permutations_of_one_loop_share_the_links_that_both_take():
   assert chips.traffic([around, back], where.devices, where).ici_seconds == pytest.approx(2 * 4096 / link)
 
 
-def test_what_crosses_slices_goes_over_the_network():
+def test_groups_over_several_slices_use_the_network():
   where = grid(2, 2, slices=2)
   found = chips.traffic([collective('all-reduce', (tuple(range(8)),))], where.devices, where)
   assert found.ici_bytes == 2 * 3 / 4 * 4096

@@ -59,7 +59,7 @@ def names_of_algorithms():
 
 def names_of_validations():
   scores = np.zeros(4)
-  statistics = agreement.of_scores(
+  statistics = agreement.score_statistics(
     scores, scores + 1, np.arange(4.0), np.array([0, 0, 1, 1]), reference_logps=scores, values=scores
   )
   own = validation.sample_statistics(

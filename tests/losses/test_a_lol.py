@@ -22,7 +22,7 @@ def ratio(inputs, epsilon=0.9):
 
 
 @pytest.mark.parametrize('epsilon', [0.9, 0.3])
-def test_a_lol(inputs, epsilon):
+def test_a_lol_equals_the_papers_formula(inputs, epsilon):
   """The gradient is the weight's, also outside the window: the clip is inside the stop-gradient."""
   weight = np.maximum(inputs['advantages'], 0) * ratio(inputs, epsilon)
   check(
@@ -30,7 +30,7 @@ def test_a_lol(inputs, epsilon):
   )
 
 
-def test_a_lol_ref_free(inputs):
+def test_a_lol_ref_free_equals_the_papers_formula(inputs):
   del inputs['reference_logps']
   weight = np.maximum(inputs['advantages'], 0)
   check(losses.a_lol_ref_free, inputs, -weight * inputs['policy_logps'], -weight)
@@ -91,7 +91,7 @@ def test_wrong_shapes_raise(inputs, loss):
     )
 
 
-def test_a_lol_raises_what_is_better_than_the_value(bandit):
+def test_a_lol_raises_responses_better_than_the_value(bandit):
   """It imitates the good arms, in proportion to μ·A; the optimum's temperature plays no part."""
   advantages = bandit.rewards - 1.5
 

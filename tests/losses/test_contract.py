@@ -84,7 +84,7 @@ def values_and_gradients(name, arrays):
   return {'value': per_example} | gradients
 
 
-def test_the_contract_is_about_every_loss():
+def test_the_contract_covers_every_loss():
   assert set(losses.__all__) == set(CONTRACT)
 
 
@@ -121,7 +121,7 @@ def test_every_wrong_shape_raises(name):
 
 
 @pytest.mark.parametrize('name', BY_TOKEN + BY_GROUP)
-def test_what_is_outside_the_mask_may_be_anything(name):
+def test_entries_outside_the_mask_change_no_loss(name):
   clean = values_and_gradients(name, example(name))
   for outside in (1e30, -np.inf, np.nan):
     for key, found in values_and_gradients(name, example(name, outside)).items():

@@ -28,11 +28,11 @@ def expected(policy_logps, reference_logps, labels, reference_point):
   return np.where(labels == 1, up, down)
 
 
-def test_kto_is_the_papers(inputs):
+def test_kto_equals_the_papers_formula(inputs):
   np.testing.assert_allclose(losses.kto(**float32(inputs), **SETTINGS), expected(**inputs), rtol=1e-5)
 
 
-def test_kto_gradient(inputs):
+def test_the_gradient_of_kto_equals_its_closed_form(inputs):
   g = gradients(functools.partial(losses.kto, **SETTINGS), inputs, 'policy_logps', 'reference_point')
   assert g['reference_point'] == 0
   margin = 0.3 * (inputs['policy_logps'] - inputs['reference_logps'] - 0.4)

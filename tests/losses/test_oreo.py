@@ -32,7 +32,7 @@ def test_policy_moves_only_the_tokens_own_log_ratio(tokens):
   )  # fmt: skip
 
 
-def test_value_is_fitted_to_what_the_policys_future_leaves(tokens):
+def test_the_value_is_fitted_to_the_reward_minus_later_log_ratios(tokens):
   found = residuals(tokens)
   check(losses.oreo_value, tokens, (found**2).sum(1) / LENGTHS[:, 0], np.zeros((3, 5)), beta=BETA)
   slope = gradients(lambda **x: losses.oreo_value(**x, beta=BETA), tokens, 'values')['values']

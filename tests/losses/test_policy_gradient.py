@@ -35,7 +35,7 @@ def test_ppo_clip_has_no_gradient_where_the_clip_wins(logged):
   assert 0 < passed.sum() < 7
 
 
-def test_topr_tapers_only_what_is_not_rewarded(logged):
+def test_topr_tapers_only_responses_with_negative_rewards(logged):
   ratio = np.exp(logged['policy_logps'] - logged['behaviour_logps'])
   weight = np.where(logged['rewards'] >= 0, 1.0, np.minimum(1.0, ratio)) * logged['rewards']
   check(losses.topr, logged, -weight * logged['policy_logps'], -weight, ('behaviour_logps',))
@@ -73,7 +73,7 @@ def test_ppo_token_is_a_token_mean(tokens):
 
 
 @pytest.mark.parametrize('log_ratio, bounded', [(30.0, False), (200.0, True)])
-def test_nothing_bounds_the_ratio_of_what_is_worse(log_ratio, bounded):
+def test_the_ratio_is_unbounded_where_the_advantage_is_negative(log_ratio, bounded):
   """Where A < 0, −wA is the loss; float32 ends at e^40."""
 
   def loss(logps):
@@ -137,7 +137,7 @@ def test_ppo_stops_at_the_windows_edge(bandit, loss):
   np.testing.assert_allclose(policy, [0.32, 0.36, 0.32], atol=1e-3)
 
 
-def test_topr_stops_pushing_what_is_gone(bandit):
+def test_topr_stops_pushing_away_improbable_responses(bandit):
   """What is worse dies out, what is better is cloned by μ·r."""
 
   def loss(logps, _, behaviour):
@@ -147,7 +147,7 @@ def test_topr_stops_pushing_what_is_gone(bandit):
   np.testing.assert_allclose(policy, np.array([0.2 * 1, 0.3 * 0.5, 0]) / 0.35, atol=2e-3)
 
 
-def test_gold_gathers_on_what_it_already_says(bandit):
+def test_gold_concentrates_on_probable_responses(bandit):
   """μ·r = (.5, .6, .5): the likeliest arm weighs .6 π, the others fall to the floor, and Σ weights = .6."""
 
   def loss(logps, _, __):

@@ -66,11 +66,11 @@ def test_ipo_by_length_divides_each_log_ratio(pairs):
   residual = chosen - rejected - 1 / 0.2
   gradients = 2 * residual / lengths['chosen_lengths'], -2 * residual / 3
   held_to(losses.ipo, pairs | lengths, residual**2, *gradients)
-  with pytest.raises(ValueError, match='both chosen_lengths and rejected_lengths'):
+  with pytest.raises(ValueError, match='only one of chosen_lengths and rejected_lengths'):
     losses.ipo(**float32(pairs), chosen_lengths=jnp.ones(6))
 
 
-def test_slic_is_a_hinge_and_some_imitation():
+def test_slic_is_a_hinge_plus_imitation():
   pairs = {
     'policy_chosen_logps': np.array([-1.0, -4.0, -2.0]),
     'policy_rejected_logps': np.array([-3.0, -3.0, -2.5]),
@@ -104,7 +104,7 @@ def by_preference(bandit, loss):
   return pair_loss
 
 
-def test_ipo_on_the_bandit_regrets_what_copgs_paper_says(bandit):
+def test_ipo_on_the_bandit_has_the_regret_of_copgs_paper(bandit):
   policy = fixed_point(bandit, by_preference(bandit, functools.partial(losses.ipo, tau=bandit.tau)))
   np.testing.assert_allclose(regret(bandit, policy), 0.1525, atol=1e-4)
 

@@ -32,7 +32,7 @@ def test_awr_weighs_by_the_exponential_advantage_up_to_twenty(arrays):
   np.testing.assert_allclose(far, [20.0])
 
 
-def test_the_bandits_clones(bandit):
+def test_behaviour_cloning_solves_the_bandit_as_predicted(bandit):
   """Each clones its weighted log: μ·r, and μ·e^{r/β}."""
   behaviour = np.array([0.2, 0.3, 0.5])
   policy, _ = bandit(lambda logps, _, __: losses.weighted_bc(logps, bandit.rewards))

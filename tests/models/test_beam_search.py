@@ -65,7 +65,7 @@ def lengths(tokens):
   'beams, length_penalty, repetition_penalty',
   [(2, 1.0, 1.0), (4, 1.0, 2.5), (3, 0.0, 1.0), (3, 0.5, 1.5)],
 )
-def test_answers_are_those_of_transformers(loaded, beams, length_penalty, repetition_penalty):
+def test_answers_equal_those_of_transformers(loaded, beams, length_penalty, repetition_penalty):
   model, config, tree = loaded
   expected = by_transformers(
     model, num_beams=beams, length_penalty=length_penalty, repetition_penalty=repetition_penalty
@@ -78,7 +78,7 @@ def test_answers_are_those_of_transformers(loaded, beams, length_penalty, repeti
   assert 1 <= found.lengths.min() < found.lengths.max() == LENGTH
 
 
-def test_greedy_answers_with_a_penalty_are_those_of_transformers(loaded):
+def test_greedy_answers_with_a_penalty_equal_those_of_transformers(loaded):
   model, config, tree = loaded
   prompts = jnp.asarray(PROMPTS), jnp.asarray(PROMPTS > 0, jnp.int32)
   found = sampling.sample(
@@ -129,7 +129,7 @@ def test_beams_that_hold_all_prefixes_find_the_best_of_all_responses(length_pena
     np.testing.assert_allclose(found.logps[row], logps[best], rtol=1e-5)
 
 
-def test_log_probs_are_the_policys_own_whatever_is_penalised(loaded):
+def test_log_probs_are_the_policys_own_with_penalties(loaded):
   _, config, tree = loaded
   found = by_beams(config, tree, beams=3, repetition_penalty=2.5)
   for prompt, tokens, logp in zip(PROMPTS[:3], found.tokens, found.logps):
@@ -157,7 +157,7 @@ def test_batches_meshes_and_rows_of_padding_change_no_answer(loaded):
   np.testing.assert_allclose(sharded.logps, together.logps, rtol=1e-4)
 
 
-def test_a_penalty_is_transformers_rule_and_1_changes_no_sample():
+def test_penalties_follow_transformers_rule_and_1_changes_no_sample():
   scores, seen = jnp.array([[2.0, -1.0, 3.0, -4.0]]), jnp.array([[True, True, False, False]])
   np.testing.assert_allclose(sampling.penalised(scores, seen, 2.5), [[0.8, -2.5, 3.0, -4.0]], rtol=1e-6)
   prompts = jnp.asarray(TOKENS), jnp.asarray(SEGMENTS)

@@ -24,7 +24,7 @@ def test_buckets_equal_transformers(bidirectional, num_buckets, max_distance):
 
 
 @pytest.mark.parametrize('queries, keys', [(1, 1), (1, 5), (4, 4), (3, 6), (6, 2)])
-def test_toeplitz(queries, keys):
+def test_toeplitz_matrices_have_constant_diagonals(queries, keys):
   vector = np.random.default_rng(0).normal(size=(2, queries + keys)).astype(np.float32)
   index = np.arange(keys)[None, :] - np.arange(queries)[:, None] + queries - 1
   np.testing.assert_array_equal(layers.toeplitz(jnp.asarray(vector), queries, keys), vector[:, index])
@@ -43,7 +43,7 @@ def test_relative_bias_looks_up_each_pair(bidirectional):
   np.testing.assert_array_equal(row, bias[:, :, 17:18])
 
 
-def test_masked_keys_weigh_nothing_and_nothing_to_see_is_finite():
+def test_masked_keys_weigh_nothing_and_a_query_without_keys_is_finite():
   queries, keys = jnp.ones((1, 2, 1, 4)), jnp.full((1, 3, 1, 4), 50.0)
   mask = jnp.asarray([[True, False, True], [False, False, False]])[None, None]
   weights = layers.attention_weights(queries, keys, None, mask)[0, 0]
@@ -51,7 +51,7 @@ def test_masked_keys_weigh_nothing_and_nothing_to_see_is_finite():
   np.testing.assert_allclose(weights[1], np.full(3, 1 / 3), rtol=1e-6)
 
 
-def test_token_outside_the_vocabulary_is_nan():
+def test_a_token_outside_the_vocabulary_gives_nan():
   module = layers.Embedding(4, 2)
   variables = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
   vectors = module.apply(variables, jnp.asarray([[3, 4]]))
@@ -59,7 +59,7 @@ def test_token_outside_the_vocabulary_is_nan():
   assert jnp.isnan(vectors[0, 1]).all()
 
 
-def test_constrain_needs_a_mesh_and_rules():
+def test_constrain_does_nothing_without_a_mesh_and_rules():
   x = jnp.ones((8, 2))
   mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   cut = jax.jit(lambda x: layers.constrain(x * 2, 'activation_batch', 'activation_embed'))
@@ -68,7 +68,7 @@ def test_constrain_needs_a_mesh_and_rules():
     assert len(cut(x).sharding.device_set) == 8
 
 
-def test_rows_and_lengths_are_one_axis_on_a_cpu_alone():
+def test_products_join_rows_and_lengths_on_a_cpu_only():
   x, kernel = jax.random.normal(jax.random.key(0), (2, 3, 4)), jax.random.normal(jax.random.key(1), (4, 5))
 
   def product(kind, platform):

@@ -68,7 +68,7 @@ def test_greedy_is_the_argmax_of_the_full_decode():
 @pytest.mark.parametrize(
   'settings', [{}, {'temperature': 0.7, 'top_k': 5, 'top_p': 0.9}], ids=['plain', 'truncated']
 )
-def test_logps_are_the_scored_ones(settings):
+def test_sampled_log_probs_equal_scored_ones(settings):
   samples = sample(**settings)
   _, logps, _ = score(samples)
   np.testing.assert_allclose(samples.logps, logps, rtol=1e-5)
@@ -83,7 +83,7 @@ def test_responses_end_with_eos_or_at_the_limit():
     assert (tokens[length:] == 0).all()
 
 
-def test_batching_and_padding_change_no_sample():
+def test_batches_and_padding_change_no_sample():
   together = sample()
   for rows in ([2, 0], [3], [1, 1]):
     apart = sample(rows=np.array(rows))
@@ -95,14 +95,14 @@ def test_batching_and_padding_change_no_sample():
   assert (others.tokens != together.tokens).any()
 
 
-def test_mesh_changes_no_sample():
+def test_a_mesh_changes_no_sample():
   together = sample()
   with partitioning.use_mesh(partitioning.make_mesh(data=4, fsdp=1, model=2)):
     sharded = sample()
   np.testing.assert_array_equal(sharded.tokens, together.tokens)
 
 
-def test_a_row_of_padding_gets_nothing():
+def test_a_row_of_padding_gets_an_empty_response():
   alone = sample()
   padded = sample(segments=SEGMENTS * np.array([[1], [0], [1], [1]], np.int32))
   assert padded.lengths[1] == 0
@@ -117,7 +117,7 @@ def test_scanned_layers_sample_the_same():
   np.testing.assert_allclose(actual.logps, expected.logps, rtol=1e-5)
 
 
-def test_a_bias_of_each_layer_that_is_the_shared_one_samples_the_same():
+def test_layers_with_equal_biases_sample_as_with_a_shared_one():
   own, tree = dataclasses.replace(CONFIG, relative_bias_per_layer=True), params()
   for side in ('encoder', 'decoder'):
     rest = {name: x for name, x in tree[side].items() if name != 'relpos_bias'}
@@ -166,13 +166,13 @@ def test_a_temperature_by_which_logits_overflow_is_greedy(temperature, top_k, to
   np.testing.assert_array_equal(drawn, np.argmax(logits, axis=-1))
 
 
-def test_bfloat16_samples():
+def test_a_bfloat16_policy_samples():
   samples = sample(dataclasses.replace(CONFIG, dtype='bfloat16'))
   assert samples.logps.dtype == np.float32
   assert np.isfinite(samples.logps).all()
 
 
 @pytest.mark.parametrize('settings', [{'temperature': -1.0}, {'top_k': -1}, {'top_p': 0.0}, {'top_p': 1.5}])
-def test_settings_out_of_range(settings):
+def test_settings_out_of_range_are_refused(settings):
   with pytest.raises(UsageError, match=next(iter(settings))):
     sample(**settings)

@@ -97,14 +97,14 @@ def test_a_frozen_trunk_gets_no_gradient(readout):
   jax.tree.map(np.testing.assert_array_equal, params, thawed)
 
 
-def test_a_frozen_shared_trunk_pulls_nothing_of_the_policy():
+def test_a_frozen_shared_trunk_has_no_gradient_in_the_policy():
   network, params = make('attention', shared=True, frozen_trunk=True)
   states = jnp.ones((*PACKED.prompt_tokens.shape, 8))
   gradient = jax.jit(jax.grad(lambda x: jnp.sum(network.apply({'params': params}, PACKED, x)[0])))(states)
   assert not np.asarray(gradient).any() and 'trunk' not in params
 
 
-def test_prompt_value_is_the_mean_state_read_out():
+def test_a_prompt_value_is_the_read_out_of_the_mean_state():
   network, params = make('prompt')
   rows = layout(EXAMPLES[:1], 1, 1, (len(EXAMPLES[0].prompt), 6))
   states = T5(CONFIG).apply(
@@ -120,7 +120,7 @@ def test_prompt_value_is_the_mean_state_read_out():
   assert tokens is None
 
 
-def test_token_values_see_only_what_came_before():
+def test_token_values_see_only_earlier_tokens():
   values, tokens = apply('token', PACKED)
   segments, positions = np.asarray(PACKED.response_segments), np.asarray(PACKED.response_positions)
   assert (tokens[segments == 0] == 0).all()
@@ -157,7 +157,7 @@ def test_initial_values_are_0():
 
 
 @pytest.mark.parametrize('readout', ['prompt', 'token', 'batch'])
-def test_shared_values_pull_the_policys_states(readout):
+def test_shared_values_have_a_gradient_in_the_policys_states(readout):
   network, params = make(readout, shared=True)
   assert set(params) == {'head'}
   rng = np.random.default_rng(1)
@@ -185,7 +185,7 @@ def test_start_from_policy_copies_the_trunk():
   assert start_from_policy(scalar, policy) is scalar
 
 
-def test_a_trunk_that_is_no_part_of_the_policy():
+def test_a_trunk_that_the_policy_lacks_is_refused():
   _, params = make('prompt')
   policy = params['trunk']
   with pytest.raises(UsageError, match='no trunk/encoder'):
@@ -195,6 +195,6 @@ def test_a_trunk_that_is_no_part_of_the_policy():
     start_from_policy(params, wider)
 
 
-def test_readout_that_is_none():
+def test_an_unknown_readout_is_refused():
   with pytest.raises(UsageError, match="readout='tokens'"):
     dataclasses.replace(make('prompt')[0], readout='tokens').init(jax.random.key(0), smallest_rows())

@@ -4,7 +4,7 @@ import pytest
 from dro_jax.ops import checks
 
 
-def test_what_agrees_passes():
+def test_equal_shapes_pass():
   checks.check_same(logps=jnp.zeros(3), rewards=jnp.zeros(3))
   checks.check_tokens(jnp.zeros((3, 2)), per_example={'rewards': jnp.zeros(3)}, logps=jnp.zeros((3, 2)))
   checks.check_groups(jnp.zeros((3, 2)), rewards=jnp.zeros((3, 2)))
@@ -26,6 +26,6 @@ def test_what_agrees_passes():
     (lambda: checks.check_scalar(a=jnp.zeros(3)), 'a has shape .*over the global batch'),
   ],
 )
-def test_what_disagrees_is_named(check, message):
+def test_errors_name_the_array_with_another_shape(check, message):
   with pytest.raises(ValueError, match=message):
     check()

@@ -41,7 +41,7 @@ def test_chunks_change_neither_log_probs_nor_gradients(chunk_size):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), full, chunked)
 
 
-def test_no_full_logits_in_chunks():
+def test_chunks_never_make_full_logits():
   chunked = jax.make_jaxpr(jax.grad(lambda h: jnp.sum(score(h, KERNEL, 2))))(HIDDEN)
   assert 'f32[2,6,9]' not in str(chunked)
   assert 'f32[2,6,9]' in str(jax.make_jaxpr(lambda h: score(h, KERNEL, None))(HIDDEN))

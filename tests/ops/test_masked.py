@@ -7,7 +7,7 @@ SEGMENTS = jnp.array([[1, 1, 2, 0], [1, 2, 2, 2]])
 X = jnp.array([[1.0, 2.0, 3.0, 99.0], [4.0, 5.0, 6.0, 7.0]])
 
 
-def test_weighted_mean_and_variance():
+def test_weighted_mean_and_variance_equal_numpys():
   x, w = jnp.array([1.0, 2.0, 6.0]), jnp.array([1.0, 3.0, 0.0])
   np.testing.assert_allclose(masked.weighted_mean(x, w), 7 / 4)
   np.testing.assert_allclose(
@@ -17,12 +17,12 @@ def test_weighted_mean_and_variance():
   np.testing.assert_allclose(masked.weighted_mean(x, jnp.zeros(3)), 0.0)
 
 
-def test_masked_mean():
+def test_a_masked_mean_leaves_out_masked_entries():
   mask = jnp.array([[True, True, False, False], [False] * 4])
   np.testing.assert_allclose(masked.masked_mean(X, mask), [1.5, 0.0])
 
 
-def test_segment_sum_and_first():
+def test_segment_sum_and_first_of_each_segment():
   np.testing.assert_allclose(masked.segment_sum(X, SEGMENTS, 3), [[3.0, 3.0, 0.0], [4.0, 18.0, 0.0]])
   np.testing.assert_allclose(masked.segment_first(X, SEGMENTS, 3), [[1.0, 3.0, 0.0], [4.0, 5.0, 0.0]])
 

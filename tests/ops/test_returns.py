@@ -23,7 +23,7 @@ def test_a_batch_value_is_the_mean_over_the_batchs_responses():
   np.testing.assert_allclose(found, np.where(valid, x[valid].mean(), 0.0), rtol=1e-6)
 
 
-def test_future_sums():
+def test_future_sums_are_over_later_tokens_of_the_response():
   x, mask = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[True, True, False]])
   np.testing.assert_allclose(returns.future_sums(x, mask), [[3.0, 2.0, 0.0]])
 
@@ -51,7 +51,7 @@ def test_gae_with_lambda_one_is_the_return_less_the_value():
   np.testing.assert_allclose(found, returns.future_sums(rewards, mask) - state_values, rtol=1e-4, atol=1e-5)
 
 
-def test_gae_refuses_what_would_broadcast():
+def test_gae_refuses_shapes_that_would_broadcast():
   x, mask = jnp.zeros((2, 4)), jnp.ones((2, 4), bool)
   with pytest.raises(ValueError, match='values has shape'):
     returns.gae.__wrapped__(x, x[:, :1], mask)

@@ -25,7 +25,7 @@ def in_front():
   signal.signal(signal.SIGINT, before)
 
 
-def test_the_first_interrupt_asks_and_the_second_interrupts():
+def test_the_first_interrupt_is_a_request_and_the_second_interrupts():
   before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
   with interrupts.noticed() as request:
     assert not request
@@ -36,7 +36,7 @@ def test_the_first_interrupt_asks_and_the_second_interrupts():
   assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_sigterm_asks_and_the_interrupt_after_it_only_asks_again():
+def test_an_interrupt_after_sigterm_is_a_request_too():
   with interrupts.noticed() as request:
     signal.raise_signal(signal.SIGTERM)
     assert request and not request.by_interrupt
@@ -53,14 +53,14 @@ def test_with_several_processes_an_interrupt_becomes_the_sigterm_that_jax_handle
   assert sent == [(os.getpid(), signal.SIGTERM)]
 
 
-def test_a_job_in_the_background_goes_on_ignoring_interrupts():
+def test_a_job_in_the_background_still_ignores_interrupts():
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   with interrupts.noticed() as request:
     signal.raise_signal(signal.SIGINT)
     assert not request
 
 
-def test_another_thread_notices_nothing_and_changes_nothing():
+def test_another_thread_gets_no_requests_and_changes_no_handlers():
   seen = []
 
   def work():
@@ -105,7 +105,7 @@ with interrupts.second_ends():
 """
 
 
-def test_a_second_interrupt_ends_at_once_whatever_the_program_does(start):
+def test_a_second_interrupt_ends_any_program_at_once(start):
   process = start(DEAF)
   assert process.stdout.readline() == 'ready\n'
   process.send_signal(signal.SIGINT)

@@ -16,8 +16,8 @@ from dro_jax.parallel import machine
 @pytest.mark.parametrize(
   'allocate', [lambda: jnp.zeros((1 << 50,), jnp.int8), lambda: np.ones((1 << 60,), np.int8)]
 )
-def test_memory_that_is_refused_is_one_sentence_with_the_remedy(allocate):
-  message = r'out of memory \(.*\). What was saved .* pass --set MICROBATCHES=2\.'
+def test_running_out_of_memory_fails_with_the_remedy(allocate):
+  message = r'out of memory \(.*\). Earlier saves .* pass --set MICROBATCHES=2\.'
   with pytest.raises(Failed, match=message), machine.memory('pass --set MICROBATCHES=2'):
     allocate()
 
@@ -33,11 +33,11 @@ def test_memory_that_is_refused_is_one_sentence_with_the_remedy(allocate):
     (ValueError('out of memory'), False),
   ],
 )
-def test_what_says_that_memory_is_refused(error, is_memory):
+def test_errors_of_memory_are_recognised(error, is_memory):
   assert machine.is_out_of_memory(error) == is_memory
 
 
-def test_another_error_stays_as_it_is():
+def test_other_errors_pass_unchanged():
   with pytest.raises(RuntimeError, match='a bug'), machine.memory(''):
     raise RuntimeError('a bug')
 

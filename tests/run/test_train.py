@@ -281,7 +281,7 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
     'dropout is for supervised': {'dropout_rate': 0.1},
     'num_microbatches=0': {'num_microbatches': 0},
     'VALUE_READOUT=scalar is one learned number': {'value_readout': 'scalar', 'value_shared': True},
-    'seed=-1: pass a whole number': {'seed': -1},
+    'seed=-1 is out of range: pass a whole number': {'seed': -1},
     'dro_v: tau=-1.0 must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=-1.0)},
     'dro_v: tau=nan must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=math.nan)},
     'rows hold 8 prompt and 4 response tokens': {
@@ -290,7 +290,7 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
     'local or mounted folder': {'model_dir': 'gs://bucket/run'},
     "model_dir='' is no folder": {'model_dir': ''},
     'is no folder: pass a new one': {'model_dir': triplets},
-    'is a file, and a checkpoint is a folder': {'init_from': triplets},
+    'is a file, but a checkpoint is a folder': {'init_from': triplets},
     'log_every=-1: pass 0 or more': {'schedule': functools.partial(schedule.Schedule, log_every=-1)},
     'batch of 4 responses does not divide over the 8 parts': {'batch_size': 4},
     'batch of 12 responses does not': {

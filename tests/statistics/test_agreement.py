@@ -114,7 +114,7 @@ def test_the_value_carries_the_ranking_across_prompts():
   assert within['accuracy']['tau_rho'] == (1.0, 1.0, 1.0)
 
 
-def test_undefined_is_nan_and_not_an_accident():
+def test_undefined_statistics_are_nan():
   ones = np.ones(3)
   alone = agreement.within_prompts({'s': ones}, np.arange(3.0), np.arange(3), resamples=5)
   assert alone['pairs'] == 0
@@ -142,7 +142,7 @@ def test_equal_rewards_leave_no_variance_to_explain(value):
   assert np.isnan(agreement.explained_variance(values, targets, weights))
 
 
-def test_baselines():
+def test_baselines_are_the_log_prob_its_mean_by_token_and_the_length():
   got = agreement.baselines(np.array([-2.0, -6.0]), np.array([2, 3]))
   np.testing.assert_array_equal(got['logp_per_token'], [-1.0, -2.0])
   np.testing.assert_array_equal(got['length'], [2.0, 3.0])

@@ -83,13 +83,13 @@ def test_direct_is_the_models_mean():
   assert off_policy.direct(np.array([1.0, 4.0]), np.array([3.0, 1.0])) == 1.75
 
 
-def test_effective_sample_size_counts_who_speaks():
+def test_effective_sample_size_is_between_one_and_all_responses():
   assert off_policy.effective_sample_size(np.full(7, 0.3)) == pytest.approx(7)
   assert off_policy.effective_sample_size(np.array([1e9, 1.0, 1.0])) == pytest.approx(1)
   assert off_policy.effective_sample_size(np.zeros(3)) == 0
 
 
-def test_the_log_of_the_policy_itself_says_its_mean_reward():
+def test_on_its_own_log_every_estimate_is_the_mean_reward():
   rng = np.random.default_rng(0)
   rewards, logps = rng.normal(size=40), -rng.exponential(size=40)
   log = off_policy.Log(
@@ -118,7 +118,7 @@ def test_counts_repeat_responses():
 
 
 @pytest.mark.parametrize('logged', [[0.5, -1.0], [np.nan, -1.0], [-np.inf, -1.0]])
-def test_what_is_no_propensity_is_refused(logged):
+def test_numbers_that_are_not_propensities_are_refused(logged):
   with pytest.raises(UsageError, match='log-prob above 0, or none'):
     off_policy.ratios(np.array([-1.0, -1.0]), np.array(logged))
 

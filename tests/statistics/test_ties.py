@@ -4,7 +4,7 @@ import pytest
 from dro_jax.statistics import ties
 
 
-def test_a_mean_of_equal_numbers_is_exceeded_by_none():
+def test_no_number_exceeds_the_mean_of_equal_numbers():
   for value in (0.7, 0.1, -0.3, 1e-12, 1e12):
     x = np.full(3, value)
     assert not ties.exceeds(x, x.mean()).any() and not ties.exceeds(x.mean(), x).any()
@@ -17,7 +17,7 @@ def test_a_mean_of_zero_has_the_rounding_of_its_terms():
   assert not ties.exceeds(0.0, x.mean(), x) and not ties.exceeds(x.mean(), 0.0, x)
 
 
-def test_numbers_that_differ_are_told_apart():
+def test_numbers_that_differ_exceed_each_other():
   assert ties.exceeds(0.7000001, 0.7) and not ties.exceeds(0.7, 0.7000001)
   assert ties.exceeds(np.array([1.0, 2.0]), 1.5).tolist() == [False, True]
 
@@ -29,7 +29,7 @@ def test_numbers_that_differ_are_told_apart():
     ([0.0, 1e-12], False), ([0.7, 0.700001], False),
   ],
 )  # fmt: skip
-def test_constant_means_that_the_least_is_the_greatest(x, constant):
+def test_numbers_are_constant_where_the_smallest_equals_the_largest(x, constant):
   assert ties.is_constant(np.array(x)) is constant
 
 

@@ -18,7 +18,7 @@ def scores(**changes):
 def test_statistics_are_over_valid_responses():
   reference = scores(logps=jnp.zeros((2, 2)))
   rewards, values = np.asarray(ROWS.rewards), np.asarray(ROWS.rewards) / 2
-  result = metrics.of_scores(scores(values=jnp.asarray(values)), reference, ROWS)
+  result = metrics.score_metrics(scores(values=jnp.asarray(values)), reference, ROWS)
   valid = np.asarray(ROWS.valid)
   rho = np.asarray(scores().logps)[valid]
   np.testing.assert_allclose(result['reward'], rewards[valid].mean(), rtol=1e-5)
@@ -39,7 +39,7 @@ def test_no_variance_to_explain_is_zero():
     assert metrics.explained_variance(values, other, jnp.ones(7).at[-1].set(0)) == 0
 
 
-def test_nonfinite_examples_are_named_and_padding_is_not():
+def test_ids_of_nonfinite_examples_leave_out_padding():
   loss = jnp.array([1.0, jnp.nan, 2.0, jnp.inf])
   output = LossOutput({'policy': LossTerm(loss, ROWS.valid.reshape(-1))})
   ids = metrics.nonfinite_ids(output, {'loss': jnp.float32(jnp.nan)}, ROWS)
@@ -48,7 +48,7 @@ def test_nonfinite_examples_are_named_and_padding_is_not():
   np.testing.assert_array_equal(ids, expected)
 
 
-def test_a_bad_gradient_alone_names_the_whole_batch():
+def test_a_nonfinite_gradient_alone_gives_the_ids_of_the_whole_batch():
   output = LossOutput({'policy': LossTerm(jnp.zeros(4), ROWS.valid.reshape(-1))})
   ids = metrics.nonfinite_ids(
     output, {'loss': jnp.float32(0), 'gradient_norm/policy': jnp.float32(jnp.inf)}, ROWS

@@ -127,7 +127,7 @@ def test_gradient_norms_are_clipped_by_network():
   np.testing.assert_allclose(big['w'], unit['w'], rtol=1e-6)
 
 
-def test_schedules():
+def test_schedules_have_their_published_shapes():
   warmup = optimizers.warmup_constant(1e-4, warmup_steps=150)
   np.testing.assert_allclose(
     [warmup(0), warmup(75), warmup(150), warmup(9999)], [0, 5e-5, 1e-4, 1e-4], rtol=1e-5
@@ -183,19 +183,19 @@ NAN, INF = float('nan'), float('inf')
     ),
   ],
 )  # fmt: skip
-def test_settings_that_would_train_nothing_or_the_reverse_are_refused(make, wrong):
+def test_settings_that_would_train_nothing_or_increase_the_loss_are_refused(make, wrong):
   for name, values in wrong.items():
     for value in values:
       with pytest.raises(UsageError, match=f'{name}={value}'):
         make(**{name: value})
 
 
-def test_settings_at_the_edge_of_what_is_admitted_are_taken():
+def test_settings_at_the_edge_of_their_range_are_accepted():
   optimizers.adafactor(0.0, decay_rate=1.0, clipping_threshold=None, momentum=0.0, max_gradient_norm=None)
   optimizers.adamw(0.0, b1=0.0, b2=0.0, weight_decay=0.0, max_gradient_norm=1.0)
 
 
-def test_an_optimizer_tells_its_learning_rate_at_each_step():
+def test_rate_at_gives_the_learning_rate_of_each_step():
   warmup = optimizers.warmup_constant(1.0, warmup_steps=4)
   for tx in (optimizers.adafactor(warmup), optimizers.adamw(warmup, max_gradient_norm=1.0)):
     assert [float(optimizers.rate_at(tx, step)) for step in (0, 2, 9)] == [0.0, 0.5, 1.0]
@@ -203,7 +203,7 @@ def test_an_optimizer_tells_its_learning_rate_at_each_step():
   assert optimizers.rate_at(optax.sgd(0.1), 3) is None
 
 
-def test_a_rate_that_still_rises_when_the_run_ends_is_noticed():
+def test_a_rate_that_still_rises_when_the_run_ends_is_noted():
   tx = optimizers.adamw(optimizers.warmup_constant(1.0, warmup_steps=4))
   assert [optimizers.still_rises(tx, steps) for steps in (2, 4, 5, 100)] == [True, True, False, False]
   assert not optimizers.still_rises(optimizers.adamw(optimizers.constant(1.0)), 1)
@@ -213,7 +213,7 @@ def test_a_rate_that_still_rises_when_the_run_ends_is_noticed():
 
 
 @pytest.mark.parametrize('warmup_steps', [0, 10])
-def test_a_linear_decay_is_transformers(warmup_steps):
+def test_a_linear_decay_equals_transformers(warmup_steps):
   """`get_linear_schedule_with_warmup`: s / warm-up, then (end − s) / (end − warm-up), then 0."""
   schedule = optimizers.warmup_linear(2e-5, decay_steps=50, warmup_steps=warmup_steps)
   expected = [
@@ -223,7 +223,7 @@ def test_a_linear_decay_is_transformers(warmup_steps):
   np.testing.assert_allclose([schedule(step) for step in range(60)], expected, rtol=1e-5, atol=1e-12)
 
 
-def test_a_linear_decay_ends_where_it_is_told_to():
+def test_a_linear_decay_ends_at_end_value():
   schedule = optimizers.warmup_linear(2e-5, decay_steps=50, warmup_steps=0, end_value=1e-5)
   np.testing.assert_allclose([schedule(0), schedule(25), schedule(50)], [2e-5, 1.5e-5, 1e-5], rtol=1e-5)
 
@@ -276,7 +276,7 @@ def test_gin_files_bind_optimisers_and_schedules(name, schedule, decay):
     np.testing.assert_array_equal(two_updates(made[network]), two_updates(expected))
 
 
-def test_what_no_gin_file_changes_is_adafactor_then_constant():
+def test_the_default_is_adafactor_with_warmup_then_constant():
   plain, named = bound(), bound('--gin_file=optimizers/adafactor.gin', '--gin_file=schedules/constant.gin')
   expected = two_updates(optimizers.adafactor(optimizers.warmup_constant(1e-4)))
   for made in (plain, named):

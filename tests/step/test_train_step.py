@@ -147,7 +147,7 @@ def test_a_batch_value_is_one_number_in_both_losses(shared):
 
 
 @SECOND_AND_SHARED
-def test_a_batch_value_pulls_the_network_that_it_reads(shared):
+def test_a_batch_value_trains_the_network_that_it_reads(shared):
   """Against one `grad` of the loss by hand; the second network's trunk moves, or the policy's for V too."""
   before, after, _ = batch_value_step(shared)
 
@@ -313,7 +313,7 @@ def test_every_value_learns_the_mean_reward(readout, shared):
     assert output.metrics['value_explained_variance'] > 0.3
 
 
-def test_shared_trunk_gets_the_value_losss_gradient_and_a_second_network_does_not_give_it():
+def test_the_value_loss_has_a_gradient_in_the_policy_only_with_a_shared_trunk():
   def policy_gradient(shared):
     policy, value, params = init_params(shared=shared)
     params = jax.tree.map(lambda x: x + 0.1, params)
@@ -347,7 +347,7 @@ def test_kto_step_uses_the_mismatched_mean_of_the_global_batch():
   assert output.metrics['unpaired'] == 0
 
 
-def test_losses_module_is_what_the_algorithms_use():
+def test_sft_steps_report_the_loss_of_the_losses_module():
   metrics = one_step('sft')[1]
   policy, _, params = init_params(readout=None)
   logps = jax.jit(scoring.make_score(policy))(params, ROWS._replace(mismatched=None)).logps

@@ -1,1 +1,1 @@
-"""Hugging Face's checkpoints."""
+"""Checkpoints in Hugging Face's format."""

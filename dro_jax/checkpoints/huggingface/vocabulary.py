@@ -1,4 +1,4 @@
-"""The vocabulary of a Hugging Face folder, with the tokens that were added to it."""
+"""The vocabulary of a Hugging Face folder, with its added tokens."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +12,17 @@ PIECES, TOKENIZER = 'spiece.model', 'tokenizer.json'
 
 
 class Tokenizer(NamedTuple):
-  """What a vocabulary is made from; `made` is a tokenizer.json that the folder lacks."""
+  """The spec of a vocabulary, and in `made` a tokenizer.json that was built where the folder lacks it."""
 
   spec: str
   made: dict[str, Any] | None = None
 
 
 def find(folder: Path) -> Tokenizer | None:
-  """What a folder says of its vocabulary, if it does.
+  """The vocabulary of a folder; `None` where its files name none.
 
-  SentencePiece's file where nothing was added to it, else tokenizer.json, else both of what there is.
+  The SentencePiece file if no tokens were added to it, else tokenizer.json, else one built from the pieces
+  and the added tokens.
 
   Raises:
     UsageError: a file cannot be read, or added tokens cannot be kept.
@@ -41,7 +42,7 @@ def find(folder: Path) -> Tokenizer | None:
   try:
     made = tokenizer_json.from_sentencepiece(vocabularies.read_model(str(pieces)), extra_ids, added)
   except UsageError as error:
-    raise UsageError(f'{folder}: {error}; its added tokens cannot be kept') from error
+    raise UsageError(f'{folder}: its added tokens cannot be kept: {error}') from error
   return Tokenizer(spec, made)
 
 
@@ -50,11 +51,11 @@ def _optional(file: Path) -> Mapping[str, Any]:
 
 
 def _added(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Tokens that were added to a slow tokenizer, as transformers 4 keeps them."""
-  found = {name: {'id': number} for name, number in _optional(folder / 'added_tokens.json').items()}
+  """Added tokens of a slow tokenizer, from the files of transformers 4."""
+  tokens = {name: {'id': number} for name, number in _optional(folder / 'added_tokens.json').items()}
   for number, token in settings.get('added_tokens_decoder', {}).items():
-    found[token['content']] = {**token, 'id': int(number)}
-  return [{**token, 'content': name} for name, token in found.items() if not tokenizer_json.is_usual(name)]
+    tokens[token['content']] = {**token, 'id': int(number)}
+  return [{**token, 'content': name} for name, token in tokens.items() if not tokenizer_json.is_usual(name)]
 
 
 __all__ = ['PIECES', 'TOKENIZER', 'Tokenizer', 'find']

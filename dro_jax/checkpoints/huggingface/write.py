@@ -1,4 +1,4 @@
-"""A policy as the folder that transformers' `from_pretrained` takes."""
+"""Writes a policy as a folder for transformers' `from_pretrained`."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from dro_jax.errors import UsageError
 from dro_jax.files import json_text
 from dro_jax.models.stacks import Path
 from dro_jax.models.t5 import names
-from dro_jax.models.t5.config import T5Config
+from dro_jax.models.t5.config import TOKENS, T5Config
 
 Stream = Callable[..., Iterator[tuple[Path, np.ndarray]]]
 
@@ -23,16 +23,16 @@ _SCALED = (
   "an umT5's logits are divided by √d in transformers 5, whatever config.json says: "
   'set model.config.tie_word_embeddings = False once it is loaded'
 )
-# What loads tokenizer.json as it is, in transformers 4 and 5.
+# The class that loads tokenizer.json unchanged, in transformers 4 and 5.
 _FAST = 'PreTrainedTokenizerFast'
 _LOADED = (
-  "load its tokenizer with AutoTokenizer: transformers 5's T5Tokenizer makes its own of the pieces, without "
-  'line breaks, bytes and added tokens'
+  "load its tokenizer with AutoTokenizer: transformers 5's T5Tokenizer builds another from the pieces, "
+  'without line breaks, bytes and added tokens'
 )
-# ByT5's tokenizer counts its sentinels from the end of the rows.
+# ByT5's tokenizer numbers its sentinels from the last row.
 _BYTE_IDS, _BYTE_EXTRA_IDS = 259, 125
 _GATED = {'gelu': 'gated-gelu', 'relu': 'gated-relu', 'silu': 'gated-silu'}
-# transformers means the exact function by a plain gelu; ours is the tanh approximation.
+# In transformers a plain gelu is the exact function; here it is the tanh approximation.
 _PLAIN = {'gelu': 'gelu_new', 'relu': 'relu', 'silu': 'silu'}
 
 
@@ -45,19 +45,19 @@ def write(
   vocabulary: str | None,
   shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
-  """Writes config, weights and tokenizer into an empty folder; returns what its reader must know.
+  """Writes config, weights and tokenizer into an empty folder; returns notes for its reader.
 
   Args:
     folder: exists, and is empty.
     stream: makes an iterator over the parameters and their paths, scanned or not.
     config: the model's.
     dtype: of the weights.
-    vocabulary: what its vocabulary is made from, if known.
-    shard_bytes: of a file of weights at most.
+    vocabulary: the spec of its vocabulary, if known.
+    shard_bytes: the largest size of a file of weights.
   """
-  written = read_config(config, dtype)
-  _write_json(folder / 'config.json', written)
-  special = {key: written[key] for key in ('decoder_start_token_id', 'eos_token_id', 'pad_token_id')}
+  settings = config_json(config, dtype)
+  _write_json(folder / 'config.json', settings)
+  special = {key: settings[key] for key in ('decoder_start_token_id', 'eos_token_id', 'pad_token_id')}
   _write_json(folder / 'generation_config.json', {'_from_model_config': True, **special})
   _write_weights(folder, stream, config, np.dtype(getattr(ml_dtypes, dtype, dtype)), shard_bytes)
   return _write_tokenizer(folder, vocabulary, config.vocab_size) + (
@@ -65,8 +65,8 @@ def write(
   )
 
 
-def read_config(config: T5Config, dtype: str) -> dict[str, Any]:
-  """What config.json says of a model."""
+def config_json(config: T5Config, dtype: str) -> dict[str, Any]:
+  """The content of a model's config.json."""
   kind = 'umt5' if config.relative_bias_per_layer else 't5'
   if kind == 'umt5' and config.logits_via_embedding:
     raise UsageError('no umT5 of transformers ties its logits to the embedding: pass --set FORMAT=t5x.')
@@ -87,11 +87,11 @@ def read_config(config: T5Config, dtype: str) -> dict[str, Any]:
     'layer_norm_epsilon': 1e-6,
     'dropout_rate': config.dropout_rate,
     'tie_word_embeddings': config.logits_via_embedding,
-    # transformers 5 ties nothing by the field above, and reads whether logits are scaled from this one.
+    # transformers 5 ignores the field above, and scales logits by this one.
     'scale_decoder_outputs': config.logits_via_embedding,
-    'pad_token_id': 0,
-    'eos_token_id': 1,
-    'decoder_start_token_id': 0,
+    'pad_token_id': TOKENS.pad,
+    'eos_token_id': TOKENS.eos,
+    'decoder_start_token_id': TOKENS.start,
     'torch_dtype': dtype,
   }
 
@@ -103,7 +103,7 @@ def _feed_forward(activations: tuple[str, ...]) -> str:
     case (name, 'linear') if name in _GATED:
       return _GATED[name]
   raise UsageError(
-    f'mlp_activations={activations}: transformers has one activation, plain or times a linear one. '
+    f'mlp_activations={activations}: transformers takes one activation, alone or times a linear one. '
     'Export with --set FORMAT=t5x.'
   )
 
@@ -125,7 +125,7 @@ def _write_weights(
     written.append([*shard])
     total += sum(tensor.nbytes for tensor in shard.values())
   index = {}
-  # A file's name says how many there are.
+  # A file's name contains the number of files.
   for i, weights in enumerate(written):
     file = f'model-{i + 1:05}-of-{len(written):05}.safetensors' if len(written) > 1 else 'model.safetensors'
     (folder / f'{i}.tmp').rename(folder / file)
@@ -136,9 +136,9 @@ def _write_weights(
 
 
 def _renamed(stream: Stream, config: T5Config, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-  theirs = names.unrolled(config)
+  torch_names = names.unrolled(config)
   for path, array in stream(scan=False):
-    yield theirs[path], np.ascontiguousarray(array.T if is_transposed(path) else array, dtype)
+    yield torch_names[path], np.ascontiguousarray(array.T if is_transposed(path) else array, dtype)
 
 
 def _shards(weights: Iterator[tuple[str, np.ndarray]], shard_bytes: int) -> Iterator[dict[str, np.ndarray]]:
@@ -161,7 +161,7 @@ def _write_tokenizer(folder: epath.Path, spec: str | None, rows: int) -> list[st
     _write_tokenizer_config(folder, 'ByT5Tokenizer', [f'<extra_id_{i}>' for i in range(extra_ids)])
     return []
   if spec is None:
-    return ['without a tokenizer: nothing says which vocabulary it has; pass --set VOCABULARY=FILE']
+    return ['without a tokenizer, because its vocabulary is unknown: pass --set VOCABULARY=FILE']
   try:
     content = read_model(parse(spec)[0])
   except UsageError as error:
@@ -172,7 +172,7 @@ def _write_tokenizer(folder: epath.Path, spec: str | None, rows: int) -> list[st
 
 
 def _write_pieces(folder: epath.Path, spec: str, model: bytes) -> list[str]:
-  """A SentencePiece model, and the tokenizer.json that is made of it."""
+  """Writes a SentencePiece model, and the tokenizer.json built from it."""
   extra_ids = parse(spec)[1]
   sentinels = [f'<extra_id_{i}>' for i in range(extra_ids)]
   (folder / 'spiece.model').write_bytes(model)
@@ -180,15 +180,15 @@ def _write_pieces(folder: epath.Path, spec: str, model: bytes) -> list[str]:
     made = tokenizer_json.from_sentencepiece(model, extra_ids)
   except UsageError as error:
     _write_tokenizer_config(folder, 'T5Tokenizer', sentinels)
-    return [f'without a tokenizer.json: {error}. transformers makes its own tokenizer of spiece.model, which '
-            'may give other ids']  # fmt: skip
+    return [f'without a tokenizer.json: {error}. transformers builds its own tokenizer from spiece.model, '
+            'which may give other ids']  # fmt: skip
   _write_json(folder / 'tokenizer.json', made)
   _write_tokenizer_config(folder, _FAST, sentinels)
   return [_LOADED, *_unlike(tokenizer_json.unlike(vocabulary(spec).encode, made))]
 
 
 def _unlike(names: list[str]) -> list[str]:
-  return [f'tokenizer.json gives other ids than here for {", ".join(names)}'] if names else []
+  return [f'tokenizer.json gives other ids than dro_jax for {", ".join(names)}'] if names else []
 
 
 def _write_json_tokenizer(folder: epath.Path, spec: str, content: bytes) -> list[str]:
@@ -206,8 +206,8 @@ def _write_tokenizer_config(folder: epath.Path, tokenizer: str, sentinels: list[
     'extra_ids': len(sentinels),
     'clean_up_tokenization_spaces': False,
   }
-  # Sentinels are not called special where text that holds one means it, for what is special is text, too.
-  called = {} if tokenizer == _FAST else {'additional_special_tokens': sentinels}
-  _write_json(folder / 'special_tokens_map.json', special | called)
-  # Names of special tokens are text where text holds them, as they are here.
-  _write_json(folder / 'tokenizer_config.json', special | settings | called | {'split_special_tokens': True})
+  # Sentinels are not listed as special for the fast tokenizer, so that text with a sentinel's name means it.
+  listed = {} if tokenizer == _FAST else {'additional_special_tokens': sentinels}
+  _write_json(folder / 'special_tokens_map.json', special | listed)
+  # In text the names of special tokens are plain text, as in dro_jax.
+  _write_json(folder / 'tokenizer_config.json', special | settings | listed | {'split_special_tokens': True})

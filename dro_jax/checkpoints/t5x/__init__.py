@@ -1,1 +1,1 @@
-"""T5X's checkpoints."""
+"""Checkpoints in T5X's format."""

@@ -1,4 +1,4 @@
-"""A policy as the folder `checkpoint_STEP` that T5X restores: zarr arrays beside a msgpack file."""
+"""Writes a policy as a folder `checkpoint_STEP` for T5X: zarr arrays beside a msgpack file."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from dro_jax.models.t5.config import T5Config
 
 Stream = Callable[..., Iterator[tuple[Path, np.ndarray]]]
 
-# T5X's: the version since bfloat16 is tensorstore's own, and the size of a chunk.
+# T5X's version number since bfloat16 is tensorstore's own, and its size of a chunk.
 _VERSION = 3
 _CHUNK_BYTES = 64 * 2**20
 _FIELDS = (
@@ -45,28 +45,28 @@ def write(
     stream: makes an iterator over the parameters and their paths, scanned or not.
     config: the model's.
     dtype: of the weights.
-    vocabulary: what its vocabulary is made from, if known.
+    vocabulary: the spec of its vocabulary, if known.
     step: T5X's own counter.
-    scan_layers: write examples/scalable_t5's tree: scanned layers, heads apart, a bias in each layer.
+    scan_layers: write examples/scalable_t5's tree: scanned layers, an axis for heads, a bias in each layer.
   """
   checkpoint = folder / f'checkpoint_{step}'
   checkpoint.mkdir()
-  own = dataclasses.replace(config, scan_layers=scan_layers)
+  written = dataclasses.replace(config, scan_layers=scan_layers)
   target, precision = {}, np.dtype(getattr(ml_dtypes, dtype, dtype))
   for path, array in stream(scan=scan_layers):
-    for theirs, leaf in _renamed(path, array, own) if scan_layers else [(path, array)]:
-      target[theirs] = _write_zarr(checkpoint, theirs, np.asarray(leaf, precision))
+    for t5x_path, leaf in _renamed(path, array, written) if scan_layers else [(path, array)]:
+      target[t5x_path] = _write_zarr(checkpoint, t5x_path, np.asarray(leaf, precision))
   state = {'param_states': {}, 'step': np.int32(step)}
   content = {'target': traverse_util.unflatten_dict(target), 'state': state}
   serialized = serialization.msgpack_serialize({'version': _VERSION, 'optimizer': content})
   (checkpoint / FILE).write_bytes(serialized)
   is_known = vocabulary is None or not is_json(vocabulary)
-  (folder / 'config.gin').write_text(_gin(own, vocabulary if is_known else None))
+  (folder / 'config.gin').write_text(_gin(written, vocabulary if is_known else None))
   return [] if is_known else ['without its vocabulary: T5X does not read a tokenizer.json']
 
 
 def _renamed(path: Path, array: np.ndarray, config: T5Config) -> list[tuple[Path, np.ndarray]]:
-  """A parameter as scalable_t5 has it."""
+  """A parameter in scalable_t5's layout."""
   if path[1:] == names.RELATIVE_BIAS:
     layers = config.num_encoder_layers if path[0] == 'encoder' else config.num_decoder_layers
     return [((path[0], *path), np.repeat(array[:, None], layers, axis=1))]
@@ -80,7 +80,7 @@ def _renamed(path: Path, array: np.ndarray, config: T5Config) -> list[tuple[Path
 
 
 def _write_zarr(checkpoint: epath.Path, path: Path, array: np.ndarray) -> dict[str, Any]:
-  """Writes an array; returns what T5X keeps in the msgpack file in its place."""
+  """Writes an array; returns the entry for T5X's msgpack file."""
   name = '.'.join(('target', *path))
   spec = {
     'driver': 'zarr',
@@ -101,7 +101,7 @@ def _write_zarr(checkpoint: epath.Path, path: Path, array: np.ndarray) -> dict[s
 
 
 def _gin(config: T5Config, vocabulary: str | None) -> str:
-  """What T5X, and our own import, need to know beside the arrays' shapes."""
+  """A gin file with the facts that the arrays' shapes do not show, for T5X and for `import_checkpoint`."""
   example = 'scalable_t5' if config.scan_layers else 't5'
   fields = [*_FIELDS, *(['scan_layers'] if config.scan_layers else [])]
   lines = ''.join(f'  {field} = {getattr(config, field)!r}\n' for field in fields)

@@ -1,1 +1,1 @@
-"""A compiled program's text, read: loops, operations, collectives, memory."""
+"""Analyses of a compiled program's text: loops, operations, collectives, memory."""

@@ -22,30 +22,30 @@ def flops(module: Module) -> float | int:
   )
 
 
-def _of_dot(computation: Computation, dot: Instruction) -> float | int:
+def _dot_flops(computation: Computation, dot: Instruction) -> float | int:
   left = computation.instructions[dot.operands[0]].shapes[0]
   axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', dot.attributes)
   contracted = math.prod(left.dims[int(axis)] for axis in axes[1].split(',') if axis) if axes else 1
   return 2.0 * dot.shapes[0].elements * contracted
 
 
-def _of_convolution(computation: Computation, conv: Instruction) -> float | int:
-  """Two for each pair of an output and a kernel position that meet inside the input."""
+def _convolution_flops(computation: Computation, conv: Instruction) -> float | int:
+  """Two operations for each pair of an output and a kernel position that fall inside the input."""
   left, right, out = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', conv.attributes).groups()
   base, kernel = (computation.instructions[name].shapes[0].dims for name in conv.operands[:2])
-  meetings = 1
-  for i, (size, stride, pad, grown, kernel_grown) in enumerate(_window(conv, len(out) - 2)):
-    meetings *= _meetings(
+  positions = 1
+  for i, (size, stride, pad, dilation, kernel_dilation) in enumerate(_window(conv, len(out) - 2)):
+    positions *= _positions(
       base[left.index(str(i))], conv.shapes[0].dims[out.index(str(i))],
-      size=size, stride=stride, pad=pad, grown=grown, kernel_grown=kernel_grown,
+      size=size, stride=stride, pad=pad, dilation=dilation, kernel_dilation=kernel_dilation,
     )  # fmt: skip
   batch, features = (conv.shapes[0].dims[out.index(name)] for name in 'bf')
-  # Groups in the batch show as an output batch that is that much smaller.
-  return 2.0 * batch * features * kernel[right.index('i')] * meetings
+  # A convolution with groups in its batch has an output batch that is smaller by their number.
+  return 2.0 * batch * features * kernel[right.index('i')] * positions
 
 
 def _window(conv: Instruction, rank: int) -> Iterator[tuple[int, int, int, int, int]]:
-  """By spatial axis: window size, stride, padding below, input dilation, kernel dilation."""
+  """For each spatial axis: window size, stride, padding before, input dilation, kernel dilation."""
   window = re.search(r'window=\{([^}]*)\}', conv.attributes)
   fields = dict(field.split('=') for field in window[1].split()) if window else {}
   for i in range(rank):
@@ -58,25 +58,27 @@ def _window(conv: Instruction, rank: int) -> Iterator[tuple[int, int, int, int, 
 
 
 @functools.cache
-def _meetings(base: int, out: int, *, size: int, stride: int, pad: int, grown: int, kernel_grown: int) -> int:
+def _positions(
+  base: int, out: int, *, size: int, stride: int, pad: int, dilation: int, kernel_dilation: int
+) -> int:
   """How many (output, kernel) positions of one spatial axis fall on an element of the input."""
-  at = np.arange(out)[:, None] * stride + np.arange(size)[None, :] * kernel_grown - pad
-  return int(((at >= 0) & (at < (base - 1) * grown + 1) & (at % grown == 0)).sum())
+  at = np.arange(out)[:, None] * stride + np.arange(size)[None, :] * kernel_dilation - pad
+  return int(((at >= 0) & (at < (base - 1) * dilation + 1) & (at % dilation == 0)).sum())
 
 
 _FLOPS: Mapping[str, Callable[[Computation, Instruction], float | int]] = {
-  'dot': _of_dot,
-  'convolution': _of_convolution,
+  'dot': _dot_flops,
+  'convolution': _convolution_flops,
 }
 
 
 def estimated_cycles(module: Module) -> float | int:
-  """Cycles of one device's core, as the compiler itself noted them; 0 where it did not."""
+  """Cycles of one device's core by the compiler's own notes; 0 where it wrote none."""
   counts, inside = runs(module)
   return sum(
-    counts[computation.name] * int(found[1])
+    counts[computation.name] * int(note[1])
     for computation in module.computations.values()
     if computation.name not in inside
     for instruction in computation.instructions.values()
-    if (found := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes))
+    if (note := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes))
   )

@@ -31,7 +31,10 @@ class Shape(NamedTuple):
 
 
 class Instruction(NamedTuple):
-  """One line: what it puts out (the leaves of a tuple, flat), what it does, and to what."""
+  """One line of a computation: `shapes` of its results (a tuple's leaves), `opcode` and `operands`.
+
+  `argument` is the text in the opcode's parentheses, `attributes` the text after them.
+  """
 
   name: str
   shapes: tuple[Shape, ...]
@@ -47,27 +50,28 @@ class Instruction(NamedTuple):
 
 
 class Computation(NamedTuple):
-  """Instructions by name, in order, and which of them is the result."""
+  """Instructions by name, in order, and the name of the one that is the result."""
 
   name: str
   instructions: Mapping[str, Instruction]
   root: str
 
   def source(self, name: str) -> Instruction:
-    """The instruction of a name, looked at through what only renames."""
-    found = self.instructions[name]
-    while found.opcode in ('bitcast', 'copy', 'convert', 'reshape') and found.operands:
-      found = self.instructions[found.operands[0]]
-    return found
+    """The instruction that makes a name's value, past instructions that only rename or convert it."""
+    instruction = self.instructions[name]
+    while instruction.opcode in ('bitcast', 'copy', 'convert', 'reshape') and instruction.operands:
+      instruction = self.instructions[instruction.operands[0]]
+    return instruction
 
 
 class Module(NamedTuple):
-  """A program: its computations, callees before callers, and the one that is run."""
+  """A program: its computations, callees before callers, and the name of the one that it runs."""
 
   computations: Mapping[str, Computation]
   entry: str
 
 
+# `ENTRY %main (a: f32[2]) -> f32[2] {`, `f32[2,3]{1,0:S(1)}` and `  ROOT %sum = `.
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*->.*\{$')
 _LEAF = re.compile(r'(\w+)\[([\d,<=]*)\](\{[^}]*\})?')
 _LINE = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = ')
@@ -96,6 +100,7 @@ def parse(text: str) -> Module:
 
 
 def _instruction(name: str, rest: str) -> Instruction:
+  """Reads the part of a line after `%name = `: shapes, opcode, argument in parentheses, attributes."""
   end = _closing(rest, 0) + 1 if rest.startswith('(') else rest.index(' ')
   shapes = tuple(map(_shape, _LEAF.finditer(rest[:end])))
   start = rest.index('(', end)
@@ -106,6 +111,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
+  """The place of the parenthesis that closes the one at `start`."""
   depth = 0
   for match in re.compile(r'[()]').finditer(text, start):
     depth += 1 if match[0] == '(' else -1

@@ -11,7 +11,7 @@ from dro_jax.types import SpecialTokens
 # Of T5's own vocabularies; a response's first input is padding.
 TOKENS = SpecialTokens()
 DTYPES = ('float32', 'bfloat16')
-# What a layer's forward pass keeps where the rest is recomputed.
+# jax's policy of the arrays that a layer's forward pass keeps, where the others are recomputed.
 REMATS = {True: None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -20,7 +20,7 @@ class T5Config:
   """Size and kind of a T5.
 
   Args:
-    vocab_size: rows of the embedding table; `None` leaves it to the run, which takes the vocabulary's.
+    vocab_size: rows of the embedding table; `None` leaves it to the run, which takes the vocabulary's size.
     emb_dim: width of the hidden states.
     num_heads: attention heads.
     head_dim: width of a head.
@@ -33,14 +33,15 @@ class T5Config:
     dropout_rate: used only where a caller enables dropout.
     relative_attention_num_buckets: buckets of relative positions.
     relative_attention_max_distance: distances beyond it share a bucket.
-    relative_bias_per_layer: each layer has its own, as in umT5 and T5X's scalable_t5; a T5's side shares one.
+    relative_bias_per_layer: each layer has its own bias, as in umT5 and T5X's scalable_t5; in T5 the layers
+      of a side share one.
     dtype: activations, `float32` or `bfloat16`; parameters, norms, softmax and logits are float32.
     scan_layers: one compiled layer run over stacked parameters: compiles faster, the same numbers.
     remat: recompute in the backward pass, for less memory and the same numbers: each layer (True), or all of
       a layer but its products with parameters ('dots').
 
   Raises:
-    UsageError: a field has no meaning.
+    UsageError: a field is out of range.
   """
 
   vocab_size: int | None = None
@@ -61,20 +62,22 @@ class T5Config:
   remat: bool | str = False
 
   def __post_init__(self):
-    # Hashable, for a model is a static argument of jit; JSON and gin hand lists in.
+    # A tuple, so that the configuration can be hashed as a static argument of jit; JSON and gin pass lists.
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
     unknown = [name for name in self.mlp_activations if name not in layers.ACTIVATIONS]
     if unknown or not self.mlp_activations:
       raise UsageError(
-        f'mlp_activations={self.mlp_activations!r}: pass names out of {sorted(layers.ACTIVATIONS)}.'
+        f'mlp_activations={self.mlp_activations!r}: pass one or more of {sorted(layers.ACTIVATIONS)}.'
       )
     for name in ('emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers'):
       if getattr(self, name) < 1:
-        raise UsageError(f'{name}={getattr(self, name)}: a T5 needs 1 or more.')
+        raise UsageError(f'{name}={getattr(self, name)} makes no T5: pass 1 or more.')
     if self.remat and self.remat not in REMATS:
-      raise UsageError(f'remat={self.remat!r}: pass True (each layer), dots (all but products), or False.')
+      raise UsageError(
+        f'remat={self.remat!r} is unknown: pass True (each layer), dots (all but products) or False.'
+      )
     if self.dtype not in DTYPES:
-      raise UsageError(f'dtype={self.dtype!r} is no type for activations: pass one of {DTYPES}.')
+      raise UsageError(f'dtype={self.dtype!r} is not a type for activations: pass one of {DTYPES}.')
 
 
 __all__ = ['T5Config']

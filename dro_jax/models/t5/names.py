@@ -1,4 +1,4 @@
-"""What a T5's parameters are called, here and in Hugging Face's files: one map for both directions."""
+"""Names of T5's parameters, here and in Hugging Face's files: one map for both directions."""
 
 from collections.abc import Iterator, Mapping
 
@@ -19,8 +19,8 @@ def unrolled(config: T5Config) -> dict[Path, str]:
     if not config.relative_bias_per_layer:
       names[side, *RELATIVE_BIAS] = _relative_bias(side, 0)
     for i in range(num_layers):
-      for theirs, ours in _layer(side, len(config.mlp_activations)):
-        names[side, f'layers_{i}', *ours] = f'{side}.block.{i}.layer.{theirs}.weight'
+      for torch_name, path in _layer(side, len(config.mlp_activations)):
+        names[side, f'layers_{i}', *path] = f'{side}.block.{i}.layer.{torch_name}.weight'
       if config.relative_bias_per_layer:
         names[side, f'layers_{i}', *RELATIVE_BIAS] = _relative_bias(side, i)
   if not config.logits_via_embedding:
@@ -33,16 +33,17 @@ def _relative_bias(side: str, layer: int) -> str:
 
 
 def _layer(side: str, num_activations: int) -> Iterator[tuple[str, Path]]:
+  """Each parameter of a layer: its name in Hugging Face's files, and its path here."""
   attentions = [('SelfAttention', 'attention', 'pre_attention_layer_norm')]
   if side == 'decoder':
     attentions = [
       ('SelfAttention', 'self_attention', 'pre_self_attention_layer_norm'),
       ('EncDecAttention', 'encoder_decoder_attention', 'pre_cross_attention_layer_norm'),
     ]
-  for i, (theirs, ours, norm) in enumerate(attentions):
+  for i, (torch_name, attention, norm) in enumerate(attentions):
     yield f'{i}.layer_norm', (norm, 'scale')
     for letter, name in (('q', 'query'), ('k', 'key'), ('v', 'value'), ('o', 'out')):
-      yield f'{i}.{theirs}.{letter}', (ours, name, 'kernel')
+      yield f'{i}.{torch_name}.{letter}', (attention, name, 'kernel')
   inputs = ['wi'] if num_activations == 1 else [f'wi_{i}' for i in range(num_activations)]
   yield f'{len(attentions)}.layer_norm', ('pre_mlp_layer_norm', 'scale')
   for name in (*inputs, 'wo'):
@@ -50,7 +51,7 @@ def _layer(side: str, num_activations: int) -> Iterator[tuple[str, Path]]:
 
 
 def shape(config: T5Config, path: Path) -> tuple[int, ...]:
-  """Of one layer's parameter, or of one outside the layers."""
+  """The shape of one layer's parameter, or of one outside the layers."""
   joined = config.num_heads * config.head_dim
   shapes = {
     'embedding': (config.vocab_size, config.emb_dim),
@@ -65,34 +66,35 @@ def shape(config: T5Config, path: Path) -> tuple[int, ...]:
 
 
 def shapes(config: T5Config) -> dict[Path, tuple[int, ...]]:
-  """Of every parameter, scanned or not as the configuration says."""
+  """The shape of every parameter, scanned or not as the configuration says."""
   flat = {}
   for path in unrolled(config):
-    own = shape(config, path)
+    layer_shape = shape(config, path)
     stack, _ = in_stack(path) or (None, 0)
     if config.scan_layers and stack:
       layers = config.num_encoder_layers if path[0] == 'encoder' else config.num_decoder_layers
-      flat[stack] = (own[0], layers, *own[1:])
+      flat[stack] = (layer_shape[0], layers, *layer_shape[1:])
     else:
-      flat[path] = own
+      flat[path] = layer_shape
   return flat
 
 
-def check(source: object, wanted: Mapping | set, found: Mapping | set, described: str) -> None:
-  """Refuses a source whose weights are not exactly those wanted.
+def check(source: object, expected: Mapping | set, present: Mapping | set, model: str) -> None:
+  """Refuses a source whose weights are not exactly the expected ones.
 
   Args:
-    source: where the weights lie.
-    wanted: their names.
-    found: the source's names.
-    described: what decides which are wanted.
+    source: the place of the weights.
+    expected: names of the weights of the model.
+    present: names of the weights in the source.
+    model: the model as errors name it, such as "its config.json".
   """
-  missing, left_over = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+  missing, left_over = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
   if missing:
     raise UsageError(
-      f'{source}: {len(missing)} weights of {described} are missing, the first is {missing[0]}.'
+      f'{source} lacks {len(missing)} weights of {model}, the first is {missing[0]}: pass a complete copy.'
     )
   if left_over:
     raise UsageError(
-      f'{source}: {len(left_over)} weights have no place in {described}, the first is {left_over[0]}.'
+      f'{source} has {len(left_over)} weights that {model} does not describe, the first is {left_over[0]}: '
+      'pass the checkpoint of an encoder-decoder T5.'
     )

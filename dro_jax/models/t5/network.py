@@ -24,14 +24,14 @@ class LayerCache(NamedTuple):
 
 
 class Cache(NamedTuple):
-  """What decoding keeps between steps."""
+  """The state of decoding between steps."""
 
   layers: LayerCache
   prompt_mask: Bool[Array, 'B S']
 
 
 class _Context(NamedTuple):
-  """What all layers of a stack share; no bias where each has its own."""
+  """Arrays that all layers of a stack share; `bias` is `None` where each layer has its own."""
 
   bias: Array | None
   mask: Array
@@ -77,7 +77,7 @@ def _shared_bias(config: T5Config, *args, **kwargs) -> Array | None:
 
 
 class EncoderLayer(nn.Module):
-  """Self-attention, then the MLP, each normalised before and added after."""
+  """Self-attention, then the MLP, each with a norm before it and a sum after it."""
 
   config: T5Config
   deterministic: bool = True
@@ -99,8 +99,8 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
   """Self-attention, attention over the prompt, then the MLP.
 
-  Given a cache, `x` is the one token at `context.position`; the layer returns that token's keys and values,
-  which the caller writes into the cache: a scanned stack then writes one token instead of copying the cache.
+  With a cache, `x` is the one token at `context.position`. The layer returns that token's keys and values,
+  which the caller writes into the cache: so a scanned stack writes one token instead of copying the cache.
   """
 
   config: T5Config
@@ -147,7 +147,7 @@ def _run_stack(
   context: _Context,
   **fields,
 ) -> tuple[Array, Any]:
-  """Runs `length` layers; what they keep comes back stacked on a leading axis, scanned or not."""
+  """Runs `length` layers; their caches come back stacked on a leading axis, scanned or not."""
   if config.remat:
     layer = nn.remat(layer, prevent_cse=not config.scan_layers, policy=REMATS[config.remat])
   if config.scan_layers:
@@ -169,7 +169,7 @@ def _run_stack(
 
 
 class Encoder(nn.Module):
-  """Embedded prompts to states."""
+  """From embedded prompts to states."""
 
   config: T5Config
 
@@ -189,7 +189,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Embedded decoder inputs to states, and states to logits where those have their own weights."""
+  """From embedded inputs to states, and to logits where these have their own weights."""
 
   config: T5Config
 
@@ -239,8 +239,8 @@ class T5(nn.Module):
     cfg = self.config
     if cfg.vocab_size is None:
       raise UsageError(
-        'T5Config.vocab_size is None, so the embedding table has no size: bind it, or '
-        "dataclasses.replace(config, vocab_size=...) with the vocabulary's."
+        'T5Config.vocab_size is None, so the embedding table has no size: set it, or pass '
+        "dataclasses.replace(config, vocab_size=...) with the vocabulary's size."
       )
     self.token_embedder = layers.Embedding(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
     self.encoder = Encoder(cfg)
@@ -253,7 +253,7 @@ class T5(nn.Module):
     prompt_positions_BS: Int[Array, 'B S'],
     enable_dropout: bool = False,
   ) -> Float[Array, 'B S D']:
-    """States of the prompts' tokens; each sees its own segment. Positions are for other architectures."""
+    """States of the prompts' tokens, each of which sees its own segment. T5 does not use positions."""
     del prompt_positions_BS
     return self.encoder(self.token_embedder(prompt_tokens_BS), prompt_segments_BS, not enable_dropout)
 

@@ -89,7 +89,7 @@ def make_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], float
   if found.logps is None:
     return {}
   from_table = functools.partial(
-    agreement.of_scores, found.logps, found.lengths, found.rewards, found.prompts, values=found.values,
+    agreement.score_statistics, found.logps, found.lengths, found.rewards, found.prompts, values=found.values,
     temperature=float(found.temperature),
   )  # fmt: skip
   moving = {}

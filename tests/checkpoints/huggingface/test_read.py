@@ -38,7 +38,7 @@ def test_logits_equal_torch(saved):
   assert relative_error(actual, expected, rows) < 1e-5
 
 
-def test_tree_is_the_models_own(saved):
+def test_an_imported_tree_has_the_shapes_of_the_network(saved):
   _, folder = saved
   config, params = huggingface.load(folder)
   own = jax.eval_shape(T5(config).init, jax.random.key(0), make_rows([2], [2]))['params']
@@ -47,7 +47,7 @@ def test_tree_is_the_models_own(saved):
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
 
-def test_shards_torch_files_and_safetensors_agree(saved, tmp_path):
+def test_shards_torch_files_and_safetensors_give_equal_weights(saved, tmp_path):
   model, folder = saved
   model.save_pretrained(tmp_path / 'shards', max_shard_size='8KB')
   assert (tmp_path / 'shards' / 'model.safetensors.index.json').exists()
@@ -69,7 +69,7 @@ def test_bfloat16_weights_become_float32(tmp_path):
   np.testing.assert_array_equal(embedding, model.shared.weight.detach().float().numpy())
 
 
-def test_transformers_4_config_and_files_with_aliases(tmp_path):
+def test_files_of_transformers_4_with_aliases_are_read(tmp_path):
   """transformers 4 says `tie_word_embeddings: false`, and its files repeat the embedding thrice."""
   model = make_torch('1.1')
   model.save_pretrained(tmp_path)
@@ -85,11 +85,11 @@ def test_transformers_4_config_and_files_with_aliases(tmp_path):
   torch.save(
     {name: x for name, x in state.items() if name != 'lm_head.weight'}, tmp_path / 'pytorch_model.bin'
   )
-  with pytest.raises(UsageError, match=r'missing, the first is lm_head\.weight'):
+  with pytest.raises(UsageError, match=r'lacks 1 weights of its config.json, the first is lm_head\.weight'):
     huggingface.load(tmp_path)
 
 
-def test_logits_tied_without_the_scale(tmp_path):
+def test_logits_tied_without_a_scale_get_their_own_weights(tmp_path):
   """transformers 5 ties every new T5, 1.1 ones too, and leaves lm_head out of the file."""
   config = transformers.T5Config(
     vocab_size=384, d_model=16, d_kv=6, d_ff=24, num_layers=1, num_heads=2, feed_forward_proj='gated-gelu',
@@ -110,24 +110,24 @@ def test_logits_tied_without_the_scale(tmp_path):
     ({'architectures': ['T5EncoderModel']}, 'has no decoder with logits'),
     ({'feed_forward_proj': 'gated-mish'}, "feed_forward_proj is 'gated-mish'"),
     ({'feed_forward_proj': 'gelu'}, "feed_forward_proj is 'gelu'"),
-    ({'feed_forward_proj': 'gated-gelu'}, r'missing, the first is decoder.*wi_0'),
+    ({'feed_forward_proj': 'gated-gelu'}, r'lacks .*the first is decoder.*wi_0'),
     ({'d_model': None}, 'd_model is None'),
     ({'d_ff': 25}, r'DenseReluDense\.wi\.weight has shape \(24, 16\)'),
     ({'layer_norm_epsilon': 1e-5}, 'layer_norm_epsilon is 1e-05'),
     ({'eos_token_id': 2}, 'eos_token_id is 2'),
-    ({'num_layers': 1}, r'no place in its config\.json, the first is encoder\.block\.1'),
-    ({'num_layers': 3}, r'missing, the first is encoder\.block\.2'),
+    ({'num_layers': 1}, r'its config\.json does not describe, the first is encoder\.block\.1'),
+    ({'num_layers': 3}, r'lacks .*the first is encoder\.block\.2'),
   ],
 )
-def test_config_that_does_not_fit(tmp_path, changes, message):
+def test_a_config_that_is_not_a_t5s_is_refused(tmp_path, changes, message):
   make_torch('1.0').save_pretrained(tmp_path)
   edit_config(tmp_path, **changes)
   with pytest.raises(UsageError, match=message):
     huggingface.load(tmp_path)
 
 
-def test_folders_that_are_none(tmp_path):
-  with pytest.raises(UsageError, match='is no folder'):
+def test_folders_without_a_whole_checkpoint_are_refused(tmp_path):
+  with pytest.raises(UsageError, match='is not a folder'):
     huggingface.load(tmp_path / 'absent')
   with pytest.raises(UsageError, match=r'has no config\.json'):
     huggingface.load(tmp_path)
@@ -150,10 +150,10 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path, shard):
   make_torch('1.0').config.save_pretrained(tmp_path)
   index = tmp_path / 'model.safetensors.index.json'
   index.write_text(json.dumps({'weight_map': {'shared.weight': shard}}))
-  with pytest.raises(UsageError, match='which is no file of this folder'):
+  with pytest.raises(UsageError, match='which is not a file name in this folder'):
     huggingface.load(tmp_path)
   index.write_text(json.dumps({'weight_map': {'shared.weight': 'absent.safetensors'}}))
-  with pytest.raises(UsageError, match='which is not there'):
+  with pytest.raises(UsageError, match='which is missing'):
     huggingface.load(tmp_path)
 
 
@@ -164,12 +164,12 @@ def test_no_pickle_is_run(tmp_path):
 
   make_torch('1.0').config.save_pretrained(tmp_path)
   torch.save({'shared.weight': Harm()}, tmp_path / 'pytorch_model.bin')
-  with pytest.raises(UsageError, match='torch cannot load it as weights only'):
+  with pytest.raises(UsageError, match='torch cannot load .* as weights only'):
     huggingface.load(tmp_path)
   assert not (tmp_path / 'harm').exists()
 
 
-def test_hub_name_is_downloaded(saved, monkeypatch):
+def test_a_hub_name_is_downloaded(saved, monkeypatch):
   _, folder = saved
   asked = []
 
@@ -182,7 +182,7 @@ def test_hub_name_is_downloaded(saved, monkeypatch):
   assert asked == ['google/t5-v1_1-small']
 
 
-def test_import_checkpoint(saved, tmp_path):
+def test_import_checkpoint_writes_a_folder_for_init_from(saved, tmp_path):
   _, source = saved
   config, expected = huggingface.load(source)
   with pytest.raises(UsageError, match='no spiece.model or tokenizer.json.*pass --set VOCABULARY=bytes'):
@@ -208,7 +208,7 @@ def sentencepiece_model(directory) -> str:
   return str(directory / 'tiny.model')
 
 
-def test_import_brings_the_vocabulary(tmp_path):
+def test_an_import_copies_the_vocabulary(tmp_path):
   source = tmp_path / 'source'
   make_torch('1.0').save_pretrained(source)
   (source / 'tokenizer_config.json').write_text('{"tokenizer_class": "ByT5Tokenizer"}')
@@ -280,7 +280,7 @@ def test_tokens_that_were_added_to_a_sentencepiece_model_are_kept(tmp_path):
   assert orbax.load_metadata(tmp_path / 'ours')['vocabulary_fingerprint'] == words.fingerprint
   (source / 'added_tokens.json').write_text(json.dumps({'}': size + 1}))
   (source / 'tokenizer_config.json').unlink()
-  with pytest.raises(UsageError, match='without gaps; its added tokens cannot be kept'):
+  with pytest.raises(UsageError, match='its added tokens cannot be kept: .*without gaps'):
     importers.import_checkpoint(str(source), str(tmp_path / 'gap'))
   assert not (tmp_path / 'gap').exists()
 
@@ -290,5 +290,5 @@ def test_bytes_are_not_offered_to_a_checkpoint_of_32000_rows(tmp_path):
   config, params = huggingface.load(tmp_path / 'source')
   imported = importers._Imported(config.__class__(vocab_size=32128), params, 'float32', None)
   with pytest.raises(UsageError, match='--set VOCABULARY=FILE') as caught:
-    importers._words('source', imported, None)
+    importers._find_vocabulary('source', imported, None)
   assert 'bytes' not in str(caught.value)

@@ -121,7 +121,7 @@ def test_the_newest_step_is_taken(tmp_path):
   equal(params, random_tree(seed=10))
 
 
-def test_arrays_that_flax_cut_into_pieces(tmp_path, monkeypatch):
+def test_arrays_that_flax_cut_into_pieces_are_read_whole(tmp_path, monkeypatch):
   monkeypatch.setattr(serialization, 'MAX_CHUNK_SIZE', 256)
   file = write_msgpack(tmp_path / 'checkpoint_0', random_tree())
   assert b'__msgpack_chunked_array__' in file.read_bytes()
@@ -129,7 +129,7 @@ def test_arrays_that_flax_cut_into_pieces(tmp_path, monkeypatch):
   equal(params, random_tree())
 
 
-def test_a_bias_by_layer_stays_one(tmp_path):
+def test_biases_that_differ_by_layer_are_kept(tmp_path):
   config = dataclasses.replace(CONFIG, relative_bias_per_layer=True, scan_layers=True)
   write_zarr(tmp_path / 'checkpoint_0', random_tree(config))
   found, params, _ = t5x.load(t5x.find(epath.Path(tmp_path)))
@@ -137,7 +137,7 @@ def test_a_bias_by_layer_stays_one(tmp_path):
   equal(params, random_tree(config))
 
 
-def test_import_and_what_it_says(tmp_path, caplog):
+def test_an_import_logs_what_it_left_out_and_assumed(tmp_path, caplog):
   tree = random_tree()
   write_zarr(tmp_path / 'checkpoint_7', tree, dtype=ml_dtypes.bfloat16)
   with caplog.at_level(logging.INFO, 'dro_jax'):
@@ -152,7 +152,7 @@ def test_import_and_what_it_says(tmp_path, caplog):
   assert metadata['vocabulary'] == report['vocabulary'] == 'bytes'
 
 
-def test_a_gin_file_beside_it_says_what_shapes_do_not(tmp_path, caplog):
+def test_a_gin_file_beside_a_checkpoint_names_activations_and_vocabulary(tmp_path, caplog):
   file = write_msgpack(tmp_path / 'checkpoint_0', random_tree())
   (tmp_path / 'model_config.gin').write_text(
     "# mlp_activations = ('relu', 'linear')\nnetwork.T5Config:\n  mlp_activations = ('silu', 'linear')\n"
@@ -165,7 +165,7 @@ def test_a_gin_file_beside_it_says_what_shapes_do_not(tmp_path, caplog):
   assert 'taken for' not in caplog.text
   chosen, _, _ = t5x.load(epath.Path(file), ('relu', 'linear'))
   assert chosen.mlp_activations == ('relu', 'linear')
-  with pytest.raises(UsageError, match='2 inputs of its MLPs cannot have the 1 activations'):
+  with pytest.raises(UsageError, match='its MLPs have 2 inputs, but 1 activations'):
     t5x.load(epath.Path(file), ('relu',))
 
 
@@ -176,7 +176,7 @@ def test_released_sizes_name_their_vocabulary(rows, address):
   assert t5x.vocabulary(source, dataclasses.replace(CONFIG, vocab_size=1000)) is None
 
 
-def test_a_vocabulary_that_cannot_be_read_here_is_named(tmp_path, caplog, monkeypatch):
+def test_a_vocabulary_that_cannot_be_read_is_recorded_with_a_warning(tmp_path, caplog, monkeypatch):
   write_msgpack(tmp_path / 'checkpoint_0', random_tree())
   monkeypatch.setitem(t5x.VOCABULARIES, 384, 'absent://vocabulary.model')
 
@@ -189,19 +189,21 @@ def test_a_vocabulary_that_cannot_be_read_here_is_named(tmp_path, caplog, monkey
   assert 'pass --set VOCABULARY=FILE' in caplog.text
   assert 'is far away' in caplog.text
   monkeypatch.delitem(t5x.VOCABULARIES, 384)
-  with pytest.raises(UsageError, match='its 384 rows embed: pass --set VOCABULARY=bytes'):
+  with pytest.raises(
+    UsageError, match='the vocabulary of its 384 rows is unknown: pass --set VOCABULARY=bytes'
+  ):
     importers.import_checkpoint(str(tmp_path / 'checkpoint_0'), str(tmp_path / 'other'))
   assert not list(tmp_path.glob('*other*'))
 
 
-def test_a_buckets_zarr_folders_are_opened_there():
+def test_zarr_folders_of_a_bucket_are_opened_in_the_bucket():
   assert t5x.kvstore(epath.Path('gs://ours/t5/checkpoint_1/target.a')) == {
     'driver': 'gcs', 'bucket': 'ours', 'path': 't5/checkpoint_1/target.a/',
   }  # fmt: skip
   assert t5x.kvstore(epath.Path('/ours/target.a')) == {'driver': 'file', 'path': '/ours/target.a/'}
 
 
-def test_a_bucket_that_cannot_be_reached(tmp_path, monkeypatch):
+def test_a_bucket_that_cannot_be_reached_is_refused(tmp_path, monkeypatch):
   def exists(path):
     raise RuntimeError('no network')
 
@@ -231,32 +233,35 @@ NORM = ('decoder', 'decoder_norm', 'scale')
 @pytest.mark.parametrize(
   'change, message',
   [
-    (lambda flat: flat.update({('decoder', 'adapter', 'kernel'): flat[NORM]}), 'no place.*decoder/adapter'),
-    (lambda flat: flat.pop(NORM), 'missing, the first is decoder/decoder_norm/scale'),
+    (
+      lambda flat: flat.update({('decoder', 'adapter', 'kernel'): flat[NORM]}),
+      'does not describe.*decoder/adapter',
+    ),
+    (lambda flat: flat.pop(NORM), 'lacks .*the first is decoder/decoder_norm/scale'),
     (lambda flat: flat.update({NORM: np.zeros(17, np.float32)}), r'scale has shape \(17,\)'),
     (lambda flat: flat.pop(('encoder', *names.RELATIVE_BIAS)), 'only encoder-decoder T5s'),
   ],
 )
-def test_weights_that_do_not_fit(tmp_path, change, message):
+def test_weights_that_are_not_a_t5s_are_refused(tmp_path, change, message):
   write_msgpack(tmp_path / 'checkpoint_0', tampered(random_tree(PLAIN), change))
   with pytest.raises(UsageError, match=message):
     load(tmp_path)
 
 
-def test_a_leaf_that_is_no_array(tmp_path):
+def test_a_leaf_that_is_not_an_array_is_refused(tmp_path):
   leaves = tampered(random_tree(), lambda flat: flat.update({NORM: 'text'}))
   write_msgpack(tmp_path / 'checkpoint_0', random_tree(), leaves)
-  with pytest.raises(UsageError, match='decoder_norm/scale is str, where an array'):
+  with pytest.raises(UsageError, match='decoder_norm/scale is a str, not an array'):
     load(tmp_path)
 
 
-def test_torn_files(tmp_path):
+def test_torn_files_are_refused(tmp_path):
   file = write_msgpack(tmp_path / 'checkpoint_0', random_tree())
   file.write_bytes(file.read_bytes()[:-100])
-  with pytest.raises(UsageError, match='no whole msgpack file'):
+  with pytest.raises(UsageError, match='is not a whole msgpack file'):
     load(tmp_path)
   file.write_bytes(b'\x81' * 5000)
-  with pytest.raises(UsageError, match='no whole msgpack file'):
+  with pytest.raises(UsageError, match='is not a whole msgpack file'):
     load(tmp_path)
   file.write_bytes(b'plain text')
   with pytest.raises(UsageError, match='and no target'):
@@ -266,7 +271,7 @@ def test_torn_files(tmp_path):
     load(tmp_path)
 
 
-def test_torn_zarr_folders(tmp_path):
+def test_torn_zarr_folders_are_refused(tmp_path):
   write_zarr(tmp_path / 'checkpoint_0', random_tree())
   folder = tmp_path / 'checkpoint_0' / 'target.encoder.encoder_norm.scale'
   (folder / '1').unlink()
@@ -281,7 +286,7 @@ def test_torn_zarr_folders(tmp_path):
 
 
 @pytest.mark.parametrize('path', ['../elsewhere', '/etc/passwd', '..', 'a/b', '', 7])
-def test_names_that_lead_out_of_the_folder(tmp_path, path):
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, path):
   flat = traverse_util.flatten_dict(random_tree())
   spec = {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': path}, 'metadata': {'shape': [16]}}
   write_msgpack(
@@ -291,7 +296,7 @@ def test_names_that_lead_out_of_the_folder(tmp_path, path):
     load(tmp_path)
 
 
-def test_folders_of_another_kind(tmp_path):
+def test_folders_of_other_projects_are_refused_with_a_remedy(tmp_path):
   (tmp_path / 'notes.txt').write_text('nothing')
   with pytest.raises(UsageError, match=r'holds notes\.txt, and no checkpoint.*Hugging Face.*T5X'):
     importers.import_checkpoint(str(tmp_path), str(tmp_path / 'ours'))
@@ -300,14 +305,14 @@ def test_folders_of_another_kind(tmp_path):
     importers.import_checkpoint(str(tmp_path), str(tmp_path / 'ours'))
   own = tmp_path / 'own'
   orbax.save_params(own, {'x': np.zeros(2)}, {'model': {}})
-  with pytest.raises(UsageError, match='--init_from takes it as it is'):
+  with pytest.raises(UsageError, match='pass it to --init_from as it is'):
     importers.import_checkpoint(str(own), str(tmp_path / 'ours'))
 
 
 # A real one
 
 
-def test_the_checkpoint_of_t5x_itself(tmp_path):
+def test_a_checkpoint_written_by_t5x_is_imported_and_exported(tmp_path):
   from tests.torch_t5 import logits, make_rows, relative_error, torch_logits, transformers
 
   if not os.environ.get('DRO_JAX_T5X_CHECKPOINT'):

@@ -126,7 +126,7 @@ def test_groups_are_read_in_every_form(text, groups):
   assert collectives.replica_groups(text, 4) == groups
 
 
-def test_a_permutation_sends_what_it_brings():
+def test_a_permutation_sends_its_operands_once():
   text = """HloModule p
 
 ENTRY %main (x: f32[4]) -> f32[4] {
@@ -139,7 +139,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
   assert (found.groups, found.sent, found.count) == (((0, 1), (1, 0)), 16, 1)
 
 
-def test_what_is_handed_to_a_host_for_other_slices_goes_over_the_network():
+def test_transfers_to_other_slices_go_over_the_network():
   text = """HloModule s
 
 ENTRY %main (x: f32[64]) -> f32[64] {
@@ -154,7 +154,7 @@ ENTRY %main (x: f32[64]) -> f32[64] {
   assert found.describe() == 'all-reduce of f32[64], token[] among 2 slices'
 
 
-def test_a_convolution_is_the_product_that_it_was_made_of():
+def test_a_convolution_made_from_a_product_has_its_operations():
   text = """HloModule c
 
 ENTRY %main (x: f32[2,8,16], w: f32[2,16,32]) -> f32[2,8,32] {
@@ -176,7 +176,7 @@ def test_a_compiled_scan_has_the_operations_of_its_jaxpr():
   assert operations.flops(program.parse(compiled.as_text())) == flops.count(f, *args) == 5 * 2 * 16 * 32 * 32
 
 
-def test_what_is_no_module_is_refused():
+def test_a_text_without_an_entry_is_refused():
   with pytest.raises(ValueError, match='compiled.as_text'):
     program.parse('nothing')
 
@@ -205,13 +205,13 @@ ENTRY %main (x: f32[16,8], g.1: bf16[32,16]) -> bf16[8,16] {
 """
 
 
-def test_what_is_fetched_onto_the_chip_is_not_written_to_memory():
+def test_a_fetch_onto_the_chip_is_not_written_to_memory():
   fetched, put_back, gathered = 128, 128, 128 + 512
   reduced = 1024 + 256
   assert memory.memory_bytes(program.parse(STARTED)) == fetched + put_back + gathered + reduced
 
 
-def test_a_reduction_that_is_only_cut_is_a_reduce_scatter():
+def test_a_reduction_that_is_only_sliced_is_a_reduce_scatter():
   gather, scatter = collectives.collectives(program.parse(STARTED), 4)
   assert (gather.kind, gather.sent) == ('all-gather', 3 * 128)
   assert (scatter.kind, scatter.bytes, scatter.sent) == ('reduce-scatter', 1024, 3 / 4 * 1024)
@@ -219,9 +219,9 @@ def test_a_reduction_that_is_only_cut_is_a_reduce_scatter():
   assert collectives.collectives(program.parse(read_again), 4)[1].kind == 'all-reduce'
 
 
-def test_a_loop_that_cannot_be_counted_is_told():
+def test_a_loop_that_cannot_be_counted_is_warned_about():
   text = LOOP.replace('constant(10)', 'get-tuple-element(%state.1), index=0')
-  with pytest.warns(UserWarning, match='loop: how often this loop'):
+  with pytest.warns(UserWarning, match='loop: the number of trips of this loop'):
     assert loops.runs(program.parse(text)).count['body'] == 1
 
 
@@ -233,5 +233,5 @@ def test_slices_are_read_in_every_form():
   assert read('"{1,2}x{0:3}"') == (1, 2) and read('"{1:4}x{0:3}"') == (1, 2, 3, 4)
   assert read('{{100000,100001,200000,200001}}') == (1, 2)
   assert read('{{100000,200000},{100001,200001}}') == (1, 2)
-  with pytest.raises(ValueError, match='which slices'):
+  with pytest.raises(ValueError, match='cannot read the slices'):
     read('all')

@@ -99,7 +99,7 @@ def test_a_response_reads_the_prompt_it_points_at():
   assert largest_difference(actual, by_example(logits(CONFIG, params, rows), rows)) > 0.1
 
 
-def test_a_token_changes_only_what_comes_after_it():
+def test_a_token_changes_only_later_states():
   params = init(CONFIG)
   positions, inside = np.asarray(ROWS.response_positions), np.asarray(ROWS.response_segments) > 0
   changed = jnp.where(inside & (positions == 1), (ROWS.response_tokens + 1) % 32, ROWS.response_tokens)
@@ -153,7 +153,7 @@ def test_bfloat16_activations_have_float32_logits(config):
   assert 0 < np.abs(actual - expected)[mask].max() < 0.05 * np.abs(expected[mask]).max()
 
 
-def test_initial_parameters():
+def test_initial_parameters_have_t5s_scales():
   params = nn.unbox(jax.jit(T5(CONFIG).init)(jax.random.key(0), smallest_rows())['params'])
   layer = params['decoder']['layers_0']
   spread = {
@@ -168,7 +168,7 @@ def test_initial_parameters():
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
 
 
-def test_forward_under_grad_is_the_forward():
+def test_a_forward_pass_under_grad_gives_the_same_logits():
   """ρ is exactly 0 at the first step: the policy's pass under grad gives the reference pass's bits."""
   rows, params = ROWS, init(CONFIG)
 
@@ -180,7 +180,7 @@ def test_forward_under_grad_is_the_forward():
   np.testing.assert_array_equal(under_grad, logits(CONFIG, params, rows))
 
 
-def test_dropout_only_where_enabled():
+def test_dropout_is_on_only_where_enabled():
   config = dataclasses.replace(CONFIG, dropout_rate=0.5)
   rows, params = ROWS, init(config)
   rngs = {'dropout': jax.random.key(0)}
@@ -190,7 +190,7 @@ def test_dropout_only_where_enabled():
   assert np.abs(on - off).max() > 0.1
 
 
-def test_logical_axes_are_t5xs():
+def test_logical_axes_have_t5xs_names():
   boxed = jax.eval_shape(
     T5(dataclasses.replace(CONFIG, scan_layers=True)).init, jax.random.key(0), smallest_rows()
   )
@@ -230,12 +230,12 @@ def test_logical_axes_are_t5xs():
     ('num_decoder_layers', 0, 'num_decoder_layers=0'),
   ],
 )
-def test_config_without_meaning(field, value, message):
+def test_a_config_out_of_range_is_refused(field, value, message):
   with pytest.raises(UsageError, match=message):
     dataclasses.replace(CONFIG, **{field: value})
 
 
-def test_vocabulary_must_be_known():
+def test_a_config_without_vocabulary_size_is_refused():
   with pytest.raises(UsageError, match='vocab_size is None'):
     T5(dataclasses.replace(CONFIG, vocab_size=None)).init(jax.random.key(0), smallest_rows())
 
@@ -267,7 +267,7 @@ def read_gin(path):
 
 
 @pytest.mark.parametrize('path', sorted(GIN_MODELS.glob('*.gin')), ids=lambda path: path.stem)
-def test_sizes(path):
+def test_gin_files_have_the_released_numbers_of_parameters(path):
   config = read_gin(path)
   assert type(config) is T5Config
   assert config.vocab_size is None
