@@ -25,6 +25,7 @@ def outputs(name, folder):
   return [output for cell in notebook.cells for output in cell.get('outputs', ())]
 
 
+@pytest.mark.long
 def test_losses_finds_the_optimum():
   shown = outputs('losses.ipynb', ROOT)
   printed = ''.join(output.text for output in shown if output.output_type == 'stream')
@@ -38,6 +39,7 @@ def test_losses_finds_the_optimum():
   assert regrets['DRO-V'] < 1e-3 < regrets['DRO-P'] < regrets['KTO']
 
 
+@pytest.mark.long
 def test_arena_reads_what_it_has_run(tmp_path, monkeypatch):
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
   shown = outputs('arena.ipynb', tmp_path)
