@@ -103,7 +103,7 @@ def dro_jax_step(case: Case) -> Step:
   if nets.value is not None:
     params['value'] = networks.start_from_policy(params['value'], params['policy'])
   txs = {name: optimizers.adamw(LEARNING_RATE) for name in params}
-  ref = reference.frozen(scoring.make_score(nets.policy)) if algorithm.uses_reference else None
+  ref = reference.Frozen().build(scoring.make_score(nets.policy)) if algorithm.uses_reference else None
   score = scoring.make_score(nets.policy, nets.value)
   step = train_step.make_train_step(score, algorithm, txs, ref)
   state = train_state.create(params, txs, uses_reference=ref is not None)

@@ -62,7 +62,7 @@ def make(
   reference = None
   if algorithm.uses_reference:
     scored = scoring.make_score(nets.policy, chunk_size=chunk_size)
-    reference = step_reference.cached(scored, 'rows bring it') if cached else step_reference.frozen(scored)
+    reference = (step_reference.Cached('rows bring it') if cached else step_reference.Frozen()).build(scored)
 
   def state() -> train_state.TrainState:
     params = nn.unbox(networks._init(nets, jax.random.key(0)))

@@ -27,7 +27,12 @@ from dro_jax.files import json_line, json_lines, json_text, write_atomically
 from dro_jax.models.policy import make_config
 from dro_jax.parallel import partitioning
 from dro_jax.printing import tables
-from dro_jax.run import batches, schedule, train, trained
+from dro_jax.run import trained
+from dro_jax.run.batches import RowOptions
+from dro_jax.run.build import build
+from dro_jax.run.schedule import Schedule
+from dro_jax.run.spec import Batches, Keep, Optimizers, Policy, RunSpec
+from dro_jax.run.train import train
 from dro_jax.step import optimizers
 
 MODEL = make_config(
@@ -173,27 +178,22 @@ def fit(
   """Trains one policy, or resumes it, and returns its run's folder."""
 
   def optimizer(rate: float):
-    return lambda: optimizers.adamw(optimizers.warmup_cosine(rate, steps, min(30, steps // 2)))
+    return optimizers.adamw(optimizers.warmup_cosine(rate, steps, min(30, steps // 2)))
 
   # V starts at 0. Were ratings not centred, every logged response would first be pushed the same way, until V
   # has caught up; what probability then leaves the words, no logged response calls back.
   scaling = 'none' if init_from is None else 'standardise'
-  result = train.train(
-    str(folder / 'runs' / name),
-    functools.partial(read, folder, triplets, scaling=scaling),
-    method.algorithm,
-    model=MODEL if init_from is None else None,
-    init_from=init_from,
-    policy_optimizer=optimizer(method.learning_rate),
-    value_optimizer=optimizer(method.value_learning_rate),
-    schedule=lambda: schedule.Schedule(steps, log_every=100, eval_every=0, checkpoint_every=0),
-    mesh=partitioning.make_mesh,
-    rows=lambda: batches.RowOptions(prompt_length=32, response_length=16),
-    batch_size=settings.batch_size,
-    best_metric=None,
+  spec = RunSpec(
+    data=functools.partial(read, folder, triplets, scaling=scaling),
+    policy=Policy(init_from=init_from, config=MODEL if init_from is None else None),
+    algorithm=method.algorithm,
+    optimizers=Optimizers(optimizer(method.learning_rate), optimizer(method.value_learning_rate)),
+    batches=Batches(settings.batch_size, rows=RowOptions(prompt_length=32, response_length=16)),
+    schedule=Schedule(steps, log_every=100, eval_every=0, checkpoint_every=0),
+    keep=Keep(metric=None),
     seed=settings.seed,
   )
-  return result['model_dir']
+  return train(build(spec), folder / 'runs' / name)['model_dir']
 
 
 def read(folder: pathlib.Path, triplets: pathlib.Path, **options: Any) -> Triplets:

@@ -20,7 +20,7 @@ from typing import Any
 from dro_jax import __version__
 from dro_jax.cli import help as usage
 from dro_jax.cli import tables
-from dro_jax.cli.bindings import config_texts, configure
+from dro_jax.cli.bindings import configure, recorded
 from dro_jax.cli.configs import answer_configs
 from dro_jax.cli.flags import parse_flags
 from dro_jax.cli.registry import defined_macros
@@ -115,6 +115,8 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
   if commands[name].own:
     printing.print_result(answer_configs(values, commands), as_json=values['json'].value)
     return DONE
+  if commands[name].on_cpu:
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Before jax is imported.
   command = configure(name, commands[name], values)
   processes.join()
   machine.refuse_missing_devices()
@@ -128,7 +130,7 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
 def _call(name: str, function: Callable[..., Any]) -> Any:
   """Runs the command; standard output is the result's alone."""
   wants_configs = 'configs' in inspect.signature(function).parameters
-  arguments = {'configs': functools.partial(config_texts, function.__name__)} if wants_configs else {}
+  arguments = {'configs': functools.partial(recorded, function.__name__)} if wants_configs else {}
   try:
     with contextlib.redirect_stdout(sys.stderr):
       return function(**arguments)

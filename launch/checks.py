@@ -280,7 +280,7 @@ def command(job: config_dict.ConfigDict, arguments: Sequence[str], topology: str
 def _names_model(flags: Sequence[str]) -> bool:
   """Whether the model's size is known without a checkpoint."""
   return any('models/' in flag for flag in flags) or any(
-    binding.name == 'train.model' for binding in _bindings(flags)
+    binding.name == 'Policy.config' for binding in _bindings(flags)
   )
 
 

@@ -11,7 +11,7 @@ import pytest
 # A folder imports only what stands above it, and itself.
 HOUSE = (
   'types', 'errors', 'files', 'limits',
-  'ops', 'statistics', 'parallel', 'configs',
+  'ops', 'statistics', 'configs', 'parallel',
   'losses', 'models', 'data', 'printing',
   'algorithms',
   'step',

@@ -12,6 +12,7 @@ PACKAGE = TESTS.parent / 'dro_jax'
 
 # Modules without a test file of their own, by the file that tests them.
 ELSEWHERE = {
+  'recipes/test_train.py': ('run/replay',),
   'algorithms/test_algorithms.py': (
     'algorithms/a_lol', 'algorithms/base', 'algorithms/dro', 'algorithms/groups', 'algorithms/kto',
     'algorithms/labels', 'algorithms/online', 'algorithms/oreo', 'algorithms/policy_gradient',
@@ -68,8 +69,8 @@ ELSEWHERE = {
   'recipes/test_cache_reference.py': ('run/reference_store',),
   'run/test_batches.py': ('run/table_scores',),
   'run/test_train.py': (
-    'run/best', 'run/build', 'run/folder/nonfinite', 'run/loop', 'run/replay',
-    'run/schedule', 'run/trained',
+    'run/best', 'run/build', 'run/folder/nonfinite', 'run/loop', 'run/measure', 'run/schedule',
+    'run/trained',
   ),
   'step/test_train_step.py': ('step/state',),
 }  # fmt: skip

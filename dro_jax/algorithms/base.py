@@ -56,6 +56,7 @@ class Algorithm(NamedTuple):
     weights: how often to draw each of a table's responses, `[N]`; `None` for each once an epoch.
     statistics: running scalars, checkpointed, with their first values.
     online: how it gets fresh responses; `None` where it learns from the logged ones.
+    code: a hash of the code that defines it, where that is not dro_jax's own: recorded with a run.
   """
 
   name: str
@@ -79,6 +80,7 @@ class Algorithm(NamedTuple):
   weights: Callable[[Any], np.ndarray] | None = None
   statistics: Mapping[str, float] = {}
   online: Online | None = None
+  code: str | None = None
 
 
 def with_batch_value(algorithm: Algorithm) -> Algorithm:

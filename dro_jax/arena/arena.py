@@ -3,7 +3,7 @@
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from dro_jax.arena.suite import Report, Suite
 from dro_jax.errors import UsageError, did_you_mean
 from dro_jax.files import json_text
 from dro_jax.printing import tables
+from dro_jax.run.folder.configs import Recorded
 
 
 def arena(
@@ -24,7 +25,7 @@ def arena(
   seeds: int = 2,
   points: int = 2,
   widen: int | bool = 0,
-  configs: Callable[[], Mapping[str, str]] = dict,
+  configs: Callable[[], Recorded] = Recorded,
 ) -> dict[str, Any]:
   """Compares algorithms on equal budgets, against each other and a known optimum.
 
@@ -38,7 +39,7 @@ def arena(
     seeds: repetitions, numbered from 0.
     points: values of each hyperparameter's range.
     widen: steps by which every method's ranges are extended at both ends.
-    configs: texts to save with the results, by file name.
+    configs: how the arena is configured, saved with the results.
 
   Returns:
     Where the results are, and how many cells there were.
@@ -59,7 +60,7 @@ def arena(
   ran = _run(folder, world, planned, console)
   report = world.report(cells.read_all(folder))
   written = save(folder, world.name, report)
-  for name, text in configs().items():
+  for name, text in configs().texts.items():
     files.write_atomically(folder / name, text)
   wide = Console(file=sys.stderr, highlight=False, width=console.width if console.is_terminal else 160)
   for table in report.tables:

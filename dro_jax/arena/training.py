@@ -1,31 +1,30 @@
 """Trains the methods of the suites of text: by `train`, on one triplet file, within one budget."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from dro_jax import algorithms
 from dro_jax.arena import results, trials
 from dro_jax.arena.cells import Cell, file_of
 from dro_jax.arena.trials import Range
-from dro_jax.checkpoints import orbax, policy
+from dro_jax.checkpoints import orbax
 from dro_jax.costs import flops
 from dro_jax.data.batches import groups
 from dro_jax.data.triplets import Triplets
-from dro_jax.models import scoring
 from dro_jax.models.family import Config
 from dro_jax.models.policy import make_config
-from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Mesh
+from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.printing.tables import Table
-from dro_jax.run import batches, networks, schedule, train
-from dro_jax.run.batches import derive
-from dro_jax.step import optimizers, reference, train_step
-from dro_jax.step import state as train_state
+from dro_jax.recipes.train import train
+from dro_jax.run.build import build
+from dro_jax.run.schedule import Schedule
+from dro_jax.run.spec import Batches, Keep, Optimizers, Policy, RunSpec
+from dro_jax.step import optimizers
 
 # A policy that two cores can train.
 MODEL = make_config(
@@ -108,34 +107,22 @@ def _schedule(learning_rate: float, steps: int) -> optax.Schedule:
 
 
 def fit(
-  folder: pathlib.Path, method: Method, cell: Cell, data: Data, budget: Budget, mesh: Callable[[], Mesh]
+  folder: pathlib.Path, method: Method, cell: Cell, data: Data, budget: Budget, mesh: MeshSpec
 ) -> dict[str, Any]:
   """Trains a cell's policy from the reference, or resumes it; returns its run's folder, steps and FLOPs."""
   algorithm = method.algorithm(cell.hyperparameters.get('temperature', 1.0))
-  per_step = flops_per_step(method.algorithm, data, budget, mesh())
-  whole = budget.steps * flops_per_step(_YARDSTICK, data, budget, mesh())
+  per_step = flops_per_step(method.algorithm, data, budget, mesh)
+  whole = budget.steps * flops_per_step(_YARDSTICK, data, budget, mesh)
   steps = trials.steps_within(whole, per_step)
-  rate = cell.hyperparameters['learning_rate']
+  optimizer = optimizers.adamw(_schedule(cell.hyperparameters['learning_rate'], steps))
   every = -(-steps // budget.evaluations)
-
-  def optimizer():
-    return optimizers.adamw(_schedule(rate, steps))
-
-  result = train.train(
-    str(folder),
-    data.load,
-    lambda: algorithm,
-    init_from=data.init_from,
-    policy_optimizer=optimizer,
-    value_optimizer=optimizer,
-    mesh=mesh,
-    schedule=lambda: schedule.Schedule(
-      steps, log_every=every, eval_every=every, checkpoint_every=every, sample_prompts=0
-    ),
-    batch_size=_batch_size(algorithm, budget),
-    unit_options=lambda: _unit_options(budget),
+  spec = dataclasses.replace(
+    _spec(algorithm, data, budget, mesh),
+    optimizers=Optimizers(optimizer, optimizer),
+    schedule=Schedule(steps, log_every=every, eval_every=every, checkpoint_every=every, sample_prompts=0),
     seed=cell.seed,
   )
+  result = train(str(folder), spec)
   return {'model_dir': result['model_dir'], 'steps': steps, 'flops': steps * per_step}
 
 
@@ -145,7 +132,7 @@ def fit_and_judge(
   cell: Cell,
   data: Data,
   budget: Budget,
-  mesh: Callable[[], Mesh],
+  mesh: MeshSpec,
   judge: Callable[[str], Any],
 ) -> dict[str, Any]:
   """Trains a cell's policy; returns its steps and FLOPs, and how its last and best checkpoint are judged.
@@ -166,8 +153,15 @@ def fit_and_judge(
   return found | {name: judged[path] for name, path in paths.items()}
 
 
-def _unit_options(budget: Budget) -> groups.UnitOptions:
-  return groups.UnitOptions(group_size=budget.group_size)
+def _spec(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mesh: MeshSpec) -> RunSpec:
+  """A method's run, but for its optimisers and its length."""
+  return RunSpec(
+    data=data.load,
+    policy=Policy(data.init_from),
+    algorithm=algorithm,
+    batches=Batches(_batch_size(algorithm, budget), units=groups.UnitOptions(group_size=budget.group_size)),
+    mesh=mesh,
+  )
 
 
 def _batch_size(algorithm: algorithms.Algorithm, budget: Budget) -> int:
@@ -177,36 +171,19 @@ def _batch_size(algorithm: algorithms.Algorithm, budget: Budget) -> int:
 
 @functools.lru_cache(maxsize=64)
 def flops_per_step(
-  make: Callable[[float], algorithms.Algorithm], data: Data, budget: Budget, mesh: Mesh
+  make: Callable[[float], algorithms.Algorithm], data: Data, budget: Budget, mesh: MeshSpec
 ) -> float:
   """FLOPs of one optimiser step, with all networks and the reference's pass, from the jaxpr.
 
   No temperature changes them.
   """
-  algorithm = make(1.0)
-  config = policy.config_of(data.init_from)
-  nets = networks.build(config, uses_value=algorithm.uses_value)
-  frozen = reference.frozen(scoring.make_score(nets.policy)) if algorithm.uses_reference else None
-  txs = dict.fromkeys(['policy'] + ['value'] * algorithm.uses_value, optimizers.adamw())
-  step = train_step.make_train_step(scoring.make_score(nets.policy, nets.value), algorithm, txs, frozen)
-  state = jax.eval_shape(
-    lambda params: train_state.create(params, txs, frozen is not None, algorithm.statistics),
-    networks.abstract_on(nets, mesh),
+  optimizer = optimizers.adamw()
+  schedule = Schedule(steps=1, eval_every=0)
+  spec = dataclasses.replace(
+    _spec(make(1.0), data, budget, mesh), optimizers=Optimizers(optimizer, optimizer), schedule=schedule
   )
-  return flops.count(step, state, _first_rows(algorithm, data, budget, mesh))
-
-
-def _first_rows(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mesh: Mesh) -> Any:
-  """The rows of the first batch, which has the shape of all batches."""
-  words = policy.vocabulary_of(data.init_from)
-  triplets = data.load(vocabulary=words)
-  triplets = derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
-  feed = batches.make_loaders(
-    triplets._replace(eval=None), algorithm, batches.RowOptions(), _unit_options(budget),
-    batch_size=_batch_size(algorithm, budget), seed=0, multiple=partitioning.num_row_shards(mesh),
-    eval_examples=None,
-  )  # fmt: skip
-  return feed.train.rows(0)
+  run = build(spec)
+  return flops.count(run.pure_step, run.abstract_state, run.loaders.train.rows(0))
 
 
 def imitate(
@@ -218,16 +195,20 @@ def imitate(
   steps: int,
   responses: int,
   learning_rate: float,
-  mesh: Callable[[], Mesh],
+  mesh: MeshSpec,
 ) -> str:
   """Fits the reference policy by supervised fine-tuning, or resumes that; returns its run's folder."""
-  tx = _schedule(learning_rate, steps)
-  result = train.train(
-    str(folder), load, algorithms.sft, model=model, vocabulary=vocabulary,
-    policy_optimizer=lambda: optimizers.adamw(tx), mesh=mesh, batch_size=responses, best_metric=None,
-    schedule=lambda: schedule.Schedule(steps, log_every=max(steps // 4, 1), eval_every=0, checkpoint_every=0),
-  )  # fmt: skip
-  return result['model_dir']
+  spec = RunSpec(
+    data=load,
+    policy=Policy(config=model, vocabulary=vocabulary),
+    algorithm=algorithms.sft(),
+    optimizers=Optimizers(optimizers.adamw(_schedule(learning_rate, steps))),
+    batches=Batches(responses),
+    schedule=Schedule(steps, log_every=max(steps // 4, 1), eval_every=0, checkpoint_every=0),
+    keep=Keep(metric=None),
+    mesh=mesh,
+  )
+  return train(str(folder), spec)['model_dir']
 
 
 def saved(model_dir: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from dro_jax.cli.tables import Command
 from dro_jax.cli.values import flag_value, gin_line
 from dro_jax.configs import files as config_files
 from dro_jax.configs import parameters as configs_parameters
+from dro_jax.configs.renamed import new_name
 from dro_jax.configs.text import collect, read
 from dro_jax.errors import UsageError, did_you_mean
 
@@ -50,15 +51,18 @@ _GIN_MODULES = {
   'dro_jax.recipes.build_table': 'dro_jax.build_table',
   'dro_jax.recipes.cache_reference': 'dro_jax.cache_reference',
   'dro_jax.recipes.fit_value': 'dro_jax.fit_value',
+  'dro_jax.recipes.train': 'dro_jax.train',
   'dro_jax.recipes.train_vocabulary': 'dro_jax.train_vocabulary',
   'dro_jax.run.batches': 'dro_jax.feeds',
   'dro_jax.run.sampling.rewards': 'dro_jax.rewards',
   'dro_jax.run.sampling.rollouts': 'dro_jax.online',
   'dro_jax.run.schedule': 'dro_jax.train',
-  'dro_jax.run.train': 'dro_jax.train',
+  'dro_jax.run.spec': 'dro_jax.train',
   'dro_jax.step.optimizers': 'dro_jax.optimizers',
   'dro_jax.step.reference': 'dro_jax.reference',
 }
+# Classes that gin knows by the names of the functions that they were.
+_GIN_NAMES = {'MeshSpec': 'make_mesh', 'Frozen': 'frozen', 'Cached': 'cached', 'Soft': 'soft', 'Hard': 'hard'}
 
 
 def configure(
@@ -86,7 +90,7 @@ def configure(
       given[line.partition('=')[0].strip()] = origin
     refuse_unused_macros(name, given)
     refuse_wrong_types(given)
-    refuse_settings_of_other_algorithms(command.function, given)
+    refuse_settings_of_other_algorithms(given)
     if complete:
       refuse_undefined_macros()
       gin.finalize()
@@ -112,7 +116,7 @@ def _public_callables(module_name: str) -> list[str]:
 @functools.cache
 def _configurable(module: str, name: str) -> Callable[..., Any]:
   value = getattr(importlib.import_module(module), name)
-  return gin.external_configurable(value, module=_GIN_MODULES.get(module, module))
+  return gin.external_configurable(value, _GIN_NAMES.get(name, name), module=_GIN_MODULES.get(module, module))
 
 
 def _read_files(files: Iterable[str]) -> dict[str, str]:
@@ -155,6 +159,8 @@ def _suggest(message: str) -> str:
   """A did-you-mean for what gin says that it does not know."""
   if match := re.search(r"doesn't have a parameter named '(\w+)'", message):
     configurable = re.search(r"Configurable '([\w.]+)'", message)[1]
+    if now := new_name(f'{configurable}.{match[1]}'):
+      return f' (it is {now} now)'
     return did_you_mean(match[1], configs_parameters.parameters(unwrapped(configurable)))
   if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message):
     return _other_commands(match[1]) or did_you_mean(match[1], configurable_names())
@@ -171,15 +177,22 @@ def _other_commands(name: str) -> str:
   return f' It belongs to other commands ({", ".join(owners)}): leave it out here.' if owners else ''
 
 
-def config_texts(root: str) -> dict[str, str]:
-  """What a run saves of its configuration: what was bound, what was used so far, and what else holds."""
+def recorded(root: str) -> Any:
+  """What a run saves of its configuration: what was bound, what was used so far, and what else holds.
+
+  A `run.folder.configs.Recorded`.
+  """
+  from dro_jax.run.folder.configs import Recorded  # As heavy as the run that asks for it.
+
   bound = gin.config_str()
   config = collect(read(bound, 'config.gin'))
-  return {
+  known = known_parameters()
+  texts = {
     'config.gin': bound,
     'operative_config.gin': gin.operative_config_str(),
-    'defaults.gin': configs_parameters.defaults_text(config, [root], known_parameters()),
+    'defaults.gin': configs_parameters.defaults_text(config, [root], known),
   }
+  return Recorded(texts, configs_parameters.effects_of(known))
 
 
 def known_parameters() -> dict[str, dict[str, configs_parameters.Parameter]]:

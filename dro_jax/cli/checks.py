@@ -59,9 +59,9 @@ def refuse_wrong_types(given: Mapping[str, str]) -> None:
         raise UsageError(f'{origin}: {name} takes {takes}, and not {value!r}')
 
 
-def refuse_settings_of_other_algorithms(command: str, given: Mapping[str, str]) -> None:
+def refuse_settings_of_other_algorithms(given: Mapping[str, str]) -> None:
   """A setting that only algorithms read, and not the chosen one, would change nothing, without a word."""
-  chosen = bound_value(f'{command}.algorithm') or bound_value('train.algorithm')
+  chosen = bound_value('RunSpec.algorithm')
   if not isinstance(chosen, gin.config.ConfigurableReference):
     return
   selector = gin.config._REGISTRY.get_match(chosen.selector).selector  # Whole: it may have been typed short.

@@ -70,8 +70,9 @@ def compared(
 
   a, b = words
   sides = [text.collect(_whole(packaged, name, commands)) for name in words]
-  defaults = parameters.defaults_of(known())
-  rows = configs.rows(configs.between(*sides, (defaults, defaults)))
+  known = known()
+  defaults = parameters.defaults_of(known)
+  rows = configs.rows(configs.between(*sides, (defaults, defaults)), parameters.effects_of(known))
   possible = all(row['resumable'] for row in rows)
   content = {'a': a, 'b': b, 'resumable': possible, 'differences': rows}
   if not rows:

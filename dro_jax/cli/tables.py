@@ -18,6 +18,7 @@ class Command(NamedTuple):
   bare           the flag that arguments without a flag belong to.
   usage          lines for its help.
   own            the door does it itself, and gin binds nothing to it.
+  on_cpu         it uses no accelerator, and must not look for one: a machine with libtpu may have none.
   """
 
   module: str
@@ -27,26 +28,31 @@ class Command(NamedTuple):
   bare: str | None = None
   usage: tuple[str, ...] = ()
   own: bool = False
+  on_cpu: bool = False
 
 
-_MODEL = (*models.CONFIGS, 'dro_jax.parallel.partitioning')
+_MODEL = (*models.CONFIGS, 'dro_jax.parallel.partitioning:MeshSpec')
 _DATA = ('dro_jax.data.triplets:load_triplets',)
 _TRAIN = (
   *_MODEL,
   *_DATA,
   'dro_jax.algorithms',
   'dro_jax.step.optimizers',
-  'dro_jax.step.reference',
+  'dro_jax.step.reference:Frozen',
+  'dro_jax.step.reference:Cached',
+  'dro_jax.step.reference:Soft',
+  'dro_jax.step.reference:Hard',
   'dro_jax.data.batches.groups:UnitOptions',
-  'dro_jax.run.sampling.rollouts',
+  'dro_jax.run.sampling.rollouts:RolloutOptions',
   'dro_jax.run.sampling.rewards',
-  'dro_jax.run.batches',
+  'dro_jax.run.batches:RowOptions',
   'dro_jax.run.schedule:Schedule',
-  'dro_jax.run.train:train',
+  'dro_jax.run.spec',
+  'dro_jax.recipes.train:train',
 )
 COMMANDS = {
   'train': Command(
-    'dro_jax.run.train',
+    'dro_jax.recipes.train',
     'train',
     'aligns a policy with (prompt, response, reward) triplets, or resumes a run',
     _TRAIN,
@@ -74,6 +80,7 @@ COMMANDS = {
     'preflight',
     'compiles a run for a TPU slice that need not be here: does it fit, how fast can it be',
     _TRAIN,
+    on_cpu=True,
   ),
   'evaluate': Command(
     'dro_jax.evaluation.evaluate',

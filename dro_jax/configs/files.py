@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from dro_jax.configs.renamed import read_saved
 from dro_jax.configs.text import Binding, read
 from dro_jax.errors import UsageError, did_you_mean
 
@@ -59,7 +60,7 @@ def read_run(folder: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
   for path in paths:
     text = path.read_text(encoding='utf-8')
     meanings = meanings or _meanings(text, packaged)
-    for binding in read(text, path.name):
+    for binding in read_saved(text, path.name):
       if values.get(binding.name) != binding.value or not binding.name:
         values[binding.name] = binding.value
         yield binding._replace(meaning=meanings.get(binding.name, ''))
@@ -67,7 +68,7 @@ def read_run(folder: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
 
 def _meanings(text: str, packaged: pathlib.Path) -> dict[str, str]:
   """The comments of the packaged command whose bindings are most like a text's."""
-  names = {binding.name for binding in read(text, CONFIG)}
+  names = {binding.name for binding in read_saved(text, CONFIG)}
   commands = [list(read_file(path, packaged)) for path in sorted((packaged / 'runs').glob('*.gin'))]
   alike = max(commands, key=lambda bindings: -len(names ^ {binding.name for binding in bindings}), default=[])
   return {binding.name: binding.meaning for binding in alike if binding.meaning}

@@ -8,15 +8,21 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dro_jax.configs.effects import NUMBERS, Effect, of_annotation, plain
+from dro_jax.configs.renamed import read_saved
 from dro_jax.configs.settings import settings
-from dro_jax.configs.text import Config, read, split
+from dro_jax.configs.text import Config, split
 
 
 class Parameter(NamedTuple):
-  """Of a configurable: its default as gin writes it, None where there is none or gin cannot; its meaning."""
+  """Of a configurable: its default as gin writes it, None where there is none or gin cannot; its meaning.
+
+  `effect` is what changing it does to a run that is resumed.
+  """
 
   default: str | None
   meaning: str
+  effect: Effect = NUMBERS
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
@@ -27,7 +33,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
   except ValueError:
     return {}
   return {
-    name: Parameter(_default(parameter.default), meanings.get(name, ''))
+    name: Parameter(_default(parameter.default), meanings.get(name, ''), of_annotation(parameter.annotation))
     for name, parameter in signature.parameters.items()
     if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
   }
@@ -69,6 +75,7 @@ def kinds(annotation: Any) -> tuple[type, ...] | None:
 
 def parts(annotation: Any) -> tuple[Any, ...]:
   """The members of a union, or the annotation alone."""
+  annotation = plain(annotation)
   unions = (types.UnionType, typing.Union)
   return typing.get_args(annotation) if typing.get_origin(annotation) in unions else (annotation,)
 
@@ -92,10 +99,15 @@ def defaults_of(known: Mapping[str, Mapping[str, Parameter]]) -> dict[str, dict[
   return {name: {p: parameter.default for p, parameter in of.items()} for name, of in known.items()}
 
 
+def effects_of(known: Mapping[str, Mapping[str, Parameter]]) -> dict[str, dict[str, Effect]]:
+  """What changing each parameter does to a run that is resumed, by configurable."""
+  return {name: {p: parameter.effect for p, parameter in of.items()} for name, of in known.items()}
+
+
 def defaults_in(text: str) -> dict[str, dict[str, str | None]]:
   """What `defaults_text` wrote."""
   found: dict[str, dict[str, str | None]] = {}
-  for binding in read(text, 'defaults.gin'):
+  for binding in read_saved(text, 'defaults.gin'):
     _, selector, parameter = split(binding.name)
     found.setdefault(selector, {})[parameter] = binding.value
   return found

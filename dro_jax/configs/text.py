@@ -124,7 +124,7 @@ def collect(bindings: Iterable[Binding]) -> Config:
 
 
 def _spelt(name: str, spellings: list[str]) -> str:
-  """The name with its configurable spelt as before: `train.seed` for `dro_jax.run.train.train.seed`."""
+  """The name with its configurable spelt as before: `RunSpec.seed` for `dro_jax.train.RunSpec.seed`."""
   scope, selector, parameter = split(name)
   if not selector:
     return name

@@ -1,10 +1,11 @@
 """Triplets for a run: read, split, scaled, and joined with column stores."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from dro_jax.configs.effects import ELSEWHERE, PLACE
 from dro_jax.data import scaling as scalings
 from dro_jax.data.records import inheritance
 from dro_jax.data.sources.find import as_names, find
@@ -36,15 +37,15 @@ class Triplets(NamedTuple):
 
 
 def load_triplets(
-  triplets: str | Sequence[str],
+  triplets: Annotated[str | Sequence[str], PLACE],
   *,
-  eval_triplets: str | Sequence[str] | None = None,
+  eval_triplets: Annotated[str | Sequence[str] | None, PLACE] = None,
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
   rewards_required: bool = True,
   template: str = '{prompt}',
   chat_template: str = chat.TEMPLATE,
-  vocabulary: str | Vocabulary = 'bytes',
+  vocabulary: Annotated[str | Vocabulary, PLACE] = 'bytes',
   prompt_length: int = 512,
   response_length: int = 512,
   overlong: str = 'truncate',
@@ -55,10 +56,10 @@ def load_triplets(
   task_split: str = 'train',
   eval_task_split: str = 'validation',
   task_modules: str | Sequence[str] = (),
-  columns_from: str | Sequence[str] | None = None,
-  data_dir: str | None = None,
-  cache_dir: str | None = None,
-  inherited: Mapping[str, Any] | None = None,
+  columns_from: Annotated[str | Sequence[str] | None, PLACE] = None,
+  data_dir: Annotated[str | None, PLACE] = None,
+  cache_dir: Annotated[str | None, PLACE] = None,
+  inherited: Annotated[Mapping[str, Any] | None, ELSEWHERE] = None,
 ) -> Triplets:
   """Token tables of training and validation triplets.
 

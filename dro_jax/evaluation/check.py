@@ -1,6 +1,5 @@
 """The `check` command: what a checkpoint is, and that scoring and sampling agree on it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from dro_jax.data.records import triplets
 from dro_jax.data.text import templates
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Mesh
+from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import networks
 from dro_jax.run.sampling import generation
 from dro_jax.step import reference, train_step
@@ -39,7 +38,7 @@ def check(
   max_length: int = 32,
   dtype: str | None = None,
   vocabulary: str | None = None,
-  mesh: Callable[[], Mesh] = partitioning.make_mesh,
+  mesh: MeshSpec = MeshSpec(),
 ) -> dict[str, Any]:
   """Answers five prompts greedily, and scores the answers with the checkpoint as policy and as reference.
 
@@ -61,7 +60,7 @@ def check(
     UsageError: no checkpoint, or no prompts.
     RuntimeError: ρ is not 0 exactly.
   """
-  grid = mesh()
+  grid = mesh.over()
   init_from = str(orbax.find_checkpoint(init_from))
   words, nets = policy.vocabulary_of(init_from, vocabulary), networks.build_policy(init_from, dtype=dtype)
   params = networks.load_policy(nets, init_from, grid)
@@ -100,7 +99,7 @@ def _score(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Log-probs of responses by the policy, and by the same parameters as its reference."""
   score = scoring.make_score(nets.policy)
-  evaluate = train_step.make_evaluate(score, NO_LOSS, reference.frozen(score))
+  evaluate = train_step.make_evaluate(score, NO_LOSS, reference.Frozen().build(score))
 
   def logps(state: train_state.TrainState, rows: Rows):
     scores, reference_scores, _ = evaluate(state, rows)

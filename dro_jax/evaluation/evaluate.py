@@ -9,8 +9,7 @@ from dro_jax import limits
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.triplets import Triplets, load_triplets, require_rewards
 from dro_jax.files import to_json
-from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Mesh
+from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run import table_scores
 from dro_jax.run.trained import load_run, score_table
 from dro_jax.statistics import agreement
@@ -24,7 +23,7 @@ def evaluate(
   chat_template: str | None = None,
   vocabulary: str | None = None,
   init_from: str | None = None,
-  mesh: Callable[[], Mesh] = partitioning.make_mesh,
+  mesh: MeshSpec = MeshSpec(),
   batch_size: int = 32,
   chunk_size: int | None = None,
   resamples: int = 1000,
@@ -54,7 +53,7 @@ def evaluate(
     UsageError: there is no such checkpoint, or data that cannot be read as the run read its own.
   """
   limits.seed(seed)
-  grid = mesh()
+  grid = mesh.over()
   run = load_run(model_dir, grid, vocabulary, init_from)
   texts = {'template': template, 'chat_template': chat_template}
   options = dict(run.data_options) | {name: text for name, text in texts.items() if text is not None}

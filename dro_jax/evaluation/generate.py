@@ -5,7 +5,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +16,7 @@ from dro_jax.checkpoints import orbax, policy
 from dro_jax.data.records import inheritance, triplets
 from dro_jax.data.text import chat, templates, vocabularies
 from dro_jax.errors import UsageError
-from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Mesh
+from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run import networks
 from dro_jax.run.folder import configs
 from dro_jax.run.sampling.generation import make_generator
@@ -33,7 +32,7 @@ def generate(
   template: str | None = None,
   chat_template: str | None = None,
   vocabulary: str | None = None,
-  mesh: Callable[[], Mesh] = partitioning.make_mesh,
+  mesh: MeshSpec = MeshSpec(),
   max_length: int = 128,
   temperature: float = 1.0,
   top_k: int = 0,
@@ -83,7 +82,7 @@ def generate(
     )
   target = None if output is None else _target(output)
   _refuse_input(target, prompts)
-  grid = mesh()
+  grid = mesh.over()
   model_dir = str(orbax.find_checkpoint(model_dir))
   words = policy.vocabulary_of(model_dir, vocabulary)
   asked = _asked(model_dir, prompts, prompt, columns, chat_template)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dro_jax import files, limits
 from dro_jax.checkpoints import orbax
-from dro_jax.configs import text as configs_text
+from dro_jax.configs.renamed import read_saved
 from dro_jax.errors import UsageError
 from dro_jax.printing import tables
 from dro_jax.run.folder import configs, validation
@@ -154,7 +154,7 @@ def _names(folders: Sequence[str]) -> list[str]:
 def bindings(folder: pathlib.Path) -> dict[str, str]:
   """What the configuration that a run last went on with binds, by name; nothing, where a run is Python's."""
   text = configs.newest_text(folder, configs.CONFIG) or ''
-  return {binding.name: binding.value for binding in configs_text.read(text, configs.CONFIG) if binding.name}
+  return {binding.name: binding.value for binding in read_saved(text, configs.CONFIG) if binding.name}
 
 
 # --- whether they can be compared ---------------------------------------------------------------------------

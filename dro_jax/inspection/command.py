@@ -1,32 +1,40 @@
 """The command line that trains on a data set."""
 
+import inspect
 import itertools
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dro_jax.data.text import chat
+from dro_jax import algorithms
+from dro_jax.data.triplets import load_triplets
 from dro_jax.inspection import methods
+from dro_jax.run.batches import RowOptions
+from dro_jax.run.spec import Batches, Policy
 
-# What a run takes by itself: what is no different is left out of the command.
+# The settings that a proposal may make, and where each has its default.
+_SETTINGS = {
+  'VOCABULARY': (Policy, 'vocabulary'),
+  'TEMPLATE': (load_triplets, 'template'),
+  'CHAT_TEMPLATE': (load_triplets, 'chat_template'),
+  'PROMPT_LENGTH': (load_triplets, 'prompt_length'),
+  'RESPONSE_LENGTH': (load_triplets, 'response_length'),
+  'KEEP': (load_triplets, 'keep'),
+  'BATCH': (Batches, 'size'),
+  'TAU': (algorithms.dro_v, 'tau'),
+  'REWARD_SCALING': (load_triplets, 'scaling'),
+  'VALIDATION_FRACTION': (load_triplets, 'validation_fraction'),
+  'PACKED': (RowOptions, 'packed'),
+  'ROW_COVERAGE': (RowOptions, 'coverage'),
+  'ROW_PROMPT_LENGTH': (RowOptions, 'prompt_length'),
+  'ROW_RESPONSE_LENGTH': (RowOptions, 'response_length'),
+  'DATA_DIR': (load_triplets, 'data_dir'),
+  'CACHE_DIR': (load_triplets, 'cache_dir'),
+}
+# A run has these by itself: the command leaves out a setting that does not differ.
 DEFAULTS = {
-  'VOCABULARY': None,
-  'TEMPLATE': '{prompt}',
-  'CHAT_TEMPLATE': chat.TEMPLATE,
-  'PROMPT_LENGTH': 512,
-  'RESPONSE_LENGTH': 512,
-  'KEEP': 'auto',
-  'BATCH': 32,
-  'TAU': 1.0,
-  'REWARD_SCALING': 'none',
-  'VALIDATION_FRACTION': 0.05,
-  'PACKED': True,
-  'ROW_COVERAGE': 1.0,
-  'ROW_PROMPT_LENGTH': None,
-  'ROW_RESPONSE_LENGTH': None,
-  'DATA_DIR': None,
-  'CACHE_DIR': None,
+  macro: inspect.signature(owner).parameters[name].default for macro, (owner, name) in _SETTINGS.items()
 }
 MACROS = {
   'packed': 'PACKED',

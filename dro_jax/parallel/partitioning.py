@@ -1,10 +1,11 @@
 """Where arrays live: a table of rules maps the models' logical axes to the mesh (data, fsdp, model)."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dro_jax.configs.effects import LAYOUT
 from dro_jax.errors import UsageError
 from dro_jax.types import Params, Rows
 
@@ -66,17 +68,9 @@ class Mesh(NamedTuple):
     return self.mesh.devices
 
 
-def make_mesh(
-  data: int = -1,
-  fsdp: int = 1,
-  model: int = 1,
-  *,
-  dcn_data: int = -1,
-  dcn_fsdp: int = 1,
-  rules: Mapping[str, Cut] | Sequence[tuple[str, Cut]] = (),
-  devices: Sequence[Any] | None = None,
-) -> Mesh:
-  """A (data, fsdp, model) mesh over all devices, and what is cut by it.
+@dataclasses.dataclass(frozen=True)
+class MeshSpec:
+  """A (data, fsdp, model) mesh, and what is cut by it: data until `over` lays it out on devices.
 
   Args:
     data: replicas of the parameters in a slice; −1 takes the devices that the other axes leave.
@@ -89,19 +83,35 @@ def make_mesh(
       before all others in their order, so that an axis may have several:
       [('mlp', 'fsdp'), ('embed', 'fsdp'), ('embed', None)]. {'activation_length': 'model'} cuts hidden states
       by length between layers (arXiv 2205.05198).
-    devices: those to lay out, which need not be here (see `preflight`); `None` takes all that are.
-
-  Raises:
-    UsageError: the sizes do not multiply to the number of devices, or a rule names what there is not.
   """
-  devices = jax.devices() if devices is None else list(devices)
-  slices = len({getattr(device, 'slice_index', None) for device in devices})
-  what = 'devices' if slices == 1 else 'devices of a slice'
-  within = _filled({'data': data, 'fsdp': fsdp, 'model': model}, len(devices) // slices, what)
-  across = _filled({'dcn_data': dcn_data, 'dcn_fsdp': dcn_fsdp}, slices, 'slices')
-  arranged = _arranged(devices, within, (*across, 1))
-  mesh = jax.sharding.Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-  return Mesh(mesh, _merged(rules))
+
+  data: Annotated[int, LAYOUT] = -1
+  fsdp: Annotated[int, LAYOUT] = 1
+  model: Annotated[int, LAYOUT] = 1
+  dcn_data: Annotated[int, LAYOUT] = -1
+  dcn_fsdp: Annotated[int, LAYOUT] = 1
+  rules: Annotated[Mapping[str, Cut] | Sequence[tuple[str, Cut]], LAYOUT] = ()
+
+  def over(self, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over these devices, which need not be here (see `preflight`); `None` takes all that are.
+
+    Raises:
+      UsageError: the sizes do not multiply to the number of devices, or a rule names what there is not.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    slices = len({getattr(device, 'slice_index', None) for device in devices})
+    what = 'devices' if slices == 1 else 'devices of a slice'
+    sizes = {'data': self.data, 'fsdp': self.fsdp, 'model': self.model}
+    within = _filled(sizes, len(devices) // slices, what)
+    across = _filled({'dcn_data': self.dcn_data, 'dcn_fsdp': self.dcn_fsdp}, slices, 'slices')
+    arranged = _arranged(devices, within, (*across, 1))
+    mesh = jax.sharding.Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(mesh, _merged(self.rules))
+
+
+def make_mesh(*sizes: int, devices: Sequence[Any] | None = None, **settings: Any) -> Mesh:
+  """The mesh of `MeshSpec(*sizes, **settings)` over devices, all that are here by default."""
+  return MeshSpec(*sizes, **settings).over(devices)
 
 
 def _filled(sizes: Mapping[str, int], count: int, what: str) -> tuple[int, ...]:
@@ -363,6 +373,3 @@ def jit_on(grid: Mesh, function: Callable[..., Any], **options: Any) -> Callable
       return compiled(*arguments)
 
   return on_mesh
-
-
-__all__ = ['make_mesh']

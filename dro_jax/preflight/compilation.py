@@ -6,18 +6,18 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from dro_jax.costs import flops, roofline, slices
-from dro_jax.data import triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import policy
 from dro_jax.parallel import partitioning
-from dro_jax.preflight.placeholders import with_reference, without_store
-from dro_jax.run import build
+from dro_jax.preflight.placeholders import without_store
+from dro_jax.run.build import Run, build
+from dro_jax.run.spec import RunSpec, replace
 from dro_jax.step.state import TrainState
 from dro_jax.types import Rows
 
@@ -31,60 +31,36 @@ class Attempt(NamedTuple):
   report: dict[str, Any]
 
 
-class Asked(NamedTuple):
-  """What is compiled: `train`, the slice, the data, and the settings that `train` gets."""
-
-  train: Callable[..., Any]
-  where: slices.Slice
-  data: Callable[..., triplets.Triplets]
-  settings: Mapping[str, Any]
+def rehearse(spec: RunSpec, where: slices.Slice) -> Run:
+  """The run, built for a slice's devices, but not compiled; no reference store need be there."""
+  return build(without_store(spec), where.devices)
 
 
-def make_request(
-  train: Callable[..., Any],
-  where: slices.Slice,
-  data: Callable[..., triplets.Triplets],
-  settings: Mapping[str, Any],
-  **changes: Any,
-) -> Asked:
-  """A run with some changes; a reference that is not scored brings its log-probs."""
-  settings = {**settings, **changes}
-  settings['reference'] = without_store(settings['reference'])
-  kept = settings['reference'](lambda *_: None).is_kept
-  return Asked(train, where, data if kept else functools.partial(with_reference, data), settings)
-
-
-def rehearse(asked: Asked, **changes: Any) -> tuple[build.Run, TrainState]:
-  """The run, built but not compiled, and its state's shapes."""
-  rehearsal = build.Rehearsal(asked.where.devices, lambda run, state: (run, state))
-  return asked.train(data=asked.data, rehearsal=rehearsal, **{**asked.settings, **changes})
-
-
-def try_compile(asked: Asked) -> Attempt:
-  where, settings = asked.where, asked.settings
-  run, state = rehearse(asked)
-  rows = abstract_rows(run)
+def try_compile(spec: RunSpec, where: slices.Slice) -> Attempt:
+  """Compiles a run's step for a slice."""
+  run = rehearse(spec, where)
+  state, rows = run.abstract_state, abstract_rows(run)
   log.info('compiling for %s, mesh %s', where.name, dict(run.mesh.shape))
-  report = _before(run, state, rows, where)
-  if settings['num_microbatches'] > 1 or run.networks.policy.config.remat:
-    plain = rehearse(asked, num_microbatches=1, remat=False)
-    report['flops']['useful'] = _count(*plain, abstract_rows(plain[0]))
+  report = _before(run, rows, where)
+  if spec.batches.microbatches > 1 or run.networks.policy.config.remat:
+    plain = rehearse(replace(spec, batches={'microbatches': 1}, compute={'remat': False}), where)
+    report['flops']['useful'] = _count(plain, abstract_rows(plain))
   start = time.monotonic()
   try:
-    compiled, text = compile_step(run, state, rows)
+    compiled, text = compile_step(run, rows)
   except Exception as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return Attempt(False, report | _too_large(str(error), state, where, time.monotonic() - start))
   spent = time.monotonic() - start
-  memory, after = _after(compiled, text, run, state, where, report, settings['schedule']().steps)
+  memory, after = _after(compiled, text, run, where, report)
   fits = memory['total'] <= where.chip.hbm
   return Attempt(fits, report | {'fits': fits, 'memory': memory} | after | {'compile_seconds': spent})
 
 
-def abstract_rows(run: build.Run, step: int = 0) -> Rows:
+def abstract_rows(run: Run, step: int = 0) -> Rows:
   """Shapes and shardings of a batch, as the loop would place it."""
-  rows = run.train_loader.rows(step)
+  rows = run.loaders.train.rows(step)
   cut, whole = partitioning.rows_sharding(run.mesh), partitioning.replicated(run.mesh)
 
   def place(tree: Any, sharding: Any) -> Any:
@@ -93,11 +69,11 @@ def abstract_rows(run: build.Run, step: int = 0) -> Rows:
   return place(rows._replace(units=None), cut)._replace(units=place(rows.units, whole))
 
 
-def compile_step(run: build.Run, state: TrainState, rows: Rows) -> tuple[jax.stages.Compiled, str]:
+def compile_step(run: Run, rows: Rows) -> tuple[jax.stages.Compiled, str]:
   """(the run's own jitted step, compiled for the devices of its mesh; its program's text)."""
   with partitioning.use_mesh(run.mesh), tempfile.TemporaryDirectory() as folder:
     dump = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
-    compiled = run.step.lower(state, rows).compile(compiler_options=dump)
+    compiled = run.jitted_step.lower(run.abstract_state, rows).compile(compiler_options=dump)
     return compiled, _text(compiled, pathlib.Path(folder))
 
 
@@ -124,16 +100,17 @@ def _text(compiled: jax.stages.Compiled, dump: pathlib.Path) -> str:
     ) from error
 
 
-def _count(run: build.Run, state: TrainState, rows: Rows) -> float | int:
+def _count(run: Run, rows: Rows) -> float | int:
   with partitioning.use_mesh(run.mesh):
-    return flops.count(run.step, state, rows)
+    return flops.count(run.jitted_step, run.abstract_state, rows)
 
 
-def _before(run: build.Run, state: TrainState, rows: Rows, where: slices.Slice) -> dict[str, Any]:
+def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
   """What is known of a step before it is compiled."""
-  layout, config = run.train_loader.layout, run.networks.policy.config
+  layout, config = run.loaders.train.layout, run.networks.policy.config
+  state = run.abstract_state
   tokens = (rows.prompt_tokens.size, rows.response_tokens.size)
-  counted = _count(run, state, rows)
+  counted = _count(run, rows)
   value = run.networks.value
   estimate = roofline.rule_of_thumb(
     state, tokens, run.algorithm, policy.family_of(run.networks.policy.config),
@@ -159,15 +136,14 @@ def _before(run: build.Run, state: TrainState, rows: Rows, where: slices.Slice) 
 def _after(
   compiled: jax.stages.Compiled,
   text: str,
-  run: build.Run,
-  state: TrainState,
+  run: Run,
   where: slices.Slice,
   report: Mapping[str, Any],
-  steps: int,
 ) -> tuple[dict[str, float | int], dict[str, Any]]:
   """(memory a chip by kind, what a compiled step does and takes)."""
   done = roofline.work(text, list(run.mesh.devices.flat), where)
-  memory = roofline.memory(state, compiled.memory_analysis(), done.kept_bytes)
+  steps = run.schedule.steps
+  memory = roofline.memory(run.abstract_state, compiled.memory_analysis(), done.kept_bytes)
   memory['available'] = where.chip.hbm
   times = roofline.seconds(done, where.chip)
   best = times['most']

@@ -1,39 +1,93 @@
-"""What stands in for data and references that are not here."""
+"""What stands in for data, weights and a reference store that are not here."""
 
-from collections.abc import Callable
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from dro_jax import types
-from dro_jax.data import triplets
+from dro_jax.data.records.readers import FORMATS
 from dro_jax.data.table.table import Ragged, TokenTable
+from dro_jax.data.text.vocabularies import Vocabulary
+from dro_jax.data.triplets import Triplets
 from dro_jax.data.worlds import placeholder
 from dro_jax.models.scoring import Score
-from dro_jax.step.reference import Reference
+from dro_jax.run.spec import RunSpec, replace
+from dro_jax.step.reference import Cached, Reference
 
 # What algorithms derive columns from, where a record has them.
-DERIVED_FROM = ('value', 'behaviour_logps', 'behaviour_sampled')
+_DERIVED_FROM = ('value', 'behaviour_logps', 'behaviour_sampled')
 
 
-def placeholder_triplets(vocabulary: Any, **sizes: Any) -> triplets.Triplets:
-  return placeholder.triplets(vocabulary, **sizes)
+def are_here(triplets: str | Sequence[str] | None) -> bool:
+  """Whether these are files; a data set's name would have to be downloaded, and none means stand-ins."""
+  names = triplets.split(',') if isinstance(triplets, str) else triplets or ()
+  return bool(names) and all(name.strip().endswith(FORMATS) for name in names)
 
 
-def without_store(reference: Callable[[Score], Reference]) -> Callable[[Score], Any]:
-  return lambda score: reference(score)._replace(stored=None)
+def with_texts_of_full_length(spec: RunSpec, prompt_length: int, response_length: int) -> RunSpec:
+  """The run on stand-ins: batches of texts of full length, in rows that hold exactly one text a side."""
+  algorithm, batches, rows = spec.algorithm, spec.batches, spec.batches.rows
+  columns = (*algorithm.requires, *(_DERIVED_FROM if algorithm.columns else ()))
+  responses = batches.units.group_size if algorithm.unit == 'group' else 2
+
+  def read(vocabulary: Vocabulary, **options: Any) -> Triplets:
+    return placeholder.triplets(
+      vocabulary, prompts=batches.size, responses=responses, prompt_length=prompt_length,
+      response_length=response_length, columns=columns,
+    )  # fmt: skip
+
+  rows = dataclasses.replace(
+    rows, prompt_length=rows.prompt_length or prompt_length,
+    response_length=rows.response_length or response_length,
+  )  # fmt: skip
+  return replace(spec, data=read, batches={'rows': rows})
 
 
-def with_reference(data: Callable[..., triplets.Triplets], **options: Any) -> triplets.Triplets:
-  """Triplets with a reference's log-probs, as a store would bring them."""
-  found = data(**options)
+def without_weights(spec: RunSpec) -> RunSpec:
+  """The run from a random start where its checkpoint or vocabulary is not here: a step is the same."""
+  policy = spec.policy
+  if policy.init_from is not None and policy.config is not None and not _is_here(policy.init_from):
+    policy = dataclasses.replace(policy, init_from=None)
+  if isinstance(policy.vocabulary, str) and policy.vocabulary != 'bytes' and not _is_here(policy.vocabulary):
+    policy = dataclasses.replace(policy, vocabulary=None)
+  return dataclasses.replace(spec, policy=policy)
 
-  def extended(table: TokenTable | None) -> TokenTable | None:
-    if table is None:
-      return None
-    starts = np.cumsum(table.response_lengths) - table.response_lengths
-    zeros = Ragged(np.zeros(int(table.response_lengths.sum()), np.float32), starts)
-    pairs = {types.MISMATCHED_LOGPS: lambda prompts, responses: np.zeros(len(prompts))}
-    return table.with_columns(token_columns={types.TOKEN_LOGPS: zeros}, pair_columns=pairs)
 
-  return found._replace(train=extended(found.train), eval=extended(found.eval))
+def _is_here(path: str) -> bool:
+  """Whether a path is of this machine and exists: a bucket is not asked."""
+  return '://' not in path and pathlib.Path(path).expanduser().exists()
+
+
+def without_store(spec: RunSpec) -> RunSpec:
+  """The run with log-probs as a store would bring them, where it reads such; no store need be there."""
+  if not isinstance(spec.reference, Cached) or not spec.algorithm.uses_reference:
+    return spec
+  return dataclasses.replace(spec, reference=_StandInStore(), data=_with_logps(spec.data))
+
+
+@dataclasses.dataclass(frozen=True)
+class _StandInStore:
+  """A cached reference whose log-probs come with the triplets."""
+
+  def build(self, score: Score) -> Reference:
+    return Cached('stand-in').build(score)._replace(stored=None)
+
+
+def _with_logps(data: Triplets | Callable[..., Triplets]) -> Callable[..., Triplets]:
+  def read(**options: Any) -> Triplets:
+    triplets = data if isinstance(data, Triplets) else data(**options)
+    return triplets._replace(train=_extended(triplets.train), eval=_extended(triplets.eval))
+
+  return read
+
+
+def _extended(table: TokenTable | None) -> TokenTable | None:
+  if table is None:
+    return None
+  starts = np.cumsum(table.response_lengths) - table.response_lengths
+  zeros = Ragged(np.zeros(int(table.response_lengths.sum()), np.float32), starts)
+  pairs = {types.MISMATCHED_LOGPS: lambda prompts, responses: np.zeros(len(prompts))}
+  return table.with_columns(token_columns={types.TOKEN_LOGPS: zeros}, pair_columns=pairs)

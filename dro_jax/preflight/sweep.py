@@ -1,34 +1,30 @@
 """Every mesh that divides a slice, tried."""
 
-import functools
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 from dro_jax.costs import roofline
-from dro_jax.costs import slices as chips
+from dro_jax.costs.slices import Slice
 from dro_jax.errors import UsageError
-from dro_jax.parallel.partitioning import Mesh
 from dro_jax.preflight import compilation
 from dro_jax.preflight.remedies import summary
 from dro_jax.preflight.tables import mesh_row
 from dro_jax.printing import result
+from dro_jax.run.spec import RunSpec, replace
 
 
-def sweep_meshes(
-  asked: Callable[..., compilation.Asked], mesh: Callable[..., Mesh], where: chips.Slice, limit: int | None
-) -> result.Sections:
+def sweep_meshes(spec: RunSpec, where: Slice, limit: int | None) -> result.Sections:
   """Every mesh, those that fit first, the fastest of them first."""
-  possible, rows = _sifted(asked, mesh, where)
+  possible, rows = _sifted(spec, where)
   chosen = possible[:limit]
   for sizes in chosen:
     try:
-      found = compilation.try_compile(asked(mesh=functools.partial(mesh, **sizes)))
+      attempt = compilation.try_compile(replace(spec, mesh=sizes), where)
     except UsageError as error:
       rows.append(sizes | {'fits': False, 'refused': str(error)})
       continue
-    rows.append(sizes | {'fits': found.fits, **summary(found.report)})
+    rows.append(sizes | {'fits': attempt.fits, **summary(attempt.report)})
     compilation.log.info('%s', mesh_row(rows[-1]))
   left = f'not compiled: --set SWEEP_LIMIT={len(possible)} does'
   rows += [sizes | {'fits': None, 'refused': left} for sizes in possible[len(chosen) :]]
@@ -36,18 +32,16 @@ def sweep_meshes(
   return result.Sections({'topology': where.name, 'meshes': rows}, {where.name: list(map(mesh_row, rows))})
 
 
-def _sifted(
-  asked: Callable[..., compilation.Asked], mesh: Callable[..., Mesh], where: chips.Slice
-) -> tuple[list[dict[str, int]], list[dict[str, Any]]]:
+def _sifted(spec: RunSpec, where: Slice) -> tuple[list[dict[str, int]], list[dict[str, Any]]]:
   """(sizes of meshes that may do, rows of those that cannot), as far as can be told without compiling."""
   possible, rows = [], []
   for sizes in _meshes(len(where.devices) // where.num_slices, where.num_slices):
     try:
-      _, state = compilation.rehearse(asked(mesh=functools.partial(mesh, **sizes)))
+      run = compilation.rehearse(replace(spec, mesh=sizes), where)
     except UsageError as error:
       rows.append(sizes | {'fits': False, 'refused': str(error)})
       continue
-    held = sum(roofline.state_memory(state).values())
+    held = sum(roofline.state_memory(run.abstract_state).values())
     if held > where.chip.hbm:
       why = 'parameters, optimizer and reference alone are too much'
       rows.append(sizes | {'fits': False, 'total_bytes': held, 'refused': why})

@@ -5,39 +5,39 @@ MODEL_DIR/columns    their values, frozen: every prompt's is from a network that
 MODEL_DIR/policy     the policy, trained on the responses of positive advantage: `train`
 """
 
+import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from dro_jax import algorithms
-from dro_jax.data.triplets import Triplets, load_triplets, with_columns
+from dro_jax.configs.effects import PARTS, PLACE
+from dro_jax.data.triplets import Triplets, with_columns
 from dro_jax.errors import UsageError
-from dro_jax.recipes import fit_value
-from dro_jax.run import train as run_train
+from dro_jax.recipes.fit_value import fit_value
+from dro_jax.recipes.train import train
+from dro_jax.run.folder.configs import Recorded
+from dro_jax.run.spec import RunSpec
 
 
 def a_lol_stages(
-  model_dir: str,
-  data: Callable[..., Triplets] = load_triplets,
-  algorithm: Callable[[], algorithms.Algorithm] = algorithms.a_lol,
+  model_dir: Annotated[str, PLACE],
+  spec: Annotated[RunSpec, PARTS],
   *,
-  fit: Callable[..., Mapping[str, Any]] = fit_value.fit_value,
-  train: Callable[..., Mapping[str, Any]] = run_train.train,
-  configs: Callable[[], Mapping[str, str]] = dict,
+  fit: Annotated[Callable[..., Mapping[str, Any]] | None, PARTS] = None,
+  configs: Callable[[], Recorded] = Recorded,
 ) -> dict[str, Any]:
   """Fits V, freezes it, takes every response's advantage once, drops A ≤ 0, and trains on the rest.
 
   Args:
     model_dir: the stages' folder.
-    data: the triplets and how to read them.
-    algorithm: `a_lol`, `a_lol_ref_free`, `a_lol_kl` or `a_lol_sequence`, or another that reads advantages;
-      with `priority` responses are drawn in proportion to theirs.
-    fit: how the value is fitted (see `fit_value`).
-    train: how the policy is trained; its model_dir, data and algorithm are chosen here.
-    configs: texts to save with the runs, by file name.
+    spec: the policy's run. Its algorithm is `a_lol`, `a_lol_ref_free`, `a_lol_kl` or `a_lol_sequence`, or
+      another that reads advantages; with `priority` responses are drawn in proportion to theirs.
+    fit: how the value is fitted: `fit_value`, given its spec; `None` fits it by the policy's spec.
+    configs: how the runs are configured, saved with them.
 
   Returns:
     What each stage found: the value's explained variance, how many advantages are positive, the policy's last
@@ -47,22 +47,24 @@ def a_lol_stages(
     UsageError: the algorithm reads no advantages, no advantage is positive, or a stage cannot run.
     Stopped: SIGTERM came; what was done is saved.
   """
-  chosen = algorithm()
-  if 'advantage' not in chosen.columns:
+  if 'advantage' not in spec.algorithm.columns:
     raise UsageError(
-      f'{chosen.name} reads no advantages over a fitted value, so the stages would be for nothing: pass '
-      '--set ALGORITHM=a_lol (or a_lol_ref_free, a_lol_kl, a_lol_sequence), or run it with `dro_jax train`.'
+      f'{spec.algorithm.name} reads no advantages over a fitted value, so the stages would be for nothing: '
+      'pass --set ALGORITHM=a_lol (or a_lol_ref_free, a_lol_kl, a_lol_sequence), or run it with '
+      '`dro_jax train`.'
     )
   folder = {stage: os.path.join(model_dir, stage) for stage in ('value', 'columns', 'policy')}
-  value = fit(model_dir=folder['value'], data=data, columns_dir=folder['columns'], configs=configs)
+  fit = fit or functools.partial(fit_value, spec=spec)
+  value = fit(folder['value'], columns_dir=folder['columns'], configs=configs)
   advantages = {}
 
   def joined(**options: Any) -> Triplets:
-    triplets = with_columns(data(**options), [folder['columns']])
+    triplets = spec.data if isinstance(spec.data, Triplets) else spec.data(**options)
+    triplets = with_columns(triplets, [folder['columns']])
     advantages.update(_summary(triplets))
     return triplets
 
-  policy = train(model_dir=folder['policy'], data=joined, algorithm=algorithm, configs=configs)
+  policy = train(folder['policy'], dataclasses.replace(spec, data=joined), configs=configs)
   return {'value': dict(value), 'advantages': advantages, 'policy': dict(policy)}
 
 

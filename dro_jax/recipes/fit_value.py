@@ -1,9 +1,11 @@
 """The `fit_value` command: V(x) for every prompt, from networks that never saw its rewards."""
 
+import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,58 +13,53 @@ from jax.experimental import multihost_utils
 
 from dro_jax import algorithms
 from dro_jax.checkpoints import orbax
+from dro_jax.configs.effects import ELSEWHERE, PARTS, PLACE
 from dro_jax.data.storage import hashes
 from dro_jax.data.table import column_store
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import vocabularies
-from dro_jax.data.triplets import Triplets, load_triplets, scaled
+from dro_jax.data.triplets import Triplets, scaled
 from dro_jax.errors import UsageError
-from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Mesh
-from dro_jax.run import train as run_train
+from dro_jax.recipes.train import train
 from dro_jax.run import trained
 from dro_jax.run.folder import configs as resume
+from dro_jax.run.folder.configs import Recorded
+from dro_jax.run.spec import RunSpec
 from dro_jax.statistics import agreement
 
 _LITTLE = 0.05  # Share of the rewards' variance below which a value is hardly fitted.
 
 
 def fit_value(
-  model_dir: str,
-  data: Callable[..., Triplets] = load_triplets,
-  train: Callable[..., Mapping[str, Any]] = run_train.train,
+  model_dir: Annotated[str, PLACE],
+  spec: Annotated[RunSpec, PARTS],
   *,
   folds: int = 5,
   held_out: float | None = None,
-  columns_dir: str | None = None,
-  mesh: Callable[[], Mesh] = partitioning.make_mesh,
-  score_batch_size: int = 32,
-  chunk_size: int | None = None,
-  min_explained_variance: float | None = None,
-  configs: Callable[[], Mapping[str, str]] = dict,
+  columns_dir: Annotated[str | None, PLACE] = None,
+  score_batch_size: Annotated[int, ELSEWHERE] = 32,
+  min_explained_variance: Annotated[float | None, ELSEWHERE] = None,
+  configs: Callable[[], Recorded] = Recorded,
 ) -> dict[str, Any]:
   """Fits V by least squares, ½ (V(x) − r)², and writes the column `value` of every response's prompt.
 
   Cross-fitted: prompts fall into K folds by their hash, and the values of one fold come from a network that
   was fitted on the others. Prompts held out for validation choose each network's best checkpoint, and get the
-  mean of all networks. Each is a run of `train` in MODEL_DIR/fold_K, which is resumed; a store that is
-  complete, and made of the data and the checkpoint that are there now, is not made again. The policy is not
-  trained. Rewards are standardised for the fit; values are written in the rewards' own units.
+  mean of all networks. Each is a run in MODEL_DIR/fold_K, which is resumed; a store that is complete, and
+  made of the data and the checkpoint that are there now, is not made again. The policy is not trained.
+  Rewards are standardised for the fit; values are written in the rewards' own units.
 
   Args:
     model_dir: the folder of the networks' runs, and of the store.
-    data: the triplets and how to read them.
-    train: how to train each network; its model_dir, data and algorithm are chosen here.
+    spec: the run of each network; its data is split here, and its algorithm is `regression`.
     folds: K, 2 or more; K networks are trained.
     held_out: instead of folds, the share of prompts on which one network is fitted: the others get values,
       and these are left out of any data that the store is joined to.
     columns_dir: the store's folder; `None` is MODEL_DIR/columns.
-    mesh: devices' arrangement for predicting.
     score_batch_size: prompts whose values are predicted at once.
-    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
     min_explained_variance: share of the variance of unseen prompts' rewards below which V is refused; `None`
       warns below .05.
-    configs: texts to save with the runs, by file name; other texts make the store again.
+    configs: how the runs are configured, saved with them; other texts make the store again.
 
   Returns:
     By fold, the share of the variance of unseen prompts' rewards that V explains; the store's folder.
@@ -76,24 +73,32 @@ def fit_value(
       f'folds={folds}, held_out={held_out}: pass 2 folds or more, or a share between 0 and 1 to fit on '
       '(--set FOLDS=5, --set HELD_OUT=0.5).'
     )
+  if isinstance(spec.data, Triplets):
+    spec = dataclasses.replace(spec, data=functools.partial(_as_read, spec.data))
   columns_dir = columns_dir or os.path.join(model_dir, 'columns')
-  request = {'folds': folds, 'held_out': held_out, 'config': configs().get('config.gin')}
-  if (report := _complete(columns_dir, request, data)) is not None:
+  request = {'folds': folds, 'held_out': held_out, 'config': configs().texts.get('config.gin')}
+  if (report := _complete(columns_dir, request, spec.data)) is not None:
     logging.getLogger(__name__).info('%s is complete: nothing is fitted again', columns_dir)
     return judged(report, min_explained_variance)
   if jax.process_index() == 0:
     column_store.refuse_place(columns_dir, 'columns_dir')
+  spec = dataclasses.replace(spec, algorithm=algorithms.regression)
   fitted = []
   for part in _parts(folds, held_out):
-    folder, load = os.path.join(model_dir, part.name), _of_part(data, part)
-    train(model_dir=folder, data=load, algorithm=algorithms.regression, configs=configs)
-    fitted.append(_predict(folder, data, part, mesh(), score_batch_size, chunk_size))
+    folder = os.path.join(model_dir, part.name)
+    train(folder, dataclasses.replace(spec, data=_of_part(spec.data, part)), configs=configs)
+    fitted.append(_predict(folder, spec, part, score_batch_size))
   report = judged({'columns': str(columns_dir), **_report(fitted)}, min_explained_variance)
   if jax.process_index() == 0:
     _write(columns_dir, fitted, {'request': request, 'report': report, 'made_of': fitted[0].made_of})
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('columns')
   return report
+
+
+def _as_read(triplets: Triplets, **options: Any) -> Triplets:
+  """Triplets that are read already, whatever the options."""
+  return triplets
 
 
 def _complete(
@@ -185,24 +190,19 @@ class _Fitted(NamedTuple):
   made_of: Mapping[str, Any]
 
 
-def _predict(
-  folder: str,
-  data: Callable[..., Triplets],
-  part: _Part,
-  mesh: Mesh,
-  batch_size: int,
-  chunk_size: int | None,
-) -> _Fitted:
+def _predict(folder: str, spec: RunSpec, part: _Part, batch_size: int) -> _Fitted:
+  mesh = spec.mesh.over()
   run = trained.load_run(folder, mesh)
   read_as = resume.data_options({'data': {'options': run.data_options}})
-  triplets = data(**_reading(run.vocabulary.spec, read_as))
+  triplets = spec.data(**_reading(run.vocabulary.spec, read_as))
   unseen = np.flatnonzero(~part.fits(triplets.train.prompt_digests))
 
   def values_of(table: TokenTable) -> np.ndarray:
     _, firsts, prompt = np.unique(table.prompt_index, return_index=True, return_inverse=True)
     scored = trained.score_table(
-      run, table.subset(firsts), mesh, batch_size=min(batch_size, len(firsts)), chunk_size=chunk_size
-    )
+      run, table.subset(firsts), mesh, batch_size=min(batch_size, len(firsts)),
+      chunk_size=spec.compute.chunk_size,
+    )  # fmt: skip
     return run.scaling.invert(scored.values)[prompt]
 
   values = np.full(len(triplets.train), np.nan)

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from dro_jax import algorithms
 from dro_jax.algorithms.columns import Labelling
+from dro_jax.configs.effects import LAYOUT
 from dro_jax.data.batches import groups, loader, packing, plan
 from dro_jax.data.records import comparisons
 from dro_jax.data.table.table import TokenTable
@@ -31,11 +32,11 @@ class RowOptions:
       compilation. Below 1 pays where a few prompts have very many or very long responses.
   """
 
-  packed: bool = True
-  encode_once: bool = True
-  prompt_length: int | None = None
-  response_length: int | None = None
-  coverage: float | int = 1.0
+  packed: Annotated[bool, LAYOUT] = True
+  encode_once: Annotated[bool, LAYOUT] = True
+  prompt_length: Annotated[int | None, LAYOUT] = None
+  response_length: Annotated[int | None, LAYOUT] = None
+  coverage: Annotated[float | int, LAYOUT] = 1.0
 
 
 class Loaders(NamedTuple):
@@ -91,12 +92,21 @@ def admitted(triplets: Triplets, algorithm: algorithms.Algorithm) -> Triplets:
   """
   for table in filter(None, (triplets.train, triplets.eval)):
     algorithms.check_columns(algorithm, table.columns)
-  if algorithm.uses_rewards:
-    require_rewards(triplets, algorithm.name)
-  else:
-    triplets = with_missing_rewards_zero(triplets)
+  triplets = with_rewards(triplets, algorithm)
   algorithm.check(triplets)
   return derive(triplets, algorithm.columns, algorithm.select, algorithm.weights)
+
+
+def with_rewards(triplets: Triplets, algorithm: algorithms.Algorithm) -> Triplets:
+  """The triplets, whose missing rewards are 0 where the algorithm reads none.
+
+  Raises:
+    UsageError: it reads rewards, and a record has none.
+  """
+  if not algorithm.uses_rewards:
+    return with_missing_rewards_zero(triplets)
+  require_rewards(triplets, algorithm.name)
+  return triplets
 
 
 def make_loaders(

@@ -1,275 +1,414 @@
-"""A run, built: networks, step, loaders and samplers."""
+"""A run, built: networks, step, batches, samplers. Nothing is compiled or written, no parameter is read."""
 
 import dataclasses
 import functools
-import logging
 import math
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import optax
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax, policy
-from dro_jax.data.batches import loader
+from dro_jax.algorithms.base import NO_LOSS
+from dro_jax.checkpoints import policy as saved_policies
+from dro_jax.data.batches import groups, loader
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
+from dro_jax.models import scoring
 from dro_jax.models.family import Config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.run import batches, best, networks
-from dro_jax.run.folder import configs
+from dro_jax.run import batches, best, networks, reference_store, table_scores
+from dro_jax.run.folder.legacy import Legacy
+from dro_jax.run.measure import Validator
 from dro_jax.run.sampling import generation, policy_samples, rollouts
-from dro_jax.run.schedule import Schedule
-from dro_jax.step import reference, state
+from dro_jax.run.schedule import Clock, Schedule
+from dro_jax.run.spec import Compute, Policy, RunSpec, Value
+from dro_jax.step import optimizers, train_step
+from dro_jax.step import state as train_state
+from dro_jax.step.reference import Reference
+from dro_jax.types import Rows
 
 # Rows of a fresh embedding table: divides over meshes, as published models are padded to.
 VOCABULARY_MULTIPLE = 128
+# Of a model's configuration: how it is computed, whatever its size.
+_COMPUTED = ('dtype', 'scan_layers', 'remat', 'dropout_rate')
 
 
-class Samplers(NamedTuple):
-  """What draws from the policy during a run.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Run:
+  """A run, built from its spec: what can be had without compiling, reading parameters or writing.
 
-  greedy     answers held-out prompts, for people to read.
-  responder  makes an online algorithm's batches.
-  draw       draws the samples to validate on.
-  decoding   how it decodes.
+  Attributes:
+    spec: what it was built from.
+    legacy: what an earlier version, which made the run that is resumed, did otherwise.
+    devices: what its mesh lies on; `None` for all that are here.
+    mesh: its devices.
+    vocabulary: the policy's.
+    networks: policy and value.
+    algorithm: the spec's, on one value for a batch where the value is read so.
+    value: how the value is read.
+    schedule: the spec's; without held-out triplets it never validates.
+    reference: the reference policy; `None` where the algorithm has none.
+    store: the reference's log-probs on disk, if the run reads such.
+    triplets: what it trains on, with the algorithm's columns.
+    loaders: its batches.
+    optimizers: by network.
+    abstract_state: shapes and shardings of its state.
+    pure_step: one training step, a pure function.
+    jitted_step: the same with shardings and a donated state, to be called in the mesh.
+    measure: log-ratios to the initial policy of a step's responses, where the reference moves; else `None`.
+    validator: how it is validated.
+    answer: greedy answers to prompts.
   """
 
-  greedy: generation.Generator
-  responder: rollouts.Rollouts | None = None
-  draw: policy_samples.Draw | None = None
-  decoding: Mapping[str, Any] | None = None
-
-
-class Run(NamedTuple):
-  """All that the loop needs, built once."""
-
-  model_dir: pathlib.Path
+  spec: RunSpec
+  legacy: Legacy
+  devices: Sequence[Any] | None
   mesh: Mesh
-  networks: networks.Networks
   vocabulary: vocabularies.Vocabulary
-  step: Callable
-  train_loader: loader.Loader
-  eval_loader: loader.Loader | None
-  score_table: Callable
-  samplers: Samplers
-  best_metric: str | None
+  networks: networks.Networks
   algorithm: algorithms.Algorithm
-  statistics_loader: loader.Loader | None = None
-  score_statistics: Callable | None = None
-  checkpoints: 'orbax.Checkpoints | None' = None
-  measure: Callable | None = None
-  notes: Sequence[str] = ()
+  value: Value
+  schedule: Schedule
+  reference: Reference | None
+  store: reference_store.Opened
+  triplets: Triplets
+  loaders: batches.Loaders
+  optimizers: Mapping[str, optax.GradientTransformation]
+  abstract_state: train_state.TrainState
+  pure_step: Callable[[train_state.TrainState, Rows], tuple[train_state.TrainState, train_step.StepOutput]]
+  jitted_step: Callable[..., Any]
+  measure: Callable[..., Any] | None
+  validator: Validator
+  answer: generation.Generator
 
+  @property
+  def rollouts(self) -> rollouts.Rollouts | None:
+    """How an online algorithm gets fresh responses; `None` of one that learns from logged ones."""
+    return self.validator.rollouts
 
-class Rehearsal(NamedTuple):
-  """A run that is built for devices that need not be here, and not run.
-
-  devices  to lay the mesh out on.
-  receive  gets the run and its state's shapes with shardings; what it returns, `train` returns.
-  """
-
-  devices: Sequence[Any]
-  receive: Callable[[Run, state.TrainState], Any]
-
-
-def read_as_before(
-  data: Callable[..., Triplets], earlier: Mapping[str, Any] | None
-) -> Callable[..., Triplets]:
-  """The data, read as the run that is resumed, if one is, has read it: `run.folder.configs.data_options`."""
-  return data if earlier is None else functools.partial(data, **configs.data_options(earlier))
-
-
-def refuse_unmeasured(
-  run: Run,
-  evaluate_rows: Callable,
-  abstract: state.TrainState,
-  ref: reference.Reference | None,
-  reward: Any,
-) -> None:
-  """Refuses a best metric that the run would not measure: only steps later would anyone find out."""
-  if run.eval_loader is None or run.best_metric in (None, best.CRITERION):
-    return
-  terms, held_out = [], run.eval_loader
-  if run.algorithm.online is None:
-    with partitioning.use_mesh(run.mesh):
-      terms = jax.eval_shape(evaluate_rows, abstract, held_out.rows(0))[2].terms
-  names = best.measured_names(
-    (run.statistics_loader or held_out).table, run.algorithm, terms,
-    moves=ref is not None and ref.initial is not None, draws=run.samplers.draw is not None,
-    draws_ratios=ref is not None and ref.is_kept, draws_rewards=reward is not None,
-  )  # fmt: skip
-  best.refuse_unmeasured(run.best_metric, names)
-
-
-def prepare_triplets(
-  data: Callable[..., Triplets],
-  algorithm: algorithms.Algorithm,
-  words: vocabularies.Vocabulary,
-  timing: Schedule,
-) -> tuple[Triplets, Schedule, int]:
-  """The triplets with what the algorithm makes of them, when to validate, and the longest response."""
-  triplets = data(vocabulary=words)
-  longest = int(triplets.train.response_lengths.max())
-  triplets = batches.admitted(triplets, algorithm)
-  if triplets.eval is None:
-    return triplets, dataclasses.replace(timing, eval_every=0), longest
-  return triplets if timing.eval_every else triplets._replace(eval=None), timing, longest
-
-
-def label_notes(report: Mapping[str, Any]) -> list[str]:
-  """What made the labels, where the algorithm has such."""
-  return [f'labels: {report["labels"]["said"]}'] if 'labels' in report else []
-
-
-def make_samplers(
-  nets: networks.Networks,
-  algorithm: algorithms.Algorithm,
-  ref: reference.Reference | None,
-  mesh: Mesh,
-  words: vocabularies.Vocabulary,
-  options: rollouts.RolloutOptions,
-  timing: Schedule,
-  *,
-  longest: int,
-  seed: int,
-  chunk_size: int | None,
-) -> Samplers:
-  responder, draw, decoding = None, None, None
-  if algorithm.online is not None:
-    responder = rollouts.make_rollouts(
-      nets, algorithm, ref, mesh, words, options, max_length=longest, seed=seed, chunk_size=chunk_size
+  def init(self) -> train_state.TrainState:
+    """The first state: shapes first, then shardings, then arrays born sharded."""
+    where = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+    create = jax.jit(functools.partial(_create, self), donate_argnums=0, out_shardings=where)
+    return create(
+      networks.initial_params(self.networks, self.mesh, self.spec.seed, self.spec.policy.init_from)
     )
-  if timing.eval_every and timing.kl_prompts:
-    draw, decoding = policy_samples.make_draw(
-      nets, ref, mesh, words, timing.kl_prompts, max_length=options.max_length or longest,
-      reward=options.reward, seed=seed, chunk_size=chunk_size,
-    )  # fmt: skip
-  most = longest if responder is None else responder.settings['max_length']
-  greedy = generation.make_generator(
-    nets.policy, mesh, max_length=most, temperature=0.0, batch_size=timing.sample_prompts
+
+  def step(
+    self, state: train_state.TrainState, rows: Rows
+  ) -> tuple[train_state.TrainState, train_step.StepOutput]:
+    """One training step; the state that it is given is used up."""
+    with partitioning.use_mesh(self.mesh):
+      return self.jitted_step(state, rows)
+
+  def batches(self, first: int, last: int) -> Iterator[tuple[int, Rows]]:
+    """(step, rows) of each batch from step `first` up to `last`: this host's part of the global batch.
+
+    An online algorithm's rows are prompts, which `with_responses` answers.
+    """
+    source = self.loaders.train
+    host = functools.partial(partitioning.host_rows, self.mesh)
+    for step, rows in loader.prefetch(source, range(first, last), host):
+      yield step, partitioning.global_batch(self.mesh, rows, source.num_rows(step))
+
+  def with_responses(
+    self, state: train_state.TrainState, step: int, rows: Rows
+  ) -> tuple[Rows, dict[str, float]]:
+    """A batch as loaded, or with fresh responses to its prompts, and the seconds that those took."""
+    if self.rollouts is None:
+      return rows, {}
+    clock = Clock()
+    rows = self.rollouts.respond(state, self.loaders.train, step, rows)
+    return rows, {'time/generate_seconds': clock.lap()}
+
+  def validate(self, state: train_state.TrainState) -> dict[str, float]:
+    """Losses and statistics of the held-out prompts, by name.
+
+    Raises:
+      UsageError: nothing is held out.
+      NotFinite: a loss is not finite.
+    """
+    if self.loaders.eval is None:
+      raise UsageError(
+        'no triplets are held out, so there is nothing to validate on: pass eval_triplets, or a '
+        'validation_fraction above 0, to load_triplets.'
+      )
+    return self.validator.validate(state)[0]
+
+  def evaluate_rows(self) -> Callable[..., Any]:
+    """Returns `evaluate(state, rows) -> (scores, reference scores, losses)` of a batch, to be jitted."""
+    return train_step.make_evaluate(
+      _score_all(self.networks, self.spec.compute), self.algorithm, self.reference
+    )
+
+  def notes(self) -> list[str]:
+    """Lines that a reader of the run's first lines should know."""
+    labels = self.triplets.report.get('labels')
+    keep, validates = self.spec.keep, self.loaders.eval is not None
+    return [
+      *([f'labels: {labels["said"]}'] if labels else []),
+      *optimizers.notes(self.optimizers, self.schedule.steps),
+      *groups.notes(self.loaders.units),
+      *([best.described(keep.metric, keep.mode)] if validates else []),
+    ]
+
+  def __repr__(self) -> str:
+    train, layout = self.loaders.train, self.loaders.train.layout
+    mesh = ' × '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items())
+    sizes = ', '.join(
+      f'{name} {optax.tree.size(tree):,}' for name, tree in self.abstract_state.params.items()
+    )
+    return (
+      f'Run({self.algorithm.name}: {self.schedule.steps} steps on {mesh}; parameters: {sizes}; '
+      f'{len(train.table):,} records, {train.plan.batch_size} {self.algorithm.unit}s a batch in '
+      f'{layout.rows} rows of {layout.prompt_length} + {layout.response_length} tokens)'
+    )
+
+
+def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = Legacy()) -> Run:
+  """Builds a run: all of it that can be had without compiling, reading parameters or writing.
+
+  Args:
+    spec: the run.
+    devices: what to lay the mesh out on, which need not be here (see `preflight`); `None` takes all that are.
+    legacy: what the version did otherwise that made the run to be resumed (see `run.folder.legacy`).
+
+  Raises:
+    UsageError: settings or data cannot make a run.
+  """
+  vocabulary = saved_policies.find_vocabulary(spec.policy.vocabulary, spec.policy.init_from)
+  config = find_model_config(spec.policy, spec.compute, vocabulary)
+  value = dataclasses.replace(spec.value, readout=legacy.readout(spec.value.readout))
+  _refuse_idle_value(value, legacy)
+  pools = spec.algorithm.uses_value and value.readout == 'batch'
+  algorithm = algorithms.with_batch_value(spec.algorithm) if pools else spec.algorithm
+  mesh = spec.mesh.over(devices)
+  triplets, schedule, longest = _prepare_triplets(
+    legacy.data(spec.data), algorithm, vocabulary, spec.schedule
   )
-  return Samplers(greedy, responder, draw, decoding)
+  nets = networks.build(config, uses_value=algorithm.uses_value, **dataclasses.asdict(value))
+  score_policy = scoring.make_score(nets.policy, chunk_size=spec.compute.chunk_size)
+  reference = legacy.reference(spec.reference.build(score_policy) if algorithm.uses_reference else None)
+  store = reference_store.open_for(reference, algorithm, config, vocabulary, triplets)
+  loaders = make_loaders(spec, algorithm, store.triplets, schedule, mesh, legacy)
+  if store.store is not None and algorithm.uses_mismatched:
+    store.refuse_other_plan(reference_store.plan_of(loaders.train, loaders.eval, spec.seed, schedule.steps))
+  validator, answer = _make_samplers(
+    spec, algorithm, nets, reference, mesh, vocabulary, schedule, loaders, longest, legacy
+  )
+  txs = {'policy': spec.optimizers.policy if algorithm.trains_policy else optax.set_to_zero()}
+  txs |= {'value': spec.optimizers.value} if algorithm.uses_value else {}
+  pure_step = train_step.make_train_step(
+    _score_all(nets, spec.compute), algorithm, txs, reference, seed=spec.seed,
+    num_microbatches=spec.batches.microbatches, dropout=spec.compute.dropout_rate > 0,
+  )  # fmt: skip
+  run = Run(
+    spec, legacy, devices, mesh, vocabulary, nets, algorithm, value, schedule, reference, store, triplets,
+    loaders, txs, None, pure_step, None, None, validator, answer,
+  )  # fmt: skip
+  run = _compiled(dataclasses.replace(run, abstract_state=_abstract_state(run)))
+  _refuse_unmeasured(run)
+  return run
 
 
-def init_digest(init_from: str | None, folder: pathlib.Path) -> str | None:
-  """The digest of the checkpoint that the run starts from, or did start from."""
-  if init_from is None:
-    return None
-  started = orbax.run_metadata(folder).get('init_digest') if orbax.has_any(folder) else None
-  return orbax.init_digest(init_from, started)
+def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies.Vocabulary) -> Config:
+  """The run's model: as given, or as the checkpoint's, with the vocabulary's size and what changes.
 
-
-def find_vocabulary(spec: str | None, init_from: str | None) -> vocabularies.Vocabulary:
-  """The vocabulary that is named, else the checkpoint's, else bytes."""
-  if init_from is not None:
-    return policy.vocabulary_of(init_from, spec)
-  return vocabularies.vocabulary(spec or 'bytes')
-
-
-def find_model_config(
-  model: Config | None, init_from: str | None, words: vocabularies.Vocabulary, **changes
-) -> Config:
-  """The run's model: as given, or as the checkpoint's, with the vocabulary's size and what changes."""
-  if model is None and init_from is None:
+  Raises:
+    UsageError: there is no model, or it has too few ids for the vocabulary.
+  """
+  config = policy.config
+  if config is None and policy.init_from is None:
     raise UsageError(
       'no model: start from a checkpoint (--init_from=DIR), or name a size to start at random '
       '(--gin_file=models/t5_1_1_tiny.gin).'
     )
-  if init_from is not None:
-    saved = policy.config_of(init_from)
-    model = saved if model is None else dataclasses.replace(model, vocab_size=saved.vocab_size)
-  if model.vocab_size is None:
-    size = VOCABULARY_MULTIPLE * math.ceil(words.size / VOCABULARY_MULTIPLE)
-    model = dataclasses.replace(model, vocab_size=size)
-  if model.vocab_size < words.size:
+  if policy.init_from is not None:
+    saved = saved_policies.config_of(policy.init_from)
+    _refuse_other_size(config, saved, policy.init_from)
+    config = saved if config is None else dataclasses.replace(config, vocab_size=saved.vocab_size)
+  if config.vocab_size is None:
+    size = VOCABULARY_MULTIPLE * math.ceil(vocabulary.size / VOCABULARY_MULTIPLE)
+    config = dataclasses.replace(config, vocab_size=size)
+  if config.vocab_size < vocabulary.size:
     raise UsageError(
-      f'the vocabulary {words.spec!r} has {words.size} ids, but {type(model).__name__}.vocab_size is '
-      f'{model.vocab_size}: leave it unset, or pass at least as many.'
+      f'the vocabulary {vocabulary.spec!r} has {vocabulary.size} ids, but {type(config).__name__}.vocab_size '
+      f'is {config.vocab_size}: leave it unset, or pass at least as many.'
     )
-  return dataclasses.replace(model, **{name: value for name, value in changes.items() if value is not None})
+  changes = {name: getattr(compute, name) for name in _COMPUTED if getattr(compute, name) is not None}
+  return dataclasses.replace(config, **changes)
 
 
-def saved_readout(readout: str, folder: pathlib.Path, earlier: Mapping[str, Any] | None) -> str:
-  """How V is read: a run that an earlier version made keeps what it meant by `batch`."""
-  saved = (earlier or {}).get('value') or {}
-  if readout != 'batch' or saved.get('readout') != 'scalar' or orbax.saved_format(earlier) >= 2:
-    return readout
-  logging.getLogger(__name__).warning(
-    '%s was made when VALUE_READOUT=batch was one learned number, which is called scalar now: the run goes '
-    'on with that. A new run with batch reads a network.', folder,
-  )  # fmt: skip
-  return 'scalar'
-
-
-def measured_as_before(
-  ref: reference.Reference | None, folder: pathlib.Path, earlier: Mapping[str, Any] | None
-) -> reference.Reference | None:
-  """The reference; a run that kept no initial policy goes on being measured against that which moves."""
-  if ref is None or ref.initial is None or earlier is None or earlier.get('keeps_initial'):
-    return ref
-  logging.getLogger(__name__).warning(
-    '%s was made by a version that kept no initial policy where the reference moves: its KL, log-ratios and '
-    'best checkpoint are measured against the moving reference, as before. A new run is measured against the '
-    'initial policy.', folder,
-  )  # fmt: skip
-  return ref._replace(initial=None)
-
-
-def refuse_settings(
-  algorithm: algorithms.Algorithm, dropout_rate: float | int, readout: str, num_microbatches: int
-) -> None:
-  if num_microbatches < 1:
-    raise UsageError(f'num_microbatches={num_microbatches}: pass 1 or more (--set MICROBATCHES=1).')
-  if not algorithm.temperature >= 0:  # NaN is refused too.
-    raise UsageError(
-      f'{algorithm.name} has temperature {algorithm.temperature}, and below 0 the policy is driven from '
-      'its reference: pass 0 or more (--set TAU=1.0, or its own, as in --set copg.beta=0.06).'
-    )
-  if dropout_rate > 0 and (algorithm.uses_reference or algorithm.uses_value):
-    raise UsageError(
-      'dropout is for supervised fine-tuning: with it, an alignment loss would compare log-probs of two '
-      'different networks. Pass --set DROPOUT_RATE=0.'
-    )
-  if algorithm.uses_token_values and readout != 'token':
-    raise UsageError(
-      f'{algorithm.name} reads a value for each token, and the value is read out by {readout}: pass --set '
-      'VALUE_READOUT=token (or --gin_file=values/token.gin).'
-    )
-
-
-def compile_step(
-  step: Callable, abstract: state.TrainState, mesh: Mesh, options: Mapping[str, Any] | None
-) -> Callable:
-  where = jax.tree.map(lambda x: x.sharding, abstract)
-  return jax.jit(
-    step,
-    donate_argnums=0,
-    out_shardings=(where, partitioning.replicated(mesh)),
-    compiler_options=partitioning.COMPILER_OPTIONS | dict(options or {}),
+def _refuse_other_size(config: Config | None, saved: Config, init_from: str) -> None:
+  same = {'vocab_size': saved.vocab_size} | {name: getattr(saved, name) for name in _COMPUTED}
+  if config is None or dataclasses.replace(config, **same) == saved:
+    return
+  differing = [
+    f'{name} {getattr(saved, name)} there and {value} here'
+    for name, value in dataclasses.asdict(dataclasses.replace(config, **same)).items()
+    if value != getattr(saved, name)
+  ]
+  raise UsageError(
+    f'the checkpoint {init_from} holds a model of another size than is named: {", ".join(differing)}. Name '
+    "its own (--gin_file=models/...), or take the checkpoint's: --gin.Policy.config=None."
   )
 
 
-def compile_on_mesh(function: Callable, mesh: Mesh) -> Callable:
-  """Compiled, with the whole result on every device."""
-  return jax.jit(
-    function, out_shardings=partitioning.replicated(mesh), compiler_options=partitioning.COMPILER_OPTIONS
+def _refuse_idle_value(value: Value, legacy: Legacy) -> None:
+  if value.readout == 'scalar' and (value.shared or value.frozen_trunk) and not legacy.has_scalar_value:
+    raise UsageError(
+      'VALUE_READOUT=scalar is one learned number, which reads no network, so that VALUE_SHARED and '
+      'VALUE_FROZEN_TRUNK would change nothing: remove them, or pass --set VALUE_READOUT=batch, which is one '
+      'number for a batch too and reads one.'
+    )
+
+
+def _prepare_triplets(
+  data: Triplets | Callable[..., Triplets],
+  algorithm: algorithms.Algorithm,
+  vocabulary: vocabularies.Vocabulary,
+  schedule: Schedule,
+) -> tuple[Triplets, Schedule, int]:
+  """The triplets with the algorithm's columns, when to validate, and the longest response."""
+  triplets = read_triplets(data, vocabulary)
+  longest = int(triplets.train.response_lengths.max())
+  triplets = batches.admitted(triplets, algorithm)
+  if triplets.eval is None:
+    return triplets, dataclasses.replace(schedule, eval_every=0), longest
+  return triplets if schedule.eval_every else triplets._replace(eval=None), schedule, longest
+
+
+def read_triplets(data: Triplets | Callable[..., Triplets], vocabulary: vocabularies.Vocabulary) -> Triplets:
+  """A run's triplets: those that it is given, or those that it reads.
+
+  Raises:
+    UsageError: they were tokenised by another vocabulary, or cannot be read.
+  """
+  if not isinstance(data, Triplets):
+    return data(vocabulary=vocabulary)
+  _refuse_other_vocabulary(data, vocabulary)
+  return data
+
+
+def _refuse_other_vocabulary(triplets: Triplets, vocabulary: vocabularies.Vocabulary) -> None:
+  made_with = triplets.report.get('vocabulary')
+  if made_with not in (None, vocabulary.fingerprint):
+    raise UsageError(
+      f'the triplets were tokenised by another vocabulary than the policy reads, {vocabulary.spec!r}: load '
+      "them with load_triplets(..., vocabulary=policy.vocabulary), the policy's own."
+    )
+
+
+def make_loaders(
+  spec: RunSpec,
+  algorithm: algorithms.Algorithm,
+  triplets: Triplets,
+  schedule: Schedule,
+  mesh: Mesh,
+  legacy: Legacy = Legacy(),
+) -> batches.Loaders:
+  """The batches of a run: what it trains on, and what it validates on.
+
+  Raises:
+    UsageError: a batch cannot give every part of the mesh its rows, or the data has no units for the
+      algorithm.
+  """
+  loaders = batches.make_loaders(
+    triplets, algorithm, spec.batches.rows, spec.batches.units, batch_size=spec.batches.size, seed=spec.seed,
+    multiple=partitioning.num_row_shards(mesh) * spec.batches.microbatches, deal=spec.batches.deal,
+    eval_examples=schedule.eval_examples, in_file_order=legacy.validates_by_batch,
+  )  # fmt: skip
+  for name in ('prompt', 'response'):
+    partitioning.refuse_length(mesh, name, getattr(loaders.train.layout, f'{name}_length'))
+  return loaders
+
+
+def _make_samplers(
+  spec: RunSpec,
+  algorithm: algorithms.Algorithm,
+  nets: networks.Networks,
+  reference: Reference | None,
+  mesh: Mesh,
+  vocabulary: vocabularies.Vocabulary,
+  schedule: Schedule,
+  loaders: batches.Loaders,
+  longest: int,
+  legacy: Legacy,
+) -> tuple[Validator, generation.Generator]:
+  """How the run is validated, and how it answers prompts greedily."""
+  options, responder, draw, decoding = spec.rollouts, None, None, None
+  shared = {'seed': spec.seed, 'chunk_size': spec.compute.chunk_size}
+  if algorithm.online is not None:
+    responder = rollouts.make_rollouts(
+      nets, algorithm, reference, mesh, vocabulary, options, max_length=longest, **shared
+    )
+  if schedule.eval_every and schedule.kl_prompts:
+    draw, decoding = policy_samples.make_draw(
+      nets, reference, mesh, vocabulary, schedule.kl_prompts, max_length=options.max_length or longest,
+      reward=options.reward, **shared,
+    )  # fmt: skip
+  most = longest if responder is None else responder.settings['max_length']
+  answer = generation.make_generator(
+    nets.policy, mesh, max_length=most, temperature=0.0, batch_size=schedule.sample_prompts
   )
+  make = functools.partial(
+    table_scores.make_table_scorer, nets, reference=reference, mesh=mesh, chunk_size=spec.compute.chunk_size,
+    by_batch=legacy.validates_by_batch,
+  )  # fmt: skip
+  statistics = None if loaders.statistics is None else make(algorithm=NO_LOSS)
+  return Validator(
+    algorithm, loaders, make(algorithm=algorithm), statistics, responder, draw, decoding
+  ), answer
 
 
-def abstract_state(create: Callable, nets: networks.Networks, mesh: Mesh) -> state.TrainState:
+def _score_all(nets: networks.Networks, compute: Compute) -> scoring.Score:
+  return scoring.make_score(nets.policy, nets.value, chunk_size=compute.chunk_size)
+
+
+def _create(run: Run, params: Mapping[str, Any]) -> train_state.TrainState:
+  reference = run.reference
+  return train_state.create(
+    params, run.optimizers, reference is not None and reference.is_kept, run.algorithm.statistics,
+    keeps_initial=reference is not None and reference.initial is not None,
+  )  # fmt: skip
+
+
+def _abstract_state(run: Run) -> train_state.TrainState:
   """Shapes and shardings of the state."""
-  abstract, where = jax.eval_shape(create, networks.abstract_on(nets, mesh)), networks.shardings(nets, mesh)
-  return networks.with_shardings(abstract, partitioning.state_shardings(abstract, where, mesh))
+  params, where = networks.abstract_on(run.networks, run.mesh), networks.shardings(run.networks, run.mesh)
+  abstract = jax.eval_shape(functools.partial(_create, run), params)
+  return networks.with_shardings(abstract, partitioning.state_shardings(abstract, where, run.mesh))
 
 
-def fresh_state(
-  create: Callable, nets: networks.Networks, mesh: Mesh, abstract: Any, seed: int, init_from: str | None
-) -> state.TrainState:
-  """Shapes first, then shardings, then arrays born sharded."""
-  where = jax.tree.map(lambda x: x.sharding, abstract)
-  create = jax.jit(create, donate_argnums=0, out_shardings=where)
-  return create(networks.initial_params(nets, mesh, seed, init_from))
+def _compiled(run: Run) -> Run:
+  """The run with its step, and what it measures of one, to be compiled when they are first called."""
+  where, whole = jax.tree.map(lambda x: x.sharding, run.abstract_state), partitioning.replicated(run.mesh)
+  options = partitioning.COMPILER_OPTIONS | dict(run.spec.compute.compiler_options or {})
+  step = jax.jit(run.pure_step, donate_argnums=0, out_shardings=(where, whole), compiler_options=options)
+  measure = None
+  if run.reference is not None and run.reference.initial is not None:
+    measure = train_step.make_measure(run.reference, run.spec.batches.microbatches)
+    measure = partitioning.jit_on(run.mesh, measure)
+  return dataclasses.replace(run, jitted_step=step, measure=measure)
+
+
+def _refuse_unmeasured(run: Run) -> None:
+  """Refuses a best metric that the run would not measure: only steps later would anyone find out."""
+  held_out, metric = run.loaders.eval, run.spec.keep.metric
+  if held_out is None or metric in (None, best.CRITERION):
+    return
+  terms, reference = [], run.reference
+  if run.algorithm.online is None:
+    with partitioning.use_mesh(run.mesh):
+      terms = jax.eval_shape(run.evaluate_rows(), run.abstract_state, held_out.rows(0))[2].terms
+  names = best.measured_names(
+    (run.loaders.statistics or held_out).table, run.algorithm, terms,
+    moves=reference is not None and reference.initial is not None, draws=run.validator.draw is not None,
+    draws_ratios=reference is not None and reference.is_kept,
+    draws_rewards=run.spec.rollouts.reward is not None,
+  )  # fmt: skip
+  best.refuse_unmeasured(metric, names)

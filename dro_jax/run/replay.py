@@ -1,6 +1,8 @@
 """A batch whose loss was not finite, reached again and examined."""
 
+import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,31 +11,56 @@ from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.run.build import Run
 from dro_jax.run.folder import nonfinite
-from dro_jax.run.loop import global_batches, with_fresh_responses
-from dro_jax.step import state as train_state
+from dro_jax.run.folder.configs import Recorded
+from dro_jax.run.train import opened
 
 
-def run_replay(run: Run, state: train_state.TrainState, folder: str, step: Callable, score: Callable):
-  """Steps from a state to a kept batch, and tells what is not finite there."""
-  last, first = nonfinite.step_of(folder), int(state.step)
+def replay(
+  run: Run,
+  folder: str | os.PathLike,
+  batch: str | os.PathLike,
+  configs: Callable[[], Recorded] = Recorded,
+) -> dict[str, Any]:
+  """Goes from the newest checkpoint to a batch that was kept, and says what is not finite there.
+
+  Nothing is written.
+
+  Args:
+    run: as the run in `folder` was built.
+    folder: the run's folder.
+    batch: the batch's, FOLDER/nonfinite/STEP.
+    configs: how the run is configured now.
+
+  Returns:
+    The step, what the batch looks like, and where its first NaN arises.
+
+  Raises:
+    UsageError: the batch is not there, or the newest checkpoint comes after it.
+  """
+  with opened(run, folder, configs, writes=False) as going:
+    return _replay(going.run, going.state, batch)
+
+
+def _replay(run: Run, state: Any, batch: str | os.PathLike) -> dict[str, Any]:
+  last, first = nonfinite.step_of(batch), int(state.step)
   if first >= last:
     raise UsageError(
-      f"--replay={folder}: the newest checkpoint is of step {first}, after it. Copy the run's folder without "
+      f"--replay={batch}: the newest checkpoint is of step {first}, after it. Copy the run's folder without "
       f'the checkpoints of step {last} and later, and pass it as --model_dir.'
     )
-  for i, rows in global_batches(run, first, last):
-    rows, _ = with_fresh_responses(run, state, i, rows)
+  for i, rows in run.batches(first, last):
+    rows, _ = run.with_responses(state, i, rows)
     if i + 1 < last:
-      with partitioning.use_mesh(run.mesh):
-        state, _ = run.step(state, rows)
-  rows, where = nonfinite.load(folder, rows), partitioning.replicated(run.mesh)
+      state, _ = run.step(state, rows)
+  rows, where = nonfinite.load(batch, rows), partitioning.replicated(run.mesh)
   with partitioning.use_mesh(run.mesh):
-    examples = nonfinite.examine(jax.jit(score, out_shardings=where), state, rows, run.train_loader.table)
-    found = nonfinite.origin(step, state, rows)
-    _, output = run.step(state, rows)
+    score = jax.jit(run.evaluate_rows(), out_shardings=where)
+    examples = nonfinite.examine(score, state, rows, run.loaders.train.table)
+    origin = nonfinite.origin(run.pure_step, state, rows)
+    _, output = run.jitted_step(state, rows)
   scalars = jax.device_get(output.metrics)
   wrong = {name: nonfinite.shown(value) for name, value in scalars.items() if not np.isfinite(value)}
   return {
-    'step': last, 'from_checkpoint': first, 'not_finite': bool(wrong or examples), 'first_nan': found,
+    'step': last, 'from_checkpoint': first, 'not_finite': bool(wrong or examples), 'first_nan': origin,
     'examples': examples, 'metrics': wrong,
   }  # fmt: skip

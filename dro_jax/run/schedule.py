@@ -2,7 +2,9 @@
 
 import dataclasses
 import time
+from typing import Annotated
 
+from dro_jax.configs.effects import LENGTH
 from dro_jax.errors import UsageError
 
 
@@ -20,13 +22,13 @@ class Schedule:
     kl_prompts: held-out prompts at most, the answers to which estimate KL(π‖π_ref) at each validation.
   """
 
-  steps: int = 1000
-  log_every: int = 10
-  eval_every: int = 200
-  checkpoint_every: int = 500
-  eval_examples: int | None = 1000
-  sample_prompts: int = 3
-  kl_prompts: int = 0
+  steps: Annotated[int, LENGTH] = 1000
+  log_every: Annotated[int, LENGTH] = 10
+  eval_every: Annotated[int, LENGTH] = 200
+  checkpoint_every: Annotated[int, LENGTH] = 500
+  eval_examples: Annotated[int | None, LENGTH] = 1000
+  sample_prompts: Annotated[int, LENGTH] = 3
+  kl_prompts: Annotated[int, LENGTH] = 0
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():

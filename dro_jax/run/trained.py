@@ -92,6 +92,6 @@ def score_table(
   """Scores every response of a table exactly once, as training does, but for the losses."""
   frozen = None
   if run.state.reference is not None:
-    frozen = reference.frozen(scoring.make_score(run.networks.policy, chunk_size=chunk_size))
+    frozen = reference.Frozen().build(scoring.make_score(run.networks.policy, chunk_size=chunk_size))
   score_table = table_scores.make_table_scorer(run.networks, NO_LOSS, frozen, mesh, chunk_size)
   return score_table(run.state, batches.once(table, mesh, batch_size))

@@ -3,12 +3,14 @@
 Any loss takes any of them: a moving reference makes DPO TR-DPO, and DRO-V TR-DRO-V.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from dro_jax.configs.effects import PLACE, Effect
 from dro_jax.errors import UsageError
 from dro_jax.models.scoring import Score
 from dro_jax.ops import masked
@@ -76,50 +78,62 @@ def live_scores(
   return scores
 
 
-def frozen(score: Score, store: str | None = None) -> Reference:
+@dataclasses.dataclass(frozen=True)
+class Frozen:
   """π_ref is the run's initial policy.
 
   Args:
-    score: the policy's scoring function.
-    store: none: see `cached`.
-
-  Raises:
-    UsageError: a store is given.
+    store: none: see `Cached`.
   """
-  _refuse_store(store, 'is scored afresh at every step', '; to read the store')
-  return Reference(live_scores(score), lambda state: state, True, {'scheme': 'frozen'})
+
+  store: Annotated[str | None, PLACE] = None
+
+  def build(self, score: Score) -> Reference:
+    """The reference, given the policy's scoring function.
+
+    Raises:
+      UsageError: a store is given.
+    """
+    _refuse_store(self.store, 'is scored afresh at every step', '; to read the store')
+    return Reference(live_scores(score), lambda state: state, True, {'scheme': 'frozen'})
 
 
-def cached(
-  score: Score, store: str | None = None, sample: int = 64, tolerance: float | int | None = None
-) -> Reference:
+@dataclasses.dataclass(frozen=True)
+class Cached:
   """π_ref's log-probs were taken once, by `cache_reference`, and come with the rows.
 
-  The numbers are those of `frozen` to rounding; no parameters of π_ref are held, and no pass of it is made.
+  The numbers are those of `Frozen` to rounding; no parameters of π_ref are held, and no pass of it is made.
 
   Args:
-    score: not used: nothing is scored.
     store: the column store.
     sample: see `Stored`.
     tolerance: see `Stored`.
-
-  Raises:
-    UsageError: no store is given.
   """
-  if store is None:
-    raise UsageError(
-      'a cached reference reads a store: write one with `dro_jax cache_reference`, and pass it as '
-      '--set REFERENCE_STORE=DIR.'
-    )
 
-  def scores(state: TrainState, rows: Rows) -> Scores:
-    token_logps_BT = rows.token_columns[TOKEN_LOGPS]
-    logps_BR = masked.segment_sum(token_logps_BT, rows.response_segments, rows.valid.shape[1])
-    return Scores(logps_BR, token_logps_BT, rows.columns.get(MISMATCHED_LOGPS))
+  store: Annotated[str | None, PLACE] = None
+  sample: int = 64
+  tolerance: Annotated[float | int | None, Effect('check', 'what a check of the store forgives')] = None
 
-  return Reference(
-    scores, lambda state: state, False, {'scheme': 'cached'}, Stored(str(store), sample, tolerance)
-  )
+  def build(self, score: Score) -> Reference:
+    """The reference; the scoring function is not used, for nothing is scored.
+
+    Raises:
+      UsageError: no store is given.
+    """
+    if self.store is None:
+      raise UsageError(
+        'a cached reference reads a store: write one with `dro_jax cache_reference`, and pass it as '
+        '--set REFERENCE_STORE=DIR.'
+      )
+    stored = Stored(str(self.store), self.sample, self.tolerance)
+    return Reference(_logged_scores, lambda state: state, False, {'scheme': 'cached'}, stored)
+
+
+def _logged_scores(state: TrainState, rows: Rows) -> Scores:
+  """The log-probs that came with the rows."""
+  token_logps_BT = rows.token_columns[TOKEN_LOGPS]
+  logps_BR = masked.segment_sum(token_logps_BT, rows.response_segments, rows.valid.shape[1])
+  return Scores(logps_BR, token_logps_BT, rows.columns.get(MISMATCHED_LOGPS))
 
 
 def _refuse_store(store: str | None, why: str, remedy: str) -> None:
@@ -130,57 +144,74 @@ def _refuse_store(store: str | None, why: str, remedy: str) -> None:
     )
 
 
-def soft(score: Score, alpha: float | int = 0.6, every: int = 512, store: str | None = None) -> Reference:
+@dataclasses.dataclass(frozen=True)
+class Soft:
   """A trust region's soft update (TR-DPO, arXiv 2404.09656, Sect. 3): π_ref follows π.
 
   After each `every` optimiser steps: θ_ref ← α·θ + (1 − α)·θ_ref, in float32 (bfloat16 loses a small α). The
   state keeps a third policy beside π and π_ref, the initial one, by which the run is measured.
 
   Args:
-    score: the policy's scoring function.
     alpha: the weight of the *policy* (most moving averages mean the opposite), 0 < α ≤ 1.
     every: optimiser steps, not microbatches, between updates.
     store: none: what moves cannot be cached.
-
-  Raises:
-    UsageError: a setting is out of its range, or a store is given.
   """
-  _refuse_store(
-    store, 'moves with the policy, so that they hold for its first steps only', '; to keep it frozen'
-  )
-  if not 0 < alpha <= 1 or every < 1:
-    raise UsageError(
-      f'alpha={alpha}, every={every}: pass 0 < alpha ≤ 1 (the weight of the policy) and every ≥ 1 steps.'
+
+  alpha: float | int = 0.6
+  every: int = 512
+  store: Annotated[str | None, PLACE] = None
+
+  def build(self, score: Score) -> Reference:
+    """The reference, given the policy's scoring function.
+
+    Raises:
+      UsageError: a setting is out of its range, or a store is given.
+    """
+    alpha, every = self.alpha, self.every
+    _refuse_store(
+      self.store, 'moves with the policy, so that they hold for its first steps only', '; to keep it frozen'
     )
+    if not 0 < alpha <= 1 or every < 1:
+      raise UsageError(
+        f'alpha={alpha}, every={every}: pass 0 < alpha ≤ 1 (the weight of the policy) and every ≥ 1 steps.'
+      )
 
-  def blend(state: TrainState) -> TrainState:
-    def mix(policy, reference):
-      return policy if alpha == 1 else alpha * policy + (1 - alpha) * reference
+    def blend(state: TrainState) -> TrainState:
+      def mix(policy, reference):
+        return policy if alpha == 1 else alpha * policy + (1 - alpha) * reference
 
-    # A copy where α = 1: two names for one buffer could not both be donated.
-    mixed = jax.tree.map(lambda p, r: jnp.copy(mix(p, r)), state.params['policy'], state.reference)
-    return state._replace(reference=jax.lax.stop_gradient(mixed))
+      # A copy where α = 1: two names for one buffer could not both be donated.
+      mixed = jax.tree.map(lambda p, r: jnp.copy(mix(p, r)), state.params['policy'], state.reference)
+      return state._replace(reference=jax.lax.stop_gradient(mixed))
 
-  def update(state: TrainState) -> TrainState:
-    return jax.lax.cond(state.step % every == 0, blend, lambda state: state, state)
+    def update(state: TrainState) -> TrainState:
+      return jax.lax.cond(state.step % every == 0, blend, lambda state: state, state)
 
-  settings = {'scheme': 'moving', 'alpha': alpha, 'every': every}
-  initial = live_scores(score, lambda state: state.initial)
-  return Reference(live_scores(score), update, True, settings, initial=initial)
+    settings = {'scheme': 'moving', 'alpha': alpha, 'every': every}
+    initial = live_scores(score, lambda state: state.initial)
+    return Reference(live_scores(score), update, True, settings, initial=initial)
 
 
-def hard(score: Score, every: int = 512, store: str | None = None) -> Reference:
+@dataclasses.dataclass(frozen=True)
+class Hard:
   """A trust region's hard update (TR-DPO, arXiv 2404.09656, Sect. 3): every so often π_ref becomes π.
 
   Args:
-    score: the policy's scoring function.
     every: optimiser steps between updates.
     store: none: what moves cannot be cached.
-
-  Raises:
-    UsageError: `every` is less than 1, or a store is given.
   """
-  return soft(score, 1.0, every, store)
+
+  every: int = 512
+  store: Annotated[str | None, PLACE] = None
+
+  def build(self, score: Score) -> Reference:
+    """The reference, given the policy's scoring function.
+
+    Raises:
+      UsageError: `every` is less than 1, or a store is given.
+    """
+    return Soft(1.0, self.every, self.store).build(score)
 
 
-__all__ = ['cached', 'frozen', 'hard', 'soft']
+# What a run may be told: how its reference is scored, and how it moves.
+References = Frozen | Cached | Soft | Hard

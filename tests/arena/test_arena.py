@@ -8,6 +8,7 @@ from dro_jax.arena.suite import Report, Suite
 from dro_jax.arena.trials import Range
 from dro_jax.errors import UsageError
 from dro_jax.printing.tables import Table
+from dro_jax.run.folder.configs import Recorded
 
 
 class World:
@@ -74,7 +75,9 @@ def test_a_cell_that_fails_loses_no_other(tmp_path):
 def test_results_tell_of_every_finished_cell(tmp_path, capsys):
   folder = tmp_path / 'arena'
   run.arena(str(folder), World().suite, algorithms='a', seeds=1)
-  run.arena(str(folder), World().suite, algorithms='b', seeds=1, configs=lambda: {'config.gin': 'X = 1\n'})
+  run.arena(
+    str(folder), World().suite, algorithms='b', seeds=1, configs=lambda: Recorded({'config.gin': 'X = 1\n'})
+  )
   results = json.loads((folder / 'results.json').read_text())
   assert [row['method'] for row in results['tables'][0]['rows']] == ['a'] * 4 + ['b'] * 4
   assert '| a | 0.1000 |' in (folder / 'results.md').read_text()

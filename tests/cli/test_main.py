@@ -19,7 +19,7 @@ from dro_jax.cli import flags, registry, tables
 from dro_jax.cli import help as usage
 from dro_jax.cli.bindings import command_line_bindings, configure, known_parameters, register
 from dro_jax.cli.values import _annotations, gin_line
-from dro_jax.configs import parameters
+from dro_jax.configs import effects, parameters
 from dro_jax.errors import UsageError, did_you_mean
 
 _COMMANDS_MODULE = """
@@ -264,7 +264,7 @@ def test_one_run_leaves_nothing_to_the_next(fit):
 
 
 def test_the_configuration_is_handed_down_as_texts(fit, packaged):
-  texts = fit('--set', 'STEPS=7')['configs']
+  texts = fit('--set', 'STEPS=7')['configs']['texts']
   assert set(texts) == {'config.gin', 'operative_config.gin', 'defaults.gin'}
   assert 'STEPS = 7' in texts['config.gin']
   assert 'firm.tau = 1.0' in texts['operative_config.gin']
@@ -357,7 +357,7 @@ def test_a_class_has_its_parameters():
     _configure('train', '--gin.Schedule.log_evry=3')
   with pytest.raises(UsageError, match='--set STEPS=1.5: Schedule.steps takes a whole number'):
     _configure('train', '--set=STEPS=1.5')
-  assert known_parameters()['Schedule']['steps'] == ('1000', "the run's length.")
+  assert known_parameters()['Schedule']['steps'] == ('1000', "the run's length.", effects.LENGTH)
 
 
 def test_a_configurable_takes_the_place_of_its_own_kind():
@@ -365,7 +365,7 @@ def test_a_configurable_takes_the_place_of_its_own_kind():
     UsageError, match=r'adafactor is of dro_jax.optimizers, and .*, dro_v, of dro_jax.algori'
   ):
     _configure('train', '--set=ALGORITHM=adafactor')
-  assert callable(_configure('train', '--set=ALGORITHM=kto', '--set=train.policy_optimizer=@policy/adamw'))
+  assert callable(_configure('train', '--set=ALGORITHM=kto', '--set=Optimizers.policy=@policy/adamw'))
 
 
 _TEXTS = (
@@ -456,7 +456,7 @@ def test_a_setting_of_text_reaches_its_command():
   assert registry.bound_value('load_triplets.scaling') == 'none'
   _configure('generate', '--set=PROMPT=generate')
   assert registry.bound_value('generate.prompt') == 'generate'
-  with pytest.raises(UsageError, match='BATCH=none: train.batch_size takes a whole number, and not None'):
+  with pytest.raises(UsageError, match='BATCH=none: Batches.size takes a whole number, and not None'):
     _configure('train', '--set=BATCH=none')
 
 
@@ -550,7 +550,7 @@ def test_configs_tells_whether_a_run_can_be_resumed_as_another(tmp_path, capsys)
 
   assert diff('a', 'a') == (True, [])
   assert diff('a', 'b') == (True, [('Schedule.steps', '1', '2')])
-  assert diff('a', 'c') == (False, [('train.seed', '0', '1')])
+  assert diff('a', 'c') == (False, [('RunSpec.seed', '0', '1')])
 
 
 # How it exits
@@ -660,12 +660,13 @@ def test_a_packaged_gin_file_binds(file):
 
 
 @pytest.mark.parametrize(
-  'argument', ['--gin.train.algorithm=@kto', '--gin_file=algorithms/kto.gin', '--set=ALGORITHM=kto']
+  'argument', ['--gin.RunSpec.algorithm=@kto', '--gin_file=algorithms/kto.gin', '--set=ALGORITHM=kto']
 )
 def test_an_algorithm_is_one_run_however_it_is_chosen(argument):
   def bindings(*arguments):
     _configure('train', *arguments)
-    values = gin.get_bindings('dro_jax.train.train')
+    values = gin.get_bindings('dro_jax.train.RunSpec')
+    del values['optimizers']  # Functions, which are made anew.
     return {name: getattr(value, '__name__', value) for name, value in values.items()}
 
   assert bindings(argument) == {**bindings(), 'algorithm': 'kto'}

@@ -1,16 +1,17 @@
 import pytest
 
 from dro_jax.cli import configs_command
-from dro_jax.configs import files
+from dro_jax.configs import files, parameters
 from dro_jax.configs.text import Binding, collect
 from dro_jax.errors import UsageError
+from dro_jax.run.spec import Keep
 
 
 @pytest.fixture
 def packaged(tmp_path):
   texts = {
-    'runs/train.gin': '# dro_jax train\n# What it runs.\nSTEPS = 3  # how long\ntrain.keep_last = %STEPS\n'
-    'train.model_dir = %MODEL_DIR\n',
+    'runs/train.gin': '# dro_jax train\n# What it runs.\nSTEPS = 3  # how long\nKeep.last = %STEPS\n'
+    'train.model_dir = %MODEL_DIR\ntrain.spec = @RunSpec()\nRunSpec.keep = @Keep()\n',
     'runs/other.gin': 'SEED = 3\nother.seed = %SEED\n',
     'algorithms/kto.gin': '# KTO (arXiv 2402.01306, Eq. 8). Needs thumbs.\nALGORITHM = @kto\n',
   }
@@ -27,7 +28,8 @@ def run(tmp_path):
   folder = tmp_path / 'run'
   folder.mkdir()
   text = (
-    'MODEL_DIR = "run"\nSTEPS = 10\ntrain.model_dir = %MODEL_DIR\ntrain.keep_last = %STEPS\ntrain.seed = 0\n'
+    'MODEL_DIR = "run"\nSTEPS = 10\ntrain.model_dir = %MODEL_DIR\nKeep.last = %STEPS\nRunSpec.seed = 0\n'
+    'train.spec = @RunSpec()\nRunSpec.keep = @Keep()\n'
   )
   (folder / 'config.gin').write_text(text)
   (folder / 'config.20.gin').write_text(text.replace('10', '30'))
@@ -60,7 +62,7 @@ def test_a_run_tells_what_it_was_made_with_and_went_on_with(run, packaged):
   found = collect(files.read_run(run, packaged))
   assert found.last['STEPS'] == Binding('STEPS', '30', 'config.20.gin:2', 'how long')
   assert found.overrode['STEPS'].origin == 'config.9.gin:2'
-  assert found.last['train.seed'].origin == 'config.gin:5'
+  assert found.last['RunSpec.seed'].origin == 'config.gin:5'
 
 
 def test_a_folder_without_a_configuration_names_its_stages(run, packaged, tmp_path):
@@ -71,9 +73,10 @@ def test_a_folder_without_a_configuration_names_its_stages(run, packaged, tmp_pa
 
 
 def test_a_few_settings_are_compared_laid_over_the_defaults(run, packaged):
-  found = configs_command.compared(packaged, ['algorithms/kto', str(run)], ['train'], dict)
+  known = lambda: {'Keep': parameters.parameters(Keep)}  # noqa: E731
+  found = configs_command.compared(packaged, ['algorithms/kto', str(run)], ['train'], known)
   rows = {row['setting']: (row['a'], row['b'], row['resumable']) for row in found['differences']}
-  assert rows == {'STEPS': ('3', '30', True), 'train.seed': (None, '0', False)}
+  assert rows == {'STEPS': ('3', '30', True), 'RunSpec.seed': (None, '0', False)}
   assert not found['resumable']
   with pytest.raises(UsageError, match='configs diff takes two'):
     configs_command.compared(packaged, ['train'], ['train'], dict)

@@ -45,13 +45,12 @@ def test_first_prompts_of_a_file(tmp_path):
 
 
 def test_a_ratio_that_is_not_0_fails(saved, monkeypatch):
-  frozen = reference.frozen
+  class Worse(reference.Frozen):
+    def build(self, score):
+      own = super().build(score)
+      shifted = lambda scores: scores._replace(logps=scores.logps - 1e-3)  # noqa: E731
+      return own._replace(scores=lambda state, rows: shifted(own.scores(state, rows)))
 
-  def worse(score):
-    own = frozen(score)
-    shifted = lambda scores: scores._replace(logps=scores.logps - 1e-3)  # noqa: E731
-    return own._replace(scores=lambda state, rows: shifted(own.scores(state, rows)))
-
-  monkeypatch.setattr(reference, 'frozen', worse)
+  monkeypatch.setattr(reference, 'Frozen', Worse)
   with pytest.raises(RuntimeError, match='ρ against itself is'):
     check.check(str(saved), max_length=6)

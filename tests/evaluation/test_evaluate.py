@@ -13,8 +13,9 @@ from dro_jax.errors import UsageError
 from dro_jax.evaluation import evaluate
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
-from dro_jax.run import schedule, train, trained
+from dro_jax.run import schedule, trained
 from dro_jax.step import optimizers
+from tests import runs
 
 MODEL = T5Config(emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1)
 ESTIMATE = {'value', 'low', 'high'}
@@ -23,6 +24,9 @@ ESTIMATE = {'value', 'low', 'high'}
 def one_device():
   """Compiles in a fraction of eight devices' time; tests of the step hold all meshes to each other."""
   return partitioning.make_mesh(devices=jax.devices()[:1])
+
+
+ONE = runs.LaidOut(make=one_device)
 
 
 def write_triplets(path, num, seed):
@@ -61,7 +65,7 @@ def dro_v(files):
     triplets.load_triplets, files.train, eval_triplets=files.test, scaling='standardise', **files.options
   )
   folder = str(files.folder / 'run')
-  train.train(
+  runs.train(
     folder, data, functools.partial(algorithms.dro_v, tau=0.5),
     model=MODEL, batch_size=8, mesh=one_device,
     schedule=functools.partial(schedule.Schedule, steps=2, log_every=1, eval_every=2, sample_prompts=0),
@@ -73,7 +77,7 @@ def dro_v(files):
 
 @pytest.fixture(scope='module')
 def result(files, dro_v):
-  return evaluate.evaluate(dro_v, files.data, mesh=one_device, resamples=20)
+  return evaluate.evaluate(dro_v, files.data, mesh=ONE, resamples=20)
 
 
 def test_agrees_with_what_training_measured(dro_v, result):
@@ -138,10 +142,10 @@ def test_files_are_read_as_the_run_read_its_own_unless_something_else_is_said(fi
   data = functools.partial(
     triplets.load_triplets, str(tmp_path / 'theirs.jsonl'), validation_fraction=0, cache_dir=str(tmp_path)
   )
-  inherited = evaluate.evaluate(str(tmp_path / 'run'), data, mesh=one_device, resamples=2)
+  inherited = evaluate.evaluate(str(tmp_path / 'run'), data, mesh=ONE, resamples=2)
   assert inherited['statistics']['reward'] == 0.5
   assert '--columns=prompt=question,reward=thumbs --map_reward=up=1,down=0' in caplog.text
-  plain = functools.partial(evaluate.evaluate, str(tmp_path / 'run'), mesh=one_device, resamples=2)
+  plain = functools.partial(evaluate.evaluate, str(tmp_path / 'run'), mesh=ONE, resamples=2)
   said = plain(functools.partial(data, map_reward='up=5,down=1'), template='{prompt}')
   assert said['statistics']['reward'] == 3
   assert said['statistics']['logp'] != inherited['statistics']['logp']
@@ -151,7 +155,7 @@ def test_an_imported_policy_has_the_baselines(files, dro_v, result, tmp_path):
   """No reference and no value: the same log-probs, and nothing else to rank by."""
   params, saved = orbax.load_params(dro_v)
   orbax.save_params(tmp_path / 'imported', params, {key: saved[key] for key in ('model', 'vocabulary')})
-  alone = evaluate.evaluate(str(tmp_path / 'imported'), files.data, mesh=one_device, resamples=5)
+  alone = evaluate.evaluate(str(tmp_path / 'imported'), files.data, mesh=ONE, resamples=5)
   assert alone['statistics']['logp'] == pytest.approx(result['statistics']['logp'], rel=1e-6)
   assert 'log_ratio' not in alone['statistics']
   assert alone['across_prompts'].keys() == {'logp', 'logp_per_token', 'length'}

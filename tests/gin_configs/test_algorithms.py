@@ -37,15 +37,18 @@ class World:
     (folder / 'one_device_of_many.py').write_text(
       textwrap.dedent("""
         import gin
+        from tests import runs
         from tests.evaluation.test_evaluate import one_device
-        gin.external_configurable(one_device, name='one_device_of_many', module='tests')
+        def one_device_of_many():
+          return runs.LaidOut(make=one_device)
+        gin.external_configurable(one_device_of_many, module='tests')
       """)
     )
     (folder / 'small.gin').write_text(
       textwrap.dedent("""
         import one_device_of_many
-        train.mesh = @one_device_of_many
-        train.model = @T5Config()
+        RunSpec.mesh = @one_device_of_many()
+        Policy.config = @T5Config()
         T5Config.emb_dim = 8
         T5Config.num_heads = 2
         T5Config.head_dim = 4
@@ -88,7 +91,7 @@ def test_a_gin_file_binds_an_algorithm(name):
   flags = ['--triplets=x', '--model_dir=y', f'--gin_file=algorithms/{name}.gin']
   values = parse_flags('train', flags)
   bindings.configure('train', tables.COMMANDS['train'], values)
-  made = gin.get_bindings('dro_jax.train.train')['algorithm']()
+  made = gin.get_bindings('dro_jax.train.RunSpec')['algorithm']()
   assert isinstance(made, algorithms.Algorithm)
   # A file is an algorithm with other settings, or it is named after one.
   assert name.startswith(made.name)

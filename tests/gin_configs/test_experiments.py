@@ -85,7 +85,7 @@ def test_the_papers_settings_are_bound(name, steps, tau):
   """DRO, arXiv 2405.19107, Sect. 5."""
   configure(['dro_jax', 'train', f'--gin_file=experiments/{name}', '--model_dir=x'])
   want = {
-    'STEPS': steps, 'BATCH': 32, 'train.deal': 'uniform', 'REWARD_SCALING': 'standardise',
+    'STEPS': steps, 'BATCH': 32, 'Batches.deal': 'uniform', 'REWARD_SCALING': 'standardise',
     'WARMUP_STEPS': 150,
     'policy/warmup_constant.peak_value': 1e-4, 'value/warmup_constant.peak_value': 1e-4,
     'dro_v.tau': tau, 'kto.beta': tau,

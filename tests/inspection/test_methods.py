@@ -8,7 +8,8 @@ from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.inspection import methods as admission
 from dro_jax.models.t5.config import T5Config
-from dro_jax.run import batches, train
+from dro_jax.run import batches
+from tests import runs
 
 
 @pytest.fixture(scope='module')
@@ -101,7 +102,7 @@ def test_what_is_refused_here_is_refused_by_train_in_the_same_words(file, name, 
   monkeypatch.setattr(batches, 'make_loaders', look)
   try:
     model = T5Config(vocab_size=None, emb_dim=16, num_heads=8, head_dim=4, mlp_dim=32)
-    train.train(str(tmp_path / 'run'), data, getattr(algorithms, name), model=model)
+    runs.train(str(tmp_path / 'run'), data, getattr(algorithms, name), model=model)
   except UsageError as error:
     said = str(error)
   except Accepted:

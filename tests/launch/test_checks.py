@@ -82,8 +82,8 @@ def test_files_that_are_here_only_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('flag, parameter', [
-  ('INIT_FROM', 'train.init_from'), ('TRIPLETS', 'load_triplets.triplets'),
-  ('EVAL_TRIPLETS', 'load_triplets.eval_triplets'), ('VOCABULARY', 'train.vocabulary'),
+  ('INIT_FROM', 'Policy.init_from'), ('TRIPLETS', 'load_triplets.triplets'),
+  ('EVAL_TRIPLETS', 'load_triplets.eval_triplets'), ('VOCABULARY', 'Policy.vocabulary'),
   ('REFERENCE_STORE', 'cached.store'), ('COLUMNS_FROM', 'load_triplets.columns_from'),
   ('DATA_DIR', 'load_triplets.data_dir'),
 ])  # fmt: skip
@@ -125,8 +125,9 @@ def test_an_experiment_says_what_its_pod_lacks_before_it_is_rented():
   # Preflight has neither the checkpoint nor the data, whatever the file binds.
   command = checks.command(_job(preflight_flags=('--gin_file=models/t5_1_1_large.gin',)), there, 'v5e:4x4')
   assert {'--set=INIT_FROM=None', '--set=TRIPLETS=None'} <= set(command)
+  assert '--set=INIT_FROM=None' in checks.command(_job(), there, 'v5e:4x4')  # The experiment names its size.
   with pytest.raises(UsageError, match='it alone says how large the model is'):
-    checks.command(_job(), there, 'v5e:4x4')
+    checks.command(_job(), [*train[:2], '--init_from=/mnt/runs/flan-t5-large'], 'v5e:4x4')
 
 
 def test_a_hubs_model_is_no_folder():

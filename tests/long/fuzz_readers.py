@@ -445,7 +445,7 @@ def try_reference_store(rng: random.Random, folder: pathlib.Path) -> str:
   )  # fmt: skip
   triplets = Triplets(built, None, None, report)
   opened = reference_store.open_for(
-    reference.cached(None, store=str(folder / 'store')), algorithms.dro_v(), config, words, triplets
+    reference.Cached(str(folder / 'store')).build(None), algorithms.dro_v(), config, words, triplets
   )
   opened.refuse_other_plan({'steps': 1})
   return 'a reference store that fits'

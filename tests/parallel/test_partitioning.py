@@ -25,8 +25,9 @@ from dro_jax.errors import UsageError
 from dro_jax.models import layers
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
-from dro_jax.run import networks, schedule, train
+from dro_jax.run import networks, schedule
 from dro_jax.step import optimizers, state
+from tests import runs
 from tests.examples import CONFIG
 from tests.run.test_train import records, write_triplets
 
@@ -36,7 +37,7 @@ STEPS = 3
 def train_on_mesh(triplets: str, model_dir: str, steps: int) -> None:
   """KTO, whose reference point couples all hosts' rows, on data 2 × fsdp 2 × model 2."""
   cache = os.path.join(model_dir, f'cache{jax.process_index()}')
-  train.train(
+  runs.train(
     model_dir,
     functools.partial(
       load_triplets,
@@ -49,7 +50,7 @@ def train_on_mesh(triplets: str, model_dir: str, steps: int) -> None:
     algorithms.kto,
     model=CONFIG.__class__(**{**vars(CONFIG), 'vocab_size': None}),
     policy_optimizer=functools.partial(optimizers.adamw, 1e-3),
-    mesh=functools.partial(partitioning.make_mesh, 2, 2, 2),
+    mesh=partitioning.MeshSpec(2, 2, 2),
     schedule=functools.partial(
       schedule.Schedule, steps=steps, log_every=1, eval_every=STEPS, checkpoint_every=0, sample_prompts=1
     ),

@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import io
 import re
 import types
@@ -17,8 +16,9 @@ from dro_jax.data.worlds import placeholder
 from dro_jax.errors import UsageError
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
+from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.preflight import compilation, placeholders, preflight, remedies, sweep
-from dro_jax.run import batches, train
+from dro_jax.run.spec import Batches, Optimizers, Policy, RunSpec, Value, replace
 from dro_jax.step import optimizers, reference, state
 from dro_jax.types import TOKEN_LOGPS
 
@@ -26,11 +26,15 @@ CONFIG = T5Config(
   vocab_size=384, emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2,
   num_decoder_layers=2, scan_layers=True,
 )  # fmt: skip
-TRAIN = functools.partial(
-  train.train, model=CONFIG, policy_optimizer=optimizers.adamw,
-  mesh=functools.partial(partitioning.make_mesh, data=1, fsdp=4, model=2),
-)  # fmt: skip
-SIZES = {'prompt_length': 16, 'response_length': 16, 'batch_size': 4}
+SPEC = RunSpec(
+  data=None,
+  policy=Policy(config=CONFIG),
+  algorithm=algorithms.dpo,
+  optimizers=Optimizers(policy=optimizers.adamw),
+  batches=Batches(4),
+  mesh=MeshSpec(data=1, fsdp=4, model=2),
+)
+LENGTHS = {'prompt_length': 16, 'response_length': 16}
 
 
 def here(**changes):
@@ -42,7 +46,7 @@ def here(**changes):
 def report():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(slices, 'find', lambda name: here())
-    return preflight.preflight('here', algorithm=algorithms.dpo, train=TRAIN, **SIZES)
+    return preflight.preflight(SPEC, 'here', **LENGTHS)
 
 
 # What a device sends in a step, by kind of collective and size of its group: how often, bytes in all, and the
@@ -102,35 +106,24 @@ def test_the_roofline_is_the_longest_resource_and_the_sum_hides_nothing(report):
   assert hours in said(report)
 
 
-def stood_in(monkeypatch, algorithm, **settings):
-  """(the triplets that a preflight would train on, its settings)."""
-  asked = []
-  monkeypatch.setattr(slices, 'find', lambda name: here())
-  monkeypatch.setattr(
-    compilation, 'try_compile', lambda one: asked.append(one) or compilation.Attempt(True, EMPTY)
-  )
-  preflight.preflight('here', algorithm=algorithm, train=TRAIN, **SIZES | settings)
-  [(_, _, data, settings)] = asked
-  return batches.admitted(data(vocabulary=vocabularies.vocabulary('bytes')), algorithm()), settings
+def with_stand_ins(**changes):
+  """A run on triplets that preflight makes, built."""
+  spec = placeholders.with_texts_of_full_length(replace(SPEC, **changes), **LENGTHS)
+  return compilation.rehearse(spec, here())
 
 
-def test_a_batch_of_groups_has_groups_of_the_runs_size(monkeypatch):
-  triplets, settings = stood_in(
-    monkeypatch,
-    algorithms.rloo,
-    batch_size=2,
-    unit_options=functools.partial(groups.UnitOptions, group_size=4),
+def test_a_batch_of_groups_has_groups_of_the_runs_size():
+  units = groups.UnitOptions(group_size=4)
+  run = with_stand_ins(
+    algorithm=algorithms.rloo, batches={'size': 2, 'units': units}, mesh={'fsdp': 1, 'data': 2, 'model': 4}
   )
-  rows, options = settings['rows'](), settings['unit_options']()
-  feed = batches.make_loaders(
-    triplets, algorithms.rloo(), rows, options, batch_size=2, seed=0, multiple=2, eval_examples=None
-  )
-  assert feed.train.rows(0).valid.sum() == 8
+  assert run.loaders.train.rows(0).valid.sum() == 8
 
 
 @pytest.mark.parametrize('algorithm', [algorithms.a_lol, algorithms.topr, algorithms.kto])
-def test_stand_ins_have_what_algorithms_read(monkeypatch, algorithm):
-  assert len(stood_in(monkeypatch, algorithm)[0].train) >= SIZES['batch_size']
+def test_stand_ins_have_what_algorithms_read(algorithm):
+  run = with_stand_ins(algorithm=algorithm, value=Value('prompt'))
+  assert len(run.loaders.train.table) >= SPEC.batches.size
 
 
 EMPTY = {
@@ -139,13 +132,13 @@ EMPTY = {
 }  # fmt: skip
 
 
-def attempted(monkeypatch, fitting, held=1, remat=False, **settings):
-  """What a preflight finds whose compiler knows only which settings fit, and what was tried."""
+def attempted(monkeypatch, fitting, held=1, remat=False, changes=(), **settings):
+  """What a preflight finds whose compiler knows only which specs fit, and what was tried."""
   tried = []
 
-  def attempt(asked):
-    tried.append(asked.settings)
-    fits = fitting(asked.settings)
+  def attempt(spec, where):
+    tried.append(spec)
+    fits = fitting(spec)
     memory = {'parameters': held, 'optimizer': 1, 'total': None if held > 10 else 2**30, 'available': 10}
     seconds = {'roofline_seconds': float(len(tried))} if fits else {}
     model = {'remat': remat}
@@ -153,11 +146,11 @@ def attempted(monkeypatch, fitting, held=1, remat=False, **settings):
 
   monkeypatch.setattr(slices, 'find', lambda name: here())
   monkeypatch.setattr(compilation, 'try_compile', attempt)
-  return preflight.preflight('here', train=TRAIN, **SIZES | settings), tried
+  return preflight.preflight(replace(SPEC, **dict(changes)), 'here', **LENGTHS | settings), tried
 
 
 def test_the_first_change_that_makes_a_step_fit_is_named(monkeypatch):
-  found, tried = attempted(monkeypatch, lambda settings: settings['num_microbatches'] >= 4)
+  found, tried = attempted(monkeypatch, lambda spec: spec.batches.microbatches >= 4)
   dots, chunks, parts = '--set REMAT=dots', '--set CHUNK_SIZE=64', '--set MICROBATCHES='
   mesh = '--gin_file=meshes/fsdp.gin --set make_mesh.fsdp=4 --set make_mesh.model=2'
   assert [row['change'] for row in found['tried']] == [
@@ -165,15 +158,18 @@ def test_the_first_change_that_makes_a_step_fit_is_named(monkeypatch):
     f'{dots} {chunks} {parts}2', f'{dots} {chunks} {parts}4',
   ]  # fmt: skip
   assert found['fits'] is False and found['remedy'] == found['tried'][-1]['change']
-  changed = [{name: some[name] for name in ('remat', 'chunk_size') if some.get(name)} for some in tried]
-  assert changed[:4] == [{}, {'remat': 'dots'}, {'chunk_size': 64}, {'remat': 'dots', 'chunk_size': 64}]
-  assert not tried[4]['reference'](lambda *_: None).is_kept
-  assert dict(tried[5]['mesh']().shape) == {'data': 1, 'fsdp': 4, 'model': 2}
+  changed = [(spec.compute.remat, spec.compute.chunk_size) for spec in tried[:4]]
+  assert changed == [(None, None), ('dots', None), (None, 64), ('dots', 64)]
+  assert isinstance(tried[4].reference, reference.Cached)
+  assert dict(tried[5].mesh.over().shape) == {'data': 1, 'fsdp': 4, 'model': 2}
 
 
 def test_changes_that_change_nothing_or_the_method_are_not_tried(monkeypatch):
-  settings = {'remat': 'dots', 'num_microbatches': 2, 'chunk_size': 32, 'reference': reference.soft}
-  found, _ = attempted(monkeypatch, lambda settings: False, **settings)
+  changes = {
+    'batches': {'microbatches': 2}, 'compute': {'remat': 'dots', 'chunk_size': 32},
+    'reference': reference.Soft,
+  }  # fmt: skip
+  found, _ = attempted(monkeypatch, lambda spec: False, remat='dots', changes=changes)
   changes = [row['change'] for row in found['tried']]
   mesh = '--gin_file=meshes/fsdp.gin --set make_mesh.fsdp=2 --set make_mesh.model=4'
   assert changes[:3] == [mesh, '--set MICROBATCHES=4', '--set MICROBATCHES=8']
@@ -184,7 +180,7 @@ def test_changes_that_change_nothing_or_the_method_are_not_tried(monkeypatch):
 
 
 def test_parameters_that_are_too_large_leave_other_meshes_to_try(monkeypatch):
-  found, _ = attempted(monkeypatch, lambda settings: False, held=20)
+  found, _ = attempted(monkeypatch, lambda spec: False, held=20)
   assert found['tried'] and all('make_mesh.fsdp=' in row['change'] for row in found['tried'])
   text = said(found)
   assert 'nothing that was tried: take more chips' in text and re.search(r'make_mesh\.model=2 +no', text)
@@ -198,26 +194,22 @@ def said(result) -> str:
 
 
 def test_the_mesh_that_a_run_has_is_no_change():
-  grid = functools.partial(partitioning.make_mesh, dcn_data=-1)
-  assert remedies.spread_mesh(grid, here(), {'data': 1, 'fsdp': 4, 'model': 2}, 4, 1) == []
-  [spread] = remedies.spread_mesh(grid, here(), {'data': 1, 'fsdp': 4, 'model': 2}, 4, 2)
-  assert dict(spread.settings['mesh']().shape) == {'data': 1, 'fsdp': 2, 'model': 4}
+  assert remedies.spread_mesh(SPEC, here(), {'data': 1, 'fsdp': 4, 'model': 2}, 1) == []
+  [spread] = remedies.spread_mesh(SPEC, here(), {'data': 1, 'fsdp': 4, 'model': 2}, 2)
+  assert dict(spread.fields['mesh'].over().shape) == {'data': 1, 'fsdp': 2, 'model': 4}
 
 
 def test_a_sweep_compiles_what_may_do_and_ranks_what_fits(monkeypatch):
   """Of ten meshes one does not divide, one holds too much, and one is beyond the limit."""
 
-  def rehearsed(asked):
-    sizes = asked.settings['mesh'].keywords
-    if sizes['model'] == 8:
+  def rehearse(spec, where):
+    if spec.mesh.model == 8:
       raise UsageError('8 heads')
-    shape = jax.ShapeDtypeStruct((2**42 if sizes['data'] == 8 else 1,), 'int8', sharding=REPLICATED)
-    return None, state.TrainState(np.zeros(()), {'policy': shape}, {}, None)
+    shape = jax.ShapeDtypeStruct((2**42 if spec.mesh.data == 8 else 1,), 'int8', sharding=REPLICATED)
+    return types.SimpleNamespace(abstract_state=state.TrainState(np.zeros(()), {'policy': shape}, {}, None))
 
-  monkeypatch.setattr(compilation, 'rehearse', rehearsed)
-  found, tried = attempted(
-    monkeypatch, lambda settings: settings['mesh'].keywords['model'] < 4, sweep=True, sweep_limit=7
-  )
+  monkeypatch.setattr(compilation, 'rehearse', rehearse)
+  found, tried = attempted(monkeypatch, lambda spec: spec.mesh.model < 4, sweep=True, sweep_limit=7)
   rows = found['meshes']
   assert len(rows) == 10 and len(tried) == 7
   assert all(row['data'] * row['fsdp'] * row['model'] == 8 for row in rows)
@@ -245,7 +237,7 @@ def test_a_sweep_of_slices_joins_them_either_way():
 def test_what_samples_its_responses_is_refused(monkeypatch):
   monkeypatch.setattr(slices, 'find', lambda name: here())
   with pytest.raises(UsageError, match='samples its responses'):
-    preflight.preflight('here', algorithm=algorithms.rloo_online, train=TRAIN, **SIZES)
+    preflight.preflight(replace(SPEC, algorithm=algorithms.rloo_online), 'here', **LENGTHS)
 
 
 @pytest.mark.parametrize(
@@ -274,8 +266,8 @@ def test_what_is_computed_again_is_of_no_use(monkeypatch):
 
   monkeypatch.setattr(slices, 'find', lambda name: here())
   monkeypatch.setattr(compilation, 'compile_step', compile_step)
-  recomputing = functools.partial(TRAIN, remat=True)
-  found = preflight.preflight('here', algorithm=algorithms.sft, train=recomputing, remedies=False, **SIZES)
+  spec = replace(SPEC, algorithm=algorithms.sft, compute={'remat': True})
+  found = preflight.preflight(spec, 'here', remedies=False, **LENGTHS)
   assert found['memory']['total'] == 20 * 2**30 and 'Used 20.00G of 16.00G hbm' in said(found)
   # All layers' forward passes, a third of a step; not the vocabulary's projection.
   assert 1.2 < found['flops']['step'] / found['flops']['useful'] < 4 / 3
@@ -300,12 +292,30 @@ def test_stand_ins_are_of_full_length_and_make_pairs():
 
 
 def test_a_cached_reference_brings_its_log_probs():
-  load = functools.partial(
-    placeholders.with_reference,
-    functools.partial(placeholders.placeholder_triplets, prompts=2, response_length=4),
-  )
-  table = load(vocabulary=vocabularies.vocabulary('bytes')).train
-  assert table.token_column(TOKEN_LOGPS, 3).tolist() == [0, 0, 0, 0]
+  run = with_stand_ins(reference=reference.Cached(), batches={'size': 4})
+  assert not run.reference.is_kept and run.abstract_state.reference is None
+  assert run.loaders.train.table.token_column(TOKEN_LOGPS, 3).tolist() == [0] * 16
+
+
+@pytest.mark.parametrize(
+  'triplets, expected',
+  [
+    (None, False),
+    ('ultrafeedback', False),
+    ('a.jsonl', True),
+    (['a.jsonl', 'hh'], False),
+    ('a.csv,b.csv', True),
+  ],
+)
+def test_only_files_are_read_and_names_of_data_sets_are_not(triplets, expected):
+  assert placeholders.are_here(triplets) is expected
+
+
+def test_neither_weights_nor_a_vocabulary_need_be_here(tmp_path):
+  absent = Policy(str(tmp_path / 'flan'), CONFIG, str(tmp_path / 'words.model'))
+  assert placeholders.without_weights(replace(SPEC, policy=absent)).policy == Policy(config=CONFIG)
+  with pytest.raises(UsageError, match='no checkpoint in'):
+    with_stand_ins(policy=Policy(str(tmp_path / 'flan')))
 
 
 def test_recomputing_all_but_products_is_named_or_refused():

@@ -8,9 +8,9 @@ from dro_jax import algorithms
 from dro_jax.data.table import column_store
 from dro_jax.errors import Stopped, UsageError
 from dro_jax.recipes import a_lol, fit_value
-from dro_jax.run import train
 from dro_jax.step import optimizers
-from tests.recipes.test_fit_value import data, one_device, settings
+from tests import runs
+from tests.recipes.test_fit_value import data, settings
 
 __all__ = ['data']
 
@@ -22,15 +22,10 @@ VARIANTS = {
 }
 
 
-def stages(folder, data, algorithm=algorithms.a_lol, value=train.train, policy=train.train):
+def stages(folder, data, algorithm=algorithms.a_lol):
   small = settings(3, policy_optimizer=functools.partial(optimizers.adamw, 1e-3))
-  return a_lol.a_lol_stages(
-    str(folder), data, algorithm,
-    fit=functools.partial(
-      fit_value.fit_value, train=functools.partial(value, **small), folds=2, mesh=one_device
-    ),
-    train=functools.partial(policy, **small),
-  )  # fmt: skip
+  fit = functools.partial(fit_value.fit_value, spec=runs.spec(data, algorithms.regression, **small), folds=2)
+  return a_lol.a_lol_stages(str(folder), runs.spec(data, algorithm, **small), fit=fit)
 
 
 @pytest.fixture(scope='module')
@@ -52,14 +47,15 @@ def test_stages_end_in_a_policy_of_positive_advantages(done, data):
 
 
 @pytest.mark.parametrize('name', VARIANTS)
-def test_every_variant_takes_the_same_values(name, done, data, tmp_path):
+def test_every_variant_takes_the_same_values(name, done, data, tmp_path, monkeypatch):
   for stage in ('value', 'columns'):
     (tmp_path / stage).symlink_to(done[0] / stage)
 
   def no_fit(*_, **__):
     raise AssertionError('fitted again')
 
-  result = stages(tmp_path, data, VARIANTS[name], value=no_fit)
+  monkeypatch.setattr(fit_value, 'train', no_fit)
+  result = stages(tmp_path, data, VARIANTS[name])
   assert result['value'] == done[1]['value']
   assert json.loads((tmp_path / 'policy' / 'run.json').read_text())['algorithm'] == name
 
@@ -70,12 +66,13 @@ def test_a_finished_command_trains_nothing(done, data):
   assert (done[0] / 'policy' / 'metrics.jsonl').read_text() == before
 
 
-def test_a_stop_in_the_values_stage_starts_no_policy(data, tmp_path):
+def test_a_stop_in_the_values_stage_starts_no_policy(data, tmp_path, monkeypatch):
   def stop(*_, **__):
     raise Stopped('stopped')
 
+  monkeypatch.setattr(fit_value, 'train', stop)
   with pytest.raises(Stopped):
-    stages(tmp_path, data, value=stop)
+    stages(tmp_path, data)
   assert not (tmp_path / 'policy').exists()
 
 

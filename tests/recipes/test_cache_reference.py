@@ -16,8 +16,9 @@ from dro_jax.evaluation import evaluate
 from dro_jax.models.stacks import convert_layers
 from dro_jax.parallel import partitioning
 from dro_jax.recipes import cache_reference
-from dro_jax.run import batches, networks, reference_store, schedule, train, trained
+from dro_jax.run import batches, networks, reference_store, schedule, trained
 from dro_jax.step import optimizers, reference
+from tests import runs
 from tests.examples import CONFIG
 from tests.run.test_train import final_state, records, write_triplets
 
@@ -35,6 +36,9 @@ BRIEF = functools.partial(TIMING, eval_every=0)
 
 def one_device():
   return partitioning.make_mesh(devices=jax.devices()[:1])
+
+
+ONE = runs.LaidOut(make=one_device)
 
 
 @pytest.fixture(scope='module')
@@ -65,15 +69,8 @@ def policy(tmp_path_factory):
 def store(policy, data, tmp_path_factory):
   """A store for any run of three steps, KTO's with batches of 8 too."""
   folder = tmp_path_factory.mktemp('store') / 'store'
-  result = cache_reference.cache_reference(
-    str(folder),
-    data,
-    ALGORITHMS['kto'],
-    init_from=policy,
-    schedule=TIMING,
-    batch_size=8,
-    mesh=one_device,
-  )
+  settings = {'init_from': policy, 'schedule': TIMING, 'batch_size': 8, 'mesh': one_device}
+  result = cache_reference.cache_reference(str(folder), runs.spec(data, ALGORITHMS['kto'], **settings))
   assert result['responses'] == 60 and result['mismatched_pairs'] >= 20
   return str(folder)
 
@@ -82,10 +79,10 @@ def test_a_place_that_holds_something_else_is_refused_before_anything_is_scored(
   (tmp_path / 'thesis.tex').write_text('mine')
   for folder, message in ((tmp_path, 'holds something else'), (tmp_path / 'thesis.tex', 'is a file')):
     with pytest.raises(UsageError, match=f'--model_dir=.*{message}'):
-      cache_reference.cache_reference(str(folder), None.__class__, init_from=policy, mesh=one_device)
+      cache_reference.cache_reference(str(folder), runs.spec(data, init_from=policy, mesh=one_device))
 
 
-def run(folder, data, policy, name='dro_v', scheme=reference.frozen, **changes):
+def run(folder, data, policy, name='dro_v', scheme=reference.Frozen, **changes):
   settings = {
     'init_from': policy,
     'mesh': one_device,
@@ -94,11 +91,11 @@ def run(folder, data, policy, name='dro_v', scheme=reference.frozen, **changes):
     'value_optimizer': functools.partial(optimizers.adafactor, 1e-2),
     'schedule': TIMING if name == 'kto' else BRIEF,
   }
-  return train.train(str(folder), data, ALGORITHMS[name], reference=scheme, **(settings | changes))
+  return runs.train(str(folder), data, ALGORITHMS[name], reference=scheme, **(settings | changes))
 
 
 def cached(store, **options):
-  return functools.partial(reference.cached, store=store, **options)
+  return functools.partial(reference.Cached, store=store, **options)
 
 
 @pytest.fixture(scope='module')
@@ -137,7 +134,7 @@ def test_a_cached_reference_trains_as_the_live_one(name, finished, data, policy,
 
 def test_evaluate_has_the_reference_of_a_cached_run(finished, data, policy, tmp_path):
   folder, whole = str(finished('dro_v')), functools.partial(data, validation_fraction=0)
-  found = evaluate.evaluate(folder, whole, resamples=2, mesh=one_device)
+  found = evaluate.evaluate(folder, whole, resamples=2, mesh=ONE)
   assert np.isfinite(found['statistics']['log_ratio'])
   (tmp_path / 'moved').symlink_to(policy)
   moved = trained.load_run(folder, one_device(), init_from=str(tmp_path / 'moved'))
@@ -192,28 +189,28 @@ def test_another_plan_of_mismatched_pairs_is_refused(store, data, policy, tmp_pa
 
 def test_kto_needs_a_store_with_mismatched_pairs(data, policy, tmp_path):
   plain = str(tmp_path / 'plain')
-  cache_reference.cache_reference(plain, data, algorithms.dro_v, init_from=policy, mesh=one_device)
+  cache_reference.cache_reference(plain, runs.spec(data, init_from=policy, mesh=one_device))
   with pytest.raises(UsageError, match='has no mismatched pairs'):
     run(tmp_path / 'run', data, policy, 'kto', cached(plain))
 
 
-@pytest.mark.parametrize('scheme', ['soft', 'hard', 'frozen'])
+@pytest.mark.parametrize('scheme', [reference.Soft, reference.Hard, reference.Frozen])
 def test_only_a_cached_reference_takes_a_store(scheme):
   with pytest.raises(UsageError, match='REFERENCE_STORE=x holds the log-probs of a reference that stays'):
-    getattr(reference, scheme)(lambda *_: None, store='x')
+    scheme(store='x').build(lambda *_: None)
   with pytest.raises(UsageError, match='dro_jax cache_reference'):
-    reference.cached(lambda *_: None)
+    reference.Cached().build(lambda *_: None)
 
 
 def test_fresh_responses_cannot_be_cached(store, data):
-  found, triplets = cached(store)(lambda *_: None), data(vocabulary=WORDS)
+  found, triplets = reference.Cached(store).build(lambda *_: None), data(vocabulary=WORDS)
   with pytest.raises(UsageError, match='fresh responses, which no store can hold'):
     reference_store.open_for(found, algorithms.rloo_online(), MODEL, WORDS, triplets)
 
 
-def test_whose_log_probs(data, tmp_path):
-  with pytest.raises(UsageError, match='whose log-probs'):
-    cache_reference.cache_reference(str(tmp_path / 's'), data)
+def test_a_store_needs_the_checkpoint_of_its_reference(data, tmp_path):
+  with pytest.raises(UsageError, match='cache_reference needs --init_from=DIR'):
+    cache_reference.cache_reference(str(tmp_path / 's'), runs.spec(data))
 
 
 def test_the_digest_tells_parameters_apart_and_layouts_not():

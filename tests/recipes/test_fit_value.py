@@ -12,8 +12,10 @@ from dro_jax.data.table import column_store
 from dro_jax.errors import UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.recipes import fit_value
-from dro_jax.run import schedule, train
+from dro_jax.run import schedule
+from dro_jax.run.spec import replace
 from dro_jax.step import optimizers
+from tests import runs
 from tests.examples import CONFIG
 
 
@@ -56,8 +58,7 @@ def settings(steps=40, **changes):
 
 
 def fit(folder, data, steps=40, **options):
-  fold = functools.partial(train.train, **settings(steps))
-  return fit_value.fit_value(str(folder), data, fold, mesh=one_device, **options)
+  return fit_value.fit_value(str(folder), runs.spec(data, **settings(steps)), **options)
 
 
 @pytest.fixture(scope='module')
@@ -95,14 +96,15 @@ def test_the_policy_is_left_as_it_was(fitted):
   assert len({record['parameter_norm/policy'] for record in metrics if 'loss' in record}) == 1
 
 
-def fail(**_):
+def fail(*_, **__):
   raise AssertionError('trained again')
 
 
-def test_a_complete_store_is_not_made_again(fitted, data):
+def test_a_complete_store_is_not_made_again(fitted, data, monkeypatch):
   folder, report = fitted
   mark = column_store.read(folder).mark
-  assert fit_value.fit_value(str(folder), data, fail, folds=2) == report
+  monkeypatch.setattr(fit_value, 'train', fail)
+  assert fit(folder, data, folds=2) == report
   assert column_store.read(folder).mark == mark
 
 
@@ -128,22 +130,27 @@ def test_a_complete_store_is_none_of_other_rewards_or_columns(field, tmp_path):
   assert column_store.read(tmp_path / 'v').mark == before
 
 
-def test_a_store_of_an_earlier_version_is_believed(fitted, data, tmp_path):
+def test_a_store_of_an_earlier_version_is_believed(fitted, data, tmp_path, monkeypatch):
   store = column_store.read(fitted[0])
   origin = {name: x for name, x in store.origin.items() if name != 'made_of'}
   column_store.write(tmp_path / 'columns', store.keys, {'value': store.columns['value']}, origin=origin)
-  assert fit_value.fit_value(str(tmp_path), data, fail, folds=2) == origin['report']
+  monkeypatch.setattr(fit_value, 'train', fail)
+  assert fit(tmp_path, data, folds=2) == origin['report']
 
 
-def test_a_killed_fit_resumes(fitted, data, tmp_path):
-  def killed(model_dir, **options):
+def test_a_killed_fit_resumes(fitted, data, tmp_path, monkeypatch):
+  train = fit_value.train
+
+  def killed(model_dir, spec, **options):
     if model_dir.endswith('fold_1'):
-      train.train(model_dir, **(settings(10) | options))
+      train(model_dir, replace(spec, schedule={'steps': 10}), **options)
       raise KeyboardInterrupt
-    return train.train(model_dir, **(settings() | options))
+    return train(model_dir, spec, **options)
 
-  with pytest.raises(KeyboardInterrupt):
-    fit_value.fit_value(str(tmp_path), data, killed, folds=2, mesh=one_device)
+  with monkeypatch.context() as patch:
+    patch.setattr(fit_value, 'train', killed)
+    with pytest.raises(KeyboardInterrupt):
+      fit(tmp_path, data, folds=2)
   assert not column_store.exists(tmp_path)
   fit(tmp_path, data, folds=2)
   whole, resumed = column_store.read(fitted[0]), column_store.read(tmp_path)

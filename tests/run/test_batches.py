@@ -104,7 +104,8 @@ class Scorer:
     readout = 'batch' if name == 'dro_v_batch' else 'prompt'
     nets, params, other = networks_of(readout if self.algorithm.uses_value else None)
     statistics = {key: jnp.asarray(value) for key, value in self.algorithm.statistics.items()}
-    frozen = reference.frozen(scoring.make_score(nets.policy)) if self.algorithm.uses_reference else None
+    frozen = reference.Frozen().build(scoring.make_score(nets.policy))
+    frozen = frozen if self.algorithm.uses_reference else None
     other = other if self.algorithm.uses_reference else None
     self.state = train_state.TrainState(jnp.zeros((), jnp.int32), params, {}, other, statistics)
     self.score = table_scores.make_table_scorer(nets, self.algorithm, frozen, one_device(), by_batch=by_batch)
@@ -134,7 +135,7 @@ def test_a_batch_value_is_the_mean_over_the_whole_held_out_part(triplets):
   per_prompt = nets._replace(value=dataclasses.replace(nets.value, readout='prompt'))
   state = train_state.TrainState(jnp.zeros((), jnp.int32), params, {}, other)
   loader = fed(triplets['mixed'], algorithm).eval
-  frozen = reference.frozen(scoring.make_score(nets.policy))
+  frozen = reference.Frozen().build(scoring.make_score(nets.policy))
   whole, each = (
     table_scores.make_table_scorer(some, algorithm, frozen, one_device())(state, loader).values
     for some in (nets, per_prompt)

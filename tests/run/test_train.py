@@ -16,6 +16,7 @@ import pytest
 
 from dro_jax import algorithms
 from dro_jax.checkpoints import orbax, policy
+from dro_jax.configs import parameters
 from dro_jax.data.batches import loader, packing, plan
 from dro_jax.data.table import table
 from dro_jax.data.text import vocabularies
@@ -23,11 +24,13 @@ from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import NotFinite, Stopped, UsageError
 from dro_jax.parallel import partitioning
 from dro_jax.run import batches as feeds
-from dro_jax.run import build, loop, schedule, train
+from dro_jax.run import build, loop, schedule
 from dro_jax.run.folder import lock, validation
+from dro_jax.run.folder.configs import Recorded
 from dro_jax.run.trained import load_run
 from dro_jax.step import optimizers
-from dro_jax.step.reference import hard
+from dro_jax.step.reference import Hard
+from tests import runs
 from tests.examples import CONFIG
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=None)
@@ -91,7 +94,7 @@ def run(triplets, tmp_path_factory):
       'value_optimizer': functools.partial(optimizers.adafactor, 1e-2),
       'schedule': timing,
     }
-    return train.train(**({'model_dir': str(folder), 'data': data} | settings | changes))
+    return runs.train(**({'model_dir': str(folder), 'data': data} | settings | changes))
 
   return run
 
@@ -154,10 +157,10 @@ def test_resume_is_bit_identical(whole, run, tmp_path):
 def test_sigterm_saves_and_the_same_command_resumes(whole, run, tmp_path, monkeypatch):
   report = loop._report
 
-  def terminate(run, writer, pending, *rest):
+  def terminate(going, pending, *rest):
     if pending.step == 2 and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
       os.kill(os.getpid(), signal.SIGTERM)
-    return report(run, writer, pending, *rest)
+    return report(going, pending, *rest)
 
   monkeypatch.setattr(loop, '_report', terminate)
   with pytest.raises(Stopped, match='stopped by SIGTERM after step 2'):
@@ -173,10 +176,10 @@ def test_ctrl_c_in_python_saves_restores_the_handlers_and_raises_keyboard_interr
 ):
   report = loop._report
 
-  def press(run, writer, pending, *rest):
+  def press(going, pending, *rest):
     if pending.step == 1:
       signal.raise_signal(signal.SIGINT)
-    return report(run, writer, pending, *rest)
+    return report(going, pending, *rest)
 
   monkeypatch.setattr(loop, '_report', press)
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -279,7 +282,7 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
       'model': dataclasses.replace(MODEL, num_heads=1),
     },
     'dropout is for supervised': {'dropout_rate': 0.1},
-    'num_microbatches=0': {'num_microbatches': 0},
+    'microbatches=0': {'num_microbatches': 0},
     'VALUE_READOUT=scalar is one learned number': {'value_readout': 'scalar', 'value_shared': True},
     'seed=-1 is out of range: pass a whole number': {'seed': -1},
     'dro_v: tau=-1.0 must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=-1.0)},
@@ -349,9 +352,14 @@ def test_a_resumed_run_keeps_its_configuration_and_records_the_next(whole, run, 
   shutil.copytree(whole[0], folder)
   text = 'train.schedule = @Schedule\nSchedule.log_every = {}\ntrain.policy_optimizer = @{}\n'
   (folder / 'config.gin').write_text(text.format(1, 'adamw'))
-  with pytest.raises(UsageError, match='train.policy_optimizer: @adamw → @adafactor'):
-    run(folder, configs=lambda: {'config.gin': text.format(1, 'adafactor')})
-  assert run(folder, configs=lambda: {'config.gin': text.format(2, 'adamw')})['step'] == 4
+
+  def recorded(*settings):
+    effects = {'Schedule': parameters.effects_of({'': parameters.parameters(schedule.Schedule)})['']}
+    return lambda: Recorded({'config.gin': text.format(*settings)}, effects)
+
+  with pytest.raises(UsageError, match='Optimizers.policy: @adamw → @adafactor'):
+    run(folder, configs=recorded(1, 'adafactor'))
+  assert run(folder, configs=recorded(2, 'adamw'))['step'] == 4
   assert (folder / 'config.gin').read_text() == text.format(1, 'adamw')
   assert (folder / 'config.4.gin').read_text() == text.format(2, 'adamw')
 
@@ -365,7 +373,7 @@ def listed_metrics(error):
 def trust_region(run):
   """Runs whose reference becomes the policy after every step."""
 
-  def train_it(folder, *, steps, scheme=hard, **changes):
+  def train_it(folder, *, steps, scheme=Hard, **changes):
     timing = functools.partial(
       schedule.Schedule,
       steps=steps,
@@ -413,10 +421,11 @@ def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region,
 
 
 def test_a_trust_region_run_of_an_earlier_version_is_measured_as_before(trust_region, tmp_path, caplog):
-  def earlier(score, **settings):
-    return hard(score, **settings)._replace(initial=None)
+  class Earlier(Hard):
+    def build(self, score):
+      return super().build(score)._replace(initial=None)
 
-  trust_region(tmp_path, steps=2, scheme=earlier)
+  trust_region(tmp_path, steps=2, scheme=Earlier)
   assert 'initial' not in final_state(tmp_path)
   trust_region(tmp_path, steps=4)
   assert 'measured against the moving reference, as before' in caplog.text
@@ -533,13 +542,10 @@ def test_a_runs_first_lines_say_what_made_the_labels(run, tmp_path, name):
       str(thumbs), columns='reward=label', validation_fraction=0, cache_dir=cache, **options
     )
 
-  def look(built, _):
-    table = built.train_loader.table
-    np.testing.assert_array_equal(table.columns['derived_label'], table.raw_rewards)
-    return built.notes
-
-  settings = {'mesh': partitioning.make_mesh, 'rehearsal': build.Rehearsal(jax.devices()[:1], look)}
-  notes = run(tmp_path / 'run', data=data, algorithm=getattr(algorithms, name), **settings)
+  built = build.build(runs.spec(data, getattr(algorithms, name), model=MODEL, mesh=one_device, batch_size=8))
+  table = built.loaders.train.table
+  np.testing.assert_array_equal(table.columns['derived_label'], table.raw_rewards)
+  notes = built.notes()
   assert notes[0] == 'labels: the rewards 0 and 1 are labels themselves; 5 of 8 responses are desirable'
 
 

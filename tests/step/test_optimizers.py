@@ -241,8 +241,8 @@ def bound(*arguments):
   """The optimisers that a command line makes."""
   values = flags.parse_flags('train', ['--triplets=x', '--model_dir=y', *arguments])
   bindings.configure('train', tables.COMMANDS['train'], values)
-  made = gin.get_bindings('dro_jax.train.train')
-  return {network: made[f'{network}_optimizer']() for network in ('policy', 'value')}
+  made = gin.get_bindings('dro_jax.train.Optimizers')
+  return {network: made[network]() for network in ('policy', 'value')}
 
 
 def two_updates(tx):

@@ -57,13 +57,13 @@ def close(a, b, **tolerances):
 
 
 def test_a_frozen_reference_stays():
-  states, _ = run('dpo', reference.frozen)
+  states, _ = run('dpo', reference.Frozen)
   jax.tree.map(np.testing.assert_array_equal, states[0].reference, states[-1].reference)
   assert states[0].params['policy'] is not states[-1].params['policy']
 
 
 def test_soft_updates_weigh_the_policy_by_alpha_and_count_optimiser_steps():
-  soft = functools.partial(reference.soft, alpha=0.25, every=2)
+  soft = functools.partial(reference.Soft, alpha=0.25, every=2)
   for num_microbatches in (1, 2):
     states, _ = run('dpo', soft, 4, num_microbatches)
     references = [state.reference for state in states]
@@ -77,7 +77,7 @@ def test_soft_updates_weigh_the_policy_by_alpha_and_count_optimiser_steps():
 
 
 def test_a_hard_update_is_the_policy():
-  states, _ = run('dpo', functools.partial(reference.hard, every=2), 2)
+  states, _ = run('dpo', functools.partial(reference.Hard, every=2), 2)
   jax.tree.map(np.testing.assert_array_equal, states[2].reference, states[2].params['policy'])
   jax.tree.map(np.testing.assert_array_equal, states[1].reference, states[0].reference)
 
@@ -85,17 +85,17 @@ def test_a_hard_update_is_the_policy():
 @pytest.mark.parametrize('method', METHODS)
 def test_every_method_takes_a_moving_reference(method):
   """α = 1 after every step: the policy is always its own reference, and every log-ratio is zero."""
-  _, measured = run(method, functools.partial(reference.soft, alpha=1.0, every=1))
+  _, measured = run(method, functools.partial(reference.Soft, alpha=1.0, every=1))
   for metrics in measured:
     assert metrics['log_ratio_max_moving'] == 0.0
     assert 'log_ratio_max' not in metrics
-  _, measured = run(method, reference.frozen)
+  _, measured = run(method, reference.Frozen)
   assert measured[-1]['log_ratio_max'] > 0.0
 
 
 def test_a_moving_reference_is_measured_by_the_initial_policy():
   """Against the moving one ρ is 0 after each update; the initial policy stays as it was."""
-  scheme = functools.partial(reference.hard, every=1)
+  scheme = functools.partial(reference.Hard, every=1)
   states, _ = run('kto', scheme, 2)
   policy, _, params = init_params(readout=None)
   for state in states:
@@ -116,4 +116,4 @@ def test_a_moving_reference_is_measured_by_the_initial_policy():
 @pytest.mark.parametrize('settings', [{'alpha': 0.0}, {'alpha': 1.5}, {'every': 0}])
 def test_settings_out_of_range_are_refused(settings):
   with pytest.raises(UsageError, match='pass 0 < alpha ≤ 1'):
-    reference.soft(lambda *_: None, **settings)
+    reference.Soft(**settings).build(lambda *_: None)

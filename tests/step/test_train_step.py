@@ -53,7 +53,7 @@ def make(algorithm, *, num_microbatches=1, readout='prompt', shared=False, optim
   policy, value, params = init_params(readout=readout if algorithm.uses_value else None, shared=shared)
   txs = {name: optimizer or optimizers.adafactor(1e-2) for name in params}
   score = scoring.make_score(policy, value)
-  frozen = reference.frozen(scoring.make_score(policy)) if algorithm.uses_reference else None
+  frozen = reference.Frozen().build(scoring.make_score(policy)) if algorithm.uses_reference else None
   state = train_state.create(params, txs, algorithm.uses_reference, algorithm.statistics)
   if algorithm.uses_reference:
     state = state._replace(reference=distinct_reference(params))
@@ -263,7 +263,7 @@ def test_log_ratio_is_zero_to_a_rounding_at_step_zero():
       scoring.make_score(policy, value),
       algorithms.dro_v(),
       txs,
-      reference.frozen(scoring.make_score(policy)),
+      reference.Frozen().build(scoring.make_score(policy)),
       num_microbatches=num_microbatches,
     )
     _, output = jax.jit(step)(train_state.create(params, txs, True), ROWS._replace(mismatched=None))
@@ -275,7 +275,10 @@ def test_log_ratio_is_exactly_zero_in_bfloat16_without_excess_precision():
   policy = T5(dataclasses.replace(CONFIG, dtype='bfloat16'))
   txs = {name: optimizers.adafactor(1e-3) for name in params}
   step = train_step.make_train_step(
-    scoring.make_score(policy, value), algorithms.dro_v(), txs, reference.frozen(scoring.make_score(policy))
+    scoring.make_score(policy, value),
+    algorithms.dro_v(),
+    txs,
+    reference.Frozen().build(scoring.make_score(policy)),
   )
   step = jax.jit(step, compiler_options=partitioning.COMPILER_OPTIONS)
   _, output = step(train_state.create(params, txs, True), ROWS._replace(mismatched=None))
@@ -302,7 +305,7 @@ def test_every_value_learns_the_mean_reward(readout, shared):
   txs = {'policy': optax.sgd(0.0), 'value': optimizers.adamw(0.1)}
   score = scoring.make_score(policy, value)
   step = jax.jit(
-    train_step.make_train_step(score, algorithm, txs, reference.frozen(scoring.make_score(policy)))
+    train_step.make_train_step(score, algorithm, txs, reference.Frozen().build(scoring.make_score(policy)))
   )
   state = train_state.create(params, txs, True)
   rows = ROWS._replace(rewards=ROWS.rewards + 2.0, mismatched=None)

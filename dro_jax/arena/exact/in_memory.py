@@ -186,7 +186,7 @@ def make_step(nets: Networks, factory: Factory, recipe: Recipe) -> Callable[...,
   def step(state: train_state.TrainState, rows: Rows, temperature: Array, learning_rate: Array):
     algorithm = factory(temperature)
     value = nets.value if algorithm.uses_value else None
-    frozen = reference.frozen(scoring.make_score(nets.policy)) if algorithm.uses_reference else None
+    frozen = reference.Frozen().build(scoring.make_score(nets.policy)) if algorithm.uses_reference else None
     one = train_step.make_train_step(
       scoring.make_score(nets.policy, value), algorithm,
       _optimizers(state.params, learning_rate, recipe), frozen,

@@ -27,8 +27,7 @@ from dro_jax.data.triplets import Triplets, load_triplets, require_rewards, scal
 from dro_jax.errors import UsageError
 from dro_jax.files import to_json
 from dro_jax.models.family import Config
-from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Mesh
+from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import batches, networks, table_scores
 from dro_jax.run.trained import load_run
 
@@ -77,7 +76,7 @@ class Place(NamedTuple):
   folder: pathlib.Path
   feedback: Feedback
   model: Config
-  mesh: Callable[[], Mesh]
+  mesh: MeshSpec
   batch_size: int
 
 
@@ -229,7 +228,7 @@ def scored(
   place: Place, checkpoint: str, tables: Mapping[str, TokenTable]
 ) -> dict[str, dict[str, np.ndarray]]:
   """A policy's log-probs of every response of some tables, and V where it has a value, `[N]` each."""
-  mesh = place.mesh()
+  mesh = place.mesh.over()
   trained = load_run(checkpoint, mesh)
   state, found = trained.state._replace(reference=None), {}
   for name, table in tables.items():
@@ -268,7 +267,7 @@ def human(
   steps: int = 200,
   batch_size: int = 32,
   evaluations: int = 2,
-  mesh: Callable[[], Mesh] = partitioning.make_mesh,
+  mesh: MeshSpec = MeshSpec(),
 ) -> Suite:
   """Agreement with human scores on held-out prompts.
 

@@ -29,8 +29,7 @@ from dro_jax.data.worlds import exercises as verifiable
 from dro_jax.data.worlds.exercises import Exercises as Exercises
 from dro_jax.files import to_json
 from dro_jax.models.family import Config
-from dro_jax.parallel import partitioning
-from dro_jax.parallel.partitioning import Mesh
+from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run import networks
 from dro_jax.run.trained import load_run
 from dro_jax.statistics import off_policy
@@ -77,7 +76,7 @@ class Place(NamedTuple):
   folder: pathlib.Path
   world: TextWorld
   model: Config
-  mesh: Callable[[], Mesh]
+  mesh: MeshSpec
 
 
 class Logged(NamedTuple):
@@ -104,7 +103,7 @@ class Logged(NamedTuple):
 def prepare(place: Place, seed: int) -> Logged:
   """The world of a seed; reads the parts that exist and makes the others."""
   reference = _reference(place)
-  trained = load_run(reference, place.mesh())
+  trained = load_run(reference, place.mesh.over())
   params, tools = trained.state.params['policy'], _tools(reference, place.mesh, place.world.response_length)
   logs = {split: _logged(place, tools, params, split, seed) for split in ('train', 'validation', 'test')}
   files = {split: place.folder / 'world' / f'{split}-{seed}-triplets.jsonl' for split in logs}
@@ -133,10 +132,10 @@ def _reference(place: Place) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _tools(reference: str, mesh: Callable[[], Mesh], response_length: int) -> Tools:
+def _tools(reference: str, mesh: MeshSpec, response_length: int) -> Tools:
   """Compiled once for all seeds: policies differ in their parameters only."""
   policy = networks.build_policy(reference).policy
-  return answers.make_tools(policy, vocabulary_of(reference), mesh(), response_length)
+  return answers.make_tools(policy, vocabulary_of(reference), mesh.over(), response_length)
 
 
 def _logged(place: Place, tools: Tools, params: Params, split: str, seed: int) -> Samples:
@@ -274,7 +273,7 @@ def text(
   steps: int = 400,
   batch_size: int = 64,
   evaluations: int = 4,
-  mesh: Callable[[], Mesh] = partitioning.make_mesh,
+  mesh: MeshSpec = MeshSpec(),
 ) -> Suite:
   """Generation with a programmed reward.
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from dro_jax.configs.effects import COMPARED
 from dro_jax.data.records import comparisons
 from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import UsageError
@@ -27,7 +28,8 @@ class UnitOptions:
     ranked: keep one response of each reward, so that a group is a strict ranking.
   """
 
-  pairs: str | None = None
+  # None leaves the pairs to the data, which earlier versions did not: the saved report says which were taken.
+  pairs: Annotated[str | None, COMPARED] = None
   margin: float | int = 0.0
   group_size: int = 8
   ranked: bool = False

@@ -10,13 +10,16 @@ import logging
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dro_jax import files
-from dro_jax.configs import differences as configs_differences
 from dro_jax.configs import files as config_files
 from dro_jax.configs import parameters, settings
-from dro_jax.configs import text as configs_text
+from dro_jax.configs.differences import Difference
+from dro_jax.configs.differences import differences as differences_between
+from dro_jax.configs.effects import NUMBERS, Effect
+from dro_jax.configs.renamed import read_saved
+from dro_jax.configs.text import Config, collect, split
 from dro_jax.errors import UsageError
 
 CONFIG, DEFAULTS = 'config.gin', 'defaults.gin'
@@ -25,67 +28,23 @@ RUN, _HAS_SAVED = 'run.json', 'has_saved'
 # What a run's metadata says that 0 steps of warm-up were: if nothing, a rate of 0 for ever.
 FULL_RATE = 'full rate'
 
-_LENGTH = 'the length and the clock of records: what was done stays as it was'
-_SPEED = 'memory and speed: no number changes beyond rounding'
-_LAYOUT = 'layout: no number changes beyond rounding, though KTO may draw other mismatched pairs'
-_KEEPING = 'which checkpoints are kept'
-_PLACE = 'a place: what lies there is compared itself'
-_COMPARED = 'what comes of it is compared itself'
-_ELSEWHERE = 'not of these numbers'
+# A change across which a run may be resumed, but which may show in what is compared.
+_CAUSES = ('place', 'compared')
 
-# What cannot change the numbers so far, and why. A parameter that is in neither table decides them.
-ACCEPTED: Mapping[str, Mapping[str, str]] = {
-  'train': {
-    'model_dir': _PLACE, 'vocabulary': _PLACE, 'mesh': _LAYOUT, 'num_microbatches': _SPEED,
-    'chunk_size': _SPEED, 'remat': _SPEED, 'compiler_options': _SPEED, 'keep_last': _KEEPING,
-    'keep_best': _KEEPING,
-    'best_metric': _KEEPING, 'best_mode': _KEEPING, 'replay': 'a look at a batch, which writes nothing',
-    'rehearsal': 'a look at the step, which writes nothing',
-  },
-  'Schedule': dict.fromkeys(
-    (
-      'steps', 'log_every', 'eval_every', 'checkpoint_every', 'eval_examples', 'sample_prompts', 'kl_prompts',
-    ),
-    _LENGTH,
-  ),
-  'RowOptions': dict.fromkeys(
-    ('packed', 'encode_once', 'prompt_length', 'response_length', 'coverage'), _LAYOUT
-  ),
-  # None leaves the pairs to the data, which earlier versions did not: the saved report says which were taken.
-  'UnitOptions': {'pairs': _COMPARED},
-  'make_mesh': dict.fromkeys(
-    ('data', 'fsdp', 'model', 'dcn_data', 'dcn_fsdp', 'rules', 'devices'), _LAYOUT
-  ),
-  'load_triplets': dict.fromkeys(
-    ('triplets', 'eval_triplets', 'vocabulary', 'columns_from', 'data_dir', 'cache_dir'), _PLACE
-  ) | {'inherited': 'of other commands than those that make a run'},
-  'cached': {'store': _PLACE, 'tolerance': 'what a check of the store forgives'},
-  'frozen': {'store': _PLACE},
-  'soft': {'store': _PLACE},
-  'hard': {'store': _PLACE},
-  'fit_value': {
-    'model_dir': _PLACE, 'columns_dir': _PLACE, 'mesh': _LAYOUT, 'score_batch_size': _ELSEWHERE,
-    'chunk_size': _SPEED, 'min_explained_variance': _ELSEWHERE,
-  },
-  'a_lol_stages': {'model_dir': _PLACE},
-}  # fmt: skip
+Effects = Mapping[str, Mapping[str, Effect]]
 
-# What decides a run's numbers, of those who have both kinds; all parameters of algorithms, references,
-# optimisers and models do.
-DECISIVE: Mapping[str, Sequence[str]] = {
-  'train': (
-    'data', 'algorithm', 'reference', 'model', 'init_from', 'value_readout', 'value_shared',
-    'value_frozen_trunk', 'policy_optimizer', 'value_optimizer', 'schedule', 'batch_size', 'deal', 'rows',
-    'unit_options', 'rollouts', 'dropout_rate', 'dtype', 'scan_layers', 'seed',
-  ),
-  'load_triplets': (
-    'columns', 'map_reward', 'rewards_required', 'template', 'chat_template', 'prompt_length',
-    'response_length', 'overlong', 'keep', 'scaling', 'validation_fraction', 'split_salt', 'task_split',
-    'eval_task_split', 'task_modules',
-  ),
-  'fit_value': ('data', 'train', 'folds', 'held_out'),
-  'a_lol_stages': ('data', 'algorithm', 'fit', 'train'),
-}  # fmt: skip
+
+class Recorded(NamedTuple):
+  """How a run was configured: nothing, of a run of Python.
+
+  Attributes:
+    texts: what is saved of it, by file name.
+    effects: what changing each parameter does to a run that is resumed, by configurable.
+  """
+
+  texts: Mapping[str, str] = {}
+  effects: Effects = {}
+
 
 _WHY = {
   'decay_steps': 'the learning rates so far decayed towards the earlier end',
@@ -100,14 +59,20 @@ _WHY = {
 }
 
 
-def accepted(difference: configs_differences.Difference) -> str | None:
+def accepted(difference: Difference, effects: Effects) -> str | None:
   """Why a run may be resumed across a difference; None where it may not."""
-  _, selector, parameter = configs_text.split(difference.name)
+  _, _, parameter = split(difference.name)
   if parameter == 'keep' and difference.now == repr('auto'):
     return 'the end of overlong prompts that the run kept so far is kept'
   if parameter == 'init_from' and _has_same_name(difference):
     return 'a folder of the same name: the run has started already'
-  return ACCEPTED.get(selector.rpartition('.')[2], {}).get(parameter)
+  effect = _effect(difference, effects)
+  return effect.why if effect.is_accepted else None
+
+
+def _effect(difference: Difference, effects: Effects) -> Effect:
+  _, selector, parameter = split(difference.name)
+  return effects.get(selector.rpartition('.')[2], {}).get(parameter, NUMBERS)
 
 
 def data_options(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +96,7 @@ def read_options(saved: Mapping[str, Any], checkpoint: Any) -> dict[str, Any]:
   if (read := saved.get('data', {}).get('read')) is not None:
     return read
   text = newest_text(checkpoint.parent.parent, CONFIG) or ''
-  bound = {binding.name: binding.value for binding in configs_text.read(text, CONFIG) if binding.name}
+  bound = {binding.name: binding.value for binding in read_saved(text, CONFIG) if binding.name}
 
   def value(name: str) -> Any:
     text = bound.get(name) or 'None'
@@ -140,22 +105,22 @@ def read_options(saved: Mapping[str, Any], checkpoint: Any) -> dict[str, Any]:
   return {name: value(f'load_triplets.{name}') for name in ('columns', 'map_reward')}
 
 
-def _has_same_name(difference: configs_differences.Difference) -> bool:
+def _has_same_name(difference: Difference) -> bool:
   then, now = (ast.literal_eval(value or 'None') for value in (difference.then, difference.now))
   return bool(then and now) and pathlib.PurePath(then).name == pathlib.PurePath(now).name
 
 
-def why_not(difference: configs_differences.Difference) -> str:
+def why_not(difference: Difference) -> str:
   """Why a run may not be resumed across a difference."""
-  _, _, parameter = configs_text.split(difference.name)
+  _, _, parameter = split(difference.name)
   return _WHY.get(parameter, "decides the run's numbers")
 
 
-def rows(differences: Sequence[configs_differences.Difference]) -> list[dict[str, Any]]:
+def rows(differences: Sequence[Difference], effects: Effects) -> list[dict[str, Any]]:
   """Differences with whether a run may be resumed across them, and why; a macro's are said once."""
   found = []
   for difference in differences:
-    reason = accepted(difference)
+    reason = accepted(difference, effects)
     row = {
       'setting': difference.macro or difference.name,
       'a': difference.then,
@@ -210,7 +175,7 @@ def refuse_other_run(
   folder: pathlib.Path,
   saved: Mapping[str, Any],
   metadata: Mapping[str, Any],
-  texts: Mapping[str, str],
+  recorded: Recorded,
 ) -> None:
   """Refuses to resume with settings that would make another run.
 
@@ -218,23 +183,24 @@ def refuse_other_run(
     folder: the run's.
     saved: what its newest checkpoint says of it.
     metadata: the same, of now: data and vocabularies by what they hold.
-    texts: `config.gin` and `defaults.gin` of now; a run of Python has none.
+    recorded: how it is configured now.
 
   Raises:
     UsageError: names each setting, its value then and now, and what to do.
   """
   _refuse_unmoved(folder, saved)
-  differences = differing(folder, texts)
+  differences = differing(folder, recorded.texts)
   starts = [described.get('init_digest') for described in (saved, metadata)]
   if starts[0] is not None and starts[0] == starts[1]:  # The same parameters, whatever the folder is called.
-    differences = [each for each in differences if configs_text.split(each.name)[2] != 'init_from']
-  refused = [difference for difference in differences if accepted(difference) is None]
+    differences = [each for each in differences if split(each.name)[2] != 'init_from']
+  effects = recorded.effects
+  refused = [difference for difference in differences if accepted(difference, effects) is None]
   now = json.loads(json.dumps(metadata))
   seen = [*_described(identity(saved), identity(now)), *_labelled_otherwise(saved, now)]
   if not refused and seen:
     # What may have made the difference that is seen: pairs are compared by the report of them.
-    causes = (_PLACE, _COMPARED) if any(each.name.startswith('data.units') for each in seen) else (_PLACE,)
-    refused = [difference for difference in differences if accepted(difference) in causes] + seen
+    causes = _CAUSES if any(each.name.startswith('data.units') for each in seen) else _CAUSES[:1]
+    refused = [each for each in differences if _effect(each, effects).kind in causes] + seen
   if refused:
     raise UsageError(
       f'{folder} holds a run with other settings, and resuming would make neither run (then → now):\n'
@@ -247,9 +213,7 @@ def _refuse_unmoved(folder: pathlib.Path, saved: Mapping[str, Any]) -> None:
   text = newest_text(folder, CONFIG)
   if text is None or saved.get('zero_warmup') == FULL_RATE:
     return
-  for name, bound in settings.settings(
-    configs_text.collect(configs_text.read(text, CONFIG)), settings.ROOTS, {}
-  ).items():
+  for name, bound in settings.settings(collect(read_saved(text, CONFIG)), settings.ROOTS, {}).items():
     if name.endswith('warmup_constant') and 'warmup_steps' in bound and bound['warmup_steps'].value == '0':
       raise UsageError(
         f'{folder}: the run was made with {name}.warmup_steps = 0 when that was a learning rate of 0 '
@@ -258,12 +222,12 @@ def _refuse_unmoved(folder: pathlib.Path, saved: Mapping[str, Any]) -> None:
       )
 
 
-def differing(folder: pathlib.Path, texts: Mapping[str, str]) -> list[configs_differences.Difference]:
+def differing(folder: pathlib.Path, texts: Mapping[str, str]) -> list[Difference]:
   """Settings that are not as the run last had them; none where either has no configuration."""
   newest = newest_text(folder, CONFIG)
   if newest is None or CONFIG not in texts:
     return []
-  then, now = (configs_text.collect(configs_text.read(text, CONFIG)) for text in (newest, texts[CONFIG]))
+  then, now = (collect(read_saved(text, CONFIG)) for text in (newest, texts[CONFIG]))
   known = parameters.defaults_in(texts.get(DEFAULTS, ''))
   # What a run of an earlier version did not know of had the value that is the default now.
   earlier = parameters.defaults_in(newest_text(folder, DEFAULTS) or '')
@@ -271,20 +235,18 @@ def differing(folder: pathlib.Path, texts: Mapping[str, str]) -> list[configs_di
   return between(then, now, (before, known))
 
 
-def between(
-  then: configs_text.Config, now: configs_text.Config, defaults: tuple[Any, Any]
-) -> list[configs_differences.Difference]:
+def between(then: Config, now: Config, defaults: tuple[Any, Any]) -> list[Difference]:
   """What differs of two runs, their folders aside; see `configs.differences.differences`."""
-  found = configs_differences.differences(then, now, settings.ROOTS, defaults)
+  found = differences_between(then, now, settings.ROOTS, defaults)
   return [difference for difference in found if not difference.name.endswith('.model_dir')]
 
 
-def listed(differences: Sequence[configs_differences.Difference]) -> str:
+def listed(differences: Sequence[Difference]) -> str:
   """A line for each setting: then → now; a macro's is said once."""
   lines = {}
   for difference in differences:
     setting = difference.macro or difference.name
-    _, _, parameter = configs_text.split(difference.name)
+    _, _, parameter = split(difference.name)
     why = f'  ({_WHY[parameter]})' if parameter in _WHY else ''
     lines[f'  {setting}: {_shown(difference.then)} → {_shown(difference.now)}{why}'] = None
   return '\n'.join(lines)
@@ -294,7 +256,7 @@ def _shown(value: str | None) -> str:
   return 'not set' if value is None else value
 
 
-def _remedy(differences: Sequence[configs_differences.Difference]) -> str:
+def _remedy(differences: Sequence[Difference]) -> str:
   macros = {difference.macro: difference.then for difference in differences if difference.macro}
   back = ' '.join(f'--set {macro}={value}' for macro, value in macros.items() if value)
   return f'Set them back{f" ({back})" if back else ""}, or choose another --model_dir.'
@@ -325,13 +287,11 @@ def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
 
 
-def _labelled_otherwise(
-  saved: Mapping[str, Any], metadata: Mapping[str, Any]
-) -> Iterator[configs_differences.Difference]:
+def _labelled_otherwise(saved: Mapping[str, Any], metadata: Mapping[str, Any]) -> Iterator[Difference]:
   """Labels that a run of a version which recorded no rule had made otherwise."""
   then, now = saved['data'].get('labels'), metadata['data'].get('labels')
   if now and not then and now['unlike_earlier']:
-    yield configs_differences.Difference('labels', 'by a mean, whatever the rewards', now['said'], None)
+    yield Difference('labels', 'by a mean, whatever the rewards', now['said'], None)
 
 
 def alike(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -339,7 +299,7 @@ def alike(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
   return not any(_described(then, now))
 
 
-def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[configs_differences.Difference]:
+def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
   """What differs of two identities; what one of them does not say is passed over."""
   for name, value in now.items():
     before = then.get(name)
@@ -347,7 +307,7 @@ def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[conf
       for difference in _described(before, value):
         yield difference._replace(name=f'{name}.{difference.name}')
     elif None not in (before, value) and before != value:
-      yield configs_differences.Difference(name, repr(before), repr(value), None)
+      yield Difference(name, repr(before), repr(value), None)
 
 
 # The record

@@ -259,8 +259,8 @@ def read_gin(path):
   configurable = gin.external_configurable(T5Config, module='dro_jax.models.t5')
   with gin.unlock_config():
     gin.clear_config()
-    # The files also bind the parameter of train that takes the model; train is not registered here.
-    gin.parse_config_file(str(path), skip_unknown=['train'])
+    # The files also bind the parameter that takes the model; its owner is not registered here.
+    gin.parse_config_file(str(path), skip_unknown=['Policy'])
     config = configurable()
     gin.clear_config()
   return config

@@ -1,16 +1,21 @@
-import inspect
 import json
 import logging
 
 import pytest
 
-from dro_jax.configs import differences
-from dro_jax.data import triplets
+from dro_jax.configs import differences, effects
+from dro_jax.data.batches.groups import UnitOptions
+from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
-from dro_jax.parallel import partitioning
-from dro_jax.recipes import a_lol, fit_value
-from dro_jax.run import batches, schedule, train
+from dro_jax.parallel.partitioning import MeshSpec
+from dro_jax.recipes.a_lol import a_lol_stages
+from dro_jax.recipes.fit_value import fit_value
+from dro_jax.recipes.train import train
+from dro_jax.run.batches import RowOptions
 from dro_jax.run.folder import configs
+from dro_jax.run.sampling.rollouts import RolloutOptions
+from dro_jax.run.schedule import Schedule
+from dro_jax.run.spec import Batches, Compute, Keep, Optimizers, Policy, RunSpec, Value
 from dro_jax.step import reference
 
 TEXT = """
@@ -30,6 +35,14 @@ warmup_cosine.decay_steps = {decay}
 """
 
 
+CONFIGURABLES = (
+  RunSpec, Policy, Compute, Value, Optimizers, Batches, Keep, MeshSpec, RowOptions, UnitOptions,
+  RolloutOptions, Schedule, reference.Frozen, reference.Cached, reference.Soft, reference.Hard, load_triplets,
+  train, fit_value, a_lol_stages,
+)  # fmt: skip
+EFFECTS = {part.__name__: effects.effects(part) for part in CONFIGURABLES}
+
+
 def texts(defaults='', steps=10, rate=1e-4, microbatches=1, decay=100, folder='a', init='/data/t5', more=''):
   values = {'steps': steps, 'rate': rate, 'microbatches': microbatches, 'decay': decay}
   return {'config.gin': TEXT.format(folder=folder, init=init, **values) + more, 'defaults.gin': defaults}
@@ -47,7 +60,9 @@ def refusal(tmp_path):
   def check(before, now, saved=None, described=None):
     configs.record(tmp_path, before, 0)
     try:
-      configs.refuse_other_run(tmp_path, saved or metadata(), described or metadata(), now)
+      configs.refuse_other_run(
+        tmp_path, saved or metadata(), described or metadata(), configs.Recorded(now, EFFECTS)
+      )
     except UsageError as error:
       return str(error)
     return None
@@ -71,20 +86,20 @@ def test_a_longer_run_is_another_where_its_learning_rate_decays_to_the_end(refus
   assert 'STEPS: 10 → 20  (the learning rates so far decayed towards the earlier end)' in message
 
 
-@pytest.mark.parametrize('more', ['train.unheard_of = 1', 'policy/adam.b1 = 0.5', 'adam.b1 = 0.5'])
+@pytest.mark.parametrize('more', ['RunSpec.unheard_of = 1', 'policy/adam.b1 = 0.5', 'adam.b1 = 0.5'])
 def test_what_nobody_classified_is_refused(refusal, more):
   name = more.split(' ')[0].replace('policy/', '').replace('adam', 'policy/adam')
   assert f'{name}: not set → ' in refusal(texts(), texts(more=more))
 
 
 def test_a_parameter_that_a_later_version_adds_is_accepted_at_its_default(refusal):
-  known = 'train.unheard_of = 1\n'
-  assert refusal(texts(), texts(known, more='train.unheard_of = 1')) is None
-  assert 'unheard_of: 1 → 2' in refusal(texts(), texts(known, more='train.unheard_of = 2'))
+  known = 'RunSpec.unheard_of = 1\n'
+  assert refusal(texts(), texts(known, more='RunSpec.unheard_of = 1')) is None
+  assert 'unheard_of: 1 → 2' in refusal(texts(), texts(known, more='RunSpec.unheard_of = 2'))
 
 
 def test_another_default_of_a_later_version_is_refused(refusal):
-  assert 'train.seed: 0 → 1' in refusal(texts('train.seed = 0'), texts('train.seed = 1'))
+  assert 'RunSpec.seed: 0 → 1' in refusal(texts('train.seed = 0'), texts('train.seed = 1'))
 
 
 @pytest.mark.parametrize(
@@ -279,22 +294,36 @@ def test_a_resumed_run_keeps_its_first_texts_and_records_the_later_ones(tmp_path
   assert 'STEPS = 3' in (tmp_path / 'config.gin').read_text()
 
 
-_CARRIERS = (
-  train.train, schedule.Schedule, batches.RowOptions, partitioning.make_mesh, triplets.load_triplets,
-  fit_value.fit_value, a_lol.a_lol_stages,
-)  # fmt: skip
+def test_every_setting_of_a_run_says_what_changing_it_does():
+  """Those that say nothing decide the numbers: here are all of them, to be looked at once more."""
+  decisive = {
+    f'{part.__name__}.{name}'
+    for part in CONFIGURABLES
+    for name, effect in effects.effects(part).items()
+    if effect == effects.NUMBERS
+  }
+  assert decisive == {
+    'RunSpec.data', 'RunSpec.algorithm', 'RunSpec.reference', 'RunSpec.seed', 'Policy.init_from',
+    'Policy.config', 'Compute.dtype', 'Compute.scan_layers', 'Compute.dropout_rate', 'Value.readout',
+    'Value.shared', 'Value.frozen_trunk', 'Optimizers.policy', 'Optimizers.value', 'Batches.size',
+    'Batches.deal', 'UnitOptions.margin', 'UnitOptions.group_size', 'UnitOptions.ranked',
+    'RolloutOptions.reward', 'RolloutOptions.temperature', 'RolloutOptions.max_length', 'Cached.sample',
+    'Soft.alpha', 'Soft.every', 'Hard.every',
+    *(
+      f'load_triplets.{name}'
+      for name in (
+        'columns', 'map_reward', 'rewards_required', 'template', 'chat_template', 'prompt_length',
+        'response_length', 'overlong', 'keep', 'scaling', 'validation_fraction', 'split_salt', 'task_split',
+        'eval_task_split', 'task_modules',
+      )
+    ),
+    'fit_value.folds', 'fit_value.held_out', 'fit_value.configs',
+    'a_lol_stages.configs', 'train.configs',
+  }  # fmt: skip
 
 
-@pytest.mark.parametrize('function', _CARRIERS, ids=lambda function: function.__name__)
-def test_every_parameter_is_in_one_class(function):
-  accepted = set(configs.ACCEPTED.get(function.__name__, {}))
-  decisive = set(configs.DECISIVE.get(function.__name__, ()))
-  assert accepted | decisive == set(inspect.signature(function).parameters) - {'configs'}
-  assert not accepted & decisive
-
-
-def test_references_say_where_stores_lie():
-  for name in ('frozen', 'soft', 'hard', 'cached'):
-    assert set(configs.ACCEPTED[name]) < set(inspect.signature(getattr(reference, name)).parameters)
+def test_where_stores_lie_is_a_place():
+  for name in (reference.Frozen, reference.Soft, reference.Hard, reference.Cached):
+    assert effects.effects(name)['store'] == effects.PLACE
   difference = differences.Difference('soft.alpha', '0.5', '0.6', None)
-  assert configs.accepted(difference) is None
+  assert configs.accepted(difference, EFFECTS) is None

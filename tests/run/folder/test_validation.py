@@ -8,12 +8,13 @@ import pytest
 from dro_jax import algorithms
 from dro_jax.data import triplets
 from dro_jax.evaluation import report
-from dro_jax.run import schedule, train
+from dro_jax.run import schedule
 from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
 from dro_jax.run.sampling import rollouts
 from dro_jax.statistics import agreement
 from dro_jax.step import optimizers
+from tests import runs
 from tests.evaluation.test_evaluate import MODEL, one_device
 from tests.evaluation.test_report import measured
 
@@ -69,7 +70,7 @@ def run(tmp_path_factory):
     {'prompt': f'say {i % 12}', 'response': 'abc'[: 1 + i // 12], 'reward': float(i // 12)} for i in range(36)
   ]
   (folder / 't.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
-  train.train(
+  runs.train(
     str(folder / 'run'),
     functools.partial(
       triplets.load_triplets, str(folder / 't.jsonl'), prompt_length=16, response_length=8,

@@ -42,7 +42,7 @@ def state_of(nets, mesh, seed, other):
 
 
 def make(nets, mesh, count=6, **changes):
-  frozen = reference.frozen(scoring.make_score(nets.policy))
+  frozen = reference.Frozen().build(scoring.make_score(nets.policy))
   options = {'max_length': 5} | changes
   return policy_samples.make_draw(nets, frozen, mesh, vocabularies.vocabulary('bytes'), count, **options)
 
@@ -72,7 +72,7 @@ def test_kl_is_that_of_the_samples_and_rewards_are_the_functions(nets, mesh, tab
 
 def test_kl_to_a_reference_that_moves_is_named_apart(nets, mesh, table):
   state = state_of(nets, mesh, 0, 0)._replace(initial=state_of(nets, mesh, 0, 1).reference)
-  soft = reference.soft(scoring.make_score(nets.policy))
+  soft = reference.Soft().build(scoring.make_score(nets.policy))
   draw, _ = policy_samples.make_draw(nets, soft, mesh, vocabularies.vocabulary('bytes'), 6, max_length=5)
   drawn = draw(state, table)
   found, against_initial = (

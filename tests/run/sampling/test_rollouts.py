@@ -18,11 +18,12 @@ from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
-from dro_jax.run import networks, schedule, train
+from dro_jax.run import networks, schedule
 from dro_jax.run.sampling import rollouts as online
 from dro_jax.step import optimizers, train_step
 from dro_jax.step import reference as step_reference
 from dro_jax.step import state as train_state
+from tests import runs
 from tests.examples import CONFIG
 from tests.run.test_train import assert_same_run, records, two_devices
 
@@ -32,6 +33,11 @@ NETS = networks.build(
 )
 WORDS = vocabularies.vocabulary('bytes')
 LENGTH = 3
+
+
+class Unkept(step_reference.Frozen):
+  def build(self, score):
+    return super().build(score)._replace(is_kept=False)
 
 
 def low_letters(prompts, responses):
@@ -70,7 +76,7 @@ def run(data):
       'value_optimizer': functools.partial(optimizers.adamw, 2e-2),
       'rollouts': functools.partial(online.RolloutOptions, reward=low_letters, max_length=LENGTH),
     }  # fmt: skip
-    return train.train(str(folder), **{'data': data, 'algorithm': algorithm} | settings | changes)
+    return runs.train(str(folder), **{'data': data, 'algorithm': algorithm} | settings | changes)
 
   return run
 
@@ -102,7 +108,7 @@ def test_the_reward_rises(run, algorithm, tmp_path):
 
 
 def test_a_trust_region_run_is_measured_against_the_initial_policy(run, tmp_path):
-  hard = functools.partial(step_reference.hard, every=1)
+  hard = functools.partial(step_reference.Hard, every=1)
   result = run(tmp_path, LEARNERS['rloo'], steps=1, eval_every=1, reference=hard)
   assert abs(result['eval/kl_moving']) < 1e-5 < abs(result['eval/kl'])
   beta = LEARNERS['rloo']().temperature
@@ -147,7 +153,7 @@ def rollout(data, algorithm, mesh, batch_size=8, reward=low_letters, step=3, ask
   source = loader.Loader(
     table, batches, packing.Layout.fit(table, batches, packed=False, row_multiple=len(mesh.devices))
   )
-  reference = step_reference.frozen(scoring.make_score(NETS.policy))
+  reference = step_reference.Frozen().build(scoring.make_score(NETS.policy))
   responder = online.make_rollouts(
     NETS, algorithm, reference, mesh, WORDS, online.RolloutOptions(reward=reward), max_length=LENGTH
   )
@@ -269,7 +275,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(run, data, tm
     'samples=1, epochs=0': (functools.partial(algorithms.ppo_online, epochs=0), {}),
     'has log-probs of logged ones only': (
       algorithms.rloo_online,
-      {'reference': lambda score: step_reference.frozen(score)._replace(is_kept=False)},
+      {'reference': Unkept},
     ),
   }
   for message, (algorithm, changes) in cases.items():

@@ -1,0 +1,80 @@
+"""How a run that an earlier version of dro_jax made goes on: by the rules that it was made with."""
+
+import functools
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from dro_jax.checkpoints import orbax
+from dro_jax.data.triplets import Triplets
+from dro_jax.run.folder import configs
+from dro_jax.step.reference import Reference
+
+# The format of runs whose validation is in no file's order, taken over the whole table at once.
+_WHOLE_TABLES = 2
+
+
+class Legacy(NamedTuple):
+  """What an earlier version did otherwise than this one; nothing, of a new run.
+
+  Attributes:
+    has_scalar_value: the read-out `batch` was one learned number, which is called `scalar` now.
+    keep: how overlong prompts were cut, where `auto` means something else now.
+    measures_moving: no initial policy was kept where the reference moves: the run is measured against that.
+    validates_by_batch: held-out responses stay in their file's order, and losses that couple responses are
+      taken over each batch of them.
+  """
+
+  has_scalar_value: bool = False
+  keep: str | None = None
+  measures_moving: bool = False
+  validates_by_batch: bool = False
+
+  def readout(self, readout: str) -> str:
+    """How V is read."""
+    return 'scalar' if readout == 'batch' and self.has_scalar_value else readout
+
+  def data(self, data: Triplets | Callable[..., Triplets]) -> Triplets | Callable[..., Triplets]:
+    """The data, read as the run has read it so far."""
+    return (
+      data if self.keep is None or isinstance(data, Triplets) else functools.partial(data, keep=self.keep)
+    )
+
+  def reference(self, reference: Reference | None) -> Reference | None:
+    """The reference, with what the run is measured against."""
+    moves = reference is not None and reference.initial is not None
+    return reference._replace(initial=None) if moves and self.measures_moving else reference
+
+
+def read(folder: pathlib.Path) -> Legacy:
+  """The rules of the run in a folder; those of today where there is none."""
+  return of_metadata(orbax.run_metadata(folder)) if orbax.has_any(folder) else Legacy()
+
+
+def of_metadata(saved: Mapping[str, Any]) -> Legacy:
+  """The rules of a run, by what its newest checkpoint says of it."""
+  is_old = orbax.saved_format(saved) < _WHOLE_TABLES
+  moves = (saved.get('reference') or {}).get('scheme') == 'moving'
+  return Legacy(
+    has_scalar_value=is_old and (saved.get('value') or {}).get('readout') == 'scalar',
+    keep=configs.data_options(saved).get('keep'),
+    measures_moving=moves and not saved.get('keeps_initial'),
+    validates_by_batch=is_old,
+  )
+
+
+def warn(legacy: Legacy, readout: str, folder: pathlib.Path) -> None:
+  """Says by which earlier rules a run goes on that change its numbers."""
+  log = logging.getLogger(__name__)
+  if legacy.readout(readout) != readout:
+    log.warning(
+      '%s was made when VALUE_READOUT=batch was one learned number, which is called scalar now: the run goes '
+      'on with that. A new run with batch reads a network.', folder,
+    )  # fmt: skip
+  if legacy.measures_moving:
+    log.warning(
+      '%s was made by a version that kept no initial policy where the reference moves: its KL, log-ratios '
+      'and best checkpoint are measured against the moving reference, as before. A new run is measured '
+      'against the initial policy.', folder,
+    )  # fmt: skip

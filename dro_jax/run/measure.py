@@ -1,0 +1,87 @@
+"""What a run measures on held-out prompts: losses and statistics of logged responses and of its own."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax.algorithms import Algorithm
+from dro_jax.data.table.table import TokenTable
+from dro_jax.errors import NotFinite
+from dro_jax.run.batches import Loaders
+from dro_jax.run.folder import validation
+from dro_jax.run.folder.validation import Validation
+from dro_jax.run.sampling import policy_samples, rollouts
+from dro_jax.run.table_scores import ScoredTable
+from dro_jax.step.reference import MOVING
+from dro_jax.step.state import TrainState
+
+
+class Validator(NamedTuple):
+  """How a run is validated.
+
+  Attributes:
+    algorithm: the run's.
+    loaders: its batches.
+    score_losses: scores the held-out units, with the algorithm's losses.
+    score_statistics: scores every held-out response, where units leave some out; else `None`.
+    rollouts: an online algorithm's.
+    draw: draws the policy's own samples; `None` where none are asked for.
+    decoding: how it draws them.
+  """
+
+  algorithm: Algorithm
+  loaders: Loaders
+  score_losses: Callable[[TrainState, Any], ScoredTable]
+  score_statistics: Callable[[TrainState, Any], ScoredTable] | None
+  rollouts: rollouts.Rollouts | None
+  draw: policy_samples.Draw | None
+  decoding: Mapping[str, Any] | None
+
+  def validate(self, state: TrainState) -> tuple[dict[str, float], Validation]:
+    """(losses and statistics by name, each held-out response's numbers).
+
+    Raises:
+      NotFinite: a loss is not finite.
+    """
+    every = self.loaders.statistics or self.loaders.eval
+    drawn = self.draw and self.draw(state, every.table)
+    own = policy_samples.summary(drawn) if drawn else {}
+    if self.rollouts is not None:
+      responses = validation.from_table(self.algorithm.temperature, every.table, None, drawn)
+      measured = own | self.rollouts.validate(state, self.loaders.eval)
+      _refuse_nonfinite(int(state.step), measured, responses, every.table)
+      return measured, responses
+    scored = self.score_losses(state, self.loaders.eval)
+    losses = scored.losses
+    if self.score_statistics is not None:
+      scored = self.score_statistics(state, every)
+    responses = validation.from_table(self.algorithm.temperature, every.table, scored, drawn)
+    criteria = {
+      f'criterion{ending}': losses[f'{self.algorithm.criterion}{ending}']
+      for ending in ('', MOVING)
+      if f'{self.algorithm.criterion}{ending}' in losses
+    }
+    measured = {**losses, **own, **criteria}
+    _refuse_nonfinite(int(state.step), measured, responses, every.table)
+    # A statistic may be undefined, as a correlation is where rewards are equal; a loss may not.
+    summary = validation.summary(responses)
+    return measured | {name: x for name, x in summary.items() if math.isfinite(x)}, responses
+
+
+def _refuse_nonfinite(
+  step: int, measured: Mapping[str, float], responses: Validation, table: TokenTable
+) -> None:
+  wrong = [name for name, value in measured.items() if not math.isfinite(value)]
+  if not wrong:
+    return
+  columns = (responses.logps, responses.reference_logps, responses.values, responses.rewards)
+  arrays = [column for column in columns if column is not None]
+  bad = np.flatnonzero(~np.isfinite(arrays).all(axis=0)) if arrays else ()
+  names = ', '.join(table.ids[int(i)] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
+  where = f', in {len(bad)} of them: {names}' if len(bad) else ''
+  raise NotFinite(
+    f'{", ".join(wrong)} of the held-out responses is not finite after step {step}{where}. That step is not '
+    'saved, and earlier checkpoints are intact. Lower the learning rate or raise τ if the data are sound.'
+  )

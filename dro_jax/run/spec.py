@@ -1,0 +1,219 @@
+"""What a run is: plain data and functions, without devices, and without anything that is opened or read.
+
+Each setting's annotation says what changing it does to a run that is resumed (`configs.effects`); one that
+says nothing decides the run's numbers.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import optax
+
+from dro_jax import algorithms, files, limits
+from dro_jax.configs.effects import KEEPING, PARTS, PLACE, SPEED
+from dro_jax.data.batches.groups import UnitOptions
+from dro_jax.data.text.vocabularies import Vocabulary
+from dro_jax.data.triplets import Triplets
+from dro_jax.errors import UsageError
+from dro_jax.models.family import Config
+from dro_jax.parallel.partitioning import MeshSpec
+from dro_jax.run.batches import RowOptions
+from dro_jax.run.sampling.rollouts import RolloutOptions
+from dro_jax.run.schedule import Schedule
+from dro_jax.step.optimizers import adafactor
+from dro_jax.step.reference import Frozen, References
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """The policy that a run starts from, which is its reference too.
+
+  Args:
+    init_from: a checkpoint whose policy is the start; `None` starts at random.
+    config: size and kind of the model; `None` takes the checkpoint's.
+    vocabulary: `bytes`, a SentencePiece model or a tokenizer.json, or one that is read already; `None` takes
+      the checkpoint's, or else bytes.
+  """
+
+  init_from: str | None = None
+  config: Config | None = None
+  vocabulary: Annotated[str | Vocabulary | None, PLACE] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+  """How networks are computed.
+
+  Args:
+    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    dtype: activations' type; `None` is the model's.
+    scan_layers: one compiled layer for all; `None` is the model's.
+    remat: recompute in the backward pass: True (layers) or 'dots' (all but products); `None` is the model's.
+    dropout_rate: dropout while training, for supervised fine-tuning only.
+    compiler_options: more of them for the step's compilation, by name; each kind of device has its own.
+  """
+
+  chunk_size: Annotated[int | None, SPEED] = None
+  dtype: str | None = None
+  scan_layers: bool | None = None
+  remat: Annotated[bool | str | None, SPEED] = None
+  dropout_rate: float | int = 0.0
+  compiler_options: Annotated[Mapping[str, Any] | None, SPEED] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+  """The value network of an algorithm that has one.
+
+  Args:
+    readout: `prompt`, `attention`, `token`, `batch` or `scalar` (see `models.value.ValueNetwork`).
+    shared: read the value off the policy's own trunk.
+    frozen_trunk: fit only what reads that trunk's states, not the trunk.
+  """
+
+  readout: str = 'prompt'
+  shared: bool = False
+  frozen_trunk: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizers:
+  """One optimiser for each network: nothing couples them.
+
+  Args:
+    policy: the policy's (see `step.optimizers`), or a function that makes it.
+    value: the value network's.
+  """
+
+  policy: optax.GradientTransformation | Callable[[], optax.GradientTransformation] = adafactor
+  value: optax.GradientTransformation | Callable[[], optax.GradientTransformation] = adafactor
+
+  def __post_init__(self):
+    _make_parts(self, 'policy', 'value')
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """What a batch holds, and how it is laid out.
+
+  Args:
+    size: responses of a batch (or pairs, groups, prompts: what the algorithm wants), exact.
+    deal: `together`, responses to one prompt go to one batch; `uniform`, a batch is drawn from all of them.
+    microbatches: parts in which a batch is scored and pulled back: less memory, the same numbers.
+    rows: how a batch is laid out in rows.
+    units: how pairs and groups are formed.
+  """
+
+  size: int = 32
+  deal: str = 'together'
+  microbatches: Annotated[int, SPEED] = 1
+  rows: Annotated[RowOptions, PARTS] = RowOptions()
+  units: Annotated[UnitOptions, PARTS] = UnitOptions()
+
+  def __post_init__(self):
+    if self.microbatches < 1:
+      raise UsageError(f'microbatches={self.microbatches}: pass 1 or more (--set MICROBATCHES=1).')
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+  """Which checkpoints are kept.
+
+  Args:
+    last: newest ones: where the newest is damaged, the run goes on from the one before.
+    best: best ones.
+    metric: the validation's number that the best is chosen by; `None` keeps the newest only.
+    mode: `min` or `max`.
+  """
+
+  last: Annotated[int, KEEPING] = 2
+  best: Annotated[int, KEEPING] = 1
+  metric: Annotated[str | None, KEEPING] = 'eval/criterion'
+  mode: Annotated[str, KEEPING] = 'min'
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+  """A run, before anything of it is there.
+
+  An algorithm, a reference and optimisers may be given as functions that make them: gin's macros hold such.
+
+  Args:
+    data: triplets, or how to read them given a vocabulary (see `data.triplets.load_triplets`).
+    policy: where the policy starts.
+    algorithm: what to minimise (see `algorithms`).
+    compute: how networks are computed.
+    value: the value network, where the algorithm has one.
+    reference: where the reference's log-probs come from, and how it moves.
+    optimizers: the policy's and the value network's.
+    batches: what a batch holds.
+    rollouts: how an online algorithm gets its responses and rewards.
+    schedule: how long, and when to log, validate and save.
+    keep: which checkpoints are kept.
+    mesh: devices' arrangement.
+    seed: decides initial parameters, batches and random keys.
+
+  Raises:
+    UsageError: a setting is out of its range, or two do not go together.
+  """
+
+  data: Triplets | Callable[..., Triplets]
+  policy: Annotated[Policy, PARTS] = Policy()
+  algorithm: algorithms.Algorithm | Callable[[], algorithms.Algorithm] = algorithms.dro_v
+  compute: Annotated[Compute, PARTS] = Compute()
+  value: Annotated[Value, PARTS] = Value()
+  reference: References | Callable[[], References] = Frozen()
+  optimizers: Annotated[Optimizers, PARTS] = dataclasses.field(default_factory=Optimizers)
+  batches: Annotated[Batches, PARTS] = Batches()
+  rollouts: Annotated[RolloutOptions, PARTS] = RolloutOptions()
+  schedule: Annotated[Schedule, PARTS] = Schedule()
+  keep: Annotated[Keep, PARTS] = Keep()
+  mesh: Annotated[MeshSpec, PARTS] = MeshSpec()
+  seed: int = 0
+
+  def __post_init__(self):
+    limits.seed(self.seed)
+    code = files.source_of(self.algorithm if callable(self.algorithm) else self.algorithm.loss)
+    _make_parts(self, 'algorithm', 'reference')
+    object.__setattr__(self, 'algorithm', self.algorithm._replace(code=self.algorithm.code or code))
+    _refuse_settings(self)
+
+
+def replace(spec: RunSpec, **changes: Any) -> RunSpec:
+  """The spec with some fields changed; a mapping changes fields of a part: compute={'chunk_size': 64}."""
+  parts = {
+    name: dataclasses.replace(getattr(spec, name), **change) if isinstance(change, Mapping) else change
+    for name, change in changes.items()
+  }
+  return dataclasses.replace(spec, **parts)
+
+
+def _make_parts(owner: Any, *names: str) -> None:
+  """Calls the functions that stand for what they make."""
+  for name in names:
+    if callable(part := getattr(owner, name)):
+      object.__setattr__(owner, name, part())
+
+
+def _refuse_settings(spec: RunSpec) -> None:
+  """Refuses settings that no data could make a run of."""
+  algorithm, readout = spec.algorithm, spec.value.readout
+  if not algorithm.temperature >= 0:  # NaN is refused too.
+    raise UsageError(
+      f'{algorithm.name} has temperature {algorithm.temperature}, and below 0 the policy is driven from '
+      'its reference: pass 0 or more (--set TAU=1.0, or its own, as in --set copg.beta=0.06).'
+    )
+  if spec.compute.dropout_rate > 0 and (algorithm.uses_reference or algorithm.uses_value):
+    raise UsageError(
+      'dropout is for supervised fine-tuning: with it, an alignment loss would compare log-probs of two '
+      'different networks. Pass --set DROPOUT_RATE=0.'
+    )
+  if algorithm.uses_token_values and readout != 'token':
+    raise UsageError(
+      f'{algorithm.name} reads a value for each token, and the value is read out by {readout}: pass --set '
+      'VALUE_READOUT=token (or --gin_file=values/token.gin).'
+    )
+
+
+__all__ = ['Batches', 'Compute', 'Keep', 'Optimizers', 'Policy', 'RunSpec', 'Value']

@@ -1,0 +1,65 @@
+import dataclasses
+import functools
+
+import pytest
+
+from dro_jax import algorithms
+from dro_jax.errors import UsageError
+from dro_jax.run.spec import Batches, Compute, RunSpec, Value, replace
+from dro_jax.step import optimizers
+from dro_jax.step.reference import Frozen, Soft
+
+SPEC = RunSpec(data=None)
+
+
+def test_a_run_has_thirteen_fields():
+  assert [field.name for field in dataclasses.fields(RunSpec)] == [
+    'data', 'policy', 'algorithm', 'compute', 'value', 'reference', 'optimizers', 'batches', 'rollouts',
+    'schedule', 'keep', 'mesh', 'seed',
+  ]  # fmt: skip
+
+
+def test_functions_stand_for_what_they_make():
+  spec = RunSpec(
+    data=None, algorithm=functools.partial(algorithms.kto, beta=0.5), reference=functools.partial(Soft, 0.25)
+  )
+  assert spec.algorithm.name == 'kto' and spec.algorithm.temperature == 0.5
+  assert spec.reference == Soft(alpha=0.25) and SPEC.reference == Frozen()
+  assert SPEC.algorithm.name == 'dro_v' and hasattr(SPEC.optimizers.policy, 'update')
+  assert replace(SPEC, optimizers={'policy': optimizers.adamw}).optimizers.policy.update
+
+
+def test_replace_changes_fields_of_a_part():
+  spec = replace(SPEC, compute={'chunk_size': 64}, batches=Batches(8), seed=1)
+  assert spec.compute == Compute(chunk_size=64) and spec.batches.size == 8 and spec.seed == 1
+  assert SPEC.compute == Compute() and spec.algorithm is not None
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'seed': -1}, 'SEED'),
+    ({'algorithm': functools.partial(algorithms.dpo, beta=-1.0)}, 'drives|driven|beta'),
+    ({'compute': Compute(dropout_rate=0.1)}, 'dropout is for supervised fine-tuning'),
+    ({'algorithm': algorithms.oreo}, 'VALUE_READOUT=token'),
+    ({'algorithm': algorithms.oreo, 'value': Value('batch')}, 'read out by batch'),
+  ],
+)
+def test_settings_that_no_data_could_mend_are_refused_at_once(changes, message):
+  with pytest.raises(UsageError, match=message):
+    RunSpec(data=None, **changes)
+
+
+def test_no_microbatch_is_refused():
+  with pytest.raises(UsageError, match='microbatches=0'):
+    Batches(microbatches=0)
+
+
+def own(tau: float = 1.0) -> algorithms.Algorithm:
+  return algorithms.dro_v(tau)._replace(name='own')
+
+
+def test_an_algorithm_of_ones_own_has_a_hash_of_its_code():
+  code = RunSpec(data=None, algorithm=own).algorithm.code
+  assert code and SPEC.algorithm.code is None
+  assert replace(RunSpec(data=None, algorithm=own), seed=1).algorithm.code == code
