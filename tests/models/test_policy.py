@@ -140,9 +140,10 @@ def test_a_selection_for_the_same_prompts_is_the_whole_selection():
   network = policy.make_network(CONFIG)
   params = jax.jit(network.init)(jax.random.key(0), policy.smallest_rows())['params']
   prompts = jnp.arange(8).reshape(2, 4), jnp.ones((2, 4), jnp.int32)
-  _, cache = jax.jit(functools.partial(policy.start, network, max_length=3, copies=2))(
-    params, prompts=prompts
-  )
+  start = jax.jit(functools.partial(policy.start, network, max_length=3, copies=2))
+  _, cache = start(params, prompts=prompts)
+  tokens = jnp.array([5, 6, 7, 8])  # The responses differ from here on.
+  _, cache = jax.jit(functools.partial(policy.advance, network))(params, cache, tokens, jnp.array(1))
   rows = jnp.array([1, 1, 3, 2])
   whole, part = (policy.select(network, cache, rows, same_prompts=same) for same in (False, True))
   jax.tree.map(np.testing.assert_array_equal, whole, part)
