@@ -16,7 +16,8 @@ ELSEWHERE = {
   'algorithms/test_algorithms.py': (
     'algorithms/a_lol', 'algorithms/base', 'algorithms/dro', 'algorithms/groups', 'algorithms/kto',
     'algorithms/labels', 'algorithms/online', 'algorithms/oreo', 'algorithms/policy_gradient',
-    'algorithms/preference', 'algorithms/quantile', 'algorithms/settings', 'algorithms/weighted',
+    'algorithms/preference', 'algorithms/quantile', 'algorithms/refusals', 'algorithms/settings',
+    'algorithms/weighted',
   ),
   'arena/bandit/test_suite.py': (
     'arena/bandit/learning', 'arena/bandit/methods', 'arena/bandit/report', 'arena/bandit/world',

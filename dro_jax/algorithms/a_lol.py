@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dro_jax import limits, losses
-from dro_jax.algorithms import columns
+from dro_jax.algorithms import columns, refusals
 from dro_jax.algorithms.base import Algorithm, by_response
 from dro_jax.algorithms.batch import Batch
 from dro_jax.algorithms.settings import WINDOW
@@ -118,7 +118,7 @@ def r_lol(epsilon: float = 0.9) -> Algorithm:
       rewards=batch.rewards,
       epsilon=epsilon,
     ),
-    check=columns.refuse_negative_rewards,
+    check=refusals.refuse_negative_rewards,
   )
 
 

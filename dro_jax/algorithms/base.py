@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dro_jax.algorithms.batch import Batch
-from dro_jax.algorithms.columns import Fit, refuse_equal_within_prompts
+from dro_jax.algorithms.columns import Fit
+from dro_jax.algorithms.refusals import refuse_equal_within_prompts
 from dro_jax.errors import UsageError
 from dro_jax.ops import masked
 from dro_jax.types import Array, LossOutput, LossTerm

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dro_jax.algorithms import refusals
 from dro_jax.errors import UsageError
 from dro_jax.statistics import ties
 from dro_jax.types import SAMPLED
@@ -58,26 +59,20 @@ def binary_labels(triplets: Any) -> Labelling | None:
   The training part's raw rewards decide. Their mean would not do: no reward exceeds it where all are 1.
   """
   values = ties.distinct(triplets.train.raw_rewards)[0]
-  pair = _thumbs(values) or (tuple(values) if len(values) == 2 else None)
+  pair = refusals.pair_of_thumbs(values) or (tuple(values) if len(values) == 2 else None)
   if pair is None:
     return None
   listed = ' and '.join(f'{value:.6g}' for value in values)
   subject = 'rewards {} are labels' if len(values) == 2 else 'reward {}, the only one, is a label'
-  higher = '' if _thumbs(values) else ', the higher desirable'
+  higher = '' if refusals.pair_of_thumbs(values) else ', the higher desirable'
   description = f'the {subject.format(listed)} {"themselves" if len(values) == 2 else "itself"}{higher}'
   make = lambda table: _float(table.raw_rewards > sum(pair) / 2)  # noqa: E731
   return Labelling(make, 'binary', description, make)
 
 
-def _thumbs(values: np.ndarray) -> tuple[float, float] | None:
-  """The pair of thumbs, (0, 1) or (−1, 1), that contains all values; `None` where neither does."""
-  pairs = ((0.0, 1.0), (-1.0, 1.0))
-  return next((pair for pair in pairs if len(ties.distinct(np.append(values, pair))[0]) == 2), None)
-
-
 def _unless_binary(triplets: Any, scalar: Labelling) -> Labelling:
   """Binary rewards as labels, or else the labels of a rule for scalar rewards."""
-  refuse_one_value(triplets, 'do not say which responses are desirable')
+  refusals.refuse_one_value(triplets, 'do not say which responses are desirable')
   binary = binary_labels(triplets)
   return scalar if binary is None else binary._replace(earlier=scalar.earlier)
 
@@ -136,8 +131,10 @@ def above_prompt_mean(triplets: Any) -> Labelling:
   labelling = _unless_binary(triplets, scalar)
   if labelling.rule == 'binary':
     return labelling
-  _refuse_single_responses(triplets.train, 'labels by the prompt mean', 'the dataset mean or a threshold')
-  refuse_equal_within_prompts(triplets)
+  refusals.refuse_single_responses(
+    triplets.train, 'labels by the prompt mean', 'the dataset mean or a threshold'
+  )
+  refusals.refuse_equal_within_prompts(triplets)
   lone, tied = int(np.sum(_lone(triplets.train))), int(np.sum(labelling(triplets.train) == NO_LABEL))
   description = (
     'a response is desirable where its reward exceeds the mean of its prompt’s responses'
@@ -178,7 +175,7 @@ def above_value(triplets: Any) -> Labelling:
 
   Binary rewards are labels themselves: a value fitted to thumbs-ups only is just above or below 1.
   """
-  _refuse_without(triplets, 'value')
+  refusals.refuse_without_column(triplets, 'value')
   labelling = Labelling(
     lambda table: _float(ties.exceeds(table.raw_rewards, table.columns['value'])), 'value',
     'a response is desirable where its reward exceeds its prompt’s value, the column value',
@@ -229,7 +226,7 @@ def some_desirable(fit: Callable[[Any], Labelling]) -> Callable[[Any], Labelling
 
 def scaled_value(triplets: Any) -> Column:
   """The column `value`, which has the raw rewards' units, scaled like the rewards."""
-  _refuse_without(triplets, 'value')
+  refusals.refuse_without_column(triplets, 'value')
   return lambda table: triplets.scaling.apply(table.columns['value'])
 
 
@@ -259,12 +256,12 @@ def prompt_quantiles(triplets: Any) -> Column:
   Raises:
     UsageError: every prompt has one response only, or responses of equal reward only.
   """
-  _refuse_single_responses(
+  refusals.refuse_single_responses(
     triplets.train,
     'quantiles within a prompt',
     'quantiles over the data set (qrpo.quantiles=@data_quantiles)',
   )
-  refuse_equal_within_prompts(triplets)
+  refusals.refuse_equal_within_prompts(triplets)
   return lambda table: _by_prompt(table, lambda rewards: _mid_ranks(rewards, rewards))
 
 
@@ -274,7 +271,7 @@ def data_quantiles(triplets: Any) -> Column:
   Raises:
     UsageError: all training rewards are equal.
   """
-  refuse_equal_rewards(triplets)
+  refusals.refuse_equal_rewards(triplets)
   return lambda table: _mid_ranks(table.raw_rewards, triplets.train.raw_rewards)
 
 
@@ -310,95 +307,12 @@ def propensities(sampler: str | None = None) -> Fit:
   return fit
 
 
-def refuse_equal_rewards(triplets: Any) -> None:
-  """Refuses equal rewards, from which an algorithm that needs differences learns nothing.
-
-  Raises:
-    UsageError: all training rewards are equal.
-  """
-  if ties.is_constant(triplets.train.raw_rewards):
-    _refuse_one_reward(triplets.train.raw_rewards, 'the algorithm learns from their differences')
-
-
-def refuse_equal_within_prompts(triplets: Any) -> None:
-  """Refuses equal rewards within prompts, from which an algorithm that compares responses learns nothing.
-
-  Raises:
-    UsageError: no prompt has responses of different rewards.
-  """
-  refuse_equal_rewards(triplets)
-  if not np.any(ties.varies(triplets.train.raw_rewards, triplets.train.prompt_index)):
-    raise UsageError(
-      'the algorithm compares the responses to one prompt, but the responses to each prompt have equal '
-      'rewards: choose an algorithm for single responses, such as dro_v, or kto with other labels.'
-    )
-
-
-def refuse_one_value(triplets: Any, why: str) -> None:
-  """Refuses training rewards that are all one value, unless that is a thumb.
-
-  Raises:
-    UsageError: they are; `why` completes "all rewards are X, and they".
-  """
-  values = ties.distinct(triplets.train.raw_rewards)[0]
-  if len(values) == 1 and _thumbs(values) is None:
-    _refuse_one_reward(triplets.train.raw_rewards, f'they {why}')
-
-
-def _refuse_one_reward(rewards: np.ndarray, why: str) -> None:
-  raise UsageError(
-    f'all {len(rewards)} training rewards are {rewards[0]:.6g}, and {why}: add responses with other rewards, '
-    'check the number that each reward has (--map_reward), or imitate the responses (--set ALGORITHM=sft).'
-  )
-
-
-def refuse_negative_rewards(triplets: Any) -> None:
-  """Refuses negative rewards, which an algorithm that weighs by rewards would push away without bound.
-
-  Raises:
-    UsageError: a training reward is negative, or all are 0.
-  """
-  lowest = float(np.min(triplets.train.rewards))
-  if lowest < 0:
-    raise UsageError(
-      f'the algorithm weighs log-probs by rewards, which must not be negative, and the smallest is '
-      f'{lowest:.4g}: pass --set REWARD_SCALING=minmax.'
-    )
-  refuse_zero_rewards(triplets)
-
-
-def refuse_zero_rewards(triplets: Any) -> None:
-  """Refuses rewards of 0 only, from which an algorithm that weighs by rewards learns nothing.
-
-  Raises:
-    UsageError: all training rewards are 0.
-  """
-  if not np.any(triplets.train.rewards):
-    _refuse_one_reward(triplets.train.rewards, 'the algorithm weighs log-probs by them')
-
-
 def _equal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   return np.logical_not(ties.exceeds(x, y) | ties.exceeds(y, x))
 
 
 def _float(x: np.ndarray) -> np.ndarray:
   return x.astype(np.float64)
-
-
-def _refuse_without(triplets: Any, column: str) -> None:
-  if column not in triplets.train.columns:
-    raise UsageError(
-      f'the algorithm reads V(x) from the column {column!r}, which the triplets lack: fit one with `dro_jax '
-      'fit_value` and pass its folder as --columns_from, or map your own with --columns value=YOURS (in the '
-      'rewards’ own units).'
-    )
-
-
-def _refuse_single_responses(table: Any, subject: str, instead: str) -> None:
-  if len(np.unique(table.prompt_index)) == len(table.prompt_index):
-    raise UsageError(
-      f'{subject} need several responses to a prompt, but every prompt here has one: use {instead}.'
-    )
 
 
 def _prompt_means(x: np.ndarray, prompt_index: np.ndarray) -> np.ndarray:

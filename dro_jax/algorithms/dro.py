@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dro_jax import limits, losses
-from dro_jax.algorithms import columns
+from dro_jax.algorithms import columns, refusals
 from dro_jax.algorithms.base import Algorithm
 from dro_jax.algorithms.batch import Batch
 from dro_jax.algorithms.labels import Labels, checked_labels, dataset_mean_labels
@@ -37,7 +37,7 @@ def dro_v(tau: Scalar = 1.0) -> Algorithm:
   # The criterion is the value's loss, ½ (r − V − τρ)², DRO's objective (Eq. 4): the policy's has no minimum.
   loss = lambda batch: _dro_v_terms(batch, batch.rewards, tau, batch.valid)  # noqa: E731
   return Algorithm(
-    'dro_v', loss, tau, criterion='loss/value', uses_value=True, check=columns.refuse_equal_rewards
+    'dro_v', loss, tau, criterion='loss/value', uses_value=True, check=refusals.refuse_equal_rewards
   )
 
 
@@ -66,7 +66,7 @@ def dro_v_residual(tau: Scalar = 1.0) -> Algorithm:
     )
     return LossOutput({'residual': LossTerm(residual, batch.valid)})
 
-  return Algorithm('dro_v_residual', loss, tau, uses_value=True, check=columns.refuse_equal_rewards)
+  return Algorithm('dro_v_residual', loss, tau, uses_value=True, check=refusals.refuse_equal_rewards)
 
 
 def dro_fixed_value(tau: Scalar = 1.0) -> Algorithm:
@@ -96,7 +96,7 @@ def dro_p(tau: Scalar = 1.0) -> Algorithm:
     policy = losses.dro_p(batch.policy_logps, batch.reference_logps, batch.rewards, mean, tau=tau)
     return LossOutput({'policy': LossTerm(policy, batch.valid)}, {'mean_residual': mean})
 
-  return Algorithm('dro_p', loss, tau, couples=True, check=columns.refuse_equal_rewards, least_batch=2)
+  return Algorithm('dro_p', loss, tau, couples=True, check=refusals.refuse_equal_rewards, least_batch=2)
 
 
 def regression() -> Algorithm:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from dro_jax.algorithms import columns as algorithms_columns
+from dro_jax.algorithms import refusals
 from dro_jax.algorithms.batch import Batch
 from dro_jax.ops import masked
 from dro_jax.types import Array
@@ -115,14 +116,14 @@ class Baseline(NamedTuple):
 
 def zero_baseline() -> Baseline:
   """b = 0."""
-  return Baseline(lambda batch: jnp.zeros_like(batch.rewards), check=algorithms_columns.refuse_zero_rewards)
+  return Baseline(lambda batch: jnp.zeros_like(batch.rewards), check=refusals.refuse_zero_rewards)
 
 
 def minibatch_mean_baseline() -> Baseline:
   """b = the global minibatch's mean reward."""
   return Baseline(
     lambda batch: jnp.full_like(batch.rewards, masked.weighted_mean(batch.rewards, batch.valid)),
-    couples=True, check=algorithms_columns.refuse_equal_rewards, least_batch=2,
+    couples=True, check=refusals.refuse_equal_rewards, least_batch=2,
   )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """OREO: a policy and a token value by soft Bellman consistency."""
 
 from dro_jax import limits, losses
-from dro_jax.algorithms import columns
+from dro_jax.algorithms import refusals
 from dro_jax.algorithms.base import Algorithm
 from dro_jax.algorithms.batch import Batch
 from dro_jax.algorithms.settings import STILL
@@ -25,7 +25,7 @@ def oreo(beta: Scalar = 0.03) -> Algorithm:
 
   return Algorithm(
     'oreo', loss, beta, criterion='loss/value', uses_value=True, uses_token_values=True,
-    check=columns.refuse_equal_rewards,
+    check=refusals.refuse_equal_rewards,
   )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from dro_jax import limits, losses
-from dro_jax.algorithms import columns
+from dro_jax.algorithms import columns, refusals
 from dro_jax.algorithms.base import Algorithm, by_response
 from dro_jax.algorithms.batch import Batch
 from dro_jax.algorithms.labels import Baseline, minibatch_mean_baseline, zero_baseline
@@ -23,7 +23,7 @@ def gold(floor: float = 0.1) -> Algorithm:
       floor=floor,
     )
 
-  return by_response('gold', per_example, uses_reference=False, check=columns.refuse_negative_rewards)
+  return by_response('gold', per_example, uses_reference=False, check=refusals.refuse_negative_rewards)
 
 
 def reinforce(beta: Scalar = 0.0, baseline: Callable[[], Baseline] = minibatch_mean_baseline) -> Algorithm:

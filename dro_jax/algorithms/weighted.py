@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from dro_jax import limits, losses
-from dro_jax.algorithms import columns
+from dro_jax.algorithms import columns, refusals
 from dro_jax.algorithms.base import Algorithm, by_response
 from dro_jax.algorithms.batch import Batch
 from dro_jax.algorithms.labels import Baseline, Labels, checked_labels, dataset_mean_labels, value_baseline
@@ -26,7 +26,7 @@ def weighted_bc() -> Algorithm:
     'weighted_bc',
     lambda batch: losses.weighted_bc(batch.policy_logps, batch.rewards),
     uses_reference=False,
-    check=columns.refuse_negative_rewards,
+    check=refusals.refuse_negative_rewards,
   )
 
 

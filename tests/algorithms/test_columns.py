@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dro_jax.algorithms import columns as algorithms_columns
+from dro_jax.algorithms import refusals
 from dro_jax.data import scaling
 from dro_jax.errors import UsageError
 
@@ -228,12 +229,12 @@ def test_ranks_and_advantages_ignore_rounding():
 def test_equal_rewards_are_refused_by_algorithms_that_learn_from_differences(value):
   same = triplets(raw=np.full(4, value), prompts=np.array([0, 0, 1, 1]), kind='none')
   apart = triplets(raw=np.repeat([value, value + 1], 2), prompts=np.array([0, 0, 1, 1]), kind='none')
-  for refuse in (algorithms_columns.refuse_equal_rewards, algorithms_columns.refuse_equal_within_prompts):
+  for refuse in (refusals.refuse_equal_rewards, refusals.refuse_equal_within_prompts):
     with pytest.raises(UsageError, match='training rewards are .*ALGORITHM=sft'):
       refuse(same)
-  algorithms_columns.refuse_equal_rewards(apart)
+  refusals.refuse_equal_rewards(apart)
   with pytest.raises(UsageError, match='responses to each prompt have equal rewards'):
-    algorithms_columns.refuse_equal_within_prompts(apart)
+    refusals.refuse_equal_within_prompts(apart)
   with pytest.raises(UsageError, match='training rewards are'):
     algorithms_columns.data_quantiles(same)
   with pytest.raises(UsageError, match='responses to each prompt have equal rewards'):
@@ -251,5 +252,5 @@ def test_columns_that_the_data_cannot_give_are_refused():
   with pytest.raises(UsageError, match='data_quantiles'):
     algorithms_columns.prompt_quantiles(single)
   with pytest.raises(UsageError, match='REWARD_SCALING=minmax'):
-    algorithms_columns.refuse_negative_rewards(triplets())
-  algorithms_columns.refuse_negative_rewards(triplets(kind='minmax'))
+    refusals.refuse_negative_rewards(triplets())
+  refusals.refuse_negative_rewards(triplets(kind='minmax'))
