@@ -18,7 +18,7 @@ def test_standardised_rewards_have_mean_0_and_variance_1():
   assert scaled.var() == pytest.approx(1)
 
 
-def test_minmax_is_the_unit_interval():
+def test_minmax_maps_rewards_to_the_unit_interval():
   scaled = scaling.fit('minmax', REWARDS).apply(REWARDS)
   assert (scaled.min(), scaled.max()) == (0, 1)
 
@@ -42,7 +42,7 @@ def test_rewards_outside_the_training_range_get_its_end_quantiles():
 
 @pytest.mark.parametrize('kind', ['standardise', 'minmax', 'quantile'])
 @pytest.mark.parametrize('rewards', [np.full(3, 0.7), np.array([0.1 + 0.2, 0.3])])
-def test_equal_rewards_have_no_spread_to_divide_by(kind, rewards):
+def test_rewards_that_differ_by_rounding_cannot_be_scaled(kind, rewards):
   with pytest.raises(UsageError, match="pass 'none'"):
     scaling.fit(kind, rewards)
   found = scaling.fit('none', rewards, np.zeros(len(rewards))).statistics
@@ -54,7 +54,7 @@ def test_rewards_that_differ_by_rounding_have_one_quantile():
   assert low == pytest.approx(1 / 3) and high == pytest.approx(1 / 3)
 
 
-def test_none_changes_nothing():
+def test_the_scaling_none_keeps_the_rewards():
   np.testing.assert_array_equal(scaling.fit('none', REWARDS).apply(REWARDS), REWARDS)
 
 
@@ -64,7 +64,7 @@ def test_a_scaling_fitted_on_training_rewards_is_applied_elsewhere():
 
 
 @pytest.mark.parametrize('kind', scaling.KINDS)
-def test_round_trip(kind):
+def test_a_scaling_survives_json(kind):
   fitted = scaling.fit(kind, REWARDS, np.arange(500) // 4)
   assert scaling.from_json(json.loads(json.dumps(fitted.to_json(0.5)))) == fitted
   assert 'effective_temperature' in fitted.to_json(0.5)
@@ -88,7 +88,7 @@ def test_a_temperature_on_scaled_rewards_is_the_effective_one_on_raw_rewards(tem
   np.testing.assert_allclose(scaled - scaled[0], raw - raw[0], rtol=1e-6, atol=1e-9)
 
 
-def test_statistics_tell_the_spread_within_prompts():
+def test_statistics_hold_the_spread_within_prompts():
   rewards = np.array([0.0, 2.0, 10.0, 12.0, 50.0])
   found = scaling.fit('none', rewards, np.array([0, 0, 1, 1, 2])).statistics
   assert found['within_prompt_sd'] == pytest.approx(np.sqrt(4 / 2))

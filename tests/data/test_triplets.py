@@ -57,7 +57,7 @@ def load(*args, **options) -> Triplets:
   return load_triplets(*args, **{'prompt_length': 64, 'response_length': 96} | options)
 
 
-def test_prompts_are_held_out_and_records_are_kept(files):
+def test_the_split_holds_out_whole_prompts_and_keeps_all_records(files):
   train, held_out, _, report = load(files[0], validation_fraction=0.25)
   assert not set(train.prompts) & set(held_out.prompts)
   assert sorted([*train.ids, *held_out.ids]) == sorted(record['id'] for record in records(ratings(60)))
@@ -73,14 +73,14 @@ def test_the_split_is_the_same_with_another_template_vocabulary_and_order(files,
   assert set(held_out.ids) == set(other.ids)
 
 
-def test_evaluation_files_of_ones_own(files):
+def test_eval_triplets_replace_the_split(files):
   train, held_out, _, report = load(files[0], eval_triplets=files[1])
   assert (len(train), len(held_out)) == (len(records(ratings(60))), len(records(ratings(10, seed=1))))
   assert report['eval_prompts_in_train'] == 0
   assert load(files[0], eval_triplets=files[0]).report['eval_prompts_in_train'] == 60
 
 
-def test_nothing_held_out(files):
+def test_a_validation_fraction_of_0_holds_out_nothing(files):
   assert load(files[0], validation_fraction=0).eval is None
 
 
@@ -111,7 +111,7 @@ def test_overlong_texts_are_logged(files, caplog, overlong, fate):
   assert 'prompts are longer than 20 tokens and cut' in caplog.text
 
 
-def test_sft_on_a_column_without_rewards(tmp_path):
+def test_records_without_rewards_are_zeros_for_sft_and_refused_where_rewards_are_needed(tmp_path):
   triplets = [{'prompt': f'p{i}', 'response': 'mt', 'post_edit': f'pe{i}'} for i in range(40)]
   path = write(tmp_path / 't.jsonl', triplets)
   triplets = load(path, columns='response=post_edit', validation_fraction=0.1)
@@ -139,7 +139,7 @@ def test_sft_and_dro_v_share_the_table_of_one_file(tmp_path, cache):
   np.testing.assert_array_equal(tables[0].rewards, tables[1].rewards)
 
 
-def test_one_table_with_an_unknown_reward_word_is_for_sft_and_is_refused_by_dro_v(tmp_path, cache):
+def test_an_unknown_reward_word_is_refused_by_dro_v_and_ignored_by_sft(tmp_path, cache):
   rows = [{'prompt': f'p{i}', 'response': f'r{i}', 'reward': 'up'} for i in range(20)]
   path = write(tmp_path / 't.jsonl', [*rows[:7], rows[7] | {'reward': 'sideways'}, *rows[8:]])
   assert not batches.admitted(
@@ -183,7 +183,7 @@ def test_a_split_with_an_empty_side_is_refused(tmp_path):
     load(path, validation_fraction=0.1)
 
 
-def test_bad_input_leaves_nothing_behind(tmp_path, cache):
+def test_bad_input_leaves_no_files(tmp_path, cache):
   path = write(tmp_path / 't.jsonl', [*records(ratings(5)), {'prompt': 'p', 'response': '', 'reward': 1}])
   with pytest.raises(UsageError, match=r't.jsonl:\d+: '):
     load(path)
@@ -226,7 +226,7 @@ def test_conversations_are_rendered_by_the_runs_template(tmp_path):
   assert found[0].train.rewards.tolist() == [1.0]
 
 
-def test_nothing_given_is_refused():
+def test_load_triplets_refuses_an_empty_name():
   with pytest.raises(UsageError, match='pass --triplets'):
     load('')
 
@@ -251,7 +251,7 @@ def module(files, tmp_path, request) -> tuple[str, str]:
       registry.remove(f'{name}_{task}')
 
 
-def test_a_seqio_task_is_its_files(files, module):
+def test_a_seqio_task_gives_the_table_of_its_files(files, module):
   path, name = module
   found = load(f'{name}_plain', task_modules=path, eval_triplets=f'{name}_plain')
   want = load(files[0], eval_triplets=files[1])
@@ -263,7 +263,7 @@ def test_a_seqio_task_is_its_files(files, module):
       np.testing.assert_array_equal(ours.response(i), theirs.response(i))
 
 
-def test_a_task_that_tokenises_gives_its_text(files, module):
+def test_a_task_that_tokenises_gives_its_original_text(files, module):
   path, name = module
   found = load(f'{name}_tokens', task_modules=path, validation_fraction=0).train
   want = load(files[0], validation_fraction=0).train
@@ -296,7 +296,7 @@ def test_a_tasks_fingerprint_follows_its_files_and_code(files, module, tmp_path)
   assert find.find(f'{name}_loud').fingerprint != loud
 
 
-def test_an_unknown_name_is_told_what_there_is(module):
+def test_the_error_of_an_unknown_name_lists_the_known_ones(module):
   path, name = module
   with pytest.raises(UsageError, match=rf'neither a triplet file.*{name}_plain.*task_modules'):
     load(f'{name}_plane', task_modules=path)
@@ -330,7 +330,7 @@ def test_real_files_load(data_dir, vocab_file, name, records, prompts):
   assert train.rewards.std() == pytest.approx(1)
 
 
-def test_a_table_of_an_older_way_of_reading_is_not_taken(tmp_path, monkeypatch):
+def test_a_table_of_an_older_reader_is_not_used(tmp_path, monkeypatch):
   path = tmp_path / 't.jsonl'
   path.write_text('{"prompt": "p", "response": "r", "reward": 1}\n')
   now = find.find(str(path)).fingerprint
@@ -338,7 +338,7 @@ def test_a_table_of_an_older_way_of_reading_is_not_taken(tmp_path, monkeypatch):
   assert find.find(str(path)).fingerprint != now
 
 
-def test_a_mistyped_file_is_named(tmp_path, monkeypatch):
+def test_the_error_of_a_mistyped_file_suggests_the_right_one(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'thumbs.jsonl').write_text('')
   with pytest.raises(UsageError, match=r"'thumbs.jsnl' \(did you mean thumbs.jsonl\?\)"):

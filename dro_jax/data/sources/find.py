@@ -1,4 +1,4 @@
-"""Where triplets come from: files, data sets by name, seqio tasks."""
+"""Sources of triplets: files, data sets by name, seqio tasks."""
 
 import glob
 import hashlib
@@ -18,7 +18,7 @@ from dro_jax.errors import UsageError, did_you_mean
 
 
 class Source(NamedTuple):
-  """Records to come, and what stands for them in a fingerprint."""
+  """A name, a function that reads the records, a fingerprint of the records, and mixture rates."""
 
   name: str
   records: Callable[[], Iterator[Record]]
@@ -35,10 +35,10 @@ def find(
   split: str = 'train',
   data_dir: str | None = None,
 ) -> Source:
-  """The source that triplet files, or the names of seqio tasks or mixtures, stand for."""
+  """The source with this name: triplet files, or seqio tasks or mixtures."""
   options = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
   if not name:
-    raise UsageError('no triplets given; pass --triplets FILE')
+    raise UsageError('there are no triplets; pass --triplets FILE')
   if not triplets.is_files(name):
     names = [part.strip() for text in as_names(name) for part in text.split(',')]
     return _joined([_find_task(part, split, options, data_dir) for part in names])
@@ -54,12 +54,12 @@ def find(
 
 
 def files_mark(fingerprint: str, options: Mapping[str, Any]) -> str:
-  """What stands for the records of triplet files, read with these options."""
+  """A fingerprint of the records of triplet files, read with these options."""
   return fingerprints.fingerprint(triplets.READING, fingerprint, sorted(options.items()))
 
 
 def stamps(files: Sequence[str]) -> dict[str, tuple[int, int] | None]:
-  """What changes with a file, on a disk or in a bucket: its size and time; None where it is gone."""
+  """The size and time of each file, on a disk or in a bucket; None for a missing file."""
   return {path: _stamp(path) for path in files}
 
 
@@ -74,7 +74,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
 
 
 def refuse_changed(before: Mapping[str, tuple[int, int] | None]) -> None:
-  """A table of other records than its fingerprint says would be taken for the right one for ever."""
+  """Refuses files that changed while they were read: their table would have a wrong fingerprint."""
   changed = [path for path, stamp in stamps(list(before)).items() if stamp != before[path]]
   if changed:
     raise UsageError(f'{changed[0]}: the file changed while it was read; run again when it is complete')
@@ -87,8 +87,8 @@ def _joined(parts: Sequence[Source]) -> Source:
     return parts[0]
   if mixed := [part.name for part in parts if part.rates]:
     raise UsageError(
-      f"triplets '{','.join(names)}': '{mixed[0]}' is a mixture by rate, to which nothing can be added; "
-      'name the tasks to have every record once, or register one mixture of all'
+      f"triplets '{','.join(names)}': '{mixed[0]}' is a mixture by rate, which cannot be "
+      'joined with other names; name its tasks to have every record once, or register one mixture of all'
     )
   if repeated := {name for name in names if names.count(name) > 1}:
     raise UsageError(f"triplets '{','.join(names)}': '{min(repeated)}' is named twice; name every task once")
@@ -97,6 +97,7 @@ def _joined(parts: Sequence[Source]) -> Source:
 
 
 def as_names(name: str | Sequence[str]) -> list[str]:
+  """One name or several as a list."""
   return [name] if isinstance(name, str) else [str(part) for part in name]
 
 
@@ -107,22 +108,22 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
 
   public.read_from(data_dir)
   try:
-    found = seqio.get_mixture_or_task(name)
+    source = seqio.get_mixture_or_task(name)
   except ValueError as error:
     known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
-    here = [file for file in os.listdir() if file.endswith(triplets.FORMATS)]
-    near = did_you_mean(name, [*here, *known])
+    files_here = [file for file in os.listdir() if file.endswith(triplets.FORMATS)]
+    near = did_you_mean(name, [*files_here, *known])
     raise UsageError(
       f"triplets '{name}'{near}: neither a triplet file ({', '.join(triplets.FORMATS)}) "
       f'nor a data set, seqio task or mixture ({", ".join(known) or "none is registered"}); for your own '
-      'pass the module that registers it: --gin.load_triplets.task_modules="\'FILE.py\'"'
+      'task pass the module that registers it: --gin.load_triplets.task_modules="\'FILE.py\'"'
     ) from error
-  mixed = isinstance(found, seqio.Mixture)
-  tasks = found.tasks if mixed else [found]
+  is_mixture = isinstance(source, seqio.Mixture)
+  tasks = source.tasks if is_mixture else [source]
   for task in tasks:
     if split not in task.splits:
       raise UsageError(f"seqio task '{task.name}' has no split '{split}'; it has {', '.join(task.splits)}")
-  rates = _rates(found) if mixed else None
+  rates = _rates(source) if is_mixture else None
   mark = fingerprints.fingerprint(
     triplets.READING,
     seqio.__version__,
@@ -148,12 +149,12 @@ def _rates(mixture) -> dict[str, float]:
     tasks = ','.join(task.name for task in mixture.tasks)
     raise UsageError(
       f"seqio mixture '{mixture.name}': a rate that counts examples needs seqio's offline cache ({error}); "
-      f"give numbers as rates, or pass the tasks' names to have every record once: {tasks}"
+      f"use numbers as rates, or pass the tasks' names to have every record once: {tasks}"
     ) from error
 
 
 def _examples(task, split: str) -> Iterator[dict]:
-  """A task's examples in order, text as str; where a task tokenises, the text that it kept."""
+  """A task's examples in order, with text as str; the original text where a task tokenises."""
   import tensorflow as tf
 
   dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
@@ -174,7 +175,7 @@ def _fields(example: Mapping[str, Any]) -> dict:
 
 
 def _task_fingerprint(task, split: str) -> str:
-  """What decides a task's examples, as far as one can tell: its source, the files, its functions' code."""
+  """A fingerprint of a task's examples as far as it can be known: source, files, code of functions."""
   source = task.source
   named = getattr(source, '_split_to_filepattern', {}).get(split, [])
   patterns = [named] if isinstance(named, str) else list(named)
@@ -182,12 +183,12 @@ def _task_fingerprint(task, split: str) -> str:
   function = getattr(source, '_dataset_fn', None)
   own = getattr(function, 'fingerprint', None)
   tfds = getattr(source, 'tfds_dataset', None)
-  # Byte code says nothing of the functions that these call.
-  files_of = [files.source_of(step) for step in ([] if own else [function]) + list(task.preprocessors)]
+  # The byte code does not contain the functions that these functions call.
+  code_files = [files.source_of(step) for step in ([] if own else [function]) + list(task.preprocessors)]
   return fingerprints.fingerprint(
     task.name, type(source).__name__, fingerprints.files_fingerprint(paths),
     own(split) if own else _code(function), getattr(tfds, 'name', None),
-    [_code(step) for step in task.preprocessors], *filter(None, files_of),
+    [_code(step) for step in task.preprocessors], *filter(None, code_files),
   )  # fmt: skip
 
 

@@ -1,10 +1,9 @@
 """Public preference data as seqio tasks: `--triplets=ultrafeedback`, or `--triplets=hh_helpful,hh_harmless`.
 
-Importing this registers every data set of `DATASETS`. One that lies on the Hugging Face Hub is downloaded
-from there, once (`pip install 'dro_jax[hf]'`), the others by hand; either way a folder of one's own,
-`data_dir`, comes first. TFDS ships none of these. A record that its data set is known to hold and that
-makes no triplet (no rating, an empty answer) is left out, and all of them are counted in one warning;
-anything else amiss is an error with file, line and field.
+Importing this module registers every data set of `DATASETS`. Those on the Hugging Face Hub are downloaded
+once (`pip install 'dro_jax[hf]'`), the others by hand; the user's own folder, `data_dir`, comes first. TFDS
+has none of them. Known records that make no triplet (without a rating, with an empty answer) are left out and
+counted in one warning; any other problem is an error with file, line and field.
 """
 
 import collections
@@ -22,21 +21,21 @@ from dro_jax.data.sources.public_records import Gap, Malformed, Triplet
 from dro_jax.data.storage import fingerprints
 from dro_jax.errors import UsageError
 
-_VERSION = 2  # Of the triplets that files become: another one is another token table.
+_VERSION = 2  # Of the triplets that files become; a new version gives new token tables.
 
 
 class DataSet(NamedTuple):
   """A public data set.
 
   Attributes:
-    files: by split, what must be there below its folder; 'a|b' is a, or else b.
+    files: by split, the files required below its folder; 'a|b' is a, or else b.
     triplets: of one record of a split.
     folder: its folder's name below `data_dir`.
-    origin: where to get it by hand.
-    repo: on the Hugging Face Hub; None: it is not there.
-    revision: of the repository; None: the newest.
+    origin: where to download it by hand.
+    repo: on the Hugging Face Hub; None where it is not there.
+    revision: of the repository; None is the newest.
     columns: other numbers of its triplets.
-    compares: whether a record is a comparison, its triplets the response that was chosen and the other.
+    compares: whether a record is a comparison, with a chosen and a rejected response.
   """
 
   files: Mapping[str, tuple[str, ...]]
@@ -69,15 +68,20 @@ def _hh_set(*tranches: str) -> DataSet:
 
 
 def _tldr_set(
-  part: str, theirs: str, splits: tuple[str, ...], triplets: Callable, columns=(), compares: bool = False
+  part: str,
+  authors_part: str,
+  splits: tuple[str, ...],
+  triplets: Callable,
+  columns=(),
+  compares: bool = False,
 ) -> DataSet:
-  """`part` is the Hub's name for it, `theirs` the authors' own."""
+  """A part of the TL;DR data, by the Hub's name (`part`) and the authors' name."""
   return DataSet(
-    {split: (f'{part}/{split}/*.parquet|{theirs}/*.json',) for split in splits},
+    {split: (f'{part}/{split}/*.parquet|{authors_part}/*.json',) for split in splits},
     public_records.on_posts(triplets),
     'summarize_from_feedback', 'github.com/openai/summarize-from-feedback', columns=columns,
     compares=compares,
-    # The repository itself holds a script only, which downloads from elsewhere.
+    # The repository itself holds only a script, which downloads the data from elsewhere.
     repo='openai/summarize_from_feedback', revision='refs/convert/parquet',
   )  # fmt: skip
 
@@ -115,8 +119,8 @@ DATASETS: dict[str, DataSet] = {
   'wow_rewarded': _a_lol_set(f'wow/{_DIALOGUE_DONE}', public_records.DIALOGUE_REWARDS, test='faithdial_test'),
   'faithdial': DataSet(
     {
-      split: (f'data/{theirs}.json|plain_text/{split}/*.parquet',)
-      for split, theirs in {'train': 'train', 'validation': 'valid', 'test': 'test'}.items()
+      split: (f'data/{name}.json|plain_text/{split}/*.parquet',)
+      for split, name in {'train': 'train', 'validation': 'valid', 'test': 'test'}.items()
     },
     public_records.faithdial,
     'FaithDial',
@@ -135,27 +139,28 @@ def locate(name: str, split: str, data_dir: str | None = None) -> tuple[str, lis
   """The folder of a data set, downloaded where `data_dir` is None, and the files of a split in it.
 
   Raises:
-    UsageError: a file is not there, or cannot be downloaded.
+    UsageError: a file is missing, or cannot be downloaded.
   """
   data = DATASETS[name]
   root = _download(name, data) if data_dir is None else _own_folder(data, data_dir)
   files = []
   for pattern in data.files[split]:
-    found = _matches(root, pattern)
-    if not found:
+    matches = _matches(root, pattern)
+    if not matches:
       raise UsageError(
-        f"public data '{name}': no {pattern.replace('|', ' or ')} in {root}; get it from {data.origin} and "
-        f'pass data_dir (--set DATA_DIR=FOLDER), where FOLDER or FOLDER/{data.folder} holds it'
+        f"public data '{name}': there is no {pattern.replace('|', ' or ')} in {root}; get it from "
+        f'{data.origin} and pass data_dir (--set DATA_DIR=FOLDER), where FOLDER or '
+        f'FOLDER/{data.folder} holds it'
       )
-    files += found
+    files += matches
   return root, files
 
 
 def _matches(root: str, pattern: str) -> list[str]:
-  """The files of the first of the alternatives that has some."""
+  """The files of the first alternative that matches any."""
   for alternative in pattern.split('|'):
-    if found := sorted(glob.glob(os.path.join(glob.escape(root), alternative))):
-      return found
+    if matches := sorted(glob.glob(os.path.join(glob.escape(root), alternative))):
+      return matches
   return []
 
 
@@ -194,7 +199,7 @@ def _download(name: str, data: DataSet) -> str:
 
 
 def _triplets(name: str, split: str, data_dir: str | None) -> Iterator[dict[str, Any]]:
-  """A split's triplets, as the task's examples; what is left out is counted and logged."""
+  """A split's triplets as the task's examples; logs the number of records left out."""
   data = DATASETS[name]
   root, files = locate(name, split, data_dir)
   gaps: collections.Counter[str] = collections.Counter()
@@ -209,11 +214,11 @@ def _triplets(name: str, split: str, data_dir: str | None) -> Iterator[dict[str,
           yield _example(triplet, os.path.relpath(where, root), data)
   if gaps:
     reasons = ', '.join(f'{count} with {reason}' for reason, count in gaps.most_common())
-    logging.getLogger(__name__).warning('%s[%s]: %d triplets; left out are %s', name, split, kept, reasons)
+    logging.getLogger(__name__).warning('%s[%s]: %d triplets; left out: %s', name, split, kept, reasons)
 
 
 def _checked(triplets: Iterator[Triplet | Gap], where: str) -> Iterator[Triplet | Gap]:
-  """The same without empty texts; errors say where."""
+  """The triplets without empty texts; adds file and line to errors."""
   try:
     for triplet in triplets:
       if isinstance(triplet, Gap):
@@ -229,7 +234,7 @@ def _checked(triplets: Iterator[Triplet | Gap], where: str) -> Iterator[Triplet 
 
 
 def _example(triplet: Triplet, where: str, data: DataSet) -> dict[str, Any]:
-  # Some of UltraFeedback's texts hold half a surrogate pair, which no tokeniser takes.
+  # Some of UltraFeedback's texts hold half a surrogate pair, which no tokeniser accepts.
   prompt, response = (text.encode('utf-8', 'replace').decode() for text in (triplet.prompt, triplet.response))
   numbers = {column: triplet.columns.get(column, math.nan) for column in data.columns}
   numbers |= {comparisons.COLUMN: comparisons.number(where)} if data.compares else {}
@@ -241,7 +246,7 @@ _folder: dict[str, str | None] = {'data_dir': None}
 
 
 def read_from(data_dir: str | None) -> None:
-  """Says where the tasks read from now on: a folder of one's own; None: the Hugging Face Hub's downloads."""
+  """Sets the folder from which the tasks read; None is the Hugging Face Hub's downloads."""
   _folder['data_dir'] = data_dir
 
 
@@ -262,7 +267,7 @@ def _register_all() -> None:
   import seqio
 
   for name in DATASETS:
-    if name not in seqio.TaskRegistry.names():  # A task of the user's own by that name stays.
+    if name not in seqio.TaskRegistry.names():  # The user's own task of that name stays.
       _register(name)
 
 

@@ -15,12 +15,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-_EOS = '<|endoftext|>'  # What ends a turn in A-LoL's files.
+_EOS = '<|endoftext|>'  # Ends a turn in A-LoL's files.
 _MAX_WORDS = 100  # Of a Reddit comment and of its parent, as in A-LoL.
 
 
 class Triplet(NamedTuple):
-  """One of a record's triplets; `part` says which."""
+  """One of a record's triplets, the one with the name `part`."""
 
   part: str
   prompt: str
@@ -30,13 +30,13 @@ class Triplet(NamedTuple):
 
 
 class Gap(NamedTuple):
-  """What a record lacks that the data set is known to lack in places."""
+  """A known gap: data that some records of the data set lack."""
 
   reason: str
 
 
 class Malformed(Exception):
-  """What is wrong with which field of a record."""
+  """A field of a record is wrong; the message names it."""
 
 
 # --- fields -------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def _get(record: Mapping[str, Any], path: str, kind: type) -> Any:
   """The value at a dotted path ('completions.0.response').
 
   Raises:
-    Malformed: there is none, or it is of another kind.
+    Malformed: there is no value, or it has another type.
   """
   value: Any = record
   for key in path.split('.'):
@@ -57,14 +57,14 @@ def _get(record: Mapping[str, Any], path: str, kind: type) -> Any:
     )
     if value is None:
       held = ', '.join(map(str, known)) if isinstance(known, dict) else repr(known)
-      raise Malformed(f"field '{path}' is missing; where '{key}' should be there is {held or 'nothing'}")
+      raise Malformed(f"field '{path}' is missing; the place of '{key}' holds {held or 'nothing'}")
   if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
     raise Malformed(f"field '{path}' is {value!r}, a {type(value).__name__}; it must be {_KINDS[kind]}")
   return value
 
 
 def _number(value: Any, path: str) -> float | None:
-  """A number, also one in text; None for none, NaN and N/A."""
+  """A number, also as text; None for nothing, NaN and N/A."""
   if value is None or value in ('', 'N/A'):
     return None
   try:
@@ -76,8 +76,8 @@ def _number(value: Any, path: str) -> float | None:
 
 def _numbers(fields: Mapping[str, Any], names: tuple[str, ...], path: str) -> dict[str, float]:
   """Some fields as numbers, NaN where one is missing."""
-  found = {name: _number(fields.get(name), f'{path}{name}') for name in names}
-  return {name: math.nan if number is None else number for name, number in found.items()}
+  numbers = {name: _number(fields.get(name), f'{path}{name}') for name in names}
+  return {name: math.nan if number is None else number for name, number in numbers.items()}
 
 
 # --- UltraFeedback ------------------------------------------------------------------------------------------
@@ -90,12 +90,12 @@ def overall(completion: Mapping[str, Any], path: str) -> float | None:
 def fine_grained(completion: Mapping[str, Any], path: str) -> float | None:
   """The mean of the ratings (1 to 5) of the aspects that have one."""
   aspects = _get(completion, 'annotations', dict)
-  read = [
+  ratings = [
     _number(aspect.get('Rating'), f'{path}.annotations.{name}.Rating')
     for name, aspect in aspects.items()
     if aspect
   ]
-  ratings = [rating for rating in read if rating is not None]
+  ratings = [rating for rating in ratings if rating is not None]
   return sum(ratings) / len(ratings) if ratings else None
 
 
@@ -118,7 +118,7 @@ def ultrafeedback(score: Callable[[Mapping[str, Any], str], float | None]) -> Ca
 
 
 def hh(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
-  """The last turn of a dialogue answers what comes before: 1 for the chosen one, 0 for the rejected."""
+  """The last turn of a dialogue is the response: 1 for the chosen one, 0 for the rejected."""
   del split
   for side, reward in (('chosen', 1.0), ('rejected', 0.0)):
     prompt, turn, response = _get(record, side, str).rpartition('\n\nAssistant:')
@@ -142,7 +142,7 @@ def _tldr_prompt(record: Mapping[str, Any]) -> str:
 
 
 def on_posts(triplets: Callable[[Mapping[str, Any]], Iterator[Triplet | Gap]]) -> Callable:
-  """Of a split's records, those on Reddit posts: others are on news articles."""
+  """Keeps a split's records on Reddit posts; the others are on news articles."""
 
   def chosen(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
     if _get(record, 'split', str) not in _TLDR_SPLITS[split]:
@@ -156,7 +156,7 @@ def on_posts(triplets: Callable[[Mapping[str, Any]], Iterator[Triplet | Gap]]) -
 
 
 def tldr_comparisons(record: Mapping[str, Any]) -> Iterator[Triplet | Gap]:
-  """1 for the summary that was preferred, 0 for the other."""
+  """Reward 1 for the preferred summary, 0 for the other."""
   prompt, choice = _tldr_prompt(record), _get(record, 'choice', float)
   if choice not in (0, 1) or len(_get(record, 'summaries', list)) != 2:
     raise Malformed(
@@ -167,7 +167,7 @@ def tldr_comparisons(record: Mapping[str, Any]) -> Iterator[Triplet | Gap]:
 
 
 def tldr_axis(record: Mapping[str, Any]) -> Iterator[Triplet | Gap]:
-  """The overall rating, 1 to 7."""
+  """The overall rating, 1 to 7, is the reward."""
   axes = _get(record, 'summary.axes', dict)
   reward = _number(axes.get('overall'), 'summary.axes.overall')
   if reward is None:
@@ -184,7 +184,7 @@ DIALOGUE_REWARDS = ('fluency', 'faithdial', 'depth', 'tfidf')
 
 
 def reddit(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
-  """A comment on its parent: 1 where it got more votes up than down, 0 where fewer."""
+  """A comment on its parent: reward 1 for more votes up than down, otherwise 0."""
   del split
   missing = [name for name in ('text', 'parent_text') if record.get(name) is None]
   prompt, response = (' '.join((record.get(name) or '').split()) for name in ('parent_text', 'text'))
@@ -215,9 +215,9 @@ def a_lol(names: tuple[str, ...]) -> Callable:
 
 
 def faithdial(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
-  """1 for the faithful response; 0 for the one that it replaced where that one was not.
+  """Reward 1 for the faithful response, 0 for the unfaithful response that it replaced.
 
-  The prompt is A-LoL's: the knowledge, then the turns so far, each on a line.
+  The prompt is A-LoL's: the knowledge, then the turns so far, one a line.
   """
   del split
   turns = record.get('utterances', [record])  # Whole dialogues, or one turn a row.

@@ -1,4 +1,4 @@
-"""Triplets as seqio tasks: their features, and how files or any stream of triplets become a task."""
+"""Triplets as seqio tasks: their features, and the registration of files or of any stream of triplets."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ _TEXTS = ('id', 'prompt', 'response')
 
 
 def text_features() -> dict:
-  """`output_features` for a seqio task of triplets: text and a number; the token table tokenises."""
+  """`output_features` for a seqio task of triplets: texts and a number, which the token table tokenises."""
   import seqio
   import tensorflow as tf
 
@@ -33,12 +33,12 @@ def register(
   chat_template: str = chat.TEMPLATE,
   preprocessors: Sequence[Callable] = (),
 ) -> Any:
-  """Registers triplet files as a seqio task, so that mixtures can hold them and preprocessors change them.
+  """Registers triplet files as a seqio task, for mixtures and preprocessors.
 
   Args:
     name: the task's.
     files: by split: {'train': 'a.jsonl', 'validation': 'b.jsonl'}.
-    columns, map_reward, chat_template: as `tasks.load_triplets`.
+    columns, map_reward, chat_template: as `triplets.load_triplets`.
     preprocessors: from a tf.data.Dataset of {id, prompt, response, reward, comparison} to another.
   """
   options = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
@@ -77,9 +77,9 @@ def add(
   Args:
     name: the task's.
     triplets: from a split to its triplets: id, prompt, response, reward and the columns.
-    fingerprint: from a split to what stands for its triplets: another fingerprint, another token table.
-    splits: that there are.
-    columns: other numbers of every triplet; NaN where one has none.
+    fingerprint: from a split to a hash of its triplets; a new fingerprint gives a new token table.
+    splits: names of the splits.
+    columns: other numbers of every triplet; NaN where a triplet has none.
     preprocessors: from a tf.data.Dataset of triplets to another.
   """
   import seqio
@@ -109,7 +109,7 @@ def _dataset(triplets: Callable, fingerprint: Callable, columns: Sequence[str]) 
       try:
         yield from triplets(split)
       except UsageError as error:
-        # tf.data would turn it into a page of traceback; who reads the task raises this one again.
+        # tf.data would bury it in a long traceback; the reader of the task raises this error again.
         dataset.error = error  # type: ignore[attr-defined]
         raise
 

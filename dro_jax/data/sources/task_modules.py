@@ -12,7 +12,7 @@ def import_module(name: str) -> types.ModuleType:
   """Imports a user's task module: a dotted name, or a .py file.
 
   Raises:
-    UsageError: it cannot be imported, or its file changed since this process imported it.
+    UsageError: the module cannot be imported, or its file changed since this process imported it.
   """
   try:
     module = files.import_module(name, register=True)
@@ -22,7 +22,7 @@ def import_module(name: str) -> types.ModuleType:
       if _imported.setdefault(file, now) != now:
         raise UsageError(
           f"task module '{name}': the file, or one that it imports, changed since this process imported it, "
-          'and its tasks are still those of before: start Python again'
+          'and the old tasks are still registered: start Python again'
         )
     return module
   except (ImportError, OSError) as error:

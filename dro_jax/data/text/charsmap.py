@@ -1,9 +1,9 @@
-"""The character rules of a SentencePiece model, as steps of the `tokenizers` library that do the same.
+"""The character rules of a SentencePiece model as equivalent steps of the `tokenizers` library.
 
 SentencePiece replaces the longest sequence of characters that has a rule. The library's own reader of these
-rules looks at whole graphemes and takes the shortest rule: it loses the accents of decomposed letters. So
-every character is set apart first, each is replaced by its own rule, and rules for several characters, which
-compose letters and marks, are left to NFC, which is kept from composing where SentencePiece does not.
+rules takes the shortest rule within a grapheme, and loses the accents of decomposed letters. So these steps
+separate all characters first and replace each by its own rule. NFC then applies the rules for several
+characters, which compose letters and marks, and is blocked where SentencePiece does not compose.
 """
 
 import itertools
@@ -13,16 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Regex, normalizers
 
-APART, BLOCK = '\0', '\uffff'  # No text holds the first, and no letter is the second.
-# Combining marks, also of halfwidth kana, and the jamo that follow a syllable's first.
+APART, BLOCK = '\0', '\uffff'  # Texts hold no NUL, and U+FFFF is not a character.
+# Combining marks, marks of halfwidth kana, and the jamo after a syllable's first.
 _MARKS = r'\p{M}\x{FF9E}\x{FF9F}\x{1160}-\x{11FF}'
-# What joins a grapheme, but what the rules are about.
+# Characters that join a grapheme.
 _JOINED = r'(?=[\p{M}\p{Cf}\p{Sk}\x{FF9E}\x{FF9F}\n])|(?<=\p{Cf})'
-_CLASSES = (220, 230, 232)  # Marks below a letter, above it, and above right: NFC puts them in order.
+_CLASSES = (220, 230, 232)  # Marks below a letter, above it, and above right, which NFC sorts.
 
 
 def composing(charsmap: bytes) -> Iterator[str]:
-  """The characters that begin a rule for several: paths in a double-array trie of their bytes."""
+  """The characters that begin a rule for several characters: paths in a double-array trie of bytes."""
   (size,) = struct.unpack('<I', charsmap[:4])
   units = struct.unpack(f'<{size // 4}I', charsmap[4 : 4 + size])
   pending = [(b'', _offset(units[0]))]
@@ -37,7 +37,7 @@ def composing(charsmap: bytes) -> Iterator[str]:
 
 
 def _children(units: Sequence[int], position: int) -> list[int]:
-  """The bytes that go on from a place in the trie."""
+  """The bytes that continue a path from a position in the trie."""
   return [
     byte
     for byte in range(1, 256)
@@ -46,7 +46,7 @@ def _children(units: Sequence[int], position: int) -> list[int]:
 
 
 def _width(byte: int) -> int:
-  """Bytes of the character that begins with one."""
+  """The number of bytes of a character by its first byte."""
   return 1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
 
 
@@ -55,11 +55,11 @@ def _offset(unit: int) -> int:
 
 
 def steps(charsmap: bytes) -> list[normalizers.Normalizer]:
-  """What replaces characters as a model's rules do."""
+  """Steps that replace characters by a model's rules."""
   first = list(composing(charsmap))
   blocked = f'(?<![{_class(first)}{_MARKS}])(?=[{_MARKS}])'
   return [
-    # A deleted first character would make the library panic: there is always one before it.
+    # The library panics when the first character is deleted, so that one is put before it.
     normalizers.Prepend(APART),
     normalizers.Replace(Regex('|'.join([blocked, *_disordered()])), BLOCK),
     normalizers.Replace(Regex(_JOINED), APART),
@@ -71,7 +71,7 @@ def steps(charsmap: bytes) -> list[normalizers.Normalizer]:
 
 
 def _disordered() -> Iterator[str]:
-  """Places between marks that NFC would put in another order."""
+  """Regular expressions for places between marks that NFC would reorder."""
   marks = {chr(point): unicodedata.combining(chr(point)) for point in range(0x300, 0x1E94B)}
   for limit in _CLASSES:
     late = _class(mark for mark, kind in marks.items() if kind >= limit)

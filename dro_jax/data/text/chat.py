@@ -1,15 +1,15 @@
 """Conversations, lists of {"role": ..., "content": ...}, as the texts of prompts and responses.
 
-A prompt is its turns by a template, each on a line of its own, `user: ...` and `assistant: ...` unless told
-otherwise. The line breaks are for vocabularies that know them: T5's own makes each a blank, and the roles'
-names tell turns apart. A response is one turn of the assistant's, without its role.
+A prompt is its turns by a template, each on its own line: by default `user: ...` and `assistant: ...`. (T5's
+vocabulary turns line breaks into blanks; then the roles' names separate the turns.) A response is one turn of
+the assistant, without its role.
 
-A conversation may be text, the list in JSON or as Python writes it; an object with such a list as `messages`;
-or an object that is one turn.
+A conversation may be a list; text that spells the list, in JSON or as Python writes it; an object with such a
+list as `messages`; or an object that is one turn.
 
-Whatever else a turn, a part of its content or the record says, a model's own template would show and this one
-would lose: calls of tools, names, reasoning, files. It is refused. Left alone are numbers, empty fields and
-`METADATA`, which no model reads.
+A turn, a part of its content or the record may hold more that a model's own template would show and this
+template would lose: calls of tools, names, reasoning, files. Such a record is refused. Numbers, empty fields
+and `METADATA`, which no model reads, are ignored.
 """
 
 import json
@@ -22,10 +22,10 @@ from dro_jax.data.text import templates
 from dro_jax.errors import UsageError, did_you_mean, shown
 
 TEMPLATE = '{role}: {content}'
-ANSWERS = '\n\nAssistant:'  # How the answer to a dialogue of HH begins.
+ANSWERS = '\n\nAssistant:'  # The beginning of an answer in a dialogue of HH.
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
-_SAYS_NOTHING = ('system', 'developer')  # Whose empty turns are left out.
-# Who wrote a turn, when, at what cost, and what was thought of it.
+_OPTIONAL = ('system', 'developer')  # Roles whose empty turns are left out.
+# The author of a turn, its time, its cost and its rating.
 METADATA = frozenset((
   '_id', 'id', 'index', 'type', 'object', 'status', 'message_id', 'messageId', 'parent_id', 'parentId',
   'parentMessageId', 'childrenIds', 'conversation_id', 'conversationId', 'conversation_hash', 'chat_id',
@@ -41,211 +41,211 @@ METADATA = frozenset((
   'feedback', 'feedbackId', 'annotation', 'rating', 'score',
   'followUps', 'statusHistory', 'userContext', 'lastSentence', 'iconURL',
 ))  # fmt: skip
-# What a record may say beside its conversation that a model's own template would show.
+# Fields beside a conversation that a model's own template would show.
 BESIDE = (
   'system', 'tools', 'functions', 'tool_calls', 'function_call', 'documents', 'images', 'image', 'videos',
   'video', 'audios', 'audio',
 )  # fmt: skip
 # A list whose first object has a role or a content, among its first fields.
 _BEGINS = re.compile(r"""\s*\[\s*\{[^{}\[\]]{0,200}?["'](role|content)["']\s*:""")
-_EMPTY = re.compile(r'\s*(\[\s*\]|\{\s*\}|null|None)?\s*')  # Text of a list, object or nothing.
+_EMPTY = re.compile(r'\s*(\[\s*\]|\{\s*\}|null|None)?\s*')  # Text of an empty list or object, or no text.
 _TEXTS = ('text', 'input_text', 'output_text')  # Types of parts.
 
 
 class Turn(NamedTuple):
-  """Who says what."""
+  """One turn of a conversation: a role and its text."""
 
   role: str
   content: str
 
 
 def check_template(template: str) -> str:
-  """Refuses a turn's template without {content}, or with another field than that and {role}."""
+  """Refuses a turn's template that lacks {content}, or has a field other than {content} and {role}."""
   return templates.check_fields(template, 'chat template', needed='content', optional=('role',))
 
 
-def conversation(value: Any, what: str, left_alone: Collection[str] = ()) -> list | None:
-  """The list of turns that a value is or holds; None where it is a text, or anything else.
+def conversation(value: Any, place: str, ignored: Collection[str] = ()) -> list | None:
+  """The list of turns that a value is or holds; None for text and all other values.
 
   Args:
     value: as read.
-    what: file:line and field, for errors.
-    left_alone: fields that the template may lose.
+    place: file:line and field, for errors.
+    ignored: fields that the user ignores with --columns FIELD=.
 
   Raises:
-    UsageError: text that begins like a conversation and is none, or an object that holds more than its turns.
+    UsageError: text begins like a conversation and is none, or an object holds more than its turns.
   """
   if isinstance(value, list):
     return value if not value or isinstance(value[0], dict) else None
-  value = _parsed(value, what) if isinstance(value, str) else value
+  value = _parsed(value, place) if isinstance(value, str) else value
   if isinstance(value, dict) and isinstance(value.get('messages'), list):
-    if lost := lost_beside(value, value['messages'], left_alone):
+    if lost := lost_beside(value, value['messages'], ignored):
       raise UsageError(
-        f'{what} holds {shown(lost)} ({shown(value[lost])}) beside its messages; {remedy(lost)}'
+        f'{place} holds {shown(lost)} ({shown(value[lost])}) beside its messages; {remedy(lost)}'
       )
     value = value['messages']
   value = [value] if isinstance(value, dict) and 'content' in value else value
-  is_talk = isinstance(value, list) and value and isinstance(value[0], dict) and 'role' in value[0]
-  return value if is_talk else None
+  has_turns = isinstance(value, list) and value and isinstance(value[0], dict) and 'role' in value[0]
+  return value if has_turns else None
 
 
 def remedy(lost: str) -> str:
-  """What to do with a field that the template would lose, to end an error's sentence."""
+  """The remedy for a field that the template would lose: the end of an error's sentence."""
   return (
-    'the chat template would lose it: write it into a turn, remove the record, or leave the field alone by '
+    'the chat template would lose it: write it into a turn, remove the record, or ignore the field with '
     f'--columns {lost}='
   )
 
 
-def _parsed(text: str, what: str) -> list | dict | None:
-  """The list or object that a text is; None where it is a text."""
+def _parsed(text: str, place: str) -> list | dict | None:
+  """The list or object that a text spells; None for other texts."""
   if text.lstrip().startswith('"'):
     text = _unquoted(text)
   if not text.lstrip().startswith(('[', '{')):
     return None
-  found = field_paths.structured(text)
-  if found is None and _BEGINS.match(text):
+  value = field_paths.structured(text)
+  if value is None and _BEGINS.match(text):
     raise UsageError(
-      f'{what} begins like a conversation, {shown(text)}, but is a list in neither JSON nor Python (arrays '
-      'that pandas wrote have no commas, and cut texts no end); write it as JSON (json.dumps), or .jsonl'
+      f'{place} begins like a conversation, {shown(text)}, but is a list in neither JSON nor Python (arrays '
+      'that pandas wrote have no commas, and cut texts have no end); write it as JSON (json.dumps), or .jsonl'
     )
-  return found
+  return value
 
 
 def _unquoted(text: str) -> str:
-  """The text that a JSON string is, as of a list that was made text twice; another text as it is."""
+  """The text in a JSON string, as in a list that was converted to text twice; other texts unchanged."""
   try:
-    found = json.loads(text)
+    value = json.loads(text)
   except (ValueError, RecursionError):
     return text
-  return found if isinstance(found, str) else text
+  return value if isinstance(value, str) else text
 
 
-def prompt(value: Any, template: str, what: str) -> str:
+def prompt(value: Any, template: str, place: str) -> str:
   """The text of a prompt's turns.
 
   Args:
     value: the list, as read.
     template: of one turn.
-    what: file:line and field, for errors.
+    place: file:line and field, for errors.
 
   Raises:
-    UsageError: a turn that is none, or the last one is the assistant's.
+    UsageError: a turn is malformed, or the last turn is the assistant's.
   """
-  found = turns(value, what)
-  if found[-1].role == 'assistant':
+  checked = turns(value, place)
+  if checked[-1].role == 'assistant':
     raise UsageError(
-      f'{what} ends in a turn of the assistant, and a prompt is what it answers; take that turn out, or read '
-      'the list as a whole conversation, whose last turn is the response: --columns messages=FIELD'
+      f'{place} ends in a turn of the assistant, but a prompt must end in a turn to answer; remove the last '
+      'turn, or read the list as a whole conversation with the response last: --columns messages=FIELD'
     )
-  return render(found, template)
+  return render(checked, template)
 
 
-def response(value: Any, what: str) -> str:
+def response(value: Any, place: str) -> str:
   """The text of a response that is a list of one turn, the assistant's.
 
   Raises:
-    UsageError: it is anything else.
+    UsageError: the list is malformed, or holds other turns.
   """
-  found = turns(value, what)
-  if [turn.role for turn in found] != ['assistant']:
+  checked = turns(value, place)
+  if [turn.role for turn in checked] != ['assistant']:
     raise UsageError(
-      f'{what} has the turns {", ".join(turn.role for turn in found[:8])}; a response is one turn of the '
-      'assistant, and what comes before belongs to the prompt'
+      f'{place} has the turns {", ".join(turn.role for turn in checked[:8])}; a response is one turn of the '
+      'assistant, and earlier turns belong to the prompt'
     )
-  return found[0].content
+  return checked[0].content
 
 
-def split(value: Any, template: str, what: str) -> tuple[str, str]:
+def split(value: Any, template: str, place: str) -> tuple[str, str]:
   """(prompt, response) of a conversation whose last turn is the assistant's.
 
   Raises:
-    UsageError: it is not, or nothing comes before it.
+    UsageError: the last turn is another's, or the only one.
   """
-  *before, last = turns(value, what)
+  *before, last = turns(value, place)
   if last.role != 'assistant' or not before:
     raise UsageError(
-      f'{what} ends in a turn of the {last.role}, after {len(before)} others; the last turn must be the '
-      "assistant's, which is the response, and what comes before is the prompt; or name both: --columns "
+      f'{place} ends in a turn of the {last.role}, after {len(before)} others; the last turn must be the '
+      "assistant's, which is the response, and the turns before it are the prompt; or name both: --columns "
       'prompt=FIELD,response=FIELD'
     )
   return render(before, template), last.content
 
 
-def question(value: Any, template: str, what: str) -> str:
-  """What there is to answer in a conversation: all before the last turn, if that is the assistant's."""
-  found = turns(value, what)
-  asked = found[:-1] if found[-1].role == 'assistant' else found
-  if not asked:
-    raise UsageError(f'{what} has no turn but the assistant’s: there is nothing to answer')
-  return render(asked, template)
+def question(value: Any, template: str, place: str) -> str:
+  """The turns to answer in a conversation: all, without a last turn of the assistant."""
+  checked = turns(value, place)
+  before = checked[:-1] if checked[-1].role == 'assistant' else checked
+  if not before:
+    raise UsageError(f'{place} has only a turn of the assistant: there is nothing to answer')
+  return render(before, template)
 
 
 class Rendered(str):
-  """The text of a conversation, of which the end matters most: it is the question."""
+  """The text of a conversation; its end is the question, and matters most."""
 
   __slots__ = ()
 
 
 def is_rendered(prompt: str) -> bool:
-  """Whether a prompt is a conversation: of turns, or a dialogue as Anthropic's HH writes them."""
+  """Whether a prompt is a conversation: rendered turns, or a dialogue in the form of Anthropic's HH."""
   return isinstance(prompt, Rendered) or prompt.endswith(ANSWERS)
 
 
-def render(found: Sequence[Turn], template: str) -> Rendered:
-  """Turns by the template, a line each."""
-  return Rendered('\n'.join(template.format(role=turn.role, content=turn.content) for turn in found))
+def render(turns: Sequence[Turn], template: str) -> Rendered:
+  """Turns by the template, one a line."""
+  return Rendered('\n'.join(template.format(role=turn.role, content=turn.content) for turn in turns))
 
 
-def turns(value: Any, what: str) -> list[Turn]:
-  """The turns of a list of {"role", "content"}, checked; system turns that say nothing are left out.
+def turns(value: Any, place: str) -> list[Turn]:
+  """The checked turns of a list of {"role", "content"}, without empty system turns.
 
   Raises:
-    UsageError: no list, no such object in it, an unknown role, content that is no text.
+    UsageError: the value is not a list, a turn is malformed or empty, or a role is unknown.
   """
   if not isinstance(value, list | tuple):
     raise UsageError(
-      f'{what} is {shown(value)}, a {type(value).__name__}; a conversation is a list of '
+      f'{place} is {shown(value)}, a {type(value).__name__}; a conversation is a list of '
       '{"role": ..., "content": ...}, or the same as JSON text'
     )
-  read = [_turn(turn, f'{what}, turn {i},') for i, turn in enumerate(value, 1)]
-  found = [turn for turn in read if turn.content.strip() or turn.role not in _SAYS_NOTHING]
-  if not found:
-    raise UsageError(f'{what} is a conversation without turns; remove the record or fill it in')
-  if silent := [i for i, turn in enumerate(read, 1) if turn in found and not turn.content.strip()]:
-    raise UsageError(f'{what}, turn {silent[0]}, has empty content; remove the record or fill it in')
-  return found
+  checked = [_turn(turn, f'{place}, turn {i},') for i, turn in enumerate(value, 1)]
+  kept = [turn for turn in checked if turn.content.strip() or turn.role not in _OPTIONAL]
+  if not kept:
+    raise UsageError(f'{place} is a conversation without turns; remove the record or fill it in')
+  if empty := [i for i, turn in enumerate(checked, 1) if turn in kept and not turn.content.strip()]:
+    raise UsageError(f'{place}, turn {empty[0]}, has empty content; remove the record or fill it in')
+  return kept
 
 
-def _turn(turn: Any, what: str) -> Turn:
+def _turn(turn: Any, place: str) -> Turn:
   if not isinstance(turn, dict) or 'role' not in turn or 'content' not in turn:
-    raise UsageError(f'{what} is {shown(turn)}; it must be {{"role": ..., "content": ...}}')
+    raise UsageError(f'{place} is {shown(turn)}; it must be {{"role": ..., "content": ...}}')
   role = turn['role']
   if role not in ROLES:
     near = did_you_mean(role, ROLES) if isinstance(role, str) else ''
-    raise UsageError(f'{what} has the role {shown(role)}{near}; the roles are {", ".join(ROLES)}')
-  content = _content(turn['content'], what)
+    raise UsageError(f'{place} has the role {shown(role)}{near}; the roles are {", ".join(ROLES)}')
+  content = _content(turn['content'], place)
   if lost := _lost(turn, ('role', 'content')):
     raise UsageError(
-      f'{what} has the field {shown(lost)} ({shown(turn[lost])}), which the chat template would lose: write '
-      'it into the content, remove the record, or take out the field if no model is to read it'
+      f'{place} has the field {shown(lost)} ({shown(turn[lost])}), which the chat template would lose: write '
+      'it into the content, remove the record, or remove the field if no model should read it'
     )
   return Turn(role, content)
 
 
 def _lost(mapping: Mapping[str, Any], known: Collection[str]) -> str | None:
-  """The first field that says something and is neither known nor metadata."""
+  """The first field with content that is neither known nor metadata."""
   return next(
     (
       key for key, value in mapping.items()
-      if key not in known and key not in METADATA and _says_something(value)
+      if key not in known and key not in METADATA and _has_content(value)
     ),
     None,
   )  # fmt: skip
 
 
-def _says_something(value: Any) -> bool:
-  """Whether there is any text or object in a value that is not a bare number or date."""
+def _has_content(value: Any) -> bool:
+  """Whether a value holds text or an object; bare numbers and dates count as no content."""
   left = [value] if isinstance(value, str | bytes | list | tuple | dict) else []
   while left:  # A stack: values may be nested deeper than Python calls.
     item = left.pop()
@@ -258,39 +258,39 @@ def _says_something(value: Any) -> bool:
   return False
 
 
-def lost_beside(fields: Mapping[str, Any], messages: Any, left_alone: Collection[str] = ()) -> str | None:
-  """The first field of `BESIDE` in which a record says something; a `system` text may be a turn as well."""
+def lost_beside(fields: Mapping[str, Any], messages: Any, ignored: Collection[str] = ()) -> str | None:
+  """The first field of `BESIDE` with content in a record; a `system` text may also be a turn."""
   turns = messages if isinstance(messages, list | tuple) else ()
   contents = [turn.get('content') for turn in turns if isinstance(turn, dict)]
   for key in BESIDE:
     value = fields.get(key)
-    if key not in left_alone and _says_something(value) and not (key == 'system' and value in contents):
+    if key not in ignored and _has_content(value) and not (key == 'system' and value in contents):
       return key
   return None
 
 
-def _content(content: Any, what: str) -> str:
-  """Text, or the texts of several parts, each on a line of its own."""
+def _content(content: Any, place: str) -> str:
+  """Text, or the texts of several parts, one a line."""
   if isinstance(content, str):
     return content
   if not isinstance(content, list | tuple):
     raise UsageError(
-      f'{what} has the content {shown(content)}, a {type(content).__name__}; it must be text (calls of tools '
-      'have none: write them out, or remove the record)'
+      f'{place} has the content {shown(content)}, a {type(content).__name__}; it must be text (calls of '
+      'tools have none: write them out, or remove the record)'
     )
-  return '\n'.join(_part(part, what) for part in content)
+  return '\n'.join(_part(part, place) for part in content)
 
 
-def _part(part: Any, what: str) -> str:
+def _part(part: Any, place: str) -> str:
   if isinstance(part, dict) and part.get('type') in _TEXTS and isinstance(part.get('text'), str):
     if lost := _lost(part, ('type', 'text')):
       raise UsageError(
-        f'{what} has a part of content with the field {shown(lost)} ({shown(part[lost])}), which the chat '
-        'template would lose: write it into the text, or remove it or the record'
+        f'{place} has a part of content with the field {shown(lost)} ({shown(part[lost])}), which the chat '
+        'template would lose: write it into the text, or remove the field or the record'
       )
     return part['text']
   kind = part.get('type') if isinstance(part, dict) else part
   raise UsageError(
-    f'{what} has a part of content that is {shown(kind)}; a text model reads parts of type "text" only: '
-    'remove the record, or say it in words'
+    f'{place} has a part of content that is {shown(kind)}; a text model reads only parts of type "text": '
+    'remove the record, or describe the part in words'
   )

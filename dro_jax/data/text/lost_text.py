@@ -1,6 +1,6 @@
-"""What tokenising loses of texts: characters that a vocabulary does not know, line breaks and blanks.
+"""Text that tokenising loses: characters that a vocabulary does not know, line breaks and blanks.
 
-Counted when a table is complete, from its own files, block by block, however it was built.
+The losses are counted in the files of a complete table, block by block.
 """
 
 import os
@@ -12,29 +12,29 @@ import numpy as np
 from dro_jax.data.text.vocabularies import UNKNOWN, Vocabulary
 from dro_jax.errors import shown
 
-_TEXTS = 2**13  # Of a block.
-_AROUND = 20  # Bytes of an example before a lost blank,
-_AFTER = 40  # and from it on.
-_KEPT = 1000  # Bytes of an example with unknown characters, which are looked for when it is shown.
+_TEXTS = 2**13  # Texts of a block.
+_AROUND = 20  # Bytes of an example before a lost blank.
+_AFTER = 40  # Bytes of an example from the lost blank on.
+_KEPT = 1000  # Bytes of an example with unknown characters, which `sentences` searches for.
 BLANKS = ('\n', '\t', '  ')
 
 
 def lost_blanks(vocabulary: Vocabulary) -> list[str]:
-  """Which of BLANKS do not come back."""
+  """The BLANKS that encoding and decoding lose."""
   return [blank for blank in BLANKS if blank not in vocabulary.decode(vocabulary.encode(f'a{blank}b'))]
 
 
 def count(directory: str, token_dtype: str, blanks: Sequence[str]) -> dict[str, dict[str, Any]]:
-  """What a table's prompts and responses lose, each prompt once.
+  """Counts the losses in a table's prompts and responses; each prompt counts once.
 
   Args:
-    directory: the table's, all its arrays complete.
+    directory: of a table with complete arrays.
     token_dtype: of its tokens.
-    blanks: those that its vocabulary loses.
+    blanks: that the table's vocabulary loses.
 
   Returns:
-    By side: `texts`, how many there are; `unknown`, of which a token is unknown; `mostly_unknown`, of which
-    half the tokens are; `blanks`, which hold a lost blank; and an example of each, a part of a text.
+    By side: the number of `texts`; of texts with an `unknown` token; of `mostly_unknown` texts, with half of
+    the tokens unknown; of texts with lost `blanks`; and an example of each, part of a text.
   """
   return {side: _count(directory, side, token_dtype, blanks) for side in ('prompt', 'response')}
 
@@ -54,8 +54,8 @@ def _count(directory: str, side: str, token_dtype: str, blanks: Sequence[str]) -
     mostly = 2 * unknown >= np.maximum(np.diff(ends) - 1, 1)
     bounds = text_offsets[start : start + _TEXTS + 1]
     lost = _lost(texts[bounds[0] : bounds[-1]], bounds - bounds[0], blanks)
-    found = {'unknown': unknown > 0, 'mostly_unknown': mostly, 'blanks': _sums(lost, bounds) > 0}
-    for kind, flags in found.items():
+    flags_by_kind = {'unknown': unknown > 0, 'mostly_unknown': mostly, 'blanks': _sums(lost, bounds) > 0}
+    for kind, flags in flags_by_kind.items():
       counts[kind] += int(flags.sum())
       if kind not in examples and flags.any():
         first = int(flags.argmax())
@@ -67,12 +67,12 @@ def _count(directory: str, side: str, token_dtype: str, blanks: Sequence[str]) -
 
 
 def _sums(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-  """How many flags are set between one offset and the next, none of which are equal."""
+  """The number of flags between one offset and the next; no two offsets are equal."""
   return np.add.reduceat(flags, offsets[:-1] - offsets[0], dtype=np.int64)
 
 
 def _lost(letters: np.ndarray, bounds: np.ndarray, blanks: Sequence[str]) -> np.ndarray:
-  """Where a lost blank begins, in texts one after the other."""
+  """Flags at the characters where a lost blank begins, in concatenated texts."""
   lost = np.zeros(len(letters), bool)
   for blank in blanks:
     if len(blank) == 1:
@@ -85,25 +85,25 @@ def _lost(letters: np.ndarray, bounds: np.ndarray, blanks: Sequence[str]) -> np.
 
 
 def _part(text: Any, place: int) -> Any:
-  """The letters, or bytes, around a place of a text."""
+  """The letters or bytes around a place in a text."""
   return text[max(place - _AROUND, 0) : place + _AFTER]
 
 
 def sentences(lost: Mapping[str, Mapping[str, Any]], vocabulary: Vocabulary) -> Iterator[str]:
-  """What is lost, with an example and what to do, a sentence for each side and kind."""
+  """The losses with an example and a remedy, one sentence for each side and kind."""
   for side, counts in lost.items():
     if counts['unknown']:
       example = _example(counts, vocabulary, 'mostly_unknown', 'unknown')
       yield (
         f'{counts["unknown"]} of {counts["texts"]} {side}s hold characters that the vocabulary does not '
-        f'know, and {counts["mostly_unknown"]} of them little else ({example}): leave these records '
-        'out, or take a vocabulary that spells them (bytes spell everything, and `dro_jax train_vocabulary` '
-        'makes one of your texts) and a checkpoint that was trained with it.'
+        f'know, and {counts["mostly_unknown"]} of them hold little else ({example}): remove these records, '
+        'or use a vocabulary with these characters (bytes spell everything, and `dro_jax train_vocabulary` '
+        'makes a vocabulary from your texts) and a checkpoint that was trained with it.'
       )
     if counts['blanks']:
       yield (
         f'{counts["blanks"]} of {counts["texts"]} {side}s lose line breaks, tabs or runs of blanks '
-        f'({_example(counts, vocabulary, "blanks")}). Where they matter, as in code, take bytes or a '
+        f'({_example(counts, vocabulary, "blanks")}). Where they matter, as in code, use bytes or a '
         'vocabulary of `dro_jax train_vocabulary` with KEEP_WHITESPACE=true, or write them as words.'
       )
 

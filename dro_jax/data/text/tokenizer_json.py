@@ -1,7 +1,6 @@
-"""Tokenizers of the `tokenizers` library: made from SentencePiece models with equal ids, and read.
+"""Tokenizers of the `tokenizers` library: conversion from SentencePiece models with equal ids, and reading.
 
-A tokenizer here takes the names of padding, end and unknown for text, as SentencePiece does: no text encodes
-to an end.
+As in SentencePiece, the names of padding, end and unknown in a text are text: no text encodes to an end.
 """
 
 import itertools
@@ -16,14 +15,14 @@ from dro_jax.data.text import charsmap
 from dro_jax.errors import UsageError
 from dro_jax.files import json_text
 
-SPECIAL = ('<pad>', '</s>', '<unk>')  # By id.
+SPECIAL = ('<pad>', '</s>', '<unk>')  # In the order of their ids.
 SENTINEL = re.compile(r'<extra_id_\d+>')
 FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized')
 _BLANK = '▁'
-# Names that are text, when text holds them: their beginnings and ends.
+# Patterns of special tokens' names, which are text where a text holds them.
 _NAMES = ('<pad>', '</s>', '<unk>', r'<extra_id_\d+>', '<0x[0-9A-F]{2}>')
 
-# What is compared when one is made, by what it is.
+# Texts that a new tokenizer must encode as the original does, by their kind.
 PROBES = {
   'words': 'A quick brown fox, 12.5 % of “them”.',
   'blanks around and between words': '  two  spaces \t and a tab  ',
@@ -53,7 +52,7 @@ def from_sentencepiece(
     added: further tokens: `id`, `content`, and their FLAGS.
 
   Raises:
-    UsageError: it is another kind of model.
+    UsageError: the model is of another kind.
   """
   from sentencepiece import sentencepiece_model_pb2
 
@@ -75,16 +74,16 @@ def from_sentencepiece(
 
 
 def _scored(proto: Any) -> list[tuple[str, float]]:
-  """Pieces and scores; what the user defined goes before all others, as SentencePiece has it."""
+  """Pieces and scores; user-defined pieces score highest, as in SentencePiece."""
   return [(piece.piece, piece.score if piece.type == piece.NORMAL else 0.0) for piece in proto.pieces]
 
 
 def _check(proto: Any) -> None:
   trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
   if trainer.model_type != trainer.UNIGRAM:
-    raise UsageError('it is no unigram model, and a tokenizer.json is made of those only')
+    raise UsageError('the model is not a unigram model, and only these convert to a tokenizer.json')
   if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
-    raise UsageError('it keeps blanks at the ends of words, which a tokenizer.json of ours does not')
+    raise UsageError('the model keeps blanks at the ends of words, which cannot convert to a tokenizer.json')
 
 
 def _normalizers(spec: Any) -> list[normalizers.Normalizer]:
@@ -102,11 +101,11 @@ def _decoder(dummy_prefix: bool) -> decoders.Decoder:
 
 
 def _split(pieces: Sequence[str], has_bytes: bool) -> pre_tokenizers.PreTokenizer:
-  """Cuts names of special tokens in two, so that they are text, where that changes nothing else if it can.
+  """Cuts names of special tokens in two, so that they are text, and changes nothing else where it can.
 
   Args:
-    pieces: of which none should span the cut.
-    has_bytes: whether unknown characters are spelt; else a run of them is one token, and must not be cut.
+    pieces: none should span the cut.
+    has_bytes: whether unknown characters are spelled; otherwise a run of them is one token, and stays whole.
   """
   known, joined = set(pieces), '\n'.join(pieces)
 
@@ -128,7 +127,7 @@ def _checked(made: dict[str, Any], added: Mapping[str, int]) -> dict[str, Any]:
   for name, number in added.items():
     if ids.get(name) != number:
       raise UsageError(
-        f'the added token {name!r} has the id {number}, and {ids.get(name)} is the next that is free: added '
+        f'the added token {name!r} has the id {number}, and {ids.get(name)} is the next free id: added '
         'tokens must have the ids after those of the vocabulary, without gaps'
       )
   return made
@@ -138,13 +137,13 @@ def from_json(text: bytes | str, where: str) -> dict[str, Any]:
   """A tokenizer.json in which the names of padding, end and unknown are text; it ends texts in EOS.
 
   Raises:
-    UsageError: it is none, or does not have pad 0, EOS 1 and unknown 2.
+    UsageError: the text is not a tokenizer.json, or does not have pad 0, EOS 1 and unknown 2.
   """
   try:
     read = json.loads(text)
     tokenizer = Tokenizer.from_str(json_text(read))
   except Exception as error:  # The library raises Exception itself.
-    raise UsageError(f"vocabulary '{where}' is no tokenizer.json that can be read: {error}") from error
+    raise UsageError(f"vocabulary '{where}' is not a readable tokenizer.json: {error}") from error
   named = tuple(tokenizer.id_to_token(i) for i in range(3))
   if named != SPECIAL:
     raise UsageError(
@@ -158,7 +157,7 @@ def from_json(text: bytes | str, where: str) -> dict[str, Any]:
 
 
 def _refuse_normalised_away(tokenizer: Tokenizer, tokens: Sequence[Mapping[str, Any]], where: str) -> None:
-  """Refuses added tokens, such as a line break, of which normalising leaves nothing: no text holds them."""
+  """Refuses added tokens, such as a line break, that normalise to nothing: no text can hold them."""
   for token in tokens if tokenizer.normalizer else ():
     if token.get('normalized') and not tokenizer.normalizer.normalize_str(token['content']):
       raise UsageError(
@@ -184,25 +183,25 @@ def _with_split(read: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def added(read: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """The tokens of a tokenizer.json that somebody added: neither special nor sentinels."""
+  """The added tokens of a tokenizer.json, without special tokens and sentinels."""
   tokens = read.get('added_tokens') or []
   return [token for token in tokens if not is_usual(token['content'])]
 
 
 def is_usual(name: str) -> bool:
-  """Whether every T5 has a token of this name."""
+  """Whether every T5 vocabulary has a token of this name."""
   return name in SPECIAL or SENTINEL.fullmatch(name) is not None
 
 
 def unlike(ours: Callable[[str], Sequence[int]], read: Mapping[str, Any]) -> list[str]:
-  """What of PROBES a tokenizer encodes to other ids than a function."""
+  """The names of the PROBES that a tokenizer encodes to other ids than the function `ours`."""
   tokenizer = load(read)
   encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
   return [name for name, text in PROBES.items() if list(ours(text)) != encode(text)]
 
 
 def load(read: Mapping[str, Any]) -> Tokenizer:
-  """The tokenizer of a `from_sentencepiece` or `from_json`."""
+  """The tokenizer of a result of `from_sentencepiece` or `from_json`."""
   tokenizer = Tokenizer.from_str(json_text(read))
   tokenizer.encode_special_tokens = True  # As text.
   return tokenizer

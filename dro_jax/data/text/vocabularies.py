@@ -15,16 +15,16 @@ from dro_jax.types import SpecialTokens
 PAD, EOS, UNKNOWN = SpecialTokens()[:3]
 _BYTE_OFFSET = 3
 _EXTRA_IDS = 100
-_BYTE_ROWS = 1024  # At most that a model of bytes embeds; ByT5 has 384.
+_BYTE_ROWS = 1024  # Most rows of a byte model's embedding; ByT5 has 384.
 
 
 class Vocabulary(NamedTuple):
-  """Pad is 0, EOS is 1, and encoding appends no EOS.
+  """Text to ids and back; pad is 0, EOS is 1, and encoding appends no EOS.
 
   Attributes:
-    spec: what `vocabulary` makes this one from: 'bytes', or a path, with '#extra_ids=N' unless N is 100.
+    spec: the argument of `vocabulary`: 'bytes', or a path, with '#extra_ids=N' unless N is 100.
     size: number of ids, extra ids included; a model's embedding may have more rows.
-    fingerprint: hash of what decides the ids.
+    fingerprint: a hash of all that decides the ids.
     encode_batch: texts to arrays of ids.
     decode: ids to text, up to the first EOS.
   """
@@ -41,15 +41,15 @@ class Vocabulary(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def vocabulary(spec: str = 'bytes') -> Vocabulary:
-  """The vocabulary that a string names.
+  """The vocabulary with this name.
 
   Args:
     spec: 'bytes' (ByT5's: an id is a UTF-8 byte + 3; 259 ids), or the path of a SentencePiece model, local or
-      with a scheme such as gs://. 100 extra ids are added to it, as T5 does; 'PATH#extra_ids=0' adds none. Or
-      the path of a Hugging Face tokenizer.json, with the tokens that were added to it.
+      with a scheme such as gs://. It gets 100 extra ids, as in T5; 'PATH#extra_ids=0' adds none. Or the path
+      of a Hugging Face tokenizer.json, with its added tokens.
 
   Raises:
-    UsageError: the file is missing, is neither of them, or does not have pad 0, EOS 1 and unknown 2.
+    UsageError: the file is missing, is neither kind, or does not have pad 0, EOS 1 and unknown 2.
   """
   if spec == 'bytes':
     return Vocabulary(spec, 256 + _BYTE_OFFSET, 'bytes', _encode_bytes, _decode_bytes)
@@ -66,17 +66,17 @@ def is_json(spec: str) -> bool:
 
 
 def offer(rows: int) -> str:
-  """What to pass for a model that embeds so many ids, whose vocabulary is not known."""
+  """The setting to pass for a model with an unknown vocabulary, by the rows of its embedding."""
   files = 'the path of the SentencePiece model or tokenizer.json'
   return f'--set VOCABULARY=bytes, or {files}' if rows <= _BYTE_ROWS else f'--set VOCABULARY=FILE, {files}'
 
 
 def parse(spec: str) -> tuple[str, int]:
-  """The SentencePiece file that a string names, and the number of ids added to it."""
+  """The path of a SentencePiece file, and the number of ids to add to it."""
   path, _, option = spec.partition('#')
   key, _, number = option.partition('=')
   if option and (key != 'extra_ids' or not number.isdigit()):
-    raise UsageError(f"vocabulary '{spec}': after # only extra_ids=NUMBER is known, got '{option}'")
+    raise UsageError(f"vocabulary '{spec}': after # only extra_ids=NUMBER is possible, got '{option}'")
   return path, int(number) if option else _EXTRA_IDS
 
 
@@ -118,7 +118,7 @@ def _sentencepiece(spec: str, path: str, extra_ids: int) -> Vocabulary:
 
 
 def from_json(read: Mapping[str, Any], spec: str) -> Vocabulary:
-  """The vocabulary of what a tokenizer.json holds (see `tokenizer_json`)."""
+  """The vocabulary of a tokenizer.json's contents (see `tokenizer_json`)."""
   from dro_jax.data.text import tokenizer_json
 
   tokenizer = tokenizer_json.load(read)
@@ -126,13 +126,13 @@ def from_json(read: Mapping[str, Any], spec: str) -> Vocabulary:
 
   def encode_batch(texts: Sequence[str]) -> list[np.ndarray]:
     encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.asarray(one.ids, np.int32) for one in encoded]
+    return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
 
   def decode(ids: Iterable) -> str:
     kept = [i if i < size else UNKNOWN for i in _to_eos(ids) if i != PAD]
     return tokenizer.decode(kept, skip_special_tokens=False)
 
-  # What frames texts does not decide their ids.
+  # The post-processor and the decoder do not decide the ids of texts.
   deciding = {name: value for name, value in read.items() if name not in ('post_processor', 'decoder')}
   mark = hash_parts([json.dumps(deciding, sort_keys=True).encode()])
   return Vocabulary(spec, size, mark, encode_batch, decode)
@@ -142,7 +142,7 @@ def read_model(path: str) -> bytes:
   """A vocabulary's file, local or with a scheme.
 
   Raises:
-    UsageError: it cannot be read.
+    UsageError: the file cannot be read.
   """
   try:
     if '://' in path:
@@ -152,7 +152,7 @@ def read_model(path: str) -> bytes:
         return file.read()
     with open(os.path.expanduser(path), 'rb') as file:
       return file.read()
-  except Exception as error:  # tensorflow has its own error classes for every scheme.
+  except Exception as error:  # TensorFlow has its own exceptions for every scheme.
     raise UsageError(
       f"vocabulary '{path}': cannot read it ({error}); pass the path of a SentencePiece model or of a "
       "tokenizer.json ('bytes' is the vocabulary of models that embed bytes, such as ByT5)"
@@ -160,7 +160,7 @@ def read_model(path: str) -> bytes:
 
 
 def _with_extra_ids(model: bytes, extra_ids: int, path: str) -> bytes:
-  """Adds <extra_id_N> ... <extra_id_0>, as seqio does: span corruption counts them from the end."""
+  """Adds <extra_id_N> ... <extra_id_0> as seqio does: span corruption counts them from the end."""
   from google.protobuf.message import DecodeError
   from sentencepiece import sentencepiece_model_pb2
 
@@ -168,10 +168,10 @@ def _with_extra_ids(model: bytes, extra_ids: int, path: str) -> bytes:
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
   except DecodeError as error:
     raise UsageError(
-      f"vocabulary '{path}' is no SentencePiece model; pass 'bytes', a .model file or a tokenizer.json"
+      f"vocabulary '{path}' is not a SentencePiece model; pass 'bytes', a .model file or a tokenizer.json"
     ) from error
   if not proto.pieces:
-    raise UsageError(f"vocabulary '{path}' is no SentencePiece model: it has no pieces")
+    raise UsageError(f"vocabulary '{path}' is not a SentencePiece model: it has no pieces")
   for i in reversed(range(extra_ids)):
     kind = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
     proto.pieces.add(piece=f'▁<extra_id_{i}>', score=0.0, type=kind)

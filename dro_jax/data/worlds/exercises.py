@@ -1,6 +1,6 @@
 """Prompts with one right answer, in the form that `rewards` reads: sorting, sums with carries, rewriting.
 
-A prompt's hash decides its split, so that no prompt is in two, whatever their sizes and seeds.
+A prompt's hash decides its split, so that no prompt is in two splits of any sizes and seeds.
 """
 
 import functools
@@ -13,19 +13,19 @@ import numpy as np
 from dro_jax.data.storage import hashes
 from dro_jax.errors import UsageError
 
-# Share of all prompts in each.
+# The share of all prompts in each split.
 SPLITS = {'sft': 0.25, 'train': 0.45, 'validation': 0.1, 'test': 0.2}
-_ATTEMPTS = 200  # Draws for each prompt wanted, before there seem to be no more.
+_ATTEMPTS = 200  # Draws for each prompt, before the split counts as exhausted.
 
 
 class Exercises(NamedTuple):
-  """What is asked, and how hard it is.
+  """The exercises and their difficulty.
 
   Attributes:
-    kinds: which exercises, evenly mixed: names of `KINDS`.
-    letters: what texts are made of.
-    length: least and most letters of a text.
-    digits: most digits of a number to add.
+    kinds: names of `KINDS`, evenly mixed.
+    letters: the alphabet of texts.
+    length: least and largest number of letters of a text.
+    digits: largest number of digits of a number to add.
   """
 
   kinds: tuple[str, ...] | list[str] = ('sort', 'add', 'without', 'backwards')
@@ -35,28 +35,28 @@ class Exercises(NamedTuple):
 
 
 def prompts(exercises: Exercises, split: str, num: int, seed: int = 0) -> list[str]:
-  """`num` different prompts of a split; with a larger `num` the first ones stay.
+  """`num` different prompts of a split; a larger `num` adds to the same first prompts.
 
   Raises:
-    UsageError: an unknown split or kind, or there are not as many prompts.
+    UsageError: an unknown split or kind, or the split has fewer prompts.
   """
   if split not in SPLITS or not set(exercises.kinds) <= set(KINDS) or not exercises.kinds:
     raise UsageError(
       f'split {split!r}, kinds {exercises.kinds!r}: choose a split from {", ".join(SPLITS)}, and kinds from '
       f'{", ".join(KINDS)}.'
     )
-  found: dict[str, None] = {}
+  chosen: dict[str, None] = {}
   for count, prompt in enumerate(_drawn(exercises, seed)):
-    if len(found) == num:
+    if len(chosen) == num:
       break
     if count > _ATTEMPTS * num:
       raise UsageError(
-        f'{split} has hardly more than {len(found)} different prompts of these exercises, and {num} are '
-        'wanted: ask for fewer, or for longer texts, more letters or more digits.'
+        f'{split} has hardly more than {len(chosen)} different prompts of these exercises, and {num} are '
+        'required: pass fewer prompts, longer texts, more letters or more digits.'
       )
     if split_of(prompt) == split:
-      found.setdefault(prompt)
-  return list(found)
+      chosen.setdefault(prompt)
+  return list(chosen)
 
 
 def split_of(prompt: str) -> str:
@@ -75,17 +75,17 @@ def demonstrations(prompts: list[str]) -> list[dict]:
 
 
 def subject(prompt: str) -> str:
-  """What the exercise is about, without what is to be done with it: 'kjhba' of 'sort: kjhba'."""
+  """The exercise's text without its task: 'kjhba' of 'sort: kjhba'."""
   return prompt.partition(': ')[2]
 
 
 def kind_of(prompt: str) -> str:
-  """The exercise, without what it is about: 'sort', 'rewrite without'."""
+  """The exercise's task without its text: 'sort', 'rewrite without'."""
   return ' '.join(word for word in prompt.partition(': ')[0].split() if len(word) > 2)
 
 
 def _drawn(exercises: Exercises, seed: int) -> Iterator[str]:
-  """Prompts without end; what leaves nothing to say is left out."""
+  """An endless stream of prompts; those with an empty answer are left out."""
   rng = np.random.default_rng(seed)
   while True:
     for kind in exercises.kinds:
@@ -112,7 +112,7 @@ def _sort_down(exercises: Exercises, rng: np.random.Generator) -> str:
 
 
 def _add(exercises: Exercises, rng: np.random.Generator) -> str:
-  """A sum in which some digit carries: the others are too easy to tell policies apart."""
+  """A sum in which a digit carries; other sums are too easy to separate policies."""
   while True:
     a, b = _number(exercises, rng), _number(exercises, rng)
     if any((a % place) + (b % place) >= place for place in (10**i for i in range(1, exercises.digits + 1))):
@@ -158,9 +158,9 @@ _TASKS: tuple[tuple[str, Callable[..., str]], ...] = (
 
 @functools.lru_cache(maxsize=65536)
 def answer(prompt: str) -> str | None:
-  """The one right answer to a prompt's task; `None` where it has no task that we know."""
+  """The one right answer to a prompt's task; `None` where the task is unknown."""
   for line in reversed(prompt.splitlines()):
     for pattern, solve in _TASKS:
-      if found := re.fullmatch(pattern, line.strip()):
-        return solve(*found.groups())
+      if match := re.fullmatch(pattern, line.strip()):
+        return solve(*match.groups())
   return None

@@ -1,4 +1,4 @@
-"""Triplets of full length that stand in for one's own: the shapes of a run, and nothing to learn."""
+"""Placeholder triplets of full length: they have the shapes of a run, and nothing to learn."""
 
 import numpy as np
 
@@ -18,15 +18,15 @@ def triplets(
   response_length: int = 512,
   columns: tuple[str, ...] = (),
 ) -> Triplets:
-  """Prompts with as many responses each, all of the longest length, rewards 0, 1, ... to a prompt.
+  """Prompts with `responses` responses each, all of the longest length, with rewards 0, 1, ... a prompt.
 
   Args:
-    vocabulary: what the tokens are said to be of.
-    prompts: how many.
-    responses: to each prompt.
+    vocabulary: of the tokens.
+    prompts: number of prompts.
+    responses: number of responses to each prompt.
     prompt_length: tokens of every prompt.
     response_length: tokens of every response.
-    columns: other columns that a record has, each ½: a value is below the best reward.
+    columns: names of other columns, all ½, so that a value is below the best reward.
   """
   count = prompts * responses
   rewards = np.tile(np.arange(responses, dtype=np.float64), prompts)
@@ -54,7 +54,7 @@ def _texts(texts: list[str]) -> Texts:
 
 
 def _tokens(count: int, length: int, kinds: int = 1) -> tuple[np.ndarray, np.ndarray]:
-  """Texts of which as many kinds as there are responses to a prompt differ: equal ones would be merged."""
+  """Texts of `kinds` different kinds, because equal responses to a prompt would be merged."""
   tokens = np.full((count, length), EOS, np.int32)
   tokens[:, 0] += np.arange(count) % kinds
   return tokens.ravel(), np.arange(count + 1) * length

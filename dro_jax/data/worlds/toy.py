@@ -1,19 +1,19 @@
-"""A feedback world small enough to solve: users ask for a word, rate what they hear, and π* is known.
+"""A feedback world small enough to solve: users ask for a word and rate the responses, and π* is known.
 
 A prompt is a word, its user's mood and initials, `'KOT3 jd'`; a response is any word over the same alphabets,
-the best one being `'kot'`. Letters that match raise the rating, and so does the mood, which no response can
-change; the initials mean nothing, but make nearly every prompt of a log unique, as in logs of thumbs:
+the best is `'kot'`. Letters that match raise the rating, and so does the mood, which no response can change.
+The initials have no effect, but make nearly every prompt of a log unique, as in logs of thumbs:
 
   p(x, y) = ease(mood) + gain · matches(x, y) / 3,   stars ~ 1 + Binomial(4, p)   or   thumbs ~ Bernoulli(p)
 
-so two stars from a harsh user may be the better answer than four from a kind one: exactly what V(x) is for.
+Two stars from a harsh user may mark a better response than four from a kind one, which is why V(x) is needed.
 Words are split three ways: the reference policy learns from demonstrations on `sft` words, feedback is logged
-on `feedback` words, and everything is measured on `heldout` words, which nothing was trained on. The log
-comes from a mediocre policy with habits of its own, unlike the demonstrations, and better with kind users, so
-that mood and quality are confounded as in real logs.
+on `feedback` words, and policies are measured on `heldout` words, on which nothing was trained. The log comes
+from a mediocre policy with habits that the demonstrations lack. It does better with kind users, so that mood
+and quality are confounded, as in real logs.
 
-Anything else that a model might write is rated like a word without a match, so it is one more response. Then
-all responses can be enumerated, and for any reference policy the optimum is known in closed form (DRO,
+All other texts that a model can write are rated like a word without a match, and count as one more response.
+So all responses can be enumerated, and the optimum for any reference policy is known in closed form (DRO,
 arXiv 2405.19107, Sect. 3.1): π*(y|x) = π_ref(y|x) exp(r(x, y) / τ) / Z(x) and V*(x) = τ log Z(x).
 
 Axes here: P prompts, Y all words, Z all words and anything else, I letters of a word, C choices of a letter.
@@ -29,16 +29,18 @@ SPLITS = ('sft', 'feedback', 'heldout')
 
 
 class World(NamedTuple):
-  """The world's constants. Each position of a word has an alphabet of its own; all have the same size.
+  """The world's constants.
 
-  ease       p's offset for each mood, harsh to kind.
-  gain       what a perfect match adds to p, against none; `ease[-1] + gain` stays within 1.
-  feedback   'stars' (1 to 5) or 'thumbs' (0 or 1).
-  right      chance that a demonstrated letter is the right one, the rest spread evenly.
-  habit      chance that the logging policy picks its favourite letter, whatever was asked.
-  skill      chance that it picks the right one otherwise, for each mood (the rest is spread evenly).
-  fractions  share of the words in each split.
-  seed       draws which words go where.
+  Attributes:
+    alphabets: of each position of a word; all have the same size.
+    ease: p's offset for each mood, harsh to kind.
+    gain: the difference in p between a perfect match and none; `ease[-1] + gain` is at most 1.
+    feedback: 'stars' (1 to 5) or 'thumbs' (0 or 1).
+    right: chance that a demonstrated letter is right; the others share the rest evenly.
+    habit: chance that the logging policy picks its favourite letter for any prompt.
+    skill: chance that it otherwise picks the right letter, for each mood; the others share the rest evenly.
+    fractions: share of the words in each split.
+    seed: of the split of words.
   """
 
   alphabets: tuple[str, ...] = ('bdgkp', 'aeiou', 'lmnst')
@@ -53,7 +55,7 @@ class World(NamedTuple):
 
 
 def responses(world: World) -> list[str]:
-  """Every response there is, in the order of all [P, Y] matrices."""
+  """All responses, in the order of all [P, Y] matrices."""
   return [''.join(letters) for letters in itertools.product(*world.alphabets)]
 
 
@@ -66,12 +68,12 @@ def prompts(world: World, split: str) -> list[str]:
   edges = np.round(np.cumsum((0.0, *world.fractions)) * len(words)).astype(int)
   i = SPLITS.index(split)
   moods = range(len(world.ease))
-  asked = [(word, mood) for word in sorted(words[edges[i] : edges[i + 1]]) for mood in moods]
-  return [prompt(word, mood, user) for (word, mood), user in zip(asked, _users(rng, len(asked)))]
+  pairs = [(word, mood) for word in sorted(words[edges[i] : edges[i + 1]]) for mood in moods]
+  return [prompt(word, mood, user) for (word, mood), user in zip(pairs, _users(rng, len(pairs)))]
 
 
 def prompt(word: str, mood: int, user: str) -> str:
-  """The text in which a user (two letters) of this mood asks for a word."""
+  """The prompt of a user (two letters) of this mood who asks for a word."""
   return f'{word.upper()}{mood} {user}'
 
 
@@ -131,7 +133,7 @@ def sample_log(world: World, n: int, seed: int, split: str = 'feedback') -> list
 
 
 def sft_records(world: World, n: int, seed: int) -> list[dict]:
-  """Draws n demonstrations on the `sft` prompts, which get no feedback. Reward 1: they are all wanted."""
+  """Draws n demonstrations on the `sft` prompts, which get no feedback; all have reward 1."""
   rng = np.random.default_rng((world.seed, seed, SPLITS.index('sft'), 1))
   xs, ys = prompts(world, 'sft'), responses(world)
   x_N, y_N = _draw(rng, demonstration_logps(world, xs), n)
@@ -142,16 +144,16 @@ def sft_records(world: World, n: int, seed: int) -> list[dict]:
 
 
 def rate(world: World, rng: np.random.Generator, expected: np.ndarray) -> np.ndarray:
-  """A noisy user's ratings whose mean is `expected`, any shape."""
+  """A noisy user's ratings with the mean `expected`, any shape."""
   lowest, votes = _scale(world)
   return lowest + rng.binomial(votes, (expected - lowest) / votes).astype(np.float64)
 
 
 def complete(logps_PY: np.ndarray) -> np.ndarray:
-  """Adds the log-prob of anything else than a word: [P, Y] to [P, Z], which sums to one.
+  """Adds the log-prob of all other texts: [P, Y] to [P, Z], which sums to one.
 
-  Nothing is lost for π* and V*, as all of anything else has one reward. A trained policy's KL becomes a lower
-  bound: what it says instead of words is not told apart.
+  π* and V* stay exact, because all other texts have the same reward. A trained policy's KL becomes a lower
+  bound, because all other texts count as one response.
   """
   words_P1 = np.exp(np.asarray(logps_PY, np.float64)).sum(-1, keepdims=True)
   return np.concatenate([logps_PY, np.log(np.maximum(1 - words_P1, 1e-12))], -1)
@@ -192,7 +194,7 @@ def _choices(world):
 
 
 def _scale(world):
-  """The lowest rating and how many votes are added to it."""
+  """The lowest rating and the number of votes added to it."""
   scales = {'stars': (1.0, 4), 'thumbs': (0.0, 1)}
   if world.feedback not in scales:
     raise ValueError(f"World.feedback is 'stars' or 'thumbs', not {world.feedback!r}.")
@@ -205,7 +207,7 @@ def _letters(world):
 
 
 def _read(world, prompts):
-  """The letters that each prompt asks for as numbers, [P, I], and its mood, [P]."""
+  """The letters that each prompt asks for, as numbers [P, I], and its mood, [P]."""
   words, moods = zip(*map(parse, prompts))
   wanted = [[alphabet.index(letter) for alphabet, letter in zip(world.alphabets, word)] for word in words]
   return np.array(wanted), np.array(moods)
@@ -223,7 +225,7 @@ def _users(rng, n):
 
 
 def _draw(rng, logps_PY, n):
-  """n prompts, evenly, and a response of each by inversion."""
+  """n uniform prompts, and a response to each by inversion."""
   x_N = rng.integers(len(logps_PY), size=n)
   cdf_NY = np.cumsum(np.exp(logps_PY), -1)[x_N]
   y_N = (rng.random((n, 1)) * cdf_NY[:, -1:] >= cdf_NY).sum(-1)

@@ -29,7 +29,7 @@ def texts(formed):
   return [[formed.table.responses[i] for i in row if i >= 0] for row in formed.members]
 
 
-def test_best_against_worst(tmp_path):
+def test_pairs_are_a_prompts_best_response_against_its_worst(tmp_path):
   formed = form(build(tmp_path), 'pair', UnitOptions())
   assert texts(formed) == [['good', 'bad'], ['v', 'w']]
   assert formed.report['duplicates_merged'] == 1
@@ -39,7 +39,7 @@ def test_best_against_worst(tmp_path):
   assert [formed.table.raw_rewards[i] for i in formed.members[0]] == [3.5, 1.0]
 
 
-def test_all_pairs_with_a_margin(tmp_path):
+def test_all_pairs_differ_by_the_margin(tmp_path):
   whole = build(tmp_path)
   formed = form(whole, 'pair', UnitOptions(pairs='all'))
   brute = []
@@ -58,7 +58,7 @@ def test_all_pairs_with_a_margin(tmp_path):
   assert (gaps[:, 0] - gaps[:, 1] >= 2.5).all()
 
 
-def test_groups_are_cut_evenly_and_best_first(tmp_path):
+def test_large_groups_are_split_evenly_with_the_best_first(tmp_path):
   formed = form(build(tmp_path), 'group', UnitOptions(group_size=3))
   assert texts(formed) == [['good', 'fair', 'bad'], ['tied', 'too'], ['v', 't', 'w'], ['u', 's']]
   assert formed.members.shape == (4, 3)
@@ -67,7 +67,7 @@ def test_groups_are_cut_evenly_and_best_first(tmp_path):
   assert ranked.report['ties_dropped'] == 2
 
 
-def test_scaled_rewards_decide_nothing_but_travel_along(tmp_path):
+def test_scaled_rewards_do_not_change_the_units(tmp_path):
   whole = build(tmp_path)
   whole = dataclasses.replace(whole, rewards=whole.raw_rewards * 10 - 5)
   formed = form(whole, 'pair', UnitOptions())
@@ -135,7 +135,7 @@ LAYOUTS = {
 @pytest.mark.parametrize(
   'unit, options', [('pair', UnitOptions(pairs='all')), ('group', UnitOptions(group_size=4))]
 )
-def test_index_arrays_find_the_members_in_every_layout(many, unit, options, layout):
+def test_index_arrays_point_at_the_members_in_every_layout(many, unit, options, layout):
   formed = form(many, unit, options)
   batches = UnitPlan.from_table(formed.table, formed.members, 8, seed=3)
   fitted = Layout.fit(formed.table, batches, scan=8, **LAYOUTS[layout])
@@ -158,7 +158,7 @@ def test_every_host_has_all_units(many):
   np.testing.assert_array_equal(source.rows(0, 0, half).units.index, source.rows(0, half).units.index)
 
 
-def test_every_unit_once_an_epoch_and_again_the_same(many):
+def test_an_epoch_has_every_unit_once_and_is_reproducible(many):
   formed = form(many, 'pair', UnitOptions(pairs='all'))
   count = len(formed.members)
   batches = UnitPlan.from_table(formed.table, formed.members, count // 4, seed=0)
@@ -168,7 +168,7 @@ def test_every_unit_once_an_epoch_and_again_the_same(many):
   np.testing.assert_array_equal(again.batch(3), batches.batch(3))
 
 
-def test_uniform_units_are_dealt_whole_and_each_once_an_epoch(many):
+def test_a_uniform_epoch_deals_every_unit_once_and_whole(many):
   formed = form(many, 'pair', UnitOptions(pairs='all'))
   count, of_unit = len(formed.members), formed.table.prompt_index[formed.members[:, 0]]
   uniform, together = (
@@ -187,7 +187,7 @@ def test_uniform_units_are_dealt_whole_and_each_once_an_epoch(many):
   assert source.rows(5).units.mask.all()
 
 
-def test_a_short_last_batch_is_filled_up_with_nothing(many):
+def test_a_short_last_batch_is_padded_with_masked_units(many):
   formed = form(many, 'pair', UnitOptions())
   count = len(formed.members)
   once = UnitPlan(SequentialPlan(count, count - 1), formed.members, len(formed.table))

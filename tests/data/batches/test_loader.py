@@ -58,7 +58,7 @@ def responses_of(rows: Rows) -> dict[int, tuple]:
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_rows_say_what_the_table_says(table, layout):
+def test_rows_hold_the_texts_and_numbers_of_the_table(table, layout):
   loader = loader_of(table, layout)
   for step in range(5):
     examples = loader.plan.batch(step)
@@ -74,7 +74,7 @@ def test_rows_say_what_the_table_says(table, layout):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_padding_is_zero_and_types_are_those_of_rows(table, layout):
+def test_padding_is_zero_and_arrays_have_the_types_of_rows(table, layout):
   rows = loader_of(table, layout, mismatched=True).rows(0)
   for side in ('prompt', 'response'):
     tokens, segments = getattr(rows, f'{side}_tokens'), getattr(rows, f'{side}_segments')
@@ -110,7 +110,7 @@ def test_membership_does_not_depend_on_the_layout(table):
   assert all(batch == batches[0] for batch in batches)
 
 
-def test_mismatched_responses_are_others_rows_under_other_prompts(tmp_path):
+def test_mismatched_responses_come_from_other_rows_under_other_prompts(tmp_path):
   table = small_table(tmp_path / 't', ratings(40, most=4))
   loader = loader_of(table, 'short rows', batch_size=24, mismatched=True)
   prompts = {tuple(table.response(i).tolist()): table.prompts[i] for i in range(len(table))}
@@ -128,7 +128,7 @@ def test_mismatched_responses_are_others_rows_under_other_prompts(tmp_path):
     assert len(used) == len(set(used)) == 24  # All are paired, each once.
 
 
-def test_what_cannot_be_mismatched_has_no_weight_and_no_prompt(table):
+def test_a_response_that_cannot_be_mismatched_has_no_weight_and_no_prompt(table):
   one = table.subset(table.prompt_index == table.prompt_index[0])
   plan = Plan.sequential(len(one), len(one))
   rows = Loader(one, plan, padded(one, plan), mismatched=True).rows(0)
@@ -159,7 +159,7 @@ def test_a_batch_that_does_not_fit_gets_more_rows_and_is_logged_once(table, capl
   assert responses_of(loader.rows(int(np.argmax(counts)))).keys() == set(plan.batch(int(np.argmax(counts))))
 
 
-def test_fill_is_what_the_rows_hold(table):
+def test_fill_is_the_share_of_positions_with_tokens(table):
   for layout in LAYOUTS:
     loader = loader_of(table, layout)
     rows = loader.rows(0)
@@ -240,7 +240,7 @@ class _Failing(Loader):
     return step
 
 
-def test_prefetch_raises_the_loaders_exception_where_it_belongs():
+def test_prefetch_raises_the_loaders_exception_at_its_step():
   rows = prefetch(_Failing(), range(9))
   found = [next(rows)[0], next(rows)[0]]
   with pytest.raises(RuntimeError, match='disk gone'):
@@ -248,7 +248,7 @@ def test_prefetch_raises_the_loaders_exception_where_it_belongs():
   assert found == [0, 1]
 
 
-def test_prefetch_raises_what_its_steps_raise():
+def test_prefetch_raises_an_exception_of_its_steps():
   def steps():
     yield 0
     raise KeyError('steps')

@@ -54,7 +54,7 @@ def check(placement: Placement, layout: Layout, data: Lengths, batch: np.ndarray
   row_multiple=st.integers(1, 4),
   slots=st.integers(1, 40),
 )
-def test_any_batch_is_placed(seed, prompts, packed, encode_once, row_multiple, slots):
+def test_every_batch_can_be_placed(seed, prompts, packed, encode_once, row_multiple, slots):
   data = ratings(prompts, seed)
   layout = Layout(70, 100, row_multiple, slots if packed else 1, packed, encode_once, row_multiple)
   batch = np.random.default_rng(seed).permutation(len(data.rewards))
@@ -63,7 +63,7 @@ def test_any_batch_is_placed(seed, prompts, packed, encode_once, row_multiple, s
   check(placement, layout, data, batch)
 
 
-def test_encode_once_shares_prompts_and_changes_no_batch():
+def test_encode_once_shares_prompts_and_does_not_change_batches():
   data = ratings(60)
   plan = plan_of(data)
   once = Layout.fit(data, plan, prompt_length=256, response_length=512)
@@ -135,7 +135,7 @@ def test_lengths_are_chosen_to_fill_the_rows():
   assert layout.prompt_length % 8 == layout.response_length % 8 == 0
 
 
-def test_rows_are_a_multiple_and_a_batch_too_long_gets_more():
+def test_rows_come_in_multiples_and_a_long_batch_gets_more_of_them():
   data = translations(2000)
   layout = Layout.fit(data, plan_of(data), prompt_length=128, response_length=128, row_multiple=4)
   assert layout.rows % 4 == 0
@@ -200,7 +200,7 @@ def check_mismatch(placement: Placement, index: np.ndarray) -> int:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), prompts=st.integers(1, 12), packed=st.booleans(), rows=st.integers(1, 4))
-def test_mismatches_never_share_the_prompt(seed, prompts, packed, rows):
+def test_mismatched_pairs_never_share_a_prompt(seed, prompts, packed, rows):
   data = ratings(prompts, seed)
   layout = Layout(70, 100, rows, 40 if packed else 1, packed)
   batch = np.arange(len(data.rewards))
@@ -209,7 +209,7 @@ def test_mismatches_never_share_the_prompt(seed, prompts, packed, rows):
   assert (paired > 0) == (prompts > 1)
 
 
-def test_planned_batches_of_many_repeats_pair_every_response():
+def test_batches_with_many_repeated_prompts_pair_every_response():
   # A plain shift by one would give 9 of 10 responses their own prompt here.
   data = Lengths(np.full(640, 8), np.full(640, 8), np.repeat(np.arange(64), 10), np.zeros(640))
   plan = plan_of(data)
@@ -221,7 +221,7 @@ def test_planned_batches_of_many_repeats_pair_every_response():
       assert check_mismatch(placement, data.prompt_index[batch]) == 32
 
 
-def test_a_prompt_with_most_of_the_batch_is_paired_as_far_as_others_reach():
+def test_a_prompt_with_most_of_the_batch_is_paired_as_often_as_others_allow():
   data = Lengths(np.full(10, 4), np.full(10, 4), np.array([0] * 7 + [1, 2, 3]), np.zeros(10))
   placement = place(Layout(4, 4, 10, 1, packed=False), data, np.arange(10))
   assert (
@@ -229,13 +229,13 @@ def test_a_prompt_with_most_of_the_batch_is_paired_as_far_as_others_reach():
   )  # 3 others under it, and 3 of its own under others.
 
 
-def test_empty_rows_take_no_part_in_mismatches():
+def test_empty_rows_are_not_mismatched():
   data = translations(3)
   placement = place(Layout(80, 80, 8, 1, packed=False, row_multiple=8), data, np.arange(3))
   assert check_mismatch(placement, data.prompt_index) == 3
 
 
-def test_rows_grow_where_long_texts_would_not_share_them():
+def test_rows_are_longer_where_long_texts_could_not_share_them():
   rng, index = np.random.default_rng(0), np.repeat(np.arange(200), 4)
   prompts = np.clip(rng.lognormal(4.5, 1.1, 200), 8, 512).astype(int)[index]
   responses = np.clip(rng.lognormal(5.4, 0.8, 800), 8, 512).astype(int)

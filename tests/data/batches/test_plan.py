@@ -28,7 +28,7 @@ def groups_of(batch: np.ndarray, index: np.ndarray) -> list[int]:
   window=st.integers(1, 5),
   seed=st.integers(0, 2**31),
 )
-def test_every_response_once_an_epoch_in_batches_of_exactly_batch_size(sizes, batch_size, window, seed):
+def test_an_epoch_has_every_response_once_in_batches_of_exactly_batch_size(sizes, batch_size, window, seed):
   rng = np.random.default_rng(seed)
   index = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
   plan = Plan(
@@ -46,7 +46,7 @@ def test_every_response_once_an_epoch_in_batches_of_exactly_batch_size(sizes, ba
   np.testing.assert_array_equal(np.sort(drawn), np.tile(np.arange(n), (3, 1)))
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
+def test_a_batch_depends_only_on_seed_and_step():
   data = ratings(80)
   plan, again = plan_of(data), plan_of(data)
   steps = np.random.default_rng(0).permutation(60)
@@ -113,7 +113,7 @@ def test_the_mix_test_can_fail():
   assert not distributions_match(data, sorted_batches(data, 32))
 
 
-def test_token_totals_of_batches_agree():
+def test_batches_have_about_equal_token_totals():
   data = translations()
   plan = plan_of(data)
   batches = [plan.batch(step) for step in range(218)]
@@ -122,7 +122,7 @@ def test_token_totals_of_batches_agree():
     assert totals.std() < 0.02 * totals.mean()  # Random batches: about .055.
 
 
-def test_longer_texts_are_not_drawn_earlier_or_later():
+def test_the_length_of_a_text_does_not_decide_when_it_is_drawn():
   data = translations(3200)
   plan = plan_of(data, window=20)
   order = np.concatenate([plan.batch(step) for step in range(100)])
@@ -146,7 +146,7 @@ def test_a_weight_of_zero_is_never_drawn():
   assert all((plan.batch(step) % 2 == 1).all() for step in range(8))
 
 
-def test_sequential_takes_every_record_once_in_order():
+def test_a_sequential_plan_takes_every_record_once_in_order():
   plan = Plan.sequential(70, 32)
   np.testing.assert_array_equal(np.concatenate([plan.batch(step) for step in range(3)]), np.arange(70))
   assert [len(plan.batch(step)) for step in range(3)] == [32, 32, 6]
@@ -198,7 +198,7 @@ def test_a_uniform_batch_holds_as_many_prompts_as_a_draw_without_replacement():
   assert set(prompts_a_batch(plan_of(data), index, 50)) == {8}
 
 
-def test_uniform_batches_are_no_strata_of_length():
+def test_uniform_batches_are_not_stratified_by_length():
   """Where a batch takes one of each length, its total hardly varies; of random draws it does."""
   data = translations(3200)
   plan = plan_of(data, deal='uniform')
@@ -225,7 +225,7 @@ def test_a_uniform_epoch_takes_every_response_once(sizes, batch_size, seed):
   np.testing.assert_array_equal(np.sort(drawn), np.tile(np.arange(n), (3, 1)))
 
 
-def test_a_uniform_batch_depends_on_seed_and_step_alone():
+def test_a_uniform_batch_depends_only_on_seed_and_step():
   data = ratings(80)
   steps = np.random.default_rng(0).permutation(60)
   plan, again = plan_of(data, deal='uniform'), plan_of(data, deal='uniform')
@@ -241,6 +241,6 @@ def test_uniform_draws_keep_their_weights():
   assert all((plan.batch(step) % 2 == 1).all() for step in range(8))
 
 
-def test_an_unknown_deal_is_refused_in_words():
+def test_an_unknown_deal_is_refused_with_a_suggestion():
   with pytest.raises(UsageError, match=r"deal 'unform' is unknown \(did you mean uniform\?\).*--set DEAL="):
     plan_of(translations(40), deal='unform')

@@ -155,14 +155,14 @@ def test_ultrafeedback_gives_four_responses_a_prompt(ultrafeedback):
   assert not set(held.train.prompts) & set(held.eval.prompts)
 
 
-def test_ultrafeedbacks_fine_grained_ratings_are_averaged_over_those_there_are(tmp_path):
+def test_ultrafeedbacks_fine_grained_reward_is_the_mean_of_the_existing_ratings(tmp_path):
   completions = [completion(ratings=ratings) for ratings in (('4', '5', '3', 'N/A'), ('1', '1', '1', '2'))]
   write(tmp_path / 'flan.jsonl', [instruction(0, completions)])
   assert [reward for *_, reward in triplets('ultrafeedback_fine_grained', tmp_path)] == [4, 1.25]
 
 
 @pytest.mark.parametrize('name, kept', [('ultrafeedback', 2), ('ultrafeedback_fine_grained', 3)])
-def test_ultrafeedbacks_known_gaps_are_counted_once(tmp_path, caplog, name, kept):
+def test_ultrafeedbacks_known_gaps_are_counted_in_one_warning(tmp_path, caplog, name, kept):
   unrated = completion('Unrated.', float('nan'))
   del unrated['annotations']['helpfulness']['Rating']
   completions = [completion(), completion(' \n'), unrated, completion('None.', None, ('N/A',) * 4)]
@@ -172,7 +172,7 @@ def test_ultrafeedbacks_known_gaps_are_counted_once(tmp_path, caplog, name, kept
     found = triplets(name, tmp_path)
   assert (len(found), found[-1][1]) == (kept, '? half')
   (message,) = [r.getMessage() for r in caplog.records if r.name == 'dro_jax.data.sources.public']
-  assert message.startswith(f'{name}[train]: {kept} triplets; left out are ')
+  assert message.startswith(f'{name}[train]: {kept} triplets; left out: ')
   for part in ('1 with no completions', '1 with an empty response', f'{4 - kept} with no score'):
     assert part in message
 
@@ -193,7 +193,7 @@ def test_hh_without_a_last_answer_is_left_out(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('layout', ['hub', 'authors'])
-def test_tldr_comparisons(tmp_path, caplog, layout):
+def test_tldr_comparisons_are_two_triplets_each(tmp_path, caplog, layout):
   records = [comparison(0), comparison(1, post=None, article='News.'), comparison(2, 'valid1', choice=0)]
   if layout == 'hub':
     write(tmp_path / 'comparisons/train/0000.parquet', records[:2])
@@ -210,7 +210,7 @@ def test_tldr_comparisons(tmp_path, caplog, layout):
   assert '1 with a news article' in caplog.text
 
 
-def test_tldr_ratings(tmp_path, caplog):
+def test_tldr_axis_gives_the_overall_rating(tmp_path, caplog):
   write(tmp_path / 'axis/validation/0000.parquet', [rating(0), rating(1, overall=None), rating(2, overall=2)])
   train = load('tldr_axis', tmp_path, task_split='validation').train
   assert train.rewards.tolist() == [6, 2]
@@ -220,7 +220,7 @@ def test_tldr_ratings(tmp_path, caplog):
   assert '1 with no overall rating' in caplog.text
 
 
-def test_reddit_comments(tmp_path, caplog):
+def test_reddit_comments_are_rewarded_by_their_votes(tmp_path, caplog):
   folder = tmp_path / 'reddit_comment_scores_kaggle'
   folder.mkdir()
   long = ' '.join(['word'] * 101)
@@ -261,7 +261,7 @@ def test_reddit_comments(tmp_path, caplog):
     ),
   ],
 )
-def test_a_lols_files_bring_their_rewards(tmp_path, name, folder, train, components):
+def test_a_lols_files_keep_their_rewards(tmp_path, name, folder, train, components):
   write(tmp_path / folder / f'{train}.jsonl', [rewarded(i, *components) for i in range(3)])
   write(tmp_path / folder / 'val.jsonl', [rewarded(9, *components)])
   found = load(name, tmp_path, eval_triplets=name)
@@ -272,7 +272,7 @@ def test_a_lols_files_bring_their_rewards(tmp_path, name, folder, train, compone
 
 
 @pytest.mark.parametrize('layout', ['dialogues', 'rows'])
-def test_faithdials_edits_are_better_than_what_they_replaced(tmp_path, layout):
+def test_faithdials_edits_get_more_reward_than_the_replaced_responses(tmp_path, layout):
   turns = [turn('True.', 'False.'), turn('Kept.', None), turn('Neater.', 'Neat.', ('Entailment',))]
   if layout == 'rows':
     write(tmp_path / 'plain_text/train/0000.parquet', [{'dialog_idx': 0} | turn for turn in turns])
@@ -301,7 +301,7 @@ BAD = {
   ),
   'no response': (
     'ultrafeedback', 'a.jsonl', instruction(0, [changed(completion(), response=None)]),
-    "'completions.0.response' is missing; where 'response' should be there is model, principle",
+    "'completions.0.response' is missing; the place of 'response' holds model, principle",
   ),
   'a word as score': (
     'ultrafeedback', 'a.jsonl', instruction(0, [completion(overall='high')]),
@@ -328,7 +328,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('case', BAD)
-def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, case):
+def test_the_error_of_a_bad_record_names_file_line_and_field(tmp_path, case):
   name, path, record, message = BAD[case]
   write(tmp_path / path, [record])
   with pytest.raises(UsageError, match=message) as error:
@@ -336,7 +336,7 @@ def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, case):
   assert str(error.value).startswith(f'{tmp_path / path}:1: field ')
 
 
-def test_damaged_files_are_named(tmp_path):
+def test_the_error_of_a_damaged_file_names_it(tmp_path):
   path = tmp_path / 'data/train.json'
   path.parent.mkdir()
   for text, message in (('[{"a": 1', 'not JSON'), ('[1]', 'train.json:1: a JSON int'), ('[]', 'no records')):
@@ -345,7 +345,7 @@ def test_damaged_files_are_named(tmp_path):
       load('faithdial', tmp_path)
 
 
-def test_a_missing_file_is_named_with_where_to_get_it(hh):
+def test_the_error_of_a_missing_file_says_where_to_get_it(hh):
   (hh / 'hh-rlhf/helpful-online/train.jsonl.gz').unlink()
   with pytest.raises(
     UsageError, match=r'no helpful-online/train.jsonl.gz or .* get it from huggingface.co/.*DATA_DIR'
@@ -373,7 +373,7 @@ def test_without_a_folder_the_hubs_snapshot_is_read(hh, monkeypatch):
   assert 'harmless-base/train.jsonl.gz' in asked['allow_patterns']
 
 
-def test_a_failed_download_is_told_with_the_way_out(monkeypatch):
+def test_the_error_of_a_failed_download_names_the_alternative(monkeypatch):
   def snapshot_download(repo, **options) -> str:
     raise ConnectionError('no route')
 
@@ -388,7 +388,7 @@ def test_a_failed_download_is_told_with_the_way_out(monkeypatch):
     load_downloaded('reddit_comments')
 
 
-def test_without_the_hubs_client_one_is_told_what_to_install(monkeypatch):
+def test_the_error_without_the_hubs_client_names_the_extra_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(UsageError, match=r"pip install 'dro_jax\[hf\]'"):
     load_downloaded('ultrafeedback')
@@ -397,7 +397,7 @@ def test_without_the_hubs_client_one_is_told_what_to_install(monkeypatch):
 # --- mixtures
 
 
-def test_names_with_commas_are_all_records_once(hh, ultrafeedback):
+def test_names_separated_by_commas_give_all_records_once(hh, ultrafeedback):
   found = load('ultrafeedback, hh_harmless', hh)
   assert (len(found.train), found.train.weights) == (84 + 20, None)
   assert list(found.train.ids) == [
@@ -437,11 +437,11 @@ def test_a_mixture_draws_by_its_rates(hh, ultrafeedback, module):
   batches = plan.Plan.from_table(train, 8, seed=0)
   drawn = np.concatenate([batches.batch(step) for step in range(130)])
   assert dialogues[drawn].mean() == pytest.approx(0.25, abs=0.05)
-  with pytest.raises(UsageError, match="'public_mix' is a mixture by rate.*name the tasks"):
+  with pytest.raises(UsageError, match="'public_mix' is a mixture by rate.*name its tasks"):
     load('public_mix,hh_helpful', hh)
 
 
-def test_a_mixture_that_counts_examples_is_told_the_other_way(hh):
+def test_the_error_of_a_mixture_that_counts_examples_names_the_alternative(hh):
   seqio.MixtureRegistry.add(
     'counted', ['hh_harmless', 'hh_helpful'], default_rate=seqio.mixing_rate_num_examples
   )
@@ -450,7 +450,7 @@ def test_a_mixture_that_counts_examples_is_told_the_other_way(hh):
   seqio.MixtureRegistry.remove('counted')
 
 
-def test_another_file_is_another_table(hh):
+def test_a_changed_file_gives_a_new_table(hh):
   before = find.find('hh_harmless', data_dir=str(hh)).fingerprint
   assert find.find('hh_harmless', data_dir=str(hh / 'hh-rlhf')).fingerprint == before
   write(hh / 'hh-rlhf/harmless-base/train.jsonl.gz', pairs(0, 11))

@@ -24,13 +24,13 @@ def build(cache='bucket://tables', triplets='bucket://data.jsonl') -> table.Toke
   return build_table(find.find(triplets), 'bytes', cache, **LENGTHS)
 
 
-def test_a_path_with_a_scheme_is_left_as_it_is(tmp_path, monkeypatch):
+def test_a_path_with_a_scheme_stays_unchanged(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert str(files.absolute('gs://bucket/runs/1')) == 'gs://bucket/runs/1'
   assert str(files.absolute('runs/1')) == str(tmp_path / 'runs' / '1')
 
 
-def test_triplets_are_copied_here_once_and_again_when_they_change(bucket, tmp_path):
+def test_triplets_in_a_bucket_are_copied_once_and_again_after_a_change(bucket, tmp_path):
   write(bucket / 'data.jsonl')
   [first] = sources.expand('bucket://data.jsonl')
   assert first.startswith(str(tmp_path / 'here')) and os.path.basename(first) == 'data.jsonl'
@@ -41,7 +41,7 @@ def test_triplets_are_copied_here_once_and_again_when_they_change(bucket, tmp_pa
   assert len(list(sources.read_triplets('bucket://data.jsonl'))) == 3
 
 
-def test_a_change_in_a_bucket_is_seen(bucket):
+def test_a_file_in_a_bucket_that_changes_while_it_is_read_is_refused(bucket):
   write(bucket / 'data.jsonl')
   before = find.stamps(['bucket://data.jsonl'])
   find.refuse_changed(before)
@@ -50,7 +50,7 @@ def test_a_change_in_a_bucket_is_seen(bucket):
     find.refuse_changed(before)
 
 
-def test_patterns_in_a_bucket(bucket):
+def test_patterns_match_files_in_a_bucket(bucket):
   (bucket / 'd').mkdir()
   for name in ('a-1.jsonl', 'a-0.jsonl', 'b.jsonl'):
     write(bucket / 'd' / name)
@@ -64,7 +64,7 @@ def test_patterns_in_a_bucket(bucket):
     sources.expand('bucket://c.jsonl')
 
 
-def test_a_table_is_built_here_and_put_there_for_others(bucket, tmp_path, monkeypatch):
+def test_a_table_is_built_locally_and_uploaded_for_others(bucket, tmp_path, monkeypatch):
   write(bucket / 'data.jsonl')
   built = build()
   assert built.directory.startswith(str(tmp_path / 'here'))
@@ -97,7 +97,7 @@ def test_a_damaged_table_in_a_bucket_is_made_again(bucket, tmp_path, monkeypatch
   assert name == 'table.json' or damaged.read_bytes() == sound
 
 
-def test_a_description_leads_nowhere_else(bucket):
+def test_a_description_cannot_name_files_outside_its_folder(bucket):
   folder = bucket / 'tables' / 't'
   folder.mkdir(parents=True)
   meta = {'version': table.VERSION, 'fingerprint': 'x', 'files': {'../../secret': 1}}
@@ -105,6 +105,6 @@ def test_a_description_leads_nowhere_else(bucket):
   assert not table.fetch('bucket://tables/t', str(bucket / 'out'))
 
 
-def test_what_cannot_be_reached_is_named():
+def test_the_error_of_an_unreachable_bucket_names_it():
   with pytest.raises(UsageError, match=r'nowhere://x.jsonl cannot be reached from here'):
     sources.expand('nowhere://x.jsonl')

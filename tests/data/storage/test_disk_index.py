@@ -8,7 +8,7 @@ from dro_jax.data.storage import disk_index
 from dro_jax.errors import UsageError
 
 
-def test_the_first_number_of_a_text_stays():
+def test_a_text_keeps_its_first_number():
   found = disk_index.DiskIndex()
   assert found.get('a') is None
   assert [found.setdefault(text, i) for i, text in enumerate('abcab')] == [0, 1, 2, 0, 1]
@@ -17,7 +17,7 @@ def test_the_first_number_of_a_text_stays():
 
 
 @pytest.mark.parametrize('memory_bits', [20, 3])  # In memory, and in a file.
-def test_it_grows_and_forgets_nothing(monkeypatch, memory_bits):
+def test_a_growing_index_keeps_all_entries(monkeypatch, memory_bits):
   monkeypatch.setattr(disk_index, '_FIRST_BITS', 2)
   monkeypatch.setattr(disk_index, '_MEMORY_BITS', memory_bits)
   found, expected = disk_index.DiskIndex(), {}
@@ -29,7 +29,7 @@ def test_it_grows_and_forgets_nothing(monkeypatch, memory_bits):
   assert all(found.get(text) == number for text, number in expected.items())
 
 
-def test_texts_whose_hashes_begin_alike_are_told_apart(monkeypatch):
+def test_texts_with_equal_leading_hash_bits_stay_separate(monkeypatch):
   """All in one slot, so that every one is found by looking on, also beyond the end."""
 
   class Alike:
@@ -46,7 +46,7 @@ def test_texts_whose_hashes_begin_alike_are_told_apart(monkeypatch):
 
 
 @pytest.mark.parametrize('code, full', [(errno.ENOSPC, True), (errno.EOPNOTSUPP, False)])
-def test_a_full_disk_is_told_before_it_is_written_to(monkeypatch, tmp_path, code, full):
+def test_a_full_disk_is_an_error_before_the_first_write(monkeypatch, tmp_path, code, full):
   def refused(*_):
     raise OSError(code, os.strerror(code))
 

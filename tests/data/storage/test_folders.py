@@ -37,7 +37,7 @@ def aged(*paths):
     os.utime(path, (time.time() - 3 * 86400,) * 2)
 
 
-def test_what_a_killed_builder_left_is_removed_by_the_next(tmp_path):
+def test_the_next_builder_removes_the_files_of_a_killed_one(tmp_path):
   done = subprocess.run([sys.executable, '-c', KILLED, str(tmp_path / 'a')])
   assert done.returncode == -9
   assert len(names(tmp_path)) == 2
@@ -45,7 +45,7 @@ def test_what_a_killed_builder_left_is_removed_by_the_next(tmp_path):
   assert names(tmp_path) == ['b']
 
 
-def test_what_is_being_built_is_left_alone(tmp_path):
+def test_an_unfinished_folder_of_a_living_builder_stays(tmp_path):
   with folders.Replacing(str(tmp_path / 'a'), **OPTIONS) as building:
     aged(pathlib.Path(building))
     build(tmp_path / 'b')
@@ -55,7 +55,7 @@ def test_what_is_being_built_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize('lock', [None, '', 'x', json.dumps({'machine': 'another', 'process': 1})])
-def test_a_builder_of_another_machine_or_version_is_dead_after_a_silent_day(lock, tmp_path):
+def test_a_builder_of_another_machine_or_version_counts_as_dead_after_a_silent_day(lock, tmp_path):
   building, other = tmp_path / '.building-x', tmp_path / '.building-y.lock'
   building.mkdir()
   (building / 'part').touch()
@@ -70,7 +70,7 @@ def test_a_builder_of_another_machine_or_version_is_dead_after_a_silent_day(lock
   assert names(tmp_path) == ['a', 'b']
 
 
-def test_what_a_killed_beam_job_left_goes_after_a_silent_day(tmp_path):
+def test_the_files_of_a_killed_beam_job_are_removed_after_a_silent_day(tmp_path):
   for name in ('.beam-1-a', '.beam-2-b'):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'part').touch()
@@ -79,7 +79,7 @@ def test_what_a_killed_beam_job_left_goes_after_a_silent_day(tmp_path):
   assert names(tmp_path) == ['.beam-2-b']
 
 
-def test_a_place_that_holds_something_else_is_refused_before_anything_is_built(tmp_path):
+def test_a_folder_with_other_files_is_refused_before_the_build(tmp_path):
   (tmp_path / 'a').mkdir()
   (tmp_path / 'a' / 'thesis.tex').write_text('mine')
   (tmp_path / 'b').write_text('mine')

@@ -109,7 +109,7 @@ def same(one: str, many: str) -> None:
 
 
 @pytest.mark.parametrize('overlong', ['truncate', 'drop'])
-def test_the_same_table_byte_for_byte(tmp_path, monkeypatch, runner, overlong):
+def test_beam_builds_the_same_table_byte_for_byte(tmp_path, monkeypatch, runner, overlong):
   files = [
     write(tmp_path / 'a.jsonl', records(60)),
     write(tmp_path / 'b.jsonl.gz', records(9, extra=1.0)),
@@ -141,14 +141,14 @@ def test_pieces_of_any_size_hold_every_line_once(tmp_path, monkeypatch):
     ),
   ],
 )
-def test_what_is_wrong_is_one_error_and_nothing_is_left(tmp_path, monkeypatch, runner, spoilt, message):
+def test_a_bad_file_raises_one_error_and_leaves_no_files(tmp_path, monkeypatch, runner, spoilt, message):
   files = [write(tmp_path / 'a.jsonl', records(20)), write(tmp_path / 'b.jsonl', spoilt)]
   with pytest.raises(UsageError, match=message):
     split(monkeypatch, files, tmp_path / 'many', runner)
   assert os.listdir(tmp_path / 'many') == []
 
 
-def test_a_table_that_is_there_is_not_built_again(tmp_path, monkeypatch):
+def test_an_existing_table_is_not_built_again(tmp_path, monkeypatch):
   monkeypatch.setattr(beam, '_pipeline', lambda _: (PLAIN, Steps()))
   path = write(tmp_path / 'a.jsonl', records(20))
   one = build(path, tmp_path / 'cache')
@@ -172,7 +172,7 @@ def test_files_that_change_between_the_pipelines_are_refused(tmp_path, monkeypat
   assert os.listdir(tmp_path / 'many') == []
 
 
-def test_what_workers_cannot_read_is_told(tmp_path, monkeypatch, runner):
+def test_the_error_of_a_file_that_workers_cannot_read_names_it(tmp_path, monkeypatch, runner):
   path, cut = write(tmp_path / 'a.jsonl', records(20)), beam._pieces
 
   def pieces(*args):
@@ -184,14 +184,14 @@ def test_what_workers_cannot_read_is_told(tmp_path, monkeypatch, runner):
     split(monkeypatch, path, tmp_path / 'many', runner)
 
 
-def test_what_workers_write_elsewhere_is_told(tmp_path, monkeypatch):
+def test_an_error_says_when_workers_write_to_another_disk(tmp_path, monkeypatch):
   monkeypatch.setattr(beam, '_pipeline', lambda _: (PLAIN, Steps()))
   monkeypatch.setattr(beam, '_write_json', lambda *_: None)
   with pytest.raises(UsageError, match='where this machine does not see it.*CACHE_DIR=gs://'):
     split(monkeypatch, write(tmp_path / 'a.jsonl', records(20)), tmp_path / 'many', '')
 
 
-def test_what_is_held_of_every_part_does_not_grow_with_its_records(tmp_path, monkeypatch):
+def test_the_description_of_a_part_does_not_grow_with_its_records(tmp_path, monkeypatch):
   monkeypatch.setattr(beam, '_pipeline', lambda _: (PLAIN, Steps()))
   held, assemble = [], parts.assemble
 
@@ -245,14 +245,14 @@ def test_a_packed_file_in_a_bucket_is_copied_only_while_it_is_read(bucket, tmp_p
   assert not (tmp_path / 'here').exists()
 
 
-def test_without_beam_it_says_what_to_install(tmp_path, monkeypatch):
+def test_the_error_without_beam_names_the_extra_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__('sys').modules, 'apache_beam', None)
   path = write(tmp_path / 'a.jsonl', records(2))
   with pytest.raises(UsageError, match=r"pip install 'dro_jax\[beam\]'"):
     build(path, tmp_path / 'cache', beam_options=RUNNER)
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command_build_table_prints_the_table(tmp_path, capsys):
   path = write(tmp_path / 'a.jsonl', records(20))
   assert main.main(['build_table', path, '--set', f'CACHE_DIR={tmp_path / "cache"}', '--json']) == 0
   assert json.loads(capsys.readouterr().out)['records'] == 20

@@ -32,7 +32,7 @@ def store(table, tmp_path):
   )  # fmt: skip
 
 
-def test_a_store_joins_the_examples_whatever_their_order_and_split(table, store):
+def test_a_store_joins_examples_in_any_order_and_split(table, store):
   some = table.subset(np.random.default_rng(0).permutation(len(table))[: len(table) // 2])
   joined, left_out = column_store.join(some, column_store.read(store.directory))
   assert not left_out.any()
@@ -57,20 +57,20 @@ def test_rows_carry_numbers_by_token(table, store):
   assert not found[rows.response_segments == 0].any()
 
 
-def test_missing_examples_are_counted_and_named(table, tmp_path):
+def test_the_error_of_missing_examples_counts_and_names_them(table, tmp_path):
   some = table.subset(np.arange(len(table) - 7))
   store = column_store.write(tmp_path / 'some', column_store.keys(some), {'value': some.rewards})
   with pytest.raises(UsageError, match=rf'7 of {len(table)} examples \(r\d+, r\d+.*\.\.\.\) are not in it'):
     column_store.join(table, store)
 
 
-def test_other_tokens_are_refused(table, store, tmp_path):
+def test_a_store_with_other_tokens_is_refused(table, store, tmp_path):
   short = small_table(tmp_path / 'short', response_length=20)
   with pytest.raises(UsageError, match='another number of response tokens'):
     column_store.join(short, store)
 
 
-def test_a_store_is_found_in_its_run_and_nothing_else_is_replaced(table, store, tmp_path):
+def test_a_store_is_found_in_its_runs_folder_and_replaces_no_other_files(table, store, tmp_path):
   inside = column_store.write(
     tmp_path / 'run' / 'columns', column_store.keys(table), {'value': table.rewards}
   )
@@ -88,7 +88,7 @@ def test_a_store_is_found_in_its_run_and_nothing_else_is_replaced(table, store, 
   assert set(os.listdir(tmp_path)) == {'run', 'precious', 'store'}
 
 
-def test_equal_texts_share_what_is_stored(table, tmp_path):
+def test_equal_texts_share_their_stored_numbers(table, tmp_path):
   twice = table.subset(np.array([3, 1, 3]))
   store = column_store.write(
     tmp_path / 'twice', column_store.keys(twice), token_columns={'x': by_token(twice)}
@@ -146,7 +146,7 @@ def test_loading_triplets_joins_both_parts(tmp_path):
   assert found.report['train_records'] == len(found.train)
 
 
-def test_folds_are_of_prompts_and_independent_of_the_split(table):
+def test_folds_divide_prompts_and_are_independent_of_the_split(table):
   fold = hashes.folds(table.prompt_digests, 3)
   assert set(fold.tolist()) == {0, 1, 2}
   for index in np.unique(table.prompt_index):
@@ -156,7 +156,7 @@ def test_folds_are_of_prompts_and_independent_of_the_split(table):
   np.testing.assert_allclose(np.bincount(hashes.folds(digests, 4)[held]) / held.sum(), 0.25, atol=0.05)
 
 
-def test_differences_are_named():
+def test_differences_names_the_changed_inputs():
   ours, theirs = {'a': 1, 'model': {'width': 8, 'depth': 2}}, {'a': 1, 'model': {'width': 16, 'depth': 2}}
   assert list(column_store.differences(ours, theirs)) == ['model.width: 16 there, 8 here']
 

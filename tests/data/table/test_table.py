@@ -24,7 +24,7 @@ def build(directory, triplets=TRIPLETS, **options) -> table.TokenTable:
   return table.build(triplets, WORDS, directory, **{'prompt_length': 16, 'response_length': 16} | options)
 
 
-def test_round_trip(tmp_path):
+def test_a_table_returns_its_records(tmp_path):
   built = build(tmp_path / 't')
   for found in (built, table.load(tmp_path / 't')):
     assert len(found) == 3
@@ -65,7 +65,7 @@ def test_overlong_responses_are_cut_without_eos_and_counted(tmp_path):
   assert found.report['overlong_response_examples'] == ['b']
 
 
-def test_overlong_responses_are_dropped_as_configured_and_counted(tmp_path):
+def test_overlong_drop_drops_overlong_responses_and_counts_them(tmp_path):
   found = build(tmp_path / 't', response_length=4, overlong='drop')
   assert list(found.ids) == ['a', 'c']
   np.testing.assert_array_equal(found.rewards, [1.0, 0.5])
@@ -80,7 +80,7 @@ def test_overlong_prompts_are_cut_keep_eos_and_are_counted(tmp_path, keep, kept)
   assert found.report['truncated_prompts'] == 2  # Prompts, not records.
 
 
-def test_of_overlong_conversations_the_question_is_kept_and_of_other_prompts_the_start(tmp_path):
+def test_overlong_conversations_keep_the_question_and_other_prompts_the_start(tmp_path):
   talk = [{'role': 'user', 'content': 'one'}, {'role': 'assistant', 'content': 'two'}]
   talk += [{'role': 'user', 'content': 'three?'}]
   triplets = [dict(TRIPLETS[0], prompt=talk), dict(TRIPLETS[1], prompt='user: one two three?')]
@@ -91,13 +91,13 @@ def test_of_overlong_conversations_the_question_is_kept_and_of_other_prompts_the
     assert WORDS.decode(found.prompt(0)) == kept
 
 
-def test_messages_are_conversations_whose_question_is_kept(tmp_path):
+def test_overlong_messages_keep_the_question(tmp_path):
   talk = [{'role': 'user', 'content': 'one or two?'}, {'role': 'assistant', 'content': 'two'}]
   found = build(tmp_path / 't', [{'id': 'a', 'messages': talk, 'reward': 1.0}], prompt_length=5)
   assert WORDS.decode(found.prompt(0)) == 'two?'
 
 
-def test_dialogues_as_hh_writes_them_keep_their_question(tmp_path):
+def test_overlong_hh_dialogues_keep_the_question(tmp_path):
   text = '\n\nHuman: one\n\nAssistant: two\n\nHuman: three?\n\nAssistant:'
   found = build(tmp_path / 't', [dict(TRIPLETS[0], prompt=text)], prompt_length=20)
   assert WORDS.decode(found.prompt(0)) == text[-19:]
@@ -118,7 +118,7 @@ def test_bad_templates_are_refused(tmp_path, template):
     build(tmp_path / 't', template=template)
 
 
-def test_more_records_than_a_chunk(tmp_path, monkeypatch):
+def test_a_table_takes_more_records_than_a_chunk(tmp_path, monkeypatch):
   monkeypatch.setattr(table, '_CHUNK', 7)
   data = ratings(20)
   found = small_table(tmp_path / 't', data)
@@ -155,7 +155,7 @@ def test_the_same_inputs_and_options_are_not_built_again(tmp_path):
     {'template': 'Say: {prompt}'},
   ],
 )
-def test_other_inputs_or_options_are_built_anew(tmp_path, change):
+def test_other_inputs_or_options_build_a_new_table(tmp_path, change):
   build(tmp_path / 't')
   first = built_at(tmp_path / 't')
   build(tmp_path / 't', **change)
@@ -163,14 +163,14 @@ def test_other_inputs_or_options_are_built_anew(tmp_path, change):
   assert os.listdir(tmp_path) == ['t']
 
 
-def test_another_vocabulary_is_built_anew(tmp_path):
+def test_another_vocabulary_builds_a_new_table(tmp_path):
   build(tmp_path / 't')
   other = WORDS._replace(fingerprint='other', encode_batch=lambda texts: [np.array([9]) for _ in texts])
   found = table.build(TRIPLETS, other, tmp_path / 't', prompt_length=16, response_length=16)
   np.testing.assert_array_equal(found.response(0), [9, EOS])
 
 
-def test_a_damaged_table_is_refused_and_built_anew(tmp_path):
+def test_load_refuses_a_damaged_table_and_build_replaces_it(tmp_path):
   build(tmp_path / 't')
   tokens = tmp_path / 't' / 'response_tokens.bin'
   tokens.write_bytes(tokens.read_bytes()[:-2])
@@ -179,7 +179,7 @@ def test_a_damaged_table_is_refused_and_built_anew(tmp_path):
   np.testing.assert_array_equal(build(tmp_path / 't').response_lengths, [4, 5, 3])
 
 
-def test_nothing_is_left_of_a_build_that_fails(tmp_path):
+def test_a_failed_build_leaves_no_files(tmp_path):
   def failing():
     yield from TRIPLETS
     raise KeyboardInterrupt
@@ -189,7 +189,7 @@ def test_nothing_is_left_of_a_build_that_fails(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_a_bad_record_leaves_an_old_table_alone(tmp_path):
+def test_a_bad_record_leaves_an_old_table_unchanged(tmp_path):
   build(tmp_path / 't')
   with pytest.raises(UsageError, match="record:4: field 'response' is empty"):
     build(tmp_path / 't', [*TRIPLETS, dict(TRIPLETS[0], id='d', response='')])
@@ -197,7 +197,7 @@ def test_a_bad_record_leaves_an_old_table_alone(tmp_path):
   assert len(table.load(tmp_path / 't')) == 3
 
 
-def test_a_directory_of_something_else_is_not_replaced(tmp_path):
+def test_a_directory_with_other_files_is_not_replaced(tmp_path):
   (tmp_path / 't').mkdir()
   (tmp_path / 't' / 'thesis.tex').write_text('mine')
   with pytest.raises(UsageError, match='holds something else'):
@@ -206,7 +206,7 @@ def test_a_directory_of_something_else_is_not_replaced(tmp_path):
   assert os.listdir(tmp_path) == ['t']
 
 
-def test_a_table_built_meanwhile_by_another_process_stays(tmp_path):
+def test_a_table_that_another_process_built_meanwhile_stays(tmp_path):
   def overtaken():
     yield from TRIPLETS
     build(tmp_path / 't', source_fingerprint='x')
@@ -216,7 +216,7 @@ def test_a_table_built_meanwhile_by_another_process_stays(tmp_path):
   assert os.listdir(tmp_path) == ['t']
 
 
-def test_where_nothing_can_be_written_is_named(tmp_path):
+def test_the_error_of_an_unwritable_folder_names_it(tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(UsageError, match=r'cannot write there.*cache_dir'):
     build(tmp_path / 'file' / 't')
@@ -225,7 +225,7 @@ def test_where_nothing_can_be_written_is_named(tmp_path):
 # --- errors
 
 
-def test_no_records_are_refused(tmp_path):
+def test_a_table_without_records_is_refused(tmp_path):
   with pytest.raises(UsageError, match='no records'):
     build(tmp_path / 't', [])
   with pytest.raises(UsageError, match='all 3 records were dropped'):
@@ -233,7 +233,7 @@ def test_no_records_are_refused(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_a_column_that_has_a_meaning_is_complete_or_absent(tmp_path):
+def test_a_column_with_a_meaning_that_some_records_lack_is_refused(tmp_path):
   partial = [TRIPLETS[0], {k: v for k, v in TRIPLETS[1].items() if k != 'label'}]
   with pytest.raises(UsageError, match="record:2: field 'label' is in some records"):
     build(tmp_path / 't', partial)
@@ -263,7 +263,7 @@ def test_bad_options_are_refused(tmp_path, options, message):
 # --- views
 
 
-def test_a_subset_is_numbered_afresh_and_says_the_same(tmp_path):
+def test_a_subset_has_new_numbers_and_the_same_records(tmp_path):
   whole = small_table(tmp_path / 't')
   picked = np.array([5, 0, 17])
   part = whole.subset(picked).subset(np.array([True, False, True]))
@@ -277,7 +277,7 @@ def test_a_subset_is_numbered_afresh_and_says_the_same(tmp_path):
     assert part.columns['label'][i] == whole.columns['label'][j]
 
 
-def test_scaled_rewards_leave_the_raw_ones(tmp_path):
+def test_scaling_leaves_the_raw_rewards(tmp_path):
   whole = small_table(tmp_path / 't')
   scaled = whole.scaled(scaling.fit('standardise', whole.rewards))
   assert scaled.rewards.mean() == pytest.approx(0, abs=1e-9)
@@ -285,7 +285,7 @@ def test_scaled_rewards_leave_the_raw_ones(tmp_path):
   np.testing.assert_array_equal(scaled.scaled(scaling.RewardScaling()).rewards, whole.rewards)
 
 
-def test_rates_are_weights_shared_out_among_a_sources_records(tmp_path):
+def test_a_sources_rate_is_divided_among_its_records(tmp_path):
   triplets = [
     record._replace(source='x' if i else 'y') for i, record in enumerate(table._as_records(TRIPLETS))
   ]
@@ -293,7 +293,7 @@ def test_rates_are_weights_shared_out_among_a_sources_records(tmp_path):
   np.testing.assert_allclose(found.weights, [1.0, 1.5, 1.5])
 
 
-def test_the_data_wing_imports_neither_tensorflow_nor_seqio():
+def test_the_data_folder_imports_neither_tensorflow_nor_seqio():
   script = """
 import sys
 from dro_jax.data import scaling, triplets
@@ -316,7 +316,7 @@ def test_the_report_is_json(tmp_path):
 # --- names and damage
 
 
-def test_a_columns_name_is_no_files(tmp_path):
+def test_a_columns_name_need_not_be_a_valid_file_name(tmp_path):
   names = ['a/b', '../../up', '..', '', 'x' * 300, 'ü\n']
   found = build(tmp_path / 't', [dict(TRIPLETS[0], **{name: float(i) for i, name in enumerate(names)})])
   assert {name: found.columns[name].tolist() for name in names} == {
@@ -327,7 +327,7 @@ def test_a_columns_name_is_no_files(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['response_tokens.bin', 'rewards.npy', 'prompt_texts.bin', 'table.json'])
-def test_a_bit_that_flips_is_seen(tmp_path, name, caplog):
+def test_a_flipped_bit_is_detected(tmp_path, name, caplog):
   build(tmp_path / 't')
   path = tmp_path / 't' / name
   sound = path.read_bytes()
@@ -342,7 +342,7 @@ def test_a_bit_that_flips_is_seen(tmp_path, name, caplog):
 
 
 @pytest.mark.parametrize('text', ['', '[]', '{}', '{"seal": 0}', '[' * 100_000, '{"version": 3, "files": 1}'])
-def test_a_description_that_is_none_is_no_table(tmp_path, text):
+def test_a_folder_with_a_broken_description_is_not_a_table(tmp_path, text):
   build(tmp_path / 't')
   (tmp_path / 't' / 'table.json').write_text(text)
   with pytest.raises(UsageError, match='no complete token table'):

@@ -42,12 +42,12 @@ def normalise(model):
     '',
   ],
 )
-def test_characters_are_replaced_as_sentencepiece_does(normalise, text):
+def test_steps_replace_characters_as_sentencepiece_does(normalise, text):
   ours, theirs = normalise
   assert ours(text) == theirs(text)
 
 
-def test_every_letter_that_composes_is_found(model):
+def test_composing_finds_every_letter_that_composes(model):
   spec = sentencepiece_model_pb2.ModelProto.FromString(model).normalizer_spec
   found = set(charsmap.composing(spec.precompiled_charsmap))
   composed = [unicodedata.normalize('NFD', chr(point)) for point in range(0xC0, 0x17F)]

@@ -28,7 +28,7 @@ def read(tmp_path, record: dict, name: str = 't.jsonl', **options) -> list[tripl
 
 
 @pytest.mark.parametrize('name', ['t.jsonl', 't.parquet'])
-def test_a_prompt_of_turns_is_a_line_each(tmp_path, name):
+def test_a_conversation_prompt_has_one_line_for_each_turn(tmp_path, name):
   (record,) = read(tmp_path, {'prompt': TALK, 'response': '2', 'reward': 1}, name)
   assert (record.prompt, record.response) == (TEXT, '2')
 
@@ -39,19 +39,19 @@ def test_the_last_turn_of_messages_is_the_response(tmp_path, name):
   assert record[1:4] == (TEXT, '2', 1.0)
 
 
-def test_messages_under_another_name_go_before_a_prompt(tmp_path):
+def test_named_messages_take_precedence_over_a_prompt(tmp_path):
   record = {'talk': [*TALK, turn('assistant', '2')], 'prompt': 'not this', 'reward': 1}
   (found,) = read(tmp_path, record, columns='messages=talk')
   assert (found.prompt, found.response) == (TEXT, '2')
 
 
-def test_records_of_kto_trainers(tmp_path):
+def test_records_of_kto_trainers_are_read(tmp_path):
   record = {'prompt': [turn('user', 'q')], 'completion': [turn('assistant', 'a')], 'label': False}
   (found,) = read(tmp_path, record, columns='response=completion,reward=label')
   assert found[1:5] == ('user: q', 'a', 0.0, {})
 
 
-def test_the_template_is_ones_own(tmp_path):
+def test_the_user_can_choose_the_chat_template(tmp_path):
   record = {'prompt': TALK[:2], 'response': 'r', 'reward': 1}
   (found,) = read(tmp_path, record, chat_template='<{role}>{content}')
   assert found.prompt == '<system>Be brief.\n<user>Hi'
@@ -60,7 +60,7 @@ def test_the_template_is_ones_own(tmp_path):
       read(tmp_path, record, chat_template=template)
 
 
-def test_parts_are_lines_and_system_turns_may_be_empty(tmp_path):
+def test_parts_of_content_are_lines_and_system_turns_can_be_empty(tmp_path):
   parts = [{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': 'b'}]
   (found,) = read(
     tmp_path, {'prompt': [turn('system', ''), turn('user', parts)], 'response': 'r', 'reward': 1}
@@ -91,7 +91,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('case', BAD)
-def test_a_bad_prompt_is_named(tmp_path, case):
+def test_the_error_of_a_bad_prompt_names_the_turn(tmp_path, case):
   value, message = BAD[case]
   with pytest.raises(UsageError, match=message) as error:
     read(tmp_path, {'prompt': value, 'response': 'r', 'reward': 1})
@@ -115,7 +115,7 @@ LOST = {
 
 @pytest.mark.parametrize('case', LOST)
 @pytest.mark.parametrize('field', ['prompt', 'response', 'messages'])
-def test_what_the_template_would_lose_is_refused(tmp_path, case, field):
+def test_content_that_the_template_would_lose_is_refused(tmp_path, case, field):
   (key,) = LOST[case]
   asked, answered = turn('user', 'q'), turn('assistant', 'a')
   records = {
@@ -135,7 +135,7 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def test_metadata_and_empty_fields_of_a_turn_are_left_alone(tmp_path):
+def test_metadata_and_empty_fields_of_a_turn_are_ignored(tmp_path):
   record = {'messages': [turn('user', 'q') | HARMLESS, turn('assistant', 'a') | HARMLESS], 'reward': 1}
   (found,) = read(tmp_path, record)
   assert (found.prompt, found.response) == ('user: q', 'a')
@@ -150,20 +150,20 @@ def test_metadata_and_empty_fields_of_a_turn_are_left_alone(tmp_path):
     ('audio', 'a.wav'), ('documents', [{'text': 'd'}]), ('system', 'Be brief.'),
   ],
 )  # fmt: skip
-def test_what_a_record_holds_beside_its_conversation_is_refused(tmp_path, key, value, name):
+def test_content_beside_a_conversation_is_refused(tmp_path, key, value, name):
   talk = [turn('user', 'q'), turn('assistant', 'a')]
   for record in ({'messages': talk}, {'prompt': talk[:1], 'response': 'a'}):
     with pytest.raises(UsageError, match=rf"1: field '{key}' .*would lose.*--columns {key}="):
       read(tmp_path, record | {key: value, 'reward': 1}, name)
 
 
-def test_a_system_text_that_is_a_turn_as_well_is_not_lost(tmp_path):
+def test_a_system_field_that_is_also_a_turn_is_accepted(tmp_path):
   talk = [turn('system', 'Be brief.'), turn('user', 'q'), turn('assistant', 'a')]
   (found,) = read(tmp_path, {'messages': talk, 'system': 'Be brief.', 'tools': [], 'reward': 1})
   assert found.prompt == 'system: Be brief.\nuser: q'
 
 
-def test_lists_that_are_empty_text_say_nothing(tmp_path):
+def test_empty_lists_written_as_text_are_ignored(tmp_path):
   talk = [turn('user', 'q'), turn('assistant', 'a')]
   (found,) = read(
     tmp_path, {'messages': talk, 'tools': '[]', 'images': ' { } ', 'audio': 'null'} | {'reward': 1}
@@ -171,7 +171,7 @@ def test_lists_that_are_empty_text_say_nothing(tmp_path):
   assert found.prompt == 'user: q'
 
 
-def test_prompts_to_answer_lose_nothing_either(tmp_path):
+def test_read_prompts_refuses_content_that_the_template_would_lose(tmp_path):
   path = tmp_path / 't.jsonl'
   path.write_text(json.dumps({'messages': [turn('user', 'q')], 'tools': [{'name': 'weather'}]}))
   with pytest.raises(UsageError, match="'tools' .*would lose"):
@@ -195,7 +195,7 @@ def test_a_part_that_holds_more_than_its_text_is_refused(tmp_path):
     ('[]', r"'messages' is '\[\]', a str; a conversation is a list"),
   ],
 )
-def test_messages_that_are_no_triplet_are_named(tmp_path, value, message):
+def test_the_error_of_messages_without_a_response_names_them(tmp_path, value, message):
   with pytest.raises(UsageError, match=message):
     read(tmp_path, {'messages': value, 'reward': 1})
 
@@ -206,12 +206,12 @@ def test_a_response_of_several_turns_is_refused(tmp_path):
     read(tmp_path, record)
 
 
-def test_a_missing_response_is_told_of_conversations(tmp_path):
+def test_the_error_of_a_missing_response_mentions_messages(tmp_path):
   with pytest.raises(UsageError, match="'response' is missing.*--columns messages=FIELD"):
     read(tmp_path, {'prompt': 'p', 'messages': TALK, 'reward': 1})
 
 
-def test_prompts_to_answer_are_what_comes_before_the_answer(tmp_path):
+def test_read_prompts_gives_the_turns_before_the_answer(tmp_path):
   path = tmp_path / 't.jsonl'
   records = [{'messages': TALK}, {'messages': [*TALK, turn('assistant', '2')]}, {'prompt': TALK[1:2]}]
   path.write_text(''.join(json.dumps(record) + '\n' for record in records))
@@ -221,7 +221,7 @@ def test_prompts_to_answer_are_what_comes_before_the_answer(tmp_path):
     list(triplets.read_prompts(str(path)))
 
 
-def test_a_conversation_once_rendered_is_the_default_template():
+def test_the_default_template_renders_role_and_content():
   assert chat.render([chat.Turn('user', 'a')], chat.TEMPLATE) == 'user: a'
 
 
@@ -232,7 +232,7 @@ def as_numpy(messages: list) -> str:
 
 @pytest.mark.parametrize('write', [json.dumps, repr, lambda talk: json.dumps(talk, indent=1)])
 @pytest.mark.parametrize('name', ['t.csv', 't.jsonl', 't.tsv'])
-def test_a_conversation_that_is_text_is_read_as_turns(tmp_path, write, name):
+def test_a_conversation_written_as_text_is_read_as_turns(tmp_path, write, name):
   answer = turn('assistant', "it's \\d é\n")
   records = [
     {'prompt': write(TALK), 'response': write([answer]), 'reward': 1},
@@ -256,7 +256,7 @@ def test_a_conversation_that_is_text_is_read_as_turns(tmp_path, write, name):
 
 
 @pytest.mark.parametrize('text', ['[1, 2]', '{"a": 1}', '[{"a": 1}]', '[', "['x', 'y']", '{x}', '[] or {}'])
-def test_text_that_is_no_conversation_stays_text(tmp_path, text):
+def test_text_that_is_not_a_conversation_stays_text(tmp_path, text):
   (found,) = read(tmp_path, {'prompt': text, 'response': text, 'reward': 1})
   assert (found.prompt, found.response) == (text, text)
 
@@ -268,12 +268,12 @@ def test_text_that_is_no_conversation_stays_text(tmp_path, text):
     '[{"id": 1, "at": "now", "role": "user", "content": "cu',
   ],
 )  # fmt: skip
-def test_a_conversation_that_cannot_be_read_is_no_prompt(tmp_path, text):
+def test_text_that_begins_like_a_conversation_but_cannot_be_read_is_refused(tmp_path, text):
   with pytest.raises(UsageError, match=r"1: field 'prompt' .*begins like a conversation.*json.dumps"):
     read(tmp_path, {'prompt': text, 'response': 'r', 'reward': 1})
 
 
-def test_a_conversation_that_is_text_loses_nothing(tmp_path):
+def test_a_conversation_written_as_text_is_refused_where_the_template_would_lose_content(tmp_path):
   for value in (
     [turn('user', 'q') | {'tool_calls': [{'id': 'c'}]}],
     {'messages': TALK, 'tools': [{'name': 'w'}]},
@@ -283,7 +283,7 @@ def test_a_conversation_that_is_text_loses_nothing(tmp_path):
         read(tmp_path, {'prompt': written, 'response': 'r', 'reward': 1})
 
 
-def test_what_stands_beside_a_conversation_at_the_end_of_a_path_is_not_lost(tmp_path):
+def test_content_beside_a_conversation_at_the_end_of_a_path_is_refused(tmp_path):
   record = {'input': {'messages': TALK, 'tools': [{'name': 'w'}]}, 'output': 'r', 'reward': 1}
   for written in (record, record | {'input': json.dumps(record['input'])}):
     with pytest.raises(UsageError, match="'tools' .*would lose"):
@@ -292,7 +292,7 @@ def test_what_stands_beside_a_conversation_at_the_end_of_a_path_is_not_lost(tmp_
   assert read(tmp_path, record, columns='prompt=input.messages,response=output')[0].prompt == TEXT
 
 
-def test_a_text_at_the_end_of_a_path_is_not_taken_out_of_a_turn_that_says_more(tmp_path):
+def test_a_path_to_a_turns_text_is_refused_where_the_turn_holds_more(tmp_path):
   columns = 'prompt=input.0.content,response=reply.content'
   reply = turn('assistant', 'a') | {'tool_calls': [{'id': 'c'}]}
   record = {'input': [turn('user', 'q')], 'reply': reply, 'reward': 1}
@@ -303,7 +303,7 @@ def test_a_text_at_the_end_of_a_path_is_not_taken_out_of_a_turn_that_says_more(t
   assert (found.prompt, found.response) == ('q', 'a')
 
 
-def test_a_conversation_that_was_made_text_twice_is_read(tmp_path):
+def test_a_conversation_converted_to_text_twice_is_read(tmp_path):
   (found,) = read(tmp_path, {'prompt': json.dumps(json.dumps(TALK)), 'response': 'r', 'reward': 1})
   assert found.prompt == TEXT
   (found,) = read(tmp_path, {'prompt': '"Quoted," he said. "[1]"', 'response': '"r"', 'reward': 1})

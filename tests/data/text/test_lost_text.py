@@ -37,7 +37,7 @@ def build(directory, words, records=RECORDS, **options) -> table.TokenTable:
 
 
 @pytest.mark.parametrize('block', [2**13, 1, 3])
-def test_losses_are_counted_each_prompt_once(tmp_path, words, monkeypatch, block):
+def test_losses_count_each_prompt_once(tmp_path, words, monkeypatch, block):
   monkeypatch.setattr(lost_text, '_TEXTS', block)
   lost = build(tmp_path / 't', words).report['lost']
   assert lost['prompt'] == {
@@ -61,7 +61,7 @@ def test_bytes_and_a_vocabulary_that_keeps_blanks_lose_nothing(tmp_path):
     assert list(lost_text.sentences(lost, words)) == []
 
 
-def test_what_is_lost_is_told_with_an_example_and_a_remedy(tmp_path, words, caplog):
+def test_a_warning_shows_lost_text_with_an_example_and_a_remedy(tmp_path, words, caplog):
   path = tmp_path / 'feedback.jsonl'
   path.write_text(''.join(json.dumps(record) + '\n' for record in RECORDS))
   cache.build_table(
@@ -69,7 +69,7 @@ def test_what_is_lost_is_told_with_an_example_and_a_remedy(tmp_path, words, capl
   )
   unknown, blanks, *_ = caplog.messages
   assert (
-    "1 of 3 prompts hold characters that the vocabulary does not know, and 1 of them little else ('你好'"
+    "1 of 3 prompts hold characters that the vocabulary does not know, and 1 of them hold little else ('你好'"
     in unknown
   )
   assert 'is read as' in unknown and '`dro_jax train_vocabulary`' in unknown and 'bytes' in unknown

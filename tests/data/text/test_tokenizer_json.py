@@ -39,7 +39,7 @@ def pair(request, tmp_path_factory):
   return vocabulary(path), vocabulary(str(folder / 'tokenizer.json'))
 
 
-def test_ids_and_texts_are_equal(pair):
+def test_ids_and_decoded_texts_equal_sentencepieces(pair):
   ours, theirs = pair
   assert theirs.size == ours.size
   draw = random.Random(0)
@@ -51,7 +51,7 @@ def test_ids_and_texts_are_equal(pair):
       assert theirs.decode([0, *ids, 1, 5]) == ours.decode(ids), ascii(text)
 
 
-def test_user_defined_pieces_go_before_all_others(tmp_path):
+def test_user_defined_pieces_win_over_all_others(tmp_path):
   options = {'user_defined_symbols': ['ab', 'bcd', 'cdef', 'dea'], 'vocab_size': 360}
   words = vocabulary(train(tmp_path, hard_vocab_limit=False, **options))
   with open(words.spec, 'rb') as file:
@@ -61,13 +61,13 @@ def test_user_defined_pieces_go_before_all_others(tmp_path):
     assert made.encode(text, add_special_tokens=False).ids == words.encode(text).tolist(), text
 
 
-def test_no_text_is_an_end_or_padding(pair):
+def test_no_text_encodes_to_end_or_padding(pair):
   for words in pair:
     for text in ('</s>', 'a</s>b', '<pad>', 'x </s> <pad> <unk>'):
       assert not {0, 1} & set(words.encode(text).tolist())
 
 
-def test_what_differs_is_named(pair):
+def test_unlike_names_the_texts_that_differ(pair):
   ours, theirs = pair
   with open(theirs.spec, encoding='utf-8') as file:
     made = json.load(file)
@@ -98,16 +98,19 @@ def test_added_tokens_follow_the_vocabulary(pair):
   ids = tokenizer.encode('a{b}', add_special_tokens=False).ids
   assert [i for i in ids if i >= ours.size] == [ours.size, ours.size + 1]
   assert tokenizer_json.size(tokenizer) == ours.size + 2
-  with pytest.raises(UsageError, match=rf"'{{' has the id {ours.size + 5}, and {ours.size} is the next"):
+  with pytest.raises(UsageError, match=rf"'{{' has the id {ours.size + 5}, and {ours.size} is the next free"):
     tokenizer_json.from_sentencepiece(model, 100, [{'id': ours.size + 5, 'content': '{'}])
 
 
 def test_another_kind_of_model_is_refused(tmp_path):
-  with open(train(tmp_path, model_type='bpe'), 'rb') as file, pytest.raises(UsageError, match='no unigram'):
+  with (
+    open(train(tmp_path, model_type='bpe'), 'rb') as file,
+    pytest.raises(UsageError, match='not a unigram'),
+  ):
     tokenizer_json.from_sentencepiece(file.read(), 100)
 
 
-def test_a_foreign_tokenizer_is_read_with_its_added_tokens(pair):
+def test_another_tools_tokenizer_is_read_with_its_added_tokens(pair):
   _, theirs = pair
   with open(theirs.spec, encoding='utf-8') as file:
     foreign = Tokenizer.from_str(file.read())
@@ -123,8 +126,8 @@ def test_a_foreign_tokenizer_is_read_with_its_added_tokens(pair):
 
 
 @pytest.mark.parametrize('content', ['', '{}', '[1]', '\x01junk'])
-def test_what_is_no_tokenizer_is_refused(content):
-  with pytest.raises(UsageError, match=r"'x.json' is no tokenizer.json"):
+def test_a_file_that_is_not_a_tokenizer_is_refused(content):
+  with pytest.raises(UsageError, match=r"'x.json' is not a readable tokenizer.json"):
     tokenizer_json.from_json(content, 'x.json')
 
 

@@ -49,7 +49,7 @@ def seqio():
 
 
 @given(text=st.text(st.characters(exclude_categories=['Cs'])))
-def test_bytes_come_back(text):
+def test_bytes_decode_to_the_same_text(text):
   words = vocabulary('bytes')
   assert words.decode(words.encode(text)) == text
 
@@ -63,27 +63,27 @@ def check_against_seqio(words, theirs) -> None:
       assert words.decode(decoded) == theirs.decode([int(i) for i in decoded])
 
 
-def test_bytes_are_seqios():
+def test_byte_ids_equal_seqios():
   check_against_seqio(vocabulary('bytes'), seqio().ByteVocabulary(extra_ids=0))
 
 
 @pytest.mark.parametrize('extra_ids', [100, 0, 3])
-def test_sentencepiece_is_seqios(model, extra_ids):
+def test_sentencepiece_ids_equal_seqios(model, extra_ids):
   words = vocabulary(f'{model}#extra_ids={extra_ids}')
   check_against_seqio(words, seqio().SentencePieceVocabulary(model, extra_ids=extra_ids))
 
 
-def test_100_extra_ids_by_default(model):
+def test_a_model_gets_100_extra_ids_by_default(model):
   assert vocabulary(model).size == 164
 
 
-def test_t5s_vocabulary_is_seqios(vocab_file):
+def test_the_ids_of_t5s_vocabulary_equal_seqios(vocab_file):
   words = vocabulary(str(vocab_file))
   assert words.size == 32100
   check_against_seqio(words, seqio().SentencePieceVocabulary(str(vocab_file), extra_ids=100))
 
 
-def test_batches_are_single_texts(model):
+def test_a_batch_encodes_like_single_texts(model):
   words = vocabulary(model)
   for text, ids in zip(TEXTS, words.encode_batch(TEXTS)):
     np.testing.assert_array_equal(words.encode(text), ids)
@@ -96,7 +96,7 @@ def test_a_copy_has_the_same_fingerprint_and_other_extra_ids_another(model, tmp_
   assert vocabulary(f'{model}#extra_ids=0').fingerprint != vocabulary(model).fingerprint
 
 
-def test_a_missing_model_is_named():
+def test_the_error_of_a_missing_model_names_it():
   with pytest.raises(
     UsageError, match=r"'nowhere.model'.*pass the path of a SentencePiece model or of a tokenizer.json"
   ):
@@ -104,9 +104,9 @@ def test_a_missing_model_is_named():
 
 
 @pytest.mark.parametrize('content', [b'', b'\x01junk', b'{"json": 1}'])
-def test_what_is_no_model_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_model_is_refused(tmp_path, content):
   (tmp_path / 'x.model').write_bytes(content)
-  with pytest.raises(UsageError, match='no SentencePiece model'):
+  with pytest.raises(UsageError, match='not a SentencePiece model'):
     vocabulary(str(tmp_path / 'x.model'))
 
 
@@ -139,6 +139,6 @@ def test_a_tokenizer_json_has_its_added_tokens_and_its_own_fingerprint(model, tm
     np.testing.assert_array_equal(words.encode(text), single)
 
 
-def test_bytes_are_offered_to_models_of_bytes_only():
+def test_offer_names_bytes_only_for_small_embeddings():
   assert 'bytes' in offer(384)
   assert 'bytes' not in offer(32128)

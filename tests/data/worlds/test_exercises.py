@@ -10,7 +10,7 @@ from dro_jax.run.sampling import rewards
 ALL = verifiable.Exercises(kinds=tuple(verifiable.KINDS))
 
 
-def test_splits_share_no_prompt_whatever_their_seeds():
+def test_splits_share_no_prompt_for_any_seeds():
   drawn = {
     (split, seed): set(verifiable.prompts(ALL, split, 60, seed))
     for split in verifiable.SPLITS
@@ -22,7 +22,7 @@ def test_splits_share_no_prompt_whatever_their_seeds():
   assert drawn['test', 0] != drawn['test', 1]
 
 
-def test_more_prompts_keep_the_first():
+def test_more_prompts_keep_the_first_ones():
   assert verifiable.prompts(ALL, 'train', 40)[:25] == verifiable.prompts(ALL, 'train', 25)
 
 
@@ -47,7 +47,7 @@ def test_every_sum_carries():
     assert sum(map(int, str(a))) + sum(map(int, str(b))) > sum(map(int, answer(prompt)))
 
 
-def test_parts_of_a_prompt():
+def test_subject_and_kind_of_split_a_prompt():
   assert verifiable.subject('rewrite without a: banana') == 'banana'
   assert verifiable.kind_of('rewrite without a: banana') == 'rewrite without'
 
@@ -57,9 +57,9 @@ def test_parts_of_a_prompt():
   [
     (ALL, 'training', "split 'training'"),
     (verifiable.Exercises(kinds=('multiply',)), 'train', 'multiply'),
-    (verifiable.Exercises(kinds=('sort',), letters='ab', length=(1, 2)), 'test', 'ask for fewer'),
+    (verifiable.Exercises(kinds=('sort',), letters='ab', length=(1, 2)), 'test', 'pass fewer prompts'),
   ],
 )
-def test_what_cannot_be_drawn_is_refused(exercises, split, message):
+def test_prompts_refuses_unknown_splits_and_too_many_prompts(exercises, split, message):
   with pytest.raises(UsageError, match=message):
     verifiable.prompts(exercises, split, 50)

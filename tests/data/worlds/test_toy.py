@@ -30,7 +30,7 @@ def test_splits_share_no_word_and_cover_every_letter():
       assert {word[position] for word in words[split]} == set(alphabet)
 
 
-def test_an_unknown_split_is_named():
+def test_an_unknown_split_is_refused():
   with pytest.raises(ValueError, match=r"'test'.*heldout"):
     toy.prompts(WORLD, 'test')
 
@@ -77,13 +77,13 @@ def test_logging_probability_of_one_word_by_hand():
   assert got == pytest.approx(want, abs=1e-12)
 
 
-def test_log_is_reproducible_and_its_seed_matters():
+def test_a_log_depends_on_its_seed_and_is_reproducible():
   assert toy.sample_log(WORLD, 50, 1) == toy.sample_log(WORLD, 50, 1)
   assert toy.sample_log(WORLD, 50, 1) != toy.sample_log(WORLD, 50, 2)
   assert toy.sft_records(WORLD, 50, 1) == toy.sft_records(WORLD, 50, 1)
 
 
-def test_log_carries_its_propensities():
+def test_a_log_holds_its_propensities():
   ys = toy.responses(WORLD)
   for record in toy.sample_log(WORLD, 20, 0):
     logp = toy.logging_logps(WORLD, [record['prompt']])[0, ys.index(record['response'])]
@@ -91,7 +91,7 @@ def test_log_carries_its_propensities():
     assert record['behaviour_sampler'] == 'sampled'
 
 
-def test_demonstrations_and_feedback_are_on_other_prompts():
+def test_demonstrations_and_feedback_share_no_prompt():
   def prompts(records):
     return {toy.parse(record['prompt']) for record in records}
 
@@ -151,7 +151,7 @@ def test_optimum_is_a_fixed_point_of_dro():
   np.testing.assert_allclose(rewards - values[:, None] - 0.3 * (logps - reference), 0.0, atol=1e-12)
 
 
-def test_no_other_policy_does_better_and_ascent_finds_it():
+def test_gradient_ascent_reaches_the_optimum_and_does_not_exceed_it():
   _, reference, rewards = matrices()
   reference, rewards, tau = reference[:3], rewards[:3], 0.3
   best, values = toy.optimum(reference, rewards, tau)
@@ -166,7 +166,7 @@ def test_no_other_policy_does_better_and_ascent_finds_it():
   np.testing.assert_allclose(logits, best, atol=1e-8)
 
 
-def test_bandit_of_the_copg_paper():
+def test_the_optimum_matches_the_bandit_of_the_copg_paper():
   reference, rewards = np.log(np.full((1, 3), 1 / 3)), np.array([[2.5, 2.0, 1.0]])
   logps, values = toy.optimum(reference, rewards, 0.5)
   np.testing.assert_allclose(np.exp(logps[0]), [0.70538, 0.25950, 0.03512], atol=5e-6)
@@ -181,18 +181,18 @@ def test_regret_is_tau_times_kl_to_the_optimum():
   np.testing.assert_allclose(toy.regret(logps, reference, rewards, tau), tau * toy.kl(logps, best), rtol=1e-9)
 
 
-def test_kl_of_a_policy_that_never_says_some_words():
+def test_kl_is_finite_where_a_policy_excludes_words():
   sure = np.full((1, 4), -np.inf)
   sure[0, 2] = 0.0
   assert toy.kl(sure, np.log(np.full((1, 4), 0.25)))[0] == pytest.approx(math.log(4))
 
 
-def test_complete_adds_what_is_missing():
+def test_complete_adds_the_missing_probability():
   logps = np.log([[0.2, 0.6], [0.5, 0.5 + 1e-9]])
   np.testing.assert_allclose(np.exp(toy.complete(logps)), [[0.2, 0.6, 0.2], [0.5, 0.5, 0.0]], atol=1e-8)
 
 
-def test_anything_else_may_be_split_without_changing_the_optimum():
+def test_splitting_the_other_texts_does_not_change_the_optimum():
   _, reference, rewards = matrices()
   logps, values = toy.optimum(reference, rewards, 0.3)
   halves = np.concatenate([reference[:, :-1], reference[:, -1:] + np.log([0.3, 0.7])], -1)
@@ -201,7 +201,7 @@ def test_anything_else_may_be_split_without_changing_the_optimum():
   np.testing.assert_allclose(np.exp(split_logps[:, -2:]).sum(-1), np.exp(logps[:, -1]), rtol=1e-10)
 
 
-def test_the_world_asks_for_a_value_function():
+def test_the_world_needs_a_value_function():
   """V* spreads wider over prompts than responses differ within one, and the log is far from the reference."""
   xs, reference, rewards = matrices()
   _, values = toy.optimum(reference, rewards, 0.4)
