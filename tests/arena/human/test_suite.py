@@ -164,7 +164,7 @@ def test_what_cannot_be_dealt_is_refused(tmp_path, one_device):
   make = suite_of(tmp_path / 'arena', one_device, write(tmp_path / 'a.jsonl', 2, 0))
   with pytest.raises(UsageError, match='part .* is empty'):
     human.parts(make().run.args[0], vocabularies.vocabulary('bytes'))
-  with pytest.raises(UsageError, match='pass --triplets FILE'):
+  with pytest.raises(UsageError, match='pass them as --triplets=FILE'):
     human.human(str(tmp_path), lambda: human.Feedback(None))
 
 
