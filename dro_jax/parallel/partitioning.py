@@ -111,7 +111,7 @@ class MeshSpec:
 
 def make_mesh(*sizes: int, devices: Sequence[Any] | None = None, **settings: Any) -> Mesh:
   """The mesh of `MeshSpec(*sizes, **settings)` over devices, all that are here by default."""
-  return MeshSpec(*sizes, **settings).over(devices)
+  return MeshSpec(*sizes, **settings).over(devices)  # type: ignore[arg-type]
 
 
 def _filled(sizes: Mapping[str, int], count: int, what: str) -> tuple[int, ...]:
