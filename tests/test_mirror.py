@@ -32,8 +32,8 @@ ELSEWHERE = {
     'models/t5/names',
   ),
   'cli/test_main.py': (
-    'cli/bindings', 'cli/checks', 'cli/configs', 'cli/flags', 'cli/help', 'cli/registry', 'cli/tables',
-    'cli/values', 'main',
+    'cli/bindings', 'cli/checks', 'cli/configs', 'cli/flags', 'cli/help', 'cli/own_algorithm', 'cli/registry',
+    'cli/tables', 'cli/values', 'main',
   ),
   'configs/test_configs.py': (
     'configs/differences', 'configs/parameters', 'configs/settings', 'configs/table', 'configs/text',
@@ -69,6 +69,7 @@ ELSEWHERE = {
   ),
   'recipes/test_cache_reference.py': ('run/reference_store',),
   'run/test_batches.py': ('run/table_scores',),
+  'run/test_spec.py': ('run/own_algorithm',),
   'run/test_train.py': (
     'run/best', 'run/build', 'run/folder/nonfinite', 'run/loop', 'run/measure', 'run/schedule',
     'run/trained',

@@ -17,6 +17,7 @@ from dro_jax.cli.checks import (
   refuse_unused_macros,
   refuse_wrong_types,
 )
+from dro_jax.cli.own_algorithm import register_own_algorithm
 from dro_jax.cli.registry import configurable_names, defined_macros, unwrapped
 from dro_jax.cli.tables import Command
 from dro_jax.cli.values import flag_value, gin_line
@@ -79,6 +80,9 @@ def configure(
   readers[:] = [pair for pair in readers if pair[0] is not gin.resource_reader.system_path_reader]
   with gin.unlock_config():
     gin.clear_config()
+    # Their parameters may be bound anywhere, so gin must know them before it reads anything.
+    for setting in values['set'].value:
+      register_own_algorithm(setting)
     default = tables.GIN_CONFIGS / 'runs' / f'{name}.gin'
     if default.exists():
       _read(gin.parse_config_file, str(default), origin=str(default))

@@ -51,6 +51,18 @@ def module_of(selector: str) -> str:
   return gin.config._REGISTRY.get_match(selector).module
 
 
+def wrapper(selector: str) -> Callable[..., Any] | None:
+  """The function that gin made of a registered one; None where gin knows none of that name."""
+  registered = gin.config._REGISTRY.get(selector)
+  return registered and registered.wrapper
+
+
+def modules_of(name: str) -> set[str]:
+  """The modules in which gin knows a configurable of this name."""
+  selectors = (selector.rpartition('.') for selector, _ in gin.config._REGISTRY.items())
+  return {module for module, _, last in selectors if last == name}
+
+
 def configurable_names() -> list[str]:
   # Gin has no public list of what is registered.
   names = [selector.rsplit('.', 1)[-1] for selector, _ in gin.config._REGISTRY.items()]

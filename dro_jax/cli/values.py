@@ -8,6 +8,7 @@ from typing import Any
 
 import gin
 
+from dro_jax.cli.own_algorithm import own_reference
 from dro_jax.cli.registry import (
   bound_value,
   configurable_names,
@@ -37,14 +38,18 @@ def gin_line(setting: str) -> str:
   name, equals, text = (part.strip() for part in setting.partition('='))
   if not (name and equals):
     raise UsageError(f'--set {setting}: pass --set NAME=VALUE')
-  takes = _text_parts(name)
+  if reference := own_reference(setting):
+    return f'{name} = {reference}'
+  bound = bound_value(name)
+  # Where a configurable stands so far, text is a slip, though the setting admits text.
+  takes = () if isinstance(bound, gin.config.ConfigurableReference) else _text_parts(name)
   value = _gin_value(text, takes)
   if takes:
     return f'{name} = {value}'
   if value == repr(text):
-    _refuse_misplaced_word(setting, bound_value(name), text)
+    _refuse_misplaced_word(setting, bound, text)
   elif value.startswith('@'):
-    _refuse_other_kind(setting, bound_value(name), value)
+    _refuse_other_kind(setting, bound, value)
   return f'{name} = {value}'
 
 

@@ -9,7 +9,7 @@ from dro_jax.configs.effects import ELSEWHERE, PLACE
 from dro_jax.data import scaling as scalings
 from dro_jax.data.records import inheritance
 from dro_jax.data.sources.find import as_names, find
-from dro_jax.data.sources.task_modules import import_module
+from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.storage import hashes
 from dro_jax.data.table import column_store
 from dro_jax.data.table.cache import build_table
@@ -101,8 +101,7 @@ def load_triplets(
   Raises:
     UsageError: the files, fields or options are wrong; names the place and the remedy.
   """
-  for module in [task_modules] if isinstance(task_modules, str) else task_modules:
-    import_module(module)
+  import_modules(task_modules)
 
   def build(name, task_split: str) -> TokenTable:
     options = inheritance.options(inherited, name, columns, map_reward)

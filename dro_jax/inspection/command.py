@@ -31,6 +31,7 @@ _SETTINGS = {
   'ROW_RESPONSE_LENGTH': (RowOptions, 'response_length'),
   'DATA_DIR': (load_triplets, 'data_dir'),
   'CACHE_DIR': (load_triplets, 'cache_dir'),
+  'TASK_MODULES': (load_triplets, 'task_modules'),
 }
 # A run has these by itself: the command leaves out a setting that does not differ.
 DEFAULTS = {

@@ -70,12 +70,14 @@ def inspect_triplets(
   columns_from: str | Sequence[str] | None = None,
   data_dir: str | None = None,
   cache_dir: str | None = None,
+  task_modules: str | Sequence[str] = (),
 ) -> Sections:
   """Looks at triplets as `train` would read them, by the same token table.
 
   Args:
     triplets: as `data.triplets.load_triplets`; so are `eval_triplets`, `columns`, `map_reward`, `template`,
-      `chat_template`, `prompt_length`, `response_length`, `keep`, `columns_from`, `data_dir` and `cache_dir`.
+      `chat_template`, `prompt_length`, `response_length`, `keep`, `columns_from`, `data_dir`, `cache_dir` and
+      `task_modules`.
     init_from: a checkpoint to start from, whose vocabulary is taken.
     vocabulary: 'bytes', or a SentencePiece model; None takes the checkpoint's, or else bytes.
     batch_size: responses of a batch.
@@ -90,9 +92,10 @@ def inspect_triplets(
   """
   words = policy.find_vocabulary(vocabulary, init_from)
   files = {'columns': columns, 'map_reward': map_reward, 'columns_from': columns_from}
+  modules = {'task_modules': task_modules}
   texts = {'template': template, 'chat_template': chat_template, 'data_dir': data_dir, 'cache_dir': cache_dir}
   limits = {'prompt_length': prompt_length, 'response_length': response_length}
-  read = _read(triplets, words, eval_triplets=eval_triplets, keep=keep, **files, **texts, **limits)
+  read = _read(triplets, words, eval_triplets=eval_triplets, keep=keep, **files, **texts, **limits, **modules)
   files |= {'map_reward': read.proposed.map_reward} if read.proposed else {}
   chosen, unscaled = _chosen_scaling(read, scaling)
   batch_size = min(batch_size, len(read.triplets.train))  # A larger one would hold records several times.
@@ -110,7 +113,7 @@ def inspect_triplets(
       'words': read.words, 'map_reward': read.proposed.map_reward, 'complete': read.proposed.complete,
     },
   }  # fmt: skip
-  macros = texts | limits | {
+  macros = texts | limits | modules | {
     'vocabulary': vocabulary, 'keep': keep, 'batch': batch_size, 'tau': temperature, 'reward_scaling': chosen,
     'validation_fraction': read.fraction,
   }  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Any
 
 from dro_jax.checkpoints import policy
 from dro_jax.data.sources import find
+from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.table import beam, cache
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
@@ -25,6 +26,7 @@ def build_table(
   map_reward: str | None = None,
   rewards_required: bool = True,
   data_dir: str | None = None,
+  task_modules: str | Sequence[str] = (),
   cache_dir: str | None = None,
   beam_options: str | None = None,
   piece_megabytes: int = 64,
@@ -36,7 +38,7 @@ def build_table(
     init_from: a checkpoint whose vocabulary is taken.
     vocabulary: `bytes` or a SentencePiece file; `None` is the checkpoint's, else bytes.
     prompt_length, response_length, overlong, keep, template, chat_template, columns, map_reward, data_dir,
-      cache_dir: as for `data.triplets.load_triplets`.
+      task_modules, cache_dir: as for `data.triplets.load_triplets`.
     rewards_required: False accepts records without a reward, for algorithms that read none, such as SFT; the
       table is the same.
     beam_options: flags of Apache Beam; `None` builds on this machine, without it. The table is the same.
@@ -51,6 +53,7 @@ def build_table(
     'template': template,
   }  # fmt: skip
   words = policy.find_vocabulary(vocabulary, init_from)
+  import_modules(task_modules)
   if beam_options is None:
     found = cache.build_table(find.find(triplets, data_dir=data_dir, **read), words, cache_dir, **options)
   else:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dro_jax import files
 from dro_jax.data.sources import find
+from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.text import chat, vocabularies
 from dro_jax.data.text.vocabularies import EOS, PAD, UNKNOWN
 from dro_jax.errors import UsageError
@@ -27,6 +28,7 @@ def train_vocabulary(
   columns: str | None = None,
   chat_template: str = chat.TEMPLATE,
   data_dir: str | None = None,
+  task_modules: str | Sequence[str] = (),
 ) -> dict[str, Any]:
   """Trains a unigram SentencePiece model on every distinct prompt and response, and writes it, whole.
 
@@ -42,6 +44,7 @@ def train_vocabulary(
     columns: the files' own names: 'prompt=question,response=answer'.
     chat_template: of each turn of a prompt that is a conversation.
     data_dir: folder of public data sets got by hand.
+    task_modules: your modules that register seqio tasks.
 
   Returns:
     What was written, on how much text, and characters by token.
@@ -51,6 +54,7 @@ def train_vocabulary(
       of that size: then it says which it makes.
   """
   target = _target(output)
+  import_modules(task_modules)
   found = find.find(triplets, columns=columns, chat_template=chat_template, data_dir=data_dir)
   texts = list(_texts(found))
   if not texts:

@@ -66,7 +66,7 @@ def measured_names(
   """
   names = set(policy_samples.summary(_drawn(draws_ratios, draws_rewards, moves))) if draws else set()
   if algorithm.online is not None:
-    names |= set(rollouts.validation_names())
+    names |= set(rollouts.validation_names(('', MOVING)[: 1 + moves]))
   else:
     losses = ['criterion', 'loss', *(f'loss/{term}' for term in terms)]
     names |= {name + ending for name in losses for ending in ('', MOVING)[: 1 + moves]}

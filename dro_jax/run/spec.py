@@ -19,6 +19,7 @@ from dro_jax.errors import UsageError
 from dro_jax.models.family import Config
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run.batches import RowOptions
+from dro_jax.run.own_algorithm import import_algorithm, refuse_other_kinds
 from dro_jax.run.sampling.rollouts import RolloutOptions
 from dro_jax.run.schedule import Schedule
 from dro_jax.step.optimizers import adafactor
@@ -142,7 +143,7 @@ class RunSpec:
   Args:
     data: triplets, or how to read them given a vocabulary (see `data.triplets.load_triplets`).
     policy: where the policy starts.
-    algorithm: what to minimise (see `algorithms`).
+    algorithm: what to minimise (see `algorithms`); 'FILE.py:NAME' or 'MODULE:NAME' calls your own function.
     compute: how networks are computed.
     value: the value network, where the algorithm has one.
     reference: where the reference's log-probs come from, and how it moves.
@@ -160,7 +161,7 @@ class RunSpec:
 
   data: Triplets | Callable[..., Triplets]
   policy: Annotated[Policy, PARTS] = Policy()
-  algorithm: algorithms.Algorithm | Callable[[], algorithms.Algorithm] = algorithms.dro_v
+  algorithm: algorithms.Algorithm | Callable[[], algorithms.Algorithm] | str = algorithms.dro_v
   compute: Annotated[Compute, PARTS] = Compute()
   value: Annotated[Value, PARTS] = Value()
   reference: References | Callable[[], References] = Frozen()
@@ -174,8 +175,12 @@ class RunSpec:
 
   def __post_init__(self):
     limits.seed(self.seed)
-    code = files.source_of(self.algorithm if callable(self.algorithm) else self.algorithm.loss)
+    source = self.algorithm
+    if isinstance(source, str):
+      object.__setattr__(self, 'algorithm', import_algorithm(source))
+    code = files.source_of(self.algorithm if callable(self.algorithm) else getattr(source, 'loss', None))
     _make_parts(self, 'algorithm', 'reference')
+    refuse_other_kinds(self.algorithm, source)
     object.__setattr__(self, 'algorithm', self.algorithm._replace(code=self.algorithm.code or code))
     _refuse_settings(self)
 

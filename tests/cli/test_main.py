@@ -672,6 +672,54 @@ def test_an_algorithm_is_one_run_however_it_is_chosen(argument):
   assert bindings(argument) == {**bindings(), 'algorithm': 'kto'}
 
 
+OWN_FILE = """
+from dro_jax import algorithms
+
+def mild_dro(tau=0.5, name='mild'):
+  return algorithms.dro_v(tau)._replace(name=name)
+"""
+
+
+@pytest.mark.parametrize('decorated', [False, True])
+def test_an_algorithm_of_ones_own_file_is_chosen_and_bound(tmp_path, monkeypatch, decorated):
+  monkeypatch.chdir(tmp_path)
+  text = OWN_FILE.replace('\ndef', '\nimport gin\n@gin.configurable\ndef') if decorated else OWN_FILE
+  pathlib.Path('own_dro.py').write_text(text)
+  pathlib.Path('own_dro.gin').write_text('mild_dro.name = "bound"\n')
+
+  def chosen(*arguments):
+    _configure('train', '--set=ALGORITHM=own_dro.py:mild_dro', *arguments)
+    return gin.query_parameter('ALGORITHM/gin.macro.value').scoped_configurable_fn()
+
+  assert (chosen().name, chosen().temperature) == ('mild', 0.5)
+  algorithm = chosen('--gin.mild_dro.tau=0.3', '--gin_file=own_dro.gin')
+  assert (algorithm.name, algorithm.temperature) == ('bound', 0.3)
+  assert chosen('--set=mild_dro.tau=0.4').temperature == 0.4
+  # A changed file is read again.
+  pathlib.Path('own_dro.py').write_text(text.replace('0.5', '0.75'))
+  assert chosen().temperature == 0.75
+  monkeypatch.syspath_prepend(tmp_path)
+  _configure('train', '--set=ALGORITHM=own_dro:mild_dro')
+  assert gin.query_parameter('ALGORITHM/gin.macro.value').selector.endswith('own_dro.mild_dro')
+
+
+@pytest.mark.parametrize(
+  'argument, message',
+  [
+    ('--set=ALGORITHM=absent.py:mild_dro', 'ALGORITHM=absent.py:mild_dro: cannot import absent.py'),
+    ('--set=ALGORITHM=own_dro.py:wild_dro', "own_dro.py has no function 'wild_dro'"),
+    ('--set=ALGORITHM=own_dro.py:dro_v', 'dro_jax uses the name dro_v itself'),
+    ('--set=mild_dro.tua=0.3', r"parameter named 'tua'.*did you mean tau\?"),
+    ('--set=TAU=0.3', r'TAU is a setting of .*mild_dro does not read it; its own are mild_dro.tau'),
+  ],
+)
+def test_an_algorithm_of_ones_own_that_cannot_be_had_is_refused(tmp_path, monkeypatch, argument, message):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('own_dro.py').write_text(OWN_FILE)
+  with pytest.raises(UsageError, match=message):
+    _configure('train', '--set=ALGORITHM=own_dro.py:mild_dro', argument)
+
+
 def test_several_settings_that_hold_the_word_are_all_named():
   names = ['POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'STEPS']
   assert did_you_mean('LEARNING_RATE', names) == (

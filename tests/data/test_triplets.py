@@ -298,7 +298,7 @@ def test_a_tasks_fingerprint_follows_its_files_and_code(files, module, tmp_path)
 
 def test_the_error_of_an_unknown_name_lists_the_known_ones(module):
   path, name = module
-  with pytest.raises(UsageError, match=rf'neither a triplet file.*{name}_plain.*task_modules'):
+  with pytest.raises(UsageError, match=rf'neither a triplet file.*{name}_plain.*TASK_MODULES'):
     load(f'{name}_plane', task_modules=path)
   with pytest.raises(UsageError, match="no split 'test'; it has train, validation"):
     load(f'{name}_plain', task_split='test')

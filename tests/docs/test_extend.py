@@ -64,13 +64,20 @@ def run_all(page):
     assert main.main(arguments) == 0, arguments
 
 
-def test_a_loss(place):
+def test_a_loss(place, capsys):
   write_files('loss')
   import test_my_loss
 
   test_my_loss.test_huber_residual()
   run_all('loss')
-  assert json.loads(pathlib.Path('runs/huber/run.json').read_text())['algorithm'] == 'huber'
+  run = json.loads(pathlib.Path('runs/huber/run.json').read_text())
+  assert (run['algorithm'], run['temperature']) == ('huber', 0.3)
+  assert run['code']['algorithm_code']
+  with open('my_loss.py', 'a') as file:
+    file.write('# Changed.\n')
+  [[_, *arguments]] = commands('loss')
+  assert main.main([*arguments, '--set', 'STEPS=6']) == 2
+  assert "the algorithm's file, or one that it imports, holds other code" in capsys.readouterr().err
 
 
 def test_a_data_set(place, capsys):

@@ -71,6 +71,19 @@ def inspected(capsys):
   return run
 
 
+def test_a_data_set_of_ones_own_module_is_inspected_and_proposed(write, inspected):
+  write()
+  with open('own_tasks_of_inspect.py', 'w') as file:
+    file.write(
+      'from dro_jax.data.sources import seqio_tasks\n'
+      "seqio_tasks.register('own_of_inspect', {'train': 'mine.jsonl'})\n"
+    )
+  found = inspected('own_of_inspect', '--set=TASK_MODULES=own_tasks_of_inspect.py')
+  assert found['records'] == 80
+  assert 'TASK_MODULES=own_tasks_of_inspect.py' in shlex.split(found['command'])
+  assert bound(found['command'])['TASK_MODULES'] == 'own_tasks_of_inspect.py'
+
+
 def bound(command):
   """A printed command as the door binds it; gin's own words for what it bound."""
   program, name, *arguments = shlex.split(command)

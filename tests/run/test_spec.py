@@ -55,6 +55,52 @@ def test_no_microbatch_is_refused():
     Batches(microbatches=0)
 
 
+OWN_FILE = """
+from dro_jax import algorithms
+
+def mild_dro(tau=0.5, name='mild'):
+  return algorithms.dro_v(tau)._replace(name=name)
+
+def number():
+  return 3
+
+value = 3
+"""
+
+
+def test_a_text_names_an_algorithm_of_ones_own_file(tmp_path, monkeypatch):
+  file = tmp_path / 'own_losses.py'
+  file.write_text(OWN_FILE)
+  spec = RunSpec(data=None, algorithm=f'{file}:mild_dro')
+  assert spec.algorithm.name == 'mild' and spec.algorithm.temperature == 0.5
+  assert spec.algorithm.code is not None
+  assert RunSpec(data=None, algorithm=f'{file}:mild_dro').algorithm.code == spec.algorithm.code
+  monkeypatch.syspath_prepend(tmp_path)
+  assert RunSpec(data=None, algorithm='own_losses:mild_dro').algorithm.code == spec.algorithm.code
+  file.write_text(OWN_FILE + '# Changed.')
+  assert RunSpec(data=None, algorithm=f'{file}:mild_dro').algorithm.code != spec.algorithm.code
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('dro_v', r"ALGORITHM='dro_v' names no algorithm: pass FILE.py:NAME or MODULE:NAME"),
+    ('absent.py:mild_dro', r'ALGORITHM=absent.py:mild_dro: cannot import absent.py \(.*pass a .py file'),
+    ('no.such.module:mild_dro', r"cannot import no.such.module \(No module named 'no'\)"),
+    ('own.py:milder', r"own.py has no function 'milder': pass the name of a function that returns"),
+    ('own.py:value', r"own.py has no function 'value'"),
+    ('own.py:number', r'ALGORITHM: own.py:number returned int.*Algorithm'),
+    ('broken.py:mild_dro', r'importing broken.py raised ZeroDivisionError: division by zero'),
+  ],
+)
+def test_a_text_that_names_no_algorithm_is_refused(tmp_path, monkeypatch, text, message):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'own.py').write_text(OWN_FILE)
+  (tmp_path / 'broken.py').write_text('1 / 0')
+  with pytest.raises(UsageError, match=message):
+    RunSpec(data=None, algorithm=text)
+
+
 def own(tau: float = 1.0) -> algorithms.Algorithm:
   return algorithms.dro_v(tau)._replace(name='own')
 

@@ -116,7 +116,7 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
     raise UsageError(
       f"triplets '{name}'{near}: neither a triplet file ({', '.join(triplets.FORMATS)}) "
       f'nor a data set, seqio task or mixture ({", ".join(known) or "none is registered"}); for your own '
-      'task pass the module that registers it: --gin.load_triplets.task_modules="\'FILE.py\'"'
+      'task pass the module that registers it: --set TASK_MODULES=FILE.py'
     ) from error
   is_mixture = isinstance(source, seqio.Mixture)
   tasks = source.tasks if is_mixture else [source]

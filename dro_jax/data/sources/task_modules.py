@@ -1,11 +1,18 @@
 """A user's task modules, imported by name."""
 
 import types
+from collections.abc import Sequence
 
 from dro_jax import files
 from dro_jax.errors import UsageError
 
 _imported: dict[str, str] = {}  # Digests of the task modules that this process has imported.
+
+
+def import_modules(names: str | Sequence[str]) -> None:
+  """Imports a user's task modules: one name, or several."""
+  for name in [names] if isinstance(names, str) else names:
+    import_module(name)
 
 
 def import_module(name: str) -> types.ModuleType:

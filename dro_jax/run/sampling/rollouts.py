@@ -5,7 +5,7 @@ is the same run.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -270,9 +270,10 @@ def _inside(lengths: Int[Array, 'B K'], length: int) -> Bool[Array, 'B K L']:
   return jnp.arange(length)[None, None, :] < lengths[:, :, None]
 
 
-def validation_names() -> list[str]:
-  """Names of the measures of `validate`."""
-  return list(_summary(*np.zeros((5, 1, 2)), temperature=1.0))
+def validation_names(endings: Collection[str] = ('',)) -> list[str]:
+  """Names of the measures of `validate`, against policies whose measures' names have these endings."""
+  samples_BK = np.zeros((1, 2))
+  return list(_summary(*[samples_BK] * 4, dict.fromkeys(endings, samples_BK), temperature=1.0))
 
 
 def _summary(

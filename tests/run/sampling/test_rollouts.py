@@ -107,6 +107,17 @@ def test_the_reward_rises(run, algorithm, tmp_path):
   assert result['time/generate_seconds'] > 0
 
 
+@pytest.mark.parametrize(
+  'metric, changes',
+  [('eval/reward', {}), ('eval/kl_moving', {'reference': functools.partial(step_reference.Hard, every=1)})],
+)
+def test_the_best_checkpoint_is_chosen_by_a_measure_of_fresh_samples(run, tmp_path, metric, changes):
+  result = run(tmp_path, LEARNERS['rloo'], steps=1, eval_every=1, best_metric=metric, **changes)
+  assert metric in result
+  with pytest.raises(UsageError, match="best_metric='eval/lost' is not measured.*eval/reward"):
+    run(tmp_path / 'wrong', LEARNERS['rloo'], steps=1, eval_every=1, best_metric='eval/lost')
+
+
 def test_a_trust_region_run_is_measured_against_the_initial_policy(run, tmp_path):
   hard = functools.partial(step_reference.Hard, every=1)
   result = run(tmp_path, LEARNERS['rloo'], steps=1, eval_every=1, reference=hard)
