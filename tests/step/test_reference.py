@@ -34,10 +34,10 @@ def run(method, scheme, num_steps=3, num_microbatches=1):
     scoring.make_score(policy, value),
     algorithm,
     txs,
-    scheme(scoring.make_score(policy)),
+    scheme().build(scoring.make_score(policy)),
     num_microbatches=num_microbatches,
   )
-  moves = scheme(scoring.make_score(policy)).initial is not None
+  moves = scheme().build(scoring.make_score(policy)).initial is not None
   state = train_state.create(params, txs, True, algorithm.statistics, keeps_initial=moves)
   step = jax.jit(step)
   rows = ROWS._replace(
@@ -105,7 +105,7 @@ def test_a_moving_reference_is_measured_by_the_initial_policy():
     score({'policy': x}, ROWS).logps for x in (states[2].params['policy'], params['policy'])
   )
   for num_microbatches in (1, 2):
-    measure = train_step.make_measure(scheme(scoring.make_score(policy)), num_microbatches)
+    measure = train_step.make_measure(scheme().build(scoring.make_score(policy)), num_microbatches)
     found = jax.jit(measure)(states[2], ROWS, logps)
     rho = np.asarray(logps - initial_logps, np.float64)
     assert rho.std() > 1e-3
