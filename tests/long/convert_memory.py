@@ -107,7 +107,7 @@ def same(first: str, second: str) -> bool:
   import numpy as np
   from etils import epath
 
-  from dro_jax.checkpoints.t5x import write as t5x
+  from dro_jax.checkpoints.t5x import read as t5x
 
   opened = [t5x.open_checkpoint(t5x.find(epath.Path(folder))).weights for folder in (first, second)]
   return opened[0].keys() == opened[1].keys() and all(

@@ -51,11 +51,13 @@ def config(scan: bool = False):
 
 
 def tools(scan: bool = False):
-  """Networks, a mesh, the state's shapes and what makes it, as `train` has them."""
+  """Networks, a mesh, what makes a state of parameters, and its shapes, as a run has them."""
   import functools
 
+  import jax
+
   from dro_jax.parallel import partitioning
-  from dro_jax.run import build, networks
+  from dro_jax.run import networks
   from dro_jax.step import optimizers
   from dro_jax.step import state as train_state
 
@@ -64,23 +66,32 @@ def tools(scan: bool = False):
   create = functools.partial(
     train_state.create, optimizers={'policy': optimizers.adafactor(1e-3)}, uses_reference=True
   )
-  return nets, mesh, create, build.abstract_state(create, nets, mesh)
+  abstract = jax.eval_shape(create, networks.abstract_on(nets, mesh))
+  where = partitioning.state_shardings(abstract, networks.shardings(nets, mesh), mesh)
+  return nets, mesh, create, networks.with_shardings(abstract, where)
+
+
+def first_state(nets, mesh, create, abstract, init_from: str | None = None):
+  """A state as `Run.init` makes it."""
+  import jax
+
+  from dro_jax.run import networks
+
+  where = jax.tree.map(lambda x: x.sharding, abstract)
+  params = networks.initial_params(nets, mesh, 0, init_from)
+  return jax.jit(create, donate_argnums=0, out_shardings=where)(params)
 
 
 def fresh(folder: pathlib.Path) -> int:
-  from dro_jax.run import build
-
   nets, mesh, create, abstract = tools()
-  build.fresh_state(create, nets, mesh, abstract, 0, None)
+  first_state(nets, mesh, create, abstract)
   return size(abstract)
 
 
 def saved(folder: pathlib.Path) -> int:
   """Each process's copy on its way to the disk is one share more."""
-  from dro_jax.run import build
-
   nets, mesh, create, abstract = tools()
-  state = build.fresh_state(create, nets, mesh, abstract, 0, None)
+  state = first_state(nets, mesh, create, abstract)
   with opened(folder) as checkpoints:
     checkpoints.save(1, state)
     checkpoints.wait()
@@ -110,10 +121,8 @@ def imported(folder: pathlib.Path) -> int:
 
 
 def plain(folder: pathlib.Path, scan: bool = False) -> int:
-  from dro_jax.run import build
-
   nets, mesh, create, abstract = tools(scan)
-  build.fresh_state(create, nets, mesh, abstract, 0, str(folder / 'imported'))
+  first_state(nets, mesh, create, abstract, str(folder / 'imported'))
   return size(abstract)
 
 
