@@ -32,7 +32,7 @@ MEANINGS = {
   'log_ratio_std': 'its standard deviation',
   'logp': 'log π of logged responses',
 }
-AXES = {'examples': 'examples', 'flops': 'FLOPs', 'eval/kl': MEANINGS['kl']}
+AXES = {'examples': 'examples seen', 'flops': 'FLOPs of training', 'eval/kl': MEANINGS['kl']}
 _CURVES = (
   'sample_reward', 'within_prompt_accuracy/log_ratio', 'within_prompt_accuracy/logp', 'rank_correlation', 'kl'
 )  # fmt: skip
@@ -221,7 +221,7 @@ def _refuse_other_prompts(first: Run, run: Run) -> None:
 
 
 def _refuse_other_rewards(first: Run, run: Run) -> None:
-  a, b = common([first.last, run.last])
+  a, b = validation.common([first.last, run.last])
   if a.rewards is not None and b.rewards is not None and not np.allclose(a.rewards, b.rewards, atol=1e-4):
     i = int(np.argmax(np.abs(a.rewards - b.rewards)))
     raise _incomparable(
@@ -239,49 +239,11 @@ def _incomparable(first: Run, run: Run, what: str, a: Any, b: Any) -> UsageError
 # --- numbers ------------------------------------------------------------------------------------------------
 
 
-def common(found: Sequence[Validation]) -> list[Validation]:
-  """What all validations measured, in the same order: responses by example, samples by prompt."""
-  result = list(found)
-  for key, fields in (
-    ('examples', (
-      'examples', 'prompts', 'rewards', 'lengths', 'logps', 'reference_logps', 'values',
-      'moving_reference_logps',
-    )),
-    ('sample_prompts', (
-      'sample_prompts', 'samples', 'sample_lengths', 'sample_log_ratios', 'sample_rewards',
-      'sample_moving_log_ratios',
-    )),
-  ):  # fmt: skip
-    having = [i for i, each in enumerate(result) if getattr(each, key) is not None]
-    picks = _aligned([_numbered(getattr(result[i], key)) for i in having])
-    for i, pick in zip(having, picks):
-      present = {name: getattr(result[i], name) for name in fields}
-      result[i] = result[i]._replace(**{name: x[pick] for name, x in present.items() if x is not None})
-  return result
-
-
-def _numbered(digests: np.ndarray) -> list[tuple[int, int]]:
-  """Each digest with how often it occurred before, for a log may hold a response twice."""
-  seen: dict[int, int] = {}
-  result = []
-  for digest in digests.tolist():
-    result.append((digest, seen.setdefault(digest, 0)))
-    seen[digest] += 1
-  return result
-
-
-def _aligned(keys: Sequence[Sequence[tuple[int, int]]]) -> list[np.ndarray]:
-  """For each list, where it has the keys that all of them have."""
-  places = [{key: i for i, key in enumerate(of)} for of in keys]
-  shared = sorted(set.intersection(*map(set, places))) if places else []
-  return [np.array([of[key] for key in shared], int) for of in places]
-
-
 def compared(
   runs: Sequence[Run], moment: str, resamples: int, seed: int
 ) -> tuple[tables.Table, tables.Table]:
   """Metrics with intervals over prompts, and their differences from the first run's with paired ones."""
-  found = common([getattr(run, moment) for run in runs])
+  found = validation.common([getattr(run, moment) for run in runs])
   draws = {'resamples': resamples, 'seed': seed}
   values: dict[str, dict[str, Any]] = {}
   differences: dict[str, dict[str, Any]] = {}
@@ -401,7 +363,7 @@ def _latest(run: Run, name: str) -> float | int | None:
 
 
 def curves(run: Run) -> list[dict[str, float | int]]:
-  """A point for each validation: what was spent, KL, and what is comparable."""
+  """A point for each validation, that of the first policy too: what was spent, KL, and what is comparable."""
   names = {'step', *AXES, *(f'eval/{metric}' for metric in MEANINGS)}
   return [
     {name: value for name, value in record.items() if name in names}
@@ -430,12 +392,12 @@ def plot(points: Mapping[str, Sequence[Mapping[str, Any]]], file: pathlib.Path) 
   flat = [point for of in points.values() for point in of]
   metrics = [metric for metric in _CURVES if any(f'eval/{metric}' in point for point in flat)]
   axes = [axis for axis in AXES if any(axis in point for point in flat)]
-  figure = Figure(figsize=(4 * len(axes), 3 * len(metrics)), layout='constrained')
+  figure = Figure(figsize=(4.4 * len(axes), 3 * len(metrics)), layout='constrained')
   grid = figure.subplots(len(metrics), len(axes), squeeze=False)
   for row, metric in enumerate(metrics):
     for column, axis in enumerate(axes):
       _draw(grid[row, column], points, axis, f'eval/{metric}')
-      grid[row, column].set(xlabel=AXES[axis], ylabel=MEANINGS[metric] if column == 0 else None)
+      grid[row, column].set(xlabel=AXES[axis], ylabel=MEANINGS[metric])
   grid[0, 0].legend()
   figure.savefig(file, dpi=120)
 

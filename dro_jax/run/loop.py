@@ -15,6 +15,7 @@ from dro_jax.checkpoints import orbax
 from dro_jax.data.batches import loader
 from dro_jax.errors import Interrupted, NotFinite, Stopped
 from dro_jax.parallel import interrupts, partitioning
+from dro_jax.run import outcome
 from dro_jax.run.build import Run
 from dro_jax.run.folder import configs, nonfinite, spending, validation
 from dro_jax.run.folder.records import RunWriter
@@ -61,6 +62,7 @@ def run_loop(
   noticed = interrupts.noticed(several=jax.process_count() > 1)
   with contextlib.closing(writer), contextlib.closing(checkpoints), noticed as stopped:
     _announce(going, state)
+    _evaluate_start(going, state)
     pending, clock, said = None, Clock(), first > 0
     for step, rows in run.batches(first, schedule.steps):
       rows, times = run.with_responses(state, step, rows)
@@ -94,6 +96,7 @@ def run_loop(
         _raise_stopped(stopped, step + 1)
     checkpoints.wait()
     _ = said or _say_saved(going)
+    _show_outcome(going)
   return {'model_dir': str(folder), 'step': max(first, schedule.steps), **latest}
 
 
@@ -218,11 +221,29 @@ def _evaluate(going: _Going, state: TrainState, step: int, so_far: Mapping[str, 
   return measured
 
 
+def _evaluate_start(going: _Going, state: TrainState) -> None:
+  """Validates the first policy, which is the reference: its numbers stand beside all later ones."""
+  run = going.run
+  if int(state.step) or run.loaders.eval is None or not run.schedule.steps:
+    return
+  _evaluate(going, state, 0, {'examples': 0.0} | ({'flops': 0.0} if run.rollouts is None else {}))
+  if jax.process_index() == 0:
+    validation.keep(going.folder, (0,))  # Of a run that was begun here before, and saved nothing.
+
+
+def _show_outcome(going: _Going) -> None:
+  """Says what came of the run, where its first policy was measured."""
+  if jax.process_index() == 0:
+    best = going.checkpoints.best_step()
+    if (result := outcome.read(going.folder, best)) is not None:
+      going.writer.show(result)
+
+
 def _keep_validations(going: _Going) -> None:
-  """Keeps those of the newest validation and of the checkpoints that are kept."""
+  """Keeps those of the first policy, of the newest validation and of the checkpoints that are kept."""
   if jax.process_index() == 0:
     newest = validation.steps(going.folder)[-1:]
-    kept = (*newest, going.checkpoints.latest_step(), going.checkpoints.best_step())
+    kept = (0, *newest, going.checkpoints.latest_step(), going.checkpoints.best_step())
     validation.keep(going.folder, kept)
 
 

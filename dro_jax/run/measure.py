@@ -81,7 +81,10 @@ def _refuse_nonfinite(
   bad = np.flatnonzero(~np.isfinite(arrays).all(axis=0)) if arrays else ()
   names = ', '.join(table.ids[int(i)] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
   where = f', in {len(bad)} of them: {names}' if len(bad) else ''
+  when, saved = f'after step {step}', 'That step is not saved, and earlier checkpoints are intact'
+  if not step:
+    when, saved = 'before the first step', 'Nothing was saved'
   raise NotFinite(
-    f'{", ".join(wrong)} of the held-out responses is not finite after step {step}{where}. That step is not '
-    'saved, and earlier checkpoints are intact. Lower the learning rate or raise τ if the data are sound.'
+    f'{", ".join(wrong)} of the held-out responses is not finite {when}{where}. {saved}. Lower the learning '
+    'rate or raise τ if the data are sound.'
   )

@@ -116,7 +116,7 @@ def test_what_both_scored_is_compared(write):
   assert '43 held-out responses' in table(result, 'Last validation')['note']
   assert row(result, 'Last validation: difference from a', 'logp')['b']['value'] == pytest.approx(0.0)
   twice = np.array([1, 1, 2], np.uint64)
-  one, other = report._aligned([report._numbered(twice), report._numbered(twice[[2, 0]])])
+  one, other = validation._aligned([validation._numbered(twice), validation._numbered(twice[[2, 0]])])
   assert (one.tolist(), other.tolist()) == ([0, 2], [1, 0])
 
 

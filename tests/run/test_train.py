@@ -127,8 +127,9 @@ def test_a_run_leaves_what_it_is_and_did(whole):
   folder, result = whole
   assert result['step'] == 4
   steps = [record['step'] for record in records(folder)]
-  assert steps == [1, 2, 2, 3, 4, 4]
-  first = records(folder)[0]
+  assert steps == [0, 1, 2, 2, 3, 4, 4]
+  before, first = records(folder)[:2]
+  assert before['examples'] == before['flops'] == 0 and before['eval/log_ratio'] == 0
   assert first['log_ratio_max'] == 0.0
   for name in (
     'loss', 'loss/policy', 'loss/value', 'reward', 'log_ratio', 'log_ratio_std', 'value_explained_variance',
@@ -137,11 +138,11 @@ def test_a_run_leaves_what_it_is_and_did(whole):
   ):  # fmt: skip
     assert np.isfinite(first[name]), name
   assert {'time/step_seconds', 'time/tokens_per_second'} <= json.loads(
-    (folder / 'metrics.jsonl').read_text().splitlines()[0]
+    (folder / 'metrics.jsonl').read_text().splitlines()[1]
   ).keys()
-  assert np.isfinite(records(folder)[2]['eval/rank_correlation'])
+  assert np.isfinite(records(folder)[3]['eval/rank_correlation'])
   samples = [json.loads(line) for line in (folder / 'samples.jsonl').read_text().splitlines()]
-  assert [sample['step'] for sample in samples] == [2, 4]
+  assert [sample['step'] for sample in samples] == [0, 2, 4]
   metadata = json.loads((folder / 'run.json').read_text())
   assert metadata['data']['scaling']['effective_temperature'] == 1.0
   assert any(name.startswith('events') for name in os.listdir(folder))
@@ -402,12 +403,13 @@ def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region,
   for record in trained:
     assert record['log_ratio_max_moving'] == 0.0
     assert (record['log_ratio_max'] > 0) == (record['step'] > 1)
-  for record in validated:
+  assert validated[0]['step'] == validated[0]['eval/kl'] == validated[0]['eval/log_ratio_std'] == 0
+  for record in validated[1:]:
     assert record['eval/kl_moving'] == record['eval/log_ratio_std_moving'] == 0.0
     assert abs(record['eval/kl']) > 1e-5 and record['eval/log_ratio_std'] > 1e-4
     assert record['eval/criterion'] == record['eval/loss/value'] != record['eval/criterion_moving']
     assert 'eval/within_prompt_accuracy/log_ratio_moving' in record
-  best = min((2, 4), key=lambda step: validated[step - 1]['eval/criterion'])
+  best = min((2, 4), key=lambda step: validated[step]['eval/criterion'])
   assert orbax.load_metadata(tmp_path / 'whole')['step'] == best
   with pytest.raises(UsageError, match='is not measured') as error:
     trust_region(tmp_path / 'wrong', steps=4, best_metric='eval/lost')
@@ -474,7 +476,7 @@ def test_a_run_that_goes_on_without_validations_keeps_its_best(whole, run, tmp_p
   run(folder, steps=5, eval_every=0, keep_last=1)
   assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == [str(best), '5']
   assert orbax.load_metadata(folder)['step'] == best
-  assert validation.steps(folder) == sorted({best, 4})
+  assert validation.steps(folder) == sorted({0, best, 4})
 
 
 def test_a_run_whose_checkpoints_were_removed_is_left_as_it_is(whole, run, tmp_path):
@@ -490,7 +492,7 @@ def test_a_run_whose_checkpoints_were_removed_is_left_as_it_is(whole, run, tmp_p
 def test_the_best_checkpoint_is_the_criterions(run, tmp_path):
   run(tmp_path / 'right', eval_every=3, checkpoint_every=2)
   measured = {r['step']: r for r in records(tmp_path / 'right') if 'eval/criterion' in r}
-  assert sorted(measured) == [2, 3, 4]  # What is saved is measured, too.
+  assert sorted(measured) == [0, 2, 3, 4]  # What is saved is measured, too.
   assert all(r['eval/criterion'] == r['eval/loss/value'] for r in measured.values())
   best = min((2, 4), key=lambda step: measured[step]['eval/criterion'])
   assert orbax.load_metadata(tmp_path / 'right')['step'] == best
@@ -506,7 +508,7 @@ def test_a_validation_loss_that_is_not_finite_stops_before_the_checkpoint(run, t
     return loaded
 
   with pytest.raises(
-    NotFinite, match='criterion of the held-out responses is not finite after step 1, in .*: r'
+    NotFinite, match='criterion of the held-out responses is not finite before the first step, in .*: r'
   ):
     run(tmp_path / 'run', data=data, steps=1)
   assert orbax.newest_step(tmp_path / 'run') is None

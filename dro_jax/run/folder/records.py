@@ -46,8 +46,9 @@ class RunWriter:
       return
     self._folder = pathlib.Path(model_dir)
     for name in ('metrics.jsonl', 'samples.jsonl'):
-      keep_until(self._folder / name, first_step)
-    self._events = SummaryWriter(model_dir, purge_step=first_step + 1)
+      # A run that saved nothing begins anew, and measures its first policy again.
+      keep_until(self._folder / name, first_step if first_step else -1)
+    self._events = SummaryWriter(model_dir, purge_step=first_step + 1 if first_step else 0)
     console = Console(file=sys.stderr)
     # What a narrow terminal has no room for is the end of the metrics.
     rest = TextColumn('{task.description}', table_column=Column(ratio=1, no_wrap=True, overflow='ellipsis'))
@@ -87,6 +88,11 @@ class RunWriter:
     """Prints a line above the bar."""
     if self._primary:
       self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+  def show(self, renderable: Any) -> None:
+    """Prints a table, or the like, above the bar."""
+    if self._primary:
+      self._bar.console.print(renderable, highlight=False)
 
   def flush(self) -> None:
     """What was recorded so far is on disk."""

@@ -5,7 +5,7 @@ MODEL_DIR/eval/STEP.npz     of the newest validation, and of the newest and best
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -144,3 +144,41 @@ def keep(model_dir: pathlib.Path, kept: Iterable[int | None]) -> None:
   for step in steps(model_dir):
     if step not in wanted:
       (model_dir / 'eval' / f'{step}.npz').unlink()
+
+
+def common(found: Sequence[Validation]) -> list[Validation]:
+  """What all validations measured, in the same order: responses by example, samples by prompt."""
+  result = list(found)
+  for key, fields in (
+    ('examples', (
+      'examples', 'prompts', 'rewards', 'lengths', 'logps', 'reference_logps', 'values',
+      'moving_reference_logps',
+    )),
+    ('sample_prompts', (
+      'sample_prompts', 'samples', 'sample_lengths', 'sample_log_ratios', 'sample_rewards',
+      'sample_moving_log_ratios',
+    )),
+  ):  # fmt: skip
+    having = [i for i, each in enumerate(result) if getattr(each, key) is not None]
+    picks = _aligned([_numbered(getattr(result[i], key)) for i in having])
+    for i, pick in zip(having, picks):
+      present = {name: getattr(result[i], name) for name in fields}
+      result[i] = result[i]._replace(**{name: x[pick] for name, x in present.items() if x is not None})
+  return result
+
+
+def _numbered(digests: np.ndarray) -> list[tuple[int, int]]:
+  """Each digest with how often it occurred before, for a log may hold a response twice."""
+  seen: dict[int, int] = {}
+  result = []
+  for digest in digests.tolist():
+    result.append((digest, seen.setdefault(digest, 0)))
+    seen[digest] += 1
+  return result
+
+
+def _aligned(keys: Sequence[Sequence[tuple[int, int]]]) -> list[np.ndarray]:
+  """For each list, where it has the keys that all of them have."""
+  places = [{key: i for i, key in enumerate(of)} for of in keys]
+  shared = sorted(set.intersection(*map(set, places))) if places else []
+  return [np.array([of[key] for key in shared], int) for of in places]

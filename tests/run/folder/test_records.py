@@ -95,3 +95,13 @@ def test_a_full_disk_is_told_in_words(tmp_path):
 def test_an_error_of_ours_is_none_of_the_disks(tmp_path):
   with pytest.raises(FileNotFoundError), files.disk_of(tmp_path):
     (tmp_path / 'absent').read_text()
+
+
+def test_a_run_that_begins_again_drops_the_record_of_its_first_policy(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 0}\n{"step": 1}\n')
+  records.RunWriter(str(tmp_path), first_step=0, num_steps=4).close()
+  assert path.read_text() == ''
+  path.write_text('{"step": 0}\n{"step": 1}\n')
+  records.RunWriter(str(tmp_path), first_step=1, num_steps=4).close()
+  assert path.read_text() == '{"step": 0}\n{"step": 1}\n'

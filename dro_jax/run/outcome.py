@@ -1,0 +1,193 @@
+"""Did it work: a run's first policy against the one that it ends with, on the same held-out prompts."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dro_jax import files
+from dro_jax.printing import tables
+from dro_jax.run.folder import validation
+from dro_jax.run.folder.validation import Validation
+from dro_jax.statistics import agreement
+from dro_jax.statistics.agreement import Estimate
+
+RESAMPLES, SEED = 1000, 0
+FEW_PROMPTS = 50  # Below it the interval of an accuracy is wider than ±.14.
+NEAR, FAR = 0.01, 10.0  # nats of KL: a policy that has hardly moved, and one that has left its reference.
+ANSWERS = 3
+_LONGEST = 300  # Characters of a text that the terminal shows.
+
+_RHO, _LOGP = 'within_prompt_accuracy/log_ratio', 'within_prompt_accuracy/logp'
+_LABELS = {
+  'criterion': 'criterion (lower is better)',
+  'sample_reward': 'reward of own samples',
+  'kl': 'KL(π‖π_ref) of own samples, nats',
+  _RHO: 'within-prompt accuracy of ρ',
+  _LOGP: 'within-prompt accuracy of log π',
+}
+Statistics = Mapping[str, Callable[[np.ndarray], float]]
+
+
+class Outcome(NamedTuple):
+  """A run's numbers and answers before and after, which shows itself as a table.
+
+  Attributes:
+    table: a row for each metric, with `before`, `after` and `change`: numbers, or `Estimate`s over prompts.
+    answers: `prompt`, `before` and `after` of up to three held-out prompts.
+    verdict: one line.
+  """
+
+  table: tables.Table
+  answers: Sequence[Mapping[str, str]]
+  verdict: str
+
+  def __rich__(self) -> Any:
+    from rich import console, text
+
+    shown = [text.Text(line) for line in self._answer_lines()]
+    verdict = text.Text(f'\n{self.verdict}', style='bold')
+    return console.Group(tables.for_terminal(self.table), *shown, verdict)
+
+  def _answer_lines(self) -> list[str]:
+    return [
+      f'{"" if name != "prompt" else chr(10)}{name + ":":<8}{_cut(answer[name])!r}'
+      for answer in self.answers
+      for name in ('prompt', 'before', 'after')
+    ]
+
+
+def read(folder: pathlib.Path, after: int | None = None) -> Outcome | None:
+  """What came of the run in a folder; `None` where its first policy, or a later one, was not validated.
+
+  Args:
+    folder: the run's.
+    after: the step to compare with; `None`, or one whose validation is gone, takes the newest.
+  """
+  steps = validation.steps(folder)
+  if 0 not in steps or steps[-1] == 0:
+    return None
+  step = after if after in steps[1:] else steps[-1]
+  found = validation.common([validation.load(folder, each) for each in (0, step)])
+  records = _records(folder)
+  rows = _criterion_rows(records.get(0, {}), records.get(step, {})) | _measured_rows(*found)
+  table = tables.Table(
+    f'Before and after {step} steps',
+    [{'metric': _LABELS[name], **rows[name]} for name in _LABELS if name in rows],
+    _note(found[1]),
+  )
+  return Outcome(table, _answers(folder, step), _verdict(rows, _num_prompts(found[1])))
+
+
+def _records(folder: pathlib.Path) -> dict[int, Mapping[str, Any]]:
+  """The validations' records, by step."""
+  lines = files.json_lines(folder / 'metrics.jsonl')
+  return {line['step']: line for line in lines if any(name.startswith('eval/') for name in line)}
+
+
+def _criterion_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  a, b = (record.get('eval/criterion') for record in (before, after))
+  if a is None or b is None:
+    return {}
+  return {'criterion': {'before': a, 'after': b, 'change': b - a}}
+
+
+def _measured_rows(before: Validation, after: Validation) -> dict[str, dict[str, Any]]:
+  rows: dict[str, dict[str, Any]] = {}
+  if before.sample_prompts is not None and after.sample_prompts is not None:
+    of = validation.sample_statistics(before), validation.sample_statistics(after)
+    rows |= _rows(*of, len(after.sample_prompts))
+  if before.prompts is not None and after.prompts is not None:
+    first, last = validation.make_statistics(before), validation.make_statistics(after)
+    if _RHO in last:  # At first ρ is 0 but for rounding, which would decide each pair.
+      first[_RHO] = lambda weights_P: 0.5
+      last.pop(_LOGP)
+    rows |= _rows(first, last, len(np.unique(after.prompts)))
+  return rows
+
+
+def _rows(before: Statistics, after: Statistics, num_prompts: int) -> dict[str, dict[str, Any]]:
+  """Both with intervals over prompts; the change's is paired, on the same draws of prompts."""
+  rows = {}
+  for name in _LABELS:
+    if num_prompts and name in before and name in after:
+      f, g = before[name], after[name]
+      change = agreement.bootstrap(lambda w_P, f=f, g=g: g(w_P) - f(w_P), num_prompts, RESAMPLES, SEED)
+      if np.isfinite(change.value):  # Undefined where no prompt has two responses of different reward.
+        a, b = (agreement.bootstrap(each, num_prompts, RESAMPLES, SEED) for each in (f, g))
+        rows[name] = {'before': a, 'after': b, 'change': change}
+  return rows
+
+
+def _num_prompts(found: Validation) -> int:
+  digests = found.prompts if found.prompts is not None else found.sample_prompts
+  return 0 if digests is None else len(np.unique(digests))
+
+
+def _note(found: Validation) -> str:
+  parts = []
+  if found.prompts is not None:
+    parts.append(f'{len(found.prompts)} held-out responses to {_num_prompts(found)} prompts')
+  if found.sample_prompts is not None:
+    parts.append(f'own samples to {len(found.sample_prompts)} prompts')
+  return f'{" and ".join(parts)}; 95 % intervals over prompts.' if parts else ''
+
+
+def _answers(folder: pathlib.Path, step: int) -> list[dict[str, str]]:
+  """The answers to the prompts that were answered both before and after."""
+  file = folder / 'samples.jsonl'
+  lines = list(files.json_lines(file)) if file.exists() else []
+  later = {line['prompt']: line['response'] for line in lines if line['step'] == step}
+  both = [line for line in lines if line['step'] == 0 and line['prompt'] in later]
+  return [
+    {'prompt': line['prompt'], 'before': line['response'], 'after': later[line['prompt']]}
+    for line in both[:ANSWERS]
+  ]
+
+
+def _verdict(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
+  sentences = [_judged(rows)]
+  if (kl := rows.get('kl')) is not None:
+    value = kl['after'].value
+    if abs(value) < NEAR:
+      sentences.append(
+        f'The KL of {tables.text(value)} nats says that the policy has hardly moved: lower τ, raise the '
+        'learning rate, or train longer.'
+      )
+    elif value > FAR:
+      sentences.append(
+        f'The KL of {tables.text(value)} nats says that the policy has left its reference: read its answers.'
+      )
+  if 0 < num_prompts < FEW_PROMPTS:
+    sentences.append(f'{num_prompts} held-out prompts are few, so that this says little of other prompts.')
+  return ' '.join(sentences)
+
+
+def _judged(rows: Mapping[str, Mapping[str, Any]]) -> str:
+  """By the reward of own samples, or else by the order of logged responses, or else by the criterion."""
+  for name in ('sample_reward', _RHO, _LOGP):
+    if name in rows:
+      return _judged_by(_LABELS[name], rows[name]['change'])
+  if 'criterion' not in rows:
+    return 'No verdict: nothing was measured both before and after.'
+  change = rows['criterion']['change']
+  if change < 0:
+    return 'It seems to have worked: the held-out criterion fell. It has no interval here.'
+  return 'It did not work: the held-out criterion did not fall.'
+
+
+def _judged_by(label: str, change: Estimate) -> str:
+  shown = tables.text(change)
+  if change.low > 0:
+    return f'It worked: the {label} rose by {shown}.'
+  if change.high < 0:
+    return f'It made things worse: the {label} changed by {shown}.'
+  return f'Undecided: the {label} changed by {shown}, which chance alone may do.'
+
+
+def _cut(text: str) -> str:
+  return text if len(text) <= _LONGEST else f'{text[:_LONGEST]}…'
+
+
+__all__ = ['ANSWERS', 'Outcome', 'read']

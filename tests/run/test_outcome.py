@@ -1,0 +1,131 @@
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dro_jax.run import outcome
+from dro_jax.run.folder import validation
+from dro_jax.run.folder.validation import Validation
+
+PROMPTS = 60
+
+
+def measured(share, *, kl=0.0, reward=0.0, prompts=PROMPTS, samples=True):
+  """Two responses to each prompt, of which ρ prefers the better in a share of prompts."""
+  digests = np.repeat(np.arange(prompts, dtype=np.uint64), 2)
+  better = np.tile([0.0, 1.0], prompts)
+  right = np.where(np.arange(prompts) < share * prompts, 1.0, -1.0)
+  reference = np.full(2 * prompts, -9.0)
+  own = {
+    'sample_prompts': np.arange(prompts, dtype=np.uint64), 'samples': np.array(['a'] * prompts),
+    'sample_lengths': np.full(prompts, 3), 'sample_log_ratios': np.full(prompts, kl),
+    'sample_rewards': reward + np.linspace(-1, 1, prompts),
+  }  # fmt: skip
+  return Validation(
+    np.asarray(1.0), np.arange(2 * prompts, dtype=np.uint64), digests, better, np.full(2 * prompts, 4),
+    reference + np.repeat(right, 2) * better, reference, **(own if samples else {}),
+  )  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path):
+  def write(steps, criteria=(2.0, 1.0)):
+    for (step, found), criterion in zip(steps.items(), criteria):
+      validation.save(tmp_path, step, found)
+      lines = {
+        'metrics.jsonl': [{'step': step, 'eval/criterion': criterion}, {'step': step, 'loss': 9.0}],
+        'samples.jsonl': [
+          {'step': step, 'prompt': f'p{i}', 'response': f'after {step}: {i}', 'logp': 0.0} for i in range(5)
+        ],
+      }
+      for name, records in lines.items():
+        with open(tmp_path / name, 'a') as file:
+          file.writelines(json.dumps(record) + '\n' for record in records)
+    return tmp_path
+
+  return write
+
+
+def rows(result):
+  return {row['metric']: row for row in result.table.rows}
+
+
+def test_numbers_before_and_after_have_intervals_over_prompts(write):
+  folder = write({0: measured(0.5), 9: measured(0.8, kl=2.0, reward=1.0)})
+  result = outcome.read(folder)
+  found = rows(result)
+  assert list(found) == [
+    'criterion (lower is better)', 'reward of own samples', 'KL(π‖π_ref) of own samples, nats',
+    'within-prompt accuracy of ρ',
+  ]  # fmt: skip
+  assert found['criterion (lower is better)'] == {
+    'metric': 'criterion (lower is better)', 'before': 2.0, 'after': 1.0, 'change': -1.0
+  }  # fmt: skip
+  accuracy = found['within-prompt accuracy of ρ']
+  assert accuracy['before'] == (0.5, 0.5, 0.5)
+  assert accuracy['after'].value == pytest.approx(0.8) and 0.6 < accuracy['after'].low < 0.8
+  # Paired by prompt: every reward rose by as much.
+  assert found['reward of own samples']['change'] == pytest.approx((1.0, 1.0, 1.0))
+  assert result.table.note == (
+    '120 held-out responses to 60 prompts and own samples to 60 prompts; 95 % intervals over prompts.'
+  )
+  assert result.verdict.startswith('It worked: the reward of own samples rose by 1.0')
+
+
+def test_three_prompts_are_shown_with_the_answer_before_and_after(write):
+  result = outcome.read(write({0: measured(0.5), 9: measured(0.8)}))
+  assert result.answers == [
+    {'prompt': f'p{i}', 'before': f'after 0: {i}', 'after': f'after 9: {i}'} for i in range(3)
+  ]
+  console = Console(width=500, record=True, file=io.StringIO())
+  console.print(result)
+  text = console.export_text()
+  assert 'Before and after 9 steps' in text and "before: 'after 0: 2'" in text and result.verdict in text
+
+
+@pytest.mark.parametrize(
+  'changes, says',
+  [
+    ({'share': 0.9}, 'It worked: the within-prompt accuracy of ρ rose by 0.4'),
+    ({'share': 0.1}, 'It made things worse: the within-prompt accuracy of ρ changed by −0.4'),
+    ({'share': 0.55}, 'Undecided: the within-prompt accuracy of ρ changed by .*which chance alone may do'),
+  ],
+)
+def test_without_a_reward_of_own_samples_the_order_of_responses_decides(write, changes, says):
+  result = outcome.read(write({0: measured(0.5, samples=False), 9: measured(**changes, samples=False)}))
+  assert re.search(says, result.verdict)
+
+
+@pytest.mark.parametrize('kl, says', [(0.0, 'has hardly moved'), (20.0, 'has left its reference')])
+def test_the_verdict_says_when_the_policy_stayed_or_left(write, kl, says):
+  assert says in outcome.read(write({0: measured(0.5), 9: measured(0.8, kl=kl)})).verdict
+
+
+def test_few_prompts_are_called_few(write):
+  result = outcome.read(write({0: measured(0.5, prompts=6), 9: measured(0.8, kl=1.0, prompts=6)}))
+  assert '6 held-out prompts are few' in result.verdict
+
+
+def test_with_nothing_but_a_criterion_the_verdict_is_guarded(write):
+  bare = Validation(np.asarray(1.0))
+  result = outcome.read(write({0: bare, 9: bare}))
+  assert result.verdict == ('It seems to have worked: the held-out criterion fell. It has no interval here.')
+
+
+def test_the_best_step_is_compared_where_it_is_kept(write):
+  folder = write({0: measured(0.5), 5: measured(0.9), 9: measured(0.6)}, (3.0, 1.0, 2.0))
+  assert outcome.read(folder, 5).table.title == 'Before and after 5 steps'
+  assert outcome.read(folder, 7).table.title == 'Before and after 9 steps'
+
+
+def test_other_held_out_responses_are_left_out_of_the_comparison(write):
+  result = outcome.read(write({0: measured(0.5, prompts=80), 9: measured(0.8)}))
+  assert result.table.note.startswith('120 held-out responses to 60 prompts')
+
+
+def test_a_run_whose_first_policy_was_not_measured_has_no_outcome(write):
+  folder = write({9: measured(0.8)})
+  assert outcome.read(folder) is None
