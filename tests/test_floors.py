@@ -21,6 +21,7 @@ HOUSE = (
   'arena',
   'cli',
   'demo', 'main',
+  'api',
 )  # fmt: skip
 FLOORS = {room: floor for floor, room in enumerate(HOUSE)}
 

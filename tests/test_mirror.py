@@ -57,7 +57,7 @@ ELSEWHERE = {
   'data/table/test_table.py': ('data/storage/fingerprints', 'data/table/flat'),
   'data/table/test_beam.py': ('data/table/parts', 'data/table/writer'),
   'data/test_triplets.py': ('data/sources/task_modules', 'data/table/cache'),
-  'evaluation/test_generate.py': ('run/sampling/generation',),
+  'evaluation/test_generate.py': ('run/sampling/generation', 'run/sampling/prompts'),
   'inspection/test_inspect.py': (
     'inspection/command', 'inspection/packing', 'inspection/tables', 'inspection/warnings',
   ),
@@ -72,7 +72,7 @@ ELSEWHERE = {
   'run/test_spec.py': ('run/own_algorithm',),
   'run/test_train.py': (
     'run/best', 'run/build', 'run/folder/nonfinite', 'run/loop', 'run/measure', 'run/schedule',
-    'run/trained',
+    'run/summary', 'run/trained',
   ),
   'step/test_train_step.py': ('step/state',),
 }  # fmt: skip

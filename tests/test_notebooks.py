@@ -17,9 +17,12 @@ def read(name):
   return nbformat.read(ROOT / 'notebooks' / name, as_version=4)
 
 
-def outputs(name, folder):
-  """Runs a notebook in a folder."""
+def outputs(name, folder, *changes):
+  """Runs a notebook in a folder, with some of its text replaced."""
   notebook = read(name)
+  for before, after in changes:
+    [cell] = [cell for cell in notebook.cells if before in cell.source]
+    cell.source = cell.source.replace(before, after)
   resources = {'metadata': {'path': str(folder)}}
   nbclient.NotebookClient(notebook, timeout=240, kernel_name='python3', resources=resources).execute()
   return [output for cell in notebook.cells for output in cell.get('outputs', ())]
@@ -47,6 +50,24 @@ def test_arena_reads_what_it_has_run(tmp_path, monkeypatch):
   assert any('Population fixed points' in table and 'dro_v' in table for table in tables)
   assert sum('image/png' in output.get('data', {}) for output in shown) == 2
   assert (tmp_path / 'arena' / 'bandit' / 'results.json').exists()
+
+
+@pytest.mark.long
+def test_quickstart_goes_from_thumbs_to_a_verdict(tmp_path, monkeypatch):
+  monkeypatch.setenv('PYTHONPATH', str(ROOT))
+  shown = outputs('quickstart.ipynb', tmp_path, ('STEPS = 400', 'STEPS = 8'), ('range(1000)', 'range(200)'))
+  data = [output.data for output in shown if 'data' in output]
+  # The table of inspect, the run, and the curves.
+  assert sum('text/html' in each for each in data) == 2
+  assert sum('image/png' in each for each in data) == 1
+  printed = ''.join(output.text for output in shown if output.output_type == 'stream')
+  assert re.search(r'before: .* after: ', printed)
+  assert re.search(r'^gain: [+-]\d\.\d\d, 95 % interval', printed, re.M)
+
+
+def test_quickstart_shows_no_gin():
+  source = '\n'.join(cell.source for cell in read('quickstart.ipynb').cells)
+  assert 'gin' not in re.findall(r'[a-z]+', source) and '--set' not in source
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'notebooks').glob('*.ipynb')), ids=lambda path: path.name)

@@ -1,4 +1,9 @@
-"""Algorithms as data: the losses of each, and the scores and columns that they need."""
+"""Algorithms as data: the losses of each, and the scores and columns that they need.
+
+Example:
+  >>> dro.algorithms.dro_v(tau=0.3).uses_value, dro.algorithms.kto(beta=0.1).uses_value
+  (True, False)
+"""
 
 from dro_jax.algorithms.a_lol import *
 from dro_jax.algorithms.base import (

@@ -100,6 +100,11 @@ def load_triplets(
 
   Raises:
     UsageError: the files, fields or options are wrong; names the place and the remedy.
+
+  Example:
+    >>> data = dro.load_triplets('feedback.jsonl', vocabulary=policy.vocabulary, validation_fraction=0.25)
+    >>> len(data.train) + len(data.eval)
+    120
   """
   import_modules(task_modules)
 

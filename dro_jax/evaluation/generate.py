@@ -14,12 +14,13 @@ import numpy as np
 from dro_jax import files, limits
 from dro_jax.checkpoints import orbax, policy
 from dro_jax.data.records import inheritance, triplets
-from dro_jax.data.text import chat, templates, vocabularies
+from dro_jax.data.text import chat, vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run import networks
 from dro_jax.run.folder import configs
 from dro_jax.run.sampling.generation import make_generator
+from dro_jax.run.sampling.prompts import tokenise_prompts
 
 
 def generate(
@@ -152,18 +153,7 @@ def _tokens(
   model_dir: str, asked: Sequence[str], template: str | None, words: vocabularies.Vocabulary
 ) -> list[np.ndarray]:
   """Prompts as the run's policy reads them: in its template, and cut as in training."""
-  options = _options(orbax.load_metadata(model_dir))
-  template = templates.check_template(template or options.get('template', '{prompt}'))
-  texts = [template.format(prompt=text) for text in asked]
-  # Runs that do not say kept the start.
-  length, keep = options.get('prompt_length', 512), options.get('keep', 'start' if options else 'auto')
-  keeps = [templates.kept_end(keep, chat.is_rendered(text)) for text in asked]
-  cut = [templates.prompt_tokens(ids, length, end) for ids, end in zip(words.encode_batch(texts), keeps)]
-  if count := sum(was_cut for _, was_cut in cut):
-    logging.getLogger(__name__).warning(
-      '%d prompts are over %d tokens, and cut as in training', count, length
-    )
-  return [ids for ids, _ in cut]
+  return tokenise_prompts(asked, words, _options(orbax.load_metadata(model_dir)), template)
 
 
 def _told(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from dro_jax.checkpoints import orbax
 from dro_jax.configs.renamed import read_saved
 from dro_jax.errors import UsageError
 from dro_jax.printing import tables
+from dro_jax.printing.result import Shown
 from dro_jax.run.folder import configs, validation
 from dro_jax.run.folder.validation import Validation
 from dro_jax.statistics import agreement
@@ -63,7 +64,7 @@ class Run(NamedTuple):
   best_step: int
 
 
-class Result(dict):
+class Result(Shown):
   """The report as plain values, which shows itself as tables."""
 
   def __init__(self, content: Mapping[str, Any], shown: Sequence[tables.Table]):

@@ -1,4 +1,11 @@
-"""Every loss: a pure function of float32 arrays that returns the per-example loss, never a mean."""
+"""Every loss: a pure function of float32 arrays that returns the per-example loss, never a mean.
+
+Example:
+  >>> import jax.numpy as jnp
+  >>> loss = dro.losses.sft(jnp.array([-1.5, -0.5]))
+  >>> loss.tolist()
+  [1.5, 0.5]
+"""
 
 from dro_jax.losses.a_lol import a_lol, a_lol_kl, a_lol_ref_free, a_lol_sequence, r_lol
 from dro_jax.losses.dro import dro_p, dro_v_policy, dro_v_residual, dro_v_token_value, dro_v_value

@@ -83,6 +83,10 @@ class MeshSpec:
       before all others in their order, so that an axis may have several:
       [('mlp', 'fsdp'), ('embed', 'fsdp'), ('embed', None)]. {'activation_length': 'model'} cuts hidden states
       by length between layers (arXiv 2205.05198).
+
+  Example:
+    >>> dro.replace(spec, mesh=dro.MeshSpec(fsdp=-1, data=1)).mesh.fsdp
+    -1
   """
 
   data: Annotated[int, LAYOUT] = -1

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from dro_jax.configs.effects import PARTS
 from dro_jax.costs import slices
+from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.preflight import compilation, placeholders
 from dro_jax.preflight.remedies import make_ladder, try_remedies
@@ -29,9 +30,9 @@ def preflight(
   """Compiles a run's train step for a slice, and reports whether it fits and how fast it can be.
 
   Nothing is run or sent anywhere, and nothing need be here: neither the slice nor the data nor the weights.
-  Triplets that are files of this machine are read, and their token table is written where a run keeps it;
-  texts of full length stand in for any other. A checkpoint that is not here must be of the size that the spec
-  names (`policy.config`).
+  Triplets that are loaded are taken. Files of this machine are read, and their token table is written where a
+  run keeps it; texts of full length stand in for any other. A checkpoint that is not here must be of the size
+  that the spec names (`policy.config`).
 
   Args:
     spec: the run.
@@ -48,6 +49,10 @@ def preflight(
 
   Raises:
     UsageError: there is no such slice or no libtpu, or settings or data cannot make a run.
+
+  Example:
+    >>> dro.preflight(spec, 'v5e:2x2').fits
+    True
   """
   where, algorithm = slices.find(topology), spec.algorithm
   if algorithm.online is not None:
@@ -56,7 +61,7 @@ def preflight(
       'offline kin (--gin_file=algorithms/rloo.gin, copg.gin, ...), whose step is the same, without the '
       'sampling.'
     )
-  if not placeholders.are_here(triplets):
+  if not isinstance(spec.data, Triplets) and not placeholders.are_here(triplets):
     spec = placeholders.with_texts_of_full_length(spec, prompt_length, response_length)
   spec = placeholders.without_weights(spec)
   if sweep:

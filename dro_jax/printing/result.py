@@ -1,13 +1,30 @@
 """A command's result on standard output: JSON, tables, or lines."""
 
+import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dro_jax.errors import did_you_mean
 from dro_jax.files import json_text, to_json
 
 
-class Sections(dict[str, Any]):
+class Shown(dict[str, Any]):
+  """Plain values, which may be read as attributes, and which show themselves in a terminal and a notebook."""
+
+  def __getattr__(self, name: str) -> Any:
+    if name in self:
+      return self[name]
+    raise AttributeError(f'no {name!r} here{did_you_mean(name, self)}')
+
+  def __rich__(self) -> Any:
+    raise NotImplementedError
+
+  def _repr_html_(self) -> str:
+    return to_html(self)
+
+
+class Sections(Shown):
   """Lists of rows, by their titles, which show themselves as one table.
 
   Args:
@@ -35,6 +52,24 @@ class Sections(dict[str, Any]):
     shown = {title: tables.listing(rows) for title, rows in self._rows.items() if rows}
     parts = [part for title, rows in shown.items() for part in (text.Text(f'\n{title}', style='bold'), rows)]
     return console.Group(*parts, *([text.Text(f'\n{self._note}')] if self._note else []))
+
+
+_PAGE = '<pre style="line-height: 1.3; white-space: pre; overflow-x: auto">{code}</pre>'
+
+
+def to_html(shown: Any, width: int = 160) -> str:
+  """Something that rich shows, as HTML for a notebook.
+
+  Args:
+    shown: see `Sections`.
+    width: characters of a line.
+  """
+  from rich.console import Console
+
+  console = Console(file=io.StringIO(), record=True, width=width, highlight=False, force_jupyter=False)
+  console.print(shown)
+  text = console.export_html(inline_styles=True, code_format=_PAGE)
+  return '\n'.join(line.rstrip() for line in text.splitlines())
 
 
 def print_result(result: Any, *, as_json: bool) -> None:

@@ -30,6 +30,11 @@ class RowOptions:
     response_length: response tokens of a row; `None` likewise.
     coverage: share of batches that the usual number of rows must hold; the rest take more, which is another
       compilation. Below 1 pays where a few prompts have very many or very long responses.
+
+  Example:
+    >>> rows = dro.RowOptions(prompt_length=64, response_length=32)
+    >>> dro.replace(spec, batches={'rows': rows}).batches.rows.packed
+    True
   """
 
   packed: Annotated[bool, LAYOUT] = True

@@ -20,7 +20,8 @@ from dro_jax.models import scoring
 from dro_jax.models.family import Config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.run import batches, best, networks, reference_store, table_scores
+from dro_jax.printing.result import to_html
+from dro_jax.run import batches, best, networks, reference_store, summary, table_scores
 from dro_jax.run.folder.legacy import Legacy
 from dro_jax.run.measure import Validator
 from dro_jax.run.sampling import generation, policy_samples, rollouts
@@ -157,16 +158,13 @@ class Run:
     ]
 
   def __repr__(self) -> str:
-    train, layout = self.loaders.train, self.loaders.train.layout
-    mesh = ' × '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items())
-    sizes = ', '.join(
-      f'{name} {optax.tree.size(tree):,}' for name, tree in self.abstract_state.params.items()
-    )
-    return (
-      f'Run({self.algorithm.name}: {self.schedule.steps} steps on {mesh}; parameters: {sizes}; '
-      f'{len(train.table):,} records, {train.plan.batch_size} {self.algorithm.unit}s a batch in '
-      f'{layout.rows} rows of {layout.prompt_length} + {layout.response_length} tokens)'
-    )
+    return summary.line(self)
+
+  def __rich__(self) -> Any:
+    return summary.table(self)
+
+  def _repr_html_(self) -> str:
+    return to_html(self)
 
 
 def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = Legacy()) -> Run:
@@ -179,6 +177,14 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
 
   Raises:
     UsageError: settings or data cannot make a run.
+
+  Example:
+    >>> run = dro.build(spec)
+    >>> state = run.init()
+    >>> for step, rows in run.batches(0, 1):
+    ...   state, output = run.step(state, rows)
+    >>> int(state.step), float(output.metrics['loss/value']) > 0
+    (1, True)
   """
   vocabulary = saved_policies.find_vocabulary(spec.policy.vocabulary, spec.policy.init_from)
   config = find_model_config(spec.policy, spec.compute, vocabulary)

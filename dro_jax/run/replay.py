@@ -36,6 +36,11 @@ def replay(
 
   Raises:
     UsageError: the batch is not there, or the newest checkpoint comes after it.
+
+  Example:
+    >>> dro.replay(dro.build(spec), 'runs/dro_v', 'runs/dro_v/nonfinite/1')
+    Traceback (most recent call last):
+    dro_jax.errors.UsageError: --replay=...: pass a folder MODEL_DIR/nonfinite/STEP, which has arrays.npz.
   """
   with opened(run, folder, configs, writes=False) as going:
     return _replay(going.run, going.state, batch)

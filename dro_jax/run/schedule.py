@@ -20,6 +20,10 @@ class Schedule:
     eval_examples: held-out responses to validate on at most, `None` for all.
     sample_prompts: held-out prompts answered greedily at each validation.
     kl_prompts: held-out prompts at most, the answers to which estimate KL(π‖π_ref) at each validation.
+
+  Example:
+    >>> dro.Schedule(steps=2000, eval_every=200).is_due(200, 400)
+    True
   """
 
   steps: Annotated[int, LENGTH] = 1000

@@ -35,6 +35,10 @@ class Policy:
     config: size and kind of the model; `None` takes the checkpoint's.
     vocabulary: `bytes`, a SentencePiece model or a tokenizer.json, or one that is read already; `None` takes
       the checkpoint's, or else bytes.
+
+  Example:
+    >>> dro.Policy(init_from='checkpoints/tiny').config is None  # The checkpoint's.
+    True
   """
 
   init_from: str | None = None
@@ -53,6 +57,10 @@ class Compute:
     remat: recompute in the backward pass: True (layers) or 'dots' (all but products); `None` is the model's.
     dropout_rate: dropout while training, for supervised fine-tuning only.
     compiler_options: more of them for the step's compilation, by name; each kind of device has its own.
+
+  Example:
+    >>> dro.replace(spec, compute=dro.Compute(dtype='bfloat16', remat=True)).compute.dtype
+    'bfloat16'
   """
 
   chunk_size: Annotated[int | None, SPEED] = None
@@ -71,6 +79,10 @@ class Value:
     readout: `prompt`, `attention`, `token`, `batch` or `scalar` (see `models.value.ValueNetwork`).
     shared: read the value off the policy's own trunk.
     frozen_trunk: fit only what reads that trunk's states, not the trunk.
+
+  Example:
+    >>> dro.replace(spec, value=dro.Value(readout='attention', shared=True)).value.shared
+    True
   """
 
   readout: str = 'prompt'
@@ -85,6 +97,11 @@ class Optimizers:
   Args:
     policy: the policy's (see `step.optimizers`), or a function that makes it.
     value: the value network's.
+
+  Example:
+    >>> optimizers = dro.Optimizers(policy=dro.adafactor(1e-4), value=dro.adamw(1e-3))
+    >>> dro.replace(spec, optimizers=optimizers).optimizers.value.learning_rate
+    0.001
   """
 
   policy: optax.GradientTransformation | Callable[[], optax.GradientTransformation] = adafactor
@@ -104,6 +121,10 @@ class Batches:
     microbatches: parts in which a batch is scored and pulled back: less memory, the same numbers.
     rows: how a batch is laid out in rows.
     units: how pairs and groups are formed.
+
+  Example:
+    >>> dro.replace(spec, batches=dro.Batches(size=64, microbatches=4)).batches.size
+    64
   """
 
   size: int = 32
@@ -126,6 +147,10 @@ class Keep:
     best: best ones.
     metric: the validation's number that the best is chosen by; `None` keeps the newest only.
     mode: `min` or `max`.
+
+  Example:
+    >>> dro.replace(spec, keep=dro.Keep(last=1, metric='eval/kl')).keep.best
+    1
   """
 
   last: Annotated[int, KEEPING] = 2
@@ -157,6 +182,11 @@ class RunSpec:
 
   Raises:
     UsageError: a setting is out of its range, or two do not go together.
+
+  Example:
+    >>> spec = dro.RunSpec(data=data, policy=policy, algorithm=dro.algorithms.dro_v(tau=0.3))
+    >>> spec.algorithm.name, spec.reference
+    ('dro_v', Frozen(store=None))
   """
 
   data: Triplets | Callable[..., Triplets]
@@ -186,7 +216,13 @@ class RunSpec:
 
 
 def replace(spec: RunSpec, **changes: Any) -> RunSpec:
-  """The spec with some fields changed; a mapping changes fields of a part: compute={'chunk_size': 64}."""
+  """The spec with some fields changed; a mapping changes fields of a part: compute={'chunk_size': 64}.
+
+  Example:
+    >>> kto = dro.replace(spec, algorithm=dro.algorithms.kto(beta=0.1), batches={'size': 16})
+    >>> kto.algorithm.name, kto.batches.size
+    ('kto', 16)
+  """
   parts = {
     name: dataclasses.replace(getattr(spec, name), **change) if isinstance(change, Mapping) else change
     for name, change in changes.items()

@@ -38,6 +38,11 @@ class ScoredTable(NamedTuple):
   losses: Mapping[str, float]
   moving_logps: np.ndarray | None = None
 
+  @property
+  def log_ratio(self) -> np.ndarray | None:
+    """ρ = log π(y|x) − log π_ref(y|x) in nats; `None` without a reference."""
+    return None if self.reference_logps is None else self.logps - self.reference_logps
+
 
 def make_table_scorer(
   networks: Networks,

@@ -37,6 +37,11 @@ def train(run: Run, folder: str | os.PathLike, configs: Callable[[], Recorded] =
     Failed: the disk is full, or otherwise not to be written.
     Stopped: SIGTERM came; the state is saved.
     Interrupted: Ctrl-C came, which is a KeyboardInterrupt; the state is saved.
+
+  Example:
+    >>> metrics = dro.train(dro.build(spec), 'runs/dro_v')  # Resumes the run that is there.
+    >>> metrics['step']
+    2
   """
   with opened(run, folder, configs) as going:
     if jax.process_index() == 0:

@@ -1,23 +1,44 @@
-"""A run's checkpoint, loaded to score with."""
+"""A run's checkpoint, loaded to score and to answer with."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 
 from dro_jax.algorithms.base import NO_LOSS
 from dro_jax.checkpoints import orbax, policy
 from dro_jax.data import scaling
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import vocabularies
+from dro_jax.data.triplets import Triplets
 from dro_jax.models import scoring
-from dro_jax.parallel.partitioning import Mesh
+from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import batches, networks, reference_store, table_scores
 from dro_jax.run.folder import configs
+from dro_jax.run.sampling.generation import make_generator
+from dro_jax.run.sampling.prompts import tokenise_prompts
 from dro_jax.step import reference
 from dro_jax.step import state as train_state
 from dro_jax.types import Params
+
+
+class Network(NamedTuple):
+  """A network and its parameters: what flax's `module.apply` takes."""
+
+  module: nn.Module
+  params: Params
+
+
+class Response(NamedTuple):
+  """An answer: its text, its log π(y|x) in nats, its tokens, and whether it ended by itself."""
+
+  text: str
+  logp: float
+  tokens: np.ndarray
+  ended: bool
 
 
 class TrainedRun(NamedTuple):
@@ -30,6 +51,59 @@ class TrainedRun(NamedTuple):
   temperature: float
   data_options: Mapping[str, Any]
   read_options: Mapping[str, Any] = {}
+  mesh: Mesh | None = None
+
+  @property
+  def policy(self) -> Network:
+    """π and its parameters."""
+    return Network(self.networks.policy, self.state.params['policy'])
+
+  @property
+  def value(self) -> Network | None:
+    """V and its parameters; `None` where the algorithm has none."""
+    return None if self.networks.value is None else Network(self.networks.value, self.state.params['value'])
+
+  def generate(
+    self, prompts: str | Sequence[str], *, temperature: float = 1.0, max_length: int = 128, seed: int = 0,
+    **options: Any,
+  ) -> list[Response]:  # fmt: skip
+    """Answers prompts, which take the run's template and are cut as in training; `[0].text` is the first.
+
+    Args:
+      prompts: without the template, one or several.
+      temperature: divides the logits; 0 takes the most probable token.
+      max_length: most tokens of a response.
+      seed: with a prompt's place it decides its sample.
+      options: more of `run.sampling.generation.make_generator`: top_k, top_p, beams, batch_size, ...
+
+    Raises:
+      UsageError: settings exclude each other.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    tokens = tokenise_prompts(texts, self.vocabulary, self.data_options)
+    draw = make_generator(
+      self.networks.policy, self._on(), temperature=temperature, max_length=max_length, seed=seed, **options
+    )
+    return [
+      Response(
+        self.vocabulary.decode(answer.tokens), answer.logp, answer.tokens,
+        bool(answer.tokens[-1] == vocabularies.EOS),
+      )
+      for answer in draw(self.state.params['policy'], tokens, range(len(tokens)))
+    ]  # fmt: skip
+
+  def score(self, data: Triplets | TokenTable, **options: Any) -> table_scores.ScoredTable:
+    """Scores logged responses: `.logps`, `.log_ratio` (nats), `.values`, in the table's order.
+
+    Args:
+      data: a table such as `triplets.train`; of triplets, those that are held out, if any are.
+      options: `batch_size` and `chunk_size`, as `score_table` has them.
+    """
+    table = (data.eval or data.train) if isinstance(data, Triplets) else data
+    return score_table(self, table, self._on(), **options)
+
+  def _on(self) -> Mesh:
+    return self.mesh or MeshSpec().over()
 
 
 def load_run(
@@ -59,7 +133,7 @@ def load_run(
   words = policy.vocabulary_of(model_dir, vocabulary)
   return TrainedRun(
     nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}),
-    configs.read_options(saved, pathlib.Path(model_dir)),
+    configs.read_options(saved, pathlib.Path(model_dir)), mesh,
   )  # fmt: skip
 
 

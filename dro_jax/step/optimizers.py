@@ -106,6 +106,10 @@ def adafactor(
 
   Raises:
     UsageError: with such a setting the update would be NaN or 0, or would increase the loss.
+
+  Example:
+    >>> dro.adafactor(1e-4).learning_rate
+    0.0001
   """
   _require_rate('learning_rate', learning_rate)
   _require(
@@ -152,6 +156,10 @@ def adamw(
 
   Raises:
     UsageError: with such a setting the update would be NaN or 0, or would increase the loss.
+
+  Example:
+    >>> dro.adamw(1e-3, weight_decay=0.01).learning_rate
+    0.001
   """
   _require_rate('learning_rate', learning_rate)
   for name, decay in {'b1': b1, 'b2': b2}.items():

@@ -84,6 +84,10 @@ class Frozen:
 
   Args:
     store: none: see `Cached`.
+
+  Example:
+    >>> dro.RunSpec(data=data, policy=policy).reference == dro.Frozen()
+    True
   """
 
   store: Annotated[str | None, PLACE] = None
@@ -108,6 +112,10 @@ class Cached:
     store: the column store.
     sample: see `Stored`.
     tolerance: see `Stored`.
+
+  Example:
+    >>> dro.replace(spec, reference=dro.Cached('stores/reference')).reference.store
+    'stores/reference'
   """
 
   store: Annotated[str | None, PLACE] = None
@@ -155,6 +163,10 @@ class Soft:
     alpha: the weight of the *policy* (most moving averages mean the opposite), 0 < α ≤ 1.
     every: optimiser steps, not microbatches, between updates.
     store: none: what moves cannot be cached.
+
+  Example:
+    >>> dro.replace(spec, reference=dro.Soft(alpha=0.6, every=512)).reference.alpha
+    0.6
   """
 
   alpha: float | int = 0.6
@@ -199,6 +211,10 @@ class Hard:
   Args:
     every: optimiser steps between updates.
     store: none: what moves cannot be cached.
+
+  Example:
+    >>> dro.replace(spec, reference=dro.Hard(every=512)).reference.every
+    512
   """
 
   every: int = 512

@@ -26,6 +26,11 @@ class UnitOptions:
     group_size: responses of a group at most, 2 or more. A larger group is split evenly, and each part gets
       good and bad responses.
     ranked: keep one response of each reward, so that a group is a strict ranking.
+
+  Example:
+    >>> pairs = dro.UnitOptions(pairs='best_worst', margin=0.5)
+    >>> dro.replace(spec, algorithm=dro.algorithms.dpo(), batches={'units': pairs}).batches.units.margin
+    0.5
   """
 
   # None leaves the pairs to the data, which earlier versions did not: the saved report says which were taken.

@@ -43,6 +43,12 @@ class RolloutOptions:
     temperature: divides the logits of training samples. At any but 1 they are not the policy's own, and its
       gradient is biased.
     max_length: most tokens of a response; `None` takes the longest logged one's.
+
+  Example:
+    >>> shortest = lambda prompts, responses: [-len(response) for response in responses]
+    >>> rollouts = dro.RolloutOptions(reward=shortest, max_length=8)
+    >>> dro.replace(spec, algorithm=dro.algorithms.rloo_online(), rollouts=rollouts).rollouts.max_length
+    8
   """
 
   reward: Callable[..., Any] | str | None = None

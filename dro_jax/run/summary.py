@@ -1,0 +1,38 @@
+"""A built run (`run.build.Run`) in words: one line, and a table for a notebook."""
+
+from typing import Any
+
+import jax
+
+
+def line(run: Any) -> str:
+  """The run's algorithm, length, mesh, parameters and batches."""
+  facts = _facts(run)
+  return (
+    f'Run({facts["algorithm"]}: {facts["steps"]} steps on {facts["mesh"]}; parameters: '
+    f'{facts["parameters"]}; {facts["data"]}, {facts["a batch"]})'
+  )
+
+
+def table(run: Any) -> Any:
+  """The same by name, and the run's notes, as rich shows them."""
+  from dro_jax.printing import tables
+
+  rows = [{' ': name, '  ': value} for name, value in _facts(run).items()]
+  return tables.listing(rows + [{' ': 'note', '  ': note} for note in run.notes()])
+
+
+def _facts(run: Any) -> dict[str, str | int]:
+  train, layout = run.loaders.train, run.loaders.train.layout
+  return {
+    'algorithm': run.algorithm.name,
+    'steps': run.schedule.steps,
+    'mesh': ' × '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items()),
+    'parameters': ', '.join(
+      f'{name} {sum(x.size for x in jax.tree.leaves(tree)):,}'
+      for name, tree in run.abstract_state.params.items()
+    ),
+    'data': f'{len(train.table):,} records',
+    'a batch': f'{train.plan.batch_size} {run.algorithm.unit}s a batch in {layout.rows} rows of '
+    f'{layout.prompt_length} + {layout.response_length} tokens',
+  }
