@@ -42,7 +42,6 @@ def load_triplets(
   eval_triplets: Annotated[str | Sequence[str] | None, PLACE] = None,
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
-  rewards_required: bool = True,
   template: str = '{prompt}',
   chat_template: str = chat.TEMPLATE,
   vocabulary: Annotated[str | Vocabulary, PLACE] = 'bytes',
@@ -63,6 +62,9 @@ def load_triplets(
 ) -> Triplets:
   """Token tables of training and validation triplets.
 
+  A missing or unusable reward is NaN in the tables; algorithms that need rewards refuse it (see
+  `require_rewards`).
+
   Args:
     triplets: files (a path, several, a comma-separated string, glob patterns), or the name of a seqio task or
       mixture whose examples have text `prompt` and `response` and a number `reward`. Names of several tasks,
@@ -73,8 +75,6 @@ def load_triplets(
       fields, 'prompt=chat.messages', or nothing, 'label=', to ignore a column.
     map_reward: numbers for rewards that are words: 'up=1,down=0'; or a rule, 'numbers' or 'stars' (see
       `records.reward_words`).
-    rewards_required: has no effect: a missing or unusable reward is NaN in the tables, and an algorithm that
-      needs rewards refuses it (see `require_rewards`).
     template: of the prompt text: 'Translate: {prompt}'.
     chat_template: of each turn where a file's prompts are conversations, with {role} and {content} (see
       `text.chat`).
