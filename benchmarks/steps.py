@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from dro_jax import algorithms, types
+from dro_jax import algorithms, names
 from dro_jax.costs import flops
 from dro_jax.models import scoring
 from dro_jax.models.t5.config import T5Config
@@ -105,7 +105,7 @@ def full_rows(config: T5Config, batch: int, prompt_length: int, response_length:
   return Rows(
     *side(prompt_length), *responses, rewards=rng.normal(size=(batch, 1)).astype(np.float32),
     example_id=np.arange(batch, dtype=np.int32)[:, None], valid=valid,
-    columns={types.MISMATCHED_LOGPS: logps[:, :1]}, token_columns={types.TOKEN_LOGPS: logps},
+    columns={names.MISMATCHED_LOGPS: logps[:, :1]}, token_columns={names.TOKEN_LOGPS: logps},
     mismatched=Mismatched(*(np.roll(x, 1, axis=0) for x in responses), valid),
   )  # fmt: skip
 

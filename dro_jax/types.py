@@ -21,15 +21,6 @@ Params = Any
 Scalar = float | Float[Array, '']
 
 
-class SpecialTokens(NamedTuple):
-  """Ids that stand for no text: padding, a text's end, text without a piece, a response's first input."""
-
-  pad: int = 0
-  eos: int = 1
-  unknown: int = 2
-  start: int = 0
-
-
 class Mismatched(NamedTuple):
   """Another row's responses, each pointing at a prompt of *this* row with a different text.
 
@@ -114,10 +105,3 @@ class LossOutput(NamedTuple):
   terms: Mapping[str, LossTerm]
   metrics: Mapping[str, Float[Array, '']] = {}
   statistics: Mapping[str, Float[Array, '']] = {}
-
-
-# The words by which a record says that the reference policy sampled its response.
-SAMPLED = ('sampled', 'sampling', 'sample')
-
-# The columns in which a store holds the reference's log-probs: by token, and of mismatched pairs.
-TOKEN_LOGPS, MISMATCHED_LOGPS = 'reference_token_logps', 'reference_mismatched_logps'

@@ -12,8 +12,8 @@ import numpy as np
 
 from dro_jax.algorithms import refusals
 from dro_jax.errors import UsageError
+from dro_jax.names import SAMPLED
 from dro_jax.statistics import ties
-from dro_jax.types import SAMPLED
 
 Column = Callable[[Any], np.ndarray]
 Fit = Callable[[Any], Column]

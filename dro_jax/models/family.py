@@ -6,7 +6,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 from flax import linen as nn
 from jaxtyping import Float, Int
 
-from dro_jax.types import Array, Mismatched, Params, Rows, SpecialTokens
+from dro_jax.names import SpecialTokens
+from dro_jax.types import Array, Mismatched, Params, Rows
 
 # Prompts to be answered, one a row: tokens, and segments that are 1 on the prompt and 0 on padding.
 Prompts = tuple[Int[Array, 'B S'], Int[Array, 'B S']]

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from dro_jax.errors import UsageError
 from dro_jax.models.family import Cache, Config, Family, Memory, Prompts
 from dro_jax.models.t5 import family as t5
-from dro_jax.types import Array, Mismatched, Params, Rows, SpecialTokens
+from dro_jax.names import SpecialTokens
+from dro_jax.types import Array, Mismatched, Params, Rows
 
 # By the name that a checkpoint's metadata gives.
 FAMILIES: dict[str, Family] = {'t5': t5.FAMILY}

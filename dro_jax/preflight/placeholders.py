@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dro_jax import types
+from dro_jax import names
 from dro_jax.data.records.readers import FORMATS
 from dro_jax.data.table.table import Ragged, TokenTable
 from dro_jax.data.text.vocabularies import Vocabulary
@@ -89,5 +89,5 @@ def _extended(table: TokenTable | None) -> TokenTable | None:
     return None
   starts = np.cumsum(table.response_lengths) - table.response_lengths
   zeros = Ragged(np.zeros(int(table.response_lengths.sum()), np.float32), starts)
-  pairs = {types.MISMATCHED_LOGPS: lambda prompts, responses: np.zeros(len(prompts))}
-  return table.with_columns(token_columns={types.TOKEN_LOGPS: zeros}, pair_columns=pairs)
+  pairs = {names.MISMATCHED_LOGPS: lambda prompts, responses: np.zeros(len(prompts))}
+  return table.with_columns(token_columns={names.TOKEN_LOGPS: zeros}, pair_columns=pairs)

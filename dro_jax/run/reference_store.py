@@ -20,11 +20,12 @@ from dro_jax.errors import UsageError
 from dro_jax.files import hash_parts
 from dro_jax.models import stacks
 from dro_jax.models.family import Config
+from dro_jax.names import TOKEN_LOGPS
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import batches, networks
 from dro_jax.run.table_scores import TokenScorer, make_token_scorer
 from dro_jax.step.reference import Reference
-from dro_jax.types import TOKEN_LOGPS, Params
+from dro_jax.types import Params
 
 # What changes speed or training, and no score.
 _INDIFFERENT = ('scan_layers', 'remat', 'dropout_rate')

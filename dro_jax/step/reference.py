@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from dro_jax.configs.effects import PLACE, Effect
 from dro_jax.errors import UsageError
 from dro_jax.models.scoring import Score
+from dro_jax.names import MISMATCHED_LOGPS, TOKEN_LOGPS
 from dro_jax.ops import masked
 from dro_jax.step.state import TrainState
-from dro_jax.types import MISMATCHED_LOGPS, TOKEN_LOGPS, Params, Rows, Scores
+from dro_jax.types import Params, Rows, Scores
 
 # How measures end that are taken against a reference that moves.
 MOVING = '_moving'

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dro_jax.models.family import Family
-from dro_jax.types import Array, SpecialTokens
+from dro_jax.names import SpecialTokens
+from dro_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

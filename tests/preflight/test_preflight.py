@@ -15,12 +15,12 @@ from dro_jax.data.text import vocabularies
 from dro_jax.data.worlds import placeholder
 from dro_jax.errors import UsageError
 from dro_jax.models.t5.config import T5Config
+from dro_jax.names import TOKEN_LOGPS
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.preflight import compilation, placeholders, preflight, remedies, sweep
 from dro_jax.run.spec import Batches, Optimizers, Policy, RunSpec, Value, replace
 from dro_jax.step import optimizers, reference, state
-from dro_jax.types import TOKEN_LOGPS
 
 CONFIG = T5Config(
   vocab_size=384, emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dro_jax import algorithms, types
+from dro_jax import algorithms, names
 from dro_jax.checkpoints import orbax
 from dro_jax.data.table import column_store
 from dro_jax.data.text import vocabularies
@@ -167,10 +167,10 @@ def test_another_way_of_reading_the_data_is_refused(store, data, policy, tmp_pat
 
 def test_numbers_beyond_the_tolerance_are_refused(store, data, policy, tmp_path):
   good = column_store.read(store)
-  flat, offsets = good.token_columns[types.TOKEN_LOGPS]
+  flat, offsets = good.token_columns[names.TOKEN_LOGPS]
   bad = column_store.write(
     tmp_path / 'bad', good.keys, fingerprint=good.fingerprint, origin=good.origin,
-    token_columns={types.TOKEN_LOGPS: (np.asarray(flat) + 0.01, np.diff(offsets))},
+    token_columns={names.TOKEN_LOGPS: (np.asarray(flat) + 0.01, np.diff(offsets))},
   )  # fmt: skip
   with pytest.raises(UsageError, match=r'differs by 0\.01 nats, more than 0\.001'):
     run(tmp_path / 'run', data, policy, scheme=cached(bad.directory))

@@ -9,7 +9,7 @@ import numpy as np
 from dro_jax.data.records import field_paths, fields, reward_words
 from dro_jax.data.records.fields import ALIASES, FIELDS, NUMERIC
 from dro_jax.errors import UsageError, shown
-from dro_jax.types import SAMPLED
+from dro_jax.names import SAMPLED
 
 _LARGEST = float(np.finfo(np.float32).max)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dro_jax.errors import UsageError
 from dro_jax.files import hash_parts
-from dro_jax.types import SpecialTokens
+from dro_jax.names import SpecialTokens
 
 PAD, EOS, UNKNOWN = SpecialTokens()[:3]
 _BYTE_OFFSET = 3

@@ -6,7 +6,7 @@ import jax
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers
-from dro_jax.types import SpecialTokens
+from dro_jax.names import SpecialTokens
 
 # Of T5's own vocabularies; a response's first input is padding.
 TOKENS = SpecialTokens()

@@ -293,6 +293,11 @@ def test_a_sources_rate_is_divided_among_its_records(tmp_path):
   np.testing.assert_allclose(found.weights, [1.0, 1.5, 1.5])
 
 
+def test_reading_triplets_imports_no_jax():
+  script = "import sys, dro_jax.data.triplets; assert not {'jax', 'tensorflow', 'seqio'} & {*sys.modules}"
+  subprocess.run([sys.executable, '-c', script], check=True)
+
+
 def test_the_data_folder_imports_neither_tensorflow_nor_seqio():
   script = """
 import sys

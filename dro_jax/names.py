@@ -1,0 +1,19 @@
+"""Names and ids that all floors share. No array: tables are read, and built, without jax."""
+
+from typing import NamedTuple
+
+
+class SpecialTokens(NamedTuple):
+  """Ids that stand for no text: padding, a text's end, text without a piece, a response's first input."""
+
+  pad: int = 0
+  eos: int = 1
+  unknown: int = 2
+  start: int = 0
+
+
+# The words by which a record says that the reference policy sampled its response.
+SAMPLED = ('sampled', 'sampling', 'sample')
+
+# The columns in which a store holds the reference's log-probs: by token, and of mismatched pairs.
+TOKEN_LOGPS, MISMATCHED_LOGPS = 'reference_token_logps', 'reference_mismatched_logps'
