@@ -45,7 +45,7 @@ _WEIGHTS = ('.bin', '.safetensors', '.pt', '.pth', '.h5', '.msgpack')
 # statistics that couple held-out responses were taken over each batch, in the order of the file.
 FORMAT = 2
 # The prefix that earlier versions gave to the names of dro_jax's own reward functions.
-_EARLIER_REWARDS = 'dro_jax.run.sampling.rewards:'
+_EARLIER_REWARDS = 'dro_jax.rewards:'
 # The folder for a run's damaged checkpoints.
 DAMAGED = 'damaged'
 

@@ -342,7 +342,7 @@ def test_files_of_other_projects_are_refused_with_the_import_command(tmp_path):
 def test_metadata_of_an_earlier_version_is_upgraded():
   saved = {
     'value': {'readout': 'batch'},
-    'online': {'reward': 'dro_jax.run.sampling.rewards:contains', 'samples': 2},
+    'online': {'reward': 'dro_jax.rewards:contains', 'samples': 2},
   }
   now = orbax.upgrade_metadata(saved)
   assert now == {
