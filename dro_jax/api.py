@@ -80,7 +80,7 @@ def inspect(triplets: Triplets | str | Sequence[str], **options: Any) -> Section
   """
   if isinstance(triplets, Triplets):
     options = _reading(triplets) | options
-    triplets = triplets.report['triplets']
+    return inspect_triplets(triplets.report['triplets'], **options)
   return inspect_triplets(triplets, **options)
 
 
