@@ -20,7 +20,7 @@ from dro_jax.data.records import triplets
 from dro_jax.data.table import table
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import generate
-from dro_jax.run.folder.records import keep_until
+from dro_jax.run.folder.trackers import keep_until
 
 # Whatever ends a line for somebody, half a surrogate pair, and ordinary text.
 SEPARATORS = '\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029'

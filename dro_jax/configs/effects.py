@@ -35,6 +35,7 @@ LAYOUT = Effect(
 SPEED = Effect('speed', 'memory and speed: no number changes beyond rounding')
 KEEPING = Effect('keeping', 'which checkpoints are kept')
 LENGTH = Effect('length', 'the length and the clock of records: what was done stays as it was')
+RECORDS = Effect('length', 'what is recorded beside the run, and no number of it')
 PLACE = Effect('place', 'a place: what lies there is compared itself')
 COMPARED = Effect('compared', 'what comes of it is compared itself')
 PARTS = Effect('parts', 'its settings are compared one by one')

@@ -1,14 +1,15 @@
 """The `train` command: one run, from triplets to an aligned policy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from dro_jax.configs.effects import ELSEWHERE, PARTS, PLACE
+from dro_jax.configs.effects import ELSEWHERE, PARTS, PLACE, RECORDS
 from dro_jax.run import replay as replays
 from dro_jax.run import train as training
 from dro_jax.run.build import build
 from dro_jax.run.folder import legacy
 from dro_jax.run.folder.configs import Recorded
+from dro_jax.run.hooks import make_hooks
 from dro_jax.run.spec import RunSpec
 
 
@@ -17,6 +18,9 @@ def train(
   spec: Annotated[RunSpec, PARTS],
   *,
   replay: Annotated[str | None, ELSEWHERE] = None,
+  metrics: Annotated[str | Sequence[str] | None, RECORDS] = None,
+  trackers: Annotated[str | Sequence[str] | None, RECORDS] = None,
+  profile_steps: Annotated[str | Sequence[int] | None, RECORDS] = None,
   configs: Callable[[], Recorded] = Recorded,
 ) -> dict[str, Any]:
   """Trains a policy, or resumes the run in `model_dir`; returns its last metrics.
@@ -26,6 +30,9 @@ def train(
     spec: the run.
     replay: a batch whose loss was not finite, MODEL_DIR/nonfinite/STEP: re-runs up to it from the newest
       checkpoint, reports what it looks like and which operation makes its first NaN, and writes nothing.
+    metrics: functions of held-out prompts, samples and rewards, as FILE.py:NAME, between commas.
+    trackers: wandb, mlflow, or FILE.py:NAME, between commas: where metrics go besides.
+    profile_steps: the first and the last step that JAX's profiler records, into MODEL_DIR/profile.
     configs: how the run is configured, saved with it.
 
   Raises:
@@ -36,10 +43,11 @@ def train(
     Interrupted: Ctrl-C came, which is a KeyboardInterrupt; the state is saved.
   """
   folder = training.local_folder(model_dir)
+  hooks = make_hooks(metrics, trackers, profile_steps)
   run = build(spec, legacy=legacy.read(folder))
   if replay is not None:
     return replays.replay(run, folder, replay, configs)
-  return training.train(run, folder, configs)
+  return training.train(run, folder, configs, hooks)
 
 
 __all__ = ['train']

@@ -15,10 +15,12 @@ from dro_jax.checkpoints import orbax
 from dro_jax.data.batches import loader
 from dro_jax.errors import Interrupted, NotFinite, Stopped
 from dro_jax.parallel import interrupts, partitioning
+from dro_jax.run import hooks as hooking
 from dro_jax.run import outcome
 from dro_jax.run.build import Run
 from dro_jax.run.folder import configs, nonfinite, spending, validation
 from dro_jax.run.folder.records import RunWriter
+from dro_jax.run.hooks import NO_HOOKS, Hooks
 from dro_jax.run.schedule import Clock
 from dro_jax.step import train_step
 from dro_jax.step.state import TrainState
@@ -34,6 +36,7 @@ class _Going(NamedTuple):
   folder: pathlib.Path
   checkpoints: orbax.Checkpoints
   writer: RunWriter
+  hooks: Hooks
 
 
 class _Pending(NamedTuple):
@@ -46,21 +49,28 @@ class _Pending(NamedTuple):
 
 
 def run_loop(
-  run: Run, folder: pathlib.Path, checkpoints: orbax.Checkpoints, state: TrainState
+  run: Run,
+  folder: pathlib.Path,
+  checkpoints: orbax.Checkpoints,
+  state: TrainState,
+  hooks: Hooks = NO_HOOKS,
 ) -> dict[str, Any]:
   """Steps until the schedule's end, a signal, or a loss that is not finite; returns the last metrics."""
   first, schedule = int(state.step), run.schedule
   writer = RunWriter(
-    str(folder), first_step=first, num_steps=schedule.steps, primary=jax.process_index() == 0
-  )
-  going = _Going(run, folder, checkpoints, writer)
+    str(folder), first_step=first, num_steps=schedule.steps, primary=jax.process_index() == 0,
+    trackers=hooks.trackers,
+  )  # fmt: skip
+  going = _Going(run, folder, checkpoints, writer, hooks)
+  profiler = hooking.Profiler(folder, hooks.profile_steps)
   latest: dict[str, Any] = {}
   total = spending.ComputeCounter(
     folder / 'metrics.jsonl', run.loaders.train.num_rows, run.loaders.train.plan.batch_size,
     first=first, counts_flops=run.rollouts is None,
   )  # fmt: skip
   noticed = interrupts.noticed(several=jax.process_count() > 1)
-  with contextlib.closing(writer), contextlib.closing(checkpoints), noticed as stopped:
+  closing = contextlib.closing
+  with closing(writer), closing(checkpoints), closing(profiler), noticed as stopped:
     _announce(going, state)
     _evaluate_start(going, state)
     pending, clock, said = None, Clock(), first > 0
@@ -68,7 +78,10 @@ def run_loop(
       rows, times = run.with_responses(state, step, rows)
       with partitioning.use_mesh(run.mesh):
         so_far = total.add(run.jitted_step, step, state, rows, num_rows=len(rows.valid))
-        state, output = run.jitted_step(state, rows)
+        profiler.before(step + 1)
+        with jax.transfer_guard('disallow'):  # A transfer that is not asked for would wait for the devices.
+          state, output = run.jitted_step(state, rows)
+        profiler.after(step + 1, output)
         output = _measured(run, state, step + 1, rows, output)
       if pending is not None:
         latest = _report(going, pending, clock) or latest
@@ -210,6 +223,7 @@ def _evaluate(going: _Going, state: TrainState, step: int, so_far: Mapping[str, 
   if jax.process_index() == 0:
     validation.save(going.folder, step, responses)
   measured = {f'eval/{name}': value for name, value in summary.items()}
+  measured |= hooking.measure(going.hooks, (run.loaders.statistics or run.loaders.eval).table, responses)
   if metric is not None and metric not in measured:
     writer.say(f'note: {metric} is undefined at step {step}, which so cannot be the best')
   writer.metrics(step, measured | so_far)

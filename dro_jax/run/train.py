@@ -19,20 +19,24 @@ from dro_jax.run import networks
 from dro_jax.run.build import Run, build
 from dro_jax.run.folder import configs, legacy, lock
 from dro_jax.run.folder.configs import Recorded
+from dro_jax.run.hooks import NO_HOOKS, Hooks, refuse_unsampled
 from dro_jax.run.loop import run_loop
 from dro_jax.step.state import TrainState
 
 
-def train(run: Run, folder: str | os.PathLike, configs: Callable[[], Recorded] = Recorded) -> dict[str, Any]:
+def train(
+  run: Run, folder: str | os.PathLike, configs: Callable[[], Recorded] = Recorded, hooks: Hooks = NO_HOOKS
+) -> dict[str, Any]:
   """Trains a run, or resumes the one in `folder`; returns its last metrics.
 
   Args:
     run: see `build`.
     folder: where metrics, events, checkpoints and the configuration go.
     configs: how the run was configured, to be saved with it.
+    hooks: metrics and trackers of one's own, and steps to profile; they change no number of the run.
 
   Raises:
-    UsageError: another run has the folder.
+    UsageError: another run has the folder, or it draws no samples for a metric.
     NotFinite: a loss is not finite.
     Failed: the disk is full, or otherwise not to be written.
     Stopped: SIGTERM came; the state is saved.
@@ -43,10 +47,11 @@ def train(run: Run, folder: str | os.PathLike, configs: Callable[[], Recorded] =
     >>> metrics['step']
     2
   """
+  refuse_unsampled(hooks, run.validator.draw is not None)
   with opened(run, folder, configs) as going:
     if jax.process_index() == 0:
       _describe(going, configs().texts)
-    return run_loop(going.run, going.folder, going.checkpoints, going.state)
+    return run_loop(going.run, going.folder, going.checkpoints, going.state, hooks)
 
 
 class Going(NamedTuple):

@@ -1,0 +1,142 @@
+"""What a user hangs on a run without changing its numbers: metrics, trackers, and a profile of some steps."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dro_jax.data.table.table import TokenTable
+from dro_jax.errors import UsageError
+from dro_jax.run.folder import trackers as tracking
+from dro_jax.run.folder.validation import Validation
+
+Metric = Callable[[Sequence[str], Sequence[str], Sequence[float] | None], float | Mapping[str, float]]
+
+
+class Hooks(NamedTuple):
+  """What a run calls besides.
+
+  Attributes:
+    metrics: functions of held-out prompts, the policy's own samples to them, and the samples' rewards (`None`
+      without a reward function), each called at every validation. One number is recorded as `eval/` and the
+      function's name; a mapping gives `eval/` and its names.
+    trackers: functions of the run's folder and the steps that are done, which return a `Tracker`.
+    profile_steps: the first and last of the steps that JAX's profiler records.
+  """
+
+  metrics: Sequence[Metric] = ()
+  trackers: Sequence[tracking.MakeTracker] = ()
+  profile_steps: tuple[int, int] | None = None
+
+
+NO_HOOKS = Hooks()
+
+
+def make_hooks(
+  metrics: str | Sequence[str | Metric] | None = None,
+  trackers: str | Sequence[str | tracking.MakeTracker] | None = None,
+  profile_steps: str | Sequence[int] | None = None,
+) -> Hooks:
+  """The hooks that settings name.
+
+  Raises:
+    UsageError: there is none of a name, a package is not installed, or the steps are no two numbers.
+  """
+  parts = metrics.split(',') if isinstance(metrics, str) else metrics or ()
+  functions = [
+    tracking.import_function(part.strip(), 'METRICS') if isinstance(part, str) else part for part in parts
+  ]
+  return Hooks(functions, tracking.find(trackers), _steps(profile_steps))
+
+
+def _steps(value: str | Sequence[int] | None) -> tuple[int, int] | None:
+  if value is None:
+    return None
+  try:
+    first, last = map(int, value.split(',') if isinstance(value, str) else value)
+  except (ValueError, TypeError):
+    first, last = 0, 0
+  if not 1 <= first <= last:
+    raise UsageError(
+      f'PROFILE_STEPS={value} names no steps: pass the first and the last to record, as in --set '
+      'PROFILE_STEPS=10,20.'
+    )
+  return first, last
+
+
+def refuse_unsampled(hooks: Hooks, draws: bool) -> None:
+  """Refuses metrics of samples that no validation would draw.
+
+  Raises:
+    UsageError: says which setting draws them.
+  """
+  if hooks.metrics and not draws:
+    raise UsageError(
+      "METRICS are of the policy's own samples to held-out prompts, and this run draws none: pass --set "
+      'KL_PROMPTS=64, and do not pass EVAL_EVERY=0.'
+    )
+
+
+def measure(hooks: Hooks, table: TokenTable, responses: Validation) -> dict[str, float]:
+  """The user's metrics of a validation, by name.
+
+  Raises:
+    UsageError: a metric returns something else than numbers.
+  """
+  if not hooks.metrics or responses.samples is None:
+    return {}
+  records = dict(zip(table.prompt_digests.tolist(), range(len(table))))
+  prompts = [table.prompts[records[digest]] for digest in responses.sample_prompts.tolist()]
+  rewards = None if responses.sample_rewards is None else responses.sample_rewards.tolist()
+  measured: dict[str, float] = {}
+  for metric in hooks.metrics:
+    name = getattr(metric, '__name__', type(metric).__name__)
+    value = metric(prompts, responses.samples.tolist(), rewards)
+    numbers = value if isinstance(value, Mapping) else {name: value}
+    for key, number in numbers.items():
+      measured[f'eval/{key}'] = _as_number(name, number)
+  return measured
+
+
+def _as_number(name: str, value: Any) -> float:
+  try:
+    return float(np.asarray(value).item())
+  except (TypeError, ValueError) as error:
+    raise UsageError(
+      f'METRICS: {name} returned {value!r}, which is no number: return a number, or a mapping of names to '
+      'numbers.'
+    ) from error
+
+
+class Profiler:
+  """Records steps into MODEL_DIR/profile, which TensorBoard's profiler opens.
+
+  Args:
+    folder: the run's.
+    steps: the first and the last, counted from 1; `None` records none.
+  """
+
+  def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None):
+    self._folder, self._steps, self._records = folder / 'profile', steps, False
+
+  def before(self, step: int) -> None:
+    """Begins where the step is one to record; a run that is resumed among them begins there."""
+    if self._steps and self._steps[0] <= step <= self._steps[1] and not self._records:
+      jax.profiler.start_trace(str(self._folder))
+      self._records = True
+
+  def after(self, step: int, output: Any) -> None:
+    """Ends after the last step, for whose output it waits."""
+    if self._records and self._steps and step >= self._steps[1]:
+      jax.block_until_ready(output)
+      self.close()
+
+  def close(self) -> None:
+    if self._records:
+      jax.profiler.stop_trace()
+      self._records = False
+
+
+__all__ = ['NO_HOOKS', 'Hooks', 'Metric', 'make_hooks']
