@@ -14,16 +14,23 @@ from dro_jax.statistics import agreement
 from dro_jax.statistics.agreement import Estimate
 
 RESAMPLES, SEED = 1000, 0
+TOO_FEW_PROMPTS = 10  # Draws of so few prompts make intervals that are too narrow.
 FEW_PROMPTS = 50  # Below it the interval of an accuracy is wider than ±.14.
 NEAR, FAR = 0.01, 10.0  # nats of KL: a policy that has hardly moved, and one that has left its reference.
 ANSWERS = 3
 _LONGEST = 300  # Characters of a text that the terminal shows.
 
 _RHO, _LOGP = 'within_prompt_accuracy/log_ratio', 'within_prompt_accuracy/logp'
+# As the table calls a metric, which fits a terminal's width, and as a sentence does.
 _LABELS = {
-  'criterion': 'criterion (lower is better)',
+  'criterion': 'criterion',
+  'sample_reward': 'reward of samples',
+  'kl': 'KL, nats',
+  _RHO: 'accuracy of ρ',
+  _LOGP: 'accuracy of log π',
+}
+_PHRASES = {
   'sample_reward': 'reward of own samples',
-  'kl': 'KL(π‖π_ref) of own samples, nats',
   _RHO: 'within-prompt accuracy of ρ',
   _LOGP: 'within-prompt accuracy of log π',
 }
@@ -48,7 +55,8 @@ class Outcome(NamedTuple):
 
     shown = [text.Text(line) for line in self._answer_lines()]
     verdict = text.Text(f'\n{self.verdict}', style='bold')
-    return console.Group(tables.for_terminal(self.table), *shown, verdict)
+    rows = [{name: _entry(value) for name, value in row.items()} for row in self.table.rows]
+    return console.Group(tables.for_terminal(self.table._replace(rows=rows)), *shown, verdict)
 
   def _answer_lines(self) -> list[str]:
     return [
@@ -77,7 +85,7 @@ def read(folder: pathlib.Path, after: int | None = None) -> Outcome | None:
     [{'metric': _LABELS[name], **rows[name]} for name in _LABELS if name in rows],
     _note(found[1]),
   )
-  return Outcome(table, _answers(folder, step), _verdict(rows, _num_prompts(found[1])))
+  return Outcome(table, _answers(folder, step), _verdict(rows, _num_prompts(found[1], rows)))
 
 
 def _records(folder: pathlib.Path) -> dict[int, Mapping[str, Any]]:
@@ -120,15 +128,17 @@ def _rows(before: Statistics, after: Statistics, num_prompts: int) -> dict[str, 
   return rows
 
 
-def _num_prompts(found: Validation) -> int:
-  digests = found.prompts if found.prompts is not None else found.sample_prompts
+def _num_prompts(found: Validation, rows: Mapping[str, Any]) -> int:
+  """Of the metric that decides."""
+  by_samples = 'sample_reward' in rows or found.prompts is None
+  digests = found.sample_prompts if by_samples else found.prompts
   return 0 if digests is None else len(np.unique(digests))
 
 
 def _note(found: Validation) -> str:
   parts = []
   if found.prompts is not None:
-    parts.append(f'{len(found.prompts)} held-out responses to {_num_prompts(found)} prompts')
+    parts.append(f'{len(found.prompts)} held-out responses to {len(np.unique(found.prompts))} prompts')
   if found.sample_prompts is not None:
     parts.append(f'own samples to {len(found.sample_prompts)} prompts')
   return f'{" and ".join(parts)}; 95 % intervals over prompts.' if parts else ''
@@ -147,43 +157,57 @@ def _answers(folder: pathlib.Path, step: int) -> list[dict[str, str]]:
 
 
 def _verdict(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
-  sentences = [_judged(rows)]
+  sentences = [_judged(rows, num_prompts)]
   if (kl := rows.get('kl')) is not None:
     value = kl['after'].value
     if abs(value) < NEAR:
       sentences.append(
-        f'The KL of {tables.text(value)} nats says that the policy has hardly moved: lower τ, raise the '
-        'learning rate, or train longer.'
+        f'The KL of {_number(value)} nats says that the policy has hardly moved: lower τ, raise the learning '
+        'rate, or train longer.'
       )
     elif value > FAR:
       sentences.append(
-        f'The KL of {tables.text(value)} nats says that the policy has left its reference: read its answers.'
+        f'The KL of {_number(value)} nats says that the policy has left its reference: read its answers.'
       )
-  if 0 < num_prompts < FEW_PROMPTS:
+  if TOO_FEW_PROMPTS <= num_prompts < FEW_PROMPTS:
     sentences.append(f'{num_prompts} held-out prompts are few, so that this says little of other prompts.')
   return ' '.join(sentences)
 
 
-def _judged(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _judged(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
   """By the reward of own samples, or else by the order of logged responses, or else by the criterion."""
-  for name in ('sample_reward', _RHO, _LOGP):
+  for name, phrase in _PHRASES.items():
     if name in rows:
-      return _judged_by(_LABELS[name], rows[name]['change'])
+      return _judged_by(phrase, rows[name]['change'], num_prompts)
   if 'criterion' not in rows:
     return 'No verdict: nothing was measured both before and after.'
-  change = rows['criterion']['change']
-  if change < 0:
+  if rows['criterion']['change'] < 0:
     return 'It seems to have worked: the held-out criterion fell. It has no interval here.'
   return 'It did not work: the held-out criterion did not fall.'
 
 
-def _judged_by(label: str, change: Estimate) -> str:
-  shown = tables.text(change)
+def _judged_by(phrase: str, change: Estimate, num_prompts: int) -> str:
+  shown = ' '.join(_entry(change).split('\n'))
+  if num_prompts < TOO_FEW_PROMPTS:
+    return f'Undecided: {num_prompts} held-out prompts are too few (the {phrase} changed by {shown}).'
   if change.low > 0:
-    return f'It worked: the {label} rose by {shown}.'
+    return f'It worked: the {phrase} rose by {shown}.'
   if change.high < 0:
-    return f'It made things worse: the {label} changed by {shown}.'
-  return f'Undecided: the {label} changed by {shown}, which chance alone may do.'
+    return f'It made things worse: the {phrase} changed by {shown}.'
+  return f'Undecided: the {phrase} changed by {shown}, and an interval that holds 0 decides nothing.'
+
+
+def _entry(value: Any) -> str:
+  """A table's entry, an interval in a line of its own: three of them fit a terminal's width."""
+  if isinstance(value, Estimate):
+    interval = f'[{_number(value.low)}, {_number(value.high)}]' if np.isfinite(value.low) else ''
+    return f'{_number(value.value)}\n{interval}'.strip()
+  return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+  shown = f'{value:.4f}' if abs(value) < 0.99995 else f'{value:#.4g}'.rstrip('.')
+  return shown.replace('-', '−')
 
 
 def _cut(text: str) -> str:

@@ -91,7 +91,12 @@ def test_a_metric(place):
   write_files('metric')
   run_all('metric')
   assert all(0 <= record['above_value'] <= 1 for record in records('runs/watched') if 'loss' in record)
-  assert any('eval/sample_reward' in record for record in records('runs/polite'))
+  validated = [record for record in records('runs/polite') if 'eval/sample_reward' in record]
+  assert [record['step'] for record in validated] == [0, 2, 4]
+  assert {'eval/sample_words', 'eval/best_reward', 'eval/worst_reward'} <= validated[-1].keys()
+  assert validated[-1]['eval/best_reward'] >= validated[-1]['eval/worst_reward']
+  assert '\n4 eval/best_reward ' in pathlib.Path('runs/polite/diary.txt').read_text()
+  assert list(pathlib.Path('runs/polite/profile').rglob('*.xplane.pb'))
 
 
 def test_a_command(place, capsys):

@@ -58,17 +58,16 @@ def test_numbers_before_and_after_have_intervals_over_prompts(write):
   result = outcome.read(folder)
   found = rows(result)
   assert list(found) == [
-    'criterion (lower is better)', 'reward of own samples', 'KL(π‖π_ref) of own samples, nats',
-    'within-prompt accuracy of ρ',
+    'criterion', 'reward of samples', 'KL, nats', 'accuracy of ρ',
   ]  # fmt: skip
-  assert found['criterion (lower is better)'] == {
-    'metric': 'criterion (lower is better)', 'before': 2.0, 'after': 1.0, 'change': -1.0
+  assert found['criterion'] == {
+    'metric': 'criterion', 'before': 2.0, 'after': 1.0, 'change': -1.0
   }  # fmt: skip
-  accuracy = found['within-prompt accuracy of ρ']
+  accuracy = found['accuracy of ρ']
   assert accuracy['before'] == (0.5, 0.5, 0.5)
   assert accuracy['after'].value == pytest.approx(0.8) and 0.6 < accuracy['after'].low < 0.8
   # Paired by prompt: every reward rose by as much.
-  assert found['reward of own samples']['change'] == pytest.approx((1.0, 1.0, 1.0))
+  assert found['reward of samples']['change'] == pytest.approx((1.0, 1.0, 1.0))
   assert result.table.note == (
     '120 held-out responses to 60 prompts and own samples to 60 prompts; 95 % intervals over prompts.'
   )
@@ -91,7 +90,7 @@ def test_three_prompts_are_shown_with_the_answer_before_and_after(write):
   [
     ({'share': 0.9}, 'It worked: the within-prompt accuracy of ρ rose by 0.4'),
     ({'share': 0.1}, 'It made things worse: the within-prompt accuracy of ρ changed by −0.4'),
-    ({'share': 0.55}, 'Undecided: the within-prompt accuracy of ρ changed by .*which chance alone may do'),
+    ({'share': 0.55}, 'Undecided: the within-prompt accuracy of ρ changed by .*decides nothing'),
   ],
 )
 def test_without_a_reward_of_own_samples_the_order_of_responses_decides(write, changes, says):
@@ -104,9 +103,24 @@ def test_the_verdict_says_when_the_policy_stayed_or_left(write, kl, says):
   assert says in outcome.read(write({0: measured(0.5), 9: measured(0.8, kl=kl)})).verdict
 
 
-def test_few_prompts_are_called_few(write):
-  result = outcome.read(write({0: measured(0.5, prompts=6), 9: measured(0.8, kl=1.0, prompts=6)}))
-  assert '6 held-out prompts are few' in result.verdict
+@pytest.mark.parametrize(
+  'prompts, says',
+  [
+    (20, r'^It worked: .* 20 held-out prompts are few, so that this says little of other prompts\.$'),
+    (6, r'^Undecided: 6 held-out prompts are too few \(the reward of own samples changed by 1\.000'),
+  ],
+)
+def test_few_prompts_are_called_few(write, prompts, says):
+  after = measured(0.8, kl=1.0, reward=1.0, prompts=prompts)
+  assert re.search(says, outcome.read(write({0: measured(0.5, prompts=prompts), 9: after})).verdict)
+
+
+def test_a_terminal_of_80_columns_shows_the_whole_table(write):
+  after = measured(0.8, kl=3e-5, reward=-1.0)
+  result = outcome.read(write({0: measured(0.5), 9: after}, (-123456.7, -98765.4)))
+  console = Console(width=80, record=True, file=io.StringIO())
+  console.print(result)
+  assert '…' not in console.export_text()
 
 
 def test_with_nothing_but_a_criterion_the_verdict_is_guarded(write):

@@ -524,6 +524,15 @@ def test_a_last_update_that_is_not_finite_is_not_saved(run, tmp_path):
   assert not (tmp_path / 'metrics.jsonl').exists()
 
 
+def test_a_step_that_would_move_arrays_unasked_fails(run, tmp_path, monkeypatch):
+  def on_host(self, state, step, rows):
+    return jax.device_get(rows), {}
+
+  monkeypatch.setattr(build.Run, 'with_responses', on_host)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-device transfer'):
+    run(tmp_path, steps=1, eval_every=0)
+
+
 def test_a_step_lasts_as_long_as_the_wait_for_it(monkeypatch):
   moments = iter([10.0, 10.5, 11.5])
   monkeypatch.setattr(schedule.time, 'monotonic', lambda: next(moments))
