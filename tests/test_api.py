@@ -61,8 +61,10 @@ def load_feedback():
 
 
 @pytest.fixture
-def names(folder):
+def names(folder, monkeypatch):
   """What the examples of docstrings may name."""
+  # Of the CPU's compiler only, which has read them: libtpu would end the process at a flag that it lacks.
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
   data, policy = load_feedback(), dro.pretrained('checkpoints/tiny')
   return {
     'dro': dro, 'data': data, 'policy': policy,
