@@ -1,4 +1,4 @@
-"""The door: `dro_jax COMMAND [flags]`. Absl reads the flags, gin binds them, nothing below knows of either.
+"""The command line, `dro_jax COMMAND [flags]`: absl reads the flags and gin binds them.
 
 Bindings are read in this order, the last one wins: `gin_configs/runs/COMMAND.gin`, every `--gin_file`, every
 `--gin.NAME=VALUE`, every `--set NAME=VALUE`, the plain flags (each is a macro: `--model_dir` is MODEL_DIR).
@@ -41,13 +41,13 @@ def run() -> None:
 
 
 def _until_unread(argv: Sequence[str]) -> int:
-  """Runs a command line; whoever reads its output may stop reading, as `head` does."""
+  """Runs a command line; the reader of its output may stop reading, as `head` does."""
   try:
     code = main(argv)
     sys.stdout.flush()
     return code
   except BrokenPipeError:
-    # Python would write what is left as it exits, and fail again.
+    # Python would write the rest as it exits, and fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return UNREAD
 
@@ -57,32 +57,32 @@ def _prepare_process() -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format='%(message)s')
   logging.getLogger('dro_jax').setLevel(logging.INFO)
-  # What they call errors is raised to us as well, and would be said for every array.
+  # Their errors reach us as exceptions too, and they would log one for every array.
   for third_party in ('absl', 'asyncio'):
     logging.getLogger(third_party).setLevel(logging.CRITICAL)
-  # Gin looks for an included file in several places, and reports each where it is not.
+  # Gin looks for an included file in several places, and logs each place that lacks it.
   logging.getLogger().handlers[0].addFilter(lambda record: not str(record.msg).startswith('Path not found'))
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())
 
 
 def main(argv: Sequence[str], commands: Mapping[str, Command] = tables.COMMANDS) -> int:
-  """Runs one command line and returns its exit code; what nobody foresaw is raised."""
+  """Runs one command line and returns its exit code; raises unexpected errors."""
   try:
     return _dispatch(list(argv), commands)
   except UsageError as error:
-    print(f'dro_jax: {_own_words(error)}', file=sys.stderr)
+    print(f'dro_jax: {_message(error)}', file=sys.stderr)
     return BAD_USAGE
   except Failed as failed:
-    print(f'dro_jax: {_own_words(failed)}', file=sys.stderr)
+    print(f'dro_jax: {_message(failed)}', file=sys.stderr)
     return FAILED
   except (Stopped, Interrupted) as stopped:
-    print(f'dro_jax: {_own_words(stopped)}', file=sys.stderr)
+    print(f'dro_jax: {_message(stopped)}', file=sys.stderr)
     return STOPPED
   except KeyboardInterrupt:
     print(
-      'dro_jax: stopped by Ctrl-C. Nothing is half-written: the same command begins again, or goes on from '
-      'what was saved before.',
+      'dro_jax: stopped by Ctrl-C. No file is half-written: the same command starts again, or resumes from '
+      'the last checkpoint.',
       file=sys.stderr,
     )
     return interrupts.ENDED
@@ -91,7 +91,7 @@ def main(argv: Sequence[str], commands: Mapping[str, Command] = tables.COMMANDS)
 def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
   if not argv:
     raise UsageError(
-      'which command? ' + usage.list_commands(commands) + '; `dro_jax --help` says what they do'
+      f'no command given: pass one of {usage.list_commands(commands)}. `dro_jax --help` describes them.'
     )
   name, *arguments = argv
   if name in ('--help', '-h', 'help'):
@@ -128,7 +128,7 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
 
 
 def _call(name: str, function: Callable[..., Any]) -> Any:
-  """Runs the command; standard output is the result's alone."""
+  """Runs the command; only its result goes to standard output."""
   wants_configs = 'configs' in inspect.signature(function).parameters
   arguments = {'configs': functools.partial(recorded, function.__name__)} if wants_configs else {}
   try:
@@ -144,18 +144,18 @@ def _call(name: str, function: Callable[..., Any]) -> Any:
 
 
 def _less_memory() -> str:
-  """The command's own settings that make it use less memory."""
+  """Names the settings of the command that make it use less memory."""
   settings = {
-    'MICROBATCHES': '--set MICROBATCHES=2 (parts of a batch one after another)',
-    'REMAT': '--set REMAT=true (states are computed again in the backward pass)',
+    'MICROBATCHES': '--set MICROBATCHES=2 (scores a batch in parts)',
+    'REMAT': '--set REMAT=true (recomputes states in the backward pass)',
     'DTYPE': '--set DTYPE=bfloat16',
     'BATCH': 'a smaller BATCH',
   }
-  own = [text for macro, text in settings.items() if macro in defined_macros()]
-  return f'pass {", ".join(own)}' if own else 'pass less data at once'
+  remedies = [text for macro, text in settings.items() if macro in defined_macros()]
+  return f'pass {", ".join(remedies)}' if remedies else 'pass less data at once'
 
 
-def _own_words(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
   """An error's message without the trail that gin adds to it."""
   return str(error).split('\n  In call to configurable')[0]
 

@@ -1,4 +1,4 @@
-"""Gin's bindings: what is registered, read and saved of a command line and its files."""
+"""Registers configurables with gin, reads the bindings of a command line and its files, and records them."""
 
 import functools
 import importlib
@@ -27,8 +27,8 @@ from dro_jax.configs.renamed import new_name
 from dro_jax.configs.text import collect, read
 from dro_jax.errors import UsageError, did_you_mean
 
-# Gin's names are public and stay when code moves: the module that lists something, and the module by which
-# gin files and command lines know it.
+# Gin names are public and stay when code moves. From the module that defines a configurable to the module
+# under which gin files and command lines know it.
 _GIN_MODULES = {
   'dro_jax.arena.arena': 'dro_jax.arena.run',
   'dro_jax.arena.bandit.suite': 'dro_jax.arena.bandit',
@@ -62,39 +62,39 @@ _GIN_MODULES = {
   'dro_jax.step.optimizers': 'dro_jax.optimizers',
   'dro_jax.step.reference': 'dro_jax.reference',
 }
-# Classes that gin knows by the names of the functions that they were.
+# Classes that were functions once, and the names under which gin still knows them.
 _GIN_NAMES = {'MeshSpec': 'make_mesh', 'Frozen': 'frozen', 'Cached': 'cached', 'Soft': 'soft', 'Hard': 'hard'}
 
 
 def configure(
   name: str, command: Command, values: flags.FlagValues, *, complete: bool = True
 ) -> Callable[..., Any]:
-  """Binds everything that the command line and its files say, and returns the command, bound.
+  """Applies every binding of the command line and its files, and returns the command, bound.
 
-  With `complete`, macros without a value are refused.
+  With `complete`, refuses macros without a value.
   """
   function = register(command)
   gin.add_config_file_search_path(str(tables.GIN_CONFIGS))
-  # Gin would take a folder runs/ that is here for a package, and fail to read runs/train.gin in it.
+  # Gin would take a folder runs/ of the current directory for a package, and look for runs/train.gin there.
   readers = gin.config._FILE_READERS
   readers[:] = [pair for pair in readers if pair[0] is not gin.resource_reader.system_path_reader]
   with gin.unlock_config():
     gin.clear_config()
-    # Their parameters may be bound anywhere, so gin must know them before it reads anything.
+    # A gin file may bind the parameters of a user's algorithm, so gin must know the algorithm first.
     for setting in values['set'].value:
       register_own_algorithm(setting)
     default = tables.GIN_CONFIGS / 'runs' / f'{name}.gin'
     if default.exists():
       _read(gin.parse_config_file, str(default), origin=str(default))
-    given = _read_files(values['gin_file'].value)
+    origins = _read_files(values['gin_file'].value)
     for origin, line in command_line_bindings(values):
       if origin.startswith('--set'):
         print(f'gin: {line}', file=sys.stderr)
       _read(gin.parse_config, line, origin=origin)
-      given[line.partition('=')[0].strip()] = origin
-    refuse_unused_macros(name, given)
-    refuse_wrong_types(given)
-    refuse_settings_of_other_algorithms(given)
+      origins[line.partition('=')[0].strip()] = origin
+    refuse_unused_macros(name, origins)
+    refuse_wrong_types(origins)
+    refuse_settings_of_other_algorithms(origins)
     if complete:
       refuse_undefined_macros()
       gin.finalize()
@@ -110,10 +110,10 @@ def register(command: Command) -> Callable[..., Any]:
 
 
 def _public_callables(module_name: str) -> list[str]:
-  """A module's `__all__`, else what it defines without a leading underscore."""
+  """A module's `__all__`, else the names that it defines without a leading underscore."""
   module = importlib.import_module(module_name)
-  own = [name for name, value in vars(module).items() if getattr(value, '__module__', '') == module_name]
-  names = getattr(module, '__all__', [name for name in own if not name.startswith('_')])
+  defined = [name for name, value in vars(module).items() if getattr(value, '__module__', '') == module_name]
+  names = getattr(module, '__all__', [name for name in defined if not name.startswith('_')])
   return [name for name in names if callable(getattr(module, name))]
 
 
@@ -124,18 +124,18 @@ def _configurable(module: str, name: str) -> Callable[..., Any]:
 
 
 def _read_files(files: Iterable[str]) -> dict[str, str]:
-  """Reads gin files in order; returns the macros that they bring, each with its file."""
-  given = {}
+  """Reads gin files in order; returns the macros that they define, each with its file."""
+  origins = {}
   for file in files:
     before = defined_macros()
     path = config_files.find(file, tables.GIN_CONFIGS)
     _read(gin.parse_config_file, str(path), origin=file)
-    given.update(dict.fromkeys(defined_macros() - before, file))
-  return given
+    origins.update(dict.fromkeys(defined_macros() - before, file))
+  return origins
 
 
 def command_line_bindings(values: flags.FlagValues) -> Iterator[tuple[str, str]]:
-  """(what was typed, the gin line it is)."""
+  """Yields each argument as typed, and the gin line that it becomes."""
   for binding in values['gin_binding'].value:
     yield f'--gin.{binding.replace(" = ", "=", 1)}', binding
   for setting in values['set'].value:
@@ -152,19 +152,19 @@ def _read(parse: Callable[[str], Any], source: str, *, origin: str) -> None:
   except (ValueError, KeyError, TypeError, SyntaxError, ImportError, OSError) as error:
     lines = str(error).splitlines()
     if lines[0].startswith('malformed node'):
-      lines[0] = f'{source.partition("=")[2].strip()} is no value of gin'
-    bare = isinstance(error, SyntaxError) or 'is no value of gin' in lines[0]
-    hint = '. In gin a text is quoted, and a configurable is @NAME; --set takes both bare' if bare else ''
+      lines[0] = f'{source.partition("=")[2].strip()} is not a valid gin value'
+    bare = isinstance(error, SyntaxError) or 'is not a valid gin value' in lines[0]
+    hint = ': quote strings, and write a configurable as @NAME (--set takes both bare)' if bare else ''
     place = '' if origin.startswith('--') else ' ' + ' '.join(line.strip() for line in lines[1:])
     raise UsageError(f'{origin}: {lines[0]}{_suggest(lines[0])}{hint}{place}') from error
 
 
 def _suggest(message: str) -> str:
-  """A did-you-mean for what gin says that it does not know."""
+  """A did-you-mean for the name that gin does not know."""
   if match := re.search(r"doesn't have a parameter named '(\w+)'", message):
     configurable = re.search(r"Configurable '([\w.]+)'", message)[1]
-    if now := new_name(f'{configurable}.{match[1]}'):
-      return f' (it is {now} now)'
+    if renamed := new_name(f'{configurable}.{match[1]}'):
+      return f' (it is called {renamed} now)'
     return did_you_mean(match[1], configs_parameters.parameters(unwrapped(configurable)))
   if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message):
     return _other_commands(match[1]) or did_you_mean(match[1], configurable_names())
@@ -172,7 +172,7 @@ def _suggest(message: str) -> str:
 
 
 def _other_commands(name: str) -> str:
-  """Which commands take a configurable that this one lacks, or ''."""
+  """Names the commands that take a configurable which this one lacks; '' if there are none."""
   owners = [
     command
     for command, about in tables.COMMANDS.items()
@@ -182,11 +182,11 @@ def _other_commands(name: str) -> str:
 
 
 def recorded(root: str) -> Any:
-  """What a run saves of its configuration: what was bound, what was used so far, and what else holds.
+  """A run's configuration to save: the bindings, those used so far, and the defaults of all other parameters.
 
-  A `run.folder.configs.Recorded`.
+  Returns a `run.folder.configs.Recorded`.
   """
-  from dro_jax.run.folder.configs import Recorded  # As heavy as the run that asks for it.
+  from dro_jax.run.folder.configs import Recorded  # Imports jax, which `--help` does without.
 
   bound = gin.config_str()
   config = collect(read(bound, 'config.gin'))
@@ -200,7 +200,7 @@ def recorded(root: str) -> Any:
 
 
 def known_parameters() -> dict[str, dict[str, configs_parameters.Parameter]]:
-  """The parameters of all that gin may bind, by the shortest name that gin takes for it."""
+  """The parameters of every configurable, by the shortest name that gin takes for it."""
   registry = gin.config._REGISTRY
   selectors = [selector for selector, _ in registry.items() if not selector.startswith('gin.')]
   known = {
@@ -208,5 +208,5 @@ def known_parameters() -> dict[str, dict[str, configs_parameters.Parameter]]:
     for selector in selectors
   }
   for parameters in known.values():
-    parameters.pop('configs', None)  # The door's own to pass.
+    parameters.pop('configs', None)  # main.py passes it.
   return known

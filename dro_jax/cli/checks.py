@@ -1,4 +1,4 @@
-"""Refusals of bindings that nothing reads, that lack a value, or that have the wrong type."""
+"""Refuses bindings that no code reads, macros without a value, and values of the wrong type."""
 
 import inspect
 from collections.abc import Mapping
@@ -32,17 +32,17 @@ def how_to_set(macro: str) -> str:
   return f'pass {flag}' if flag else f'pass --set {macro}=VALUE{did_you_mean(macro, defined_macros())}'
 
 
-def refuse_unused_macros(name: str, given: Mapping[str, str]) -> None:
-  """Gin takes a misspelled macro without a word, and the run would go on with the old value."""
+def refuse_unused_macros(name: str, origins: Mapping[str, str]) -> None:
+  """Gin accepts a misspelled macro silently, and the run would use the old value."""
   used = used_macros()
-  for macro in given.keys() & defined_macros():
+  for macro in origins.keys() & defined_macros():
     if macro not in used:
       hint = did_you_mean(macro, used) or f'; `dro_jax {name} --help` lists the settings'
-      raise UsageError(f'{given[macro]}: nothing here uses {macro}{hint}')
+      raise UsageError(f'{origins[macro]}: this command does not use {macro}{hint}')
 
 
-def refuse_wrong_types(given: Mapping[str, str]) -> None:
-  """Numbers, booleans and texts that an annotation does not admit would fail later, far from here."""
+def refuse_wrong_types(origins: Mapping[str, str]) -> None:
+  """Values that an annotation does not admit would fail later, far from their cause."""
   for (_, selector), parameters in gin.config._CONFIG.items():
     if selector == 'gin.macro':
       continue
@@ -54,23 +54,29 @@ def refuse_wrong_types(given: Mapping[str, str]) -> None:
       known = macro is None or macro in defined_macros()
       if kinds and known and not configs_parameters.admits(kinds, value):
         name = f'{selector.rsplit(".", 1)[-1]}.{parameter}'
-        origin = given.get(macro) or given.get(name) or f'{macro or name}={value!r}'
-        takes = ' or '.join(configs_parameters.KINDS[kind] for kind in kinds)
-        raise UsageError(f'{origin}: {name} takes {takes}, and not {value!r}')
+        origin = origins.get(macro) or origins.get(name) or f'{macro or name}={value!r}'
+        admitted = ' or '.join(configs_parameters.KINDS[kind] for kind in kinds)
+        raise UsageError(f'{origin}: {name} takes {admitted}, not {value!r}')
 
 
-def refuse_settings_of_other_algorithms(given: Mapping[str, str]) -> None:
-  """A setting that only algorithms read, and not the chosen one, would change nothing, without a word."""
+def refuse_settings_of_other_algorithms(origins: Mapping[str, str]) -> None:
+  """A setting that only other algorithms read would change nothing, silently."""
   chosen = bound_value('RunSpec.algorithm')
   if not isinstance(chosen, gin.config.ConfigurableReference):
     return
-  selector = gin.config._REGISTRY.get_match(chosen.selector).selector  # Whole: it may have been typed short.
+  selector = gin.config._REGISTRY.get_match(
+    chosen.selector
+  ).selector  # The full name: the user may have typed a short one.
   name = selector.rpartition('.')[2]
-  own = [f'{name}.{parameter}' for parameter in configs_parameters.parameters(unwrapped(selector))]
-  for macro, origin in given.items():
+  settings = [f'{name}.{parameter}' for parameter in configs_parameters.parameters(unwrapped(selector))]
+  for macro, origin in origins.items():
     readers = {use.selector for use in macro_uses() if use.macro == macro} - {'gin.macro'}
     are_algorithms = all(module_of(reader) == _ALGORITHMS for reader in readers)
     if origin.startswith('--set') and readers and are_algorithms and selector not in readers:
       others = ', '.join(sorted(reader.rpartition('.')[2] for reader in readers))
-      instead = f'its own are {", ".join(own)} (--set {own[0]}=VALUE)' if own else 'it has none of its own'
-      raise UsageError(f'{origin}: {macro} is a setting of {others}, and {name} does not read it; {instead}')
+      remedy = (
+        f'pass one of its own settings, {", ".join(settings)} (--set {settings[0]}=VALUE)'
+        if settings
+        else 'it has no settings of its own'
+      )
+      raise UsageError(f'{origin}: {macro} is a setting of {others}, and {name} does not read it; {remedy}')

@@ -17,16 +17,21 @@ from dro_jax.printing import result
 
 def answer_configs(values: flags.FlagValues, commands: Mapping[str, Command]) -> result.Sections:
   """`configs list`, `configs show` and `configs diff`."""
-  words, values['words'].value = values['words'].value, []
-  word, *rest = words or ['']
-  subwords = ('list', 'show', 'diff')
-  if word not in subwords:
-    asked = f'there is no {word!r}{did_you_mean(word, subwords)}' if word else 'what of them?'
-    raise UsageError(f'configs: {asked} Pass list [FOLDER], show COMMAND|MODEL_DIR|FILE, or diff A B')
-  if word == 'show':
+  arguments, values['words'].value = values['words'].value, []
+  subcommand, *rest = arguments or ['']
+  subcommands = ('list', 'show', 'diff')
+  if subcommand not in subcommands:
+    hint = (
+      f', and {subcommand!r} is none of them{did_you_mean(subcommand, subcommands)}' if subcommand else ''
+    )
+    raise UsageError(
+      f'configs needs a subcommand, list, show or diff{hint}: pass list [FOLDER], '
+      'show COMMAND|MODEL_DIR|FILE, or diff A B.'
+    )
+  if subcommand == 'show':
     return _show(rest, values, commands)
   _refuse_settings(values)
-  if word == 'list':
+  if subcommand == 'list':
     summaries = {name: command.summary for name, command in commands.items()}
     return configs_command.listed(tables.GIN_CONFIGS, rest, summaries)
   return configs_command.compared(
@@ -34,12 +39,14 @@ def answer_configs(values: flags.FlagValues, commands: Mapping[str, Command]) ->
   )
 
 
-def _show(words: Sequence[str], values: flags.FlagValues, commands: Mapping[str, Command]) -> result.Sections:
-  if len(words) != 1:
+def _show(
+  arguments: Sequence[str], values: flags.FlagValues, commands: Mapping[str, Command]
+) -> result.Sections:
+  if len(arguments) != 1:
     raise UsageError(
-      f'configs show takes one command, folder or file, not {len(words)}: `dro_jax configs show train`'
+      f'configs show takes one command, folder or file, not {len(arguments)}: `dro_jax configs show train`'
     )
-  [name] = words
+  [name] = arguments
   if name in commands and not commands[name].own:
     configure(name, commands[name], values, complete=False)
     bindings = _sources(name, values)
@@ -50,7 +57,7 @@ def _show(words: Sequence[str], values: flags.FlagValues, commands: Mapping[str,
 
 
 def _sources(name: str, values: flags.FlagValues) -> list[text.Binding]:
-  """Every binding of a command line, in gin's order, with the place where it stands."""
+  """Every binding of a command line, in the order of gin, with its origin."""
   paths = [tables.GIN_CONFIGS / 'runs' / f'{name}.gin']
   paths = [path for path in paths if path.exists()]
   paths += [config_files.find(file, tables.GIN_CONFIGS) for file in values['gin_file'].value]
@@ -70,4 +77,4 @@ def _parameters_of_runs(commands: Mapping[str, Command]) -> dict[str, dict[str, 
 def _refuse_settings(values: flags.FlagValues) -> None:
   files = [f'--gin_file={file}' for file in values['gin_file'].value]
   for typed in [*files, *(typed for typed, _ in command_line_bindings(values))]:
-    raise UsageError(f'{typed}: settings belong to a command: `dro_jax configs show train {typed}`')
+    raise UsageError(f'{typed}: a setting needs a command: pass `dro_jax configs show train {typed}`')

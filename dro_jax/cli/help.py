@@ -1,4 +1,4 @@
-"""What `--help` says, from the tables of commands and flags and the packaged gin files; imports nothing."""
+"""The texts of `--help`, from the tables of commands and flags and the packaged gin files."""
 
 import pathlib
 import re
@@ -18,30 +18,30 @@ Commands (`dro_jax COMMAND --help` lists the flags and settings of one):
 `dro_jax --version` prints the version.
 
 Exit codes: 0 done, 1 failed, 2 bad usage or bad data, 75 stopped by a signal after saving.
-Ctrl-C lets a run save and stop (75). Where there is nothing to save it ends the command (130), and a second
-one ends it at once (130)."""
+Ctrl-C saves a run and stops it (75). A command with nothing to save ends (130). A second Ctrl-C ends any
+command at once (130)."""
 
 
 def command_help(name: str, command: Any, flags: Mapping[str, Any], packaged: pathlib.Path) -> str:
   """The text of `dro_jax COMMAND --help`."""
   text = default_text(name, packaged)
-  everything = not (text or command.own)
-  taken = {flag: about for flag, about in flags.items() if f'%{about.macro}' in text or everything}
-  flag_rows = ''.join(f'  --{flag:22} {about.help}\n' for flag, about in taken.items())
+  takes_all_flags = not (text or command.own)
+  shown = {flag: about for flag, about in flags.items() if f'%{about.macro}' in text or takes_all_flags}
+  flag_rows = ''.join(f'  --{flag:22} {about.help}\n' for flag, about in shown.items())
   rows = ''.join(f'  {line}\n' for line in command.usage) + flag_rows
   return f"""dro_jax {name}: {command.summary}
 
-{rows}  --set NAME=VALUE         a setting: a number, true, a word (a configurable's name, else text).
-                           A setting of text takes any text as it stands (in quotes: what they hold), but None
-                           leaves it unset where it may be unset
-  --gin_file=F             a gin file, of yours or of {packaged}
+{rows}  --set NAME=VALUE         a setting: a number, true, the name of a configurable, or text.
+                           A text setting takes any text as typed (quotes are removed); None unsets it where
+                           it may be unset
+  --gin_file=F             a gin file, your own or one in {packaged}
   --gin.NAME=VALUE         any gin binding, in gin's own syntax
   --json                   the result as one JSON object on standard output
 {_settings(text)}"""
 
 
 def default_text(name: str, packaged: pathlib.Path) -> str:
-  """A command's own gin file, if it has one, with what it includes in place."""
+  """A command's own gin file, if it has one, with included files in place."""
   path = packaged / 'runs' / f'{name}.gin'
   text = path.read_text(encoding='utf-8') if path.exists() else ''
   included = lambda match: (packaged / match[1]).read_text(encoding='utf-8')  # noqa: E731
@@ -50,7 +50,7 @@ def default_text(name: str, packaged: pathlib.Path) -> str:
 
 def _settings(text: str) -> str:
   macros = re.findall(r'^([A-Z][A-Z0-9_]*) *= *(.*?) *(?:# *(.*))?$', text, re.MULTILINE)
-  # What includes others' defaults may say its own after them.
+  # A file may include the defaults of another and then set its own.
   last = {name: (value, meaning) for name, value, meaning in macros}
   rows = ''.join(f'  {name + "=" + value:32} {meaning}\n' for name, (value, meaning) in last.items())
   return f'\nSettings and their defaults:\n{rows}' if rows else ''

@@ -1,4 +1,4 @@
-"""What gin has registered and bound: gin has no public list of either."""
+"""Gin's registry and bindings, of which gin has no public list."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import gin
 
 
 def bound_value(name: str) -> Any | None:
-  """What a macro, or CONFIGURABLE.PARAMETER, is bound to so far; macros are followed."""
+  """The value to which a macro, or CONFIGURABLE.PARAMETER, is bound so far; follows macros."""
   try:
     value = gin.query_parameter(name if '.' in name else f'{name}/gin.macro.value')
   except (ValueError, KeyError):
@@ -42,7 +42,7 @@ def is_configurable(name: str) -> bool:
 
 
 def unwrapped(selector: str) -> Callable[..., Any]:
-  """What gin wraps: a class that it wraps has lost its signature."""
+  """The function or class that gin wraps; a wrapped class has lost its signature."""
   return gin.config._REGISTRY.get_match(selector).wrapped
 
 
@@ -64,13 +64,11 @@ def modules_of(name: str) -> set[str]:
 
 
 def configurable_names() -> list[str]:
-  # Gin has no public list of what is registered.
   names = [selector.rsplit('.', 1)[-1] for selector, _ in gin.config._REGISTRY.items()]
   return sorted(set(names))
 
 
 def defined_macros() -> set[str]:
-  # Nor of what is bound.
   return {scope for scope, selector in gin.config._CONFIG if selector == 'gin.macro'}
 
 

@@ -12,13 +12,13 @@ GIN_CONFIGS = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
 
 
 class Command(NamedTuple):
-  """What a word after `dro_jax` runs.
+  """A command: the function that `dro_jax NAME` runs.
 
-  configurables  what else gin may bind: a MODULE's public names, or MODULE:NAME.
+  configurables  other things that gin may bind: a MODULE's public names, or MODULE:NAME.
   bare           the flag that arguments without a flag belong to.
   usage          lines for its help.
-  own            the door does it itself, and gin binds nothing to it.
-  on_cpu         it uses no accelerator, and must not look for one: a machine with libtpu may have none.
+  own            main.py runs it itself, and gin binds nothing to it.
+  on_cpu         it uses no accelerator and must not look for one: a machine with libtpu may have no TPU.
   """
 
   module: str
@@ -60,25 +60,25 @@ COMMANDS = {
   'cache_reference': Command(
     'dro_jax.recipes.cache_reference',
     'cache_reference',
-    "takes a reference's log-probs once, for any run",
+    'scores all responses under the reference policy once, for any run',
     _TRAIN,
   ),
   'fit_value': Command(
     'dro_jax.recipes.fit_value',
     'fit_value',
-    'fits V(x) on other prompts, for methods that read a value',
+    'fits V(x) by cross-fitting, for algorithms that read a value',
     _TRAIN,
   ),
   'a_lol': Command(
     'dro_jax.recipes.a_lol',
     'a_lol_stages',
-    'A-LoL in its stages: fits a value, keeps what beats it, trains on that',
+    'runs the stages of A-LoL: fits a value, keeps the responses above it, trains on them',
     (*_TRAIN, 'dro_jax.recipes.fit_value'),
   ),
   'preflight': Command(
     'dro_jax.preflight.preflight',
     'preflight',
-    'compiles a run for a TPU slice that need not be here: does it fit, how fast can it be',
+    'checks whether a run fits a TPU slice, and estimates its speed, without a TPU',
     _TRAIN,
     on_cpu=True,
   ),
@@ -91,7 +91,7 @@ COMMANDS = {
   'inspect': Command(
     'dro_jax.inspection.inspect',
     'inspect_triplets',
-    'says what a triplet file holds, which methods it admits, and how to train on it',
+    'describes a triplet file, lists the algorithms that can learn from it, and prints a train command',
     bare='triplets',
   ),
   'train_vocabulary': Command(
@@ -103,14 +103,14 @@ COMMANDS = {
   'build_table': Command(
     'dro_jax.recipes.build_table',
     'build_table',
-    'tokenises triplets once, on this machine or by Apache Beam on many, for runs that read them',
+    'tokenises triplets once for later runs, on this machine or with Apache Beam on many',
     bare='triplets',
   ),
   'generate': Command('dro_jax.evaluation.generate', 'generate', 'samples responses to prompts', _MODEL),
   'arena': Command(
     'dro_jax.arena.arena',
     'arena',
-    'holds methods to a known optimum, and to each other',
+    'compares algorithms on equal budgets, against each other and a known optimum',
     (
       *_MODEL,
       'dro_jax.arena.bandit.suite',
@@ -129,7 +129,7 @@ COMMANDS = {
   'import_checkpoint': Command(
     'dro_jax.checkpoints.import_checkpoint',
     'import_checkpoint',
-    'brings in a T5 of Hugging Face or T5X, for --init_from',
+    'converts a checkpoint of Hugging Face or T5X into a folder for --init_from',
   ),
   'export_checkpoint': Command(
     'dro_jax.checkpoints.export_checkpoint', 'export_checkpoint', 'writes a policy for transformers or T5X'
@@ -137,18 +137,18 @@ COMMANDS = {
   'check': Command(
     'dro_jax.evaluation.check',
     'check',
-    'shows that a checkpoint scores and answers: ρ = 0 against itself, five answers',
+    'checks that a checkpoint scores and samples correctly: ρ = 0 against itself, five answers',
   ),
   'configs': Command(
     'dro_jax.main',
     'main',
-    'lists gin files; shows every setting, whence it comes and what it means; says what differs',
+    'lists gin files; shows every setting, where it was set and what it means; compares configurations',
     bare='words',
     usage=(
       'configs list [FOLDER]                 the packaged gin files',
-      'configs show COMMAND [flags]          what a command line would run with, given its own flags',
-      'configs show MODEL_DIR|FILE           what a run was made with, or what a file binds',
-      'configs diff A B                      of runs, files or commands; and whether A may be resumed as B',
+      'configs show COMMAND [flags]          the settings with which a command line would run',
+      'configs show MODEL_DIR|FILE           the settings of a run or of a file',
+      'configs diff A B                      the differences of runs, files or commands; can A resume as B?',
       '',
     ),
     own=True,
@@ -177,19 +177,23 @@ FLAGS = {
   'model_dir': Flag('MODEL_DIR', "the run's folder: metrics, checkpoints, configuration"),
   'triplets': Flag('TRIPLETS', 'triplet files, or names of data sets, separated by commas', joined=True),
   'eval_triplets': Flag('EVAL_TRIPLETS', 'triplet files held out for validation', joined=True),
-  'init_from': Flag('INIT_FROM', "where parameters come from: a run's or an imported folder"),
-  'columns': Flag('COLUMNS', "your files' own names: prompt=question,reward=thumbs", joined=True),
-  'columns_from': Flag('COLUMNS_FROM', "folders of fit_value's, whose values join the data", joined=True),
-  'map_reward': Flag('MAP_REWARD', "numbers for your rewards' words: up=1,down=0", joined=True),
+  'init_from': Flag('INIT_FROM', 'the checkpoint to start from: the folder of a run or of an import'),
+  'columns': Flag('COLUMNS', 'names of the fields in your files: prompt=question,reward=thumbs', joined=True),
+  'columns_from': Flag(
+    'COLUMNS_FROM', 'folders written by fit_value, whose values join the data', joined=True
+  ),
+  'map_reward': Flag('MAP_REWARD', 'numbers for rewards that are words: up=1,down=0', joined=True),
   'runs': Flag('RUNS', "runs' folders; `dro_jax report RUN ...` takes them without the flag", joined=True),
-  'words': Flag('WORDS', 'what to list, show or compare; `dro_jax configs` takes it without the flag'),
+  'words': Flag('WORDS', 'the arguments of `dro_jax configs`, which takes them without the flag'),
   'beam_options': Flag('BEAM_OPTIONS', "Apache Beam's own flags: '--runner=DataflowRunner --project=...'"),
-  'output': Flag('OUTPUT', 'where the result is written'),
+  'output': Flag('OUTPUT', 'the file or folder to write'),
   'suite': Flag('SUITE', "the arena's suite: bandit, exact, text or human", bare=True),
-  'algorithms': Flag('ALGORITHMS', 'who competes, separated by commas', joined=True),
+  'algorithms': Flag('ALGORITHMS', 'the algorithms to compare, separated by commas', joined=True),
   'seeds': Flag('SEEDS', 'repetitions, numbered from 0', bare=True),
-  'replay': Flag('REPLAY', 'goes again to a batch whose loss was not finite: MODEL_DIR/nonfinite/STEP'),
+  'replay': Flag(
+    'REPLAY', 're-runs up to a batch with a non-finite loss, MODEL_DIR/nonfinite/STEP, and reports the cause'
+  ),
   'topology': Flag('TOPOLOGY', 'the slice to compile for: v5e:4x8, or 2xv5e:4x8 for two of them'),
   'sweep': Flag('SWEEP', 'tries every mesh that divides the slice', bare=True, alone='True'),
-  'widen': Flag('WIDEN', "steps by which every method's grid is extended", bare=True, alone='1'),
+  'widen': Flag('WIDEN', 'steps by which the grid of every algorithm is extended', bare=True, alone='1'),
 }

@@ -23,25 +23,32 @@ from dro_jax.configs import parameters as configs_parameters
 from dro_jax.configs.text import split
 from dro_jax.errors import UsageError, did_you_mean
 
+# Kinds of configurables, by the module under which gin knows them.
+_KINDS = {
+  'dro_jax.algorithms': 'an algorithm',
+  'dro_jax.optimizers': 'an optimizer or a schedule',
+  'dro_jax.reference': 'a reference',
+}
+
 
 def flag_value(flag: str, about: Flag, text: str) -> str:
   if not about.bare:
     return repr(text)
   value = _gin_value(text)
   if value == repr(text):
-    raise UsageError(f'--{flag}={text}: nothing here is called so{did_you_mean(text, configurable_names())}')
+    raise UsageError(f'--{flag}={text}: unknown name{did_you_mean(text, configurable_names())}')
   return value
 
 
 def gin_line(setting: str) -> str:
-  """`--set`'s text as the gin line that it becomes."""
+  """The gin line for the text of `--set`."""
   name, equals, text = (part.strip() for part in setting.partition('='))
   if not (name and equals):
-    raise UsageError(f'--set {setting}: pass --set NAME=VALUE')
+    raise UsageError(f'--set {setting} has no NAME or no VALUE: pass --set NAME=VALUE.')
   if reference := own_reference(setting):
     return f'{name} = {reference}'
   bound = bound_value(name)
-  # Where a configurable stands so far, text is a slip, though the setting admits text.
+  # A setting whose value is a configurable takes no other text, though its type admits text.
   takes = () if isinstance(bound, gin.config.ConfigurableReference) else _text_parts(name)
   value = _gin_value(text, takes)
   if takes:
@@ -54,35 +61,40 @@ def gin_line(setting: str) -> str:
 
 
 def _refuse_misplaced_word(setting: str, bound: Any, word: str) -> None:
-  """A word where a number or a configurable stands so far is a slip: it would fail later, far from here."""
+  """Refuses text for a setting whose value is a number or a configurable: it would fail later."""
   if isinstance(bound, gin.config.ConfigurableReference):
     suggestion = did_you_mean(word, configurable_names())
-    raise UsageError(f'--set {setting}: nothing that gin can bind is called {word!r}{suggestion}')
+    raise UsageError(f'--set {setting}: gin knows nothing called {word!r}{suggestion}')
   if isinstance(bound, (bool, int, float)):
-    raise UsageError(f'--set {setting}: {word!r} is no number or boolean, and the value so far is {bound!r}')
+    raise UsageError(
+      f'--set {setting}: {word!r} is not a number or boolean, and the value so far is '
+      f'{bound!r}: pass a value of its kind.'
+    )
 
 
 def _refuse_other_kind(setting: str, bound: Any, reference: str) -> None:
-  """An algorithm is no optimiser: of our own configurables, one takes another's place in its module only."""
+  """Refuses a configurable of dro_jax in the place of one of another kind: an optimizer as an algorithm."""
   selector = reference.strip('@()').rpartition('/')[2]
   if not (isinstance(bound, gin.config.ConfigurableReference) and is_configurable(selector)):
     return
-  # By the names that gin has for them, which stay when code moves.
+  name = setting.partition('=')[0].strip()
+  # Gin's names for modules stay when code moves.
   here, there = (gin.config._REGISTRY.get_match(name).module for name in (bound.selector, selector))
   if here != there and here.startswith('dro_jax.') and there.startswith('dro_jax.'):
     raise UsageError(
-      f'--set {setting}: {selector} is of {there}, and what stands there so far, {bound.selector}, of {here}'
+      f'--set {setting}: {name} expects {_KINDS.get(here, f"a configurable of {here}")} such as '
+      f'{bound.selector.rpartition(".")[2]}; {selector} is {_KINDS.get(there, f"a configurable of {there}")}.'
     )
 
 
 def _text_parts(name: str) -> frozenset[Any]:
-  """What the parameters of a macro, or CONFIGURABLE.PARAMETER, admit, where all of them admit text."""
+  """The types that a macro, or CONFIGURABLE.PARAMETER, admits, where all its parameters admit text."""
   parts = [configs_parameters.parts(annotation) for annotation in _annotations(name)]
   return frozenset().union(*parts) if parts and all(str in of for of in parts) else frozenset()
 
 
 def _annotations(name: str) -> Iterator[Any]:
-  """Of the parameters that a macro feeds, straight or by other macros; or of CONFIGURABLE.PARAMETER."""
+  """Annotations of the parameters that a macro feeds, directly or by other macros, or of a parameter."""
   _, selector, parameter = split(name)
   if selector:
     with contextlib.suppress(ValueError, KeyError, AttributeError):
@@ -96,10 +108,10 @@ def _annotations(name: str) -> Iterator[Any]:
 
 
 def _stays_text(text: str, parts: Collection[Any]) -> bool:
-  """Whether a setting that takes text takes these letters as they stand.
+  """Whether a setting that takes text keeps this text as typed.
 
-  Not where it admits what they spell, too: no text, true, a number, several, or something to call. A text in
-  quotes is what the quotes hold, and %NAME the setting of that name.
+  It does not where it also admits the value that the text spells: None, true, a number, a list, a function.
+  Quotes around a text are removed, and %NAME refers to the setting of that name.
   """
   calls = any(typing.get_origin(part) is Callable for part in parts)
   if text.startswith('%'):
@@ -119,20 +131,20 @@ def _stays_text(text: str, parts: Collection[Any]) -> bool:
 
 
 def _gin_value(text: str, takes: Collection[Any] = ()) -> str:
-  """Literals as they are, a configurable's name as a reference to it, anything else as a string.
+  """A literal as typed, the name of a configurable as a reference to it, any other text as a string.
 
   Args:
     text: as typed.
-    takes: what the setting admits, if that is text; then text stays what it is (see `_stays_text`).
+    takes: the types that the setting admits, if text is among them; then see `_stays_text`.
   """
   if takes and _stays_text(text, takes):
     return repr(text)
   if text.startswith(('@', '%')):
     return text
-  words = {'true': 'True', 'false': 'False', 'none': 'None'}
-  if text.lower() in words:
-    return words[text.lower()]
+  constants = {'true': 'True', 'false': 'False', 'none': 'None'}
+  if text.lower() in constants:
+    return constants[text.lower()]
   if (literal := parse_literal(text)) is not None:
-    # Several, bare: gin wants the tuple's parentheses.
+    # Gin needs the parentheses of a tuple.
     return f'({text})' if isinstance(literal, tuple) and not text.startswith('(') else text
   return f'@{text}' if is_configurable(text) else repr(text)

@@ -1,4 +1,4 @@
-"""The cost of a run on a slice that need not be here."""
+"""Compiles a run's step for devices that this machine does not have."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""One compilation of a run's step, and all that is known of it."""
+"""One compilation of a run's step, and its report."""
 
 import functools
 import logging
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 
 class Attempt(NamedTuple):
-  """One way to run the step: whether it fits, and all that is known of it."""
+  """One way to run the step: whether it fits, and its report."""
 
   fits: bool
   report: dict[str, Any]
 
 
 def rehearse(spec: RunSpec, where: slices.Slice) -> Run:
-  """The run, built for a slice's devices, but not compiled; no reference store need be there."""
+  """Builds the run for the devices of a slice, without compiling it; needs no reference store."""
   return build(without_store(spec), where.devices)
 
 
@@ -83,18 +83,18 @@ def _text(compiled: jax.stages.Compiled, dump: pathlib.Path) -> str:
   jaxlib 0.10.2 does not know the async-updates that libtpu 0.0.52 makes for v5p's and v6e's sparse cores.
 
   Raises:
-    UsageError: the compiler left no dump either. What the step takes is known, and told.
+    UsageError: the compiler left no dump either; the message has the memory of the step.
   """
   try:
     return compiled.as_text()
   except jax.errors.JaxRuntimeError as error:
-    found = list(dump.glob('*.after_codegen.txt'))
-    if len(found) == 1:
-      return found[0].read_text()
+    dumps = list(dump.glob('*.after_codegen.txt'))
+    if len(dumps) == 1:
+      return dumps[0].read_text()
     used = compiled.memory_analysis()
-    takes = (used.argument_size_in_bytes + used.temp_size_in_bytes) / slices.GIB
+    memory = (used.argument_size_in_bytes + used.temp_size_in_bytes) / slices.GIB
     raise UsageError(
-      f'the step compiles and takes {takes:.2f} GiB a chip, but this jaxlib cannot read the program that '
+      f'the step compiles and takes {memory:.2f} GiB a chip, but this jaxlib cannot read the program that '
       f'libtpu made: {str(error).splitlines()[0]}. Pass another kind of chip to --topology, or install a jax '
       'and a libtpu that agree.'
     ) from error
@@ -106,7 +106,7 @@ def _count(run: Run, rows: Rows) -> float | int:
 
 
 def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
-  """What is known of a step before it is compiled."""
+  """The report of a step before it is compiled."""
   layout, config = run.loaders.train.layout, run.networks.policy.config
   state = run.abstract_state
   tokens = (rows.prompt_tokens.size, rows.response_tokens.size)
@@ -140,7 +140,7 @@ def _after(
   where: slices.Slice,
   report: Mapping[str, Any],
 ) -> tuple[dict[str, float | int], dict[str, Any]]:
-  """(memory a chip by kind, what a compiled step does and takes)."""
+  """Returns the memory a chip by kind, and the work and times of a compiled step."""
   done = roofline.work(text, list(run.mesh.devices.flat), where)
   steps = run.schedule.steps
   memory = roofline.memory(run.abstract_state, compiled.memory_analysis(), done.kept_bytes)
@@ -163,7 +163,7 @@ def _after(
 def _rates(
   where: slices.Slice, steps: int, tokens: int, useful: float | int, seconds: float | int
 ) -> dict[str, float | int]:
-  """What a step's time makes of its tokens, padding included, its operations and a run's steps."""
+  """Tokens a second, padding included, MFU and a run's chip-hours, from the time of a step."""
   count = len(where.devices)
   return {
     'tokens_per_second': tokens / seconds, 'mfu': useful / (seconds * where.chip.flops * count),
@@ -172,20 +172,20 @@ def _rates(
 
 
 def _too_large(message: str, state: TrainState, where: slices.Slice, spent: float | int) -> dict[str, Any]:
-  """What is known of a step that the compiler found too large.
+  """The report of a step that does not fit the memory of a chip.
 
   Raises:
-    UsageError: for something else than a chip's main memory.
+    UsageError: the step exceeds another memory than HBM.
   """
   if not re.search('(memory on|memory space|available) hbm', message, re.IGNORECASE):
     raise UsageError(
-      f'the compiler ran out of something else than HBM: {message.splitlines()[0]} Another mesh or DTYPE may '
-      'do, or other COMPILER_OPTIONS.'
+      f'the compiler ran out of a memory other than HBM: {message.splitlines()[0]} Pass another mesh, '
+      'DTYPE or COMPILER_OPTIONS.'
     )
-  found = re.search(r'\(([\d.]+)([KMGT])\) exceeds available HBM', message) or re.search(
+  size = re.search(r'\(([\d.]+)([KMGT])\) exceeds available HBM', message) or re.search(
     r'[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm', message
   )
   scale = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-  total = float(found[1]) * scale[found[2]] if found else None
+  total = float(size[1]) * scale[size[2]] if size else None
   memory = roofline.state_memory(state) | {'total': total, 'available': where.chip.hbm}
   return {'fits': False, 'memory': memory, 'compile_seconds': spent, 'compiler_says': message.splitlines()[0]}

@@ -1,4 +1,4 @@
-"""What stands in for data, weights and a reference store that are not here."""
+"""Placeholders for data, weights and a reference store that this machine does not have."""
 
 import dataclasses
 import pathlib
@@ -17,18 +17,18 @@ from dro_jax.models.scoring import Score
 from dro_jax.run.spec import RunSpec, replace
 from dro_jax.step.reference import Cached, Reference
 
-# What algorithms derive columns from, where a record has them.
+# Columns from which algorithms derive others.
 _DERIVED_FROM = ('value', 'behaviour_logps', 'behaviour_sampled')
 
 
-def are_here(triplets: str | Sequence[str] | None) -> bool:
-  """Whether these are files; a data set's name would have to be downloaded, and none means stand-ins."""
+def are_local_files(triplets: str | Sequence[str] | None) -> bool:
+  """Whether these are files; preflight downloads no data set and uses placeholders instead."""
   names = triplets.split(',') if isinstance(triplets, str) else triplets or ()
   return bool(names) and all(name.strip().endswith(FORMATS) for name in names)
 
 
 def with_texts_of_full_length(spec: RunSpec, prompt_length: int, response_length: int) -> RunSpec:
-  """The run on stand-ins: batches of texts of full length, in rows that hold exactly one text a side."""
+  """The run on placeholders: batches of texts of full length, in rows with one prompt and one response."""
   algorithm, batches, rows = spec.algorithm, spec.batches, spec.batches.rows
   columns = (*algorithm.requires, *(_DERIVED_FROM if algorithm.columns else ()))
   responses = batches.units.group_size if algorithm.unit == 'group' else 2
@@ -47,7 +47,7 @@ def with_texts_of_full_length(spec: RunSpec, prompt_length: int, response_length
 
 
 def without_weights(spec: RunSpec) -> RunSpec:
-  """The run from a random start where its checkpoint or vocabulary is not here: a step is the same."""
+  """The run from a random start where its checkpoint or vocabulary is missing: the step is the same."""
   policy = spec.policy
   if policy.init_from is not None and policy.config is not None and not _is_here(policy.init_from):
     policy = dataclasses.replace(policy, init_from=None)
@@ -57,12 +57,12 @@ def without_weights(spec: RunSpec) -> RunSpec:
 
 
 def _is_here(path: str) -> bool:
-  """Whether a path is of this machine and exists: a bucket is not asked."""
+  """Whether a path of this machine exists; does not look into buckets."""
   return '://' not in path and pathlib.Path(path).expanduser().exists()
 
 
 def without_store(spec: RunSpec) -> RunSpec:
-  """The run with log-probs as a store would bring them, where it reads such; no store need be there."""
+  """The run with placeholders for the log-probs of a reference store, if it reads one."""
   if not isinstance(spec.reference, Cached) or not spec.algorithm.uses_reference:
     return spec
   return dataclasses.replace(spec, reference=_StandInStore(), data=_with_logps(spec.data))

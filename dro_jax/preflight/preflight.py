@@ -1,4 +1,4 @@
-"""The `preflight` command: a run's own step, compiled for a slice that need not be here, and its needs."""
+"""The `preflight` command: compiles a run's step for a slice that this machine does not have."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -29,23 +29,23 @@ def preflight(
 ) -> Sections:
   """Compiles a run's train step for a slice, and reports whether it fits and how fast it can be.
 
-  Nothing is run or sent anywhere, and nothing need be here: neither the slice nor the data nor the weights.
-  Triplets that are loaded are taken. Files of this machine are read, and their token table is written where a
-  run keeps it; texts of full length stand in for any other. A checkpoint that is not here must be of the size
-  that the spec names (`policy.config`).
+  Preflight runs nothing and sends nothing. It needs neither the slice nor the data nor the weights. It takes
+  triplets that are loaded, reads those that are files of this machine, and writes their token table where a run
+  keeps it; for all others it uses texts of full length. Where the checkpoint is missing, the spec must name the
+  model (`policy.config`).
 
   Args:
     spec: the run.
     topology: the slice, such as v5e:4x8, or 2xv5e:4x8 for two of them.
-    triplets: what `spec.data` reads; `None`, and the names of data sets, stand for texts of full length.
-    prompt_length: prompt tokens of those.
-    response_length: response tokens of those.
-    remedies: where the step does not fit, look for the smallest change with which it does.
+    triplets: the files that `spec.data` reads; texts of full length replace `None` and names of data sets.
+    prompt_length: prompt tokens of such a text.
+    response_length: response tokens of such a text.
+    remedies: where the step does not fit, look for the smallest change that makes it fit.
     sweep: try every mesh that divides the slice, the rows and the parameters.
-    sweep_limit: compile for so many of them at most; `None` for all.
+    sweep_limit: compile at most so many of them; `None` for all.
 
   Returns:
-    Parameters, memory a chip by kind, operations, bytes, seconds, and what would make the step fit.
+    Parameters, memory a chip by kind, operations, bytes, seconds, and the change that makes the step fit.
 
   Raises:
     UsageError: there is no such slice or no libtpu, or settings or data cannot make a run.
@@ -57,11 +57,11 @@ def preflight(
   where, algorithm = slices.find(topology), spec.algorithm
   if algorithm.online is not None:
     raise UsageError(
-      f'{algorithm.name} samples its responses, and preflight compiles steps on logged ones: pass its '
-      'offline kin (--gin_file=algorithms/rloo.gin, copg.gin, ...), whose step is the same, without the '
-      'sampling.'
+      f'{algorithm.name} samples its responses, and preflight compiles steps on logged ones: pass the '
+      'offline algorithm with the same step (--gin_file=algorithms/rloo.gin, copg.gin, ...); the report then '
+      'leaves out the sampling.'
     )
-  if not isinstance(spec.data, Triplets) and not placeholders.are_here(triplets):
+  if not isinstance(spec.data, Triplets) and not placeholders.are_local_files(triplets):
     spec = placeholders.with_texts_of_full_length(spec, prompt_length, response_length)
   spec = placeholders.without_weights(spec)
   if sweep:

@@ -1,4 +1,4 @@
-"""Changes with which a step would fit."""
+"""Changes of a run that may make its step fit."""
 
 import dataclasses
 import functools
@@ -17,14 +17,14 @@ _CACHED = '--gin_file=references/cached.gin --set REFERENCE_STORE=DIR (of dro_ja
 
 
 class Remedy(NamedTuple):
-  """A change of a run: how to ask for it on the command line, and the fields for `spec.replace`."""
+  """A change of a run: its flags on the command line, and the fields for `spec.replace`."""
 
   change: str
   fields: Mapping[str, Any]
 
 
 def make_ladder(spec: RunSpec, where: Slice, report: Mapping[str, Any], is_held: bool) -> list[Remedy]:
-  """Changes in the order of what they cost, but for those that a run has made already.
+  """Changes in the order of their cost, without those that the run has already.
 
   Args:
     spec: the run.
@@ -51,7 +51,7 @@ def make_ladder(spec: RunSpec, where: Slice, report: Mapping[str, Any], is_held:
 
 
 def _joined(*remedies: Remedy) -> Remedy:
-  """All of some changes; those of one part are merged."""
+  """Several changes as one; merges the changes of one part."""
   fields = {}
   for remedy in remedies:
     for name, change in remedy.fields.items():
@@ -60,7 +60,7 @@ def _joined(*remedies: Remedy) -> Remedy:
 
 
 def spread_mesh(spec: RunSpec, where: Slice, now: Mapping[str, int], parts: int) -> list[Remedy]:
-  """Parameters over as many chips of a slice as have rows, heads, MLP and vocabulary over the others."""
+  """Shards parameters over as many chips as there are rows, and heads, MLP and vocabulary over the others."""
   size = len(where.devices) // where.num_slices
   fsdp = math.gcd(size, spec.batches.size // (where.num_slices * parts))
   sizes = {'fsdp': fsdp, 'model': size // fsdp}
@@ -77,7 +77,7 @@ def try_remedies(
   """Tries changes until one makes the step fit."""
   held = sum(first.report['memory'].get(name, 0) for name in ('parameters', 'optimizer'))
   for remedy in ladder:
-    # What lies there between steps is too much already, and stays.
+    # The state alone exceeds the memory, and only another mesh makes it smaller.
     if held > first.report['memory']['available'] and 'mesh' not in remedy.fields:
       continue
     try:

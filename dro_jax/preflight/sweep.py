@@ -1,4 +1,4 @@
-"""Every mesh that divides a slice, tried."""
+"""Compiles a run's step for every mesh that divides a slice."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from dro_jax.run.spec import RunSpec, replace
 
 
 def sweep_meshes(spec: RunSpec, where: Slice, limit: int | None) -> result.Sections:
-  """Every mesh, those that fit first, the fastest of them first."""
+  """Reports every mesh, those that fit first, in the order of their speed."""
   possible, rows = _sifted(spec, where)
   chosen = possible[:limit]
   for sizes in chosen:
@@ -26,14 +26,14 @@ def sweep_meshes(spec: RunSpec, where: Slice, limit: int | None) -> result.Secti
       continue
     rows.append(sizes | {'fits': attempt.fits, **summary(attempt.report)})
     compilation.log.info('%s', mesh_row(rows[-1]))
-  left = f'not compiled: --set SWEEP_LIMIT={len(possible)} does'
+  left = f'not compiled: pass --set SWEEP_LIMIT={len(possible)}'
   rows += [sizes | {'fits': None, 'refused': left} for sizes in possible[len(chosen) :]]
   rows.sort(key=lambda row: (not row['fits'], row.get('roofline_seconds') or math.inf))
   return result.Sections({'topology': where.name, 'meshes': rows}, {where.name: list(map(mesh_row, rows))})
 
 
 def _sifted(spec: RunSpec, where: Slice) -> tuple[list[dict[str, int]], list[dict[str, Any]]]:
-  """(sizes of meshes that may do, rows of those that cannot), as far as can be told without compiling."""
+  """Returns the sizes of meshes that may fit, and rows for those that cannot; compiles nothing."""
   possible, rows = [], []
   for sizes in _meshes(len(where.devices) // where.num_slices, where.num_slices):
     try:
@@ -43,7 +43,7 @@ def _sifted(spec: RunSpec, where: Slice) -> tuple[list[dict[str, int]], list[dic
       continue
     held = sum(roofline.state_memory(run.abstract_state).values())
     if held > where.chip.hbm:
-      why = 'parameters, optimizer and reference alone are too much'
+      why = 'parameters, optimizer and reference alone exceed the memory of a chip'
       rows.append(sizes | {'fits': False, 'total_bytes': held, 'refused': why})
     else:
       possible.append(sizes)
@@ -51,14 +51,14 @@ def _sifted(spec: RunSpec, where: Slice) -> tuple[list[dict[str, int]], list[dic
 
 
 def _meshes(size: int, slices: int) -> list[dict[str, int]]:
-  """All meshes of slices of a size: what cuts rows most first, of those what cuts parameters most."""
-  found = [
+  """All meshes of slices of a size: most shards of rows first, then most shards of parameters."""
+  meshes = [
     {'data': data, 'fsdp': fsdp, 'model': size // (data * fsdp)}
     | ({'dcn_data': slices // across, 'dcn_fsdp': across} if slices > 1 else {})
     for data, fsdp, across in itertools.product(_divisors(size), _divisors(size), _divisors(slices))
     if size % (data * fsdp) == 0
   ]
-  return sorted(found, key=lambda sizes: (sizes['model'], sizes.get('dcn_fsdp', 1), -sizes['fsdp']))
+  return sorted(meshes, key=lambda sizes: (sizes['model'], sizes.get('dcn_fsdp', 1), -sizes['fsdp']))
 
 
 def _divisors(number: int) -> list[int]:

@@ -16,15 +16,15 @@ def shown_report(report: dict[str, Any]) -> result.Sections:
         'parameters': ', '.join(f'{name} {size:,}' for name, size in report['parameters'].items()),
         'fits': 'yes' if report['fits'] else 'no',
       }
-      | ({'the compiler says': report['compiler_says']} if 'compiler_says' in report else {})
-      | ({'would fit with': report['remedy'] or _NONE} if 'tried' in report else {})
+      | ({'compiler message': report['compiler_says']} if 'compiler_says' in report else {})
+      | ({'fits with': report['remedy'] or _NONE} if 'tried' in report else {})
     ),
     'memory a chip': _lines({name: _gib(size) for name, size in report['memory'].items()}),
   }
   if 'seconds' in report:
     sections |= _speed(report)
   if 'tried' in report:
-    sections['what would make it fit'] = list(map(mesh_row, report['tried']))
+    sections['changes tried'] = list(map(mesh_row, report['tried']))
   return result.Sections(report, sections, _NOTE if 'seconds' in report else '')
 
 
@@ -34,20 +34,20 @@ def _gib(size: float | int | None) -> str | None:
 
 def mesh_row(row: Mapping[str, Any]) -> dict[str, str | int | None]:
   """A change or a mesh that was tried."""
-  what = {name: row[name] for name in ('change', *AXES, 'dcn_data', 'dcn_fsdp') if name in row}
+  labels = {name: row[name] for name in ('change', *AXES, 'dcn_data', 'dcn_fsdp') if name in row}
   best = row.get('roofline_seconds')
-  return what | {
+  return labels | {
     'fits': {True: 'yes', False: 'no'}.get(row['fits']), 'memory a chip': _gib(row.get('total_bytes')),
     'roofline': None if best is None else f'{best:.4g} s', 'bound by': row.get('bound_by'),
     'refused': row.get('refused'),
   }  # fmt: skip
 
 
-_NONE = 'nothing that was tried: take more chips, a smaller BATCH, or shorter texts'
+_NONE = 'no change that preflight tried: take more chips, a smaller BATCH, or shorter texts'
 _NOTE = (
-  'roofline: the longest of compute, HBM, ICI and DCN, each alone at its peak, the rest hidden behind it; '
-  "sum: nothing hidden; compiler: the compiler's own count of a core's cycles, communication left out. 6ND "
-  'knows no attention, no recomputation, and not that cross-attention projects the prompt.'
+  'roofline: the longest of compute, HBM, ICI and DCN, each alone at its peak, the others hidden; '
+  "sum: nothing hidden; compiler: the compiler's own count of a core's cycles, without communication. 6ND "
+  'leaves out attention, recomputation, and the projection of the prompt by cross-attention.'
 )
 
 

@@ -1,7 +1,7 @@
 """The `a_lol` command: A-LoL in its stages (arXiv 2305.14718), each resumed, none run twice.
 
 MODEL_DIR/value      the value networks, one for each fold of prompts: `fit_value`
-MODEL_DIR/columns    their values, frozen: every prompt's is from a network that never saw its rewards
+MODEL_DIR/columns    their values, frozen: each from a network that never saw the rewards of the prompt
 MODEL_DIR/policy     the policy, trained on the responses of positive advantage: `train`
 """
 
@@ -30,7 +30,7 @@ def a_lol_stages(
   fit: Annotated[Callable[..., Mapping[str, Any]] | None, PARTS] = None,
   configs: Callable[[], Recorded] = Recorded,
 ) -> dict[str, Any]:
-  """Fits V, freezes it, takes every response's advantage once, drops A ≤ 0, and trains on the rest.
+  """Fits V, freezes it, computes every advantage once, drops responses with A ≤ 0, and trains on the rest.
 
   Args:
     model_dir: the stages' folder.
@@ -40,18 +40,16 @@ def a_lol_stages(
     configs: how the runs are configured, saved with them.
 
   Returns:
-    What each stage found: the value's explained variance, how many advantages are positive, the policy's last
-    metrics.
+    The value's explained variance, how many advantages are positive, and the policy's last metrics.
 
   Raises:
     UsageError: the algorithm reads no advantages, no advantage is positive, or a stage cannot run.
-    Stopped: SIGTERM came; what was done is saved.
+    Stopped: SIGTERM came; the stages so far are saved.
   """
   if 'advantage' not in spec.algorithm.columns:
     raise UsageError(
-      f'{spec.algorithm.name} reads no advantages over a fitted value, so the stages would be for nothing: '
-      'pass --set ALGORITHM=a_lol (or a_lol_ref_free, a_lol_kl, a_lol_sequence), or run it with '
-      '`dro_jax train`.'
+      f'{spec.algorithm.name} reads no advantages over a fitted value, so it does not need the stages: pass '
+      '--set ALGORITHM=a_lol (or a_lol_ref_free, a_lol_kl, a_lol_sequence), or use `dro_jax train`.'
     )
   folder = {stage: os.path.join(model_dir, stage) for stage in ('value', 'columns', 'policy')}
   fit = fit or functools.partial(fit_value, spec=spec)
@@ -69,18 +67,18 @@ def a_lol_stages(
 
 
 def _summary(triplets: Triplets) -> dict[str, float | int]:
-  """Of the training responses' advantages, in the rewards' own units."""
+  """Statistics of the advantages of the training responses, in reward units."""
   advantages = triplets.train.raw_rewards - triplets.train.columns['value']
-  found = {
+  statistics = {
     'responses': len(advantages),
     'positive': int(np.sum(advantages > 0)),
     'mean': float(advantages.mean()),
     'sd': float(advantages.std()),
   }
   logging.getLogger(__name__).info(
-    '%d of %d responses have a positive advantage', found['positive'], found['responses']
+    '%d of %d responses have a positive advantage', statistics['positive'], statistics['responses']
   )
-  return found
+  return statistics
 
 
 __all__ = ['a_lol_stages']

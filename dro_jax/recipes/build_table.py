@@ -31,7 +31,7 @@ def build_table(
   beam_options: str | None = None,
   piece_megabytes: int = 64,
 ) -> dict[str, Any]:
-  """Builds the token table that `train` finds there when it is given the same triplets and options.
+  """Builds the token table that `train` reads for the same triplets and options.
 
   Args:
     triplets: files, also in a bucket, or (without Beam) names of data sets.
@@ -45,26 +45,28 @@ def build_table(
     piece_megabytes: of a file that Beam gives to one worker at a time.
 
   Raises:
-    UsageError: whatever is wrong with the files, fields or options; Beam is not installed.
+    UsageError: files, fields or options are wrong, or Beam is not installed.
   """
   read = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
   options = {
     'prompt_length': prompt_length, 'response_length': response_length, 'overlong': overlong, 'keep': keep,
     'template': template,
   }  # fmt: skip
-  words = policy.find_vocabulary(vocabulary, init_from)
+  loaded_vocabulary = policy.find_vocabulary(vocabulary, init_from)
   import_modules(task_modules)
   if beam_options is None:
-    found = cache.build_table(find.find(triplets, data_dir=data_dir, **read), words, cache_dir, **options)
+    table = cache.build_table(
+      find.find(triplets, data_dir=data_dir, **read), loaded_vocabulary, cache_dir, **options
+    )
   else:
     if piece_megabytes < 1:
       raise UsageError(f'PIECE_MEGABYTES={piece_megabytes}: pass 1 or more')
-    found = beam.build(
-      triplets, words.spec, cache_dir, read=read, beam_options=beam_options,
+    table = beam.build(
+      triplets, loaded_vocabulary.spec, cache_dir, read=read, beam_options=beam_options,
       piece_bytes=piece_megabytes * 2**20, **options,
     )  # fmt: skip
   if rewards_required:
-    found.require_rewards('REWARDS_REQUIRED=True')
-  told = ('records', 'prompts', 'overlong_responses', 'truncated_prompts', 'text_megabytes', 'seconds')
-  counts = {name: found.report[name] for name in told}
-  return {'table': found.directory, 'fingerprint': found.fingerprint(), **counts}
+    table.require_rewards('REWARDS_REQUIRED=True')
+  names = ('records', 'prompts', 'overlong_responses', 'truncated_prompts', 'text_megabytes', 'seconds')
+  counts = {name: table.report[name] for name in names}
+  return {'table': table.directory, 'fingerprint': table.fingerprint(), **counts}

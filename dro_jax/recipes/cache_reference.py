@@ -1,4 +1,4 @@
-"""The `cache_reference` command: a reference's log-probs of every response, taken once, for any run."""
+"""The `cache_reference` command: scores every response under the reference once, for any run."""
 
 import logging
 from typing import Annotated, Any
@@ -28,11 +28,11 @@ def cache_reference(
 ) -> dict[str, Any]:
   """Scores every response, to train on or held out, under a policy, and writes the log-probs by token.
 
-  Of an algorithm that reads mismatched pairs (KTO), those of the run's plan are scored too: then pass the
-  run's own seed, steps, batches and mesh. A shorter run may read the store too.
+  For an algorithm that reads mismatched pairs (KTO) it scores the pairs of the run's plan too: then pass the
+  seed, steps, batches and mesh of the run. A shorter run may read the store too.
 
   Args:
-    model_dir: the store's folder, complete or not there.
+    model_dir: the store's folder; it must not exist or hold a complete store.
     spec: the run that will read the store; `policy.init_from` is the reference.
     score_batch_size: responses scored at once.
 
@@ -42,37 +42,34 @@ def cache_reference(
   Raises:
     UsageError: there is no checkpoint, or the data cannot make the run.
   """
-  init_from, chosen, schedule = spec.policy.init_from, spec.algorithm, spec.schedule
+  init_from, algorithm, schedule = spec.policy.init_from, spec.algorithm, spec.schedule
   if init_from is None:
-    raise UsageError(
-      'cache_reference needs --init_from=DIR: the checkpoint that the run will start from, whose log-probs '
-      'are taken.'
-    )
+    raise UsageError('cache_reference needs --init_from=DIR: the checkpoint the run will start from.')
   if jax.process_index() == 0:
     column_store.refuse_place(model_dir, '--model_dir')
   vocabulary, mesh = policy.find_vocabulary(spec.policy.vocabulary, init_from), spec.mesh.over()
   config = find_model_config(spec.policy, spec.compute, vocabulary)
   nets = networks.build(config, uses_value=False)
-  triplets = batches.with_rewards(read_triplets(spec.data, vocabulary), chosen)
+  triplets = batches.with_rewards(read_triplets(spec.data, vocabulary), algorithm)
   params = networks.load_policy(nets, init_from, mesh)
   score = table_scores.make_token_scorer(nets.policy, mesh, spec.compute.chunk_size)
   tables = [table for table in (triplets.train, triplets.eval) if table is not None]
-  taken = [
+  scored = [
     reference_store.token_logps(score, params, batches.once(table, mesh, score_batch_size), mesh)
     for table in tables
   ]
-  flat, lengths = (np.concatenate(parts) for parts in zip(*taken))
+  flat, lengths = (np.concatenate(parts) for parts in zip(*scored))
   origin, pairs = {'init_from': init_from, 'triplets': triplets.report.get('triplets')}, None
-  if chosen.uses_mismatched:
+  if algorithm.uses_mismatched:
     loaders = _plan_of_run(spec, triplets, schedule, mesh)
     origin['plan'] = reference_store.plan_of(loaders.train, loaders.eval, spec.seed, schedule.steps)
     pairs = _mismatched(score, params, loaders, schedule.steps, mesh)
-  made_of = reference_store.fingerprint(config, vocabulary, triplets.report.get('options', {}))
+  identity = reference_store.fingerprint(config, vocabulary, triplets.report.get('options', {}))
   if jax.process_index() == 0:
     column_store.write(
       model_dir, np.concatenate([column_store.keys(table) for table in tables]),
       token_columns={TOKEN_LOGPS: (flat, lengths)}, pairs=pairs,
-      fingerprint={**made_of, 'parameters': reference_store.digest_of(params)}, origin=origin,
+      fingerprint={**identity, 'parameters': reference_store.digest_of(params)}, origin=origin,
     )  # fmt: skip
   return {
     'model_dir': model_dir, 'responses': len(lengths), 'tokens': int(lengths.sum()),
@@ -89,10 +86,10 @@ def _plan_of_run(spec: RunSpec, triplets: Triplets, schedule: Schedule, mesh: Me
 
 
 def _mismatched(
-  score: table_scores.TokenScorer, params: Any, feed: batches.Loaders, steps: int, mesh: Mesh
+  score: table_scores.TokenScorer, params: Any, loaders: batches.Loaders, steps: int, mesh: Mesh
 ) -> column_store.Pairs:
   """The pairs of every batch that the run will see."""
-  steps_of = {feed.train: steps} | ({feed.eval: feed.eval.plan.num_batches} if feed.eval else {})
+  steps_of = {loaders.train: steps} | ({loaders.eval: loaders.eval.plan.num_batches} if loaders.eval else {})
   logging.getLogger(__name__).info('scoring the mismatched pairs of %d batches', sum(steps_of.values()))
   keys, logps = zip(*reference_store.mismatched_logps(score, params, steps_of, mesh))
   return column_store.Pairs(np.concatenate(keys), {MISMATCHED_LOGPS: np.concatenate(logps)})

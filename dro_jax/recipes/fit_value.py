@@ -1,4 +1,4 @@
-"""The `fit_value` command: V(x) for every prompt, from networks that never saw its rewards."""
+"""The `fit_value` command: V(x) for every prompt, from networks that were not fitted on its rewards."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from dro_jax.run.folder.configs import Recorded
 from dro_jax.run.spec import RunSpec
 from dro_jax.statistics import agreement
 
-_LITTLE = 0.05  # Share of the rewards' variance below which a value is hardly fitted.
+_LITTLE = 0.05  # Below this share of the rewards' variance, V explains almost nothing.
 
 
 def fit_value(
@@ -45,28 +45,28 @@ def fit_value(
 
   Cross-fitted: prompts fall into K folds by their hash, and the values of one fold come from a network that
   was fitted on the others. Prompts held out for validation choose each network's best checkpoint, and get the
-  mean of all networks. Each is a run in MODEL_DIR/fold_K, which is resumed; a store that is complete, and
-  made of the data and the checkpoint that are there now, is not made again. The policy is not trained.
-  Rewards are standardised for the fit; values are written in the rewards' own units.
+  mean of all networks. Each network is a run in MODEL_DIR/fold_K, which resumes. A complete store that was
+  made from the same data and checkpoint is kept. The policy is not trained. Rewards are standardised for the
+  fit; values are written in reward units.
 
   Args:
     model_dir: the folder of the networks' runs, and of the store.
     spec: the run of each network; its data is split here, and its algorithm is `regression`.
     folds: K, 2 or more; K networks are trained.
-    held_out: instead of folds, the share of prompts on which one network is fitted: the others get values,
-      and these are left out of any data that the store is joined to.
+    held_out: instead of folds, the share of prompts on which one network is fitted. The other prompts get
+      values; joining the store to data leaves the fitted prompts out.
     columns_dir: the store's folder; `None` is MODEL_DIR/columns.
     score_batch_size: prompts whose values are predicted at once.
     min_explained_variance: share of the variance of unseen prompts' rewards below which V is refused; `None`
       warns below .05.
-    configs: how the runs are configured, saved with them; other texts make the store again.
+    configs: how the runs are configured, saved with them; a change makes the store again.
 
   Returns:
-    By fold, the share of the variance of unseen prompts' rewards that V explains; the store's folder.
+    By fold, the share of the variance of the rewards of unseen prompts that V explains; the store's folder.
 
   Raises:
-    UsageError: the folds cannot be made of these prompts, settings or data cannot make a run, or V explains
-      less than `min_explained_variance`.
+    UsageError: the prompts are too few for the folds, settings or data cannot make a run, or V explains less
+      than `min_explained_variance`.
   """
   if (held_out is None and folds < 2) or (held_out is not None and not 0 < held_out < 1):
     raise UsageError(
@@ -78,8 +78,8 @@ def fit_value(
   columns_dir = columns_dir or os.path.join(model_dir, 'columns')
   request = {'folds': folds, 'held_out': held_out, 'config': configs().texts.get('config.gin')}
   if (report := _complete(columns_dir, request, spec.data)) is not None:
-    logging.getLogger(__name__).info('%s is complete: nothing is fitted again', columns_dir)
-    return judged(report, min_explained_variance)
+    logging.getLogger(__name__).info('%s is complete: fit_value keeps it', columns_dir)
+    return refuse_or_warn(report, min_explained_variance)
   if jax.process_index() == 0:
     column_store.refuse_place(columns_dir, 'columns_dir')
   spec = dataclasses.replace(spec, algorithm=algorithms.regression)
@@ -88,7 +88,7 @@ def fit_value(
     folder = os.path.join(model_dir, part.name)
     train(folder, dataclasses.replace(spec, data=_of_part(spec.data, part)), configs=configs)
     fitted.append(_predict(folder, spec, part, score_batch_size))
-  report = judged({'columns': str(columns_dir), **_report(fitted)}, min_explained_variance)
+  report = refuse_or_warn({'columns': str(columns_dir), **_report(fitted)}, min_explained_variance)
   if jax.process_index() == 0:
     _write(columns_dir, fitted, {'request': request, 'report': report, 'made_of': fitted[0].made_of})
   if jax.process_count() > 1:
@@ -97,16 +97,16 @@ def fit_value(
 
 
 def _as_read(triplets: Triplets, **options: Any) -> Triplets:
-  """Triplets that are read already, whatever the options."""
+  """Triplets in memory, whatever the options."""
   return triplets
 
 
 def _complete(
   directory: str, request: Mapping[str, Any], data: Callable[..., Triplets]
 ) -> dict[str, Any] | None:
-  """The report of a store that is there, was asked for in the same words, and is made of what is there now.
+  """The report of a store that the same request made from the same data and checkpoint; None of any other.
 
-  Of a store that an earlier version wrote nobody knows what it is made of: its words are believed.
+  A store of an earlier version does not record its data: the same request is enough.
   """
   if not column_store.exists(directory):
     return None
@@ -118,7 +118,7 @@ def _complete(
     return dict(origin['report'])
   triplets = data(**_reading(before['vocabulary'], before['read_as']))
   return (
-    dict(origin['report']) if resume.alike(before, _made_of(before, triplets, before['read_as'])) else None
+    dict(origin['report']) if resume.alike(before, _inputs(before, triplets, before['read_as'])) else None
   )
 
 
@@ -126,8 +126,8 @@ def _reading(vocabulary: str, read_as: Mapping[str, Any]) -> dict[str, Any]:
   return {'vocabulary': vocabularies.vocabulary(vocabulary), **read_as}
 
 
-def _made_of(described: Mapping[str, Any], triplets: Triplets, read_as: Mapping[str, Any]) -> dict[str, Any]:
-  """What values depend on: the data and the networks' start by their contents, the vocabulary's place."""
+def _inputs(described: Mapping[str, Any], triplets: Triplets, read_as: Mapping[str, Any]) -> dict[str, Any]:
+  """Everything on which values depend: the contents of data and checkpoint, the place of the vocabulary."""
   init_from, digest = described.get('init_from'), described.get('init_digest')
   names = ('train_fingerprint', 'eval_fingerprint', 'train_columns', 'eval_columns')
   return {
@@ -140,7 +140,7 @@ def _made_of(described: Mapping[str, Any], triplets: Triplets, read_as: Mapping[
 
 
 class _Part(NamedTuple):
-  """One network: the prompts that it is fitted on, from digests `[N]` to booleans; it predicts the others."""
+  """One network: `fits` maps prompt digests `[N]` to whether it is fitted on them; else it predicts."""
 
   name: str
   fits: Callable[[np.ndarray], np.ndarray]
@@ -156,12 +156,12 @@ def _parts(folds: int, held_out: float | None) -> list[_Part]:
 
 
 def _of_part(data: Callable[..., Triplets], part: _Part) -> Callable[..., Triplets]:
-  """The triplets that one network is fitted on; it is validated on prompts that no network is fitted on."""
+  """The triplets of one network; prompts on which no network is fitted validate it."""
 
   def load(**options: Any) -> Triplets:
     triplets = data(**options)
     train = triplets.train.subset(_checked(part.fits(triplets.train.prompt_digests), part, triplets.train))
-    # Quantiles are a scale of their own: their mean is not the quantile of a mean.
+    # A mean of quantiles is not the quantile of a mean, so quantiles stay.
     kind = 'quantile' if triplets.scaling.kind == 'quantile' else 'standardise'
     return scaled(train, triplets.eval, kind, triplets.report | {'part': part.name})
 
@@ -171,16 +171,16 @@ def _of_part(data: Callable[..., Triplets], part: _Part) -> Callable[..., Triple
 def _checked(fits: np.ndarray, part: _Part, table: TokenTable) -> np.ndarray:
   if fits.all() or not fits.any():
     raise UsageError(
-      f'{part.name}: {len(np.unique(table.prompt_index))} prompts, split by their hash, leave none to fit on '
-      'or none to predict; pass fewer FOLDS, or more prompts.'
+      f'{part.name}: splitting {len(np.unique(table.prompt_index))} prompts by their hash leaves none '
+      'to fit on or none to predict: pass fewer FOLDS, or more prompts.'
     )
   return fits
 
 
 class _Fitted(NamedTuple):
-  """What one network says: raw values `[N]`, NaN of prompts it was fitted on, and of the held-out part.
+  """Values of one network: raw values `[N]`, NaN for prompts it was fitted on; and the held-out part's.
 
-  `made_of` is what it depends on (see `_made_of`).
+  `made_of` has everything on which they depend (see `_inputs`).
   """
 
   name: str
@@ -209,20 +209,20 @@ def _predict(folder: str, spec: RunSpec, part: _Part, batch_size: int) -> _Fitte
   values[unseen] = values_of(triplets.train.subset(unseen))
   held_out = triplets.eval and values_of(triplets.eval)
   return _Fitted(
-    part.name, triplets, values, held_out, _made_of(orbax.load_metadata(folder), triplets, read_as)
+    part.name, triplets, values, held_out, _inputs(orbax.load_metadata(folder), triplets, read_as)
   )
 
 
 def _merged(fitted: list[_Fitted]) -> tuple[np.ndarray, np.ndarray | None]:
-  """Values of the training part, each from the network that did not see its prompt; of the other, means."""
-  found = np.stack([fit.values for fit in fitted])
-  values = np.where(np.isnan(found).all(0), np.nan, np.nansum(found, axis=0))
+  """Values of the training part, each from the network that did not see the prompt; means of the rest."""
+  values_by_fit = np.stack([fit.values for fit in fitted])
+  values = np.where(np.isnan(values_by_fit).all(0), np.nan, np.nansum(values_by_fit, axis=0))
   held_out = None if fitted[0].eval_values is None else np.mean([fit.eval_values for fit in fitted], axis=0)
   return values, held_out
 
 
 def _report(fitted: list[_Fitted]) -> dict[str, Any]:
-  """Explained variance of rewards of prompts that V was not fitted on, by network and in all."""
+  """Explained variance of the rewards of unseen prompts, by network and overall."""
   train, held_out = fitted[0].triplets.train, fitted[0].triplets.eval
   values, eval_values = _merged(fitted)
   report = {f'explained_variance/{fit.name}': _explained(fit.values, train) for fit in fitted}
@@ -236,20 +236,22 @@ def _report(fitted: list[_Fitted]) -> dict[str, Any]:
   return report
 
 
-def judged(report: dict[str, Any], least: float | None) -> dict[str, Any]:
-  """The report, unless V explains too little of the rewards of prompts that it was not fitted on."""
+def refuse_or_warn(report: dict[str, Any], least: float | None) -> dict[str, Any]:
+  """Returns the report; refuses, or warns, where V explains too little of the rewards of unseen prompts."""
   explained = report['explained_variance/all']
   if explained >= (_LITTLE if least is None else least):
     return report
-  told = (
-    f'V explains {explained:.3g} of the variance of rewards of prompts it was not fitted on: advantages are '
-    'hardly more than rewards less their mean. Fit it longer or faster (STEPS, in `a_lol` VALUE_STEPS, or '
+  problem = (
+    f'V explains {explained:.3g} of the variance of rewards of prompts it was not fitted on, so advantages '
+    'are almost the same as centred rewards. Fit V longer or faster (STEPS, in `a_lol` VALUE_STEPS, or '
     'VALUE_LEARNING_RATE). Where all prompts have the same mean reward, as with one pair of 1 and 0 each, '
-    'there is nothing to explain, and A-LoL is fine-tuning on the chosen responses'
+    'V has nothing to explain, and A-LoL is fine-tuning on the chosen responses'
   )
   if least is not None:
-    raise UsageError(f'{told}. Nothing was written: MIN_EXPLAINED_VARIANCE={least} (None only warns).')
-  logging.getLogger(__name__).warning('%s.', told)
+    raise UsageError(
+      f'{problem}. No store was written, because MIN_EXPLAINED_VARIANCE={least}: pass None to be warned only.'
+    )
+  logging.getLogger(__name__).warning('%s.', problem)
   return report
 
 
@@ -267,7 +269,7 @@ def _write(directory: str, fitted: list[_Fitted], origin: Mapping[str, Any]) -> 
     tables.append((fitted[0].triplets.eval, eval_values))
   column_store.write(
     directory, np.concatenate([column_store.keys(table) for table, _ in tables]),
-    {'value': np.concatenate([found for _, found in tables])}, origin=origin,
+    {'value': np.concatenate([column for _, column in tables])}, origin=origin,
   )  # fmt: skip
 
 

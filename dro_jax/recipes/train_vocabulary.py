@@ -1,4 +1,4 @@
-"""The `train_vocabulary` command: a SentencePiece model of one's own data, by T5's conventions."""
+"""The `train_vocabulary` command: trains a SentencePiece model on your data, with the conventions of T5."""
 
 import io
 import pathlib
@@ -13,10 +13,10 @@ from dro_jax.data.text import chat, vocabularies
 from dro_jax.data.text.vocabularies import EOS, PAD, UNKNOWN
 from dro_jax.errors import UsageError
 
-_THREADS = 16  # Part of the result: sums are made thread by thread.
+_THREADS = 16  # Changes the result: each thread sums its part.
 _TOO_MANY = re.compile(r'Vocabulary size too high .* a value <= (\d+)')
 _TOO_FEW = re.compile(r'Vocabulary size is smaller than required_chars\. \d+ vs (\d+)')
-_TOLD = 10_000  # Texts at most that are encoded to say how long they are.
+_MEASURED = 10_000  # At most so many texts are encoded to measure characters by token.
 
 
 def train_vocabulary(
@@ -32,65 +32,65 @@ def train_vocabulary(
 ) -> dict[str, Any]:
   """Trains a unigram SentencePiece model on every distinct prompt and response, and writes it, whole.
 
-  Pad is 0, EOS 1, unknown 2, there is no BOS, and what has no piece is spelt in bytes. The same texts make
+  Pad is 0, EOS 1, unknown 2, there is no BOS, and text without a piece is spelt in bytes. The same texts make
   the same file.
 
   Args:
     triplets: files, or names of data sets, as for `train`; rewards are not read.
     output: the new file, NAME.model.
     size: pieces. Reading the file adds 100 extra ids to them, as T5 does.
-    keep_whitespace: text comes back as it was, line breaks and blanks included; T5's own vocabulary makes a
-      blank of any of them, and of look-alike characters one (NFKC).
+    keep_whitespace: decoding returns the same text, with line breaks and blanks; T5's vocabulary turns each
+      run of them into a blank, and unifies look-alike characters (NFKC).
     columns: the files' own names: 'prompt=question,response=answer'.
     chat_template: of each turn of a prompt that is a conversation.
     data_dir: folder of public data sets got by hand.
     task_modules: your modules that register seqio tasks.
 
   Returns:
-    What was written, on how much text, and characters by token.
+    The file, the amount of text, and characters by token.
 
   Raises:
     UsageError: the file exists or cannot be written, the data cannot be read, or its text makes no vocabulary
-      of that size: then it says which it makes.
+      of that size; the message names a possible size.
   """
   target = _target(output)
   import_modules(task_modules)
-  found = find.find(triplets, columns=columns, chat_template=chat_template, data_dir=data_dir)
-  texts = list(_texts(found))
+  source = find.find(triplets, columns=columns, chat_template=chat_template, data_dir=data_dir)
+  texts = list(_texts(source))
   if not texts:
-    raise UsageError(f'{found.name}: there is no record, so no text to make a vocabulary of')
+    raise UsageError(f'{source.name} has no records, and a vocabulary needs text: pass other triplets.')
   model = _fit(texts, size, keep_whitespace)
   try:
     files.write_atomically(target, model)
   except OSError as error:
-    raise UsageError(f'{target}: cannot write it ({error})') from error
-  words = vocabularies.vocabulary(str(target))
-  told = texts[:_TOLD]
-  tokens, characters = sum(map(len, words.encode_batch(told))), sum(map(len, told))
+    raise UsageError(f'{target} cannot be written ({error}): pass another --output.') from error
+  vocabulary = vocabularies.vocabulary(str(target))
+  measured = texts[:_MEASURED]
+  tokens, characters = sum(map(len, vocabulary.encode_batch(measured))), sum(map(len, measured))
   return {
-    'vocabulary': str(target), 'pieces': size, 'ids': words.size, 'fingerprint': words.fingerprint,
+    'vocabulary': str(target), 'pieces': size, 'ids': vocabulary.size, 'fingerprint': vocabulary.fingerprint,
     'texts': len(texts), 'characters': sum(map(len, texts)),
     'characters_per_token': characters / max(tokens, 1), 'use': f'--set VOCABULARY={output}',
   }  # fmt: skip
 
 
 def _target(output: str) -> pathlib.Path:
-  """Where the model goes: found wanting before an hour is spent on it."""
+  """The model's file, checked before the training."""
   if '#' in output or ',' in output:
-    raise UsageError(f'--output={output}: pass a name without # and commas, NAME.model')
+    raise UsageError(f'--output={output}: the name has # or a comma: pass NAME.model without either.')
   target = files.output_file(output)
   if target.exists() or target.is_symlink():
     raise UsageError(
-      f'--output={output}: it exists, and runs that read it would no longer know their ids; pass another '
-      'name, or remove it'
+      f'--output={output} exists, and replacing it would change the ids of runs that read it: pass another '
+      'name, or remove it.'
     )
   return target
 
 
-def _texts(found: find.Source) -> Iterator[str]:
+def _texts(source: find.Source) -> Iterator[str]:
   """Every distinct prompt, as a model reads it, and every response."""
   seen = set()
-  for record in found.records():
+  for record in source.records():
     if record.prompt not in seen:
       seen.add(record.prompt)
       yield record.prompt
@@ -116,7 +116,7 @@ def _fit(texts: Sequence[str], size: int, keep_whitespace: bool) -> bytes:
 
 
 def _largest(texts: Sequence[str], error: RuntimeError, keep_whitespace: bool) -> int:
-  """The size that the trainer names, tried: there it may name a smaller one."""
+  """The largest possible size: tries the size that the trainer names, at which it may name a smaller one."""
   largest = int(_TOO_MANY.search(str(error))[1])
   try:
     _sentencepiece(texts, largest, keep_whitespace)
@@ -129,7 +129,7 @@ def _largest(texts: Sequence[str], error: RuntimeError, keep_whitespace: bool) -
 def _sentencepiece(texts: Sequence[str], size: int, keep_whitespace: bool) -> bytes:
   import sentencepiece
 
-  # What one sentence ends: the trainer takes none with a line break in it.
+  # The trainer takes no sentence with a line break in it.
   lines = (line for text in texts for line in text.splitlines() if line.strip())
   kept = {'normalization_rule_name': 'identity', 'remove_extra_whitespaces': False} if keep_whitespace else {}
   model = io.BytesIO()

@@ -183,7 +183,9 @@ def test_parameters_that_are_too_large_leave_other_meshes_to_try(monkeypatch):
   found, _ = attempted(monkeypatch, lambda spec: False, held=20)
   assert found['tried'] and all('make_mesh.fsdp=' in row['change'] for row in found['tried'])
   text = said(found)
-  assert 'nothing that was tried: take more chips' in text and re.search(r'make_mesh\.model=2 +no', text)
+  assert 'no change that preflight tried: take more chips' in text and re.search(
+    r'make_mesh\.model=2 +no', text
+  )
 
 
 def said(result) -> str:
@@ -218,8 +220,8 @@ def test_a_sweep_compiles_what_may_do_and_ranks_what_fits(monkeypatch):
   assert fitting == sorted(fitting) and (rows[0]['data'], rows[0]['fsdp']) == (1, 8)
   refused = {(row['data'], row['fsdp'], row['model']): row['refused'] for row in rows if 'refused' in row}
   assert refused == {
-    (1, 1, 8): '8 heads', (8, 1, 1): 'parameters, optimizer and reference alone are too much',
-    (2, 1, 4): 'not compiled: --set SWEEP_LIMIT=8 does',
+    (1, 1, 8): '8 heads', (8, 1, 1): 'parameters, optimizer and reference alone exceed the memory of a chip',
+    (2, 1, 4): 'not compiled: pass --set SWEEP_LIMIT=8',
   }  # fmt: skip
   text = said(found)
   assert re.search(r'1 +8 +1 +yes +1\.000 GiB +1 s', text) and re.search(r'1 +1 +8 +no +8 heads', text)
@@ -308,7 +310,7 @@ def test_a_cached_reference_brings_its_log_probs():
   ],
 )
 def test_only_files_are_read_and_names_of_data_sets_are_not(triplets, expected):
-  assert placeholders.are_here(triplets) is expected
+  assert placeholders.are_local_files(triplets) is expected
 
 
 def test_neither_weights_nor_a_vocabulary_need_be_here(tmp_path):

@@ -183,8 +183,8 @@ def test_a_value_that_explains_less_than_is_asked_for_is_refused_and_not_written
 @pytest.mark.parametrize('explained, told', [(0.0, True), (float('nan'), True), (0.049, True), (0.05, False)])
 def test_a_value_that_explains_little_is_told(explained, told, caplog):
   report = {'explained_variance/all': explained}
-  assert fit_value.judged(report, None) is report
-  assert ['hardly more than rewards less their mean' in text for text in caplog.messages] == [True] * told
+  assert fit_value.refuse_or_warn(report, None) is report
+  assert ['almost the same as centred rewards' in text for text in caplog.messages] == [True] * told
 
 
 @pytest.mark.parametrize('options', [{'folds': 1}, {'held_out': 1.0}, {'folds': 2, 'held_out': 0.0}])

@@ -1,4 +1,4 @@
-"""How a run that an earlier version of dro_jax made goes on: by the rules that it was made with."""
+"""A run that an earlier version of dro_jax made keeps the rules of that version when it resumes."""
 
 import functools
 import logging
@@ -11,16 +11,16 @@ from dro_jax.data.triplets import Triplets
 from dro_jax.run.folder import configs
 from dro_jax.step.reference import Reference
 
-# The format of runs whose validation is in no file's order, taken over the whole table at once.
+# Since this format, validation is over the whole table at once, in an order of its own.
 _WHOLE_TABLES = 2
 
 
 class Legacy(NamedTuple):
-  """What an earlier version did otherwise than this one; nothing, of a new run.
+  """The rules of an earlier version that differ from those of today; the defaults are those of today.
 
   Attributes:
-    has_scalar_value: the read-out `batch` was one learned number, which is called `scalar` now.
-    keep: how overlong prompts were cut, where `auto` means something else now.
+    has_scalar_value: the read-out `batch` was one learned number, now called `scalar`.
+    keep: how overlong prompts were cut, where `auto` has another meaning now.
     measures_moving: no initial policy was kept where the reference moves: the run is measured against that.
     validates_by_batch: held-out responses stay in their file's order, and losses that couple responses are
       taken over each batch of them.
@@ -32,28 +32,28 @@ class Legacy(NamedTuple):
   validates_by_batch: bool = False
 
   def readout(self, readout: str) -> str:
-    """How V is read."""
+    """The read-out of V in today's terms."""
     return 'scalar' if readout == 'batch' and self.has_scalar_value else readout
 
   def data(self, data: Triplets | Callable[..., Triplets]) -> Triplets | Callable[..., Triplets]:
-    """The data, read as the run has read it so far."""
+    """The data, read as before."""
     return (
       data if self.keep is None or isinstance(data, Triplets) else functools.partial(data, keep=self.keep)
     )
 
   def reference(self, reference: Reference | None) -> Reference | None:
-    """The reference, with what the run is measured against."""
+    """The reference, with the policy against which the run is measured."""
     moves = reference is not None and reference.initial is not None
     return reference._replace(initial=None) if moves and self.measures_moving else reference
 
 
 def read(folder: pathlib.Path) -> Legacy:
-  """The rules of the run in a folder; those of today where there is none."""
-  return of_metadata(orbax.run_metadata(folder)) if orbax.has_any(folder) else Legacy()
+  """The rules of the run in a folder; those of today if it holds no run."""
+  return from_metadata(orbax.run_metadata(folder)) if orbax.has_any(folder) else Legacy()
 
 
-def of_metadata(saved: Mapping[str, Any]) -> Legacy:
-  """The rules of a run, by what its newest checkpoint says of it."""
+def from_metadata(saved: Mapping[str, Any]) -> Legacy:
+  """The rules of a run, from the metadata of its newest checkpoint."""
   is_old = orbax.saved_format(saved) < _WHOLE_TABLES
   moves = (saved.get('reference') or {}).get('scheme') == 'moving'
   return Legacy(
@@ -65,12 +65,12 @@ def of_metadata(saved: Mapping[str, Any]) -> Legacy:
 
 
 def warn(legacy: Legacy, readout: str, folder: pathlib.Path) -> None:
-  """Says by which earlier rules a run goes on that change its numbers."""
+  """Logs the earlier rules that change the numbers of a run."""
   log = logging.getLogger(__name__)
   if legacy.readout(readout) != readout:
     log.warning(
-      '%s was made when VALUE_READOUT=batch was one learned number, which is called scalar now: the run goes '
-      'on with that. A new run with batch reads a network.', folder,
+      '%s was made when VALUE_READOUT=batch was one learned number, now called scalar: the run keeps it. '
+      'In a new run, batch reads a network.', folder,
     )  # fmt: skip
   if legacy.measures_moving:
     log.warning(

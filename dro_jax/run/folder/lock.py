@@ -1,4 +1,4 @@
-"""A run's folder, claimed: two runs in one folder would make neither."""
+"""The lock of a run's folder: two runs must not share a folder."""
 
 import contextlib
 import fcntl
@@ -20,22 +20,22 @@ LOCK = '.lock'
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Makes the folder where it is missing, and keeps other runs out of it until the block ends.
+  """Makes the folder if it is missing, and keeps other runs out of it until the block ends.
 
-  The claim is the operating system's (`flock`) on `.lock`, so it ends with the process, however that ends.
-  The first of several processes claims for all. On a mount without locks across machines it keeps out only
-  this machine's runs. A folder that was made here and got nothing else is removed again.
+  The operating system holds the lock (`flock`) on `.lock`, so it ends with the process, however that ends.
+  The first of several processes locks for all. On a mount without locks across machines the lock keeps out
+  only the runs of this machine. Removes a folder that it made and that got no other file.
 
   Raises:
-    UsageError: another run has it, or nothing can be written there.
+    UsageError: another run has the folder, or it cannot be written to.
   """
   error, lock, made = None, None, False
   if jax.process_index() == 0:
     try:
       made = not folder.exists()
       lock = _lock(folder)
-    except UsageError as found:
-      error = found
+    except UsageError as refusal:
+      error = refusal
   _refuse_together(folder, error)
   try:
     yield
@@ -52,15 +52,13 @@ def _lock(folder: pathlib.Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
   except OSError as error:
-    raise UsageError(
-      f'cannot write to {folder}: {error.strerror}. Pass a --model_dir that can be written'
-    ) from error
+    raise UsageError(f'cannot write to {folder}: {error.strerror}. Pass another --model_dir.') from error
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     os.close(lock)
     raise UsageError(
-      f'{folder} is in use by another run{_holder(folder)}. Wait for it, stop it, or pass another --model_dir'
+      f'{folder} is in use by another run{_holder(folder)}. Wait, stop it, or pass another --model_dir.'
     ) from error
   os.truncate(lock, 0)
   os.write(lock, json_text({'host': platform.node(), 'process': os.getpid()}).encode())
@@ -75,9 +73,9 @@ def _holder(folder: pathlib.Path) -> str:
 
 
 def _refuse_together(folder: pathlib.Path, error: UsageError | None) -> None:
-  """Every process raises where the first must."""
+  """Raises in every process where the first one must."""
   refused = error is not None
   if jax.process_count() > 1:
     refused = bool(multihost_utils.broadcast_one_to_all(np.asarray(refused)))
   if refused:
-    raise error or UsageError(f'{folder}: the first process could not claim it')
+    raise error or UsageError(f'{folder}: the first process could not lock it. Its message has the cause.')

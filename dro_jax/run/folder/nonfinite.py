@@ -1,7 +1,7 @@
-"""A batch whose loss was not finite: kept beside the run, and gone through again by `--replay`.
+"""Batches with a non-finite loss: kept in the run's folder, and run again by `--replay`.
 
-MODEL_DIR/nonfinite/STEP/arrays.npz        the global batch as the step got it, padding and all
-MODEL_DIR/nonfinite/STEP/examples.jsonl    the same for people, which is a triplet file too
+MODEL_DIR/nonfinite/STEP/arrays.npz        the global batch as the step got it, with padding
+MODEL_DIR/nonfinite/STEP/examples.jsonl    the same as text: a triplet file
 """
 
 import os
@@ -27,11 +27,11 @@ FOLDER, _ARRAYS, _EXAMPLES = 'nonfinite', 'arrays.npz', 'examples.jsonl'
 
 
 def keep(
-  model_dir: pathlib.Path, step: int, rows: Rows, bad: np.ndarray, table: TokenTable, words: Vocabulary
+  model_dir: pathlib.Path, step: int, rows: Rows, bad: np.ndarray, table: TokenTable, vocabulary: Vocabulary
 ) -> pathlib.Path:
-  """Writes the batch of `step`, where the records `bad` had losses that are not finite; returns its folder.
+  """Writes the batch of `step`, in which the records `bad` had non-finite losses; returns its folder.
 
-  All processes call it; the first writes, and all of the folder or nothing is there.
+  All processes call it; the first writes the whole folder or nothing.
   """
   folder = model_dir / FOLDER / str(step)
   rows = _on_this_host(rows)
@@ -40,13 +40,13 @@ def keep(
       building.mkdir(parents=True)
       np.savez(building / _ARRAYS, **dict(_named(rows)))
       with open(building / _EXAMPLES, 'w', encoding='utf-8') as file:
-        for example in _examples(rows, bad, table, words):
+        for example in _examples(rows, bad, table, vocabulary):
           file.write(files.json_line(example))
   return folder
 
 
 def _on_this_host(rows: Rows) -> Rows:
-  """All of a global batch, numpy."""
+  """The whole global batch, in numpy."""
   if jax.process_count() > 1:
     return multihost_utils.process_allgather(rows, tiled=True)
   return jax.device_get(rows)
@@ -57,47 +57,52 @@ def _named(rows: Rows) -> Iterator[tuple[str, Any]]:
     yield jax.tree_util.keystr(path, simple=True, separator='.'), leaf
 
 
-def _examples(rows: Rows, bad: np.ndarray, table: TokenTable, words: Vocabulary) -> Iterator[dict[str, Any]]:
-  """The batch's examples as the step saw them: texts as cut, rewards as scaled (null where not finite)."""
+def _examples(
+  rows: Rows, bad: np.ndarray, table: TokenTable, vocabulary: Vocabulary
+) -> Iterator[dict[str, Any]]:
+  """The examples as the step saw them: cut texts, scaled rewards (null where not finite)."""
   for row, slot in np.argwhere(rows.valid):
     record, reward = int(rows.example_id[row, slot]), float(rows.rewards[row, slot])
     tokens = rows.response_tokens[row][rows.response_segments[row] == slot + 1]
     yield {
-      'id': table.ids[record], 'prompt': table.prompts[record], 'response': words.decode(tokens),
+      'id': table.ids[record], 'prompt': table.prompts[record], 'response': vocabulary.decode(tokens),
       'reward': reward if np.isfinite(reward) else None, 'finite': record not in bad,
     }  # fmt: skip
 
 
 def step_of(folder: str | os.PathLike) -> int:
-  """The step that a kept batch is of.
+  """The step of a kept batch.
 
   Raises:
-    UsageError: the folder holds no such batch.
+    UsageError: the folder holds no batch.
   """
   path = pathlib.Path(folder).expanduser()
   if not (path.name.isdigit() and (path / _ARRAYS).is_file()):
-    raise UsageError(f'--replay={folder}: pass a folder MODEL_DIR/{FOLDER}/STEP, which has {_ARRAYS}.')
+    raise UsageError(
+      f'--replay={folder} holds no batch: pass a folder MODEL_DIR/{FOLDER}/STEP, which has {_ARRAYS}.'
+    )
   return int(path.name)
 
 
 def load(folder: str | os.PathLike, like: Rows) -> Rows:
-  """A kept batch, placed on the devices as `like` is.
+  """A kept batch, placed on the devices like `like`.
 
   Raises:
-    UsageError: it is torn, or other settings made it.
+    UsageError: the file is damaged, or a run with other settings wrote it.
   """
   path = pathlib.Path(folder).expanduser() / _ARRAYS
   try:
     with np.load(path) as saved:
       arrays = dict(saved)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise UsageError(f'{path} cannot be read: {error}') from error
-  wanted = {name: leaf.shape for name, leaf in _named(like)}
-  found = {name: array.shape for name, array in arrays.items()}
-  if found != wanted:
-    name = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    raise UsageError(f'{path} cannot be read ({error}): pass another batch.') from error
+  shapes = {name: leaf.shape for name, leaf in _named(like)}
+  saved_shapes = {name: array.shape for name, array in arrays.items()}
+  if saved_shapes != shapes:
+    names = saved_shapes.keys() | shapes.keys()
+    name = min(name for name in names if saved_shapes.get(name) != shapes.get(name))
     raise UsageError(
-      f'{path}: {name} has shape {found.get(name)} there and {wanted.get(name)} in this run: pass the '
+      f'{path}: {name} has shape {saved_shapes.get(name)} there and {shapes.get(name)} in this run: pass the '
       'settings of the run that wrote it.'
     )
   leaves = [
@@ -108,9 +113,9 @@ def load(folder: str | os.PathLike, like: Rows) -> Rows:
 
 
 def examine(evaluate: Callable, state: TrainState, rows: Rows, table: TokenTable) -> dict[str, Any]:
-  """What each example whose loss is not finite looks like to the networks: id -> numbers.
+  """Scores, values and losses of each example with a non-finite loss: id -> numbers.
 
-  `evaluate(state, rows)` is `step.train_step.make_evaluate`'s, with its results on every host.
+  `evaluate(state, rows)` comes from `step.train_step.make_evaluate`; its results are on every host.
   """
   scores, reference, output = jax.device_get(evaluate(state, rows))
   rows = _on_this_host(rows)
@@ -130,7 +135,7 @@ def examine(evaluate: Callable, state: TrainState, rows: Rows, table: TokenTable
 
 
 def shown(x: Any) -> float | str:
-  """A number, or the word for what is none, which JSON lacks."""
+  """A finite number as it is; nan and inf as text, because JSON lacks them."""
   return float(x) if np.isfinite(x) else str(float(x))
 
 
@@ -144,19 +149,21 @@ def _losses_of_units(rows: Rows, output: Any) -> np.ndarray:
 
 
 def origin(step: Callable, state: TrainState, rows: Rows) -> str | None:
-  """Where the first NaN of `step(state, rows)` arises: our innermost line; `None` where none does.
+  """The innermost line of dro_jax at which the first NaN of `step(state, rows)` arises; `None` if none does.
 
-  The step is run operation by operation, which is slow and takes memory. With several processes nothing is
-  looked for, since an operation by itself cannot be run on a part of the devices.
+  Runs the step operation by operation, which is slow and takes memory. With several processes it returns
+  `None`, because one operation alone cannot run on a part of the devices.
   """
   if jax.process_count() > 1:
     return None
-  here = dro_jax.__path__[0]
+  package = dro_jax.__path__[0]
   try:
     with jax.debug_nans(True):
       jax.block_until_ready(jax.jit(step)(state, rows))
   except FloatingPointError as error:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(here)]
+    frames = [
+      frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(package)
+    ]
     last = frames[-1]
-    return f'{pathlib.Path(last.filename).relative_to(here)}:{last.lineno}: {last.line}'
+    return f'{pathlib.Path(last.filename).relative_to(package)}:{last.lineno}: {last.line}'
   return None

@@ -1,4 +1,4 @@
-"""What a run has spent: examples, and FLOPs counted from its step's jaxpr."""
+"""Counts the examples and FLOPs of a run; FLOPs from the jaxpr of its step."""
 
 import pathlib
 from collections.abc import Callable
@@ -9,17 +9,16 @@ from dro_jax.costs import flops
 
 
 class ComputeCounter:
-  """Counts a run's examples and FLOPs, over all the times that it was resumed.
+  """Counts the examples and FLOPs of a run, resumed or not.
 
-  A batch of twice the rows has twice the products of matrices, all else being equal, so that one count is
-  enough for batches of every size.
+  FLOPs are proportional to the rows of a batch, so one count is enough for batches of every size.
 
   Args:
-    metrics: the run's metrics.jsonl, which tells what was spent before.
+    metrics: the run's metrics.jsonl, with the FLOPs so far.
     num_rows: rows of each step's batch.
     batch_size: examples of each.
     first: steps already done.
-    counts_flops: False where a step's jaxpr is not all that a step costs.
+    counts_flops: False where a step costs more than its jaxpr says.
   """
 
   def __init__(
@@ -37,7 +36,7 @@ class ComputeCounter:
     self._per_row: float | None = None
 
   def add(self, step_function: Callable, step: int, *arguments: Any, num_rows: int) -> dict[str, float]:
-    """What is spent after one more step, from its function and that function's arguments."""
+    """The totals after one more step, from its function and the arguments of that."""
     so_far = {'examples': float((step + 1) * self._batch_size)}
     if not self._counts_flops:
       return so_far
@@ -48,12 +47,12 @@ class ComputeCounter:
 
   def _count(self, step_function: Callable, arguments: tuple, num_rows: int) -> None:
     self._per_row = flops.count(step_function, *arguments) / num_rows
-    # In rows, which are exact however often a run is resumed.
+    # Rows are exact however often a run is resumed.
     self._rows += round(self._flops / self._per_row) if self._per_row else 0
 
 
 def _last_record(metrics: pathlib.Path, first: int) -> tuple[int, float]:
-  """The last step up to `first` of which metrics.jsonl knows the FLOPs, and those; (0, 0) where none."""
+  """The last step up to `first` with FLOPs in metrics.jsonl, and those; (0, 0) if there is none."""
   last = 0, 0.0
   for record in files.json_lines(metrics) if metrics.exists() else ():
     if record['step'] <= first and 'flops' in record:

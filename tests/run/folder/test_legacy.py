@@ -9,15 +9,15 @@ from dro_jax.step.reference import Frozen, Soft
 def test_a_new_run_has_no_earlier_rules(tmp_path):
   assert legacy.read(tmp_path) == Legacy()
   today = {'format': 2, 'value': {'readout': 'batch'}, 'reference': {'scheme': 'frozen'}, 'data': {}}
-  assert legacy.of_metadata(today) == Legacy()
+  assert legacy.from_metadata(today) == Legacy()
   moving = {'reference': {'scheme': 'moving'}}
-  assert legacy.of_metadata(today | moving | {'keeps_initial': True}) == Legacy()
-  assert legacy.of_metadata(today | moving) == Legacy(measures_moving=True)
+  assert legacy.from_metadata(today | moving | {'keeps_initial': True}) == Legacy()
+  assert legacy.from_metadata(today | moving) == Legacy(measures_moving=True)
 
 
 def test_a_run_without_a_format_keeps_the_rules_that_it_was_made_with():
   saved = {'value': {'readout': 'scalar'}, 'data': {'options': {'keep': 'start'}}}
-  rules = legacy.of_metadata(saved)
+  rules = legacy.from_metadata(saved)
   assert rules == Legacy(has_scalar_value=True, keep='start', validates_by_batch=True)
   assert rules.readout('batch') == 'scalar' and rules.readout('token') == 'token'
   assert Legacy().readout('batch') == 'batch'
