@@ -1,1 +1,1 @@
-"""Gin's texts, read without gin."""
+"""Reads, shows and compares gin files, without gin."""

@@ -1,4 +1,4 @@
-"""What differs between two configurations."""
+"""Differences between two configurations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ class Difference(NamedTuple):
 
   Attributes:
     name: SCOPE/CONFIGURABLE.PARAMETER.
-    then, now: values, None where nothing is known to be bound.
-    macro: the macro that it is in both, if it is.
+    then, now: values; None where no binding is known.
+    macro: the macro to which it is bound in both; None if there is none.
   """
 
   name: str
@@ -28,16 +28,16 @@ def differences(
   roots: Sequence[str],
   defaults: tuple[Mapping[str, Mapping[str, str | None]], ...] = ({}, {}),
 ) -> list[Difference]:
-  """Settings that differ in what both runs read.
+  """Settings that both runs read and that differ.
 
-  What only one of them reads follows from a difference above it, so it is left out; but where no root is
-  bound, or modules of one's own may read it, everything counts.
+  A setting that only one of them reads follows from another difference, so it is left out. Where no root is
+  bound, or a user's modules may read settings, all settings count.
 
   Args:
     then: a configuration.
     now: another.
-    roots: configurables that are called.
-    defaults: of parameters that are not bound, for each of the two.
+    roots: the configurables that a run calls.
+    defaults: of unbound parameters, for each of the two.
   """
   bound = {split(name)[1] for config in (then, now) for name in config.last}
   every = (
@@ -45,11 +45,11 @@ def differences(
   )
   a, b = (settings(config, roots, known, every) for config, known in zip((then, now), defaults))
   keys = [key for key in {**a, **b} if every or (key in a and key in b)]
-  found = (_difference(key, name, a, b) for key in keys for name in {**a.get(key, {}), **b.get(key, {})})
-  return [difference for difference in found if difference.then != difference.now]
+  pairs = (_difference(key, name, a, b) for key in keys for name in {**a.get(key, {}), **b.get(key, {})})
+  return [difference for difference in pairs if difference.then != difference.now]
 
 
 def _difference(key: str, name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
-  then, now = (of.get(key, {}).get(name, Setting(None)) for of in (a, b))
+  then, now = (settings_of.get(key, {}).get(name, Setting(None)) for settings_of in (a, b))
   macro = then.macro if then.macro == now.macro else None
   return Difference(f'{key}.{name}', then.value, now.value, macro)

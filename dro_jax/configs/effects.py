@@ -1,4 +1,4 @@
-"""What changing a setting does to a run that is resumed: said beside the setting, in its annotation.
+"""The effect of a changed setting on a resumed run, which the annotation of the setting names.
 
 A field or parameter is annotated `Annotated[int, SPEED]`. One without an effect decides the run's numbers.
 """
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 
 class Effect(NamedTuple):
-  """What a change does to a run that is resumed.
+  """The effect of a change on a resumed run.
 
   Attributes:
-    kind: `numbers`: the run would be another, and resuming is refused. `layout`, `speed`, `keeping` and
-      `length` leave the numbers so far as they are. `place` names where contents lie, and `compared` what
-      follows from contents: the contents are compared. `parts` holds other settings, which are compared.
+    kind: `numbers`: the change alters the results, and resuming is refused. `layout`, `speed`, `keeping` and
+      `length` leave the numbers so far unchanged. For `place`, a path, and `compared`, which follows from
+      contents, the contents are compared. `parts` holds other settings, which are compared.
     why: the reason, for people.
   """
 
@@ -34,12 +34,12 @@ LAYOUT = Effect(
 )
 SPEED = Effect('speed', 'memory and speed: no number changes beyond rounding')
 KEEPING = Effect('keeping', 'which checkpoints are kept')
-LENGTH = Effect('length', 'the length and the clock of records: what was done stays as it was')
+LENGTH = Effect('length', 'the length and the clock of records: the steps so far stay the same')
 RECORDS = Effect('length', 'what is recorded beside the run, and no number of it')
-PLACE = Effect('place', 'a place: what lies there is compared itself')
-COMPARED = Effect('compared', 'what comes of it is compared itself')
+PLACE = Effect('place', 'a place: its contents are compared instead')
+COMPARED = Effect('compared', 'its result is compared instead')
 PARTS = Effect('parts', 'its settings are compared one by one')
-ELSEWHERE = Effect('elsewhere', 'affects another stage, and none of these numbers')
+ELSEWHERE = Effect('elsewhere', 'affects another stage of the pipeline')
 
 
 def of_annotation(annotation: Any) -> Effect:
@@ -49,7 +49,7 @@ def of_annotation(annotation: Any) -> Effect:
 
 
 def plain(annotation: Any) -> Any:
-  """An annotation without what `Annotated` adds to it."""
+  """The type inside an `Annotated`; any other annotation as it is."""
   return annotation.__origin__ if typing.get_origin(annotation) is typing.Annotated else annotation
 
 

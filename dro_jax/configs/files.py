@@ -1,4 +1,4 @@
-"""Where gin's texts lie: packaged files, one's own, and those that a run's folder keeps."""
+"""Locates and reads gin files: packaged ones, a user's own, and those in a run's folder."""
 
 import itertools
 import pathlib
@@ -14,38 +14,38 @@ CONFIG = 'config.gin'
 
 
 def find(name: str, packaged: pathlib.Path, others: Iterable[str] = ()) -> pathlib.Path:
-  """A gin file as named from here, else among the packaged ones; `.gin` may be left out.
+  """Finds a gin file from the current folder, else among the packaged ones; `.gin` may be left out.
 
   Args:
     name: as typed.
     packaged: the folder of the packaged ones.
-    others: what else might have been meant.
+    others: other names for the did-you-mean.
 
   Raises:
-    UsageError: there is none.
+    UsageError: there is no such file.
   """
   for path in (pathlib.Path(name).expanduser(), packaged / name, packaged / f'{name}.gin'):
     if path.is_file():
       return path
   names = [str(path.relative_to(packaged)) for path in sorted(packaged.rglob('*.gin'))]
-  what = "command, run's folder or gin file" if others else 'gin file'
+  kind = "command, run's folder or gin file" if others else 'gin file'
   hint = did_you_mean(name, [*names, *others])
-  raise UsageError(f'no {what} {name!r} here or in {packaged}{hint}; `dro_jax configs list` lists the files')
+  raise UsageError(f'no {kind} {name!r} here or in {packaged}{hint}; `dro_jax configs list` lists the files')
 
 
 def read_file(path: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
-  """What a gin file binds, with what it includes."""
+  """The bindings of a gin file and of the files it includes."""
 
   def include(name: str) -> tuple[str, str]:
-    found = find(name, packaged)
-    inside = found.is_relative_to(packaged)
-    return found.read_text(encoding='utf-8'), str(found.relative_to(packaged) if inside else found)
+    path = find(name, packaged)
+    inside = path.is_relative_to(packaged)
+    return path.read_text(encoding='utf-8'), str(path.relative_to(packaged) if inside else path)
 
   return read(*include(str(path)), include)
 
 
 def read_run(folder: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
-  """What a run was made with: its first configuration, and what it went on with; meanings are the package's.
+  """The bindings of a run: its first configuration and later changes; meanings come from packaged files.
 
   Raises:
     UsageError: the folder keeps no configuration.
@@ -53,8 +53,8 @@ def read_run(folder: pathlib.Path, packaged: pathlib.Path) -> Iterator[Binding]:
   paths = records(folder, CONFIG)
   if not paths:
     inner = [str(path.parent.relative_to(folder)) for path in sorted(folder.glob(f'*/**/{CONFIG}'))[:8]]
-    hint = f'; its stages do: {", ".join(inner)}' if inner else "; pass a run's --model_dir"
-    raise UsageError(f'{folder} keeps no {CONFIG}{hint}.')
+    hint = f'; pass one of its stages: {", ".join(inner)}' if inner else "; pass a run's --model_dir"
+    raise UsageError(f'{folder} has no {CONFIG}{hint}.')
   meanings: dict[str, str] = {}
   values: dict[str, str] = {}
   for path in paths:
@@ -80,8 +80,8 @@ def records(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
   matches = [
     re.fullmatch(rf'{re.escape(stem)}(?:\.(\d+))?\.{suffix}', path.name) for path in folder.glob('*')
   ]
-  found = sorted((int(match[1] or -1), match[0]) for match in matches if match)
-  return [folder / name for _, name in found]
+  steps = sorted((int(match[1] or -1), match[0]) for match in matches if match)
+  return [folder / name for _, name in steps]
 
 
 def listing(packaged: pathlib.Path, under: str, summaries: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -89,8 +89,8 @@ def listing(packaged: pathlib.Path, under: str, summaries: Mapping[str, str]) ->
 
   Args:
     packaged: the gin files' folder.
-    under: which folder of it.
-    summaries: what commands do, whose files are `runs/COMMAND.gin`.
+    under: a folder in it.
+    summaries: of commands, whose files are `runs/COMMAND.gin`.
 
   Raises:
     UsageError: there is no such folder.
@@ -111,16 +111,16 @@ def _about(packaged: pathlib.Path, path: pathlib.Path, summaries: Mapping[str, s
   return header((packaged / path).read_text(encoding='utf-8'))
 
 
-def header(text: str) -> str:
-  """The first sentence of a gin file's comment, command lines passed over."""
-  lines = itertools.takewhile(lambda line: line.startswith('#'), text.splitlines())
-  words = [line.lstrip('# ') for line in lines]
-  said = ' '.join(line for line in words if not line.startswith('dro_jax '))
-  # Not after an abbreviation: Sect. 5, App. B, Eq. 15.
-  sentence = re.match(r'.*?(?<!Sect)(?<!App)(?<!Eq)(?<!Tab)(?<!Fig)\.(?= [A-Z-])', said)
-  return sentence[0] if sentence else said
+def header(gin_text: str) -> str:
+  """The first sentence of a gin file's comment, without command lines."""
+  lines = itertools.takewhile(lambda line: line.startswith('#'), gin_text.splitlines())
+  comments = [line.lstrip('# ') for line in lines]
+  text = ' '.join(line for line in comments if not line.startswith('dro_jax '))
+  # A sentence does not end after an abbreviation: Sect. 5, App. B, Eq. 15.
+  sentence = re.match(r'.*?(?<!Sect)(?<!App)(?<!Eq)(?<!Tab)(?<!Fig)\.(?= [A-Z-])', text)
+  return sentence[0] if sentence else text
 
 
 def is_whole(bindings: Iterable[Binding]) -> bool:
-  """Whether these are a command's defaults or what a run saved, and not a few settings to lay over those."""
+  """Whether these are the defaults of a command or a saved configuration, not just a few settings."""
   return any(binding.name.endswith('.model_dir') for binding in bindings)

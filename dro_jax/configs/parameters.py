@@ -15,9 +15,9 @@ from dro_jax.configs.text import Config, split
 
 
 class Parameter(NamedTuple):
-  """Of a configurable: its default as gin writes it, None where there is none or gin cannot; its meaning.
+  """A parameter of a configurable: its default as gin writes it (None if it has none that gin can write).
 
-  `effect` is what changing it does to a run that is resumed.
+  `meaning` is its line in the docstring, and `effect` the effect of a change on a resumed run.
   """
 
   default: str | None
@@ -51,7 +51,7 @@ def _default(value: Any) -> str | None:
 
 
 def _arguments(documentation: str) -> dict[str, str]:
-  """What a docstring says of each argument."""
+  """The description of each argument in a docstring."""
   section = re.search(r'^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n)+)', documentation, re.MULTILINE)
   meanings, name = {}, None
   for line in section[1].splitlines() if section else ():
@@ -66,10 +66,12 @@ KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: '
 
 
 def kinds(annotation: Any) -> tuple[type, ...] | None:
-  """The plain types of an annotation that has no others, else None."""
-  found = parts(annotation)
-  # A text that is named beside text is no other kind.
-  plain = tuple(part for part in found if str not in found or typing.get_origin(part) is not typing.Literal)
+  """The plain types of an annotation without other types; None for any other annotation."""
+  members = parts(annotation)
+  # A literal text beside `str` is not a kind of its own.
+  plain = tuple(
+    part for part in members if str not in members or typing.get_origin(part) is not typing.Literal
+  )
   return plain if all(part in KINDS for part in plain) else None
 
 
@@ -81,13 +83,13 @@ def parts(annotation: Any) -> tuple[Any, ...]:
 
 
 def admits(parts: Sequence[type], value: Any) -> bool:
-  """Whether plain types take a value; what gin is to make of a reference is not known yet."""
+  """Whether plain types admit a value; admits references, whose values are not known yet."""
   whole = type(value) is int and float in parts
   return whole or type(value) in parts or type(value) not in (*KINDS, list, tuple, dict)
 
 
 def defaults_text(config: Config, roots: Sequence[str], known: Mapping[str, Mapping[str, Parameter]]) -> str:
-  """The defaults, as gin, of all that roots refer to: what holds where nothing is bound."""
+  """The defaults, as gin, of all configurables to which roots refer."""
   unset = defaults_of(known)
   names = sorted({split(f'{key}.')[1] for key in settings(config, roots, unset)})
   lines = (f'{name}.{p} = {value}\n' for name in names for p, value in unset.get(name, {}).items() if value)
@@ -96,18 +98,22 @@ def defaults_text(config: Config, roots: Sequence[str], known: Mapping[str, Mapp
 
 def defaults_of(known: Mapping[str, Mapping[str, Parameter]]) -> dict[str, dict[str, str | None]]:
   """Defaults alone, by configurable and parameter."""
-  return {name: {p: parameter.default for p, parameter in of.items()} for name, of in known.items()}
+  return {
+    name: {p: parameter.default for p, parameter in parameters.items()} for name, parameters in known.items()
+  }
 
 
 def effects_of(known: Mapping[str, Mapping[str, Parameter]]) -> dict[str, dict[str, Effect]]:
-  """What changing each parameter does to a run that is resumed, by configurable."""
-  return {name: {p: parameter.effect for p, parameter in of.items()} for name, of in known.items()}
+  """The effect of a change of each parameter on a resumed run, by configurable."""
+  return {
+    name: {p: parameter.effect for p, parameter in parameters.items()} for name, parameters in known.items()
+  }
 
 
 def defaults_in(text: str) -> dict[str, dict[str, str | None]]:
-  """What `defaults_text` wrote."""
-  found: dict[str, dict[str, str | None]] = {}
+  """Reads the text of `defaults_text`."""
+  defaults: dict[str, dict[str, str | None]] = {}
   for binding in read_saved(text, 'defaults.gin'):
     _, selector, parameter = split(binding.name)
-    found.setdefault(selector, {})[parameter] = binding.value
-  return found
+    defaults.setdefault(selector, {})[parameter] = binding.value
+  return defaults

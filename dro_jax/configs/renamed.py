@@ -1,4 +1,4 @@
-"""Settings that had another name once: a saved configuration is compared, and shown, in today's names.
+"""Renamed settings: saved configurations are compared and shown with today's names.
 
 Until a run was a `RunSpec`, `train` had all of its settings as parameters of its own.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from dro_jax.configs.text import Binding, read, split
 
-# CONFIGURABLE.PARAMETER then, and now; None where another setting of today says the same.
+# CONFIGURABLE.PARAMETER then, and now; None where another setting of today has the same value.
 RENAMED = {
   'train.data': 'RunSpec.data',
   'train.algorithm': 'RunSpec.algorithm',
@@ -49,7 +49,7 @@ RENAMED = {
   'a_lol_stages.train': 'a_lol_stages.spec',
 }
 
-# What holds the renamed settings together, and was not there before.
+# Bindings that hold the renamed settings together, which old configurations lack.
 _STRUCTURE = {
   'train.spec': '@RunSpec()',
   'RunSpec.policy': '@Policy()',
@@ -62,7 +62,7 @@ _STRUCTURE = {
 
 
 def new_name(name: str) -> str | None:
-  """Today's name of a setting that has another one now, SCOPE/ kept; '' where none is needed; else `None`."""
+  """Today's name of a renamed setting, with SCOPE/; '' if it needs none; `None` if it was not renamed."""
   scope, selector, parameter = split(name)
   old = f'{selector.rpartition(".")[2]}.{parameter}'
   if old not in RENAMED:
@@ -70,7 +70,7 @@ def new_name(name: str) -> str | None:
   return f'{scope}/{RENAMED[old]}'.lstrip('/') if RENAMED[old] else ''
 
 
-def in_todays_names(bindings: Iterable[Binding]) -> Iterator[Binding]:
+def rename_all(bindings: Iterable[Binding]) -> Iterator[Binding]:
   """A saved configuration's bindings as they would be saved today."""
   bindings = list(bindings)
   if not any(new_name(binding.name) is not None for binding in bindings):
@@ -87,7 +87,7 @@ def in_todays_names(bindings: Iterable[Binding]) -> Iterator[Binding]:
 
 
 def _renamed_value(name: str, value: str) -> str:
-  """What was a function to call is what it makes now."""
+  """A reference to the result of a function that older versions referred to."""
   if name.endswith('.spec'):
     scope = value.removeprefix('@').rpartition('/')[0]
     return f'@{scope}/RunSpec()' if scope else '@RunSpec()'
@@ -95,5 +95,5 @@ def _renamed_value(name: str, value: str) -> str:
 
 
 def read_saved(text: str, origin: str) -> Iterator[Binding]:
-  """What a text that a run saved binds, in today's names."""
-  return in_todays_names(read(text, origin))
+  """The bindings of a saved configuration, with today's names."""
+  return rename_all(read(text, origin))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dro_jax.configs.text import Binding, Config, follow, is_same, macro_of, references, split
 
-# Who trains: what they refer to is read by a run.
+# The configurables that train: a run reads everything to which they refer.
 ROOTS = ('train', 'fit_value', 'a_lol_stages')
 
 
@@ -14,9 +14,9 @@ class Setting(NamedTuple):
   """A parameter as a run reads it.
 
   Attributes:
-    value: macros followed; None where nothing is known to be bound.
-    macro: the macro that it is, if it is one and nothing else.
-    binding: whence, None for a default.
+    value: with macros followed; None where no binding is known.
+    macro: the macro to which it is bound, if to a macro alone.
+    binding: its binding; None for a default.
   """
 
   value: str | None
@@ -27,15 +27,15 @@ class Setting(NamedTuple):
 def settings(
   config: Config, roots: Sequence[str], defaults: Mapping[str, Mapping[str, str | None]], every: bool = False
 ) -> dict[str, dict[str, Setting]]:
-  """What roots and all that they refer to read: parameters' settings by SCOPE/CONFIGURABLE.
+  """The settings of roots and of all to which they refer, by SCOPE/CONFIGURABLE and parameter.
 
   Args:
     config: the bindings.
-    roots: configurables that are called.
+    roots: the configurables that a run calls.
     defaults: of parameters, by configurable.
-    every: also what no root refers to.
+    every: also those of configurables to which no root refers.
   """
-  bound, found = _by_configurable(config), {}
+  bound, read = _by_configurable(config), {}
   todo = [('', root) for root in roots if root in defaults or any(is_same(root, name) for name in bound)]
   if every:
     todo += [(scope, name) for name, scopes in bound.items() for scope in scopes]
@@ -43,13 +43,13 @@ def settings(
     scope, name = todo.pop(0)
     selector = next((other for other in bound if is_same(name, other)), name)
     key = f'{scope}/{selector}'.lstrip('/')
-    if key in found:
+    if key in read:
       continue
     unset = {parameter: Setting(default) for parameter, default in defaults.get(selector, {}).items()}
-    found[key] = unset | _in_scope(config, bound.get(selector, {}), scope)
-    values = (setting.value for setting in found[key].values() if setting.binding)
+    read[key] = unset | _in_scope(config, bound.get(selector, {}), scope)
+    values = (setting.value for setting in read[key].values() if setting.binding)
     todo += [(inner or scope, reference) for value in values for inner, reference in references(value or '')]
-  return found
+  return read
 
 
 def _by_configurable(config: Config) -> dict[str, dict[str, dict[str, Binding]]]:

@@ -17,20 +17,20 @@ def table(
   """Every setting with its value, origin, what it overrode and its meaning.
 
   Args:
-    config: what is bound.
-    roots: configurables that are called; where none of them is bound or known, everything is read.
+    config: the bindings.
+    roots: the configurables that a run calls; where none is bound or known, all settings count as read.
     known: configurables' parameters.
-    remedy: from a macro without a value to what to pass.
+    remedy: for a macro without a value, the flag to pass.
 
   Returns:
-    `settings`, the macros that are read; `parameters`, what else is read; `bound_but_not_read`.
+    `settings`, the macros that are read; `parameters`, other parameters that are read; `bound_but_not_read`.
   """
   named = {*known, *(split(name)[1] for name in config.last)}
   every = not any(is_same(root, name) for root in roots for name in named)
-  found = settings(config, roots, defaults_of(known), every)
-  bindings = [setting.binding for of in found.values() for setting in of.values() if setting.binding]
+  read_settings = settings(config, roots, defaults_of(known), every)
+  bindings = [setting.binding for of in read_settings.values() for setting in of.values() if setting.binding]
   macros = _macros_read(config, bindings)
-  meanings = _meanings(found, known)
+  meanings = _meanings(read_settings, known)
   shown = [_row(name, config, meanings) for name in config.last if name in macros]
   shown += [_row(name, config, meanings, remedy(name)) for name in macros if name not in config.last]
   read_names = {*macros, *(binding.name for binding in bindings)}
@@ -39,13 +39,13 @@ def table(
   ]
   return {
     'settings': shown,
-    'parameters': list(_parameter_rows(config, found, meanings)),
+    'parameters': list(_parameter_rows(config, read_settings, meanings)),
     'bound_but_not_read': [_row(name, config, {}) for name in unread],
   }
 
 
 def _macros_read(config: Config, bindings: Iterable[Binding]) -> list[str]:
-  """The macros that bindings refer to, and those that these refer to."""
+  """The macros to which bindings refer, directly or by other macros."""
   todo = [macro for binding in bindings for macro in macros_in(binding.value)]
   read_macros: dict[str, None] = {}
   while todo:
@@ -57,11 +57,11 @@ def _macros_read(config: Config, bindings: Iterable[Binding]) -> list[str]:
 
 
 def _meanings(
-  found: Mapping[str, Mapping[str, Setting]], known: Mapping[str, Mapping[str, Parameter]]
+  read_settings: Mapping[str, Mapping[str, Setting]], known: Mapping[str, Mapping[str, Parameter]]
 ) -> dict[str, str]:
-  """What docstrings say of parameters, by their names; and of macros, where those are parameters."""
+  """Descriptions in docstrings, by the names of parameters and of the macros bound to them."""
   meanings: dict[str, str] = {}
-  for key, of in found.items():
+  for key, of in read_settings.items():
     _, selector, _ = split(f'{key}.')
     for name, setting in of.items():
       parameter = known.get(selector, {}).get(name)
@@ -72,15 +72,15 @@ def _meanings(
 
 
 def _parameter_rows(
-  config: Config, found: Mapping[str, Mapping[str, Setting]], meanings: Mapping[str, str]
+  config: Config, read_settings: Mapping[str, Mapping[str, Setting]], meanings: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
-  said = set()
-  for key, of in found.items():
+  names = set()
+  for key, of in read_settings.items():
     for parameter, setting in of.items():
       name = setting.binding.name if setting.binding else f'{split(f"{key}.")[1]}.{parameter}'
-      if setting.macro or setting.value is None or name in said:
+      if setting.macro or setting.value is None or name in names:
         continue
-      said.add(name)
+      names.add(name)
       default = {'setting': name, 'value': setting.value, 'origin': 'default', 'overrode': None}
       yield (
         _row(name, config, meanings) if setting.binding else default | {'meaning': meanings.get(name, '')}

@@ -1,4 +1,4 @@
-"""Gin's texts as bindings: read, collected, followed."""
+"""Reads gin files as bindings, collects them, and follows macros."""
 
 import ast
 import io
@@ -19,9 +19,9 @@ class Binding(NamedTuple):
   """A line of gin.
 
   Attributes:
-    name: what is bound; '' for an import.
-    value: to what.
-    origin: FILE:LINE, or what was typed.
+    name: the bound name; '' for an import.
+    value: the bound value.
+    origin: FILE:LINE, or the argument as typed.
     meaning: the comment beside it.
   """
 
@@ -32,12 +32,12 @@ class Binding(NamedTuple):
 
 
 class Config(NamedTuple):
-  """Bindings together.
+  """A configuration.
 
   Attributes:
-    last: the binding that holds, by name, in the order of first mention.
-    overrode: the one before it, where that had another value.
-    own_modules: whether modules are imported, which may read what nothing here refers to.
+    last: the last binding of each name, in the order of first mention.
+    overrode: the binding before it, where that had another value.
+    own_modules: whether modules are imported, which may read settings without a reference here.
   """
 
   last: Mapping[str, Binding]
@@ -48,32 +48,32 @@ class Config(NamedTuple):
 def read(
   text: str, origin: str, include: Callable[[str], tuple[str, str]] | None = None
 ) -> Iterator[Binding]:
-  """What a gin text binds, in order.
+  """The bindings of a gin text, in order.
 
   Args:
     text: gin's.
     origin: the text's name.
-    include: from an included file's name to its text and origin; without it includes are passed over.
+    include: from an included file's name to its text and origin; without it includes are skipped.
 
   Raises:
-    UsageError: the text is no gin.
+    UsageError: the text is not gin.
   """
   block = ''
   for line, indented, tokens, comment in _statements(text, origin):
-    words = [token.string for token in tokens]
+    strings = [token.string for token in tokens]
     block = block if indented else ''
-    if words[0] == 'include' and words[-1][0] in '\'"':
+    if strings[0] == 'include' and strings[-1][0] in '\'"':
       if include is not None:
-        yield from read(*include(ast.literal_eval(words[-1])), include)
-    elif words[0] in ('import', 'from') and '=' not in words:
-      yield Binding('', ' '.join(words), f'{origin}:{line}')
-    elif '=' in words:
-      at = words.index('=')
-      yield Binding(block + ''.join(words[:at]), _value(words[at + 1 :]), f'{origin}:{line}', comment)
-    elif words[-1] == ':':
-      block = ''.join(words[:-1]) + '.'
+        yield from read(*include(ast.literal_eval(strings[-1])), include)
+    elif strings[0] in ('import', 'from') and '=' not in strings:
+      yield Binding('', ' '.join(strings), f'{origin}:{line}')
+    elif '=' in strings:
+      at = strings.index('=')
+      yield Binding(block + ''.join(strings[:at]), _value(strings[at + 1 :]), f'{origin}:{line}', comment)
+    elif strings[-1] == ':':
+      block = ''.join(strings[:-1]) + '.'
     else:
-      raise UsageError(f'{origin}:{line}: {" ".join(words)!r} binds nothing: write NAME = VALUE.')
+      raise UsageError(f'{origin}:{line}: {" ".join(strings)!r} is not a binding: write NAME = VALUE.')
 
 
 def _statements(text: str, origin: str) -> Iterator[tuple[int, bool, list[tokenize.TokenInfo], str]]:
@@ -94,11 +94,11 @@ def _statements(text: str, origin: str) -> Iterator[tuple[int, bool, list[tokeni
       elif token.type not in _LAYOUT:
         tokens.append(token)
   except (tokenize.TokenError, SyntaxError) as error:
-    raise UsageError(f'{origin}: this is no gin: {error}') from error
+    raise UsageError(f'{origin} is not a gin file: {error}. Write bindings as NAME = VALUE.') from error
 
 
-def _value(words: Sequence[str]) -> str:
-  spaced = [word + ' ' if word in (',', ':') else word for word in words]
+def _value(tokens: Sequence[str]) -> str:
+  spaced = [word + ' ' if word in (',', ':') else word for word in tokens]
   try:
     return repr(ast.literal_eval(''.join(spaced)))
   except (ValueError, SyntaxError):
@@ -106,7 +106,7 @@ def _value(words: Sequence[str]) -> str:
 
 
 def collect(bindings: Iterable[Binding]) -> Config:
-  """Bindings in order; the last one of a name holds."""
+  """Makes a configuration of bindings in order: the last one of a name holds."""
   last: dict[str, Binding] = {}
   overrode: dict[str, Binding] = {}
   spellings: list[str] = []
@@ -124,7 +124,7 @@ def collect(bindings: Iterable[Binding]) -> Config:
 
 
 def _spelt(name: str, spellings: list[str]) -> str:
-  """The name with its configurable spelt as before: `RunSpec.seed` for `dro_jax.train.RunSpec.seed`."""
+  """The name, its configurable spelt as first mentioned: `RunSpec.seed` for `dro_jax.train.RunSpec.seed`."""
   scope, selector, parameter = split(name)
   if not selector:
     return name
@@ -144,22 +144,22 @@ def split(name: str) -> tuple[str, str, str]:
 
 
 def is_same(a: str, b: str) -> bool:
-  """Whether two selectors may be one: gin lets modules be left out."""
+  """Whether two selectors may name one configurable: gin lets modules be left out."""
   return a == b or a.endswith('.' + b) or b.endswith('.' + a)
 
 
 def macro_of(value: str) -> str | None:
-  """The macro that a value is, if it is nothing else."""
+  """The macro to which a value refers, if to a macro alone."""
   return match[1] if (match := re.fullmatch(r'%([\w./]+)', value)) else None
 
 
 def macros_in(value: str) -> list[str]:
-  """The macros that a value refers to."""
+  """The macros to which a value refers."""
   return [match[1] for match in _MACRO.finditer(value) if match[1]]
 
 
 def follow(config: Config, value: str, depth: int = 8) -> str:
-  """A value with macros' values in place of the macros that are bound."""
+  """A value with bound macros replaced by their values."""
 
   def replaced(match: re.Match[str]) -> str:
     bound = config.last.get(match[1] or '')
@@ -169,6 +169,6 @@ def follow(config: Config, value: str, depth: int = 8) -> str:
 
 
 def references(value: str) -> list[tuple[str, str]]:
-  """(scope, configurable) of each that a value refers to."""
-  found = (match[1].rpartition('/') for match in _REFERENCE.finditer(value) if match[1])
-  return [(scope, selector) for scope, _, selector in found]
+  """Returns (scope, configurable) of each reference in a value."""
+  matches = (match[1].rpartition('/') for match in _REFERENCE.finditer(value) if match[1])
+  return [(scope, selector) for scope, _, selector in matches]

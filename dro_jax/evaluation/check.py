@@ -1,4 +1,4 @@
-"""The `check` command: what a checkpoint is, and that scoring and sampling agree on it."""
+"""The `check` command: describes a checkpoint, and checks that scoring and sampling agree."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from dro_jax.step import reference, train_step
 from dro_jax.step import state as train_state
 from dro_jax.types import Params, Rows
 
-# Kinds of prompt that T5 was trained on, and FLAN.
+# Prompts of the tasks on which T5 and FLAN were trained.
 PROMPTS = (
   'translate English to German: The house is wonderful.',
   'summarize: The river rose by two metres overnight. The bridge was closed, and children stayed at home.',
@@ -45,47 +45,52 @@ def check(
   Args:
     init_from: an imported folder, a run's folder, or one checkpoint of it.
     prompts: a file of which the first five prompts are answered; `None` takes `PROMPTS`.
-    columns: the file's own names: `prompt=question`.
+    columns: names of the fields in the file: `prompt=question`.
     max_length: most tokens of an answer.
     dtype: activations' type; `None` takes the model's.
     vocabulary: where the checkpoint's lies now; `None` takes it from where it lay.
     mesh: devices' arrangement.
 
   Returns:
-    Parameters, vocabulary, `log_ratio`: the largest |ρ| = |log π − log π_ref|, which is 0,
-    `sampled_and_scored`: by how many nats an answer's log-prob while sampling differs from that in scoring,
-    and the answers.
+    Parameters, vocabulary, `log_ratio`: the largest |ρ| = |log π − log π_ref|, which is 0;
+    `sampled_and_scored`: the largest difference in nats between an answer's log-probs in sampling and in
+    scoring; and the answers.
 
   Raises:
-    UsageError: no checkpoint, or no prompts.
+    UsageError: there is no checkpoint, or there are no prompts.
     RuntimeError: ρ is not 0 exactly.
   """
-  grid = mesh.over()
+  device_mesh = mesh.over()
   init_from = str(orbax.find_checkpoint(init_from))
-  words, nets = policy.vocabulary_of(init_from, vocabulary), networks.build_policy(init_from, dtype=dtype)
-  params = networks.load_policy(nets, init_from, grid)
-  texts = _first_prompts(prompts, columns) if prompts else PROMPTS
-  tokens = [templates.prompt_tokens(ids, _PROMPT_LENGTH)[0] for ids in words.encode_batch(texts)]
-  run = generation.make_generator(
-    nets.policy, grid, max_length=max_length, temperature=0.0, batch_size=len(tokens)
+  loaded_vocabulary, nets = (
+    policy.vocabulary_of(init_from, vocabulary),
+    networks.build_policy(init_from, dtype=dtype),
   )
-  answers = list(run(params, tokens, range(len(tokens))))
-  logps, reference_logps = _score(nets, params, grid, tokens, [answer.tokens for answer in answers])
+  params = networks.load_policy(nets, init_from, device_mesh)
+  texts = _first_prompts(prompts, columns) if prompts else PROMPTS
+  tokens = [templates.prompt_tokens(ids, _PROMPT_LENGTH)[0] for ids in loaded_vocabulary.encode_batch(texts)]
+  answer_prompts = generation.make_generator(
+    nets.policy, device_mesh, max_length=max_length, temperature=0.0, batch_size=len(tokens)
+  )
+  answers = list(answer_prompts(params, tokens, range(len(tokens))))
+  logps, reference_logps = _score(nets, params, device_mesh, tokens, [answer.tokens for answer in answers])
   rho = float(np.abs(logps - reference_logps).max())
   if rho != 0:
-    raise RuntimeError(f'{init_from}: ρ against itself is {rho} nats, where it must be 0')
+    raise RuntimeError(f'{init_from}: the log-ratio of the policy to itself is {rho} nats, and must be 0')
   return {
     'checkpoint': init_from,
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
-    'vocabulary': words.spec,
+    'vocabulary': loaded_vocabulary.spec,
     'log_ratio': rho,
     'sampled_and_scored': float(np.abs(logps - [answer.logp for answer in answers]).max()),
-    'answers': {text: words.decode(answer.tokens) for text, answer in zip(texts, answers, strict=True)},
+    'answers': {
+      text: loaded_vocabulary.decode(answer.tokens) for text, answer in zip(texts, answers, strict=True)
+    },
   }
 
 
 def _first_prompts(file: str, columns: str | None, count: int = 5) -> list[str]:
-  """The first prompts of a file that differ."""
+  """The first different prompts of a file."""
   texts = {}
   for _, text in triplets.read_prompts(file, columns):
     texts.setdefault(text)

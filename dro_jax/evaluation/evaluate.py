@@ -1,4 +1,4 @@
-"""The `evaluate` command: a triplet file scored by a run's policy and value."""
+"""The `evaluate` command: scores a triplet file with a run's policy and value."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,12 +29,12 @@ def evaluate(
   resamples: int = 1000,
   seed: int = 0,
 ) -> dict[str, Any]:
-  """Scores every response of a triplet file once, and says how well scores and rewards agree.
+  """Scores every response of a triplet file once, and measures how well scores and rewards agree.
 
   Args:
     model_dir: a run's folder (its best step, or the newest where no best was measured), or one checkpoint.
-    data: the triplets; all that is not held out is scored (`data.triplets.load_triplets`). Where it does
-      not say `columns` or `map_reward`, the run's own hold.
+    data: the triplets (`data.triplets.load_triplets`), of which all that are not held out are scored. Without
+      `columns` or `map_reward` of its own, it takes the run's.
     template: of the prompt text; `None` takes the run's.
     chat_template: of each turn where prompts are conversations; `None` takes the run's.
     vocabulary: where the run's lies now; `None` takes it from where it lay.
@@ -42,7 +42,7 @@ def evaluate(
     mesh: devices' arrangement.
     batch_size: responses scored at once.
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
-    resamples: draws of prompts behind each 95 % interval.
+    resamples: bootstrap draws of prompts for each 95 % interval.
     seed: of those draws.
 
   Returns:
@@ -50,11 +50,11 @@ def evaluate(
     and for the baselines log-prob, log-prob by token and length.
 
   Raises:
-    UsageError: there is no such checkpoint, or data that cannot be read as the run read its own.
+    UsageError: the checkpoint does not exist, or the data cannot be read as the run read its own.
   """
   limits.seed(seed)
-  grid = mesh.over()
-  run = load_run(model_dir, grid, vocabulary, init_from)
+  device_mesh = mesh.over()
+  run = load_run(model_dir, device_mesh, vocabulary, init_from)
   texts = {'template': template, 'chat_template': chat_template}
   options = dict(run.data_options) | {name: text for name, text in texts.items() if text is not None}
   if any(run.read_options.values()):
@@ -62,7 +62,7 @@ def evaluate(
   triplets = data(vocabulary=run.vocabulary, **options)
   require_rewards(triplets, 'evaluate')
   table = triplets.train.scaled(run.scaling)
-  scored = score_table(run, table, grid, batch_size=batch_size, chunk_size=chunk_size)
+  scored = score_table(run, table, device_mesh, batch_size=batch_size, chunk_size=chunk_size)
   return to_json(
     {
       'model_dir': str(model_dir),
@@ -86,8 +86,8 @@ def report(
 ) -> dict[str, Any]:
   """Statistics of a scored table.
 
-  Within a prompt responses are ranked by τρ, which at DRO's optimum is an advantage; across prompts only by
-  V(x) + τρ, and not at all by a run without a value.
+  Within a prompt, τρ ranks responses, which at DRO's optimum is an advantage; across prompts, V(x) + τρ ranks
+  them. A run without a value ranks nothing across prompts.
   """
   draws = {'resamples': resamples, 'seed': seed}
   rewards, prompts, values = table.raw_rewards, table.prompt_index, scored.values
@@ -97,13 +97,13 @@ def report(
     'logp': scored.logps.mean(),
     'response_tokens': scored.lengths.mean(),
   }
-  own, levelled = {}, {}
+  own_scores, across_scores = {}, {}
   if scored.reference_logps is not None:
     rho = scored.logps - scored.reference_logps
-    own = {'tau_rho': temperature * rho}
+    own_scores = {'tau_rho': temperature * rho}
     summary |= {'log_ratio': rho.mean(), 'log_ratio_std': rho.std()}
     if values is not None:
-      levelled = {'value_plus_tau_rho': values + temperature * rho}
+      across_scores = {'value_plus_tau_rho': values + temperature * rho}
   if values is not None:
     summary |= {'value': values.mean()}
     if scored.reference_logps is not None:
@@ -111,6 +111,6 @@ def report(
     summary |= {'value_explained_variance': agreement.value_fit(values, scored.rewards, prompts, **draws)}
   return {
     'statistics': summary,
-    'within_prompts': agreement.within_prompts(own | baselines, rewards, prompts, **draws),
-    'across_prompts': agreement.across_prompts(levelled | baselines, rewards, prompts, **draws),
+    'within_prompts': agreement.within_prompts(own_scores | baselines, rewards, prompts, **draws),
+    'across_prompts': agreement.across_prompts(across_scores | baselines, rewards, prompts, **draws),
   }

@@ -47,8 +47,8 @@ def generate(
 ) -> dict[str, Any]:
   """Answers prompts and writes one JSON object a line: id, prompt, response, logp, tokens, ended.
 
-  The prompts are the file's own, without the template, and of several samples the ids are ID#0, ID#1 and so
-  on: what is written is a file of triplets as soon as each line has a reward.
+  The prompts are those of the file, without the template. Several samples get the ids ID#0, ID#1 and so on.
+  With a reward added to each line, the output is a file of triplets.
 
   Args:
     model_dir: a run's folder (its best step, or the newest), one checkpoint, or an imported folder.
@@ -56,7 +56,8 @@ def generate(
       is answered once, however often it occurs.
     prompt: one prompt as text, instead of a file.
     output: the file to write, `None` for standard output.
-    columns: the file's own names: `prompt=question`; `None` takes the run's, if the file has those fields.
+    columns: names of the fields in the file: `prompt=question`; `None` takes the run's, if the
+      file has those.
     template: the prompt's text around the file's; `None` takes the run's.
     chat_template: of each turn where the file's prompts are conversations; `None` takes the run's.
     vocabulary: where the run's lies now; `None` takes it from where it lay.
@@ -65,29 +66,29 @@ def generate(
     temperature: divides the logits; 0 takes the most probable token.
     top_k: keep the k most probable tokens; 0 keeps all.
     top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
-    repetition_penalty: of tokens that the response has already; 1 is none.
-    beams: prefixes that a beam search keeps, at temperature 0; 1 does not search.
+    repetition_penalty: penalises tokens that the response has already; 1 does not.
+    beams: prefixes that a beam search keeps, at temperature 0; 1 is no search.
     length_penalty: exponent of the length by which that search divides a response's log-prob.
     num_samples: responses to each prompt.
     batch_size: prompts at once.
     seed: decides the samples.
 
   Raises:
-    UsageError: no prompts, no checkpoint, or settings that exclude each other.
+    UsageError: there are no prompts or no checkpoint, or settings exclude each other.
   """
   limits.seed(seed)
   if beams > 1 and num_samples > 1:
     raise UsageError(
-      f'num_samples={num_samples} with beams={beams}: a beam search has one answer to a prompt. Pass --set '
-      'SAMPLES=1, or --set BEAMS=1 and a temperature to draw several.'
+      f'num_samples={num_samples} with beams={beams}: a beam search gives one answer to a prompt. Pass --set '
+      'SAMPLES=1, or --set BEAMS=1 and a temperature above 0 to draw several.'
     )
   target = None if output is None else _target(output)
   _refuse_input(target, prompts)
   grid = mesh.over()
   model_dir = str(orbax.find_checkpoint(model_dir))
-  words = policy.vocabulary_of(model_dir, vocabulary)
-  asked = _asked(model_dir, prompts, prompt, columns, chat_template)
-  tokens = _tokens(model_dir, [text for _, text in asked], template, words)
+  loaded_vocabulary = policy.vocabulary_of(model_dir, vocabulary)
+  questions = _questions(model_dir, prompts, prompt, columns, chat_template)
+  tokens = _tokens(model_dir, [text for _, text in questions], template, loaded_vocabulary)
   nets = networks.build_policy(model_dir)
   params = networks.load_policy(nets, model_dir, grid)
   run = make_generator(
@@ -99,40 +100,41 @@ def generate(
   answers = run(params, [tokens[i] for i, _ in order], range(len(order)))
   records = (
     {
-      'id': asked[i][0] if num_samples == 1 else f'{asked[i][0]}#{k}', 'prompt': asked[i][1],
-      'response': words.decode(answer.tokens), 'logp': answer.logp, 'tokens': len(answer.tokens),
+      'id': questions[i][0] if num_samples == 1 else f'{questions[i][0]}#{k}', 'prompt': questions[i][1],
+      'response': loaded_vocabulary.decode(answer.tokens), 'logp': answer.logp, 'tokens': len(answer.tokens),
       'ended': bool(answer.tokens[-1] == vocabularies.EOS),
     }
     for (i, k), answer in zip(order, answers)
   )  # fmt: skip
-  count = _write(_told(records), target)
+  count = _write(_warn_of_unusable(records), target)
   # Standard output holds the answers, or what was written to a file: never both.
   return {} if output is None else {'prompts': len(tokens), 'responses': count, 'output': str(target)}
 
 
 def _target(output: str) -> pathlib.Path:
-  """The file to write, looked at before anything is answered; the first of several processes writes it."""
+  """The file to write, checked before the first answer; the first of several processes writes it."""
   return files.output_file(output) if jax.process_index() == 0 else pathlib.Path(output).expanduser()
 
 
 def _refuse_input(target: pathlib.Path | None, prompts: str | None) -> None:
-  """Refuses to write answers over the file that they answer."""
+  """Refuses to replace the file of prompts by the answers."""
   if target is None or prompts is None:
     return
   for path in triplets.expand(prompts):
     if target.resolve() == pathlib.Path(path).resolve():
       raise UsageError(
-        f'--output={target} is a file that the prompts are read from, and the answers would replace it: pass '
-        'another file'
+        f'--output={target} holds the prompts, and the answers would replace it: pass another file.'
       )
 
 
-def _asked(
+def _questions(
   model_dir: str, prompts: str | None, prompt: str | None, columns: str | None, chat_template: str | None
 ) -> list[tuple[str, str]]:
-  """(id, text) of every prompt to answer, each text once; read as the run read its own where nobody says."""
+  """Returns (id, text) of every prompt to answer, each text once; reads them as the run read its own."""
   if (prompts is None) == (prompt is None):
-    raise UsageError('pass --triplets FILE with the prompts to answer, or one as --set PROMPT=TEXT')
+    raise UsageError(
+      'generate needs prompts from one place: pass --triplets=FILE, or a single prompt as --set PROMPT=TEXT.'
+    )
   if prompt is not None:
     return [('0', prompt)]
   saved = orbax.load_metadata(model_dir)
@@ -150,29 +152,29 @@ def _options(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tokens(
-  model_dir: str, asked: Sequence[str], template: str | None, words: vocabularies.Vocabulary
+  model_dir: str, prompts: Sequence[str], template: str | None, vocabulary: vocabularies.Vocabulary
 ) -> list[np.ndarray]:
   """Prompts as the run's policy reads them: in its template, and cut as in training."""
-  return tokenise_prompts(asked, words, _options(orbax.load_metadata(model_dir)), template)
+  return tokenise_prompts(prompts, vocabulary, _options(orbax.load_metadata(model_dir)), template)
 
 
-def _told(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-  """The records; says at the end which of them no file of triplets may have."""
-  refused = []
+def _warn_of_unusable(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+  """Yields the records; warns at the end of those that a file of triplets may not have."""
+  unusable = []
   for record in records:
     yield record
     if not record['response'].strip() or '\0' in record['response']:
-      refused.append(record['id'])
-  if refused:
-    some = ', '.join(refused[:5]) + (', ...' if len(refused) > 5 else '')
+      unusable.append(record['id'])
+  if unusable:
+    ids = ', '.join(unusable[:5]) + (', ...' if len(unusable) > 5 else '')
     logging.getLogger(__name__).warning(
-      '%d responses are blank or hold a NUL character (%s): remove them before this is read as triplets',
-      len(refused), some,
+      '%d responses are blank or hold a NUL character (%s): remove them before you train on this file',
+      len(unusable), ids,
     )  # fmt: skip
 
 
 def _write(records: Iterable[dict[str, Any]], target: pathlib.Path | None) -> int:
-  """Writes JSON lines, to a file whole or not at all; returns how many."""
+  """Writes JSON lines, a file whole or not at all; returns their number."""
   lines = map(files.json_line, records)
   primary = jax.process_index() == 0
   if target is None:

@@ -1,4 +1,4 @@
-"""The command line that trains on a data set."""
+"""Proposes the command line that trains on a data set."""
 
 import inspect
 import itertools
@@ -13,7 +13,7 @@ from dro_jax.inspection import methods
 from dro_jax.run.batches import RowOptions
 from dro_jax.run.spec import Batches, Policy
 
-# The settings that a proposal may make, and where each has its default.
+# The settings that a proposal may have, and the parameter that has the default of each.
 _SETTINGS = {
   'VOCABULARY': (Policy, 'vocabulary'),
   'TEMPLATE': (load_triplets, 'template'),
@@ -33,7 +33,7 @@ _SETTINGS = {
   'CACHE_DIR': (load_triplets, 'cache_dir'),
   'TASK_MODULES': (load_triplets, 'task_modules'),
 }
-# A run has these by itself: the command leaves out a setting that does not differ.
+# The command leaves out settings that have these values.
 DEFAULTS = {
   macro: inspect.signature(owner).parameters[name].default for macro, (owner, name) in _SETTINGS.items()
 }
@@ -43,39 +43,39 @@ MACROS = {
   'prompt_length': 'ROW_PROMPT_LENGTH',
   'response_length': 'ROW_RESPONSE_LENGTH',
 }
-USUAL = 'dro_v'  # What a run takes by itself.
+USUAL = 'dro_v'  # The default algorithm of a run.
 
 
 def train_command(
-  asked: Sequence[methods.Admission],
+  admissions: Sequence[methods.Admission],
   preferred: Sequence[str],
   flags: Mapping[str, Any],
   macros: Mapping[str, Any],
 ) -> list[str]:
-  """The words of a `dro_jax train` that reads the data as it was inspected, and runs as it stands.
+  """The arguments of a `dro_jax train` that reads the data as it was inspected, ready to run.
 
   Args:
-    asked: what the algorithms say.
-    preferred: their names: the first that the data admits is taken.
+    admissions: of all algorithms.
+    preferred: names of algorithms: the first that can learn from the data is taken.
     flags: by name; None is left out.
-    macros: by name; what is a run's default is left out.
+    macros: by name; those with the default of a run are left out.
   """
-  admitted = {method.method: method for method in asked if method.admitted}
+  admitted = {method.method: method for method in admissions if method.admitted}
   method = next(admitted[name] for name in preferred if name in admitted)
-  words = ['dro_jax', 'train', *typed_flags(flags), f'--model_dir={_free(f"runs/{method.method}")}']
+  command = ['dro_jax', 'train', *typed_flags(flags), f'--model_dir={_free(f"runs/{method.method}")}']
   if flags['init_from'] is None:
-    words.append('--gin_file=models/t5_1_1_tiny.gin')
+    command.append('--gin_file=models/t5_1_1_tiny.gin')
   chosen = [] if method.method == USUAL else [f'ALGORITHM={method.method}']
   changed = [
     f'{name}={_typed(macros[name])}'
     for name, usual in DEFAULTS.items()
     if macros.get(name) not in (None, usual)
   ]
-  return words + [word for setting in (*chosen, *method.settings, *changed) for word in ('--set', setting)]
+  return command + [word for setting in (*chosen, *method.settings, *changed) for word in ('--set', setting)]
 
 
 def _typed(value: Any) -> Any:
-  """A value as `--set` reads it: text that quotes, blanks, % or None's name would change stands in quotes."""
+  """A value as `--set` reads it; quotes text that `--set` would change otherwise."""
   changes = isinstance(value, str) and (value != value.strip('\'" \t\n%') or value.lower() == 'none')
   return repr(value) if changes else value
 
@@ -89,7 +89,7 @@ def typed_flags(flags: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _free(folder: str) -> str:
-  """A folder that is not there yet: in one that is, a run would be resumed, or refused."""
+  """A folder that does not exist yet: in an existing one, `train` would resume or refuse."""
   names = itertools.chain([folder], (f'{folder}_{i}' for i in itertools.count(2)))
   return next(name for name in names if not os.path.exists(name))
 

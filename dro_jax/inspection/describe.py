@@ -1,4 +1,4 @@
-"""What a table of triplets holds, in numbers: lengths, rewards, their variance, ties, duplicates. Numpy.
+"""Describes a table of triplets in numbers: lengths, rewards, their variance, ties, duplicates. Numpy.
 
 Axes: N responses, P distinct prompts. Everything returned is plain JSON.
 """
@@ -15,13 +15,13 @@ from dro_jax.data.text.vocabularies import UNKNOWN, Vocabulary
 from dro_jax.statistics import agreement, ties
 
 _PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
-_BARS = 12  # Of a histogram; as many distinct values are shown one by one.
+_BARS = 12  # Bars of a histogram; so few distinct values get a bar each.
 _NAMED = 3  # Examples named of each kind.
-_SAMPLED = 20_000  # Responses at most that are searched for unknown tokens.
+_SAMPLED = 20_000  # At most so many responses are searched for unknown tokens.
 
 
 class Lengths(NamedTuple):
-  """Of whole texts, before any limit cuts them; tokens count EOS.
+  """Lengths of whole texts, before any limit cuts them; tokens count EOS.
 
   prompt_tokens, prompt_characters      by distinct prompt, `[P]`.
   response_tokens, response_characters  by response, `[N]`.
@@ -33,20 +33,24 @@ class Lengths(NamedTuple):
   response_characters: np.ndarray
 
 
-def whole_lengths(table: TokenTable, words: Vocabulary, prompt_length: int) -> Lengths:
-  """Lengths as they were before the table's limits; only what was cut is tokenised again.
+def whole_lengths(table: TokenTable, vocabulary: Vocabulary, prompt_length: int) -> Lengths:
+  """Lengths before the limits of the table; tokenises only cut texts again.
 
   Args:
-    table: not a subset that left out what was over-long.
-    words: the table's vocabulary.
+    table: one that kept over-long responses.
+    vocabulary: of the table.
     prompt_length: its limit of prompt tokens.
   """
   first = _first_of_prompts(table)
   prompts = _restored(
-    table.prompts, first, table.prompt_lengths[first], table.prompt_lengths[first] >= prompt_length, words
+    table.prompts,
+    first,
+    table.prompt_lengths[first],
+    table.prompt_lengths[first] >= prompt_length,
+    vocabulary,
   )
   everything = np.arange(len(table))
-  responses = _restored(table.responses, everything, table.response_lengths, table.truncated, words)
+  responses = _restored(table.responses, everything, table.response_lengths, table.truncated, vocabulary)
   return Lengths(
     prompts, _characters(table.prompts, first), responses, _characters(table.responses, everything)
   )
@@ -56,10 +60,10 @@ def _first_of_prompts(table: TokenTable) -> np.ndarray:
   return np.unique(table.prompt_index, return_index=True)[1]
 
 
-def _restored(texts, records: np.ndarray, lengths: np.ndarray, cut: np.ndarray, words) -> np.ndarray:
+def _restored(texts, records: np.ndarray, lengths: np.ndarray, cut: np.ndarray, vocabulary) -> np.ndarray:
   lengths, cut = lengths.copy(), np.flatnonzero(cut)
   for i in cut.tolist():
-    lengths[i] = len(words.encode(texts[int(records[i])])) + 1
+    lengths[i] = len(vocabulary.encode(texts[int(records[i])])) + 1
   return lengths
 
 
@@ -69,14 +73,13 @@ def _characters(texts, records: np.ndarray) -> np.ndarray:
 
 def spread(x: np.ndarray) -> dict[str, float]:
   """Mean, standard deviation, extremes and percentiles."""
-  found = {'mean': x.mean(), 'sd': ties.spread(x), 'min': x.min(), 'max': x.max()}
-  found |= {f'p{q}': value for q, value in zip(_PERCENTILES, np.percentile(x, _PERCENTILES))}
-  return {name: float(value) for name, value in found.items()}
+  statistics = {'mean': x.mean(), 'sd': ties.spread(x), 'min': x.min(), 'max': x.max()}
+  statistics |= {f'p{q}': value for q, value in zip(_PERCENTILES, np.percentile(x, _PERCENTILES))}
+  return {name: float(value) for name, value in statistics.items()}
 
 
 def truncation(whole: np.ndarray, limit: int) -> dict[str, Any]:
-  """How many of some texts a limit of tokens cuts, the share of all their tokens that goes, and what limit
-  keeps 99 % of the texts whole."""
+  """How many texts a limit of tokens cuts, the share of tokens lost, and the limit that keeps 99 % whole."""
   over = np.maximum(whole - limit, 0)
   return {
     'limit': limit,
@@ -98,13 +101,13 @@ def responses_per_prompt(prompts: np.ndarray) -> dict[str, Any]:
 
 
 def unknown_share(table: TokenTable) -> float:
-  """Share of the first responses' tokens that the vocabulary does not know."""
+  """The share of unknown tokens in the first responses."""
   sampled = [table.response(i) for i in range(min(len(table), _SAMPLED))]
   return float(sum(int((ids == UNKNOWN).sum()) for ids in sampled) / max(sum(map(len, sampled)), 1))
 
 
 def rewards(rewards: np.ndarray) -> dict[str, Any]:
-  """Of all rewards, in their own units: their spread, how many values, whether two only, a histogram."""
+  """Statistics of all rewards, in their own units: spread, distinct values, whether binary, a histogram."""
   values, _, _, counts = ties.distinct(rewards)
   if len(values) <= _BARS:
     bars = [(value, value, count) for value, count in zip(values.tolist(), counts.tolist())]
@@ -124,8 +127,8 @@ def variance(rewards: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
       total            between, P − 1      within, N − P degrees of freedom
 
   `component_*` are unbiased (by moments): σ²_within = MS_within, σ²_between = (MS_between − MS_within) / n₀
-  with n₀ = (N − Σₚ nₚ² / N) / (P − 1), not below 0; their share is the intraclass correlation. None where one
-  response a prompt, or one prompt, cannot tell.
+  with n₀ = (N − Σₚ nₚ² / N) / (P − 1), not below 0; their share is the intraclass correlation. None where
+  every prompt has one response, or there is only one prompt.
   """
   _, prompt_N, n_P = np.unique(prompts, return_inverse=True, return_counts=True)
   N, P = len(rewards), len(n_P)
@@ -133,28 +136,28 @@ def variance(rewards: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
   between = 0.0 if ties.is_constant(mean_P) else float(n_P @ (mean_P - mean) ** 2)
   within = float((ties.deviations(rewards, prompt_N) ** 2).sum())
   total = between + within
-  found = {'between': between, 'within': within, 'between_freedom': P - 1, 'within_freedom': N - P}
-  # Of one response a prompt, none of the variance is seen to be within.
-  found |= {'share_within': within / total if total and N > P else None, 'component_within': None}
-  found |= {'component_between': None, 'intraclass_correlation': None}
+  parts = {'between': between, 'within': within, 'between_freedom': P - 1, 'within_freedom': N - P}
+  # With one response a prompt, the variance within prompts is unknown.
+  parts |= {'share_within': within / total if total and N > P else None, 'component_within': None}
+  parts |= {'component_between': None, 'intraclass_correlation': None}
   if N > P:
-    found['component_within'] = within / (N - P)
+    parts['component_within'] = within / (N - P)
   if N > P > 1:
     size = (N - float(n_P @ n_P) / N) / (P - 1)
     component = max(between / (P - 1) - within / (N - P), 0.0) / size
     whole = component + within / (N - P)
-    found |= {'component_between': component, 'intraclass_correlation': component / whole if whole else None}
-  return found
+    parts |= {'component_between': component, 'intraclass_correlation': component / whole if whole else None}
+  return parts
 
 
 def comparisons(rewards: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
-  """Every two responses to one prompt: how many are tied, and how often the longer one has the higher reward.
+  """Pairs of responses to one prompt: how many are tied, and how often the longer has the higher reward.
 
   `length_correlation` is Spearman's over all responses.
   """
   counts = agreement.count_pairs(lengths, rewards, prompts)
   pairs, ties = int(counts.pairs.sum()), int(counts.ties.sum())
-  everyone = np.ones(len(rewards))
+  weights = np.ones(len(rewards))
   return {
     'pairs': pairs + ties,
     'tied_pairs': ties,
@@ -162,7 +165,7 @@ def comparisons(rewards: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -
     'prompts_with_comparisons': int((counts.pairs > 0).sum()),
     'prompts_all_tied': int(((counts.pairs == 0) & (counts.ties > 0)).sum()),
     'longer_is_better': _or_none(agreement.pairwise_accuracy(counts, np.ones(len(counts.pairs)))),
-    'length_correlation': _or_none(agreement.rank_correlation(lengths, rewards, everyone)),
+    'length_correlation': _or_none(agreement.rank_correlation(lengths, rewards, weights)),
   }
 
 
@@ -171,7 +174,7 @@ def _or_none(x: float) -> float | None:
 
 
 def duplicates(table: TokenTable) -> dict[str, Any]:
-  """Records of the same prompt and response, and those among them whose rewards differ."""
+  """Records with the same prompt and response, and those among them with different rewards."""
   _, text_N, n_T = np.unique(column_store.keys(table), return_inverse=True, return_counts=True)
   order = np.lexsort((table.raw_rewards, text_N))
   ends = np.cumsum(n_T)
@@ -188,7 +191,7 @@ def duplicates(table: TokenTable) -> dict[str, Any]:
 
 
 def extra_columns(table: TokenTable) -> Mapping[str, Any]:
-  """The numbers that come along: those of every record, and those of some, which are left out."""
+  """Extra numeric columns: statistics of complete ones, and names of incomplete ones, which are left out."""
   numbers = pairs.without(table.columns)
-  found = {name: {'mean': float(x.mean()), 'sd': float(x.std())} for name, x in numbers.items()}
-  return {'columns': found, 'left_out': list(table.report['columns_left_out'])}
+  statistics = {name: {'mean': float(x.mean()), 'sd': float(x.std())} for name, x in numbers.items()}
+  return {'columns': statistics, 'left_out': list(table.report['columns_left_out'])}

@@ -1,4 +1,4 @@
-"""The `inspect` command: what a triplet file holds, which methods it admits, how to train on it."""
+"""The `inspect` command: describes triplets, lists algorithms that can learn from them, proposes a run."""
 
 import collections
 import functools
@@ -26,21 +26,26 @@ from dro_jax.inspection.warnings import OFF_CENTRE, warnings
 from dro_jax.printing.result import Sections
 from dro_jax.statistics import ties
 
-_FRACTIONS = (0.05, 0.1, 0.2, 0.5)  # Shares of the prompts to hold out: the first that holds out some.
-_ODD_SCALE = 3.0  # sd, or 1 / sd: from here on the default temperature means something else.
+_FRACTIONS = (
+  0.05,
+  0.1,
+  0.2,
+  0.5,
+)  # Shares of the prompts to hold out; the first that holds out any is taken.
+_ODD_SCALE = 3.0  # Above it, or below its inverse, the sd needs another temperature than the default.
 _IMITATION = 'sft'
 _PREFERRED = (USUAL, 'dro_v_binary', _IMITATION)
 
 
 class Read(NamedTuple):
-  """Triplets as read.
+  """Triplets, split for a run.
 
   whole     all of them.
   triplets  split as `train` would split them.
-  fraction  of the prompts held out; None where that part has its own files.
-  problem   why rewards cannot be read, if they cannot.
-  words     texts that stand for rewards and that --map_reward did not read, with how often each occurs.
-  proposed  what --map_reward might say of them; what it says where it can be guessed.
+  fraction  share of the prompts held out; None where files hold that part.
+  problem   why rewards cannot be read; None if they can.
+  words     rewards that are words and that --map_reward does not map, each with its count.
+  proposed  a --map_reward for them, as far as it can be guessed.
   """
 
   whole: TokenTable
@@ -72,13 +77,13 @@ def inspect_triplets(
   cache_dir: str | None = None,
   task_modules: str | Sequence[str] = (),
 ) -> Sections:
-  """Looks at triplets as `train` would read them, by the same token table.
+  """Describes triplets as `train` would read them, from the same token table.
 
   Args:
     triplets: as `data.triplets.load_triplets`; so are `eval_triplets`, `columns`, `map_reward`, `template`,
       `chat_template`, `prompt_length`, `response_length`, `keep`, `columns_from`, `data_dir`, `cache_dir` and
       `task_modules`.
-    init_from: a checkpoint to start from, whose vocabulary is taken.
+    init_from: a checkpoint to start from; its vocabulary is the default.
     vocabulary: 'bytes', or a SentencePiece model; None takes the checkpoint's, or else bytes.
     batch_size: responses of a batch.
     scaling: of rewards; None proposes one.
@@ -88,24 +93,26 @@ def inspect_triplets(
     Plain JSON by section; `command` is the train command to copy.
 
   Raises:
-    UsageError: prompts or responses cannot be read. Rewards that cannot are a finding.
+    UsageError: prompts or responses cannot be read. Unreadable rewards are reported in the result.
   """
-  words = policy.find_vocabulary(vocabulary, init_from)
+  loaded_vocabulary = policy.find_vocabulary(vocabulary, init_from)
   files = {'columns': columns, 'map_reward': map_reward, 'columns_from': columns_from}
   modules = {'task_modules': task_modules}
   texts = {'template': template, 'chat_template': chat_template, 'data_dir': data_dir, 'cache_dir': cache_dir}
   limits = {'prompt_length': prompt_length, 'response_length': response_length}
-  read = _read(triplets, words, eval_triplets=eval_triplets, keep=keep, **files, **texts, **limits, **modules)
+  read = _read(
+    triplets, loaded_vocabulary, eval_triplets=eval_triplets, keep=keep, **files, **texts, **limits, **modules
+  )
   files |= {'map_reward': read.proposed.map_reward} if read.proposed else {}
   chosen, unscaled = _chosen_scaling(read, scaling)
-  batch_size = min(batch_size, len(read.triplets.train))  # A larger one would hold records several times.
-  asked = methods.admissions(read.triplets, scaling=chosen, rewards_problem=read.problem)
-  found = surveyed(read, words, **limits) | {
+  batch_size = min(batch_size, len(read.triplets.train))  # A larger batch would repeat records.
+  admissions = methods.admissions(read.triplets, scaling=chosen, rewards_problem=read.problem)
+  content = describe_table(read, loaded_vocabulary, **limits) | {
     'init_from': init_from,
     'scaling': read.problem is None and _scaling(read.triplets, chosen, temperature),
     'batch': {'size': batch_size, 'batches_an_epoch': len(read.triplets.train) / batch_size},
     'rows': packing(read.triplets.train, batch_size),
-    'methods': [method._asdict() for method in asked],
+    'methods': [method._asdict() for method in admissions],
     'judged': groups.are_comparisons(read.whole),
     'labels': None if read.problem else _labels(read.triplets),
     'unscaled': unscaled,
@@ -118,50 +125,50 @@ def inspect_triplets(
     'validation_fraction': read.fraction,
   }  # fmt: skip
   flags = {'triplets': triplets, 'eval_triplets': eval_triplets, **files, 'init_from': init_from}
-  if read.proposed and not read.proposed.complete:  # A run is proposed once the rewards are numbers.
+  if read.proposed and not read.proposed.complete:  # Rewards must be numbers before a run can be proposed.
     command = ['dro_jax', 'inspect', *typed_flags(flags)]
   else:
-    settings = {name.upper(): value for name, value in macros.items()} | found['rows']['settings']
-    command = train_command(asked, _PREFERRED, flags, settings)
-  found |= {'warnings': list(warnings(found)), 'command': shlex.join(command)}
-  return Sections(found, dict(tables(found)), verbatim=folded(command))
+    settings = {name.upper(): value for name, value in macros.items()} | content['rows']['settings']
+    command = train_command(admissions, _PREFERRED, flags, settings)
+  content |= {'warnings': list(warnings(content)), 'command': shlex.join(command)}
+  return Sections(content, dict(tables(content)), verbatim=folded(command))
 
 
-def _read(triplets: Any, words: vocabularies.Vocabulary, **options) -> Read:
-  load = functools.partial(load_triplets, triplets, vocabulary=words, validation_fraction=0, **options)
+def _read(triplets: Any, vocabulary: vocabularies.Vocabulary, **options) -> Read:
+  load = functools.partial(load_triplets, triplets, vocabulary=vocabulary, validation_fraction=0, **options)
   loaded = load()
   problem = _rewards_problem(loaded)
   if problem is None:
     return _split(loaded)
   unread = _split(with_missing_rewards_zero(loaded))._replace(problem=problem)
-  spoken = _words(triplets, options)
-  if not spoken:
+  reward_counts = _reward_words(triplets, options)
+  if not reward_counts:
     return unread
-  proposed = reward_words.propose(spoken, options['map_reward'])
-  found = unread
+  proposed = reward_words.propose(reward_counts, options['map_reward'])
+  split = unread
   if proposed.complete:
     mapped = load(map_reward=proposed.map_reward)
     if _rewards_problem(mapped) is None:  # Another record may have no reward at all.
-      found = _split(mapped)
-  return found._replace(words=spoken, proposed=proposed)
+      split = _split(mapped)
+  return split._replace(words=reward_counts, proposed=proposed)
 
 
 def _rewards_problem(triplets: Triplets) -> str | None:
-  """Why the first record without a reward has none; None where all have one."""
+  """Why the first record without a reward has none; None if all have one."""
   tables = [table for table in (triplets.train, triplets.eval) if table is not None]
   missing = (table for table in tables if np.isnan(table.raw_rewards).any())
   return next((table.report['reward_problem'] for table in missing), None)
 
 
 def _split(loaded: Triplets) -> Read:
-  """Held out as `train` would; none where those to train on would be left with one reward of several."""
+  """Splits triplets like `train`; holds out none where the rest would have a single reward."""
   if loaded.eval is not None:
     return Read(loaded.train, loaded, None, None)
   whole = loaded.train
   for fraction in _FRACTIONS:
     try:
       train, held_out = hold_out(whole, fraction)
-    except UsageError:  # So few prompts that none, or all, would be held out.
+    except UsageError:  # With so few prompts the share holds out none, or all.
       continue
     if ties.is_constant(train.raw_rewards) and not ties.is_constant(whole.raw_rewards):
       break  # A larger share holds out the same prompts, and more.
@@ -169,8 +176,8 @@ def _split(loaded: Triplets) -> Read:
   return Read(whole, loaded, 0, None)
 
 
-def _words(triplets: Any, options: Mapping[str, Any]) -> dict[str, int]:
-  """Rewards that are words, of all files; data sets by name have none."""
+def _reward_words(triplets: Any, options: Mapping[str, Any]) -> dict[str, int]:
+  """Counts of rewards that are words, in all files; data sets by name have none."""
   counts: collections.Counter[str] = collections.Counter()
   for name in filter(None, (triplets, options['eval_triplets'])):
     if sources.is_files(name):
@@ -178,34 +185,34 @@ def _words(triplets: Any, options: Mapping[str, Any]) -> dict[str, int]:
   return dict(counts)
 
 
-def _chosen_scaling(read: Read, asked: str | None) -> tuple[str, str | None]:
-  """The scaling that is asked for, or one that suits the rewards to train on; why the former cannot be."""
+def _chosen_scaling(read: Read, requested: str | None) -> tuple[str, str | None]:
+  """The requested scaling, or one that suits the rewards; and why the requested one is impossible, if so."""
   rewards = read.triplets.train.raw_rewards
   if read.problem:
     return 'none', None
-  if asked is None:
+  if requested is None:
     return proposed_scaling(rewards), None
   try:
-    scalings.fit(asked, rewards)
-    return asked, None
+    scalings.fit(requested, rewards)
+    return requested, None
   except UsageError as error:
     return 'none', str(error)
 
 
 def _labels(triplets: Triplets) -> dict[str, Any]:
-  """What makes the labels of methods that learn from thumbs, unless they are told another rule."""
+  """The default rule of labels, for algorithms that learn from thumbs up and down."""
   try:
     return above_minibatch_mean(triplets).report(triplets.train)
   except UsageError as error:
     return {'rule': None, 'said': str(error), 'labels': 0, 'desirable': 0}
 
 
-def surveyed(
-  read: Read, words: vocabularies.Vocabulary, prompt_length: int, response_length: int
+def describe_table(
+  read: Read, vocabulary: vocabularies.Vocabulary, prompt_length: int, response_length: int
 ) -> dict[str, Any]:
-  """What the whole table holds (see `survey`)."""
+  """A description of the whole table (see `inspection.describe`)."""
   table = read.whole
-  lengths = describe.whole_lengths(table, words, prompt_length)
+  lengths = describe.whole_lengths(table, vocabulary, prompt_length)
   rewarded = {'rewards': None, 'variance': None, 'comparisons': None}
   if read.problem is None:
     rewards, prompts = table.raw_rewards, table.prompt_index
@@ -224,11 +231,11 @@ def surveyed(
     'responses_per_prompt': describe.responses_per_prompt(table.prompt_index),
     'extra_columns': describe.extra_columns(table),
     'vocabulary': {
-      'name': words.spec,
-      'size': words.size,
+      'name': vocabulary.spec,
+      'size': vocabulary.size,
       'unknown_share': describe.unknown_share(table),
       'lost': table.report.get('lost', {}),
-      'losses': list(lost_text.sentences(table.report.get('lost', {}), words)),
+      'losses': list(lost_text.sentences(table.report.get('lost', {}), vocabulary)),
     },
     'lengths': {name: describe.spread(x) for name, x in lengths._asdict().items()},
     'truncation': {
@@ -245,8 +252,8 @@ def proposed_scaling(rewards: np.ndarray) -> str:
   if ties.is_constant(rewards):
     return 'none'
   sd = float(rewards.std())
-  usual = 1 / _ODD_SCALE <= sd <= _ODD_SCALE and abs(rewards.mean()) <= OFF_CENTRE * sd
-  return 'none' if usual else 'standardise'
+  is_usual = 1 / _ODD_SCALE <= sd <= _ODD_SCALE and abs(rewards.mean()) <= OFF_CENTRE * sd
+  return 'none' if is_usual else 'standardise'
 
 
 def _scaling(triplets: Triplets, kind: str, temperature: float | int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which algorithms some data admits: each is asked itself, as a run would ask it before its first step."""
+"""Finds the algorithms that can learn from data, by the checks that a run makes before its first step."""
 
 import functools
 import inspect
@@ -15,14 +15,14 @@ from dro_jax.run import batches
 
 
 class Admission(NamedTuple):
-  """Whether data admits an algorithm.
+  """Whether an algorithm can learn from the data.
 
   Attributes:
     method: the algorithm's name, for `--set ALGORITHM=`.
     admitted: whether it can learn from the data, with `settings`.
-    settings: NAME=VALUE each, that it needs beside its name.
+    settings: the settings it needs beside its name, NAME=VALUE each.
     reason: why not, and what to do.
-    units: how many pairs or groups there are to train on, where it learns from such.
+    units: how many pairs or groups there are to train on; None for algorithms of single responses.
   """
 
   method: str
@@ -40,7 +40,7 @@ class _Variant(NamedTuple):
 
 
 def methods() -> dict[str, Callable[..., algorithms.Algorithm]]:
-  """What can be named as a run's algorithm, and trains a policy."""
+  """The algorithms that train a policy, by name."""
   public = {name: getattr(algorithms, name) for name in algorithms.__all__}
   made = {name: f for name, f in public.items() if _returns(f) is algorithms.Algorithm}
   return {name: f for name, f in made.items() if f().trains_policy}
@@ -52,53 +52,53 @@ def admissions(
   scaling: str = 'none',
   rewards_problem: str | None = None,
 ) -> list[Admission]:
-  """Every algorithm's answer; pairs and groups are formed as by default.
+  """Checks every algorithm against the data, with pairs and groups formed by default.
 
-  One that refuses the data as it is by default is asked again with its other labels, baselines or quantiles,
-  and with the other scalings of rewards.
+  Where the default of an algorithm refuses the data, tries its other labels, baselines or quantiles, and the
+  other scalings of rewards.
 
   Args:
-    triplets: of which both tables hold all that the files have.
-    scaling: of the rewards, to be tried first.
-    rewards_problem: why rewards cannot be read, if they cannot.
+    triplets: with all records of the files.
+    scaling: of the rewards, tried first.
+    rewards_problem: why rewards cannot be read; None if they can.
   """
-  form = functools.cache(lambda unit: _formed(triplets, unit))  # Slow, and alike for many.
+  form = functools.cache(lambda unit: _formed(triplets, unit))  # Slow, and the same for many algorithms.
   scaled = functools.cache(lambda kind: _scaled(triplets, kind))
   kinds = [scaling, *(kind for kind in scalings.KINDS if kind != scaling)]
   kinds = kinds[:1] if rewards_problem else kinds
 
-  def ask(algorithm: algorithms.Algorithm, kind: str) -> Mapping[str, Any] | None:
+  def check(algorithm: algorithms.Algorithm, kind: str) -> Mapping[str, Any] | None:
     if rewards_problem and algorithm.uses_rewards:
       raise UsageError(rewards_problem)
     batches.admitted(scaled(kind), algorithm)
     return _or_raise(form(algorithm.unit)) if algorithm.unit in ('pair', 'group') else None
 
-  return [_admission(name, make, kinds, ask) for name, make in methods().items()]
+  return [_admission(name, make, kinds, check) for name, make in methods().items()]
 
 
-def _admission(name: str, make: Callable, kinds: Sequence[str], ask: Callable) -> Admission:
-  """The first variant that is not refused; else why the algorithm as it is by default is."""
+def _admission(name: str, make: Callable, kinds: Sequence[str], check: Callable) -> Admission:
+  """The first variant that can learn from the data; else the refusal of the default."""
   reason = ''
   for kind, variant in itertools.product(kinds, _variants(name, make)):
     algorithm = variant.make()
     try:
-      found = ask(algorithm, kind)
+      units = check(algorithm, kind)
     except UsageError as error:
       reason = reason or str(error)
       continue
     changed = () if kind == kinds[0] else (f'REWARD_SCALING={kind}',)
-    return Admission(name, True, (*variant.settings, *changed, *_settings(algorithm)), units=found)
+    return Admission(name, True, (*variant.settings, *changed, *_settings(algorithm)), units=units)
   return Admission(name, False, reason=reason)
 
 
 def _settings(algorithm: algorithms.Algorithm) -> tuple[str, ...]:
-  """What an algorithm asks of a run, not of the data."""
+  """The settings that an algorithm needs whatever the data."""
   readout = ('VALUE_READOUT=token',) if algorithm.uses_token_values else ()
   return (*readout, *(('REWARD=FUNCTION',) if algorithm.online else ()))
 
 
 def _variants(name: str, make: Callable[..., algorithms.Algorithm]) -> Iterator[_Variant]:
-  """An algorithm by default, and with each other maker of labels, baselines or quantiles that fits in."""
+  """An algorithm by default, and with each other rule of labels, baselines or quantiles that fits it."""
   yield _Variant(make)
   public = [(other, getattr(algorithms, other)) for other in algorithms.__all__]
   for parameter in inspect.signature(make).parameters.values():
@@ -123,7 +123,7 @@ def _scaled(triplets: Triplets, kind: str) -> Triplets:
 
 
 def _formed(triplets: Triplets, unit: str) -> Mapping[str, Any] | UsageError:
-  """The report of the pairs or groups to train on, or why there are none there or among those held out."""
+  """The report of the pairs or groups to train on, or why the data, or its held-out part, has none."""
   part, options = '', groups.UnitOptions()
   try:
     options = groups.resolved(options, triplets.train) if unit == 'pair' else options
@@ -136,7 +136,7 @@ def _formed(triplets: Triplets, unit: str) -> Mapping[str, Any] | UsageError:
     return UsageError(f'{part}{error}')
 
 
-def _or_raise(found: Mapping[str, Any] | UsageError) -> Mapping[str, Any]:
-  if isinstance(found, UsageError):
-    raise found
-  return found
+def _or_raise(report: Mapping[str, Any] | UsageError) -> Mapping[str, Any]:
+  if isinstance(report, UsageError):
+    raise report
+  return report

@@ -1,4 +1,4 @@
-"""How long rows should be for a data set's texts."""
+"""Finds the lengths of rows that suit a data set."""
 
 import dataclasses
 import itertools
@@ -13,34 +13,36 @@ from dro_jax.data.table.table import TokenTable
 from dro_jax.inspection.command import MACROS
 from dro_jax.run import batches as feeds
 
-_SCANNED = 64  # Batches at most that are laid out in each kind of rows,
-_EPOCHS = 4  # of that many epochs at most.
-_TRIED = 4  # Lengths of rows that are tried.
+_SCANNED = 64  # At most so many batches are laid out in each kind of rows,
+_EPOCHS = 4  # from at most so many epochs.
+_TRIED = 4  # So many lengths of rows are tried.
 _ROWS = (128, 256, 512, 1024)  # Tokens of a row's side, beside the longest text's.
-_WORTH = 0.02  # Fill by which rows must be better than those that fit the data by themselves.
+_WORTH = 0.02  # Rows are worth a setting if they are fuller than the default rows by this share.
 
 
 def packing(table: TokenTable, batch_size: int) -> dict[str, Any]:
-  """How full rows of several kinds are, and which settings fill them best.
+  """Measures how full rows of several kinds are, and finds the settings that fill them best.
 
   Returns:
-    `kinds`: the rows that a run takes by itself, padded ones, then others; `settings`: what to set, nothing
-    where the first are as good.
+    `kinds`: the default rows, padded ones, then others; `settings`: the best ones, empty where the default is
+    as good.
   """
   order = plan.Plan.from_table(table, batch_size, 0)
   batches = [order.batch(step) for step in range(min(_SCANNED, -(-_EPOCHS * len(table) // batch_size)))]
-  own, tried = dataclasses.asdict(feeds.RowOptions()), [{'packed': False}, {'coverage': 0.9}]
-  tried += [dict(zip(('prompt_length', 'response_length'), sides)) for sides in _promising(table, batches)]
-  found = [_packed(table, order, batches, own, {})]
-  found += [_packed(table, order, batches, own, given, scan=len(batches)) for given in tried]
+  default, candidates = dataclasses.asdict(feeds.RowOptions()), [{'packed': False}, {'coverage': 0.9}]
+  candidates += [
+    dict(zip(('prompt_length', 'response_length'), sides)) for sides in _promising(table, batches)
+  ]
+  kinds = [_packed(table, order, batches, default, {})]
+  kinds += [_packed(table, order, batches, default, changes, scan=len(batches)) for changes in candidates]
   # Another number of rows is another shape to compile.
-  best = max(found, key=lambda kind: kind['total'] - _WORTH * (len(kind['rows']) - 1))
-  worth = best['total'] > found[0]['total'] + _WORTH
-  return {'kinds': found, 'settings': best['settings'] if worth else {}}
+  best = max(kinds, key=lambda kind: kind['total'] - _WORTH * (len(kind['rows']) - 1))
+  worth = best['total'] > kinds[0]['total'] + _WORTH
+  return {'kinds': kinds, 'settings': best['settings'] if worth else {}}
 
 
 def _promising(table: TokenTable, batches: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-  """Lengths of rows that could be full, were the batches' texts cut as one likes: the best of them."""
+  """The most promising lengths of rows, by their fill if texts could be cut anywhere."""
   totals = []
   for batch in batches:
     first = np.unique(table.prompt_index[batch], return_index=True)[1]
@@ -58,11 +60,11 @@ def _promising(table: TokenTable, batches: Sequence[np.ndarray]) -> list[tuple[i
 
 
 def _packed(
-  table: TokenTable, order: plan.Plan, batches: list, own: Mapping, given: Mapping, **options
+  table: TokenTable, order: plan.Plan, batches: list, default: Mapping, changes: Mapping, **options
 ) -> dict[str, Any]:
-  rows = layout.Layout.fit(table, order, **{**own, **given}, **options)
+  rows = layout.Layout.fit(table, order, **{**default, **changes}, **options)
   fill = layout.fill(table, rows, batches)
   return {
-    'settings': {MACROS[name]: value for name, value in given.items()},
+    'settings': {MACROS[name]: value for name, value in changes.items()},
     'prompt_length': rows.prompt_length, 'response_length': rows.response_length, **fill._asdict(),
   }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What `inspect` found, as tables for a terminal."""
+"""The result of `inspect` as tables for a terminal."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 from dro_jax.printing.tables import text
 
 _BAR = 40  # Characters of a histogram's longest bar.
-_SIZES = 8  # Numbers of responses to a prompt that are all listed.
+_SIZES = 8  # So few numbers of responses to a prompt are all listed.
 
 
-def tables(found: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, str]]]]:
-  """Titles and rows."""
-  yield 'Data', _pairs(_overview(found))
-  yield 'Lengths (of prompts, each once; of responses)', _length_rows(found['lengths'])
-  yield 'What the limits cut', [_cut_row(side, cut) for side, cut in found['truncation'].items()]
-  if found['rewards']:
-    yield 'Rewards', _histogram(found['rewards'], found['records'])
+def tables(content: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+  """Yields the title and rows of each table."""
+  yield 'Data', _pairs(_overview(content))
+  yield 'Lengths (of prompts, each once; of responses)', _length_rows(content['lengths'])
+  yield 'Texts cut by the limits', [_cut_row(side, cut) for side, cut in content['truncation'].items()]
+  if content['rewards']:
+    yield 'Rewards', _histogram(content['rewards'], content['records'])
     title = 'Variance of the reward: Σ(r − r̄)² = Σₚ nₚ(r̄ₚ − r̄)² + Σ(r − r̄ₚ)²'
-    yield title, _variance_rows(found['variance'])
-    yield 'Within prompts', _pairs(_comparisons(found['comparisons'], found['duplicates']))
-  yield f'Rows for batches of {found["batch"]["size"]}: how full they are', _row_rows(found['rows'])
-  yield 'Methods', _method_rows(found['methods'])
-  yield 'Mind', [{'': f'• {warning}'} for warning in found['warnings']]
+    yield title, _variance_rows(content['variance'])
+    yield 'Within prompts', _pairs(_comparisons(content['comparisons'], content['duplicates']))
+  yield f'Rows for batches of {content["batch"]["size"]}: how full they are', _row_rows(content['rows'])
+  yield 'Methods', _method_rows(content['methods'])
+  yield 'Warnings', [{'': f'• {warning}'} for warning in content['warnings']]
 
 
 def _pairs(entries: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -32,20 +32,26 @@ def _percent(share: float | None) -> str:
   return '–' if share is None else f'{share:.1%}'
 
 
-def _overview(found: Mapping[str, Any]) -> dict[str, Any]:
-  per_prompt, held_out, columns = found['responses_per_prompt'], found['held_out'], found['extra_columns']
+def _overview(content: Mapping[str, Any]) -> dict[str, Any]:
+  per_prompt, held_out, columns = (
+    content['responses_per_prompt'],
+    content['held_out'],
+    content['extra_columns'],
+  )
   sizes = [f'{times} have {size}' for size, times in per_prompt['prompts_by_responses'].items()]
   shown = ', '.join(sizes if len(sizes) <= _SIZES else [*sizes[:4], '...', *sizes[-3:]])
-  words = found['vocabulary']
+  vocabulary = content['vocabulary']
   return {
-    'records': found['records'],
-    'distinct prompts': found['prompts'],
+    'records': content['records'],
+    'distinct prompts': content['prompts'],
     'responses a prompt': f'{text(per_prompt["mean"])} on average; of the prompts {shown}',
     'held out by a run': f'{held_out["records"]} records',
-    'an epoch': f'{text(found["batch"]["batches_an_epoch"])} batches of {found["batch"]["size"]}',
-    **({'labels, for kto and bco': found['labels']['said']} if found['labels'] else {}),
+    'an epoch': f'{text(content["batch"]["batches_an_epoch"])} batches of {content["batch"]["size"]}',
+    **({'labels, for kto and bco': content['labels']['said']} if content['labels'] else {}),
     'other columns': ', '.join(columns['columns']) or 'none',
-    'vocabulary': f'{words["name"]}, {words["size"]} ids; {words["unknown_share"]:.2%} of tokens unknown',
+    'vocabulary': (
+      f'{vocabulary["name"]}, {vocabulary["size"]} ids; {vocabulary["unknown_share"]:.2%} of tokens unknown'
+    ),
   }
 
 
@@ -117,8 +123,8 @@ def _comparisons(comparisons: Mapping[str, Any], duplicates: Mapping[str, Any]) 
 
 
 def _row_rows(rows: Mapping[str, Any]) -> list[dict[str, str]]:
-  """The rows that a run takes by itself first, then the fullest of the others."""
-  own, *others = rows['kinds']
+  """The default rows first, then the fullest of the others."""
+  default, *others = rows['kinds']
   return [
     {
       'settings': _sets(f'{name}={value}' for name, value in kind['settings'].items()) or 'by default',
@@ -129,7 +135,7 @@ def _row_rows(rows: Mapping[str, Any]) -> list[dict[str, str]]:
       'both': _percent(kind['total']),
       '': '← best' if kind['settings'] == rows['settings'] else '',
     }
-    for kind in (own, *sorted(others, key=lambda kind: -kind['total']))
+    for kind in (default, *sorted(others, key=lambda kind: -kind['total']))
   ]
 
 
@@ -138,14 +144,14 @@ def _sets(settings: Iterable[str]) -> str:
 
 
 def _counted(units: Mapping[str, Any] | None) -> str:
-  """How many pairs or groups there are, in brackets; nothing for methods of single responses."""
+  """The number of pairs or groups, in brackets; nothing for algorithms of single responses."""
   if not units:
     return ''
   return f' ({units["units"]} {units["unit"]}s{" as judged" if units["pairs"] == "logged" else ""})'
 
 
 def _method_rows(methods: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-  """Methods by what they say: those that run as they are, with a setting, and not."""
+  """Groups algorithms by answer: those that run by default, with a setting, and not at all."""
   by_answer: dict[tuple[int, str], list[str]] = {}
   for method in methods:
     answer = (2, method['reason'])

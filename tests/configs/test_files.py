@@ -66,7 +66,7 @@ def test_a_run_tells_what_it_was_made_with_and_went_on_with(run, packaged):
 
 
 def test_a_folder_without_a_configuration_names_its_stages(run, packaged, tmp_path):
-  with pytest.raises(UsageError, match='keeps no config.gin; its stages do: run'):
+  with pytest.raises(UsageError, match='has no config.gin; pass one of its stages: run'):
     list(files.read_run(tmp_path, packaged))
   with pytest.raises(UsageError, match="pass a run's --model_dir"):
     list(files.read_run(packaged / 'runs', packaged))

@@ -52,5 +52,5 @@ def test_a_ratio_that_is_not_0_fails(saved, monkeypatch):
       return own._replace(scores=lambda state, rows: shifted(own.scores(state, rows)))
 
   monkeypatch.setattr(reference, 'Frozen', Worse)
-  with pytest.raises(RuntimeError, match='ρ against itself is'):
+  with pytest.raises(RuntimeError, match='the log-ratio of the policy to itself is'):
     check.check(str(saved), max_length=6)

@@ -139,14 +139,14 @@ def test_answers_that_are_no_triplets_are_named(caplog):
 
 def test_bad_calls_write_nothing(policy, prompts, tmp_path):
   output = tmp_path / 'never.jsonl'
-  with pytest.raises(UsageError, match='pass --triplets FILE'):
+  with pytest.raises(UsageError, match='pass --triplets=FILE'):
     generate.generate(policy, output=str(output))
   with pytest.raises(UsageError, match=r'prompts\.jsonl:1.*prompt'):
     generate.generate(policy, prompts, output=str(output))
   with pytest.raises(UsageError, match='temperature=-1'):
     generate.generate(policy, prompt='x', temperature=-1.0, output=str(output))
   before = pathlib.Path(prompts).read_bytes()
-  with pytest.raises(UsageError, match='is a file that the prompts are read from'):
+  with pytest.raises(UsageError, match='holds the prompts, and the answers would replace it'):
     generate.generate(policy, prompts, output=str(prompts))
   assert pathlib.Path(prompts).read_bytes() == before
   with pytest.raises(UsageError, match='no checkpoint'):
@@ -163,7 +163,7 @@ def test_of_overlong_conversations_the_question_is_answered(policy, tmp_path, ca
   path.write_text(''.join(json.dumps({'question': turns}) + '\n' for turns in (talk, same, other)))
   greedy = answers(policy, str(path), tmp_path / 'a.jsonl', temperature=0.0)
   assert greedy[0]['logp'] == greedy[1]['logp'] != greedy[2]['logp']
-  assert '3 prompts are over 512 tokens' in caplog.text
+  assert '3 prompts are longer than 512 tokens' in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_one_reward_to_train_on_is_a_finding(write, inspected):
   refused = [method for method in found['methods'] if not method['admitted']]
   assert {'dro_v', 'dro_p', 'kto', 'bco', 'filtered_sft', 'dro_v_binary'} <= {m['method'] for m in refused}
   asked = inspected('thumbs.jsonl', '--eval_triplets=held.jsonl', '--set=REWARD_SCALING=standardise')
-  assert any('The scaling that was asked for cannot be had' in said for said in asked['warnings'])
+  assert any('The requested scaling is impossible' in said for said in asked['warnings'])
 
 
 @pytest.mark.parametrize('value', [0.7, 1.0, 3.0])
@@ -278,7 +278,7 @@ def test_comparisons_are_counted_as_they_were_judged(tmp_path, write, inspected)
   assert methods['dpo']['units']['units'] == 36 - held_out
   assert methods['dpo']['units']['pairs'] == 'logged'
   assert methods['kto']['admitted'] and found['judged']
-  assert any('pairs stay as they were judged' in warning for warning in found['warnings'])
+  assert any('pairs stay as judged' in warning for warning in found['warnings'])
   assert not any('pairs learn nothing' in warning for warning in found['warnings'])
   assert found['extra_columns']['columns'] == {}
 

@@ -276,7 +276,7 @@ def test_what_is_computed_again_is_of_no_use(monkeypatch):
 
 
 def test_what_is_no_main_memory_is_no_memory():
-  with pytest.raises(UsageError, match='something else than HBM: .* 16.00M vmem'):
+  with pytest.raises(UsageError, match='a memory other than HBM: .* 16.00M vmem'):
     compilation._too_large(FULL.format('vmem', 'M'), STATELESS, here(), 1.0)
 
 

@@ -125,7 +125,7 @@ def test_a_complete_store_is_none_of_other_rewards_or_columns(field, tmp_path):
   fit(tmp_path / 'v', data, steps=1, folds=2)
   before = column_store.read(tmp_path / 'v').mark
   rewritten(path, lambda record: record | {field: 1 - record[field]})
-  with pytest.raises(UsageError, match='the records are not those|data.train_columns.label: '):
+  with pytest.raises(UsageError, match='the run has trained on other records|data.train_columns.label: '):
     fit(tmp_path / 'v', data, steps=1, folds=2)
   assert column_store.read(tmp_path / 'v').mark == before
 
@@ -194,5 +194,5 @@ def test_bad_folds_are_refused(options, data, tmp_path):
 
 
 def test_too_few_prompts_for_the_folds_are_refused(data, tmp_path):
-  with pytest.raises(UsageError, match=r'fold_\d+: .* leave none to fit on or none to predict'):
+  with pytest.raises(UsageError, match=r'fold_\d+: .* leaves none to fit on or none to predict'):
     fit(tmp_path, data, steps=0, folds=1000)

@@ -81,7 +81,11 @@ def test_too_small_a_size_says_the_smallest(triplets, tmp_path):
 
 @pytest.mark.parametrize(
   'output, message',
-  [('taken.model', 'it exists'), ('away/a.model', 'no folder'), ('gs://b/a.model', 'on this machine')],
+  [
+    ('taken.model', 'exists, and replacing it'),
+    ('away/a.model', 'no folder'),
+    ('gs://b/a.model', 'on this machine'),
+  ],
 )
 def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, output, message):
   monkeypatch.chdir(tmp_path)

@@ -483,7 +483,7 @@ def test_a_run_whose_checkpoints_were_removed_is_left_as_it_is(whole, run, tmp_p
   folder = tmp_path / 'run'
   shutil.copytree(whole[0], folder)
   shutil.rmtree(folder / 'checkpoints')
-  with pytest.raises(UsageError, match='came to step 4, but its checkpoints are gone'):
+  with pytest.raises(UsageError, match='up to step 4, but its checkpoints are missing'):
     run(folder)
   assert records(folder) == records(whole[0])
   assert not (folder / 'checkpoints').exists()

@@ -1,7 +1,6 @@
-"""Whether a run may go on with other settings, and the record of those it was given.
+"""Whether a run may resume with other settings, and the record of its configurations.
 
-A run's folder keeps `config.gin`, what it was started with, and a `config.STEP.gin` for each later
-configuration that it went on with.
+A run's folder keeps `config.gin`, its first configuration, and a `config.STEP.gin` for each later one.
 """
 
 import ast
@@ -23,23 +22,23 @@ from dro_jax.configs.text import Config, collect, split
 from dro_jax.errors import UsageError
 
 CONFIG, DEFAULTS = 'config.gin', 'defaults.gin'
-# What a run is, and in it whether a checkpoint was ever on disk.
+# The description of a run, and its entry for whether a checkpoint was ever on disk.
 RUN, _HAS_SAVED = 'run.json', 'has_saved'
-# What a run's metadata says that 0 steps of warm-up were: if nothing, a rate of 0 for ever.
+# In the metadata of a run: 0 steps of warm-up mean the full rate. Without it they meant a rate of 0 for ever.
 FULL_RATE = 'full rate'
 
-# A change across which a run may be resumed, but which may show in what is compared.
+# Changes across which a run may resume, but which may alter what is compared.
 _CAUSES = ('place', 'compared')
 
 Effects = Mapping[str, Mapping[str, Effect]]
 
 
 class Recorded(NamedTuple):
-  """How a run was configured: nothing, of a run of Python.
+  """The configuration of a run; empty for a run made in Python.
 
   Attributes:
-    texts: what is saved of it, by file name.
-    effects: what changing each parameter does to a run that is resumed, by configurable.
+    texts: of the files to save, by file name.
+    effects: of a change of each parameter on a resumed run, by configurable.
   """
 
   texts: Mapping[str, str] = {}
@@ -49,11 +48,11 @@ class Recorded(NamedTuple):
 _WHY = {
   'decay_steps': 'the learning rates so far decayed towards the earlier end',
   'scan_layers': 'checkpoints hold the other layout of layers',
-  'train_fingerprint': 'the records are not those that the run was trained on so far',
-  'eval_fingerprint': 'the held-out records are not those that the run was measured on so far',
-  'init_from': 'the run started there; a folder that was moved keeps its name',
-  'labels': 'an earlier version made them, and trained against thumbs-ups and ties: begin anew',
-  'init_digest': 'INIT_FROM holds other parameters than the run started from',
+  'train_fingerprint': 'the run has trained on other records so far',
+  'eval_fingerprint': 'the run has been measured on other held-out records so far',
+  'init_from': 'the run started from it; a moved folder must keep its name',
+  'labels': 'an earlier version made them, and trained against thumbs-ups and ties: start a new run',
+  'init_digest': 'INIT_FROM holds other parameters than those the run started from',
   'reward_code': "the reward function's file, or one that it imports, holds other code than so far",
   'algorithm_code': "the algorithm's file, or one that it imports, holds other code than so far",
 }
@@ -63,7 +62,7 @@ def accepted(difference: Difference, effects: Effects) -> str | None:
   """Why a run may be resumed across a difference; None where it may not."""
   _, _, parameter = split(difference.name)
   if parameter == 'keep' and difference.now == repr('auto'):
-    return 'the end of overlong prompts that the run kept so far is kept'
+    return 'the run keeps the same end of overlong prompts as before'
   if parameter == 'init_from' and _has_same_name(difference):
     return 'a folder of the same name: the run has started already'
   effect = _effect(difference, effects)
@@ -76,22 +75,22 @@ def _effect(difference: Difference, effects: Effects) -> Effect:
 
 
 def data_options(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """How a run's data is read again where nobody says: what 'auto' means since is not what it was read by.
+  """Options for reading a run's data again: `auto` may mean something else now.
 
   Args:
-    saved: what its newest checkpoint says of it; nothing where there is no run.
+    saved: the metadata of its newest checkpoint; empty where there is no run.
   """
   keep = saved.get('data', {}).get('options', {}).get('keep', 'auto')
   return {} if keep == 'auto' else {'keep': keep}
 
 
 def read_options(saved: Mapping[str, Any], checkpoint: Any) -> dict[str, Any]:
-  """A run's `columns` and `map_reward`, None where it had none, or nothing says.
+  """A run's `columns` and `map_reward`; None where it had none.
 
   Args:
-    saved: what a checkpoint of it says.
-    checkpoint: that one's folder, MODEL_DIR/checkpoints/STEP: of a run of an earlier version its
-      configuration tells.
+    saved: the metadata of one of its checkpoints.
+    checkpoint: the folder of that checkpoint, MODEL_DIR/checkpoints/STEP. A run of an earlier version has
+      them in its configuration only.
   """
   if (read := saved.get('data', {}).get('read')) is not None:
     return read
@@ -117,8 +116,8 @@ def why_not(difference: Difference) -> str:
 
 
 def rows(differences: Sequence[Difference], effects: Effects) -> list[dict[str, Any]]:
-  """Differences with whether a run may be resumed across them, and why; a macro's are said once."""
-  found = []
+  """Differences, each with whether a run may resume across it, and why; one row for a macro."""
+  table = []
   for difference in differences:
     reason = accepted(difference, effects)
     row = {
@@ -128,26 +127,26 @@ def rows(differences: Sequence[Difference], effects: Effects) -> list[dict[str, 
       'resumable': reason is not None,
       'why': reason or why_not(difference),
     }
-    if row not in found:
-      found.append(row)
-  return found
+    if row not in table:
+      table.append(row)
+  return table
 
 
 def describe(folder: pathlib.Path, metadata: Mapping[str, Any], *, has_saved: bool) -> None:
-  """Writes what a run is, and whether it has saved a checkpoint."""
+  """Writes the description of a run, and whether it has saved a checkpoint."""
   text = files.json_text(dict(metadata) | {_HAS_SAVED: has_saved}, indent=2)
   files.write_atomically(folder / RUN, text + '\n')
 
 
 def say_saved(folder: pathlib.Path) -> None:
-  """Says that a checkpoint of the run is on disk: from now on one that has none has lost them."""
+  """Records that a checkpoint of the run is on disk: without any, it has lost them."""
   describe(folder, json.loads((folder / RUN).read_text(encoding='utf-8')), has_saved=True)
 
 
 def refuse_lost(folder: pathlib.Path, checkpoint_every: int, steps: int) -> None:
-  """Refuses to begin again where a run has saved checkpoints, which are gone.
+  """Refuses to start again where the checkpoints of a run are missing.
 
-  A run that was killed before it saved any begins again.
+  A run that was killed before its first checkpoint starts again.
 
   Args:
     folder: the run's, without checkpoints.
@@ -155,19 +154,19 @@ def refuse_lost(folder: pathlib.Path, checkpoint_every: int, steps: int) -> None
     steps: the run's length.
 
   Raises:
-    UsageError: says what there is, and what to do.
+    UsageError: the checkpoints are missing.
   """
   described, metrics = folder / RUN, folder / 'metrics.jsonl'
   last = max((record['step'] for record in files.json_lines(metrics)), default=0) if metrics.exists() else 0
   description = json.loads(described.read_text(encoding='utf-8')) if described.exists() else {}
   has_saved = description.get(_HAS_SAVED)
-  if has_saved is None:  # A run of an earlier version did not say; its records tell how far it came.
+  if has_saved is None:  # A run of an earlier version does not record it; its metrics show how far it came.
     has_saved = last >= min((every for every in (checkpoint_every, steps) if every), default=math.inf)
   if has_saved:
     raise UsageError(
-      f'{folder} holds the records of a run that came to step {last}, but its checkpoints are gone, and '
-      'beginning again would overwrite those records. Bring the checkpoints back, move or remove the folder, '
-      'or choose another --model_dir.'
+      f'{folder} holds the records of a run up to step {last}, but its checkpoints are missing, and starting '
+      'again would overwrite those records. Restore the checkpoints, move or remove the folder, or pass '
+      'another --model_dir.'
     )
 
 
@@ -177,13 +176,13 @@ def refuse_other_run(
   metadata: Mapping[str, Any],
   recorded: Recorded,
 ) -> None:
-  """Refuses to resume with settings that would make another run.
+  """Refuses to resume with settings that would alter the results.
 
   Args:
     folder: the run's.
-    saved: what its newest checkpoint says of it.
-    metadata: the same, of now: data and vocabularies by what they hold.
-    recorded: how it is configured now.
+    saved: the metadata of its newest checkpoint.
+    metadata: the same of today, with the contents of data and vocabularies.
+    recorded: its configuration now.
 
   Raises:
     UsageError: names each setting, its value then and now, and what to do.
@@ -191,19 +190,19 @@ def refuse_other_run(
   _refuse_unmoved(folder, saved)
   differences = differing(folder, recorded.texts)
   starts = [described.get('init_digest') for described in (saved, metadata)]
-  if starts[0] is not None and starts[0] == starts[1]:  # The same parameters, whatever the folder is called.
+  if starts[0] is not None and starts[0] == starts[1]:  # The same parameters under another name.
     differences = [each for each in differences if split(each.name)[2] != 'init_from']
   effects = recorded.effects
   refused = [difference for difference in differences if accepted(difference, effects) is None]
   now = json.loads(json.dumps(metadata))
   seen = [*_described(identity(saved), identity(now)), *_labelled_otherwise(saved, now)]
   if not refused and seen:
-    # What may have made the difference that is seen: pairs are compared by the report of them.
+    # The changes that may have caused it; pairs are compared by their report.
     causes = _CAUSES if any(each.name.startswith('data.units') for each in seen) else _CAUSES[:1]
     refused = [each for each in differences if _effect(each, effects).kind in causes] + seen
   if refused:
     raise UsageError(
-      f'{folder} holds a run with other settings, and resuming would make neither run (then → now):\n'
+      f'{folder} holds a run with other settings, and resuming would mix two different runs (then → now):\n'
       f'{listed(refused)}\n{_remedy(refused)}'
     )
 
@@ -216,33 +215,33 @@ def _refuse_unmoved(folder: pathlib.Path, saved: Mapping[str, Any]) -> None:
   for name, bound in settings.settings(collect(read_saved(text, CONFIG)), settings.ROOTS, {}).items():
     if name.endswith('warmup_constant') and 'warmup_steps' in bound and bound['warmup_steps'].value == '0':
       raise UsageError(
-        f'{folder}: the run was made with {name}.warmup_steps = 0 when that was a learning rate of 0 '
-        'throughout, so it has trained nothing so far. Now 0 is the full rate at once: start '
-        'the run again in another --model_dir.'
+        f'{folder}: the run was made with {name}.warmup_steps = 0 when that meant a learning rate of 0 '
+        'throughout, so it has trained nothing so far. Now 0 means the full rate at once: start the run '
+        'again in another --model_dir.'
       )
 
 
 def differing(folder: pathlib.Path, texts: Mapping[str, str]) -> list[Difference]:
-  """Settings that are not as the run last had them; none where either has no configuration."""
+  """Settings that differ from the run's newest configuration; none where either has no configuration."""
   newest = newest_text(folder, CONFIG)
   if newest is None or CONFIG not in texts:
     return []
   then, now = (collect(read_saved(text, CONFIG)) for text in (newest, texts[CONFIG]))
   known = parameters.defaults_in(texts.get(DEFAULTS, ''))
-  # What a run of an earlier version did not know of had the value that is the default now.
+  # A setting that the earlier version did not have had the value of today's default.
   earlier = parameters.defaults_in(newest_text(folder, DEFAULTS) or '')
   before = {name: known.get(name, {}) | earlier.get(name, {}) for name in known | earlier}
   return between(then, now, (before, known))
 
 
 def between(then: Config, now: Config, defaults: tuple[Any, Any]) -> list[Difference]:
-  """What differs of two runs, their folders aside; see `configs.differences.differences`."""
-  found = differences_between(then, now, settings.ROOTS, defaults)
-  return [difference for difference in found if not difference.name.endswith('.model_dir')]
+  """Differences of two runs without their folders; see `configs.differences.differences`."""
+  differences = differences_between(then, now, settings.ROOTS, defaults)
+  return [difference for difference in differences if not difference.name.endswith('.model_dir')]
 
 
 def listed(differences: Sequence[Difference]) -> str:
-  """A line for each setting: then → now; a macro's is said once."""
+  """A line for each setting: then → now; one line for a macro."""
   lines = {}
   for difference in differences:
     setting = difference.macro or difference.name
@@ -259,14 +258,14 @@ def _shown(value: str | None) -> str:
 def _remedy(differences: Sequence[Difference]) -> str:
   macros = {difference.macro: difference.then for difference in differences if difference.macro}
   back = ' '.join(f'--set {macro}={value}' for macro, value in macros.items() if value)
-  return f'Set them back{f" ({back})" if back else ""}, or choose another --model_dir.'
+  return f'Set them back{f" ({back})" if back else ""}, or pass another --model_dir.'
 
 
-# What gin cannot see
+# Identity: the contents behind the settings
 
 
 def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
-  """What decides a run's numbers, by name, of what is saved beside its checkpoints."""
+  """The part of a run's metadata that decides its numbers, by name."""
   model = {name: value for name, value in metadata['model'].items() if name not in ('scan_layers', 'remat')}
   names = (
     'train_records', 'train_prompts', 'train_fingerprint', 'eval_fingerprint', 'train_columns',
@@ -281,26 +280,26 @@ def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   data['labels'] = labels and {name: labels[name] for name in ('rule', 'desirable', 'labels')}
   scaling = {name: metadata['data']['scaling'][name] for name in ('kind', 'shift', 'scale')}
   decisive = {name: metadata.get(name) for name in kept}
-  decisive['deal'] = metadata.get('deal', 'together')  # As runs did that do not say.
-  # How often samples are measured may change, and by which code they are not.
+  decisive['deal'] = metadata.get('deal', 'together')  # Runs without the entry did so.
+  # The frequency of samples may change; the code that scores them may not.
   decisive['samples'] = {'reward_code': (metadata.get('decoding') or {}).get('reward_code')}
   return decisive | {'model': model, 'data': data, 'reward scaling': scaling}
 
 
 def _labelled_otherwise(saved: Mapping[str, Any], metadata: Mapping[str, Any]) -> Iterator[Difference]:
-  """Labels that a run of a version which recorded no rule had made otherwise."""
+  """The difference of labels in a run of a version that recorded no rule for them."""
   then, now = saved['data'].get('labels'), metadata['data'].get('labels')
   if now and not then and now['unlike_earlier']:
     yield Difference('labels', 'by a mean, whatever the rewards', now['said'], None)
 
 
 def alike(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-  """Whether two identities agree in all that both of them say."""
+  """Whether two identities agree in all entries that both have."""
   return not any(_described(then, now))
 
 
 def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
-  """What differs of two identities; what one of them does not say is passed over."""
+  """Differences of two identities, in the entries that both have."""
   for name, value in now.items():
     before = then.get(name)
     if isinstance(before, Mapping) and isinstance(value, Mapping):
@@ -314,20 +313,22 @@ def _described(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Diff
 
 
 def newest_text(folder: pathlib.Path, name: str) -> str | None:
-  """The newest text of a name that a run's folder keeps."""
+  """The newest version of a text in a run's folder."""
   paths = config_files.records(folder, name)
   return paths[-1].read_text(encoding='utf-8') if paths else None
 
 
 def record(folder: pathlib.Path, texts: Mapping[str, str], step: int) -> None:
-  """Keeps the texts of a run that starts, or goes on after `step`; says what changed.
+  """Writes the texts of a run that starts, or resumes after `step`; logs the changes.
 
-  A run's first texts stay; later ones lie beside them where they are others, as NAME.STEP.
+  The first texts stay; later ones that differ are written beside them, as NAME.STEP.
   """
   differences = differing(folder, texts) if step else []
   if differences:
-    said = listed(differences)
-    logging.getLogger(__name__).info('resuming with other settings, which change no number so far:\n%s', said)
+    changes = listed(differences)
+    logging.getLogger(__name__).info(
+      'resuming with other settings, which change no number so far:\n%s', changes
+    )
   for name, text in texts.items():
     if not step:
       for stale in config_files.records(folder, name):

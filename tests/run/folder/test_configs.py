@@ -77,7 +77,7 @@ def test_what_changes_no_number_is_accepted(refusal):
 def test_another_learning_rate_is_refused_with_both_values_and_what_to_do(refusal):
   message = refusal(texts(), texts(rate=3e-4, steps=20))
   assert '\n  RATE: 0.0001 → 0.0003\n' in message
-  assert 'Set them back (--set RATE=0.0001), or choose another --model_dir.' in message
+  assert 'Set them back (--set RATE=0.0001), or pass another --model_dir.' in message
   assert 'STEPS' not in message
 
 
@@ -109,7 +109,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, descrip
   if description is not None:
     (tmp_path / 'run.json').write_text(json.dumps(description))
   (tmp_path / 'metrics.jsonl').write_text('{"step": 500}\n{"step": 510}\n')
-  with pytest.raises(UsageError, match='came to step 510, but its checkpoints are gone'):
+  with pytest.raises(UsageError, match='up to step 510, but its checkpoints are missing'):
     configs.refuse_lost(tmp_path, 500, 1000)
 
 
@@ -117,7 +117,7 @@ def test_what_a_run_says_of_its_checkpoints_goes_before_what_its_records_tell(tm
   """One that was stopped early has saved, and one that was killed as it saved has not."""
   configs.describe(tmp_path, {}, has_saved=True)
   (tmp_path / 'metrics.jsonl').write_text('{"step": 10}\n')
-  with pytest.raises(UsageError, match='came to step 10, but its checkpoints are gone'):
+  with pytest.raises(UsageError, match='up to step 10, but its checkpoints are missing'):
     configs.refuse_lost(tmp_path, 500, 1000)
   configs.describe(tmp_path, {}, has_saved=False)
   (tmp_path / 'metrics.jsonl').write_text('{"step": 510}\n')
@@ -164,7 +164,7 @@ def test_what_gin_cannot_see_is_refused_by_what_it_holds(refusal):
   assert refusal(*files) is None
   message = refusal(*files, described=metadata(fingerprint='y'))
   assert "load_triplets.triplets: 'a' → 'b'" in message
-  assert 'the records are not those that the run was trained on' in message
+  assert 'the run has trained on other records so far' in message
 
 
 def test_labels_that_an_earlier_version_made_otherwise_are_refused_in_words(refusal):
@@ -178,7 +178,7 @@ def test_labels_that_an_earlier_version_made_otherwise_are_refused_in_words(refu
 
   message = refusal({}, {}, metadata(), labelled())
   assert 'labels: by a mean, whatever the rewards → the rewards 0 and 1 are labels themselves' in message
-  assert 'trained against thumbs-ups' in message and 'choose another --model_dir' in message
+  assert 'trained against thumbs-ups' in message and 'pass another --model_dir' in message
   # Where no label is another, an earlier run goes on; so does one of the same rule.
   assert refusal({}, {}, metadata(), labelled(rule='dataset mean', unlike_earlier=0)) is None
   assert refusal({}, {}, labelled(), labelled(said='in other words')) is None
@@ -203,7 +203,7 @@ def test_other_code_columns_or_parameters_at_the_start_are_refused(refusal):
     ('decoding', {'reward_code': 'x'}, {'reward_code': 'y'}, "samples.reward_code: 'x' → 'y'"),
     ('code', {'algorithm_code': 'x'}, {'algorithm_code': 'y'}, "the algorithm's file"),
     ('data', data | {'train_columns': {'label': 'x'}}, data | {'train_columns': {'label': 'y'}}, 'label'),
-    ('init_digest', 'x', 'y', 'INIT_FROM holds other parameters than the run started from'),
+    ('init_digest', 'x', 'y', 'INIT_FROM holds other parameters than those the run started from'),
   ):
     assert message in refusal({}, {}, described(**{name: then}), described(**{name: now}))
     # An earlier version recorded none.
