@@ -30,9 +30,9 @@ def preflight(
   """Compiles a run's train step for a slice, and reports whether it fits and how fast it can be.
 
   Preflight runs nothing and sends nothing. It needs neither the slice nor the data nor the weights. It takes
-  triplets that are loaded, reads those that are files of this machine, and writes their token table where a run
-  keeps it; for all others it uses texts of full length. Where the checkpoint is missing, the spec must name the
-  model (`policy.config`).
+  loaded triplets, reads files of this machine, and writes their token table where a run keeps it; for all
+  others it uses texts of full length. Where the checkpoint is missing, the spec must name the model
+  (`policy.config`).
 
   Args:
     spec: the run.

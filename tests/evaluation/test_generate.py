@@ -133,7 +133,7 @@ def test_several_samples_of_a_prompt_are_triplets_once_they_have_rewards(prompts
 
 def test_answers_that_are_no_triplets_are_named(caplog):
   records = [{'id': f'p#{i}', 'response': text} for i, text in enumerate(['a', ' ', 'b\0', ''])]
-  assert list(generate._told(records)) == records
+  assert list(generate._warn_of_unusable(records)) == records
   assert '3 responses are blank or hold a NUL character (p#1, p#2, p#3): remove them' in caplog.text
 
 
@@ -163,7 +163,7 @@ def test_of_overlong_conversations_the_question_is_answered(policy, tmp_path, ca
   path.write_text(''.join(json.dumps({'question': turns}) + '\n' for turns in (talk, same, other)))
   greedy = answers(policy, str(path), tmp_path / 'a.jsonl', temperature=0.0)
   assert greedy[0]['logp'] == greedy[1]['logp'] != greedy[2]['logp']
-  assert '3 prompts are longer than 512 tokens' in caplog.text
+  assert '3 prompts are over 512 tokens' in caplog.text
 
 
 @pytest.mark.parametrize(
