@@ -49,6 +49,9 @@ RENAMED = {
   'a_lol_stages.train': 'a_lol_stages.spec',
 }
 
+# Settings that no longer exist: the algorithm decides whether rewards are required.
+_REMOVED = ('load_triplets.rewards_required',)
+
 # Bindings that hold the renamed settings together, which old configurations lack.
 _STRUCTURE = {
   'train.spec': '@RunSpec()',
@@ -72,7 +75,7 @@ def new_name(name: str) -> str | None:
 
 def rename_all(bindings: Iterable[Binding]) -> Iterator[Binding]:
   """A saved configuration's bindings as they would be saved today."""
-  bindings = list(bindings)
+  bindings = [binding for binding in bindings if not _is_removed(binding.name)]
   if not any(new_name(binding.name) is not None for binding in bindings):
     yield from bindings
     return
@@ -84,6 +87,11 @@ def rename_all(bindings: Iterable[Binding]) -> Iterator[Binding]:
       yield binding._replace(name=name, value=_renamed_value(name, binding.value))
   for name, value in _STRUCTURE.items():
     yield Binding(name, value, 'renamed')
+
+
+def _is_removed(name: str) -> bool:
+  _, selector, parameter = split(name)
+  return f'{selector.rpartition(".")[2]}.{parameter}' in _REMOVED
 
 
 def _renamed_value(name: str, value: str) -> str:

@@ -50,3 +50,10 @@ def test_the_stages_of_a_recipe_keep_their_scope():
 )  # fmt: skip
 def test_a_setting_that_moved_has_a_new_name(old, new):
   assert renamed.new_name(old) == new
+
+
+def test_a_removed_setting_of_a_saved_configuration_is_left_out():
+  text = 'load_triplets.rewards_required = True\ndro_jax.data.tasks.load_triplets.keep = "end"\n'
+  assert [binding.name for binding in renamed.read_saved(text, 'defaults.gin')] == [
+    'dro_jax.data.tasks.load_triplets.keep'
+  ]
