@@ -14,7 +14,7 @@ from dro_jax.data.storage import hashes
 from dro_jax.data.table import column_store
 from dro_jax.data.table.cache import build_table
 from dro_jax.data.table.table import TokenTable
-from dro_jax.data.text import chat
+from dro_jax.data.text import chat, vocabularies
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
@@ -107,6 +107,7 @@ def load_triplets(
     120
   """
   import_modules(task_modules)
+  vocabulary = vocabularies.vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary
 
   def build(name, task_split: str) -> TokenTable:
     options = inheritance.options(inherited, name, columns, map_reward)
@@ -133,6 +134,7 @@ def load_triplets(
     'template': template, 'prompt_length': prompt_length, 'response_length': response_length,
     'overlong': overlong, 'keep': keep, 'chat_template': chat_template,
   }  # fmt: skip
+  report['vocabulary'] = vocabulary.fingerprint
   report['read'] = {'columns': _plain(columns), 'map_reward': _plain(map_reward)}
   loaded = scaled(train, held_out, scaling, report)
   return with_columns(loaded, columns_from) if columns_from else loaded

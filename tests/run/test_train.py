@@ -560,6 +560,15 @@ def test_a_runs_first_lines_say_what_made_the_labels(run, tmp_path, name):
   assert notes[0] == 'labels: the rewards 0 and 1 are labels themselves; 5 of 8 responses are desirable'
 
 
+def test_triplets_of_another_vocabulary_than_the_policys_are_refused(triplets, tmp_path):
+  lengths = {'prompt_length': 32, 'response_length': 16, 'validation_fraction': 0.2}
+  loaded = load_triplets(triplets, cache_dir=str(tmp_path), **lengths)
+  other = vocabularies.vocabulary('bytes')._replace(fingerprint='other')
+  build.build(runs.spec(loaded, model=MODEL, mesh=one_device, batch_size=8))
+  with pytest.raises(UsageError, match="vocabulary=policy.vocabulary\\), the policy's own"):
+    build.build(runs.spec(loaded, model=MODEL, mesh=one_device, batch_size=8, vocabulary=other))
+
+
 def test_a_batch_of_one_is_refused_where_it_is_compared_with_its_mean(run, tmp_path):
   for algorithm in (algorithms.kto, algorithms.dro_p, algorithms.reinforce):
     with pytest.raises(UsageError, match='batch’s mean.*--set BATCH=32'):
