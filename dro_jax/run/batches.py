@@ -1,4 +1,4 @@
-"""A run's batches: to train on, and to validate on, laid out in rows for its mesh."""
+"""The batches of a run for training and validation, laid out in rows for its mesh."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -28,8 +28,8 @@ class RowOptions:
     encode_once: responses to one prompt in one row share its encoding.
     prompt_length: prompt tokens of a row; `None` takes what fits the data best.
     response_length: response tokens of a row; `None` likewise.
-    coverage: share of batches that the usual number of rows must hold; the rest take more, which is another
-      compilation. Below 1 pays where a few prompts have very many or very long responses.
+    coverage: share of batches that must fit the usual number of rows; the rest take more rows, which compiles
+      again. Below 1 helps where a few prompts have very many or very long responses.
 
   Example:
     >>> rows = dro.RowOptions(prompt_length=64, response_length=32)
@@ -45,10 +45,10 @@ class RowOptions:
 
 
 class Loaders(NamedTuple):
-  """Batches to train on, to validate on where something is held out, and how units were formed, if any.
+  """Batches to train on, to validate on where prompts are held out, and the report of pairs or groups.
 
-  `statistics` holds every held-out response where `eval` holds pairs or groups: what is left out of those
-  would make a method's statistics incomparable with another's.
+  `statistics` holds every held-out response where `eval` holds pairs or groups, which leave some out, so that
+  the statistics of algorithms are comparable.
   """
 
   train: loader.Loader
@@ -63,12 +63,11 @@ def derive(
   select: Callable[[TokenTable], np.ndarray] | None = None,
   weights: Callable[[TokenTable], np.ndarray] | None = None,
 ) -> Triplets:
-  """Adds columns that are made from the data, and then chooses what to train on.
+  """Adds columns derived from the data, and then chooses the responses to train on.
 
   Args:
     triplets: whose training part decides every constant.
-    columns: by name: from the triplets to a function from a table to `[N]`. What labels are made by is
-      reported.
+    columns: by name: from the triplets to a function from a table to `[N]`. The rule of labels is reported.
     select: which training responses to keep, `[N]` booleans.
     weights: how often to draw each of them, `[N]`, times the mixture's weights.
   """
@@ -90,10 +89,10 @@ def derive(
 
 
 def admitted(triplets: Triplets, algorithm: algorithms.Algorithm) -> Triplets:
-  """The triplets with the columns that an algorithm makes of them, those responses only that it trains on.
+  """The triplets with the algorithm's derived columns, and only the responses on which it trains.
 
   Raises:
-    UsageError: it cannot learn from them.
+    UsageError: the algorithm cannot learn from the triplets.
   """
   for table in filter(None, (triplets.train, triplets.eval)):
     algorithms.check_columns(algorithm, table.columns)
@@ -103,10 +102,10 @@ def admitted(triplets: Triplets, algorithm: algorithms.Algorithm) -> Triplets:
 
 
 def with_rewards(triplets: Triplets, algorithm: algorithms.Algorithm) -> Triplets:
-  """The triplets, whose missing rewards are 0 where the algorithm reads none.
+  """The triplets, with missing rewards as 0 for an algorithm that reads no rewards.
 
   Raises:
-    UsageError: it reads rewards, and a record has none.
+    UsageError: the algorithm reads rewards, and a record has none.
   """
   if not algorithm.uses_rewards:
     return with_missing_rewards_zero(triplets)
@@ -127,11 +126,11 @@ def make_loaders(
   deal: str = 'together',
   in_file_order: bool = False,
 ) -> Loaders:
-  """The batches that a run with these settings will see.
+  """Makes the batches of a run.
 
   Args:
     triplets: with the algorithm's own columns (see `admitted`).
-    algorithm: decides what a batch counts.
+    algorithm: its unit is what a batch counts.
     rows: how a batch is laid out.
     unit_options: how pairs and groups are formed.
     batch_size: responses, pairs, groups or prompts.
@@ -139,14 +138,14 @@ def make_loaders(
     multiple: parts into which the mesh and the microbatches cut a batch's rows.
     eval_examples: held-out responses to validate on at most; `None` for all.
     deal: 'together' or 'uniform' (see `data.batches.plan.Plan`).
-    in_file_order: the held-out part as its file has it, as runs of earlier versions do.
+    in_file_order: keep the held-out part in the order of its file, as runs of earlier versions did.
 
   Raises:
     UsageError: a batch cannot give every part of the mesh and every microbatch its rows, or the data has no
       units for the algorithm.
   """
   if algorithm.online is not None:
-    # Rows of one prompt each, which its fresh responses join: a layout of logged ones says nothing of them.
+    # Each row has one prompt, and its fresh responses: the layout of logged ones does not apply.
     triplets = rollouts.prompts_only(triplets)
     rows = dataclasses.replace(rows, packed=False, response_length=None)
   _refuse_lone(batch_size, algorithm, triplets.report.get('labels', {}))
@@ -157,7 +156,7 @@ def make_loaders(
     fitted = packing.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
     return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)
 
-  if algorithm.unit == 'pair':  # What is held out may be too few to tell.
+  if algorithm.unit == 'pair':  # The held-out part may be too small to decide.
     unit_options = groups.resolved(unit_options, triplets.train)
   table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
   if members is None:
@@ -167,10 +166,10 @@ def make_loaders(
   if triplets.eval is None:
     return Loaders(train_loader, None, report)
   if in_file_order:
-    chosen = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[:eval_examples])
+    records = np.sort(np.argsort(triplets.eval.prompt_digests, kind='stable')[:eval_examples])
   else:
-    chosen = by_content(triplets.eval)[:eval_examples]
-  held_out = triplets.eval.subset(chosen)
+    records = by_content(triplets.eval)[:eval_examples]
+  held_out = triplets.eval.subset(records)
   every = load(held_out, plan.SequentialPlan(len(held_out), batch_size))
   table, members, _ = _formed(held_out, algorithm.unit, unit_options)
   if members is None:
@@ -180,12 +179,12 @@ def make_loaders(
 
 
 def by_content(table: TokenTable) -> np.ndarray:
-  """A table's records in an order that no file's decides: by prompt's digest, response's, reward, columns.
+  """The records of a table ordered by content, not by file: digests of prompt and response, reward, columns.
 
-  Equal in all of these, two records are the same to every method.
+  Two records that are equal in all of these are the same to every algorithm.
   """
   columns, digests = dict(table.columns), table.response_digests()
-  if comparisons.COLUMN in columns:  # Their numbers may be of the lines they are in.
+  if comparisons.COLUMN in columns:  # Their numbers may depend on lines.
     numbers = columns[comparisons.COLUMN]
     columns[comparisons.COLUMN] = comparisons.contents(numbers, digests, table.raw_rewards)
   keys = (columns[name] for name in sorted(columns, reverse=True))
@@ -202,8 +201,8 @@ def once(table: TokenTable, mesh: Mesh, batch_size: int) -> loader.Loader:
 def _refuse_lone(batch_size: int, algorithm: algorithms.Algorithm, labels: Mapping[str, Any]) -> None:
   if batch_size < max(algorithm.least_batch, labels.get('least_batch', 1)):
     raise UsageError(
-      f'{algorithm.name} compares each reward with its batch’s mean, and that of a batch of {batch_size} is '
-      'the reward itself, so that nothing would be learned: pass 2 or more (--set BATCH=32).'
+      f'{algorithm.name} compares each reward with the mean of its batch, which in a batch of {batch_size} '
+      'is the reward itself, so it would learn nothing: pass 2 or more (--set BATCH=32).'
     )
 
 

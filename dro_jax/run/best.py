@@ -1,4 +1,4 @@
-"""What a run's best checkpoint may be chosen by, known before its first step."""
+"""The measures by which a run may choose its best checkpoint, known before its first step."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -14,15 +14,15 @@ from dro_jax.run.sampling import policy_samples, rollouts
 from dro_jax.step.reference import MOVING
 
 PREFIX = 'eval/'
-# The algorithm's own: always measured.
+# The algorithm's criterion, which every validation measures.
 CRITERION = f'{PREFIX}criterion'
 
 
 def refuse_unmeasured(metric: str, names: Collection[str]) -> None:
-  """Refuses a metric that no validation would measure.
+  """Refuses a metric that no validation measures.
 
   Raises:
-    UsageError: names those that are measured.
+    UsageError: the metric is unknown; the message names the known ones.
   """
   if metric in names:
     return
@@ -34,7 +34,7 @@ def refuse_unmeasured(metric: str, names: Collection[str]) -> None:
 
 
 def described(metric: str | None, mode: str) -> str:
-  """A line that says which checkpoint is the best, where that is not the algorithm's criterion; or ''."""
+  """A line that names the metric of the best checkpoint; '' if it is the algorithm's criterion."""
   if metric in (None, CRITERION):
     return ''
   return f'the best checkpoint is that with the {"largest" if mode == "max" else "smallest"} {metric}'

@@ -90,7 +90,7 @@ def initial_params(networks: Networks, mesh: Mesh, seed: int, init_from: str | N
     UsageError: the checkpoint is missing or does not fit.
   """
   where = shardings(networks, mesh)
-  # Never two policies.
+  # A policy from a checkpoint is not initialised too: two might not fit into memory.
   made = {name: where[name] for name in where if name != 'policy' or init_from is None}
 
   def init(key: jax.Array) -> dict[str, Params]:
@@ -104,7 +104,7 @@ def initial_params(networks: Networks, mesh: Mesh, seed: int, init_from: str | N
     start = jax.jit(start_from_policy, out_shardings=where['value'])
     params['value'] = start(params['value'], params['policy'])
     if init_from is not None:
-      _log.info('%s', _say_fresh(params['value'], init_from))
+      _log.info('%s', _describe_start(params['value'], init_from))
   return params
 
 
@@ -117,12 +117,12 @@ def load_policy(networks: Networks, directory: str, mesh: Mesh) -> Params:
   return policy.load_policy(directory, networks.policy.config, abstract_on(networks, mesh)['policy'])
 
 
-def _say_fresh(value: Params, init_from: str) -> str:
-  """What of a value network is new."""
+def _describe_start(value: Params, init_from: str) -> str:
+  """A line that says which parts of a value network are new."""
   trunk = "its trunk is a copy of the policy's" if 'trunk' in value else 'it has no trunk of its own'
   has = orbax.load_metadata(init_from).get('value')
-  why = 'that of a checkpoint is never taken' if has else 'the checkpoint has none'
-  return f'{init_from}: V starts fresh, for {why}: {trunk}, its head starts anew'
+  reason = 'a run never takes the value of a checkpoint' if has else 'the checkpoint has none'
+  return f'{init_from}: V starts fresh, because {reason}: {trunk}, and its head starts at zero'
 
 
 def metadata(

@@ -1,4 +1,4 @@
-"""The reference's log-probs on disk: what they depend on, how they are taken, how a run tries them."""
+"""The reference's log-probs on disk: their identity, how they are scored, and how a run checks them."""
 
 import dataclasses
 import json
@@ -27,16 +27,18 @@ from dro_jax.run.table_scores import TokenScorer, make_token_scorer
 from dro_jax.step.reference import Reference
 from dro_jax.types import Params
 
-# What changes speed or training, and no score.
+# Settings of a model that change no score.
 _INDIFFERENT = ('scan_layers', 'remat', 'dropout_rate')
 _TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.1}
 
 
-def fingerprint(config: Config, words: vocabularies.Vocabulary, options: Mapping[str, Any]) -> dict[str, Any]:
-  """Of the policy's architecture, vocabulary and way of reading data; its parameters' is `digest_of`'s."""
+def fingerprint(
+  config: Config, vocabulary: vocabularies.Vocabulary, options: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The policy's architecture, vocabulary and way of reading data; `digest_of` covers its parameters."""
   model = {name: x for name, x in dataclasses.asdict(config).items() if name not in _INDIFFERENT}
-  found = {'model': model, 'vocabulary': words.fingerprint, 'data': dict(options)}
-  return json.loads(json.dumps(found))
+  identity = {'model': model, 'vocabulary': vocabulary.fingerprint, 'data': dict(options)}
+  return json.loads(json.dumps(identity))
 
 
 def digest_of(params: Params) -> str:
@@ -45,20 +47,20 @@ def digest_of(params: Params) -> str:
 
 
 def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, steps: int) -> dict[str, Any]:
-  """What decides which responses a run scores under which other prompts."""
+  """Everything that decides which responses a run scores under which other prompts."""
 
-  def of(feed: loader.Loader | None) -> dict[str, Any] | None:
+  def describe(feed: loader.Loader | None) -> dict[str, Any] | None:
     if feed is None:
       return None
     table = feed.table
     weights = b'' if table.weights is None else np.asarray(table.weights, np.float64).tobytes()
     records = hash_parts([column_store.keys(table).tobytes(), weights])
-    found = {'batch_size': feed.plan.batch_size, 'layout': feed.layout._asdict(), 'records': records}
-    # Stores of before there was a choice do not say that theirs were dealt together.
-    return found | ({'deal': 'uniform'} if feed.plan.deal == 'uniform' else {})
+    plan = {'batch_size': feed.plan.batch_size, 'layout': feed.layout._asdict(), 'records': records}
+    # Stores of earlier versions do not record that batches were dealt together.
+    return plan | ({'deal': 'uniform'} if feed.plan.deal == 'uniform' else {})
 
-  found = {'seed': seed, 'steps': steps, 'train': of(train), 'eval': of(held_out)}
-  return json.loads(json.dumps(found))
+  plans = {'seed': seed, 'steps': steps, 'train': describe(train), 'eval': describe(held_out)}
+  return json.loads(json.dumps(plans))
 
 
 def token_logps(
@@ -88,7 +90,7 @@ def mismatched_logps(
 
 
 class Opened(NamedTuple):
-  """A run's reference, the store that it reads, if it does, and the data joined to that."""
+  """A run's reference, the store that it reads, if any, and the data joined to the store."""
 
   reference: Reference | None
   store: column_store.Store | None
@@ -96,7 +98,7 @@ class Opened(NamedTuple):
 
   @property
   def settings(self) -> dict[str, Any] | None:
-    """What decides the run's numbers."""
+    """The settings of the reference that decide the run's numbers."""
     if self.reference is None or self.store is None:
       return self.reference and dict(self.reference.settings)
     return {**self.reference.settings, 'parameters': self.store.fingerprint['parameters']}
@@ -105,7 +107,7 @@ class Opened(NamedTuple):
     """Refuses mismatched pairs that were taken for another plan (see `plan_of`).
 
     Raises:
-      UsageError: says what differs.
+      UsageError: the plans differ; the message names the differences.
     """
     if self.store is None:
       return
@@ -116,24 +118,24 @@ class Opened(NamedTuple):
         'they depend on the run’s batches. Run `dro_jax cache_reference` with this run’s algorithm, seed, '
         'steps, batch size and layout.'
       )
-    # What a shorter run needs is a part of a longer one's.
+    # The pairs of a shorter run are among those of a longer one.
     now = {**now, 'steps': max(now['steps'], saved['steps'])}
     self._refuse('was made for the mismatched pairs of another plan', now, saved)
 
-  def _refuse(self, what: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    if found := list(column_store.differences(ours, theirs)):
+  def _refuse(self, problem: str, now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    if differences := list(column_store.differences(now, saved)):
       raise UsageError(
-        f'the reference store {self.store.directory} {what}: {"; ".join(found)}. Set these back, or run '
-        '`dro_jax cache_reference` again with this run’s settings.'
+        f'the reference store {self.store.directory} {problem}: {"; ".join(differences)}. Set these back, '
+        'or run `dro_jax cache_reference` again with this run’s settings.'
       )
 
   def try_out(
     self, policy: nn.Module, params: Params, mesh: Mesh, chunk_size: int | None = None
   ) -> dict[str, Any]:
-    """Scores a sample of responses again by the run's initial policy; says by how much they differ at most.
+    """Scores a sample of responses again with the run's initial policy; returns the largest difference.
 
     Raises:
-      UsageError: the policy is another than the store's, or gives other numbers.
+      UsageError: another policy made the store, or the numbers differ.
     """
     if self.store is None:
       return {}
@@ -143,23 +145,23 @@ class Opened(NamedTuple):
     )
     stored, table = self.reference.stored, self.triplets.train
     count = min(stored.sample, len(table))
-    some = table.subset(np.unique(np.linspace(0, len(table) - 1, count).astype(int)))
+    sample = table.subset(np.unique(np.linspace(0, len(table) - 1, count).astype(int)))
     score = make_token_scorer(policy, mesh, chunk_size)
-    found, _ = token_logps(score, params, batches.once(some, mesh, min(32, count)), mesh)
-    kept = np.concatenate([some.token_column(TOKEN_LOGPS, i) for i in range(len(some))])
-    largest = float(np.abs(found - kept).max())
+    rescored, _ = token_logps(score, params, batches.once(sample, mesh, min(32, count)), mesh)
+    kept = np.concatenate([sample.token_column(TOKEN_LOGPS, i) for i in range(len(sample))])
+    largest = float(np.abs(rescored - kept).max())
     tolerance = _TOLERANCE[policy.config.dtype] if stored.tolerance is None else stored.tolerance
-    report = {'responses': len(some), 'largest_difference': largest, 'tolerance': tolerance}
-    # A comparison that nan fails.
+    report = {'responses': len(sample), 'largest_difference': largest, 'tolerance': tolerance}
+    # NaN fails this comparison too.
     if not largest <= tolerance:
       raise UsageError(
-        f'the reference store {self.store.directory}: {len(some)} responses were scored again, and a token '
+        f'the reference store {self.store.directory}: {len(sample)} responses were scored again, and a token '
         f'differs by {largest:.3g} nats, more than {tolerance:g}. The store is damaged, or another kind of '
-        'device or precision made it: make it again, or accept it with --set REFERENCE_TOLERANCE=...'
+        'device or precision made it: make it again, or pass --set REFERENCE_TOLERANCE=... to accept it.'
       )
     logging.getLogger(__name__).info(
       'reference log-probs from %s: %d responses scored again differ by %.2g nats a token at most',
-      self.store.directory, len(some), largest,
+      self.store.directory, len(sample), largest,
     )  # fmt: skip
     return {'reference_check': report}
 
@@ -168,20 +170,20 @@ def open_for(
   reference: Reference | None,
   algorithm: algorithms.Algorithm,
   config: Config,
-  words: vocabularies.Vocabulary,
+  vocabulary: vocabularies.Vocabulary,
   triplets: Triplets,
 ) -> Opened:
   """Joins the store that a run's reference reads, if it reads one, to the run's data.
 
   Raises:
-    UsageError: there is no store, it is of another reference, it lacks examples, or it cannot serve.
+    UsageError: the store does not exist, has another reference, lacks examples, or cannot serve the run.
   """
   opened = Opened(reference, None, triplets)
   if reference is None or reference.stored is None:
     return opened
   if algorithm.online is not None:
     raise UsageError(
-      f'{algorithm.name} learns from fresh responses, which no store can hold: pass '
+      f'{algorithm.name} learns from fresh responses, which a store cannot hold: pass '
       '--gin_file=references/frozen.gin.'
     )
   store = column_store.read(reference.stored.directory)
@@ -191,9 +193,9 @@ def open_for(
       'reference: pass a folder that `dro_jax cache_reference` wrote.'
     )
   opened = opened._replace(store=store)
-  ours = fingerprint(config, words, triplets.report.get('options', {}))
-  theirs = {name: x for name, x in store.fingerprint.items() if name != 'parameters'}
-  opened._refuse('does not fit', ours, theirs)
+  now = fingerprint(config, vocabulary, triplets.report.get('options', {}))
+  saved = {name: x for name, x in store.fingerprint.items() if name != 'parameters'}
+  opened._refuse('does not fit', now, saved)
   return opened._replace(triplets=_joined(triplets, store))
 
 
@@ -212,20 +214,20 @@ def load_reference(
 
   Args:
     saved: the run's metadata.
-    init_from: where they lie now; `None`: where they lay.
+    init_from: their folder now; `None` is the folder in the metadata.
     nets: the run's networks.
     mesh: the devices that will hold them.
 
   Raises:
-    UsageError: they are not there, or they are another policy's.
+    UsageError: the parameters are missing, or belong to another policy.
   """
   directory = init_from or saved.get('init_from')
   try:
     params = networks.load_policy(nets, directory, mesh)
   except UsageError as error:
     raise UsageError(
-      f'the run read its reference’s log-probs from a store and kept no parameters of it; they are those of '
-      f'{directory}, which is not readable here ({error}). Pass --init_from=DIR, where they lie now.'
+      f'the run read its reference’s log-probs from a store and kept no parameters of it. They are in '
+      f'{directory}, which cannot be read ({error}): pass --init_from=DIR, their folder now.'
     ) from error
   if digest_of(params) != saved['reference']['parameters']:
     raise UsageError(

@@ -115,9 +115,9 @@ def load_run(
   reference is the policy from which the run started: it is read from there, or from `init_from`.
 
   Raises:
-    UsageError: there is no such checkpoint, or the reference is not where it lay.
+    UsageError: the checkpoint does not exist, or the folder of the reference is missing.
   """
-  # Found once: a run that goes on may have a better step the next time one looks.
+  # Resolved once: a run in progress may have a better step later.
   model_dir = str(orbax.find_checkpoint(model_dir))
   saved = orbax.load_metadata(model_dir)
   value = saved.get('value') or {}
@@ -140,9 +140,9 @@ def load_run(
 def _reference(
   model_dir: str, saved: Mapping[str, Any], init_from: str | None, nets: networks.Networks, mesh: Mesh
 ) -> Params | None:
-  """The reference's parameters as the run kept them, or as its store was made of them.
+  """The reference's parameters, from the run or from the policy of its store.
 
-  Of one that moves, those of the initial one, by which the run was measured too.
+  For a moving reference, those of the initial policy, against which the run was measured.
   """
   abstract = networks.abstract_on(nets, mesh)['policy']
   if saved.get('keeps_initial'):

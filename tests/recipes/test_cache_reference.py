@@ -141,7 +141,7 @@ def test_evaluate_has_the_reference_of_a_cached_run(finished, data, policy, tmp_
   assert reference_store.digest_of(moved.state.reference) == reference_store.digest_of(
     orbax.load_params(policy)[0]
   )
-  with pytest.raises(UsageError, match=r'kept no parameters of it[\s\S]*Pass --init_from'):
+  with pytest.raises(UsageError, match=r'kept no parameters of it[\s\S]*pass --init_from'):
     trained.load_run(folder, one_device(), init_from=str(tmp_path / 'nowhere'))
   other = save_policy(tmp_path / 'other', seed=1)
   with pytest.raises(UsageError, match='holds another policy'):
@@ -204,7 +204,7 @@ def test_only_a_cached_reference_takes_a_store(scheme):
 
 def test_fresh_responses_cannot_be_cached(store, data):
   found, triplets = reference.Cached(store).build(lambda *_: None), data(vocabulary=WORDS)
-  with pytest.raises(UsageError, match='fresh responses, which no store can hold'):
+  with pytest.raises(UsageError, match='fresh responses, which a store cannot hold'):
     reference_store.open_for(found, algorithms.rloo_online(), MODEL, WORDS, triplets)
 
 

@@ -69,7 +69,7 @@ def test_what_of_a_value_network_is_new_is_said_once(tmp_path, caplog, has_value
   with caplog.at_level(logging.INFO, 'dro_jax'):
     params = networks.initial_params(nets, partitioning.make_mesh(), 0, str(tmp_path / 'saved'))
   (record,) = [record for record in caplog.records if record.name == 'dro_jax.run.networks']
-  assert "its trunk is a copy of the policy's, its head starts anew" in record.getMessage()
+  assert "its trunk is a copy of the policy's, and its head starts at zero" in record.getMessage()
   assert ('the checkpoint has none' in record.getMessage()) != has_value
   assert not params['value']['head']['kernel'].any()
   trunk = params['value']['trunk']['encoder']

@@ -571,7 +571,7 @@ def test_triplets_of_another_vocabulary_than_the_policys_are_refused(triplets, t
 
 def test_a_batch_of_one_is_refused_where_it_is_compared_with_its_mean(run, tmp_path):
   for algorithm in (algorithms.kto, algorithms.dro_p, algorithms.reinforce):
-    with pytest.raises(UsageError, match='batch’s mean.*--set BATCH=32'):
+    with pytest.raises(UsageError, match='the mean of its batch.*--set BATCH=32'):
       run(tmp_path / 'run', algorithm=algorithm, batch_size=1, mesh=one_device)
 
 
