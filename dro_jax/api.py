@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders
 from dro_jax.checkpoints import policy as saved_policies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
@@ -33,7 +33,7 @@ def pretrained(folder: str | os.PathLike, vocabulary: str | None = None) -> Poli
     >>> policy.config.emb_dim, policy.vocabulary.size
     (16, 259)
   """
-  directory = str(orbax.find_checkpoint(os.fspath(folder)))
+  directory = str(folders.find_checkpoint(os.fspath(folder)))
   return Policy(
     init_from=directory,
     config=saved_policies.config_of(directory),

@@ -12,6 +12,7 @@ PACKAGE = TESTS.parent / 'dro_jax'
 
 # Modules without a test file of their own, by the file that tests them.
 ELSEWHERE = {
+  'checkpoints/test_orbax.py': ('checkpoints/folders', 'checkpoints/metadata', 'checkpoints/trees'),
   'data/text/test_vocabularies.py': ('names',),
   'recipes/test_train.py': ('run/replay',),
   'algorithms/test_algorithms.py': (

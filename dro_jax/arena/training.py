@@ -12,7 +12,7 @@ from dro_jax import algorithms
 from dro_jax.arena import results, trials
 from dro_jax.arena.cells import Cell, file_of
 from dro_jax.arena.trials import Range
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders
 from dro_jax.costs import flops
 from dro_jax.data.batches import groups
 from dro_jax.data.triplets import Triplets
@@ -213,10 +213,10 @@ def imitate(
 
 def saved(model_dir: str) -> dict[str, str]:
   """The last checkpoint of a run, and the best by its own validation loss."""
-  newest = orbax.newest_step(model_dir)
+  newest = folders.newest_step(model_dir)
   return {
     'last': f'{model_dir}/checkpoints/{newest}',
-    'best': str(orbax.find_checkpoint(model_dir)),
+    'best': str(folders.find_checkpoint(model_dir)),
   }
 
 

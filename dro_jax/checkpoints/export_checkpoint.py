@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dro_jax import files
-from dro_jax.checkpoints import orbax, policy
+from dro_jax.checkpoints import folders, policy
 from dro_jax.checkpoints.huggingface import write as huggingface
 from dro_jax.checkpoints.t5x import write as t5x
 from dro_jax.errors import UsageError
@@ -47,7 +47,7 @@ def export_checkpoint(
     UsageError: there is no such checkpoint, the format cannot hold it, or `output` exists.
   """
   files.output_folder(output)
-  saved = orbax.load_metadata(init_from)
+  saved = folders.load_metadata(init_from)
   config, dtype = _t5_config(saved, init_from), dtype or saved.get('stored_dtype', 'float32')
   writer = _writer(format, dtype, scan_layers or config.relative_bias_per_layer, saved.get('step', 0))
   target = files.absolute(output)

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 
 from dro_jax import files
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders, orbax
 from dro_jax.checkpoints.huggingface import read as huggingface
 from dro_jax.checkpoints.huggingface import vocabulary as vocabulary_of
 from dro_jax.checkpoints.t5x import read as t5x
@@ -80,7 +80,7 @@ def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
   _check_reach(source, path)
   if path.suffix in ('.bin', '.safetensors') and path.is_file():
     raise UsageError(f'{source} holds weights only: pass its folder, --init_from={path.parent}.')
-  if problem := orbax.adapter_problem(path):
+  if problem := folders.adapter_problem(path):
     raise UsageError(problem)
   if (path / 'config.json').is_file() or not path.exists():
     if '://' in source:

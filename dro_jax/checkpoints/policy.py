@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders, orbax, trees
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.family import Config
@@ -17,7 +17,7 @@ from dro_jax.types import Params
 
 def load_policy(directory: str, config: Config, abstract: Params) -> Params:
   """The policy saved in `directory`, scanned or not, laid out as `abstract` says."""
-  saved = orbax.load_metadata(directory).get('model', {})
+  saved = folders.load_metadata(directory).get('model', {})
   if saved.get('scan_layers', False) == config.scan_layers:
     return orbax.load_params(directory, abstract)[0]
   target, placed = traverse_util.flatten_dict(abstract), {}
@@ -26,7 +26,7 @@ def load_policy(directory: str, config: Config, abstract: Params) -> Params:
     # Not device_put, which would first compare all hosts' copies.
     placed[path] = jax.make_array_from_callback(x.shape, target[path].sharding, x.__getitem__) if fits else x
   params = traverse_util.unflatten_dict(placed)
-  orbax.refuse_other_tree(directory, params, abstract)
+  trees.refuse_other_tree(directory, params, abstract)
   return params
 
 
@@ -39,7 +39,7 @@ def stream_policy(directory: str, *, scan: bool) -> Iterator[tuple[Path, np.ndar
 
 def config_of(directory: str) -> Config:
   """The model configuration saved beside a checkpoint."""
-  return saved_config(orbax.load_metadata(directory))
+  return saved_config(folders.load_metadata(directory))
 
 
 def find_vocabulary(
@@ -61,7 +61,7 @@ def vocabulary_of(directory: str, spec: str | None = None) -> vocabularies.Vocab
   Raises:
     UsageError: none is named, or `spec` is not the vocabulary that the checkpoint was made with.
   """
-  saved = orbax.load_metadata(directory)
+  saved = folders.load_metadata(directory)
   if spec is None and saved.get('vocabulary') is None:
     raise UsageError(
       f'the checkpoint {directory} does not say which vocabulary it was made with: pass '

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dro_jax.algorithms.base import NO_LOSS
-from dro_jax.checkpoints import orbax, policy
+from dro_jax.checkpoints import folders, policy
 from dro_jax.data.batches.rows import single_rows
 from dro_jax.data.records import triplets
 from dro_jax.data.text import templates
@@ -61,7 +61,7 @@ def check(
     RuntimeError: ρ is not 0 exactly.
   """
   device_mesh = mesh.over()
-  init_from = str(orbax.find_checkpoint(init_from))
+  init_from = str(folders.find_checkpoint(init_from))
   loaded_vocabulary, nets = (
     policy.vocabulary_of(init_from, vocabulary),
     networks.build_policy(init_from, dtype=dtype),

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dro_jax import files, limits
-from dro_jax.checkpoints import orbax, policy
+from dro_jax.checkpoints import folders, policy
 from dro_jax.data.records import inheritance, triplets
 from dro_jax.data.text import chat, vocabularies
 from dro_jax.errors import UsageError
@@ -85,7 +85,7 @@ def generate(
   target = None if output is None else _target(output)
   _refuse_input(target, prompts)
   grid = mesh.over()
-  model_dir = str(orbax.find_checkpoint(model_dir))
+  model_dir = str(folders.find_checkpoint(model_dir))
   loaded_vocabulary = policy.vocabulary_of(model_dir, vocabulary)
   questions = _questions(model_dir, prompts, prompt, columns, chat_template)
   tokens = _tokens(model_dir, [text for _, text in questions], template, loaded_vocabulary)
@@ -137,7 +137,7 @@ def _questions(
     )
   if prompt is not None:
     return [('0', prompt)]
-  saved = orbax.load_metadata(model_dir)
+  saved = folders.load_metadata(model_dir)
   turn = chat_template or _options(saved).get('chat_template', chat.TEMPLATE)
   read = configs.read_options(saved, pathlib.Path(model_dir))
   names = inheritance.options({'columns': read['columns']}, prompts, columns)['columns']
@@ -155,7 +155,7 @@ def _tokens(
   model_dir: str, prompts: Sequence[str], template: str | None, vocabulary: vocabularies.Vocabulary
 ) -> list[np.ndarray]:
   """Prompts as the run's policy reads them: in its template, and cut as in training."""
-  return tokenise_prompts(prompts, vocabulary, _options(orbax.load_metadata(model_dir)), template)
+  return tokenise_prompts(prompts, vocabulary, _options(folders.load_metadata(model_dir)), template)
 
 
 def _warn_of_unusable(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

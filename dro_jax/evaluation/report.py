@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import files, limits
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints.folders import find_checkpoint, newest_step
+from dro_jax.checkpoints.metadata import upgrade_metadata
 from dro_jax.configs.renamed import read_saved
 from dro_jax.errors import UsageError
 from dro_jax.printing import tables
@@ -133,7 +134,7 @@ def read(folder: str, name: str) -> Run:
   best = _best_step(path)
   best = best if best in steps else steps[-1]
   return Run(
-    name, path, orbax.upgrade_metadata(json.loads((path / 'run.json').read_text(encoding='utf-8'))),
+    name, path, upgrade_metadata(json.loads((path / 'run.json').read_text(encoding='utf-8'))),
     bindings(path),
     list(files.json_lines(path / 'metrics.jsonl')),
     validation.load(path, steps[-1]), steps[-1], validation.load(path, best), best,
@@ -141,9 +142,9 @@ def read(folder: str, name: str) -> Run:
 
 
 def _best_step(folder: pathlib.Path) -> int | None:
-  if orbax.newest_step(folder) is None:
+  if newest_step(folder) is None:
     return None
-  return int(orbax.find_checkpoint(folder).name)
+  return int(find_checkpoint(folder).name)
 
 
 def _names(folders: Sequence[str]) -> list[str]:

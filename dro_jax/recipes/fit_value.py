@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders
 from dro_jax.configs.effects import ELSEWHERE, PARTS, PLACE
 from dro_jax.data.storage import hashes
 from dro_jax.data.table import column_store
@@ -135,7 +135,7 @@ def _inputs(described: Mapping[str, Any], triplets: Triplets, read_as: Mapping[s
     'vocabulary': described['vocabulary'],
     'read_as': read_as,
     'init_from': init_from,
-    'init_digest': init_from and orbax.init_digest(init_from, digest),
+    'init_digest': init_from and folders.init_digest(init_from, digest),
   }
 
 
@@ -209,7 +209,7 @@ def _predict(folder: str, spec: RunSpec, part: _Part, batch_size: int) -> _Fitte
   values[unseen] = values_of(triplets.train.subset(unseen))
   held_out = triplets.eval and values_of(triplets.eval)
   return _Fitted(
-    part.name, triplets, values, held_out, _inputs(orbax.load_metadata(folder), triplets, read_as)
+    part.name, triplets, values, held_out, _inputs(folders.load_metadata(folder), triplets, read_as)
   )
 
 

@@ -11,7 +11,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders, orbax
 from dro_jax.data.batches import loader
 from dro_jax.errors import Interrupted, NotFinite, Stopped
 from dro_jax.parallel import interrupts, partitioning
@@ -116,7 +116,7 @@ def run_loop(
 def _say_saved(going: _Going) -> bool:
   """Whether a checkpoint is on disk; the run's description then says so."""
   begun = going.checkpoints.latest_step() is not None  # Asks no disk, step after step.
-  if jax.process_index() or not begun or orbax.newest_step(going.folder) is None:
+  if jax.process_index() or not begun or folders.newest_step(going.folder) is None:
     return False
   configs.say_saved(going.folder)
   return True

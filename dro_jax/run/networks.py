@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax, policy
+from dro_jax.checkpoints import folders, policy
 from dro_jax.data.text import vocabularies
 from dro_jax.models.family import Config
 from dro_jax.models.policy import config_metadata, make_network, smallest_rows
@@ -120,7 +120,7 @@ def load_policy(networks: Networks, directory: str, mesh: Mesh) -> Params:
 def _describe_start(value: Params, init_from: str) -> str:
   """A line that says which parts of a value network are new."""
   trunk = "its trunk is a copy of the policy's" if 'trunk' in value else 'it has no trunk of its own'
-  has = orbax.load_metadata(init_from).get('value')
+  has = folders.load_metadata(init_from).get('value')
   reason = 'a run never takes the value of a checkpoint' if has else 'the checkpoint has none'
   return f'{init_from}: V starts fresh, because {reason}: {trunk}, and its head starts at zero'
 

@@ -12,7 +12,8 @@ import jax
 from etils import epath
 
 from dro_jax import __version__, files
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders, orbax
+from dro_jax.checkpoints.metadata import FORMAT, saved_format
 from dro_jax.errors import UsageError
 from dro_jax.parallel import machine
 from dro_jax.run import networks
@@ -83,7 +84,7 @@ def opened(
   metadata = _metadata(run, folder)
   with lock.locked(folder), files.disk_of(folder), _cleared_without_memory(folder):
     # Nothing is written before all that could be refused has been looked at.
-    resumes = orbax.has_any(folder)
+    resumes = folders.has_any(folder)
     state = None if resumes else _first_state(run, folder, writes)
     if resumes:
       _refuse_other_run(folder, metadata, configs())
@@ -106,7 +107,7 @@ def _first_state(run: Run, folder: pathlib.Path, writes: bool) -> TrainState:
 
 
 def _refuse_other_run(folder: pathlib.Path, metadata: Mapping[str, Any], recorded: Recorded) -> None:
-  configs.refuse_other_run(folder, orbax.run_metadata(folder), metadata, recorded)
+  configs.refuse_other_run(folder, folders.run_metadata(folder), metadata, recorded)
 
 
 def local_folder(folder: str | os.PathLike) -> pathlib.Path:
@@ -127,20 +128,20 @@ def local_folder(folder: str | os.PathLike) -> pathlib.Path:
 def _metadata(run: Run, folder: pathlib.Path) -> dict[str, Any]:
   """What is saved beside every checkpoint of the run."""
   spec, reference, triplets = run.spec, run.reference, run.triplets
-  saved = orbax.run_metadata(folder) if orbax.has_any(folder) else {}
+  saved = folders.run_metadata(folder) if folders.has_any(folder) else {}
   data = {'scaling': triplets.scaling.to_json(run.algorithm.temperature), 'units': run.loaders.units}
   init_from = spec.policy.init_from
   value = run.value
   return networks.metadata(
     run.networks.policy.config, vocabulary=run.vocabulary, algorithm=run.algorithm, readout=value.readout,
     shared=value.shared, frozen_trunk=value.frozen_trunk, data=triplets.report | data,
-    format=orbax.saved_format(saved) if saved else orbax.FORMAT,
+    format=saved_format(saved) if saved else FORMAT,
     keeps_initial=reference is not None and reference.initial is not None,
     reference=run.store.settings, uses_reference=reference is not None and reference.is_kept,
     batch_size=spec.batches.size, deal=spec.batches.deal, seed=spec.seed, init_from=init_from,
     online=run.rollouts and run.rollouts.settings, decoding=run.validator.decoding,
     zero_warmup=configs.FULL_RATE,
-    init_digest=init_from and orbax.init_digest(init_from, saved.get('init_digest')),
+    init_digest=init_from and folders.init_digest(init_from, saved.get('init_digest')),
     code={'algorithm_code': run.algorithm.code},
   )  # fmt: skip
 
@@ -152,7 +153,7 @@ def _cleared_without_memory(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    if machine.is_out_of_memory(error) and jax.process_index() == 0 and not orbax.has_any(folder):
+    if machine.is_out_of_memory(error) and jax.process_index() == 0 and not folders.has_any(folder):
       for name in {*os.listdir(folder)} - before:
         epath.Path(folder / name).rmtree() if (folder / name).is_dir() else (folder / name).unlink()
     raise

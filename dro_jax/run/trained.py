@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from dro_jax.algorithms.base import NO_LOSS
-from dro_jax.checkpoints import orbax, policy
+from dro_jax.checkpoints import folders, orbax, policy
 from dro_jax.data import scaling
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import vocabularies
@@ -118,8 +118,8 @@ def load_run(
     UsageError: the checkpoint does not exist, or the folder of the reference is missing.
   """
   # Resolved once: a run in progress may have a better step later.
-  model_dir = str(orbax.find_checkpoint(model_dir))
-  saved = orbax.load_metadata(model_dir)
+  model_dir = str(folders.find_checkpoint(model_dir))
+  saved = folders.load_metadata(model_dir)
   value = saved.get('value') or {}
   nets = networks.build(policy.config_of(model_dir), uses_value=bool(value), **value)
   state = train_state.TrainState(

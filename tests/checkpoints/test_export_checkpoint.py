@@ -13,8 +13,8 @@ from etils import epath
 from flax import traverse_util
 
 from dro_jax.checkpoints import export_checkpoint as exporters
+from dro_jax.checkpoints import folders, orbax
 from dro_jax.checkpoints import import_checkpoint as importers
-from dro_jax.checkpoints import orbax
 from dro_jax.checkpoints.huggingface import write as huggingface
 from dro_jax.checkpoints.t5x import read as t5x
 from dro_jax.data.text import tokenizer_json, vocabularies
@@ -180,7 +180,7 @@ def test_transformers_tokenises_an_export_as_dro_jax_does(tmp_path, pieces):
     if 2 not in ids:
       assert tokenizer.decode(ids, skip_special_tokens=True) == words.decode(ids)
   again = importers.import_checkpoint(str(tmp_path / 'theirs'), str(tmp_path / 'again'))
-  assert orbax.load_metadata(tmp_path / 'again')['vocabulary_fingerprint'] == words.fingerprint
+  assert folders.load_metadata(tmp_path / 'again')['vocabulary_fingerprint'] == words.fingerprint
   assert again['vocabulary'].endswith('spiece.model#extra_ids=10')
 
 
@@ -219,7 +219,7 @@ def test_added_tokens_survive_export_and_import(tmp_path, pieces):
   assert tokenizer(text)['input_ids'] == [*words.encode(text), 1]
   again = importers.import_checkpoint(str(tmp_path / 'theirs'), str(tmp_path / 'again'))
   assert again['vocabulary'] == str(tmp_path / 'again' / 'tokenizer.json')
-  assert orbax.load_metadata(tmp_path / 'again')['vocabulary_fingerprint'] == words.fingerprint
+  assert folders.load_metadata(tmp_path / 'again')['vocabulary_fingerprint'] == words.fingerprint
   assert 'without its vocabulary' in export(tmp_path / 'again', tmp_path / 't5x', 't5x')['notes'][0]
 
 

@@ -11,7 +11,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders, orbax
+from dro_jax.checkpoints.metadata import upgrade_metadata
 from dro_jax.errors import UsageError
 
 
@@ -112,7 +113,7 @@ def test_the_smallest_metric_is_best_with_mode_min(tmp_path):
     saver.save(step, {'x': jnp.float32(step)}, {'loss': loss})
   assert (saver.latest_step(), saver.best_step()) == (2, 1)
   saver.close()
-  assert orbax.load_metadata(tmp_path)['step'] == 1
+  assert folders.load_metadata(tmp_path)['step'] == 1
 
 
 def test_a_checkpoint_of_another_best_metric_is_never_best(tmp_path):
@@ -148,14 +149,14 @@ def test_an_interrupted_save_is_not_a_checkpoint(run):
   (partial / 'state').mkdir(parents=True)
   (run / 'checkpoints' / '7').mkdir()
   (run / 'checkpoints' / '7' / 'state').mkdir()
-  assert orbax.load_metadata(run / 'checkpoints')['step'] == 2
+  assert folders.load_metadata(run / 'checkpoints')['step'] == 2
   (run / 'checkpoints' / '7' / 'state').rmdir()
   (run / 'checkpoints' / '7').rmdir()
   saver = orbax.Checkpoints(run / 'checkpoints')
   assert saver.latest_step() == 5
   saver.save(6, _state(_mesh(4, 2), 6))
   saver.close()
-  assert orbax.load_metadata(run / 'checkpoints' / '6')['step'] == 6
+  assert folders.load_metadata(run / 'checkpoints' / '6')['step'] == 6
   assert not partial.exists()
 
 
@@ -185,7 +186,7 @@ def test_the_policy_of_a_run_starts_another(run):
 def test_imported_parameters_are_created_sharded(tmp_path):
   policy = jax.tree.map(np.asarray, _state(_mesh(4, 2)).params['policy'])
   orbax.save_params(tmp_path / 'imported', policy, {'model': {'emb_dim': 16}})
-  metadata = orbax.load_metadata(tmp_path / 'imported')
+  metadata = folders.load_metadata(tmp_path / 'imported')
   assert metadata.pop('digest')
   assert metadata == {'family': 't5', 'model': {'emb_dim': 16}}
   params, _ = orbax.load_params(tmp_path / 'imported', _abstract(policy, _mesh(2, 4)))
@@ -198,19 +199,19 @@ def test_imported_parameters_are_created_sharded(tmp_path):
 def test_the_digest_of_a_start_depends_on_its_parameters_and_not_its_name(tmp_path, run):
   for name, seed in (('a', 0), ('b', 1)):
     orbax.save_params(tmp_path / name, _numbers(seed), {'model': name})
-  one, other = (orbax.init_digest(tmp_path / name) for name in 'ab')
+  one, other = (folders.init_digest(tmp_path / name) for name in 'ab')
   assert one != other
   (tmp_path / 'a').rename(tmp_path / 'c')
   orbax.save_params(tmp_path / 'a', _numbers(0), {'model': 'again'})
-  assert orbax.init_digest(tmp_path / 'a') == orbax.init_digest(tmp_path / 'c') == one
+  assert folders.init_digest(tmp_path / 'a') == folders.init_digest(tmp_path / 'c') == one
 
 
 def test_a_run_that_continued_still_matches_the_step_that_another_run_started_from(run):
-  best, newest = (orbax.init_digest(run / 'checkpoints' / step) for step in ('2', '5'))
-  assert orbax.init_digest(run) == best != newest
-  assert orbax.init_digest(run, started=newest) == newest
-  assert orbax.init_digest(run, started='gone') == best
-  assert orbax.init_digest(run / 'checkpoints' / '2', started=newest) == best
+  best, newest = (folders.init_digest(run / 'checkpoints' / step) for step in ('2', '5'))
+  assert folders.init_digest(run) == best != newest
+  assert folders.init_digest(run, started=newest) == newest
+  assert folders.init_digest(run, started='gone') == best
+  assert folders.init_digest(run / 'checkpoints' / '2', started=newest) == best
 
 
 def test_another_model_is_refused_with_the_first_difference(run):
@@ -290,7 +291,7 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_for_the_one_before(tmp_path,
     saver.save(step, _numbers(step))
   saver.wait()
   damage(tmp_path / 'checkpoints' / '5')
-  assert orbax.run_metadata(tmp_path)['step'] == (4 if damage is _without_description else 5)
+  assert folders.run_metadata(tmp_path)['step'] == (4 if damage is _without_description else 5)
   _assert_identical(_numbers(4), saver.restore_newest(_ABSTRACT))
   assert 'DAMAGED' in caplog.text and 'continues from step 4' in caplog.text
   assert (tmp_path / 'damaged' / '5').is_dir() and saver.latest_step() == 4
@@ -329,14 +330,14 @@ def test_files_of_other_projects_are_refused_with_the_import_command(tmp_path):
   command = f'dro_jax import_checkpoint --init_from={transformers} --model_dir=checkpoints/flan'
   for path in (transformers, transformers / 'pytorch_model.bin'):
     with pytest.raises(UsageError, match=f'^{path} .*{command}$'):
-      orbax.find_checkpoint(path)
+      folders.find_checkpoint(path)
   with pytest.raises(UsageError, match='adapter .*merge_and_unload.*import_checkpoint --init_from=MERGED'):
-    orbax.find_checkpoint(adapter)
+    folders.find_checkpoint(adapter)
   with pytest.raises(UsageError, match='import_checkpoint --init_from=google/flan-t5-small'):
-    orbax.find_checkpoint('google/flan-t5-small')
+    folders.find_checkpoint('google/flan-t5-small')
   for path in ('~/absent-run', './absent-run', '/absent-run'):
     with pytest.raises(UsageError, match=r"it does not exist\. Pass a run's model_dir"):
-      orbax.find_checkpoint(path)
+      folders.find_checkpoint(path)
 
 
 def test_metadata_of_an_earlier_version_is_upgraded():
@@ -344,10 +345,10 @@ def test_metadata_of_an_earlier_version_is_upgraded():
     'value': {'readout': 'batch'},
     'online': {'reward': 'dro_jax.rewards:contains', 'samples': 2},
   }
-  now = orbax.upgrade_metadata(saved)
+  now = upgrade_metadata(saved)
   assert now == {
     'family': 't5', 'value': {'readout': 'scalar'}, 'online': {'reward': 'contains', 'samples': 2}
   }  # fmt: skip
-  assert orbax.upgrade_metadata(now | {'format': 2}) == now | {'format': 2}
+  assert upgrade_metadata(now | {'format': 2}) == now | {'format': 2}
   own = {'online': {'reward': 'mine:contains'}, 'decoding': {'reward': None}, 'format': 2, 'family': 't5'}
-  assert orbax.upgrade_metadata(own) == own
+  assert upgrade_metadata(own) == own

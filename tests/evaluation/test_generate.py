@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders, orbax
 from dro_jax.data import triplets
 from dro_jax.data.text import chat, vocabularies
 from dro_jax.errors import UsageError
@@ -176,7 +176,7 @@ def test_of_overlong_conversations_the_question_is_answered(policy, tmp_path, ca
 )
 def test_a_conversation_is_cut_as_the_run_cut_its_own(monkeypatch, options, kept):
   """A run that does not say was made before conversations kept their end."""
-  monkeypatch.setattr(orbax, 'load_metadata', lambda _: {'data': {'options': options}})
+  monkeypatch.setattr(folders, 'load_metadata', lambda _: {'data': {'options': options}})
   words = vocabularies.vocabulary('bytes')
   asked = chat.render([chat.Turn('user', 'END')], chat.TEMPLATE)
   [ids] = generate._tokens('run', [asked], None, words)

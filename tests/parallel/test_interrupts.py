@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders
 from dro_jax.parallel import interrupts
 from tests.run.test_train import write_triplets
 
@@ -135,7 +135,7 @@ def test_ctrl_c_while_a_run_compiles_saves_its_first_step(start, tmp_path):
   text = process.communicate(timeout=240)[1]
   assert process.returncode == 75, text[-3000:]
   assert 'stopped by Ctrl-C after step' in text and 'Traceback' not in text
-  assert orbax.newest_step(folder) >= 1
+  assert folders.newest_step(folder) >= 1
 
 
 def read_until(process, text, seconds=120):

@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders
 from dro_jax.configs.text import read
 from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
@@ -92,7 +92,7 @@ def test_two_processes_of_four_devices_give_one_process_of_eight_until_a_signal_
   logs = [process.communicate(timeout=120)[1] for process in processes]
   assert [process.returncode for process in processes] == [75, 75], logs[0][-3000:]
   one, two = records(tmp_path / 'one'), records(tmp_path / 'two')
-  assert orbax.newest_step(tmp_path / 'two') == two[-1]['step'] >= STEPS
+  assert folders.newest_step(tmp_path / 'two') == two[-1]['step'] >= STEPS
   assert [record.keys() for record in one] == [record.keys() for record in two[: len(one)]]
   for a, b in zip(one, two):
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-3, atol=1e-5)

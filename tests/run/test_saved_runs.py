@@ -12,7 +12,7 @@ import tarfile
 import pytest
 
 from dro_jax import main
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders
 
 ARCHIVE = pathlib.Path(__file__).with_name('saved_runs') / '9c2e7b0.tar.gz'
 _TINY = {
@@ -71,7 +71,7 @@ def train(name, steps, *more):
 
 @pytest.mark.parametrize('name', [name for name in RUNS if name != 'kto'])
 def test_a_saved_run_goes_on_to_the_numbers_of_the_version_that_made_it(name, folder):
-  assert orbax.newest_step(name) == 4
+  assert folders.newest_step(name) == 4
   assert train(name, 8) == 0
   training, validations = records(folder / name / 'metrics.jsonl')
   expected_training, expected_validations = records(folder / 'expected' / f'{name}.jsonl')

@@ -15,7 +15,8 @@ import optax
 import pytest
 
 from dro_jax import algorithms
-from dro_jax.checkpoints import orbax, policy
+from dro_jax.checkpoints import folders, orbax, policy, trees
+from dro_jax.checkpoints.metadata import FORMAT, saved_format
 from dro_jax.configs import parameters
 from dro_jax.data.batches import loader, packing, plan
 from dro_jax.data.table import table
@@ -115,7 +116,7 @@ def records(folder):
 def final_state(folder):
   saved = orbax.Checkpoints(folder / 'checkpoints')
   path = saved._manager.directory / str(saved.latest_step()) / 'state'
-  return orbax._read_tree(path, (), None)
+  return trees.read_tree(path, (), None)
 
 
 def assert_same_run(a, b):
@@ -190,7 +191,7 @@ def test_ctrl_c_in_python_saves_restores_the_handlers_and_raises_keyboard_interr
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
   finally:
     signal.signal(signal.SIGINT, before)
-  assert orbax.newest_step(tmp_path) == 2
+  assert folders.newest_step(tmp_path) == 2
 
 
 def test_a_finished_run_is_left_alone(whole, run):
@@ -235,7 +236,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_examples(run, triple
   with pytest.raises(FloatingPointError, match=r'loss of step \d is not finite.*: r7\..*--replay') as error:
     run(folder, data=data, steps=12, checkpoint_every=1, eval_every=0)
   step = int(re.search(r'step (\d)', str(error.value))[1])
-  assert orbax.newest_step(folder) < step
+  assert folders.newest_step(folder) < step
   kept = folder / 'nonfinite' / str(step)
   examples = [json.loads(line) for line in (kept / 'examples.jsonl').read_text().splitlines()]
   assert len(examples) == 8 and [e['id'] for e in examples if not e['finite']] == ['r7']
@@ -410,7 +411,7 @@ def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region,
     assert record['eval/criterion'] == record['eval/loss/value'] != record['eval/criterion_moving']
     assert 'eval/within_prompt_accuracy/log_ratio_moving' in record
   best = min((2, 4), key=lambda step: validated[step]['eval/criterion'])
-  assert orbax.load_metadata(tmp_path / 'whole')['step'] == best
+  assert folders.load_metadata(tmp_path / 'whole')['step'] == best
   with pytest.raises(UsageError, match='is not measured') as error:
     trust_region(tmp_path / 'wrong', steps=4, best_metric='eval/lost')
   assert {name for name in validated[-1] if name.startswith('eval/')} == listed_metrics(error.value)
@@ -440,7 +441,7 @@ def as_an_earlier_version_wrote(folder):
   """Metadata without a format, in which `batch` was one learned number."""
   for file in [folder / 'run.json', *(folder / 'checkpoints').glob('*/metadata/metadata')]:
     saved = json.loads(file.read_text())
-    assert saved.pop('format') == orbax.FORMAT
+    assert saved.pop('format') == FORMAT
     file.write_text(json.dumps(saved | {'value': saved['value'] | {'readout': 'batch'}}))
 
 
@@ -454,7 +455,7 @@ def test_a_run_of_an_earlier_version_keeps_its_batch_value(run, tmp_path, caplog
   assert 'was one learned number, which is called scalar now' in caplog.text
   assert list(final_state(tmp_path)['params']['value']['head']) == ['value']
   assert load_run(str(tmp_path), one_device()).networks.value.readout == 'scalar'
-  assert orbax.saved_format(orbax.run_metadata(tmp_path)) == 1
+  assert saved_format(folders.run_metadata(tmp_path)) == 1
 
 
 def test_a_best_metric_that_is_not_measured_is_refused_before_anything_is_written(whole, run, tmp_path):
@@ -472,10 +473,10 @@ def test_a_best_metric_that_is_not_measured_is_refused_before_anything_is_writte
 def test_a_run_that_goes_on_without_validations_keeps_its_best(whole, run, tmp_path):
   folder = tmp_path / 'run'
   shutil.copytree(whole[0], folder)
-  best = orbax.load_metadata(folder)['step']
+  best = folders.load_metadata(folder)['step']
   run(folder, steps=5, eval_every=0, keep_last=1)
   assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == [str(best), '5']
-  assert orbax.load_metadata(folder)['step'] == best
+  assert folders.load_metadata(folder)['step'] == best
   assert validation.steps(folder) == sorted({0, best, 4})
 
 
@@ -495,7 +496,7 @@ def test_the_best_checkpoint_is_the_criterions(run, tmp_path):
   assert sorted(measured) == [0, 2, 3, 4]  # What is saved is measured, too.
   assert all(r['eval/criterion'] == r['eval/loss/value'] for r in measured.values())
   best = min((2, 4), key=lambda step: measured[step]['eval/criterion'])
-  assert orbax.load_metadata(tmp_path / 'right')['step'] == best
+  assert folders.load_metadata(tmp_path / 'right')['step'] == best
 
 
 def test_a_validation_loss_that_is_not_finite_stops_before_the_checkpoint(run, triplets, tmp_path):
@@ -511,7 +512,7 @@ def test_a_validation_loss_that_is_not_finite_stops_before_the_checkpoint(run, t
     NotFinite, match='criterion of the held-out responses is not finite before the first step, in .*: r'
   ):
     run(tmp_path / 'run', data=data, steps=1)
-  assert orbax.newest_step(tmp_path / 'run') is None
+  assert folders.newest_step(tmp_path / 'run') is None
   for path in (tmp_path / 'run').rglob('*.json*'):
     for line in path.read_text().splitlines() if path.suffix == '.jsonl' else [path.read_text()]:
       json.loads(line, parse_constant=pytest.fail)
@@ -520,7 +521,7 @@ def test_a_validation_loss_that_is_not_finite_stops_before_the_checkpoint(run, t
 def test_a_last_update_that_is_not_finite_is_not_saved(run, tmp_path):
   with pytest.raises(NotFinite, match=r'parameter_norm/policy of step 1 is not finite.*--replay'):
     run(tmp_path, steps=1, eval_every=0, policy_optimizer=functools.partial(optax.scale, math.nan))
-  assert orbax.newest_step(tmp_path) is None
+  assert folders.newest_step(tmp_path) is None
   assert not (tmp_path / 'metrics.jsonl').exists()
 
 

@@ -18,7 +18,7 @@ from dro_jax.arena.cells import Cell
 from dro_jax.arena.human import report as human_report
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.trials import Range
-from dro_jax.checkpoints import orbax, policy
+from dro_jax.checkpoints import folders, policy
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.sources import find
 from dro_jax.data.storage import fingerprints, hashes
@@ -187,7 +187,7 @@ def _contents(given: Feedback) -> dict[str, str | None]:
   return {
     'triplets': of(given.triplets),
     'test_triplets': given.test_triplets and of(given.test_triplets),
-    'init_from': given.init_from and orbax.init_digest(given.init_from),
+    'init_from': given.init_from and folders.init_digest(given.init_from),
   }
 
 

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dro_jax.checkpoints import orbax
+from dro_jax.checkpoints import folders, metadata
 from dro_jax.data.triplets import Triplets
 from dro_jax.run.folder import configs
 from dro_jax.step.reference import Reference
@@ -49,12 +49,12 @@ class Legacy(NamedTuple):
 
 def read(folder: pathlib.Path) -> Legacy:
   """The rules of the run in a folder; those of today if it holds no run."""
-  return from_metadata(orbax.run_metadata(folder)) if orbax.has_any(folder) else Legacy()
+  return from_metadata(folders.run_metadata(folder)) if folders.has_any(folder) else Legacy()
 
 
 def from_metadata(saved: Mapping[str, Any]) -> Legacy:
   """The rules of a run, from the metadata of its newest checkpoint."""
-  is_old = orbax.saved_format(saved) < _WHOLE_TABLES
+  is_old = metadata.saved_format(saved) < _WHOLE_TABLES
   moves = (saved.get('reference') or {}).get('scheme') == 'moving'
   return Legacy(
     has_scalar_value=is_old and (saved.get('value') or {}).get('readout') == 'scalar',

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from dro_jax.checkpoints import folders, orbax
 from dro_jax.checkpoints import import_checkpoint as importers
-from dro_jax.checkpoints import orbax
 from dro_jax.checkpoints.huggingface import read as huggingface
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
@@ -217,7 +217,7 @@ def test_an_import_copies_the_vocabulary(tmp_path):
   report = importers.import_checkpoint(str(source), str(tmp_path / 'pieces'))
   assert report['vocabulary'] == str(tmp_path / 'pieces' / 'spiece.model')
   words = vocabularies.vocabulary(report['vocabulary'])
-  assert orbax.load_metadata(tmp_path / 'pieces')['vocabulary_fingerprint'] == words.fingerprint
+  assert folders.load_metadata(tmp_path / 'pieces')['vocabulary_fingerprint'] == words.fingerprint
   report = importers.import_checkpoint(str(source), str(tmp_path / 'named'), vocabulary='bytes')
   assert report['vocabulary'] == 'bytes'
 
@@ -277,7 +277,7 @@ def test_tokens_that_were_added_to_a_sentencepiece_model_are_kept(tmp_path):
   assert words.encode('a quick fox').tolist() == plain.encode('a quick fox').tolist()
   ids = words.encode('{a quick } fox').tolist()
   assert ids == [size, *plain.encode('a quick'), size + 1, *plain.encode('fox')]
-  assert orbax.load_metadata(tmp_path / 'ours')['vocabulary_fingerprint'] == words.fingerprint
+  assert folders.load_metadata(tmp_path / 'ours')['vocabulary_fingerprint'] == words.fingerprint
   (source / 'added_tokens.json').write_text(json.dumps({'}': size + 1}))
   (source / 'tokenizer_config.json').unlink()
   with pytest.raises(UsageError, match='its added tokens cannot be kept: .*without gaps'):
