@@ -12,6 +12,7 @@ PACKAGE = TESTS.parent / 'dro_jax'
 
 # Modules without a test file of their own, by the file that tests them.
 ELSEWHERE = {
+  'evaluation/test_report.py': ('evaluation/compared_run',),
   'checkpoints/test_orbax.py': ('checkpoints/folders', 'checkpoints/metadata', 'checkpoints/trees'),
   'data/text/test_vocabularies.py': ('names',),
   'recipes/test_train.py': ('run/replay',),

@@ -1,20 +1,17 @@
 """The `report` command: runs side by side, or why they cannot be compared."""
 
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dro_jax import files, limits
-from dro_jax.checkpoints.folders import find_checkpoint, newest_step
-from dro_jax.checkpoints.metadata import upgrade_metadata
-from dro_jax.configs.renamed import read_saved
 from dro_jax.errors import UsageError
+from dro_jax.evaluation.compared_run import Run, read
 from dro_jax.printing import tables
 from dro_jax.printing.result import Shown
-from dro_jax.run.folder import configs, validation
+from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
 from dro_jax.statistics import agreement
 
@@ -39,30 +36,6 @@ _CURVES = (
   'sample_reward', 'within_prompt_accuracy/log_ratio', 'within_prompt_accuracy/logp', 'rank_correlation', 'kl'
 )  # fmt: skip
 _SAME_REFERENCE = 0.1  # nats: more than rounding makes of one reference on two machines.
-
-
-class Run(NamedTuple):
-  """A run's folder, read.
-
-  Attributes:
-    name: as tables call it.
-    folder: where it lies.
-    metadata: its run.json.
-    bindings: its config.gin, by what is bound.
-    records: its metrics.jsonl.
-    last: its newest validation, after `last_step`.
-    best: that of its best checkpoint, after `best_step`; the newest one's where no best was measured.
-  """
-
-  name: str
-  folder: pathlib.Path
-  metadata: Mapping[str, Any]
-  bindings: Mapping[str, str]
-  records: Sequence[Mapping[str, Any]]
-  last: Validation
-  last_step: int
-  best: Validation
-  best_step: int
 
 
 class Result(Shown):
@@ -113,53 +86,10 @@ def report(
   return Result(content, shown)
 
 
-# --- reading ------------------------------------------------------------------------------------------------
-
-
-def read(folder: str, name: str) -> Run:
-  """A run's folder.
-
-  Raises:
-    UsageError: there is none, or it never validated.
-  """
-  path = pathlib.Path(folder).expanduser()
-  if not (path / 'run.json').exists():
-    raise UsageError(f"no run in {folder}: pass a run's --model_dir, which holds run.json and metrics.jsonl.")
-  steps = validation.steps(path)
-  if not steps:
-    raise UsageError(
-      f'{folder} holds no validation (eval/STEP.npz): it held nothing out, or EVAL_EVERY=0. Train with '
-      'held-out prompts (--eval_triplets, or --set VALIDATION_FRACTION=0.05).'
-    )
-  best = _best_step(path)
-  best = best if best in steps else steps[-1]
-  return Run(
-    name, path, upgrade_metadata(json.loads((path / 'run.json').read_text(encoding='utf-8'))),
-    bindings(path),
-    list(files.json_lines(path / 'metrics.jsonl')),
-    validation.load(path, steps[-1]), steps[-1], validation.load(path, best), best,
-  )  # fmt: skip
-
-
-def _best_step(folder: pathlib.Path) -> int | None:
-  if newest_step(folder) is None:
-    return None
-  return int(find_checkpoint(folder).name)
-
-
 def _names(folders: Sequence[str]) -> list[str]:
   """The last part of each path, or all of it where two would be called the same."""
   names = [pathlib.Path(folder).name for folder in folders]
   return names if len(set(names)) == len(names) else list(folders)
-
-
-def bindings(folder: pathlib.Path) -> dict[str, str]:
-  """What the configuration that a run last went on with binds, by name; nothing, where a run is Python's."""
-  text = configs.newest_text(folder, configs.CONFIG) or ''
-  return {binding.name: binding.value for binding in read_saved(text, configs.CONFIG) if binding.name}
-
-
-# --- whether they can be compared ---------------------------------------------------------------------------
 
 
 def refuse_incomparable(runs: Sequence[Run]) -> None:
@@ -238,9 +168,6 @@ def _incomparable(first: Run, run: Run, what: str, a: Any, b: Any) -> UsageError
   )
 
 
-# --- numbers ------------------------------------------------------------------------------------------------
-
-
 def compared(
   runs: Sequence[Run], moment: str, resamples: int, seed: int
 ) -> tuple[tables.Table, tables.Table]:
@@ -301,8 +228,6 @@ def _note(runs: Sequence[Run], found: Sequence[Validation]) -> str:
       )
   return note
 
-
-# --- settings, spending, curves -----------------------------------------------------------------------------
 
 # Of run.json; and what config.gin says too.
 _DESCRIBED = ('temperature', 'value', 'reference', 'model', 'online')

@@ -7,7 +7,7 @@ import pytest
 
 from dro_jax import algorithms
 from dro_jax.data import triplets
-from dro_jax.evaluation import report
+from dro_jax.evaluation import compared_run, report
 from dro_jax.run import schedule
 from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
@@ -106,7 +106,7 @@ def test_newest_and_best_are_kept(run):
   best = min((2, 3), key=kl.get)  # Those that were saved; 1 was measured only.
   assert sorted(kl) == [0, 1, 2, 3] and kl[0] == 0
   assert validation.steps(run) == sorted({0, best, 3})
-  assert report.read(str(run), 'run').best_step == best
+  assert compared_run.read(str(run), 'run').best_step == best
 
 
 def test_records_say_what_was_spent_and_how_far_it_went(run):
