@@ -4,7 +4,7 @@ import pytest
 from dro_jax import limits
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import evaluate, generate, report
-from dro_jax.recipes import cache_reference
+from dro_jax.run.spec import RunSpec
 
 
 @pytest.mark.parametrize('value', [0, 0.0, -1, float('nan'), float('inf')])
@@ -43,7 +43,8 @@ def test_the_ends_of_seeds_make_keys():
 
 
 @pytest.mark.parametrize(
-  'command', [cache_reference.cache_reference, evaluate.evaluate, generate.generate, report.report]
+  'command',
+  [lambda _, **options: RunSpec(None, **options), evaluate.evaluate, generate.generate, report.report],
 )
 def test_every_command_with_a_seed_checks_it_first(command):
   with pytest.raises(UsageError, match='seed=-1 is out of range: pass a whole number'):

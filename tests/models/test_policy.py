@@ -54,7 +54,7 @@ def test_an_added_family_trains_with_a_value_network(readout, shared):
   nets, params = initialised(readout, shared)
   score, algorithm = scoring.make_score(nets.policy, nets.value), algorithms.dro_v()
   optimizers = {name: optax.adam(0.05) for name in params}
-  frozen = reference.frozen(scoring.make_score(nets.policy))
+  frozen = reference.Frozen().build(scoring.make_score(nets.policy))
   step = jax.jit(train_step.make_train_step(score, algorithm, optimizers, frozen, num_microbatches=2))
   state, rows = train_state.create(params, optimizers, True), layout(EXAMPLES, 4, 2)
   losses = []

@@ -86,7 +86,9 @@ def test_two_processes_of_four_devices_give_one_process_of_eight_until_a_signal_
   processes = start_two(triplets, str(tmp_path / 'two'), 100_000)
   train_on_mesh(triplets, str(tmp_path / 'one'), STEPS)
   samples, deadline = tmp_path / 'two' / 'samples.jsonl', time.monotonic() + 240
-  while not (samples.exists() and samples.read_text()) and time.monotonic() < deadline:
+  # The first samples are those of step 0.
+  mark = f'"step": {STEPS}'
+  while not (samples.exists() and mark in samples.read_text()) and time.monotonic() < deadline:
     time.sleep(0.1)
   processes[1].send_signal(signal.SIGINT)
   logs = [process.communicate(timeout=120)[1] for process in processes]

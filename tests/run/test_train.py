@@ -335,7 +335,7 @@ def test_a_run_is_not_resumed_as_another(whole, run, tmp_path):
     'seed: 0 → 1': {'seed': 1},
     'batch_size: 8 → 16': {'batch_size': 16},
     r'model\.mlp_dim: \d+ → 8': {'model': dataclasses.replace(MODEL, mlp_dim=8)},
-    'train_fingerprint: .*the records are not': {'files': triplets},
+    'train_fingerprint: .*has trained on other records': {'files': triplets},
   }
   for message, changes in cases.items():
     with pytest.raises(UsageError, match=message):
@@ -452,7 +452,7 @@ def test_a_run_of_an_earlier_version_keeps_its_batch_value(run, tmp_path, caplog
     run(tmp_path, steps=2, value_readout='batch', **settings)
   as_an_earlier_version_wrote(tmp_path)
   assert run(tmp_path, steps=2, value_readout='batch', **settings)['step'] == 2
-  assert 'was one learned number, which is called scalar now' in caplog.text
+  assert 'was one learned number, now called scalar' in caplog.text
   assert list(final_state(tmp_path)['params']['value']['head']) == ['value']
   assert load_run(str(tmp_path), one_device()).networks.value.readout == 'scalar'
   assert saved_format(folders.run_metadata(tmp_path)) == 1
