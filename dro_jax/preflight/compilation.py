@@ -16,6 +16,7 @@ from dro_jax.errors import UsageError
 from dro_jax.models import policy
 from dro_jax.parallel import partitioning
 from dro_jax.preflight.placeholders import without_store
+from dro_jax.run import summary
 from dro_jax.run.build import Run, build
 from dro_jax.run.spec import RunSpec, replace
 from dro_jax.step.state import TrainState
@@ -122,7 +123,7 @@ def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
     'topology': where.name, 'chips': len(where.devices), 'mesh': dict(run.mesh.shape),
     'algorithm': run.algorithm.name,
     'model': {name: getattr(config, name) for name in ('emb_dim', 'num_encoder_layers', 'dtype', 'remat')},
-    'parameters': {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in networks.items()},
+    'parameters': summary.num_parameters(networks),
     'batch': {
       'rows': len(rows.valid), 'prompt_length': layout.prompt_length,
       'response_length': layout.response_length, 'tokens': sum(tokens),

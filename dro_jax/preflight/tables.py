@@ -5,15 +5,16 @@ from typing import Any
 
 from dro_jax.parallel.partitioning import AXES
 from dro_jax.printing import result
+from dro_jax.run import summary
 
 
 def shown_report(report: dict[str, Any]) -> result.Sections:
   sections: dict[str, Sequence[Mapping[str, Any]]] = {
     report['topology']: _lines(
       {
-        'mesh': ' × '.join(f'{axis} {size}' for axis, size in report['mesh'].items()),
+        'mesh': summary.mesh(report['mesh']),
         'batch': '{rows} rows of {prompt_length} + {response_length} tokens'.format(**report['batch']),
-        'parameters': ', '.join(f'{name} {size:,}' for name, size in report['parameters'].items()),
+        'parameters': summary.parameters(report['parameters']),
         'fits': 'yes' if report['fits'] else 'no',
       }
       | ({'compiler message': report['compiler_says']} if 'compiler_says' in report else {})

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 from dro_jax import algorithms
@@ -16,7 +15,7 @@ from dro_jax.data.batches import loader
 from dro_jax.errors import Interrupted, NotFinite, Stopped
 from dro_jax.parallel import interrupts, partitioning
 from dro_jax.run import hooks as hooking
-from dro_jax.run import outcome
+from dro_jax.run import outcome, summary
 from dro_jax.run.build import Run
 from dro_jax.run.folder import configs, nonfinite, spending, validation
 from dro_jax.run.folder.records import RunWriter
@@ -124,16 +123,15 @@ def _say_saved(going: _Going) -> bool:
 
 def _announce(going: _Going, state: TrainState) -> None:
   run, say = going.run, going.writer.say
-  sizes = ', '.join(f'{name} {optax.tree.size(tree):,}' for name, tree in state.params.items())
   first = int(state.step)
-  mesh = ' × '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items())
   train = run.loaders.train
   shape = train.layout
   verb = f'resuming after step {first}' if first else 'starting'
   records = 'responses' if run.rollouts is None else 'prompts'
   say(
     f'{verb}: {run.schedule.steps} steps on {jax.device_count()} {jax.devices()[0].device_kind} devices '
-    f'({mesh}); parameters: {sizes}; '
+    f'({summary.mesh(run.mesh.shape)}); parameters: '
+    f'{summary.parameters(summary.num_parameters(state.params))}; '
     f'{len(train.table):,} {records}, {train.plan.batch_size} {run.algorithm.unit}s a '
     f'batch ({_DEALT[train.plan.deal]}) in {shape.rows} rows of {shape.prompt_length} + '
     f'{shape.response_length} tokens'
@@ -219,10 +217,10 @@ def _evaluate(going: _Going, state: TrainState, step: int, so_far: Mapping[str, 
   """Validates on held-out prompts and answers a few of them."""
   run, writer = going.run, going.writer
   table, metric = run.loaders.eval.table, run.spec.keep.metric
-  summary, responses = run.validator.validate(state)
+  scalars, responses = run.validator.validate(state)
   if jax.process_index() == 0:
     validation.save(going.folder, step, responses)
-  measured = {f'eval/{name}': value for name, value in summary.items()}
+  measured = {f'eval/{name}': value for name, value in scalars.items()}
   measured |= hooking.measure(going.hooks, (run.loaders.statistics or run.loaders.eval).table, responses)
   if metric is not None and metric not in measured:
     writer.say(f'note: {metric} is undefined at step {step}, which so cannot be the best')

@@ -1,5 +1,6 @@
 """A built run (`run.build.Run`) in words: one line, and a table for a notebook."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,12 +28,24 @@ def _facts(run: Any) -> dict[str, str | int]:
   return {
     'algorithm': run.algorithm.name,
     'steps': run.schedule.steps,
-    'mesh': ' × '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items()),
-    'parameters': ', '.join(
-      f'{name} {sum(x.size for x in jax.tree.leaves(tree)):,}'
-      for name, tree in run.abstract_state.params.items()
-    ),
+    'mesh': mesh(run.mesh.shape),
+    'parameters': parameters(num_parameters(run.abstract_state.params)),
     'data': f'{len(train.table):,} records',
     'a batch': f'{train.plan.batch_size} {run.algorithm.unit}s a batch in {layout.rows} rows of '
     f'{layout.prompt_length} + {layout.response_length} tokens',
   }
+
+
+def mesh(sizes: Mapping[str, int]) -> str:
+  """A mesh's axes with their sizes: `data 2 × fsdp 4`."""
+  return ' × '.join(f'{axis} {size}' for axis, size in sizes.items())
+
+
+def num_parameters(networks: Mapping[str, Any]) -> dict[str, int]:
+  """How many parameters each network has; arrays or their shapes will do."""
+  return {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in networks.items()}
+
+
+def parameters(counts: Mapping[str, int]) -> str:
+  """Networks with their numbers of parameters: `policy 1,234, value 567`."""
+  return ', '.join(f'{name} {count:,}' for name, count in counts.items())
