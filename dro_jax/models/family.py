@@ -1,11 +1,13 @@
 """A family: the description of one kind of model, which the rest of dro_jax uses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import jax
 from flax import linen as nn
 from jaxtyping import Float, Int
 
+from dro_jax.errors import UsageError
 from dro_jax.names import SpecialTokens
 from dro_jax.types import Array, Mismatched, Params, Rows
 
@@ -14,6 +16,10 @@ Prompts = tuple[Int[Array, 'B S'], Int[Array, 'B S']]
 # The part of prompts that responses read, and the state between steps of decoding: trees of the family's own.
 Memory = Any
 Cache = Any
+
+DTYPES = ('float32', 'bfloat16')
+# jax's policy of the arrays that a layer's forward pass keeps, where the others are recomputed.
+REMATS = {True: None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 @runtime_checkable
@@ -42,6 +48,31 @@ class Config(Protocol):
   remat: bool | str
 
 
+def check_config(config: Config, sizes: Sequence[str], activations: Collection[str]) -> None:
+  """Refuses a configuration that no network can have, for every family alike.
+
+  Args:
+    config: with `mlp_activations`.
+    sizes: the fields that are 1 or more.
+    activations: the names of activations.
+
+  Raises:
+    UsageError: a field is out of its range.
+  """
+  chosen: tuple[str, ...] = config.mlp_activations  # type: ignore[attr-defined]
+  if not chosen or set(chosen) - set(activations):
+    raise UsageError(f'mlp_activations={chosen!r}: pass one or more of {sorted(activations)}.')
+  for name in sizes:
+    if getattr(config, name) < 1:
+      raise UsageError(f'{name}={getattr(config, name)} makes no network: pass 1 or more.')
+  if config.remat and config.remat not in REMATS:
+    raise UsageError(
+      f'remat={config.remat!r} is unknown: pass True (each layer), dots (all but products) or False.'
+    )
+  if config.dtype not in DTYPES:
+    raise UsageError(f'dtype={config.dtype!r} is not a type for activations: pass one of {DTYPES}.')
+
+
 class Family(NamedTuple):
   """One kind of model: two streams, of prompts and of responses, over one row layout.
 
@@ -53,6 +84,8 @@ class Family(NamedTuple):
     network: from a configuration to the module, which may be called on `Rows` and has the field `config`.
     encode: `(network, rows, dropout)`: the prompts' memory.
     prompt_states: `(memory)`: states of the prompts' tokens, `[B, S, D]`, which a value network reads.
+    pool_prompts: `(states, prompt_segments, response_prompts)`: one state for each response's prompt,
+      `[B, R, D]`, float32, 0 where a response points at none.
     decode: `(network, memory, rows, responses, dropout)`: states that predict each response token, from its
       prompt and the tokens before it, `[B, T, D]`.
     logits: `(network, states)`: unnormalised log-probs of the next token, `[B, T, V]`, float32.
@@ -73,6 +106,7 @@ class Family(NamedTuple):
   network: Callable[[Any], nn.Module]
   encode: Callable[[nn.Module, Rows, bool], Memory]
   prompt_states: Callable[[Memory], Float[Array, 'B S D']]
+  pool_prompts: Callable[[Float[Array, 'B S D'], Int[Array, 'B S'], Int[Array, 'B R']], Float[Array, 'B R D']]
   decode: Callable[[nn.Module, Memory, Rows, Rows | Mismatched, bool], Float[Array, 'B T D']]
   logits: Callable[[nn.Module, Float[Array, 'B T D']], Float[Array, 'B T V']]
   start: Callable[[nn.Module, Prompts, int, int], tuple[Float[Array, 'N D'], Cache]]

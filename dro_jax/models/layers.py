@@ -1,4 +1,6 @@
-"""Layers of T5: attention, gated MLP, RMS norm, relative position bias, with T5X's parameter names.
+"""Layers that families share: projections, gated MLP, norms, embedding, and T5's attention and bias.
+
+Parameters have T5X's names.
 
 Logical axes, which `parallel/partitioning.py` maps to the mesh:
 
@@ -15,7 +17,7 @@ computed in float32; `dtype` is the activations'.
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,9 +35,13 @@ MASKED = -1e10
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'relu': jax.nn.relu,
   'gelu': functools.partial(jax.nn.gelu, approximate=True),
+  'gelu_exact': functools.partial(jax.nn.gelu, approximate=False),
   'silu': jax.nn.silu,
   'linear': lambda x: x,
 }
+
+# Axes of activations that stay whole where the mesh does not divide them.
+_OPTIONAL = ('activation_length', 'activation_heads')
 
 _fan_in_normal = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
 _fan_in_truncated = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
@@ -51,15 +57,13 @@ class KeysValues(NamedTuple):
 def constrain(x: Array, *names: str | None) -> Array:
   """Shards an activation by its logical axis names; does nothing without a mesh and axis rules.
 
-  A length that the mesh does not divide, such as that of one decoded token, stays whole.
+  A length that the mesh does not divide, such as that of one decoded token, stays whole; so do heads.
   """
-  fits = (
-    name != 'activation_length' or size % n == 0 for name, size, n in zip(names, x.shape, _num_parts(*names))
-  )
+  fits = (name not in _OPTIONAL or size % n == 0 for name, size, n in zip(names, x.shape, num_parts(*names)))
   return nn.with_logical_constraint(x, tuple(name if fit else None for name, fit in zip(names, fits)))
 
 
-def _num_parts(*names: str | None) -> list[int]:
+def num_parts(*names: str | None) -> list[int]:
   """The number of parts into which the mesh cuts each logical axis of an array."""
   shape = jax.sharding.get_abstract_mesh().shape
   cuts = nn.logical_to_mesh_axes(names)
@@ -80,7 +84,7 @@ def project(x: Float[Array, '*B I'], kernel: Float[Array, 'I O']) -> Float[Array
   gathered.
   """
   kernel = kernel.astype(x.dtype)
-  if not _is_on_cpu() or _num_parts('activation_length') != [1]:
+  if not _is_on_cpu() or num_parts('activation_length') != [1]:
     return jnp.einsum('...i,io->...o', x, kernel)
   return jnp.einsum('ni,io->no', x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
 
@@ -92,33 +96,70 @@ def _is_on_cpu() -> bool:
 
 
 class Dense(nn.Module):
-  """y = x W, without a bias."""
+  """y = x W, or x W + b."""
 
   features: int
   axes: tuple[str, str]
   dtype: Any = jnp.float32
   kernel_init: Callable[..., Array] = _fan_in_truncated
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
     init = nn.with_logical_partitioning(self.kernel_init, self.axes)
     kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
-    return project(x.astype(self.dtype), kernel)
+    y = project(x.astype(self.dtype), kernel)
+    if not self.use_bias:
+      return y
+    init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+    bias = self.param('bias', init, (self.features,), jnp.float32)
+    return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 class RMSNorm(nn.Module):
-  """y = x / √(mean x² + ε) · scale, computed in float32."""
+  """y = x / √(mean x² + ε) · scale over the last axis, computed in float32.
+
+  Args:
+    dtype: of the result.
+    epsilon: ε.
+    plus_one: multiply by 1 + scale, which starts at 0, as Gemma does.
+    axis: the logical axis of the scale.
+  """
 
   dtype: Any = jnp.float32
   epsilon: float = 1e-6
+  plus_one: bool = False
+  axis: str = 'embed'
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+    start = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+    scale_D = self.param(
+      'scale', nn.with_logical_partitioning(start, (self.axis,)), x.shape[-1:], jnp.float32
+    )
+    if self.plus_one:
+      scale_D = scale_D + 1.0
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    y = x * jax.lax.rsqrt(mean_square + self.epsilon) * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))
+    return (constrain_hidden if self.axis == 'embed' else lambda y: y)(y.astype(self.dtype))
+
+
+class LayerNorm(nn.Module):
+  """y = (x − mean x) / √(var x + ε) · scale + bias over the last axis, computed in float32."""
+
+  dtype: Any = jnp.float32
+  epsilon: float = 1e-5
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    init = nn.with_logical_partitioning(nn.initializers.ones, ('embed',))
-    scale_D = self.param('scale', init, (x.shape[-1],), jnp.float32)
+    boxed = lambda init: nn.with_logical_partitioning(init, ('embed',))  # noqa: E731
+    scale_D = self.param('scale', boxed(nn.initializers.ones), x.shape[-1:], jnp.float32)
+    bias_D = self.param('bias', boxed(nn.initializers.zeros), x.shape[-1:], jnp.float32)
     x = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    y = x * jax.lax.rsqrt(mean_square + self.epsilon) * scale_D[None, None, :]
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(variance + self.epsilon) * scale_D[None, None, :] + bias_D[None, None, :]
     return constrain_hidden(y.astype(self.dtype))
 
 
@@ -128,9 +169,10 @@ class Embedding(nn.Module):
   vocab_size: int
   features: int
   dtype: Any = jnp.float32
+  stddev: float = 1.0
 
   def setup(self):
-    init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('vocab', 'embed'))
+    init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), ('vocab', 'embed'))
     self.embedding = self.param('embedding', init, (self.vocab_size, self.features), jnp.float32)
 
   def __call__(self, tokens_BT: Int[Array, 'B T']) -> Float[Array, 'B T D']:
@@ -145,25 +187,49 @@ class Embedding(nn.Module):
     return project(x_BTD.astype(jnp.float32), self.embedding.T)
 
 
+class Positions(nn.Module):
+  """A learned vector for each position."""
+
+  length: int
+  features: int
+  dtype: Any = jnp.float32
+  stddev: float = 0.02
+
+  @nn.compact
+  def __call__(self, positions_BT: Int[Array, 'B T']) -> Float[Array, 'B T D']:
+    init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), (None, 'embed'))
+    table = self.param('embedding', init, (self.length, self.features), jnp.float32)
+    # A position beyond the table gives NaN, which stops the run; clamping would train on another one.
+    vectors_BTD = jnp.take(table, positions_BT, axis=0, mode='fill', fill_value=jnp.nan)
+    return constrain_hidden(vectors_BTD.astype(self.dtype))
+
+
+def mlp_inputs(activations: Sequence[str]) -> list[str]:
+  """The names of an MLP's products that come before its activations."""
+  return ['wi'] if len(activations) == 1 else [f'wi_{i}' for i in range(len(activations))]
+
+
 class MLP(nn.Module):
-  """y = (Π_i act_i(x W_i)) W_o: one activation in T5 1.0, a gated pair in 1.1."""
+  """y = (Π_i act_i(x W_i)) W_o: one activation, or a gated pair such as silu and linear."""
 
   width: int
   activations: tuple[str, ...]
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
+  use_bias: bool = False
+  kernel_init: Callable[..., Array] = _fan_in_truncated
 
   @nn.compact
   def __call__(self, x_BTD: Float[Array, 'B T D'], deterministic: bool = True) -> Float[Array, 'B T D']:
-    names = ['wi'] if len(self.activations) == 1 else [f'wi_{i}' for i in range(len(self.activations))]
+    dense = functools.partial(Dense, dtype=self.dtype, kernel_init=self.kernel_init, use_bias=self.use_bias)
     parts = [
-      ACTIVATIONS[activation](Dense(self.width, ('embed', 'mlp'), self.dtype, name=name)(x_BTD))
-      for name, activation in zip(names, self.activations)
+      ACTIVATIONS[activation](dense(self.width, ('embed', 'mlp'), name=name)(x_BTD))
+      for name, activation in zip(mlp_inputs(self.activations), self.activations)
     ]
     inner_BTF = functools.reduce(operator.mul, parts)
     inner_BTF = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(inner_BTF, deterministic)
     inner_BTF = constrain(inner_BTF, 'activation_batch', 'activation_length', 'activation_mlp')
-    return Dense(x_BTD.shape[-1], ('mlp', 'embed'), self.dtype, name='wo')(inner_BTF)
+    return dense(x_BTD.shape[-1], ('mlp', 'embed'), name='wo')(inner_BTF)
 
 
 def attention_weights(

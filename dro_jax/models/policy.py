@@ -9,13 +9,14 @@ from flax import linen as nn
 from jaxtyping import Float, Int
 
 from dro_jax.errors import UsageError
+from dro_jax.models.causal import family as causal
 from dro_jax.models.family import Cache, Config, Family, Memory, Prompts
 from dro_jax.models.t5 import family as t5
 from dro_jax.names import SpecialTokens
 from dro_jax.types import Array, Mismatched, Params, Rows
 
 # By the name that a checkpoint's metadata gives.
-FAMILIES: dict[str, Family] = {'t5': t5.FAMILY}
+FAMILIES: dict[str, Family] = {family.name: family for family in (t5.FAMILY, causal.FAMILY)}
 
 
 def family_of(config: Config) -> Family:

@@ -1,14 +1,18 @@
-"""Parameter trees whose layers are scanned (`NAME/NAME`, layers on axis 1) or not (`NAME/layers_0`)."""
+"""Stacks of layers, and parameter trees that are scanned (`NAME/NAME`, layers on axis 1) or not."""
 
 import itertools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
-from dro_jax.types import Params
+from dro_jax.models.family import REMATS, Config
+from dro_jax.types import Array, Params
 
 Path = tuple[str, ...]
 
@@ -17,6 +21,51 @@ Path = tuple[str, ...]
 STACKS = ('encoder', 'decoder')
 # The axis of a scanned stack's parameters that counts layers.
 LAYER_AXIS = 1
+
+
+def run_stack(
+  layer: type[nn.Module],
+  name: str,
+  length: int,
+  config: Config,
+  x: Array,
+  per_layer: Any,
+  context: Any,
+  **fields: Any,
+) -> tuple[Array, Any]:
+  """Runs `length` layers, one after the other or scanned, within a compact method.
+
+  Args:
+    layer: `layer(config, **fields)(x, own, context)` returns the next `x`, and what the layer keeps.
+    name: of the stack, one of STACKS.
+    length: the number of layers.
+    config: decides whether the layers are scanned, and what of them is recomputed.
+    x: the first layer's input.
+    per_layer: a tree whose arrays have a leading axis of layers: each layer gets its own part.
+    context: what all layers get.
+    fields: further fields of the layers.
+
+  Returns:
+    The last layer's output, and what the layers keep, with a leading axis of layers.
+  """
+  if config.remat:
+    layer = nn.remat(layer, prevent_cse=not config.scan_layers, policy=REMATS[config.remat])
+  if config.scan_layers:
+    scanned = nn.scan(
+      layer,
+      variable_axes={'params': LAYER_AXIS},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(0, nn.broadcast),
+      length=length,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    return scanned(config, name=name, **fields)(x, per_layer, context)
+  kept = []
+  for i in range(length):
+    own = jax.tree.map(operator.itemgetter(i), per_layer)
+    x, new = layer(config, name=f'layers_{i}', **fields)(x, own, context)
+    kept.append(new)
+  return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
 
 def in_stack(path: Path) -> tuple[Path, int] | None:

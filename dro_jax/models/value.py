@@ -12,7 +12,7 @@ from dro_jax.ops import masked
 from dro_jax.types import Array, Params, Rows
 
 READOUTS = ('prompt', 'attention', 'token', 'batch', 'scalar')
-_MEANS = ('prompt', 'batch')  # Read-outs of the mean of a prompt's states.
+_POOLED = ('prompt', 'batch')  # Read-outs of one state that the family makes of a prompt's states.
 
 
 class Head(nn.Module):
@@ -81,7 +81,8 @@ class ValueNetwork(nn.Module):
 
   Args:
     config: the trunk's. Only the parts that the read-out uses have parameters (no decoder for `prompt`).
-    readout: `prompt`: w · (mean of the prompt's states) + b, which never sees the response. `attention`: the
+    readout: `prompt`: w · h + b, which never sees the response; h is the mean of the prompt's states where an
+      encoder made them, and its last token's state in a decoder-only model. `attention`: the
       same of an attention pool over those states (A-LoL's). `token`: w · (response's state at t) + b =
       V(x, y_<t); the response's value is V_0, which sees no response token. `batch`: as `prompt` here; the
       step then takes the mean over the global batch's responses, one value for all of them (see
@@ -141,7 +142,7 @@ class ValueNetwork(nn.Module):
       return jnp.where(rows.valid, self.head(), 0.0), None
     if self.readout != 'token':
       prompts_BR = masked.segment_first(rows.response_prompt, rows.response_segments, slots)
-      pool = prompt_means if self.readout in _MEANS else self.pool
+      pool = policy.family_of(self.config).pool_prompts if self.readout in _POOLED else self.pool
       pooled_BRD = pool(
         self._fitted(self._prompt_states(rows, prompt_states_BSD)), rows.prompt_segments, prompts_BR
       )
@@ -179,28 +180,6 @@ def start_from_policy(value_params: Params, policy_params: Params) -> Params:
     return value_params
   trunk = _matching(value_params['trunk'], policy_params, 'trunk')
   return value_params | {'trunk': jax.tree.map(jnp.copy, trunk)}
-
-
-def prompt_means(
-  encoded: Float[Array, 'B S D'],
-  prompt_segments: Int[Array, 'B S'],
-  response_prompts: Int[Array, 'B R'],
-) -> Float[Array, 'B R D']:
-  """Mean of the states of each response's prompt, float32; 0 where a response points at none.
-
-  x̄_r = Σ_s [segment_s = prompt_r] h_s / Σ_s [segment_s = prompt_r].
-  """
-  mask_BRS = (prompt_segments[:, None, :] == response_prompts[:, :, None]) & (
-    response_prompts[:, :, None] > 0
-  )
-  count_BR = jnp.maximum(jnp.sum(mask_BRS, axis=-1), 1)
-  sums_BRD = jnp.einsum(
-    'brs,bsd->brd',
-    mask_BRS.astype(jnp.float32),
-    encoded.astype(jnp.float32),
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  return sums_BRD / count_BR[:, :, None]
 
 
 def batch_mean(values: Float[Array, 'B R'], valid: Bool[Array, 'B R']) -> Float[Array, 'B R']:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dro_jax.models.family import Family
+from dro_jax.models.readouts import prompt_means
 from dro_jax.names import SpecialTokens
 from dro_jax.types import Array
 
@@ -108,6 +109,7 @@ FAMILY = Family(
   network=Bag,
   encode=_encode,
   prompt_states=lambda memory: memory.states,
+  pool_prompts=prompt_means,
   decode=_decode,
   logits=lambda network, states: network.logits(states),
   start=_start,

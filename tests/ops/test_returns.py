@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dro_jax.models import value
+from dro_jax.models import readouts, value
 from dro_jax.ops import returns
 
 RNG = np.random.default_rng(0)
@@ -12,7 +12,7 @@ def test_prompt_means_follow_each_responses_pointer():
   encoded = RNG.normal(size=(1, 5, 3))
   segments = jnp.array([[1, 1, 2, 2, 0]])
   pointers = jnp.array([[2, 1, 2, 0]])
-  means = value.prompt_means(jnp.asarray(encoded, jnp.float32), segments, pointers)
+  means = readouts.prompt_means(jnp.asarray(encoded, jnp.float32), segments, pointers)
   first, second = encoded[0, :2].mean(0), encoded[0, 2:4].mean(0)
   np.testing.assert_allclose(means[0], [second, first, second, np.zeros(3)], atol=1e-6)
 

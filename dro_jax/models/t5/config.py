@@ -2,17 +2,13 @@
 
 import dataclasses
 
-import jax
-
-from dro_jax.errors import UsageError
 from dro_jax.models import layers
+from dro_jax.models.family import check_config
 from dro_jax.names import SpecialTokens
 
 # Of T5's own vocabularies; a response's first input is padding.
 TOKENS = SpecialTokens()
-DTYPES = ('float32', 'bfloat16')
-# jax's policy of the arrays that a layer's forward pass keeps, where the others are recomputed.
-REMATS = {True: None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+_SIZES = ('emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,20 +60,7 @@ class T5Config:
   def __post_init__(self):
     # A tuple, so that the configuration can be hashed as a static argument of jit; JSON and gin pass lists.
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
-    unknown = [name for name in self.mlp_activations if name not in layers.ACTIVATIONS]
-    if unknown or not self.mlp_activations:
-      raise UsageError(
-        f'mlp_activations={self.mlp_activations!r}: pass one or more of {sorted(layers.ACTIVATIONS)}.'
-      )
-    for name in ('emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers'):
-      if getattr(self, name) < 1:
-        raise UsageError(f'{name}={getattr(self, name)} makes no T5: pass 1 or more.')
-    if self.remat and self.remat not in REMATS:
-      raise UsageError(
-        f'remat={self.remat!r} is unknown: pass True (each layer), dots (all but products) or False.'
-      )
-    if self.dtype not in DTYPES:
-      raise UsageError(f'dtype={self.dtype!r} is not a type for activations: pass one of {DTYPES}.')
+    check_config(self, _SIZES, layers.ACTIVATIONS)
 
 
 __all__ = ['T5Config']

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dro_jax.models.family import Family, Prompts
+from dro_jax.models.readouts import prompt_means
 from dro_jax.models.t5.config import TOKENS, T5Config
 from dro_jax.models.t5.network import T5, Cache
 from dro_jax.types import Array, Mismatched, Params, Rows
@@ -65,6 +66,7 @@ FAMILY = Family(
   network=T5,
   encode=_encode,
   prompt_states=lambda encoded: encoded,
+  pool_prompts=prompt_means,
   decode=_decode,
   logits=lambda network, states: network.logits(states),
   start=_start,

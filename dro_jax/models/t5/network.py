@@ -1,7 +1,6 @@
 """T5: encoder, decoder, their attention and caches."""
 
-import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,9 @@ from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
-from dro_jax.models import layers
+from dro_jax.models import layers, stacks
 from dro_jax.models.layers import KeysValues
-from dro_jax.models.t5.config import REMATS, TOKENS, T5Config
+from dro_jax.models.t5.config import TOKENS, T5Config
 from dro_jax.types import Array, Rows
 
 
@@ -137,37 +136,6 @@ def _write(cache: KeysValues, new: KeysValues, position: Array, *, axis: int) ->
   return jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis), cache, new)
 
 
-def _run_stack(
-  layer: type[nn.Module],
-  name: str,
-  length: int,
-  config: T5Config,
-  x: Array,
-  cache: Any,
-  context: _Context,
-  **fields,
-) -> tuple[Array, Any]:
-  """Runs `length` layers; their caches come back stacked on a leading axis, scanned or not."""
-  if config.remat:
-    layer = nn.remat(layer, prevent_cse=not config.scan_layers, policy=REMATS[config.remat])
-  if config.scan_layers:
-    scanned = nn.scan(
-      layer,
-      variable_axes={'params': 1},
-      split_rngs={'params': True, 'dropout': True},
-      in_axes=(0, nn.broadcast),
-      length=length,
-      metadata_params={nn.PARTITION_NAME: 'layers'},
-    )
-    return scanned(config, name=name, **fields)(x, cache, context)
-  kept = []
-  for i in range(length):
-    layer_cache = jax.tree.map(operator.itemgetter(i), cache)
-    x, new = layer(config, name=f'layers_{i}', **fields)(x, layer_cache, context)
-    kept.append(new)
-  return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
-
-
 class Encoder(nn.Module):
   """From embedded prompts to states."""
 
@@ -182,7 +150,7 @@ class Encoder(nn.Module):
     bias = _shared_bias(cfg, length, bidirectional=True)
     context = _Context(bias, (segments_BS[:, :, None] == segments_BS[:, None, :])[:, None])
     x_BSD = _dropout(cfg, x_BSD, deterministic)
-    x_BSD, _ = _run_stack(
+    x_BSD, _ = stacks.run_stack(
       EncoderLayer, 'encoder', cfg.num_encoder_layers, cfg, x_BSD, None, context, deterministic=deterministic
     )
     return _dropout(cfg, _norm(cfg, 'encoder_norm')(x_BSD), deterministic)
@@ -213,7 +181,7 @@ class Decoder(nn.Module):
     bias = _shared_bias(cfg, mask_BTT.shape[-1], position, bidirectional=False)
     context = _Context(bias, mask_BTT[:, None], encoded_BSD, cross_mask_BTS[:, None], position)
     x_BTD = _dropout(cfg, x_BTD, deterministic)
-    x_BTD, kept = _run_stack(
+    x_BTD, kept = stacks.run_stack(
       DecoderLayer, 'decoder', cfg.num_decoder_layers, cfg, x_BTD, cache, context,
       deterministic=deterministic, keep=keep,
     )  # fmt: skip

@@ -1,0 +1,372 @@
+"""A decoder-only policy over rows: its layers, its two streams, and its cache.
+
+The prompt stream runs all tokens of a prompt. A response's first input is its prompt's last token, so that
+its tokens read the prompt's other tokens from the prompt stream, and that one from their own.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Bool, Float, Int
+
+from dro_jax.errors import UsageError
+from dro_jax.models import layers, stacks
+from dro_jax.models.causal import attention
+from dro_jax.models.causal.config import CausalConfig
+from dro_jax.models.layers import KeysValues
+from dro_jax.models.readouts import prompt_ends
+from dro_jax.types import Array, Mismatched, Rows
+
+_SMALL = 0.02  # The standard deviation of fresh embeddings and of the products that read the states.
+_kernel_init = nn.initializers.normal(_SMALL)
+
+
+class Memory(NamedTuple):
+  """A prompt stream: its states, and its keys and values, with a leading axis of layers."""
+
+  states: Float[Array, 'B S D']
+  keys_values: KeysValues
+
+
+class Cache(NamedTuple):
+  """The state of decoding between steps. `prompt` has a row for each prompt, `response` for each response."""
+
+  prompt: KeysValues
+  prompt_lengths: Int[Array, 'B']
+  response: KeysValues
+
+
+class _Own(NamedTuple):
+  """What one layer gets: keys and values of the prompts, of the response so far, and its place in patterns.
+
+  A pattern that is alike in all layers is `None` here and read off the configuration.
+  """
+
+  prompt: KeysValues | None = None
+  response: KeysValues | None = None
+  windowed: Bool[Array, '*L'] | None = None
+  rotated: Bool[Array, '*L'] | None = None
+
+
+class _Masks(NamedTuple):
+  """Which keys queries may read: in layers without a window, and in layers with one."""
+
+  whole: Bool[Array, 'B T S']
+  windowed: Bool[Array, 'B T S'] | None
+
+
+class _Context(NamedTuple):
+  """Arrays that all layers share. `position` is the place in the cache of the one token that is decoded."""
+
+  rotation: attention.Rotation
+  local_rotation: attention.Rotation | None
+  own: _Masks
+  prompt: _Masks | None = None
+  position: Int[Array, ''] | None = None
+
+
+def _norm(config: CausalConfig, name: str) -> nn.Module:
+  if config.norm == 'layer':
+    return layers.LayerNorm(config.dtype, config.norm_epsilon, name=name)
+  return layers.RMSNorm(config.dtype, config.norm_epsilon, config.norm == 'rms_plus_one', name=name)
+
+
+def _chosen(flag: Array | bool, on: Any, off: Any) -> Any:
+  """`on` or `off`, by a layer's place in a pattern, which is known before compilation where all are alike."""
+  if isinstance(flag, bool):
+    return on if flag else off
+  return jax.tree.map(lambda x, y: jnp.where(flag, x, y), on, off)
+
+
+class Attention(nn.Module):
+  """Queries, keys and values of tokens, rotated; and what queries read."""
+
+  config: CausalConfig
+  windowed: Array | bool
+  rotated: Array | bool
+
+  def setup(self):
+    cfg = self.config
+    dense = lambda features, axes, bias: layers.Dense(features, axes, cfg.dtype, _kernel_init, bias)  # noqa: E731
+    self.query = dense(cfg.num_heads * cfg.head_dim, ('embed', 'joined_kv'), cfg.qkv_bias)
+    self.key = dense(cfg.kv_heads * cfg.head_dim, ('embed', 'joined_kv'), cfg.qkv_bias)
+    self.value = dense(cfg.kv_heads * cfg.head_dim, ('embed', 'joined_kv'), cfg.qkv_bias)
+    self.out = dense(cfg.emb_dim, ('joined_kv', 'embed'), cfg.out_bias)
+    if cfg.qk_norm:
+      axis = 'kv' if cfg.qk_norm == 'head' else 'joined_kv'
+      norm = lambda: layers.RMSNorm(cfg.dtype, cfg.norm_epsilon, cfg.norm == 'rms_plus_one', axis)  # noqa: E731
+      self.query_norm, self.key_norm = norm(), norm()
+
+  def _heads(self, x_BTD: Array, norm: nn.Module | None, context: _Context) -> Float[Array, 'B T H C']:
+    if norm is not None and self.config.qk_norm == 'whole':
+      x_BTD = norm(x_BTD)
+    x_BTHC = _by_head(x_BTD.reshape(*x_BTD.shape[:2], -1, self.config.head_dim))
+    if norm is not None and self.config.qk_norm == 'head':
+      x_BTHC = norm(x_BTHC)
+    return self._rotate(x_BTHC, context)
+
+  def _rotate(self, x_BTHC: Array, context: _Context) -> Array:
+    if self.rotated is False:
+      return x_BTHC
+    rotation = context.rotation
+    if context.local_rotation is not None:
+      rotation = _chosen(self.windowed, context.local_rotation, rotation)
+    return _chosen(self.rotated, attention.rotate(x_BTHC, rotation), x_BTHC)
+
+  def keys_values(self, x_BTD: Float[Array, 'B T D'], context: _Context) -> KeysValues:
+    """The keys and values of tokens."""
+    keys_BTKC = self._heads(self.key(x_BTD), self.key_norm if self.config.qk_norm else None, context)
+    return KeysValues(keys_BTKC, _by_head(self.value(x_BTD).reshape(keys_BTKC.shape)))
+
+  def __call__(
+    self, x_BTD: Float[Array, 'B T D'], own: KeysValues, prompt: KeysValues | None, context: _Context
+  ) -> Float[Array, 'B T D']:
+    cfg = self.config
+    queries_BTHC = self._heads(self.query(x_BTD), self.query_norm if cfg.qk_norm else None, context)
+    queries_BTHC = queries_BTHC * (cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale)
+    sources = [(own, context.own)] if prompt is None else [(prompt, context.prompt), (own, context.own)]
+    read_BTHC = attention.attend(
+      queries_BTHC,
+      [attention.Source(_for_mesh(cfg, kept), self._mask(masks)) for kept, masks in sources],
+      softcap=cfg.attention_softcap,
+    )
+    read_BTHC = _by_head(read_BTHC)
+    return self.out(read_BTHC.reshape(*x_BTD.shape[:2], cfg.num_heads * cfg.head_dim))
+
+  def _mask(self, masks: _Masks) -> Array:
+    return masks.whole if masks.windowed is None else _chosen(self.windowed, masks.windowed, masks.whole)
+
+
+def _by_head(x_BTHC: Array) -> Array:
+  return layers.constrain(
+    x_BTHC, 'activation_batch', 'activation_length', 'activation_heads', 'activation_kv'
+  )
+
+
+def _for_mesh(config: CausalConfig, keys_values: KeysValues) -> KeysValues:
+  """Heads of keys for a mesh that cuts heads finer than there are: one for each head of queries."""
+  (cuts,) = layers.num_parts('activation_heads')
+  if config.kv_heads % cuts == 0 or config.num_heads % cuts:
+    return keys_values
+  return jax.tree.map(
+    lambda x: _by_head(jnp.repeat(x, config.num_heads // config.kv_heads, axis=-2)), keys_values
+  )
+
+
+class Layer(nn.Module):
+  """Attention, then the MLP, with norms where the configuration has them.
+
+  It returns its tokens' keys and values with `keep`. With `own.response`, `x` is the one token at
+  `context.position`, and the caller writes what is returned into the cache: so a scanned stack writes one
+  token instead of copying the cache.
+  """
+
+  config: CausalConfig
+  deterministic: bool = True
+  keep: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x_BTD: Float[Array, 'B T D'], own: _Own, context: _Context
+  ) -> tuple[Float[Array, 'B T D'], KeysValues | None]:
+    cfg = self.config
+    windowed, rotated = _flag(own.windowed, cfg.windowed), _flag(own.rotated, cfg.rotated)
+    attend = Attention(cfg, windowed, rotated, name='attention')
+    mlp = layers.MLP(
+      cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, cfg.mlp_bias, _kernel_init, name='mlp'
+    )
+    before = cfg.norm_place != 'after'
+    y_BTD = _norm(cfg, 'pre_attention_norm')(x_BTD) if before else x_BTD
+    new = attend.keys_values(y_BTD, context)
+    read = new if own.response is None else write(own.response, new, context.position, axis=1)
+    attended_BTD = self._finish(attend(y_BTD, read, own.prompt, context), 'post_attention_norm')
+    if cfg.norm_place == 'parallel':
+      y_BTD = _norm(cfg, 'pre_mlp_norm')(x_BTD)
+      x_BTD = x_BTD + attended_BTD + self._finish(mlp(y_BTD, self.deterministic), 'post_mlp_norm')
+      return layers.constrain_hidden(x_BTD), new if self.keep else None
+    x_BTD = layers.constrain_hidden(x_BTD + attended_BTD)
+    y_BTD = _norm(cfg, 'pre_mlp_norm')(x_BTD) if before else x_BTD
+    x_BTD = x_BTD + self._finish(mlp(y_BTD, self.deterministic), 'post_mlp_norm')
+    return layers.constrain_hidden(x_BTD), new if self.keep else None
+
+  def _finish(self, y_BTD: Array, name: str) -> Array:
+    """A block's output as it is added: normed in some families."""
+    if self.config.norm_place in ('after', 'sandwich'):
+      y_BTD = _norm(self.config, name)(y_BTD)
+    return nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(y_BTD, self.deterministic)
+
+
+def write(cache: KeysValues, new: KeysValues, position: Array, *, axis: int) -> KeysValues:
+  """A cache with one more token's keys and values."""
+  return jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis), cache, new)
+
+
+class Decoder(nn.Module):
+  """From embedded tokens to states, and to logits where these have their own weights."""
+
+  config: CausalConfig
+
+  def setup(self):
+    if not self.config.logits_via_embedding:
+      self.logits_dense = layers.Dense(self.config.vocab_size, ('embed', 'vocab'), jnp.float32, _kernel_init)
+
+  @nn.compact
+  def __call__(
+    self, x_BTD: Float[Array, 'B T D'], own: _Own, context: _Context, deterministic: bool, keep: bool
+  ) -> tuple[Float[Array, 'B T D'], KeysValues | None]:
+    cfg = self.config
+    own = own._replace(windowed=_varying(cfg.windowed), rotated=_varying(cfg.rotated))
+    x_BTD, kept = stacks.run_stack(
+      Layer, 'decoder', cfg.num_layers, cfg, x_BTD, own, context, deterministic=deterministic, keep=keep
+    )
+    return _norm(cfg, 'decoder_norm')(x_BTD), kept
+
+
+def _flag(own: Array | np.bool_ | None, pattern: tuple[bool, ...]) -> Array | bool:
+  """A layer's own flag: a bool where it is known before compilation."""
+  if own is None:
+    return pattern[0]
+  return bool(own) if isinstance(own, np.bool_) else own
+
+
+def _varying(pattern: tuple[bool, ...]) -> np.ndarray | None:
+  return np.array(pattern) if len(set(pattern)) > 1 else None
+
+
+class Causal(nn.Module):
+  """The policy: a decoder-only model over rows that hold several prompts and several responses."""
+
+  config: CausalConfig
+
+  def setup(self):
+    cfg = self.config
+    if cfg.vocab_size is None:
+      raise UsageError(
+        'CausalConfig.vocab_size is None, so the embedding table has no size: set it, or pass '
+        "dataclasses.replace(config, vocab_size=...) with the vocabulary's size."
+      )
+    self.token_embedder = layers.Embedding(cfg.vocab_size, cfg.emb_dim, cfg.dtype, _SMALL)
+    if cfg.positions == 'learned':
+      self.position_embedder = layers.Positions(cfg.max_positions, cfg.emb_dim, cfg.dtype, _SMALL)
+    self.decoder = Decoder(cfg)
+
+  def _embed(self, tokens_BT: Array, positions_BT: Array) -> Float[Array, 'B T D']:
+    cfg = self.config
+    x_BTD = self.token_embedder(tokens_BT)
+    if cfg.scale_embedding:
+      x_BTD = x_BTD * jnp.asarray(np.sqrt(cfg.emb_dim), x_BTD.dtype)
+    return x_BTD + self.position_embedder(positions_BT) if cfg.positions == 'learned' else x_BTD
+
+  def _context(self, positions_BT: Array, own_mask: Array, own_positions: Array, **prompt: Array) -> _Context:
+    """The layers' context, of queries at these positions; `prompt` has the prompts' mask and positions."""
+    cfg = self.config
+    rotation, local = attention.rotation(attention.frequencies(cfg), positions_BT), None
+    if cfg.rope_local_theta is not None:
+      local = attention.rotation(attention.frequencies(cfg, local=True), positions_BT)
+    masks = lambda mask, positions: _Masks(mask, _within(cfg, mask, positions_BT, positions))  # noqa: E731
+    of_prompt = masks(prompt['mask'], prompt['positions']) if prompt else None
+    return _Context(rotation, local, masks(own_mask, own_positions), of_prompt)
+
+  def encode(self, rows: Rows, enable_dropout: bool = False) -> Memory:
+    """The prompt stream: each token sees the earlier tokens of its own prompt."""
+    segments_BS, positions_BS = rows.prompt_segments, rows.prompt_positions
+    context = self._context(positions_BS, _causal(segments_BS), positions_BS)
+    x_BSD = self._embed(rows.prompt_tokens, positions_BS)
+    return Memory(*self.decoder(x_BSD, _Own(), context, not enable_dropout, True))
+
+  def decode(
+    self, memory: Memory, rows: Rows, responses: Rows | Mismatched, enable_dropout: bool = False
+  ) -> Float[Array, 'B T D']:
+    """States that predict each response token from the prompt it points at and the tokens before it."""
+    ends_BT = prompt_ends(rows.prompt_segments, responses.response_prompt)
+    at_end = lambda x_BS: jnp.take_along_axis(x_BS, ends_BT, axis=1)  # noqa: E731
+    inputs_BT = jnp.where(
+      responses.response_positions == 0,
+      at_end(rows.prompt_tokens),
+      jnp.pad(responses.response_tokens[:, :-1], ((0, 0), (1, 0))),
+    )
+    positions_BT = at_end(rows.prompt_positions) + responses.response_positions
+    prompt_BTS = (responses.response_prompt[:, :, None] == rows.prompt_segments[:, None, :]) & (
+      jnp.arange(rows.prompt_segments.shape[1])[None, None] != ends_BT[:, :, None]
+    )
+    context = self._context(
+      positions_BT, _causal(responses.response_segments), positions_BT,
+      mask=prompt_BTS, positions=rows.prompt_positions,
+    )  # fmt: skip
+    x_BTD = self._embed(inputs_BT, positions_BT)
+    states_BTD, _ = self.decoder(x_BTD, _Own(memory.keys_values), context, not enable_dropout, False)
+    return states_BTD
+
+  def logits(self, states_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
+    """Unnormalised log-probs of the next token, float32."""
+    cfg = self.config
+    if cfg.logits_via_embedding:
+      logits_BTV = self.token_embedder.attend(states_BTD)
+    else:
+      logits_BTV = self.decoder.logits_dense(states_BTD)
+    if cfg.logits_softcap is not None:
+      logits_BTV = cfg.logits_softcap * jnp.tanh(logits_BTV / cfg.logits_softcap)
+    return layers.constrain(logits_BTV, 'activation_batch', 'activation_length', 'activation_vocab')
+
+  def __call__(self, rows: Rows, enable_dropout: bool = False) -> Float[Array, 'B T V']:
+    return self.logits(self.decode(self.encode(rows, enable_dropout), rows, rows, enable_dropout))
+
+  def start_decoding(
+    self, tokens_BS: Int[Array, 'B S'], segments_BS: Int[Array, 'B S'], max_length: int, copies: int
+  ) -> tuple[Float[Array, 'N D'], Cache]:
+    """Reads the prompts: the state that predicts the first token of each copy, and a cache."""
+    positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+    context = self._context(positions_BS, _causal(segments_BS), positions_BS)
+    _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), _Own(), context, True, True)
+    lengths_B = jnp.sum(segments_BS > 0, axis=-1)
+    responses = tokens_BS.shape[0] * copies
+    empty = jax.tree.map(
+      lambda x: jnp.zeros((x.shape[0], responses, max_length, *x.shape[3:]), x.dtype), keys_values
+    )
+    last_B1 = jnp.take_along_axis(tokens_BS, jnp.maximum(lengths_B - 1, 0)[:, None], axis=1)
+    first_N = jnp.repeat(last_B1[:, 0], copies)
+    return self.decode_step(Cache(keys_values, lengths_B, empty), first_N, jnp.zeros((), jnp.int32))
+
+  def decode_step(
+    self, cache: Cache, tokens_N: Int[Array, 'N'], position: Int[Array, '']
+  ) -> tuple[Float[Array, 'N D'], Cache]:
+    """Reads the token at input `position` (0 was the prompt's last): the state that predicts the next."""
+    ends_B = jnp.maximum(cache.prompt_lengths - 1, 0)
+    keys = jnp.arange(cache.prompt.keys.shape[2])
+    places = jnp.arange(cache.response.keys.shape[2])
+    copies = tokens_N.shape[0] // ends_B.shape[0]
+    ends_N1 = jnp.repeat(ends_B, copies)[:, None]
+    context = self._context(
+      ends_N1 + position,
+      jnp.broadcast_to(places <= position, (tokens_N.shape[0], 1, places.size)),
+      ends_N1 + places[None],
+    )
+    # All copies of a prompt are at the same position, so that they share its mask as well as its keys.
+    prompt_B1S = (keys[None] < ends_B[:, None])[:, None]
+    positions_BS = jnp.broadcast_to(keys, (ends_B.shape[0], keys.size))
+    windowed = _within(self.config, prompt_B1S, (ends_B + position)[:, None], positions_BS)
+    context = context._replace(prompt=_Masks(prompt_B1S, windowed), position=position)
+    states_N1D, new = self.decoder(
+      self._embed(tokens_N[:, None], ends_N1 + position),
+      _Own(cache.prompt, cache.response),
+      context,
+      True,
+      True,
+    )
+    return states_N1D[:, 0], cache._replace(response=write(cache.response, new, position, axis=2))
+
+
+def _causal(segments_BT: Array) -> Bool[Array, 'B T T']:
+  """Earlier tokens of the same segment, and the token itself."""
+  lower_TT = np.tril(np.ones((segments_BT.shape[1],) * 2, bool))
+  return (segments_BT[:, :, None] == segments_BT[:, None, :]) & lower_TT[None]
+
+
+def _within(config: CausalConfig, mask: Array, positions_BT: Array, positions_BS: Array) -> Array | None:
+  """A mask with the window, where any layer has one."""
+  if not any(config.windowed):
+    return None
+  return mask & (positions_BT[:, :, None] - positions_BS[:, None, :] < config.window)
