@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dro_jax import files
 from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import UsageError
 from dro_jax.run.folder import trackers as tracking
@@ -46,7 +47,7 @@ def make_hooks(
   """
   parts = metrics.split(',') if isinstance(metrics, str) else metrics or ()
   functions = [
-    tracking.import_function(part.strip(), 'METRICS') if isinstance(part, str) else part for part in parts
+    files.import_function(part.strip(), 'METRICS') if isinstance(part, str) else part for part in parts
   ]
   return Hooks(functions, tracking.find(trackers), _steps(profile_steps))
 

@@ -46,6 +46,14 @@ def test_a_metric_that_returns_no_number_is_refused(validated):
     hooks.measure(hooks.Hooks([wordy]), *validated)
 
 
+@pytest.mark.parametrize('setting', ['metrics', 'trackers'])
+def test_a_file_that_raises_while_it_is_imported_is_refused_in_words(tmp_path, setting):
+  (tmp_path / 'own.py').write_text('def f(*_):\n  return 0\n\n1 / 0\n')
+  said = rf'{setting.upper()}=.*own.py:f: importing .*own.py raised ZeroDivisionError.*own.py, line 4\)'
+  with pytest.raises(UsageError, match=said):
+    hooks.make_hooks(**{setting: f'{tmp_path / "own.py"}:f'})
+
+
 def wordy(prompts, responses, rewards):
   return 'much'
 
