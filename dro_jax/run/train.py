@@ -49,13 +49,13 @@ def train(
     2
   """
   refuse_unsampled(hooks, run.validator.draw is not None)
-  with opened(run, folder, configs) as going:
+  with opened(run, folder, configs) as own:
     if jax.process_index() == 0:
-      _describe(going, configs().texts)
-    return run_loop(going.run, going.folder, going.checkpoints, going.state, hooks)
+      _describe(own, configs().texts)
+    return run_loop(own.run, own.folder, own.checkpoints, own.state, hooks)
 
 
-class Going(NamedTuple):
+class OpenedRun(NamedTuple):
   """A run in its folder: what was built, where it was left, and what is said of it."""
 
   run: Run
@@ -68,7 +68,7 @@ class Going(NamedTuple):
 @contextlib.contextmanager
 def opened(
   run: Run, folder: str | os.PathLike, configs: Callable[[], Recorded] = Recorded, *, writes: bool = True
-) -> Iterator[Going]:
+) -> Iterator[OpenedRun]:
   """A run at its newest checkpoint, or at its beginning; its folder is locked meanwhile.
 
   Without `writes` a folder whose checkpoints are gone is begun anew, since nothing of it is overwritten.
@@ -97,7 +97,7 @@ def opened(
       best_mode=keep.mode, metadata=metadata,
     )  # fmt: skip
     state = checkpoints.restore_newest(run.abstract_state) if resumes else state
-    yield Going(run, folder, checkpoints, state, metadata)
+    yield OpenedRun(run, folder, checkpoints, state, metadata)
 
 
 def _first_state(run: Run, folder: pathlib.Path, writes: bool) -> TrainState:
@@ -159,14 +159,14 @@ def _cleared_without_memory(folder: pathlib.Path) -> Iterator[None]:
     raise
 
 
-def _describe(going: Going, texts: Mapping[str, str]) -> None:
+def _describe(own: OpenedRun, texts: Mapping[str, str]) -> None:
   """Writes what the run is: data report, versions, configuration; what it was before this step stays."""
-  folder, step = going.folder, int(going.state.step)
+  folder, step = own.folder, int(own.state.step)
   folder.mkdir(parents=True, exist_ok=True)
   packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   versions = {'dro_jax': __version__} | {name: found for name in packages if (found := _version(name))}
   versions |= {'python': platform.python_version(), 'device': jax.devices()[0].device_kind}
-  configs.describe(folder, going.metadata, has_saved=step > 0)
+  configs.describe(folder, own.metadata, has_saved=step > 0)
   configs.record(folder, {'versions.json': files.json_text(versions, indent=2) + '\n', **texts}, step)
 
 
