@@ -138,6 +138,21 @@ class Run:
       _score_all(self.networks, self.spec.compute), self.algorithm, self.reference
     )
 
+  def measured_names(self) -> set[str]:
+    """Names of what a validation measures; nothing where nothing is held out."""
+    if self.loaders.eval is None:
+      return set()
+    terms, reference = [], self.reference
+    if self.algorithm.online is None:
+      with partitioning.use_mesh(self.mesh):
+        terms = jax.eval_shape(self.evaluate_rows(), self.abstract_state, self.loaders.eval.rows(0))[2].terms
+    return best.measured_names(
+      (self.loaders.statistics or self.loaders.eval).table, self.algorithm, terms,
+      moves=reference is not None and reference.initial is not None, draws=self.validator.draw is not None,
+      draws_ratios=reference is not None and reference.is_kept,
+      draws_rewards=self.spec.rollouts.reward is not None,
+    )  # fmt: skip
+
   def notes(self) -> list[str]:
     """Lines that a reader of the run's first lines should know."""
     labels = self.triplets.report.get('labels')
@@ -193,7 +208,7 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
     learner.networks.policy, learner.mesh, max_length=longest, temperature=0.0,
     batch_size=data.schedule.sample_prompts,
   )  # fmt: skip
-  run = Run(
+  return Run(
     spec=spec, legacy=legacy, devices=devices, mesh=learner.mesh, vocabulary=learner.vocabulary,
     networks=learner.networks, algorithm=learner.algorithm, value=learner.value, schedule=data.schedule,
     reference=learner.reference, store=data.store, triplets=data.triplets, loaders=data.loaders,
@@ -201,8 +216,6 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
     jitted_step=_jit_step(pure_step, abstract_state, learner.mesh, spec.compute),
     measure=_make_measure(learner, spec.batches.microbatches), validator=validator, answer=answer,
   )  # fmt: skip
-  _refuse_unmeasured(run)
-  return run
 
 
 def _score_all(nets: networks.Networks, compute: Compute) -> scoring.Score:
@@ -247,21 +260,3 @@ def _make_measure(learner: Learner, microbatches: int) -> Callable[..., Any] | N
   if reference is None or reference.initial is None:
     return None
   return partitioning.jit_on(learner.mesh, train_step.make_measure(reference, microbatches))
-
-
-def _refuse_unmeasured(run: Run) -> None:
-  """Refuses a best metric that the run would not measure: only steps later would anyone find out."""
-  held_out, metric = run.loaders.eval, run.spec.keep.metric
-  if held_out is None or metric in (None, best.CRITERION):
-    return
-  terms, reference = [], run.reference
-  if run.algorithm.online is None:
-    with partitioning.use_mesh(run.mesh):
-      terms = jax.eval_shape(run.evaluate_rows(), run.abstract_state, held_out.rows(0))[2].terms
-  names = best.measured_names(
-    (run.loaders.statistics or held_out).table, run.algorithm, terms,
-    moves=reference is not None and reference.initial is not None, draws=run.validator.draw is not None,
-    draws_ratios=reference is not None and reference.is_kept,
-    draws_rewards=run.spec.rollouts.reward is not None,
-  )  # fmt: skip
-  best.refuse_unmeasured(metric, names)

@@ -16,11 +16,12 @@ from dro_jax.checkpoints import folders, orbax
 from dro_jax.checkpoints.metadata import FORMAT, saved_format
 from dro_jax.errors import UsageError
 from dro_jax.parallel import machine
-from dro_jax.run import networks
+from dro_jax.run import best, networks
+from dro_jax.run import hooks as hooking
 from dro_jax.run.build import Run, build
 from dro_jax.run.folder import configs, legacy, lock
 from dro_jax.run.folder.configs import Recorded
-from dro_jax.run.hooks import NO_HOOKS, Hooks, refuse_unsampled
+from dro_jax.run.hooks import NO_HOOKS, Hooks
 from dro_jax.run.loop import run_loop
 from dro_jax.step.state import TrainState
 
@@ -37,7 +38,8 @@ def train(
     hooks: metrics and trackers of one's own, and steps to profile; they change no number of the run.
 
   Raises:
-    UsageError: another run has the folder, or it draws no samples for a metric.
+    UsageError: another run has the folder, or the run draws no samples for a metric, or does not measure the
+      one that chooses its best checkpoint.
     NotFinite: a loss is not finite.
     Failed: the disk is full, or otherwise not to be written.
     Stopped: SIGTERM came; the state is saved.
@@ -48,11 +50,31 @@ def train(
     >>> metrics['step']
     2
   """
-  refuse_unsampled(hooks, run.validator.draw is not None)
+  run = _by_rules_of(local_folder(folder), run)
+  hooking.refuse_unsampled(hooks, run.validator.draw is not None)
+  _refuse_unmeasured(run, hooks)
   with opened(run, folder, configs) as own:
     if jax.process_index() == 0:
       _describe(own, configs().texts)
     return run_loop(own.run, own.folder, own.checkpoints, own.state, hooks)
+
+
+def _by_rules_of(folder: pathlib.Path, run: Run) -> Run:
+  """The run, built by the rules of the version that made the one in its folder."""
+  rules = legacy.read(folder)
+  return run if rules == run.legacy else build(run.spec, run.devices, rules)
+
+
+def _refuse_unmeasured(run: Run, hooks: Hooks) -> None:
+  """Refuses a best metric that the run would not measure: only steps later would anyone find out."""
+  metric, held_out = run.spec.keep.metric, run.loaders.statistics or run.loaders.eval
+  if held_out is None or metric in (None, best.CRITERION):
+    return
+  names = run.measured_names()
+  if hooks.metrics and metric not in names:
+    rewarded = run.spec.rollouts.reward is not None
+    names |= hooking.measured_names(hooks, held_out.table, run.schedule.kl_prompts, rewarded=rewarded)
+  best.refuse_unmeasured(metric, names)
 
 
 class OpenedRun(NamedTuple):
@@ -77,10 +99,8 @@ def opened(
     UsageError: another run has the folder, or the settings would make another run of it.
   """
   folder = local_folder(folder)
-  rules = legacy.read(folder)
-  if rules != run.legacy:
-    run = build(run.spec, run.devices, rules)
-  legacy.warn(rules, run.spec.value.readout, folder)
+  run = _by_rules_of(folder, run)
+  legacy.warn(run.legacy, run.spec.value.readout, folder)
   metadata = _metadata(run, folder)
   with lock.locked(folder), files.disk_of(folder), _cleared_without_memory(folder):
     # Nothing is written before all that could be refused has been looked at.
