@@ -470,6 +470,26 @@ def test_a_best_metric_that_is_not_measured_is_refused_before_anything_is_writte
   assert not (tmp_path / 'wrong').exists()
 
 
+def test_a_loaded_run_compiles_for_its_first_calls_only(whole, triplets, tmp_path, caplog):
+  loaded = load_run(str(whole[0]), one_device())
+  data = load_triplets(triplets, cache_dir=str(tmp_path), validation_fraction=0)
+
+  def calls(prompt, seed):
+    caplog.clear()
+    with jax.log_compiles():
+      [answer] = loaded.generate(prompt, max_length=4, seed=seed)
+      loaded.generate(prompt, max_length=4, temperature=0.0, beams=2)
+      loaded.score(data)
+    return answer, [record.message for record in caplog.records if 'Compiling' in record.message]
+
+  first, compiled = calls('say 1', 1)
+  assert compiled
+  other, compiled = calls('say no', 2)
+  assert not compiled and other.logp != first.logp
+  again, compiled = calls('say 1', 1)
+  assert not compiled and (again.logp, again.text) == (first.logp, first.text)
+
+
 OWN_METRICS = """
 def letters(prompts, responses, rewards):
   return {'letters': sum(map(ord, ''.join(responses))), 'prompts': len(prompts)}
