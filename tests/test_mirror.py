@@ -74,9 +74,8 @@ ELSEWHERE = {
   'run/test_batches.py': ('run/table_scores',),
   'run/test_spec.py': ('run/own_algorithm',),
   'run/test_train.py': (
-    'run/best', 'run/build', 'run/folder/nonfinite', 'run/loop', 'run/measure', 'run/model',
-    'run/schedule',
-    'run/summary', 'run/trained',
+    'run/best', 'run/build', 'run/data', 'run/folder/nonfinite', 'run/learner', 'run/loop', 'run/measure',
+    'run/model', 'run/schedule', 'run/summary', 'run/trained',
   ),
   'step/test_train_step.py': ('step/state',),
 }  # fmt: skip

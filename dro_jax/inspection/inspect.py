@@ -21,6 +21,7 @@ from dro_jax.errors import UsageError
 from dro_jax.inspection import describe, methods
 from dro_jax.inspection.command import USUAL, folded, train_command, typed_flags
 from dro_jax.inspection.packing import packing
+from dro_jax.inspection.spelling import PYTHON
 from dro_jax.inspection.tables import tables
 from dro_jax.inspection.warnings import OFF_CENTRE, warnings
 from dro_jax.printing.result import Sections
@@ -132,6 +133,20 @@ def inspect_triplets(
     command = train_command(admissions, _PREFERRED, flags, settings)
   content |= {'warnings': list(warnings(content)), 'command': shlex.join(command)}
   return Sections(content, dict(tables(content)), verbatim=folded(command))
+
+
+def for_python(found: Sections) -> Sections:
+  """What `inspect_triplets` returned, with advice that names arguments and no settings of the command line.
+
+  `command` stays a command.
+  """
+  methods = [
+    method | {'reason': PYTHON.sentences(method['reason'])} for method in map(dict, found['methods'])
+  ]
+  problem = found['rewards_problem'] and PYTHON.sentences(found['rewards_problem'])
+  content = found | {'methods': methods, 'rewards_problem': problem}
+  content |= {'warnings': list(warnings(content, PYTHON))}
+  return Sections(content, dict(tables(content, PYTHON)), verbatim=found.verbatim)
 
 
 def _read(triplets: Any, vocabulary: vocabularies.Vocabulary, **options) -> Read:

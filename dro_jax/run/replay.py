@@ -42,8 +42,8 @@ def replay(
     Traceback (most recent call last):
     dro_jax.errors.UsageError: --replay=...: pass a folder MODEL_DIR/nonfinite/STEP, which has arrays.npz.
   """
-  with opened(run, folder, configs, writes=False) as going:
-    return _replay(going.run, going.state, batch)
+  with opened(run, folder, configs, writes=False) as own:
+    return _replay(own.run, own.state, batch)
 
 
 def _replay(run: Run, state: Any, batch: str | os.PathLike) -> dict[str, Any]:

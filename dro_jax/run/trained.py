@@ -1,7 +1,8 @@
 """A run's checkpoint, loaded to score and to answer with."""
 
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -164,8 +165,16 @@ def score_table(
   run: TrainedRun, table: TokenTable, mesh: Mesh, *, batch_size: int = 32, chunk_size: int | None = None
 ) -> table_scores.ScoredTable:
   """Scores every response of a table exactly once, as training does, but for the losses."""
+  score = _make_scorer(run.networks, mesh, chunk_size, run.state.reference is not None)
+  return score(run.state, batches.once(table, mesh, batch_size))
+
+
+# One function for equal arguments, so that a second call compiles nothing again.
+@functools.lru_cache(maxsize=16)
+def _make_scorer(
+  nets: networks.Networks, mesh: Mesh, chunk_size: int | None, has_reference: bool
+) -> Callable[..., table_scores.ScoredTable]:
   frozen = None
-  if run.state.reference is not None:
-    frozen = reference.Frozen().build(scoring.make_score(run.networks.policy, chunk_size=chunk_size))
-  score_table = table_scores.make_table_scorer(run.networks, NO_LOSS, frozen, mesh, chunk_size)
-  return score_table(run.state, batches.once(table, mesh, batch_size))
+  if has_reference:
+    frozen = reference.Frozen().build(scoring.make_score(nets.policy, chunk_size=chunk_size))
+  return table_scores.make_table_scorer(nets, NO_LOSS, frozen, mesh, chunk_size)

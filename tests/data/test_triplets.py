@@ -306,6 +306,15 @@ def test_the_error_of_an_unknown_name_lists_the_known_ones(module):
     load('x', task_modules='no.such.module')
 
 
+def test_a_task_module_that_raises_is_refused_with_its_line(tmp_path):
+  path = tmp_path / 'broken_tasks_of_this_test.py'
+  path.write_text('\n1 / 0')
+  said = r"task module '.*': importing .* raised ZeroDivisionError: .*broken_tasks_of_this_test.py, line 2\)"
+  for _ in range(2):
+    with pytest.raises(UsageError, match=said):
+      load('x', task_modules=str(path))
+
+
 # --- real input
 
 

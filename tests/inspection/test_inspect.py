@@ -4,6 +4,7 @@ import shlex
 import numpy as np
 import pytest
 
+import dro_jax as dro
 from dro_jax import main
 from dro_jax.cli import bindings, flags, registry
 from dro_jax.cli import help as usage
@@ -230,6 +231,29 @@ def test_rows_are_as_full_as_the_placement_says(write):
   assert (own['prompt_length'], own['response_length']) == (fitted.prompt_length, fitted.response_length)
   best = max(found['kinds'], key=lambda kind: kind['total'] - 0.02 * (len(kind['rows']) - 1))
   assert found['settings'] == (best['settings'] if best['total'] > own['total'] + 0.02 else {})
+
+
+def test_advice_names_arguments_in_python_and_settings_on_the_command_line(write, inspected):
+  path = write(response=lambda i: 'word ' * (1 + i), reward=lambda i: 5 + (i % 3 if i else 300))
+  flags = inspected(path, '--set=RESPONSE_LENGTH=100')
+  found = dro.inspect(path, response_length=100)
+  for flag, argument in [
+    ('--set RESPONSE_LENGTH=', 'response_length='),
+    ('pass --set REWARD_SCALING=quantile', "pass scaling='quantile'"),
+    (': --set REWARD_SCALING=standardise centres it', ": scaling='standardise' centres it"),
+    ('pass --init_from or --set VOCABULARY to', 'pass init_from or vocabulary to'),
+  ]:
+    assert flag in ' '.join(flags['warnings']) and flag not in ' '.join(found.warnings)
+    assert argument in ' '.join(found.warnings)
+  assert '--' not in ' '.join((*found.warnings, *(method['reason'] for method in found.methods)))
+  shown = found._repr_html_().replace('&#x27;', "'")
+  assert '--' not in shown and "Value(readout='token')" in shown
+  assert found.command == flags['command'] and '--set' in found.command
+  ratings = write('thumbs.jsonl', reward=lambda i: ('not ok', 'fine, thanks')[i % 2])
+  [said, *_] = dro.inspect(ratings).warnings
+  assert "Pass map_reward={'not ok': 'NUMBER', 'fine, thanks': 'NUMBER'}, with a number" in said
+  [said, *_] = dro.inspect(write('some.jsonl', reward=lambda i: None if i == 3 else 'up')).warnings
+  assert "map_reward='" in said and '--' not in said
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,20 @@
 """Answers to prompts, drawn in batches from a policy on a mesh."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jaxtyping import UInt32
 
 from dro_jax.data.batches.rows import single_rows
 from dro_jax.errors import UsageError
 from dro_jax.models import beam_search, sampling
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.types import Params, Rows
+from dro_jax.types import Array, Params, Rows
 
 _PROMPT_MULTIPLE = 32  # Prompts are padded to a multiple, so that few lengths are compiled.
 
@@ -66,21 +68,11 @@ def make_generator(
       '--set BEAMS=1 to draw.'
     )
   num_rows = partitioning.divisible_rows(mesh, batch_size)
-  key = jax.random.key(seed)
-
-  def sample(params: Params, rows: Rows) -> sampling.Samples:
-    prompts = rows.prompt_tokens, rows.prompt_segments
-    if beams != 1:
-      return beam_search.search(
-        policy, params, prompts, max_length, beams=beams, length_penalty=length_penalty,
-        repetition_penalty=repetition_penalty,
-      )  # fmt: skip
-    return sampling.sample(
-      policy, params, prompts, max_length, key, temperature=temperature, top_k=top_k, top_p=top_p,
-      repetition_penalty=repetition_penalty, prompt_ids=rows.example_id[:, 0],
-    )  # fmt: skip
-
-  sample_on_mesh = partitioning.jit_on(mesh, sample)
+  decoding = _Decoding(max_length, temperature, top_k, top_p, repetition_penalty, beams, length_penalty)
+  sample, key = (
+    _make_sample(policy, mesh, decoding),
+    jax.device_get(jax.random.key_data(jax.random.key(seed))),
+  )
 
   def generate(params: Params, prompts: Sequence[np.ndarray], ids: Sequence[int]) -> Iterator[Answer]:
     for start in range(0, len(prompts), num_rows):
@@ -88,8 +80,41 @@ def make_generator(
       length = -(-max(map(len, chunk)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
       chunk_ids = ids[start : start + num_rows]
       rows = single_rows(chunk, num_rows=num_rows, prompt_length=length, ids=chunk_ids)
-      samples = jax.device_get(sample_on_mesh(params, partitioning.place_rows(mesh, rows)))
+      samples = jax.device_get(sample(params, partitioning.place_rows(mesh, rows), key))
       for row in range(len(chunk)):
         yield Answer(samples.tokens[row, : samples.lengths[row]], float(samples.logps[row]))
 
   return generate
+
+
+class _Decoding(NamedTuple):
+  """How responses are decoded: all that is compiled into their sampling, besides shapes."""
+
+  max_length: int
+  temperature: float
+  top_k: int
+  top_p: float
+  repetition_penalty: float
+  beams: int
+  length_penalty: float
+
+
+# One function for equal arguments, so that a second generator of the same policy compiles nothing again.
+@functools.lru_cache(maxsize=16)
+def _make_sample(policy: nn.Module, mesh: Mesh, decoding: _Decoding) -> Callable[..., sampling.Samples]:
+  """Returns `sample(params, rows, key data)`, compiled for the mesh."""
+  max_length, temperature, top_k, top_p, repetition_penalty, beams, length_penalty = decoding
+
+  def sample(params: Params, rows: Rows, key: UInt32[Array, '...']) -> sampling.Samples:
+    prompts = rows.prompt_tokens, rows.prompt_segments
+    if beams != 1:
+      return beam_search.search(
+        policy, params, prompts, max_length, beams=beams, length_penalty=length_penalty,
+        repetition_penalty=repetition_penalty,
+      )  # fmt: skip
+    return sampling.sample(
+      policy, params, prompts, max_length, jax.random.wrap_key_data(key), temperature=temperature,
+      top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, prompt_ids=rows.example_id[:, 0],
+    )  # fmt: skip
+
+  return partitioning.jit_on(mesh, sample)
