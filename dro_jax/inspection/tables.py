@@ -57,6 +57,7 @@ def _overview(content: Mapping[str, Any]) -> dict[str, Any]:
     'other columns': ', '.join(columns['columns']) or 'none',
     'vocabulary': (
       f'{vocabulary["name"]}, {vocabulary["size"]} ids; {vocabulary["unknown_share"]:.2%} of tokens unknown'
+      + ('; its chat template writes the prompts' if vocabulary['chat'] else '')
     ),
   }
 

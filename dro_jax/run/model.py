@@ -7,12 +7,14 @@ from dro_jax.checkpoints import policy as saved_policies
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.family import Config
+from dro_jax.models.policy import family_of
 from dro_jax.run.folder.legacy import Legacy
 from dro_jax.run.spec import Compute, Policy, Value
 
 # Rows of a fresh embedding table: divides over meshes, as published models are padded to.
 VOCABULARY_MULTIPLE = 128
-# Of a model's configuration: how it is computed, whatever its size.
+# Of a model's configuration: the vocabulary's ids, and how it is computed, whatever its size.
+_IDS = ('pad', 'eos')
 _COMPUTED = ('dtype', 'scan_layers', 'remat', 'dropout_rate')
 
 
@@ -41,11 +43,28 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
       f'is {config.vocab_size}: leave it unset, or pass at least as many.'
     )
   changes = {name: getattr(compute, name) for name in _COMPUTED if getattr(compute, name) is not None}
-  return dataclasses.replace(config, **changes)
+  return with_ids(dataclasses.replace(config, **changes), vocabulary)
+
+
+def with_ids(config: Config, vocabulary: vocabularies.Vocabulary) -> Config:
+  """The model with the vocabulary's ids of padding and of a text's end, where its configuration has them.
+
+  Raises:
+    UsageError: all models of its family end texts by another id.
+  """
+  ids = {name: getattr(vocabulary.special, name) for name in _IDS if hasattr(config, name)}
+  config = dataclasses.replace(config, **ids)
+  eos = family_of(config).tokens(config).eos
+  if eos != vocabulary.special.eos:
+    raise UsageError(
+      f'the vocabulary {vocabulary.spec!r} ends a text with the id {vocabulary.special.eos}, but a '
+      f'{type(config).__name__} always with {eos}: pass a vocabulary of such models (--set VOCABULARY=...).'
+    )
+  return config
 
 
 def _refuse_other_size(config: Config | None, saved: Config, init_from: str) -> None:
-  same = {'vocab_size': saved.vocab_size} | {name: getattr(saved, name) for name in _COMPUTED}
+  same = {name: getattr(saved, name) for name in ('vocab_size', *_IDS, *_COMPUTED) if hasattr(saved, name)}
   if config is None or dataclasses.replace(config, **same) == saved:
     return
   differing = [

@@ -19,6 +19,7 @@ from dro_jax.inspection import inspect, warnings
 from dro_jax.inspection import methods as admission
 from dro_jax.inspection import packing as inspection_packing
 from dro_jax.inspection.command import DEFAULTS, train_command
+from tests.data.text import tiny_tokenizers
 
 _CONFIGS = command_tables.GIN_CONFIGS
 
@@ -314,3 +315,14 @@ def test_a_command_brings_any_text_as_it_is(template):
   asked = [admission.Admission('dro_v', True)]
   words = train_command(asked, ('dro_v',), {'init_from': None}, {'TEMPLATE': template})
   assert bound(shlex.join([*words, '--triplets=x']))['TEMPLATE'] == template
+
+
+def test_a_chat_models_data_is_described_as_its_run_will_read_it(tmp_path, write, inspected):
+  folder = tiny_tokenizers.qwen(tmp_path / 'words')
+  write(response=lambda i: f'{"ab" if i % 2 else "ital"} {i}', prompt=lambda i: f'the cap{i // 2}')
+  with_template = inspected('mine.jsonl', f'--set=VOCABULARY={folder}')
+  assert with_template['vocabulary']['chat'] and with_template['tokenised_apart'] == 0
+  assert 'CHAT' not in with_template['command']
+  found = inspected('mine.jsonl', f'--set=VOCABULARY={folder}', '--set=CHAT=false')
+  assert not found['vocabulary']['chat'] and 'CHAT=False' in found['command']
+  assert found['lengths']['prompt_tokens']['max'] < with_template['lengths']['prompt_tokens']['min']
