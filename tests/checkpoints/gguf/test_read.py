@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import transformers
 
+from dro_jax.checkpoints import folders
 from dro_jax.checkpoints import import_checkpoint as importers
 from dro_jax.checkpoints.gguf import read
 from dro_jax.errors import UsageError
@@ -150,3 +151,9 @@ def test_a_torn_file_a_missing_one_and_a_missing_package_are_refused(tmp_path, m
   monkeypatch.setitem(sys.modules, 'gguf', None)
   with pytest.raises(UsageError, match=r"pip install 'dro_jax\[gguf\]'"):
     read.load(tmp_path / 'torn.gguf')
+
+
+def test_commands_refuse_a_file_with_the_command_that_imports_it(tmp_path):
+  (tmp_path / 'tiny.gguf').write_bytes(b'GGUF')
+  with pytest.raises(UsageError, match=r'--init_from=.*/tiny\.gguf --model_dir=checkpoints/tiny$'):
+    folders.find_checkpoint(tmp_path / 'tiny.gguf')

@@ -198,3 +198,9 @@ def test_only_a_t5_goes_to_t5x(tmp_path):
   importers.import_checkpoint(str(tmp_path / 'theirs'), str(tmp_path / 'ours'))
   with pytest.raises(UsageError, match="FORMAT='t5x' is for T5 models.*'causal'.*FORMAT=huggingface"):
     exporters.export_checkpoint(str(tmp_path / 'ours'), str(tmp_path / 'x'), 't5x')
+
+
+def test_commands_refuse_a_folder_with_the_command_that_imports_it(tmp_path):
+  save('llama', tmp_path / 'Llama-3.2')
+  with pytest.raises(UsageError, match=r'--init_from=.*/Llama-3\.2 --model_dir=checkpoints/Llama-3\.2$'):
+    folders.find_checkpoint(tmp_path / 'Llama-3.2')
