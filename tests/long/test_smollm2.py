@@ -71,6 +71,7 @@ def test_greedy_answers_and_an_export_equal_transformers(imported, tmp_path):
 
 @pytest.mark.long
 def test_the_capital_of_france_is_paris(imported, tmp_path):
-  generate(imported, prompt=PROMPTS[0], output=str(tmp_path / 'a'), temperature=0.0, max_length=LENGTH)
+  options = {'temperature': 0.0, 'max_length': LENGTH, 'batch_size': 1}
+  generate(imported, prompt=PROMPTS[0], output=str(tmp_path / 'a'), **options)
   answer = json.loads((tmp_path / 'a').read_text())
   assert answer['ended'] and 'Paris' in answer['response']
