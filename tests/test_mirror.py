@@ -64,6 +64,7 @@ ELSEWHERE = {
   'inspection/test_inspect.py': (
     'inspection/command', 'inspection/packing', 'inspection/tables', 'inspection/warnings',
   ),
+  'models/causal/test_names.py': ('models/stored',),
   'models/test_policy.py': ('models/family', 'models/t5/family'),
   'models/t5/test_network.py': ('models/stacks', 'models/t5/config'),
   'preflight/test_preflight.py': (
