@@ -16,11 +16,12 @@ from dro_jax.models import stacks
 from dro_jax.models.causal import family as causal
 from dro_jax.models.family import Cache, Config, Family, Memory, Prompts
 from dro_jax.models.t5 import family as t5
+from dro_jax.models.t5gemma import family as t5gemma
 from dro_jax.names import SpecialTokens
 from dro_jax.types import Array, Mismatched, Params, Rows
 
 # By the name that a checkpoint's metadata gives.
-FAMILIES: dict[str, Family] = {family.name: family for family in (t5.FAMILY, causal.FAMILY)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (t5.FAMILY, causal.FAMILY, t5gemma.FAMILY)}
 
 
 def family_of(config: Config) -> Family:

@@ -13,11 +13,11 @@ from dro_jax import algorithms
 from dro_jax.checkpoints import folders, policy
 from dro_jax.data.text import vocabularies
 from dro_jax.models.family import Config
-from dro_jax.models.policy import config_metadata, make_network, smallest_rows
+from dro_jax.models.policy import config_metadata, encode, family_of, make_network, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.types import Params
+from dro_jax.types import Params, Rows
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +76,14 @@ def _init(networks: Networks, key: jax.Array) -> dict[str, Params]:
   params = {'policy': networks.policy.init(policy_key, rows)['params']}
   if networks.value is not None:
     states = jnp.zeros((1, 1, networks.policy.config.emb_dim))
-    params['value'] = networks.value.init(value_key, rows, states, states)['params']
+    prompts = jax.eval_shape(functools.partial(_prompt_states, networks.policy, rows), params['policy'])
+    params['value'] = networks.value.init(value_key, rows, jnp.zeros_like(prompts), states)['params']
   return params
+
+
+def _prompt_states(network: nn.Module, rows: Rows, params: Params) -> jax.Array:
+  """The policy's states of prompts, whose width need not be that of its states of responses."""
+  return family_of(network.config).prompt_states(encode(network, params, rows))
 
 
 def initial_params(networks: Networks, mesh: Mesh, seed: int, init_from: str | None) -> dict[str, Params]:

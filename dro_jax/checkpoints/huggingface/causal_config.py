@@ -62,7 +62,7 @@ def config_json(config: CausalConfig, dtype: str) -> dict[str, Any]:
       'dtype': dtype, 'bos_token_id': config.start, 'eos_token_id': config.eos, 'pad_token_id': config.pad,
       'tie_word_embeddings': config.logits_via_embedding, 'use_cache': True, **kind.write(config),
     }  # fmt: skip
-    if _explicit(read_config(raw, 'export')) == _explicit(config):
+    if explicit(read_config(raw, 'export')) == explicit(config):
       return raw
   raise UsageError(
     'transformers has no model with these switches together, so that it cannot be exported there: '
@@ -70,12 +70,13 @@ def config_json(config: CausalConfig, dtype: str) -> dict[str, Any]:
   )
 
 
-def _explicit(config: CausalConfig) -> CausalConfig:
+def explicit(config: CausalConfig) -> CausalConfig:
   """A configuration with its defaults spelt out, and without what decides no number."""
   return dataclasses.replace(
     config, num_kv_heads=config.kv_heads, window=config.window if any(config.windowed) else None,
     query_scale=config.head_dim**-0.5 if config.query_scale is None else config.query_scale,
     window_pattern=config.windowed, rope_pattern=config.rotated,
+    max_positions=config.max_positions if config.positions == 'learned' else None,
     **{field.name: field.default for field in dataclasses.fields(config) if field.name in _COMPUTED},
   )  # fmt: skip
 

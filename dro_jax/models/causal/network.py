@@ -39,7 +39,7 @@ class Cache(NamedTuple):
   response: KeysValues
 
 
-class _Own(NamedTuple):
+class Own(NamedTuple):
   """What one layer gets: keys and values of the prompts, of the response so far, and its place in patterns.
 
   A pattern that is alike in all layers is `None` here and read off the configuration.
@@ -51,20 +51,20 @@ class _Own(NamedTuple):
   rotated: Bool[Array, '*L'] | None = None
 
 
-class _Masks(NamedTuple):
+class Masks(NamedTuple):
   """Which keys queries may read: in layers without a window, and in layers with one."""
 
   whole: Bool[Array, 'B T S']
   windowed: Bool[Array, 'B T S'] | None
 
 
-class _Context(NamedTuple):
+class Context(NamedTuple):
   """Arrays that all layers share. `position` is the place in the cache of the one token that is decoded."""
 
   rotation: attention.Rotation
   local_rotation: attention.Rotation | None
-  own: _Masks
-  prompt: _Masks | None = None
+  own: Masks
+  prompt: Masks | None = None
   position: Int[Array, ''] | None = None
 
 
@@ -100,15 +100,15 @@ class Attention(nn.Module):
       norm = lambda: layers.RMSNorm(cfg.dtype, cfg.norm_epsilon, cfg.norm == 'rms_plus_one', axis)  # noqa: E731
       self.query_norm, self.key_norm = norm(), norm()
 
-  def _heads(self, x_BTD: Array, norm: nn.Module | None, context: _Context) -> Float[Array, 'B T H C']:
+  def _heads(self, x_BTD: Array, norm: nn.Module | None, context: Context | None) -> Float[Array, 'B T H C']:
     if norm is not None and self.config.qk_norm == 'whole':
       x_BTD = norm(x_BTD)
     x_BTHC = _by_head(x_BTD.reshape(*x_BTD.shape[:2], -1, self.config.head_dim))
     if norm is not None and self.config.qk_norm == 'head':
       x_BTHC = norm(x_BTHC)
-    return self._rotate(x_BTHC, context)
+    return x_BTHC if context is None else self._rotate(x_BTHC, context)
 
-  def _rotate(self, x_BTHC: Array, context: _Context) -> Array:
+  def _rotate(self, x_BTHC: Array, context: Context) -> Array:
     if self.rotated is False:
       return x_BTHC
     rotation = context.rotation
@@ -116,13 +116,13 @@ class Attention(nn.Module):
       rotation = _chosen(self.windowed, context.local_rotation, rotation)
     return _chosen(self.rotated, attention.rotate(x_BTHC, rotation), x_BTHC)
 
-  def keys_values(self, x_BTD: Float[Array, 'B T D'], context: _Context) -> KeysValues:
-    """The keys and values of tokens."""
+  def keys_values(self, x_BTD: Float[Array, 'B T D'], context: Context | None) -> KeysValues:
+    """The keys and values of tokens; without a context the keys are not rotated."""
     keys_BTKC = self._heads(self.key(x_BTD), self.key_norm if self.config.qk_norm else None, context)
     return KeysValues(keys_BTKC, _by_head(self.value(x_BTD).reshape(keys_BTKC.shape)))
 
   def __call__(
-    self, x_BTD: Float[Array, 'B T D'], own: KeysValues, prompt: KeysValues | None, context: _Context
+    self, x_BTD: Float[Array, 'B T D'], own: KeysValues, prompt: KeysValues | None, context: Context
   ) -> Float[Array, 'B T D']:
     cfg = self.config
     queries_BTHC = self._heads(self.query(x_BTD), self.query_norm if cfg.qk_norm else None, context)
@@ -136,7 +136,7 @@ class Attention(nn.Module):
     read_BTHC = _by_head(read_BTHC)
     return self.out(read_BTHC.reshape(*x_BTD.shape[:2], cfg.num_heads * cfg.head_dim))
 
-  def _mask(self, masks: _Masks) -> Array:
+  def _mask(self, masks: Masks) -> Array:
     return masks.whole if masks.windowed is None else _chosen(self.windowed, masks.windowed, masks.whole)
 
 
@@ -170,10 +170,10 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BTD: Float[Array, 'B T D'], own: _Own, context: _Context
+    self, x_BTD: Float[Array, 'B T D'], own: Own, context: Context
   ) -> tuple[Float[Array, 'B T D'], KeysValues | None]:
     cfg = self.config
-    windowed, rotated = _flag(own.windowed, cfg.windowed), _flag(own.rotated, cfg.rotated)
+    windowed, rotated = layer_flag(own.windowed, cfg.windowed), layer_flag(own.rotated, cfg.rotated)
     attend = Attention(cfg, windowed, rotated, name='attention')
     mlp = layers.MLP(
       cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, cfg.mlp_bias, _kernel_init, name='mlp'
@@ -215,24 +215,25 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BTD: Float[Array, 'B T D'], own: _Own, context: _Context, deterministic: bool, keep: bool
+    self, x_BTD: Float[Array, 'B T D'], own: Own, context: Context, deterministic: bool, keep: bool
   ) -> tuple[Float[Array, 'B T D'], KeysValues | None]:
     cfg = self.config
-    own = own._replace(windowed=_varying(cfg.windowed), rotated=_varying(cfg.rotated))
+    own = own._replace(windowed=flags_by_layer(cfg.windowed), rotated=flags_by_layer(cfg.rotated))
     x_BTD, kept = stacks.run_stack(
       Layer, 'decoder', cfg.num_layers, cfg, x_BTD, own, context, deterministic=deterministic, keep=keep
     )
     return _norm(cfg, 'decoder_norm')(x_BTD), kept
 
 
-def _flag(own: Array | np.bool_ | None, pattern: tuple[bool, ...]) -> Array | bool:
-  """A layer's own flag: a bool where it is known before compilation."""
+def layer_flag(own: Array | np.bool_ | None, pattern: tuple[bool, ...]) -> Array | bool:
+  """A layer's own flag in a pattern: a bool where it is known before compilation."""
   if own is None:
     return pattern[0]
   return bool(own) if isinstance(own, np.bool_) else own
 
 
-def _varying(pattern: tuple[bool, ...]) -> np.ndarray | None:
+def flags_by_layer(pattern: tuple[bool, ...]) -> np.ndarray | None:
+  """Every layer's flag in a pattern, or `None` where all are alike."""
   return np.array(pattern) if len(set(pattern)) > 1 else None
 
 
@@ -260,22 +261,22 @@ class Causal(nn.Module):
       x_BTD = x_BTD * jnp.asarray(np.sqrt(cfg.emb_dim), x_BTD.dtype)
     return x_BTD + self.position_embedder(positions_BT) if cfg.positions == 'learned' else x_BTD
 
-  def _context(self, positions_BT: Array, own_mask: Array, own_positions: Array, **prompt: Array) -> _Context:
+  def _context(self, positions_BT: Array, own_mask: Array, own_positions: Array, **prompt: Array) -> Context:
     """The layers' context, of queries at these positions; `prompt` has the prompts' mask and positions."""
     cfg = self.config
     rotation, local = attention.rotation(attention.frequencies(cfg), positions_BT), None
     if cfg.rope_local_theta is not None:
       local = attention.rotation(attention.frequencies(cfg, local=True), positions_BT)
-    masks = lambda mask, positions: _Masks(mask, _within(cfg, mask, positions_BT, positions))  # noqa: E731
+    masks = lambda mask, positions: Masks(mask, _within(cfg, mask, positions_BT, positions))  # noqa: E731
     of_prompt = masks(prompt['mask'], prompt['positions']) if prompt else None
-    return _Context(rotation, local, masks(own_mask, own_positions), of_prompt)
+    return Context(rotation, local, masks(own_mask, own_positions), of_prompt)
 
   def encode(self, rows: Rows, enable_dropout: bool = False) -> Memory:
     """The prompt stream: each token sees the earlier tokens of its own prompt."""
     segments_BS, positions_BS = rows.prompt_segments, rows.prompt_positions
     context = self._context(positions_BS, _causal(segments_BS), positions_BS)
     x_BSD = self._embed(rows.prompt_tokens, positions_BS)
-    return Memory(*self.decoder(x_BSD, _Own(), context, not enable_dropout, True))
+    return Memory(*self.decoder(x_BSD, Own(), context, not enable_dropout, True))
 
   def decode(
     self, memory: Memory, rows: Rows, responses: Rows | Mismatched, enable_dropout: bool = False
@@ -297,7 +298,7 @@ class Causal(nn.Module):
       mask=prompt_BTS, positions=rows.prompt_positions,
     )  # fmt: skip
     x_BTD = self._embed(inputs_BT, positions_BT)
-    states_BTD, _ = self.decoder(x_BTD, _Own(memory.keys_values), context, not enable_dropout, False)
+    states_BTD, _ = self.decoder(x_BTD, Own(memory.keys_values), context, not enable_dropout, False)
     return states_BTD
 
   def logits(self, states_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
@@ -320,7 +321,7 @@ class Causal(nn.Module):
     """Reads the prompts: the state that predicts the first token of each copy, and a cache."""
     positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
     context = self._context(positions_BS, _causal(segments_BS), positions_BS)
-    _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), _Own(), context, True, True)
+    _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), Own(), context, True, True)
     lengths_B = jnp.sum(segments_BS > 0, axis=-1)
     responses = tokens_BS.shape[0] * copies
     empty = jax.tree.map(
@@ -348,10 +349,10 @@ class Causal(nn.Module):
     prompt_B1S = (keys[None] < ends_B[:, None])[:, None]
     positions_BS = jnp.broadcast_to(keys, (ends_B.shape[0], keys.size))
     windowed = _within(self.config, prompt_B1S, (ends_B + position)[:, None], positions_BS)
-    context = context._replace(prompt=_Masks(prompt_B1S, windowed), position=position)
+    context = context._replace(prompt=Masks(prompt_B1S, windowed), position=position)
     states_N1D, new = self.decoder(
       self._embed(tokens_N[:, None], ends_N1 + position),
-      _Own(cache.prompt, cache.response),
+      Own(cache.prompt, cache.response),
       context,
       True,
       True,
