@@ -1,5 +1,6 @@
 """One compilation of a run's step, and its report."""
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -122,7 +123,7 @@ def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
   return {
     'topology': where.name, 'chips': len(where.devices), 'mesh': dict(run.mesh.shape),
     'algorithm': run.algorithm.name,
-    'model': {name: getattr(config, name) for name in ('emb_dim', 'num_encoder_layers', 'dtype', 'remat')},
+    'model': dataclasses.asdict(config),
     'parameters': summary.num_parameters(networks),
     'batch': {
       'rows': len(rows.valid), 'prompt_length': layout.prompt_length,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from dro_jax.checkpoints import policy as saved_policies
 from dro_jax.data.text import vocabularies
@@ -14,6 +15,8 @@ from dro_jax.run.spec import Compute, Policy, Value
 VOCABULARY_MULTIPLE = 128
 # Of a model's configuration: how it is computed, whatever its size.
 _COMPUTED = ('dtype', 'scan_layers', 'remat', 'dropout_rate')
+# What a checkpoint says of a model of the same size: its vocabulary's, and the context that it was trained for.
+_BROUGHT = ('vocab_size', 'pad', 'eos', 'start', 'max_positions')
 
 
 def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies.Vocabulary) -> Config:
@@ -31,7 +34,7 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
   if policy.init_from is not None:
     saved = saved_policies.config_of(policy.init_from)
     _refuse_other_size(config, saved, policy.init_from)
-    config = saved if config is None else dataclasses.replace(config, vocab_size=saved.vocab_size)
+    config = saved if config is None else dataclasses.replace(config, **_brought(saved))
   if config.vocab_size is None:
     size = VOCABULARY_MULTIPLE * math.ceil(vocabulary.size / VOCABULARY_MULTIPLE)
     config = dataclasses.replace(config, vocab_size=size)
@@ -44,8 +47,18 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
   return dataclasses.replace(config, **changes)
 
 
+def _brought(saved: Config) -> dict[str, Any]:
+  return {name: getattr(saved, name) for name in _BROUGHT if hasattr(saved, name)}
+
+
 def _refuse_other_size(config: Config | None, saved: Config, init_from: str) -> None:
-  same = {'vocab_size': saved.vocab_size} | {name: getattr(saved, name) for name in _COMPUTED}
+  if config is not None and type(config) is not type(saved):
+    raise UsageError(
+      f'the checkpoint {init_from} holds a model of another kind, {type(saved).__name__}, than is named, '
+      f"{type(config).__name__}. Name its own (--gin_file=models/...), or take the checkpoint's: "
+      '--gin.Policy.config=None.'
+    )
+  same = _brought(saved) | {name: getattr(saved, name) for name in _COMPUTED}
   if config is None or dataclasses.replace(config, **same) == saved:
     return
   differing = [
