@@ -88,6 +88,8 @@ class Family(NamedTuple):
       `[B, R, D]`, float32, 0 where a response points at none.
     decode: `(network, memory, rows, responses, dropout)`: states that predict each response token, from its
       prompt and the tokens before it, `[B, T, D]`.
+    run: `(network, rows, dropout)`: what `encode`, and `decode` of the rows' own responses, return, where one
+      pass of both costs less than two.
     logits: `(network, states)`: unnormalised log-probs of the next token, `[B, T, V]`, float32.
     start: `(network, prompts, max_length, copies)`: the state that predicts the first token of `copies`
       responses to each prompt, `[N, D]`, row by row, and a cache for `max_length` tokens.
@@ -108,6 +110,7 @@ class Family(NamedTuple):
   prompt_states: Callable[[Memory], Float[Array, 'B S D']]
   pool_prompts: Callable[[Float[Array, 'B S D'], Int[Array, 'B S'], Int[Array, 'B R']], Float[Array, 'B R D']]
   decode: Callable[[nn.Module, Memory, Rows, Rows | Mismatched, bool], Float[Array, 'B T D']]
+  run: Callable[[nn.Module, Rows, bool], tuple[Memory, Float[Array, 'B T D']]]
   logits: Callable[[nn.Module, Float[Array, 'B T D']], Float[Array, 'B T V']]
   start: Callable[[nn.Module, Prompts, int, int], tuple[Float[Array, 'N D'], Cache]]
   advance: Callable[[nn.Module, Cache, Int[Array, 'N'], Int[Array, '']], tuple[Float[Array, 'N D'], Cache]]

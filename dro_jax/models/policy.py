@@ -92,6 +92,13 @@ def decode(
   return _apply(network, params, 'decode', memory, rows, responses, rng is not None, rng=rng)
 
 
+def run(
+  network: nn.Module, params: Params, rows: Rows, rng: Array | None = None
+) -> tuple[Memory, Float[Array, 'B T D']]:
+  """The memory of the rows' prompts, and the states that predict the tokens of the rows' own responses."""
+  return _apply(network, params, 'run', rows, rng is not None, rng=rng)
+
+
 def logits(network: nn.Module, params: Params, states: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
   """Unnormalised log-probs of the next token, float32."""
   return _apply(network, params, 'logits', states)

@@ -113,11 +113,9 @@ def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
   state = run.abstract_state
   tokens = (rows.prompt_tokens.size, rows.response_tokens.size)
   counted = _count(run, rows)
-  value = run.networks.value
   estimate = roofline.rule_of_thumb(
-    state, tokens, run.algorithm, policy.family_of(run.networks.policy.config),
-    value is not None and value.frozen_trunk,
-  )  # fmt: skip
+    state, tokens, run.algorithm, policy.family_of(config), run.networks.value
+  )
   held = {'reference': state.reference, 'initial_policy': state.initial}
   networks = dict(state.params) | {name: tree for name, tree in held.items() if tree is not None}
   return {

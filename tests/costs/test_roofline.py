@@ -23,7 +23,7 @@ def estimated(**value) -> tuple[float, dict[str, int], dict[str, int]]:
   nets = networks.build(CONFIG, uses_value=True, **value)
   params = nn.unbox(networks.abstract_params(nets))
   state = TrainState(np.zeros(()), params, {}, None)
-  found = roofline.rule_of_thumb(state, (3, 5), algorithms.dro_v(), FAMILIES['t5'], nets.value.frozen_trunk)
+  found = roofline.rule_of_thumb(state, (3, 5), algorithms.dro_v(), FAMILIES['t5'], nets.value)
   return found, sizes(params['policy']), sizes(params['value'].get('trunk', {}))
 
 

@@ -54,6 +54,7 @@ FAMILY = Family(
   prompt_states=_states,
   pool_prompts=last_states,
   decode=lambda network, memory, rows, responses, dropout: network.decode(memory, rows, responses, dropout),
+  run=lambda network, rows, dropout: network.run(rows, dropout),
   logits=lambda network, states: network.logits(states),
   start=_start,
   advance=lambda network, cache, tokens, position: network.decode_step(cache, tokens, position),

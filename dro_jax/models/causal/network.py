@@ -4,6 +4,7 @@ The prompt stream runs all tokens of a prompt. A response's first input is its p
 its tokens read the prompt's other tokens from the prompt stream, and that one from their own.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,12 +60,22 @@ class _Masks(NamedTuple):
 
 
 class _Context(NamedTuple):
-  """Arrays that all layers share. `position` is the place in the cache of the one token that is decoded."""
+  """Arrays that all layers share.
+
+  Attributes:
+    rotation: of the tokens, in layers without a base of their own.
+    local_rotation: in layers with a window, where these have such a base.
+    own: which tokens of their own stream the tokens may read.
+    prompt: which tokens of prompts.
+    among_prompts: in a pass of both streams, which tokens of prompts a prompt's tokens may read.
+    position: the place in the cache of the one token that is decoded.
+  """
 
   rotation: attention.Rotation
   local_rotation: attention.Rotation | None
   own: _Masks
   prompt: _Masks | None = None
+  among_prompts: _Masks | None = None
   position: Int[Array, ''] | None = None
 
 
@@ -82,11 +93,15 @@ def _chosen(flag: Array | bool, on: Any, off: Any) -> Any:
 
 
 class Attention(nn.Module):
-  """Queries, keys and values of tokens, rotated; and what queries read."""
+  """Queries, keys and values of tokens, rotated; and what queries read.
+
+  With `prompt_length`, so many first tokens are the prompt stream and the others the response stream.
+  """
 
   config: CausalConfig
   windowed: Array | bool
   rotated: Array | bool
+  prompt_length: int | None = None
 
   def setup(self):
     cfg = self.config
@@ -127,14 +142,31 @@ class Attention(nn.Module):
     cfg = self.config
     queries_BTHC = self._heads(self.query(x_BTD), self.query_norm if cfg.qk_norm else None, context)
     queries_BTHC = queries_BTHC * (cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale)
-    sources = [(own, context.own)] if prompt is None else [(prompt, context.prompt), (own, context.own)]
+    if self.prompt_length is None:
+      sources = [(own, context.own)] if prompt is None else [(prompt, context.prompt), (own, context.own)]
+      read_BTHC = self._attend(queries_BTHC, sources)
+    else:
+      read_BTHC = self._attend_both(queries_BTHC, own, context)
+    return self.out(read_BTHC.reshape(*x_BTD.shape[:2], cfg.num_heads * cfg.head_dim))
+
+  def _attend(self, queries_BTHC: Array, sources: Sequence[tuple[KeysValues, _Masks]]) -> Array:
     read_BTHC = attention.attend(
       queries_BTHC,
-      [attention.Source(_for_mesh(cfg, kept), self._mask(masks)) for kept, masks in sources],
-      softcap=cfg.attention_softcap,
+      [attention.Source(_for_mesh(self.config, kept), self._mask(masks)) for kept, masks in sources],
+      softcap=self.config.attention_softcap,
     )
-    read_BTHC = _by_head(read_BTHC)
-    return self.out(read_BTHC.reshape(*x_BTD.shape[:2], cfg.num_heads * cfg.head_dim))
+    return _by_head(read_BTHC)
+
+  def _attend_both(self, queries_BTHC: Array, keys_values: KeysValues, context: _Context) -> Array:
+    """Prompts read themselves; responses read prompts and themselves."""
+    ends = (self.prompt_length,)
+    of_prompt, of_response = jnp.split(queries_BTHC, ends, axis=1)
+    prompt, own = (KeysValues(*parts) for parts in zip(*(jnp.split(x, ends, axis=1) for x in keys_values)))
+    read = (
+      self._attend(of_prompt, [(prompt, context.among_prompts)]),
+      self._attend(of_response, [(prompt, context.prompt), (own, context.own)]),
+    )
+    return jnp.concatenate(read, axis=1)
 
   def _mask(self, masks: _Masks) -> Array:
     return masks.whole if masks.windowed is None else _chosen(self.windowed, masks.windowed, masks.whole)
@@ -159,14 +191,15 @@ def _for_mesh(config: CausalConfig, keys_values: KeysValues) -> KeysValues:
 class Layer(nn.Module):
   """Attention, then the MLP, with norms where the configuration has them.
 
-  It returns its tokens' keys and values with `keep`. With `own.response`, `x` is the one token at
-  `context.position`, and the caller writes what is returned into the cache: so a scanned stack writes one
-  token instead of copying the cache.
+  It returns its tokens' keys and values with `keep`, and those of prompts only with `prompt_length`, where
+  `x` holds both streams. With `own.response`, `x` is the one token at `context.position`, and the caller
+  writes what is returned into the cache: so a scanned stack writes one token instead of copying the cache.
   """
 
   config: CausalConfig
   deterministic: bool = True
   keep: bool = False
+  prompt_length: int | None = None
 
   @nn.compact
   def __call__(
@@ -174,7 +207,7 @@ class Layer(nn.Module):
   ) -> tuple[Float[Array, 'B T D'], KeysValues | None]:
     cfg = self.config
     windowed, rotated = _flag(own.windowed, cfg.windowed), _flag(own.rotated, cfg.rotated)
-    attend = Attention(cfg, windowed, rotated, name='attention')
+    attend = Attention(cfg, windowed, rotated, self.prompt_length, name='attention')
     mlp = layers.MLP(
       cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, cfg.mlp_bias, _kernel_init, name='mlp'
     )
@@ -186,11 +219,14 @@ class Layer(nn.Module):
     if cfg.norm_place == 'parallel':
       y_BTD = _norm(cfg, 'pre_mlp_norm')(x_BTD)
       x_BTD = x_BTD + attended_BTD + self._finish(mlp(y_BTD, self.deterministic), 'post_mlp_norm')
-      return layers.constrain_hidden(x_BTD), new if self.keep else None
+      return layers.constrain_hidden(x_BTD), self._kept(new)
     x_BTD = layers.constrain_hidden(x_BTD + attended_BTD)
     y_BTD = _norm(cfg, 'pre_mlp_norm')(x_BTD) if before else x_BTD
     x_BTD = x_BTD + self._finish(mlp(y_BTD, self.deterministic), 'post_mlp_norm')
-    return layers.constrain_hidden(x_BTD), new if self.keep else None
+    return layers.constrain_hidden(x_BTD), self._kept(new)
+
+  def _kept(self, new: KeysValues) -> KeysValues | None:
+    return jax.tree.map(lambda x: x[:, : self.prompt_length], new) if self.keep else None
 
   def _finish(self, y_BTD: Array, name: str) -> Array:
     """A block's output as it is added: normed in some families."""
@@ -211,17 +247,18 @@ class Decoder(nn.Module):
 
   def setup(self):
     if not self.config.logits_via_embedding:
-      self.logits_dense = layers.Dense(self.config.vocab_size, ('embed', 'vocab'), jnp.float32, _kernel_init)
+      self.logits_dense = layers.Dense(
+        self.config.vocab_size, ('embed', 'vocab'), self.config.dtype, _kernel_init, result=jnp.float32
+      )
 
   @nn.compact
   def __call__(
-    self, x_BTD: Float[Array, 'B T D'], own: _Own, context: _Context, deterministic: bool, keep: bool
+    self, x_BTD: Float[Array, 'B T D'], own: _Own, context: _Context, **fields: Any
   ) -> tuple[Float[Array, 'B T D'], KeysValues | None]:
+    """Runs the layers, whose `fields` are those of `Layer`."""
     cfg = self.config
     own = own._replace(windowed=_varying(cfg.windowed), rotated=_varying(cfg.rotated))
-    x_BTD, kept = stacks.run_stack(
-      Layer, 'decoder', cfg.num_layers, cfg, x_BTD, own, context, deterministic=deterministic, keep=keep
-    )
+    x_BTD, kept = stacks.run_stack(Layer, 'decoder', cfg.num_layers, cfg, x_BTD, own, context, **fields)
     return _norm(cfg, 'decoder_norm')(x_BTD), kept
 
 
@@ -260,27 +297,30 @@ class Causal(nn.Module):
       x_BTD = x_BTD * jnp.asarray(np.sqrt(cfg.emb_dim), x_BTD.dtype)
     return x_BTD + self.position_embedder(positions_BT) if cfg.positions == 'learned' else x_BTD
 
-  def _context(self, positions_BT: Array, own_mask: Array, own_positions: Array, **prompt: Array) -> _Context:
-    """The layers' context, of queries at these positions; `prompt` has the prompts' mask and positions."""
+  def _rotations(self, positions_BT: Array) -> tuple[attention.Rotation, attention.Rotation | None]:
+    """Rotations of tokens: those of layers at large, and those of layers with a base of their own."""
     cfg = self.config
     rotation, local = attention.rotation(attention.frequencies(cfg), positions_BT), None
     if cfg.rope_local_theta is not None:
       local = attention.rotation(attention.frequencies(cfg, local=True), positions_BT)
-    masks = lambda mask, positions: _Masks(mask, _within(cfg, mask, positions_BT, positions))  # noqa: E731
-    of_prompt = masks(prompt['mask'], prompt['positions']) if prompt else None
-    return _Context(rotation, local, masks(own_mask, own_positions), of_prompt)
+    return rotation, local
+
+  def _masks(self, mask: Array, positions_BT: Array, of_keys_BS: Array) -> _Masks:
+    """Masks of queries and keys at these positions."""
+    return _Masks(mask, _within(self.config, mask, positions_BT, of_keys_BS))
+
+  def _among_prompts(self, rows: Rows) -> _Masks:
+    positions_BS = rows.prompt_positions
+    return self._masks(_causal(rows.prompt_segments), positions_BS, positions_BS)
 
   def encode(self, rows: Rows, enable_dropout: bool = False) -> Memory:
     """The prompt stream: each token sees the earlier tokens of its own prompt."""
-    segments_BS, positions_BS = rows.prompt_segments, rows.prompt_positions
-    context = self._context(positions_BS, _causal(segments_BS), positions_BS)
-    x_BSD = self._embed(rows.prompt_tokens, positions_BS)
-    return Memory(*self.decoder(x_BSD, _Own(), context, not enable_dropout, True))
+    context = _Context(*self._rotations(rows.prompt_positions), self._among_prompts(rows))
+    x_BSD = self._embed(rows.prompt_tokens, rows.prompt_positions)
+    return Memory(*self.decoder(x_BSD, _Own(), context, deterministic=not enable_dropout, keep=True))
 
-  def decode(
-    self, memory: Memory, rows: Rows, responses: Rows | Mismatched, enable_dropout: bool = False
-  ) -> Float[Array, 'B T D']:
-    """States that predict each response token from the prompt it points at and the tokens before it."""
+  def _responses(self, rows: Rows, responses: Rows | Mismatched) -> tuple[Array, Array, _Masks, _Masks]:
+    """Inputs of the response stream: tokens and positions, and what these may read, of prompts and of it."""
     ends_BT = prompt_ends(rows.prompt_segments, responses.response_prompt)
     at_end = lambda x_BS: jnp.take_along_axis(x_BS, ends_BT, axis=1)  # noqa: E731
     inputs_BT = jnp.where(
@@ -292,13 +332,36 @@ class Causal(nn.Module):
     prompt_BTS = (responses.response_prompt[:, :, None] == rows.prompt_segments[:, None, :]) & (
       jnp.arange(rows.prompt_segments.shape[1])[None, None] != ends_BT[:, :, None]
     )
-    context = self._context(
-      positions_BT, _causal(responses.response_segments), positions_BT,
-      mask=prompt_BTS, positions=rows.prompt_positions,
+    return (
+      inputs_BT, positions_BT, self._masks(prompt_BTS, positions_BT, rows.prompt_positions),
+      self._masks(_causal(responses.response_segments), positions_BT, positions_BT),
     )  # fmt: skip
+
+  def decode(
+    self, memory: Memory, rows: Rows, responses: Rows | Mismatched, enable_dropout: bool = False
+  ) -> Float[Array, 'B T D']:
+    """States that predict each response token from the prompt it points at and the tokens before it."""
+    inputs_BT, positions_BT, prompt, own = self._responses(rows, responses)
+    context = _Context(*self._rotations(positions_BT), own, prompt)
     x_BTD = self._embed(inputs_BT, positions_BT)
-    states_BTD, _ = self.decoder(x_BTD, _Own(memory.keys_values), context, not enable_dropout, False)
-    return states_BTD
+    return self.decoder(x_BTD, _Own(memory.keys_values), context, deterministic=not enable_dropout)[0]
+
+  def run(self, rows: Rows, enable_dropout: bool = False) -> tuple[Memory, Float[Array, 'B T D']]:
+    """`encode` and `decode` of the rows' own responses, in one pass through the layers.
+
+    The same numbers. A mesh that cuts parameters by `fsdp` gathers each layer's once for both streams, and
+    reduces its gradient once.
+    """
+    inputs_BT, positions_BT, prompt, own = self._responses(rows, rows)
+    length = rows.prompt_tokens.shape[1]
+    both = lambda x_BS, x_BT: jnp.concatenate([x_BS, x_BT], axis=1)  # noqa: E731
+    positions = both(rows.prompt_positions, positions_BT)
+    context = _Context(*self._rotations(positions), own, prompt, self._among_prompts(rows))
+    states, keys_values = self.decoder(
+      self._embed(both(rows.prompt_tokens, inputs_BT), positions), _Own(), context,
+      deterministic=not enable_dropout, keep=rows.mismatched is not None, prompt_length=length,
+    )  # fmt: skip
+    return Memory(states[:, :length], keys_values), states[:, length:]
 
   def logits(self, states_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
     """Unnormalised log-probs of the next token, float32."""
@@ -312,15 +375,16 @@ class Causal(nn.Module):
     return layers.constrain(logits_BTV, 'activation_batch', 'activation_length', 'activation_vocab')
 
   def __call__(self, rows: Rows, enable_dropout: bool = False) -> Float[Array, 'B T V']:
-    return self.logits(self.decode(self.encode(rows, enable_dropout), rows, rows, enable_dropout))
+    return self.logits(self.run(rows, enable_dropout)[1])
 
   def start_decoding(
     self, tokens_BS: Int[Array, 'B S'], segments_BS: Int[Array, 'B S'], max_length: int, copies: int
   ) -> tuple[Float[Array, 'N D'], Cache]:
     """Reads the prompts: the state that predicts the first token of each copy, and a cache."""
     positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-    context = self._context(positions_BS, _causal(segments_BS), positions_BS)
-    _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), _Own(), context, True, True)
+    own = self._masks(_causal(segments_BS), positions_BS, positions_BS)
+    context = _Context(*self._rotations(positions_BS), own)
+    _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), _Own(), context, keep=True)
     lengths_B = jnp.sum(segments_BS > 0, axis=-1)
     responses = tokens_BS.shape[0] * copies
     empty = jax.tree.map(
@@ -339,22 +403,19 @@ class Causal(nn.Module):
     places = jnp.arange(cache.response.keys.shape[2])
     copies = tokens_N.shape[0] // ends_B.shape[0]
     ends_N1 = jnp.repeat(ends_B, copies)[:, None]
-    context = self._context(
-      ends_N1 + position,
-      jnp.broadcast_to(places <= position, (tokens_N.shape[0], 1, places.size)),
-      ends_N1 + places[None],
-    )
+    now_N1 = ends_N1 + position
+    own_N1T = jnp.broadcast_to(places <= position, (tokens_N.shape[0], 1, places.size))
     # All copies of a prompt are at the same position, so that they share its mask as well as its keys.
     prompt_B1S = (keys[None] < ends_B[:, None])[:, None]
     positions_BS = jnp.broadcast_to(keys, (ends_B.shape[0], keys.size))
-    windowed = _within(self.config, prompt_B1S, (ends_B + position)[:, None], positions_BS)
-    context = context._replace(prompt=_Masks(prompt_B1S, windowed), position=position)
+    context = _Context(
+      *self._rotations(now_N1),
+      own=self._masks(own_N1T, now_N1, ends_N1 + places[None]),
+      prompt=self._masks(prompt_B1S, (ends_B + position)[:, None], positions_BS),
+      position=position,
+    )
     states_N1D, new = self.decoder(
-      self._embed(tokens_N[:, None], ends_N1 + position),
-      _Own(cache.prompt, cache.response),
-      context,
-      True,
-      True,
+      self._embed(tokens_N[:, None], now_N1), _Own(cache.prompt, cache.response), context, keep=True
     )
     return states_N1D[:, 0], cache._replace(response=write(cache.response, new, position, axis=2))
 
