@@ -101,6 +101,8 @@ class Family(NamedTuple):
       the vocabulary's projection where the pass `projects`.
     stacks: the names of its stacks of layers, of `models.stacks.STACKS`.
     tokens: from a configuration to the special tokens' ids.
+    most_tokens: from a configuration to the most tokens that a prompt and its response have together; `None`
+      where nothing bounds them.
   """
 
   name: str
@@ -118,3 +120,4 @@ class Family(NamedTuple):
   parameters_met: Callable[[Mapping[str, Params], bool], tuple[int, int]]
   stacks: tuple[str, ...]
   tokens: Callable[[Any], SpecialTokens]
+  most_tokens: Callable[[Any], int | None] = lambda config: None

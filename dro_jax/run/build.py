@@ -16,6 +16,8 @@ from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import scoring
+from dro_jax.models.family import Config
+from dro_jax.models.policy import refuse_long_texts
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.printing.result import to_html
@@ -190,6 +192,7 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
   triplets, schedule, longest = _prepare_triplets(
     legacy.data(spec.data), algorithm, vocabulary, spec.schedule
   )
+  _refuse_long_texts(config, triplets, None if algorithm.online is None else spec.rollouts.max_length)
   nets = networks.build(config, uses_value=algorithm.uses_value, **dataclasses.asdict(value))
   score_policy = scoring.make_score(nets.policy, chunk_size=spec.compute.chunk_size)
   reference = legacy.reference(spec.reference.build(score_policy) if algorithm.uses_reference else None)
@@ -228,6 +231,14 @@ def _prepare_triplets(
   if triplets.eval is None:
     return triplets, dataclasses.replace(schedule, eval_every=0), longest
   return triplets if schedule.eval_every else triplets._replace(eval=None), schedule, longest
+
+
+def _refuse_long_texts(config: Config, triplets: Triplets, sampled: int | None) -> None:
+  """Refuses triplets that are longer than the model has positions for; `sampled` is the longest sample's."""
+  tables = [table for table in (triplets.train, triplets.eval) if table is not None]
+  prompt = max(int(table.prompt_lengths.max()) for table in tables)
+  response = sampled or max(int(table.response_lengths.max()) for table in tables)
+  refuse_long_texts(config, prompt, response, '--set PROMPT_LENGTH= and RESPONSE_LENGTH=')
 
 
 def read_triplets(data: Triplets | Callable[..., Triplets], vocabulary: vocabularies.Vocabulary) -> Triplets:

@@ -381,7 +381,8 @@ class Causal(nn.Module):
     self, tokens_BS: Int[Array, 'B S'], segments_BS: Int[Array, 'B S'], max_length: int, copies: int
   ) -> tuple[Float[Array, 'N D'], Cache]:
     """Reads the prompts: the state that predicts the first token of each copy, and a cache."""
-    positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+    # Padding has the first position: one beyond a learned table would be NaN.
+    positions_BS = jnp.where(segments_BS > 0, jnp.arange(tokens_BS.shape[1])[None], 0)
     own = self._masks(_causal(segments_BS), positions_BS, positions_BS)
     context = _Context(*self._rotations(positions_BS), own)
     _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), _Own(), context, keep=True)
