@@ -13,7 +13,7 @@ from dro_jax.run.spec import Compute, Policy, Value
 # Rows of a fresh embedding table: divides over meshes, as published models are padded to.
 VOCABULARY_MULTIPLE = 128
 # Of a model's configuration: how it is computed, whatever its size.
-_COMPUTED = ('dtype', 'scan_layers', 'remat', 'dropout_rate')
+_COMPUTED = ('dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate')
 
 
 def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies.Vocabulary) -> Config:
@@ -41,11 +41,18 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
       f'is {config.vocab_size}: leave it unset, or pass at least as many.'
     )
   changes = {name: getattr(compute, name) for name in _COMPUTED if getattr(compute, name) is not None}
+  if 'attention' in changes and not hasattr(config, 'attention'):
+    raise UsageError(
+      f'ATTENTION={compute.attention}: {type(config).__name__} has one way of attention, dense, because T5 adds '
+      'a bias to its scores, which no other way does: remove ATTENTION.'
+    )
   return dataclasses.replace(config, **changes)
 
 
 def _refuse_other_size(config: Config | None, saved: Config, init_from: str) -> None:
-  same = {'vocab_size': saved.vocab_size} | {name: getattr(saved, name) for name in _COMPUTED}
+  same = {'vocab_size': saved.vocab_size} | {
+    name: getattr(saved, name) for name in _COMPUTED if hasattr(saved, name)
+  }
   if config is None or dataclasses.replace(config, **same) == saved:
     return
   differing = [

@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers, stacks
-from dro_jax.models.causal import attention
+from dro_jax.models.attention import spans, ways
+from dro_jax.models.attention.spans import Source, Span
+from dro_jax.models.causal import rotary
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.layers import KeysValues
 from dro_jax.models.readouts import prompt_ends
@@ -51,20 +53,20 @@ class _Own(NamedTuple):
   rotated: Bool[Array, '*L'] | None = None
 
 
-class _Masks(NamedTuple):
-  """Which keys queries may read: in layers without a window, and in layers with one."""
+class _Spans(NamedTuple):
+  """The keys that queries read: in layers without a window, and in layers with one."""
 
-  whole: Bool[Array, 'B T S']
-  windowed: Bool[Array, 'B T S'] | None
+  whole: Span
+  windowed: Span | None
 
 
 class _Context(NamedTuple):
   """Arrays that all layers share. `position` is the place in the cache of the one token that is decoded."""
 
-  rotation: attention.Rotation
-  local_rotation: attention.Rotation | None
-  own: _Masks
-  prompt: _Masks | None = None
+  rotation: rotary.Rotation
+  local_rotation: rotary.Rotation | None
+  own: _Spans
+  prompt: _Spans | None = None
   position: Int[Array, ''] | None = None
 
 
@@ -114,7 +116,7 @@ class Attention(nn.Module):
     rotation = context.rotation
     if context.local_rotation is not None:
       rotation = _chosen(self.windowed, context.local_rotation, rotation)
-    return _chosen(self.rotated, attention.rotate(x_BTHC, rotation), x_BTHC)
+    return _chosen(self.rotated, rotary.rotate(x_BTHC, rotation), x_BTHC)
 
   def keys_values(self, x_BTD: Float[Array, 'B T D'], context: _Context) -> KeysValues:
     """The keys and values of tokens."""
@@ -128,16 +130,20 @@ class Attention(nn.Module):
     queries_BTHC = self._heads(self.query(x_BTD), self.query_norm if cfg.qk_norm else None, context)
     queries_BTHC = queries_BTHC * (cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale)
     sources = [(own, context.own)] if prompt is None else [(prompt, context.prompt), (own, context.own)]
-    read_BTHC = attention.attend(
+    read_BTHC = ways.attend(
       queries_BTHC,
-      [attention.Source(_for_mesh(cfg, kept), self._mask(masks)) for kept, masks in sources],
+      [Source(_for_mesh(cfg, kept), self._span(places)) for kept, places in sources],
       softcap=cfg.attention_softcap,
+      way=cfg.attention,
     )
     read_BTHC = _by_head(read_BTHC)
     return self.out(read_BTHC.reshape(*x_BTD.shape[:2], cfg.num_heads * cfg.head_dim))
 
-  def _mask(self, masks: _Masks) -> Array:
-    return masks.whole if masks.windowed is None else _chosen(self.windowed, masks.windowed, masks.whole)
+  def _span(self, places: _Spans) -> Span:
+    if places.windowed is None:
+      return places.whole
+    chosen: Span = _chosen(self.windowed, places.windowed, places.whole)
+    return chosen
 
 
 def _by_head(x_BTHC: Array) -> Array:
@@ -260,21 +266,26 @@ class Causal(nn.Module):
       x_BTD = x_BTD * jnp.asarray(np.sqrt(cfg.emb_dim), x_BTD.dtype)
     return x_BTD + self.position_embedder(positions_BT) if cfg.positions == 'learned' else x_BTD
 
-  def _context(self, positions_BT: Array, own_mask: Array, own_positions: Array, **prompt: Array) -> _Context:
-    """The layers' context, of queries at these positions; `prompt` has the prompts' mask and positions."""
+  def _context(self, positions_BT: Array, own: _Spans, prompt: _Spans | None = None) -> _Context:
+    """The layers' context, of queries at these positions."""
     cfg = self.config
-    rotation, local = attention.rotation(attention.frequencies(cfg), positions_BT), None
+    rotation, local = rotary.rotation(rotary.frequencies(cfg), positions_BT), None
     if cfg.rope_local_theta is not None:
-      local = attention.rotation(attention.frequencies(cfg, local=True), positions_BT)
-    masks = lambda mask, positions: _Masks(mask, _within(cfg, mask, positions_BT, positions))  # noqa: E731
-    of_prompt = masks(prompt['mask'], prompt['positions']) if prompt else None
-    return _Context(rotation, local, masks(own_mask, own_positions), of_prompt)
+      local = rotary.rotation(rotary.frequencies(cfg, local=True), positions_BT)
+    return _Context(rotation, local, own, prompt)
+
+  def _spans(self, span: Span, places: Array) -> _Spans:
+    """A span, and its part in the window where any layer has one, of queries at these places among keys."""
+    cfg = self.config
+    return _Spans(span, spans.within(span, places, cfg.window) if any(cfg.windowed) else None)
+
+  def _own_spans(self, segments_BT: Array) -> _Spans:
+    return self._spans(spans.own_span(segments_BT), jnp.arange(segments_BT.shape[1])[None])
 
   def encode(self, rows: Rows, enable_dropout: bool = False) -> Memory:
     """The prompt stream: each token sees the earlier tokens of its own prompt."""
-    segments_BS, positions_BS = rows.prompt_segments, rows.prompt_positions
-    context = self._context(positions_BS, _causal(segments_BS), positions_BS)
-    x_BSD = self._embed(rows.prompt_tokens, positions_BS)
+    context = self._context(rows.prompt_positions, self._own_spans(rows.prompt_segments))
+    x_BSD = self._embed(rows.prompt_tokens, rows.prompt_positions)
     return Memory(*self.decoder(x_BSD, _Own(), context, not enable_dropout, True))
 
   def decode(
@@ -289,13 +300,14 @@ class Causal(nn.Module):
       jnp.pad(responses.response_tokens[:, :-1], ((0, 0), (1, 0))),
     )
     positions_BT = at_end(rows.prompt_positions) + responses.response_positions
-    prompt_BTS = (responses.response_prompt[:, :, None] == rows.prompt_segments[:, None, :]) & (
-      jnp.arange(rows.prompt_segments.shape[1])[None, None] != ends_BT[:, :, None]
-    )
+    # All of the prompt but its last token; padding, whose prompt is 0, reads nothing.
+    starts_BT = at_end(spans.segment_starts(rows.prompt_segments))
+    prompt = Span(starts_BT, jnp.where(responses.response_prompt > 0, ends_BT, starts_BT))
     context = self._context(
-      positions_BT, _causal(responses.response_segments), positions_BT,
-      mask=prompt_BTS, positions=rows.prompt_positions,
-    )  # fmt: skip
+      positions_BT,
+      self._own_spans(responses.response_segments),
+      self._spans(prompt, ends_BT + responses.response_positions),
+    )
     x_BTD = self._embed(inputs_BT, positions_BT)
     states_BTD, _ = self.decoder(x_BTD, _Own(memory.keys_values), context, not enable_dropout, False)
     return states_BTD
@@ -319,7 +331,7 @@ class Causal(nn.Module):
   ) -> tuple[Float[Array, 'N D'], Cache]:
     """Reads the prompts: the state that predicts the first token of each copy, and a cache."""
     positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-    context = self._context(positions_BS, _causal(segments_BS), positions_BS)
+    context = self._context(positions_BS, self._own_spans(segments_BS))
     _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), _Own(), context, True, True)
     lengths_B = jnp.sum(segments_BS > 0, axis=-1)
     responses = tokens_BS.shape[0] * copies
@@ -335,38 +347,21 @@ class Causal(nn.Module):
   ) -> tuple[Float[Array, 'N D'], Cache]:
     """Reads the token at input `position` (0 was the prompt's last): the state that predicts the next."""
     ends_B = jnp.maximum(cache.prompt_lengths - 1, 0)
-    keys = jnp.arange(cache.prompt.keys.shape[2])
-    places = jnp.arange(cache.response.keys.shape[2])
     copies = tokens_N.shape[0] // ends_B.shape[0]
-    ends_N1 = jnp.repeat(ends_B, copies)[:, None]
+    positions_N1 = jnp.repeat(ends_B, copies)[:, None] + position
+    # All copies of a prompt are at the same position, so that they share its span as well as its keys.
+    prompt = Span(jnp.zeros_like(ends_B)[:, None], ends_B[:, None])
+    own = Span(jnp.zeros_like(positions_N1), jnp.full_like(positions_N1, position + 1))
     context = self._context(
-      ends_N1 + position,
-      jnp.broadcast_to(places <= position, (tokens_N.shape[0], 1, places.size)),
-      ends_N1 + places[None],
-    )
-    # All copies of a prompt are at the same position, so that they share its mask as well as its keys.
-    prompt_B1S = (keys[None] < ends_B[:, None])[:, None]
-    positions_BS = jnp.broadcast_to(keys, (ends_B.shape[0], keys.size))
-    windowed = _within(self.config, prompt_B1S, (ends_B + position)[:, None], positions_BS)
-    context = context._replace(prompt=_Masks(prompt_B1S, windowed), position=position)
+      positions_N1,
+      self._spans(own, position[None, None]),
+      self._spans(prompt, ends_B[:, None] + position),
+    )._replace(position=position)
     states_N1D, new = self.decoder(
-      self._embed(tokens_N[:, None], ends_N1 + position),
+      self._embed(tokens_N[:, None], positions_N1),
       _Own(cache.prompt, cache.response),
       context,
       True,
       True,
     )
     return states_N1D[:, 0], cache._replace(response=write(cache.response, new, position, axis=2))
-
-
-def _causal(segments_BT: Array) -> Bool[Array, 'B T T']:
-  """Earlier tokens of the same segment, and the token itself."""
-  lower_TT = np.tril(np.ones((segments_BT.shape[1],) * 2, bool))
-  return (segments_BT[:, :, None] == segments_BT[:, None, :]) & lower_TT[None]
-
-
-def _within(config: CausalConfig, mask: Array, positions_BT: Array, positions_BS: Array) -> Array | None:
-  """A mask with the window, where any layer has one."""
-  if not any(config.windowed):
-    return None
-  return mask & (positions_BT[:, :, None] - positions_BS[:, None, :] < config.window)
