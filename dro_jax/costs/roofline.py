@@ -141,9 +141,7 @@ def rule_of_thumb(
   passes += [] if reference is None else [(2, *met(reference, True))]
   if value is not None and (trunk := state.params.get('value', {}).get('trunk')):
     by_prompt, by_response = met(trunk, False)
-    passes.append(
-      (2 if value.frozen_trunk else 6, by_prompt, by_response if value.readout == 'token' else 0)
-    )
+    passes.append((2 if value.frozen_trunk else 6, by_prompt, by_response if value.readout == 'token' else 0))
   if algorithm.uses_mismatched:
     passes += [(2, 0, met(tree, True)[1]) for tree in (policy, reference) if tree is not None]
   return float(

@@ -75,9 +75,7 @@ def constrain_hidden(x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
   return constrain(x_BTD, 'activation_batch', 'activation_length', 'activation_embed')
 
 
-def project(
-  x: Float[Array, '*B I'], kernel: Float[Array, 'I O'], result: Any = None
-) -> Float[Array, '*B O']:
+def project(x: Float[Array, '*B I'], kernel: Float[Array, 'I O'], result: Any = None) -> Float[Array, '*B O']:
   """x W over x's last axis, at x's precision; sums are of the type `result`, x's own by default.
 
   On a CPU rows and lengths are joined into one axis for the product: where a weight's gradient sums over two

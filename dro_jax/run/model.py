@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from dro_jax.checkpoints import policy as saved_policies
@@ -14,8 +15,8 @@ from dro_jax.run.spec import Compute, Policy, Value
 # Rows of a fresh embedding table: divides over meshes, as published models are padded to.
 VOCABULARY_MULTIPLE = 128
 # Of a model's configuration: how it is computed, whatever its size.
-_COMPUTED = ('dtype', 'scan_layers', 'remat', 'dropout_rate')
-# What a checkpoint says of a model of the same size: its vocabulary's, and the context that it was trained for.
+_COMPUTED = ('dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate')
+# What a checkpoint says of a model of its size: of its vocabulary, and the context that it was trained for.
 _BROUGHT = ('vocab_size', 'pad', 'eos', 'start', 'max_positions')
 
 
@@ -34,7 +35,7 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
   if policy.init_from is not None:
     saved = saved_policies.config_of(policy.init_from)
     _refuse_other_size(config, saved, policy.init_from)
-    config = saved if config is None else dataclasses.replace(config, **_brought(saved))
+    config = saved if config is None else dataclasses.replace(config, **_fields(saved, _BROUGHT))
   if config.vocab_size is None:
     size = VOCABULARY_MULTIPLE * math.ceil(vocabulary.size / VOCABULARY_MULTIPLE)
     config = dataclasses.replace(config, vocab_size=size)
@@ -44,11 +45,17 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
       f'is {config.vocab_size}: leave it unset, or pass at least as many.'
     )
   changes = {name: getattr(compute, name) for name in _COMPUTED if getattr(compute, name) is not None}
+  if 'attention' in changes and not hasattr(config, 'attention'):
+    raise UsageError(
+      f'ATTENTION={compute.attention}: {type(config).__name__} has one way of attention, dense, because T5 '
+      'adds a bias to its scores, which no other way does: remove ATTENTION.'
+    )
   return dataclasses.replace(config, **changes)
 
 
-def _brought(saved: Config) -> dict[str, Any]:
-  return {name: getattr(saved, name) for name in _BROUGHT if hasattr(saved, name)}
+def _fields(config: Config, names: Sequence[str]) -> dict[str, Any]:
+  """Those of these fields that a configuration has."""
+  return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
 def _refuse_other_size(config: Config | None, saved: Config, init_from: str) -> None:
@@ -58,7 +65,7 @@ def _refuse_other_size(config: Config | None, saved: Config, init_from: str) -> 
       f"{type(config).__name__}. Name its own (--gin_file=models/...), or take the checkpoint's: "
       '--gin.Policy.config=None.'
     )
-  same = _brought(saved) | {name: getattr(saved, name) for name in _COMPUTED}
+  same = _fields(saved, (*_BROUGHT, *_COMPUTED))
   if config is None or dataclasses.replace(config, **same) == saved:
     return
   differing = [

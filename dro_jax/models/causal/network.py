@@ -4,7 +4,6 @@ The prompt stream runs all tokens of a prompt. A response's first input is its p
 its tokens read the prompt's other tokens from the prompt stream, and that one from their own.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,9 @@ from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers, stacks
-from dro_jax.models.causal import attention
+from dro_jax.models.attention import spans, ways
+from dro_jax.models.attention.spans import Source, Span
+from dro_jax.models.causal import rotary
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.layers import KeysValues
 from dro_jax.models.readouts import prompt_ends
@@ -52,30 +53,22 @@ class _Own(NamedTuple):
   rotated: Bool[Array, '*L'] | None = None
 
 
-class _Masks(NamedTuple):
-  """Which keys queries may read: in layers without a window, and in layers with one."""
+class _Spans(NamedTuple):
+  """The keys that queries read: in layers without a window, and in layers with one."""
 
-  whole: Bool[Array, 'B T S']
-  windowed: Bool[Array, 'B T S'] | None
+  whole: Span
+  windowed: Span | None
 
 
 class _Context(NamedTuple):
-  """Arrays that all layers share.
+  """Arrays that all layers share. `among_prompts` is of a pass of both streams; `position` is the place in the
+  cache of the one token that is decoded."""
 
-  Attributes:
-    rotation: of the tokens, in layers without a base of their own.
-    local_rotation: in layers with a window, where these have such a base.
-    own: which tokens of their own stream the tokens may read.
-    prompt: which tokens of prompts.
-    among_prompts: in a pass of both streams, which tokens of prompts a prompt's tokens may read.
-    position: the place in the cache of the one token that is decoded.
-  """
-
-  rotation: attention.Rotation
-  local_rotation: attention.Rotation | None
-  own: _Masks
-  prompt: _Masks | None = None
-  among_prompts: _Masks | None = None
+  rotation: rotary.Rotation
+  local_rotation: rotary.Rotation | None
+  own: _Spans
+  prompt: _Spans | None = None
+  among_prompts: _Spans | None = None
   position: Int[Array, ''] | None = None
 
 
@@ -93,10 +86,8 @@ def _chosen(flag: Array | bool, on: Any, off: Any) -> Any:
 
 
 class Attention(nn.Module):
-  """Queries, keys and values of tokens, rotated; and what queries read.
-
-  With `prompt_length`, so many first tokens are the prompt stream and the others the response stream.
-  """
+  """Queries, keys and values of tokens, rotated; and what queries read: of two streams with `prompt_length`,
+  the number of tokens of the first, the prompts'."""
 
   config: CausalConfig
   windowed: Array | bool
@@ -129,7 +120,7 @@ class Attention(nn.Module):
     rotation = context.rotation
     if context.local_rotation is not None:
       rotation = _chosen(self.windowed, context.local_rotation, rotation)
-    return _chosen(self.rotated, attention.rotate(x_BTHC, rotation), x_BTHC)
+    return _chosen(self.rotated, rotary.rotate(x_BTHC, rotation), x_BTHC)
 
   def keys_values(self, x_BTD: Float[Array, 'B T D'], context: _Context) -> KeysValues:
     """The keys and values of tokens."""
@@ -144,32 +135,30 @@ class Attention(nn.Module):
     queries_BTHC = queries_BTHC * (cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale)
     if self.prompt_length is None:
       sources = [(own, context.own)] if prompt is None else [(prompt, context.prompt), (own, context.own)]
-      read_BTHC = self._attend(queries_BTHC, sources)
+      read_BTHC = self._attend(queries_BTHC, *sources)
     else:
       read_BTHC = self._attend_both(queries_BTHC, own, context)
     return self.out(read_BTHC.reshape(*x_BTD.shape[:2], cfg.num_heads * cfg.head_dim))
 
-  def _attend(self, queries_BTHC: Array, sources: Sequence[tuple[KeysValues, _Masks]]) -> Array:
-    read_BTHC = attention.attend(
-      queries_BTHC,
-      [attention.Source(_for_mesh(self.config, kept), self._mask(masks)) for kept, masks in sources],
-      softcap=self.config.attention_softcap,
-    )
-    return _by_head(read_BTHC)
+  def _attend(self, queries_BTHC: Array, *sources: tuple[KeysValues, _Spans]) -> Float[Array, 'B T H C']:
+    cfg = self.config
+    read = [Source(_for_mesh(cfg, kept), self._span(places)) for kept, places in sources]
+    return _by_head(ways.attend(queries_BTHC, read, softcap=cfg.attention_softcap, way=cfg.attention))
 
   def _attend_both(self, queries_BTHC: Array, keys_values: KeysValues, context: _Context) -> Array:
-    """Prompts read themselves; responses read prompts and themselves."""
-    ends = (self.prompt_length,)
-    of_prompt, of_response = jnp.split(queries_BTHC, ends, axis=1)
-    prompt, own = (KeysValues(*parts) for parts in zip(*(jnp.split(x, ends, axis=1) for x in keys_values)))
-    read = (
-      self._attend(of_prompt, [(prompt, context.among_prompts)]),
-      self._attend(of_response, [(prompt, context.prompt), (own, context.own)]),
-    )
-    return jnp.concatenate(read, axis=1)
+    """Prompts read prompts; responses read prompts and themselves."""
+    streams = lambda x: jnp.split(x, (self.prompt_length,), axis=1)  # noqa: E731
+    of_prompt, of_response = streams(queries_BTHC)
+    prompt, own = map(KeysValues, *map(streams, keys_values))
+    first = self._attend(of_prompt, (prompt, context.among_prompts))
+    last = self._attend(of_response, (prompt, context.prompt), (own, context.own))
+    return jnp.concatenate([first, last], axis=1)
 
-  def _mask(self, masks: _Masks) -> Array:
-    return masks.whole if masks.windowed is None else _chosen(self.windowed, masks.windowed, masks.whole)
+  def _span(self, places: _Spans) -> Span:
+    if places.windowed is None:
+      return places.whole
+    chosen: Span = _chosen(self.windowed, places.windowed, places.whole)
+    return chosen
 
 
 def _by_head(x_BTHC: Array) -> Array:
@@ -297,68 +286,65 @@ class Causal(nn.Module):
       x_BTD = x_BTD * jnp.asarray(np.sqrt(cfg.emb_dim), x_BTD.dtype)
     return x_BTD + self.position_embedder(positions_BT) if cfg.positions == 'learned' else x_BTD
 
-  def _rotations(self, positions_BT: Array) -> tuple[attention.Rotation, attention.Rotation | None]:
-    """Rotations of tokens: those of layers at large, and those of layers with a base of their own."""
+  def _context(self, positions_BT: Array, *spans: _Spans) -> _Context:
+    """The layers' context, of queries at these positions; `spans` are own, of prompts, among prompts."""
     cfg = self.config
-    rotation, local = attention.rotation(attention.frequencies(cfg), positions_BT), None
+    rotation, local = rotary.rotation(rotary.frequencies(cfg), positions_BT), None
     if cfg.rope_local_theta is not None:
-      local = attention.rotation(attention.frequencies(cfg, local=True), positions_BT)
-    return rotation, local
+      local = rotary.rotation(rotary.frequencies(cfg, local=True), positions_BT)
+    return _Context(rotation, local, *spans)
 
-  def _masks(self, mask: Array, positions_BT: Array, of_keys_BS: Array) -> _Masks:
-    """Masks of queries and keys at these positions."""
-    return _Masks(mask, _within(self.config, mask, positions_BT, of_keys_BS))
+  def _spans(self, span: Span, places: Array) -> _Spans:
+    """A span, and its part in the window where any layer has one, of queries at these places among keys."""
+    cfg = self.config
+    return _Spans(span, spans.within(span, places, cfg.window) if any(cfg.windowed) else None)
 
-  def _among_prompts(self, rows: Rows) -> _Masks:
-    positions_BS = rows.prompt_positions
-    return self._masks(_causal(rows.prompt_segments), positions_BS, positions_BS)
+  def _own_spans(self, segments_BT: Array) -> _Spans:
+    return self._spans(spans.own_span(segments_BT), jnp.arange(segments_BT.shape[1])[None])
 
   def encode(self, rows: Rows, enable_dropout: bool = False) -> Memory:
     """The prompt stream: each token sees the earlier tokens of its own prompt."""
-    context = _Context(*self._rotations(rows.prompt_positions), self._among_prompts(rows))
+    context = self._context(rows.prompt_positions, self._own_spans(rows.prompt_segments))
     x_BSD = self._embed(rows.prompt_tokens, rows.prompt_positions)
     return Memory(*self.decoder(x_BSD, _Own(), context, deterministic=not enable_dropout, keep=True))
 
-  def _responses(self, rows: Rows, responses: Rows | Mismatched) -> tuple[Array, Array, _Masks, _Masks]:
-    """Inputs of the response stream: tokens and positions, and what these may read, of prompts and of it."""
+  def _inputs(self, rows: Rows, responses: Rows | Mismatched) -> tuple[Array, Array, _Spans, _Spans]:
+    """Of a response stream: tokens and positions, and their spans in their own stream and in prompts."""
     ends_BT = prompt_ends(rows.prompt_segments, responses.response_prompt)
     at_end = lambda x_BS: jnp.take_along_axis(x_BS, ends_BT, axis=1)  # noqa: E731
-    inputs_BT = jnp.where(
+    tokens_BT = jnp.where(
       responses.response_positions == 0,
       at_end(rows.prompt_tokens),
       jnp.pad(responses.response_tokens[:, :-1], ((0, 0), (1, 0))),
     )
-    positions_BT = at_end(rows.prompt_positions) + responses.response_positions
-    prompt_BTS = (responses.response_prompt[:, :, None] == rows.prompt_segments[:, None, :]) & (
-      jnp.arange(rows.prompt_segments.shape[1])[None, None] != ends_BT[:, :, None]
-    )
+    # All of the prompt but its last token; padding, whose prompt is 0, reads nothing.
+    starts_BT = at_end(spans.segment_starts(rows.prompt_segments))
+    prompt = Span(starts_BT, jnp.where(responses.response_prompt > 0, ends_BT, starts_BT))
     return (
-      inputs_BT, positions_BT, self._masks(prompt_BTS, positions_BT, rows.prompt_positions),
-      self._masks(_causal(responses.response_segments), positions_BT, positions_BT),
+      tokens_BT, at_end(rows.prompt_positions) + responses.response_positions,
+      self._own_spans(responses.response_segments),
+      self._spans(prompt, ends_BT + responses.response_positions),
     )  # fmt: skip
 
   def decode(
     self, memory: Memory, rows: Rows, responses: Rows | Mismatched, enable_dropout: bool = False
   ) -> Float[Array, 'B T D']:
     """States that predict each response token from the prompt it points at and the tokens before it."""
-    inputs_BT, positions_BT, prompt, own = self._responses(rows, responses)
-    context = _Context(*self._rotations(positions_BT), own, prompt)
-    x_BTD = self._embed(inputs_BT, positions_BT)
+    tokens_BT, positions_BT, own, prompt = self._inputs(rows, responses)
+    context = self._context(positions_BT, own, prompt)
+    x_BTD = self._embed(tokens_BT, positions_BT)
     return self.decoder(x_BTD, _Own(memory.keys_values), context, deterministic=not enable_dropout)[0]
 
   def run(self, rows: Rows, enable_dropout: bool = False) -> tuple[Memory, Float[Array, 'B T D']]:
-    """`encode` and `decode` of the rows' own responses, in one pass through the layers.
-
-    The same numbers. A mesh that cuts parameters by `fsdp` gathers each layer's once for both streams, and
-    reduces its gradient once.
-    """
-    inputs_BT, positions_BT, prompt, own = self._responses(rows, rows)
+    """`encode`, and `decode` of the rows' own responses, in one pass: the same numbers, and a mesh that cuts
+    parameters by `fsdp` gathers each layer's once for both streams, and reduces its gradient once."""
+    tokens_BT, positions_BT, own, prompt = self._inputs(rows, rows)
+    join = lambda x_BS, x_BT: jnp.concatenate([x_BS, x_BT], axis=1)  # noqa: E731
+    positions = join(rows.prompt_positions, positions_BT)
+    context = self._context(positions, own, prompt, self._own_spans(rows.prompt_segments))
     length = rows.prompt_tokens.shape[1]
-    both = lambda x_BS, x_BT: jnp.concatenate([x_BS, x_BT], axis=1)  # noqa: E731
-    positions = both(rows.prompt_positions, positions_BT)
-    context = _Context(*self._rotations(positions), own, prompt, self._among_prompts(rows))
     states, keys_values = self.decoder(
-      self._embed(both(rows.prompt_tokens, inputs_BT), positions), _Own(), context,
+      self._embed(join(rows.prompt_tokens, tokens_BT), positions), _Own(), context,
       deterministic=not enable_dropout, keep=rows.mismatched is not None, prompt_length=length,
     )  # fmt: skip
     return Memory(states[:, :length], keys_values), states[:, length:]
@@ -383,8 +369,7 @@ class Causal(nn.Module):
     """Reads the prompts: the state that predicts the first token of each copy, and a cache."""
     # Padding has the first position: one beyond a learned table would be NaN.
     positions_BS = jnp.where(segments_BS > 0, jnp.arange(tokens_BS.shape[1])[None], 0)
-    own = self._masks(_causal(segments_BS), positions_BS, positions_BS)
-    context = _Context(*self._rotations(positions_BS), own)
+    context = self._context(positions_BS, self._own_spans(segments_BS))
     _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), _Own(), context, keep=True)
     lengths_B = jnp.sum(segments_BS > 0, axis=-1)
     responses = tokens_BS.shape[0] * copies
@@ -400,35 +385,17 @@ class Causal(nn.Module):
   ) -> tuple[Float[Array, 'N D'], Cache]:
     """Reads the token at input `position` (0 was the prompt's last): the state that predicts the next."""
     ends_B = jnp.maximum(cache.prompt_lengths - 1, 0)
-    keys = jnp.arange(cache.prompt.keys.shape[2])
-    places = jnp.arange(cache.response.keys.shape[2])
     copies = tokens_N.shape[0] // ends_B.shape[0]
-    ends_N1 = jnp.repeat(ends_B, copies)[:, None]
-    now_N1 = ends_N1 + position
-    own_N1T = jnp.broadcast_to(places <= position, (tokens_N.shape[0], 1, places.size))
-    # All copies of a prompt are at the same position, so that they share its mask as well as its keys.
-    prompt_B1S = (keys[None] < ends_B[:, None])[:, None]
-    positions_BS = jnp.broadcast_to(keys, (ends_B.shape[0], keys.size))
-    context = _Context(
-      *self._rotations(now_N1),
-      own=self._masks(own_N1T, now_N1, ends_N1 + places[None]),
-      prompt=self._masks(prompt_B1S, (ends_B + position)[:, None], positions_BS),
-      position=position,
-    )
+    positions_N1 = jnp.repeat(ends_B, copies)[:, None] + position
+    # All copies of a prompt are at the same position, so that they share its span as well as its keys.
+    prompt = Span(jnp.zeros_like(ends_B)[:, None], ends_B[:, None])
+    own = Span(jnp.zeros_like(positions_N1), jnp.full_like(positions_N1, position + 1))
+    context = self._context(
+      positions_N1,
+      self._spans(own, position[None, None]),
+      self._spans(prompt, ends_B[:, None] + position),
+    )._replace(position=position)
     states_N1D, new = self.decoder(
-      self._embed(tokens_N[:, None], now_N1), _Own(cache.prompt, cache.response), context, keep=True
+      self._embed(tokens_N[:, None], positions_N1), _Own(cache.prompt, cache.response), context, keep=True
     )
     return states_N1D[:, 0], cache._replace(response=write(cache.response, new, position, axis=2))
-
-
-def _causal(segments_BT: Array) -> Bool[Array, 'B T T']:
-  """Earlier tokens of the same segment, and the token itself."""
-  lower_TT = np.tril(np.ones((segments_BT.shape[1],) * 2, bool))
-  return (segments_BT[:, :, None] == segments_BT[:, None, :]) & lower_TT[None]
-
-
-def _within(config: CausalConfig, mask: Array, positions_BT: Array, positions_BS: Array) -> Array | None:
-  """A mask with the window, where any layer has one."""
-  if not any(config.windowed):
-    return None
-  return mask & (positions_BT[:, :, None] - positions_BS[:, None, :] < config.window)
