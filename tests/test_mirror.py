@@ -67,7 +67,6 @@ ELSEWHERE = {
   'inspection/test_inspect.py': (
     'inspection/command', 'inspection/packing', 'inspection/tables', 'inspection/warnings',
   ),
-  'models/causal/test_names.py': ('models/stored',),
   'models/test_policy.py': ('models/family', 'models/t5/family'),
   'models/causal/test_names.py': ('models/stored',),
   'models/t5/test_network.py': ('models/stacks', 'models/t5/config'),

@@ -12,6 +12,7 @@ from dro_jax.costs.hlo import collectives as hlo_collectives
 from dro_jax.costs.hlo import memory as hlo_memory
 from dro_jax.costs.hlo import operations, program
 from dro_jax.models.family import Family
+from dro_jax.models.value import ValueNetwork
 from dro_jax.step.state import TrainState
 
 
@@ -117,7 +118,11 @@ def state_memory(state: TrainState) -> dict[str, float | int]:
 
 
 def rule_of_thumb(
-  state: TrainState, tokens: tuple[int, int], algorithm: Any, family: Family, frozen_trunk: bool = False
+  state: TrainState,
+  tokens: tuple[int, int],
+  algorithm: Any,
+  family: Family,
+  value: ValueNetwork | None = None,
 ) -> float | int:
   """Operations of a step by 6 N D and 2 N D: parameters times tokens that meet them.
 
@@ -128,14 +133,15 @@ def rule_of_thumb(
     tokens: of prompts and of responses, padding included, as the rows are computed on.
     algorithm: says which passes a step makes.
     family: of the policy: which parameters a token meets.
-    frozen_trunk: whether no gradient is pulled back to the value network's trunk.
+    value: the value network: whether its trunk is trained, and whether it reads responses.
   """
   policy, reference = state.params['policy'], state.reference
   met = family.parameters_met
   passes = [(6 if algorithm.trains_policy else 2, *met(policy, True))]
   passes += [] if reference is None else [(2, *met(reference, True))]
-  if trunk := state.params.get('value', {}).get('trunk'):
-    passes.append((2 if frozen_trunk else 6, *met(trunk, False)))
+  if value is not None and (trunk := state.params.get('value', {}).get('trunk')):
+    by_prompt, by_response = met(trunk, False)
+    passes.append((2 if value.frozen_trunk else 6, by_prompt, by_response if value.readout == 'token' else 0))
   if algorithm.uses_mismatched:
     passes += [(2, 0, met(tree, True)[1]) for tree in (policy, reference) if tree is not None]
   return float(

@@ -88,6 +88,8 @@ class Family(NamedTuple):
       `[B, R, D]`, float32, 0 where a response points at none.
     decode: `(network, memory, rows, responses, dropout)`: states that predict each response token, from its
       prompt and the tokens before it, `[B, T, D]`.
+    run: `(network, rows, dropout)`: what `encode`, and `decode` of the rows' own responses, return, where one
+      pass of both costs less than two.
     logits: `(network, states)`: unnormalised log-probs of the next token, `[B, T, V]`, float32.
     start: `(network, prompts, max_length, copies)`: the state that predicts the first token of `copies`
       responses to each prompt, `[N, D]`, row by row, and a cache for `max_length` tokens.
@@ -99,6 +101,8 @@ class Family(NamedTuple):
       the vocabulary's projection where the pass `projects`.
     stacks: the names of its stacks of layers, of `models.stacks.STACKS`.
     tokens: from a configuration to the special tokens' ids.
+    most_tokens: from a configuration to the most tokens that a prompt and its response have together; `None`
+      where nothing bounds them.
   """
 
   name: str
@@ -108,6 +112,7 @@ class Family(NamedTuple):
   prompt_states: Callable[[Memory], Float[Array, 'B S D']]
   pool_prompts: Callable[[Float[Array, 'B S D'], Int[Array, 'B S'], Int[Array, 'B R']], Float[Array, 'B R D']]
   decode: Callable[[nn.Module, Memory, Rows, Rows | Mismatched, bool], Float[Array, 'B T D']]
+  run: Callable[[nn.Module, Rows, bool], tuple[Memory, Float[Array, 'B T D']]]
   logits: Callable[[nn.Module, Float[Array, 'B T D']], Float[Array, 'B T V']]
   start: Callable[[nn.Module, Prompts, int, int], tuple[Float[Array, 'N D'], Cache]]
   advance: Callable[[nn.Module, Cache, Int[Array, 'N'], Int[Array, '']], tuple[Float[Array, 'N D'], Cache]]
@@ -115,3 +120,4 @@ class Family(NamedTuple):
   parameters_met: Callable[[Mapping[str, Params], bool], tuple[int, int]]
   stacks: tuple[str, ...]
   tokens: Callable[[Any], SpecialTokens]
+  most_tokens: Callable[[Any], int | None] = lambda config: None

@@ -75,8 +75,8 @@ def constrain_hidden(x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
   return constrain(x_BTD, 'activation_batch', 'activation_length', 'activation_embed')
 
 
-def project(x: Float[Array, '*B I'], kernel: Float[Array, 'I O']) -> Float[Array, '*B O']:
-  """x W over x's last axis, at x's precision.
+def project(x: Float[Array, '*B I'], kernel: Float[Array, 'I O'], result: Any = None) -> Float[Array, '*B O']:
+  """x W over x's last axis, at x's precision; sums are of the type `result`, x's own by default.
 
   On a CPU rows and lengths are joined into one axis for the product: where a weight's gradient sums over two
   axes, XLA's CPU backend writes out a transposed operand, which takes a fifth of a step. A TPU's step would
@@ -85,8 +85,9 @@ def project(x: Float[Array, '*B I'], kernel: Float[Array, 'I O']) -> Float[Array
   """
   kernel = kernel.astype(x.dtype)
   if not _is_on_cpu() or num_parts('activation_length') != [1]:
-    return jnp.einsum('...i,io->...o', x, kernel)
-  return jnp.einsum('ni,io->no', x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+    return jnp.einsum('...i,io->...o', x, kernel, preferred_element_type=result)
+  x_NI = x.reshape(-1, x.shape[-1])
+  return jnp.einsum('ni,io->no', x_NI, kernel, preferred_element_type=result).reshape(*x.shape[:-1], -1)
 
 
 def _is_on_cpu() -> bool:
@@ -96,19 +97,20 @@ def _is_on_cpu() -> bool:
 
 
 class Dense(nn.Module):
-  """y = x W, or x W + b."""
+  """y = x W, or x W + b, at `dtype`; the result is of the type `result`, `dtype` by default."""
 
   features: int
   axes: tuple[str, str]
   dtype: Any = jnp.float32
   kernel_init: Callable[..., Array] = _fan_in_truncated
   use_bias: bool = False
+  result: Any = None
 
   @nn.compact
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
     init = nn.with_logical_partitioning(self.kernel_init, self.axes)
     kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
-    y = project(x.astype(self.dtype), kernel)
+    y = project(x.astype(self.dtype), kernel, self.result)
     if not self.use_bias:
       return y
     init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
@@ -183,8 +185,8 @@ class Embedding(nn.Module):
     return constrain_hidden(vectors_BTD.astype(self.dtype))
 
   def attend(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
-    """Inner products with every token's vector, float32."""
-    return project(x_BTD.astype(jnp.float32), self.embedding.T)
+    """Inner products with every token's vector at x's precision, summed and returned in float32."""
+    return project(x_BTD, self.embedding.T, jnp.float32)
 
 
 class Positions(nn.Module):

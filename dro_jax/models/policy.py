@@ -90,6 +90,27 @@ def special_tokens(network: nn.Module) -> SpecialTokens:
   return family_of(network.config).tokens(network.config)
 
 
+def refuse_long_texts(config: Config, prompt: int, response: int, settings: str) -> None:
+  """Refuses texts that are longer than a model has positions for.
+
+  Args:
+    config: the model's.
+    prompt: tokens of the longest prompt.
+    response: tokens of the longest response.
+    settings: the settings that bound these, to be named.
+
+  Raises:
+    UsageError: together they are too long.
+  """
+  most = family_of(config).most_tokens(config)
+  if most is not None and prompt + response > most:
+    raise UsageError(
+      f'a prompt of {prompt} tokens and a response of {response} are {prompt + response} together, and the '
+      f'model has learned positions for {most}: pass {settings} whose sum is at most {most}, or a model with '
+      'rotary positions.'
+    )
+
+
 # --- with a network's parameters ----------------------------------------------------------------------------
 
 
@@ -108,6 +129,13 @@ def decode(
 ) -> Float[Array, 'B T D']:
   """States that predict each response token from the prompt it points at and the tokens before it."""
   return _apply(network, params, 'decode', memory, rows, responses, rng is not None, rng=rng)
+
+
+def run(
+  network: nn.Module, params: Params, rows: Rows, rng: Array | None = None
+) -> tuple[Memory, Float[Array, 'B T D']]:
+  """The memory of the rows' prompts, and the states that predict the tokens of the rows' own responses."""
+  return _apply(network, params, 'run', rows, rng is not None, rng=rng)
 
 
 def logits(network: nn.Module, params: Params, states: Float[Array, 'B T D']) -> Float[Array, 'B T V']:

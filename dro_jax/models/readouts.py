@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, Int
 
 from dro_jax.types import Array
@@ -35,9 +34,9 @@ def prompt_ends(prompt_segments: Int[Array, 'B S'], wanted: Int[Array, 'B Q']) -
 
   Segments count up through a row; where none is asked for (0), the place is 0.
   """
-  rising_BS = jnp.where(prompt_segments > 0, prompt_segments, np.iinfo(np.int32).max)
-  after = jax.vmap(lambda segments, asked: jnp.searchsorted(segments, asked, side='right'))
-  return jnp.maximum(after(rising_BS, wanted) - 1, 0)
+  # Counted, not searched for: a mesh counts each row where it lies, and a search is a loop of gathers.
+  upto_BQS = (prompt_segments > 0)[:, None] & (prompt_segments[:, None] <= wanted[:, :, None])
+  return jnp.maximum(jnp.sum(upto_BQS, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
 def last_states(

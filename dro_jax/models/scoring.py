@@ -28,10 +28,9 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
 
   def score(params: Params, rows: Rows, rng: Array | None = None) -> Scores:
     own = params['policy']
-    memory = models_policy.encode(policy, own, rows, rng)
+    memory, states_BTD = models_policy.run(policy, own, rows, rng)
 
-    def decode(responses: Rows | Mismatched) -> tuple[Array, Array, Array]:
-      states_BTD = models_policy.decode(policy, own, memory, rows, responses, rng)
+    def project(states_BTD: Array, responses: Rows | Mismatched) -> tuple[Array, Array]:
       token_logps_BT = logprobs.response_token_logps(
         functools.partial(models_policy.logits, policy, own),
         states_BTD,
@@ -40,17 +39,14 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
         chunk_size,
       )
       slots = responses.valid.shape[1]
-      return (
-        states_BTD,
-        token_logps_BT,
-        masked.segment_sum(token_logps_BT, responses.response_segments, slots),
-      )
+      return token_logps_BT, masked.segment_sum(token_logps_BT, responses.response_segments, slots)
 
-    states_BTD, token_logps_BT, logps_BR = decode(rows)
+    token_logps_BT, logps_BR = project(states_BTD, rows)
     mismatched_logps_BR = None
     if rows.mismatched is not None:
+      others_BTD = models_policy.decode(policy, own, memory, rows, rows.mismatched, rng)
       # A statistic without a gradient: stopping it here keeps nothing of this pass for the backward pass.
-      mismatched_logps_BR = jax.lax.stop_gradient(decode(rows.mismatched)[-1])
+      mismatched_logps_BR = jax.lax.stop_gradient(project(others_BTD, rows.mismatched)[-1])
     values_BR = token_values_BT = None
     if value is not None:
       prompt_states_BSD = models_policy.family_of(policy.config).prompt_states(memory)

@@ -118,8 +118,7 @@ class ValueNetwork(nn.Module):
     if self.shared:
       return policy_states_BTD
     family = policy.family_of(self.config)
-    memory = family.encode(self.trunk, rows, False)
-    return family.decode(self.trunk, memory, rows, rows, False)
+    return family.run(self.trunk, rows, False)[1]
 
   def _fitted(self, states: Array) -> Array:
     return jax.lax.stop_gradient(states) if self.frozen_trunk else states

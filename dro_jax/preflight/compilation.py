@@ -1,5 +1,6 @@
 """One compilation of a run's step, and its report."""
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -112,17 +113,15 @@ def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
   state = run.abstract_state
   tokens = (rows.prompt_tokens.size, rows.response_tokens.size)
   counted = _count(run, rows)
-  value = run.networks.value
   estimate = roofline.rule_of_thumb(
-    state, tokens, run.algorithm, policy.family_of(run.networks.policy.config),
-    value is not None and value.frozen_trunk,
-  )  # fmt: skip
+    state, tokens, run.algorithm, policy.family_of(config), run.networks.value
+  )
   held = {'reference': state.reference, 'initial_policy': state.initial}
   networks = dict(state.params) | {name: tree for name, tree in held.items() if tree is not None}
   return {
     'topology': where.name, 'chips': len(where.devices), 'mesh': dict(run.mesh.shape),
     'algorithm': run.algorithm.name,
-    'model': {name: getattr(config, name) for name in ('emb_dim', 'num_encoder_layers', 'dtype', 'remat')},
+    'model': dataclasses.asdict(config),
     'parameters': summary.num_parameters(networks),
     'batch': {
       'rows': len(rows.valid), 'prompt_length': layout.prompt_length,

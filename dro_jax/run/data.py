@@ -8,6 +8,8 @@ from dro_jax import algorithms
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
+from dro_jax.models.family import Config
+from dro_jax.models.policy import refuse_long_texts
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import batches, reference_store
@@ -46,11 +48,20 @@ def prepare_data(spec: RunSpec, learner: Learner, legacy: Legacy) -> Data:
   longest = int(triplets.train.response_lengths.max())
   triplets, schedule = _with_schedule(batches.admitted(triplets, algorithm), spec.schedule)
   config = learner.networks.policy.config
+  _refuse_long_texts(config, triplets, None if algorithm.online is None else spec.rollouts.max_length)
   store = reference_store.open_for(learner.reference, algorithm, config, vocabulary, triplets)
   loaders = make_loaders(spec, algorithm, store.triplets, schedule, learner.mesh, legacy)
   if store.store is not None and algorithm.uses_mismatched:
     store.refuse_other_plan(reference_store.plan_of(loaders.train, loaders.eval, spec.seed, schedule.steps))
   return Data(triplets, store, schedule, loaders, longest)
+
+
+def _refuse_long_texts(config: Config, triplets: Triplets, sampled: int | None) -> None:
+  """Refuses triplets that are longer than the model has positions for; `sampled` is the longest sample's."""
+  tables = [table for table in (triplets.train, triplets.eval) if table is not None]
+  prompt = max(int(table.prompt_lengths.max()) for table in tables)
+  response = sampled or max(int(table.response_lengths.max()) for table in tables)
+  refuse_long_texts(config, prompt, response, '--set PROMPT_LENGTH= and RESPONSE_LENGTH=')
 
 
 def _with_schedule(triplets: Triplets, schedule: Schedule) -> tuple[Triplets, Schedule]:

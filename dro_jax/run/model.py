@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from dro_jax.checkpoints import policy as saved_policies
 from dro_jax.data.text import vocabularies
@@ -15,7 +17,9 @@ from dro_jax.run.spec import Compute, Policy, Value
 VOCABULARY_MULTIPLE = 128
 # Of a model's configuration: the vocabulary's ids, and how it is computed, whatever its size.
 _IDS = ('pad', 'eos')
-_COMPUTED = ('dtype', 'scan_layers', 'remat', 'dropout_rate')
+_COMPUTED = ('dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate')
+# What a checkpoint says of a model of its size: of its vocabulary, and the context that it was trained for.
+_BROUGHT = ('vocab_size', *_IDS, 'start', 'max_positions')
 
 
 def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies.Vocabulary) -> Config:
@@ -33,7 +37,7 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
   if policy.init_from is not None:
     saved = saved_policies.config_of(policy.init_from)
     _refuse_other_size(config, saved, policy.init_from)
-    config = saved if config is None else dataclasses.replace(config, vocab_size=saved.vocab_size)
+    config = saved if config is None else dataclasses.replace(config, **_fields(saved, _BROUGHT))
   if config.vocab_size is None:
     size = VOCABULARY_MULTIPLE * math.ceil(vocabulary.size / VOCABULARY_MULTIPLE)
     config = dataclasses.replace(config, vocab_size=size)
@@ -43,6 +47,11 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
       f'is {config.vocab_size}: leave it unset, or pass at least as many.'
     )
   changes = {name: getattr(compute, name) for name in _COMPUTED if getattr(compute, name) is not None}
+  if 'attention' in changes and not hasattr(config, 'attention'):
+    raise UsageError(
+      f'ATTENTION={compute.attention}: {type(config).__name__} has one way of attention, dense, because T5 '
+      'adds a bias to its scores, which no other way does: remove ATTENTION.'
+    )
   return with_ids(dataclasses.replace(config, **changes), vocabulary)
 
 
@@ -63,8 +72,19 @@ def with_ids(config: Config, vocabulary: vocabularies.Vocabulary) -> Config:
   return config
 
 
+def _fields(config: Config, names: Sequence[str]) -> dict[str, Any]:
+  """Those of these fields that a configuration has."""
+  return {name: getattr(config, name) for name in names if hasattr(config, name)}
+
+
 def _refuse_other_size(config: Config | None, saved: Config, init_from: str) -> None:
-  same = {name: getattr(saved, name) for name in ('vocab_size', *_IDS, *_COMPUTED) if hasattr(saved, name)}
+  if config is not None and type(config) is not type(saved):
+    raise UsageError(
+      f'the checkpoint {init_from} holds a model of another kind, {type(saved).__name__}, than is named, '
+      f"{type(config).__name__}. Name its own (--gin_file=models/...), or take the checkpoint's: "
+      '--gin.Policy.config=None.'
+    )
+  same = _fields(saved, (*_BROUGHT, *_COMPUTED))
   if config is None or dataclasses.replace(config, **same) == saved:
     return
   differing = [

@@ -28,7 +28,7 @@ from dro_jax.step.reference import Reference
 from dro_jax.types import Params
 
 # Settings of a model that change no score.
-_INDIFFERENT = ('scan_layers', 'remat', 'dropout_rate')
+_INDIFFERENT = ('scan_layers', 'remat', 'attention', 'dropout_rate')
 _TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.1}
 
 

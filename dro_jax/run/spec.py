@@ -55,6 +55,8 @@ class Compute:
     dtype: activations' type; `None` is the model's.
     scan_layers: one compiled layer for all; `None` is the model's.
     remat: recompute in the backward pass: True (layers) or 'dots' (all but products); `None` is the model's.
+    attention: 'auto' (by length and device), 'dense', 'blockwise', 'splash' or 'cudnn' (see
+      `models.attention.ways`), of decoder-only models; `None` is the model's.
     dropout_rate: dropout while training, for supervised fine-tuning only.
     compiler_options: more of them for the step's compilation, by name; each kind of device has its own.
 
@@ -67,6 +69,7 @@ class Compute:
   dtype: str | None = None
   scan_layers: bool | None = None
   remat: Annotated[bool | str | None, SPEED] = None
+  attention: Annotated[str | None, SPEED] = None
   dropout_rate: float | int = 0.0
   compiler_options: Annotated[Mapping[str, Any] | None, SPEED] = None
 

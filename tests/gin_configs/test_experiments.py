@@ -115,6 +115,14 @@ TRUST_REGION = {
   'adamw.max_gradient_norm': 2.0, 'soft.alpha': 0.6, 'hard.every': 512, 'soft.every': 512,
   'BEST_METRIC': None, 'KEEP_LAST': 12, 'PAIRS': None,
 }  # fmt: skip
+COPG = {
+  'STEPS': 1450, 'BATCH': 128, 'GROUP_SIZE': 2, 'policy/warmup_constant.peak_value': 1e-6,
+  'WARMUP_STEPS': 145, 'dpo.beta': 0.1, 'ipo.tau': 0.01, 'KL_PROMPTS': 128, 'EVAL_EVERY': 50,
+}  # fmt: skip
+COPG_SFT = {
+  'STEPS': 1450, 'policy/warmup_cosine.peak_value': 2e-5, 'warmup_cosine.end_value': 0.0,
+  'warmup_cosine.decay_steps': 1450, 'WARMUP_STEPS': 145,
+}  # fmt: skip
 WITH_ADAM = {
   'a_lol/hh.gin': {
     'STEPS': 9000, 'BATCH': 16, 'WARMUP_STEPS': 0, 'adamw.eps': 1e-6, 'adamw.weight_decay': 0.0,
@@ -126,14 +134,13 @@ WITH_ADAM = {
   'trust_region/dpo.gin': TRUST_REGION | {'dpo.beta': 0.05, 'BATCH': 32},
   'trust_region/ipo.gin': TRUST_REGION | {'ipo.tau': 0.05, 'BATCH': 32},
   'trust_region/kto.gin': TRUST_REGION | {'kto.beta': 0.05, 'BATCH': 64},
-  'copg/tldr.gin': {
-    'STEPS': 1450, 'BATCH': 128, 'GROUP_SIZE': 2, 'policy/warmup_constant.peak_value': 1e-6,
-    'WARMUP_STEPS': 145, 'dpo.beta': 0.1, 'ipo.tau': 0.01, 'KL_PROMPTS': 128, 'EVAL_EVERY': 50,
-  },
-  'copg/sft.gin': {
-    'STEPS': 1450, 'policy/warmup_cosine.peak_value': 2e-5, 'warmup_cosine.end_value': 0.0,
-    'warmup_cosine.decay_steps': 1450, 'WARMUP_STEPS': 145,
-  },
+  'copg/tldr.gin': COPG,
+  'copg/sft.gin': COPG_SFT,
+  'trust_region/pythia_dpo.gin': TRUST_REGION | {'dpo.beta': 0.05, 'BATCH': 32},
+  'trust_region/pythia_ipo.gin': TRUST_REGION | {'ipo.tau': 0.05, 'BATCH': 32},
+  'trust_region/pythia_kto.gin': TRUST_REGION | {'kto.beta': 0.05, 'BATCH': 64},
+  'copg/llama_2.gin': COPG,
+  'copg/llama_2_sft.gin': COPG_SFT,
 }  # fmt: skip
 
 
@@ -148,7 +155,9 @@ def test_papers_that_train_with_adam_get_adamw_and_their_settings(name):
   assert registry.bound_value('POLICY_SCHEDULE').selector.endswith(f'warmup_{schedule}')
 
 
-@pytest.mark.parametrize('name', ['a_lol/hh.gin', 'a_lol/reddit.gin', 'a_lol/dialogue.gin'])
+@pytest.mark.parametrize(
+  'name', ['a_lol/hh.gin', 'a_lol/hh_llama.gin', 'a_lol/reddit.gin', 'a_lol/dialogue.gin']
+)
 def test_a_lols_value_has_a_rate_and_a_length_of_its_own(name):
   configure(['dro_jax', 'a_lol', f'--gin_file=experiments/{name}', '--model_dir=x'])
   schedule = registry.bound_value('VALUE_SCHEDULE').selector.rpartition('.')[2]
@@ -190,6 +199,26 @@ def test_dialogues_keep_their_end(name):
 def test_a_degenerate_experiment_says_so():
   fields = header('a_lol/hh.gin')
   assert 'degenerate' in fields[''][0] and 'V explains nothing' in ' '.join(fields['Expect'])
+
+
+def test_an_experiment_that_waits_for_scores_says_so_and_reads_no_other_data():
+  fields = header('a_lol/hh_llama.gin')
+  assert 'waits for the scores of a reward model' in fields[''][0]
+  configure(['dro_jax', 'a_lol', '--gin_file=experiments/a_lol/hh_llama.gin', '--model_dir=x'])
+  assert registry.bound_value('TRIPLETS') == 'hh_scored.jsonl'
+
+
+@pytest.mark.parametrize(
+  'name, fields',
+  [
+    ('trust_region/pythia_dpo.gin', {'norm_place': 'parallel', 'vocab_size': 50432}),
+    ('copg/llama_2.gin', {'norm_epsilon': 1e-5, 'mlp_dim': 11008}),
+    ('a_lol/hh_llama.gin', {'norm_epsilon': 1e-6, 'mlp_dim': 11008}),
+  ],
+)
+def test_experiments_with_the_papers_own_models_bind_them(name, fields):
+  configure(['dro_jax', 'train', f'--gin_file=experiments/{name}', '--model_dir=x'])
+  assert {field: registry.bound_value(f'CausalConfig.{field}') for field in fields} == fields
 
 
 def test_what_nobody_could_verify_is_said():

@@ -81,6 +81,11 @@ def _decode(network, memory, rows, responses, dropout):
   )
 
 
+def _run(network, rows, dropout):
+  memory = _encode(network, rows, dropout)
+  return memory, _decode(network, memory, rows, rows, dropout)
+
+
 def _start(network, prompts, max_length, copies):
   tokens, segments = prompts
   means = _mean((segments == 1).astype(jnp.float32)[:, None], network.embedding[tokens])[:, 0]
@@ -111,6 +116,7 @@ FAMILY = Family(
   prompt_states=lambda memory: memory.states,
   pool_prompts=prompt_means,
   decode=_decode,
+  run=_run,
   logits=lambda network, states: network.logits(states),
   start=_start,
   advance=_advance,

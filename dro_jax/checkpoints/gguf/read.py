@@ -15,7 +15,7 @@ from dro_jax.checkpoints.huggingface.files import Weights, require
 from dro_jax.checkpoints.huggingface.read import build_tree, check_names
 from dro_jax.errors import UsageError
 from dro_jax.models import policy
-from dro_jax.models.causal import attention, names
+from dro_jax.models.causal import names, rotary
 from dro_jax.models.causal.config import CausalConfig, RopeScaling
 from dro_jax.types import Params
 
@@ -170,7 +170,7 @@ def _stretched(config: CausalConfig, divisors: np.ndarray, file: Path) -> Causal
   if np.all(divisors == 1):
     return config
   stretched = dataclasses.replace(config, rope_scaling=RopeScaling('llama3', float(divisors.max())))
-  expected = np.asarray(attention.frequencies(config)) / np.asarray(attention.frequencies(stretched))
+  expected = np.asarray(rotary.frequencies(config)) / np.asarray(rotary.frequencies(stretched))
   if expected.shape != divisors.shape or not np.allclose(expected, divisors, rtol=1e-4):
     raise UsageError(
       f"{file}: its {_ROPE_DIVISORS} stretches positions in another way than Llama 3: pass the model's "

@@ -19,7 +19,7 @@ _ACTIVATIONS = {
 }  # fmt: skip
 _SLIDING, _FULL = 'sliding_attention', 'full_attention'
 # How a model is computed, and not which model it is.
-_COMPUTED = ('dtype', 'scan_layers', 'remat', 'dropout_rate')
+_COMPUTED = ('dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate')
 
 
 class Kind(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers
+from dro_jax.models.attention.ways import WAYS
 from dro_jax.models.family import check_config
 
 NORMS = ('rms', 'rms_plus_one', 'layer')
@@ -72,6 +73,8 @@ class CausalConfig:
     start: the vocabulary's id of a text's start; a response starts at its prompt's last token.
     dropout_rate: of each block's output, used only where a caller enables dropout.
     dtype: activations, `float32` or `bfloat16`; parameters, norms, softmax and logits are float32.
+    attention: how attention is computed, the same numbers: 'auto' by length and device, 'dense', 'blockwise',
+      'splash' (TPUs), 'cudnn' (NVIDIA's GPUs); see `models.attention.ways`.
     scan_layers: one compiled layer run over stacked parameters: compiles faster, the same numbers.
     remat: recompute in the backward pass, for less memory and the same numbers: each layer (True), or all of
       a layer but its products with parameters ('dots').
@@ -114,6 +117,7 @@ class CausalConfig:
   start: int = 0
   dropout_rate: float = 0.0
   dtype: str = 'float32'
+  attention: str = 'auto'
   scan_layers: bool = False
   remat: bool | str = False
 
@@ -127,6 +131,7 @@ class CausalConfig:
       object.__setattr__(self, 'rope_scaling', scaling)
     check_config(self, _SIZES, layers.ACTIVATIONS)
     choices = {'norm': NORMS, 'norm_place': NORM_PLACES, 'qk_norm': QK_NORMS, 'positions': POSITIONS}
+    choices['attention'] = WAYS
     for name, allowed in choices.items():
       if getattr(self, name) not in allowed:
         raise UsageError(f'{name}={getattr(self, name)!r} is unknown: pass one of {allowed}.')

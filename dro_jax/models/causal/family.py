@@ -57,6 +57,7 @@ FAMILY = Family(
   prompt_states=_states,
   pool_prompts=last_states,
   decode=lambda network, memory, rows, responses, dropout: network.decode(memory, rows, responses, dropout),
+  run=lambda network, rows, dropout: network.run(rows, dropout),
   logits=lambda network, states: network.logits(states),
   start=_start,
   advance=lambda network, cache, tokens, position: network.decode_step(cache, tokens, position),
@@ -64,4 +65,6 @@ FAMILY = Family(
   parameters_met=_parameters_met,
   stacks=('decoder',),
   tokens=lambda config: SpecialTokens(config.pad, config.eos, start=config.start),
+  # A response's last token is no input, so that it needs no position.
+  most_tokens=lambda config: config.max_positions + 1 if config.positions == 'learned' else None,
 )

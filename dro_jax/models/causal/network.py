@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers, stacks
-from dro_jax.models.causal import attention
+from dro_jax.models.attention import spans, ways
+from dro_jax.models.attention.spans import Source, Span
+from dro_jax.models.causal import rotary
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.layers import KeysValues
 from dro_jax.models.readouts import prompt_ends
@@ -51,20 +53,22 @@ class Own(NamedTuple):
   rotated: Bool[Array, '*L'] | None = None
 
 
-class Masks(NamedTuple):
-  """Which keys queries may read: in layers without a window, and in layers with one."""
+class Spans(NamedTuple):
+  """The keys that queries read: in layers without a window, and in layers with one."""
 
-  whole: Bool[Array, 'B T S']
-  windowed: Bool[Array, 'B T S'] | None
+  whole: Span
+  windowed: Span | None
 
 
 class Context(NamedTuple):
-  """Arrays that all layers share. `position` is the place in the cache of the one token that is decoded."""
+  """Arrays that all layers share. `among_prompts` is of a pass of both streams; `position` is the place in the
+  cache of the one token that is decoded."""
 
-  rotation: attention.Rotation
-  local_rotation: attention.Rotation | None
-  own: Masks
-  prompt: Masks | None = None
+  rotation: rotary.Rotation
+  local_rotation: rotary.Rotation | None
+  own: Spans
+  prompt: Spans | None = None
+  among_prompts: Spans | None = None
   position: Int[Array, ''] | None = None
 
 
@@ -82,11 +86,13 @@ def _chosen(flag: Array | bool, on: Any, off: Any) -> Any:
 
 
 class Attention(nn.Module):
-  """Queries, keys and values of tokens, rotated; and what queries read."""
+  """Queries, keys and values of tokens, rotated; and what queries read: of two streams with `prompt_length`,
+  the number of tokens of the first, the prompts'."""
 
   config: CausalConfig
   windowed: Array | bool
   rotated: Array | bool
+  prompt_length: int | None = None
 
   def setup(self):
     cfg = self.config
@@ -114,7 +120,7 @@ class Attention(nn.Module):
     rotation = context.rotation
     if context.local_rotation is not None:
       rotation = _chosen(self.windowed, context.local_rotation, rotation)
-    return _chosen(self.rotated, attention.rotate(x_BTHC, rotation), x_BTHC)
+    return _chosen(self.rotated, rotary.rotate(x_BTHC, rotation), x_BTHC)
 
   def keys_values(self, x_BTD: Float[Array, 'B T D'], context: Context | None) -> KeysValues:
     """The keys and values of tokens; without a context the keys are not rotated."""
@@ -127,17 +133,32 @@ class Attention(nn.Module):
     cfg = self.config
     queries_BTHC = self._heads(self.query(x_BTD), self.query_norm if cfg.qk_norm else None, context)
     queries_BTHC = queries_BTHC * (cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale)
-    sources = [(own, context.own)] if prompt is None else [(prompt, context.prompt), (own, context.own)]
-    read_BTHC = attention.attend(
-      queries_BTHC,
-      [attention.Source(_for_mesh(cfg, kept), self._mask(masks)) for kept, masks in sources],
-      softcap=cfg.attention_softcap,
-    )
-    read_BTHC = _by_head(read_BTHC)
+    if self.prompt_length is None:
+      sources = [(own, context.own)] if prompt is None else [(prompt, context.prompt), (own, context.own)]
+      read_BTHC = self._attend(queries_BTHC, *sources)
+    else:
+      read_BTHC = self._attend_both(queries_BTHC, own, context)
     return self.out(read_BTHC.reshape(*x_BTD.shape[:2], cfg.num_heads * cfg.head_dim))
 
-  def _mask(self, masks: Masks) -> Array:
-    return masks.whole if masks.windowed is None else _chosen(self.windowed, masks.windowed, masks.whole)
+  def _attend(self, queries_BTHC: Array, *sources: tuple[KeysValues, Spans]) -> Float[Array, 'B T H C']:
+    cfg = self.config
+    read = [Source(_for_mesh(cfg, kept), self._span(places)) for kept, places in sources]
+    return _by_head(ways.attend(queries_BTHC, read, softcap=cfg.attention_softcap, way=cfg.attention))
+
+  def _attend_both(self, queries_BTHC: Array, keys_values: KeysValues, context: Context) -> Array:
+    """Prompts read prompts; responses read prompts and themselves."""
+    streams = lambda x: jnp.split(x, (self.prompt_length,), axis=1)  # noqa: E731
+    of_prompt, of_response = streams(queries_BTHC)
+    prompt, own = map(KeysValues, *map(streams, keys_values))
+    first = self._attend(of_prompt, (prompt, context.among_prompts))
+    last = self._attend(of_response, (prompt, context.prompt), (own, context.own))
+    return jnp.concatenate([first, last], axis=1)
+
+  def _span(self, places: Spans) -> Span:
+    if places.windowed is None:
+      return places.whole
+    chosen: Span = _chosen(self.windowed, places.windowed, places.whole)
+    return chosen
 
 
 def _by_head(x_BTHC: Array) -> Array:
@@ -159,14 +180,15 @@ def _for_mesh(config: CausalConfig, keys_values: KeysValues) -> KeysValues:
 class Layer(nn.Module):
   """Attention, then the MLP, with norms where the configuration has them.
 
-  It returns its tokens' keys and values with `keep`. With `own.response`, `x` is the one token at
-  `context.position`, and the caller writes what is returned into the cache: so a scanned stack writes one
-  token instead of copying the cache.
+  It returns its tokens' keys and values with `keep`, and those of prompts only with `prompt_length`, where
+  `x` holds both streams. With `own.response`, `x` is the one token at `context.position`, and the caller
+  writes what is returned into the cache: so a scanned stack writes one token instead of copying the cache.
   """
 
   config: CausalConfig
   deterministic: bool = True
   keep: bool = False
+  prompt_length: int | None = None
 
   @nn.compact
   def __call__(
@@ -174,7 +196,7 @@ class Layer(nn.Module):
   ) -> tuple[Float[Array, 'B T D'], KeysValues | None]:
     cfg = self.config
     windowed, rotated = layer_flag(own.windowed, cfg.windowed), layer_flag(own.rotated, cfg.rotated)
-    attend = Attention(cfg, windowed, rotated, name='attention')
+    attend = Attention(cfg, windowed, rotated, self.prompt_length, name='attention')
     mlp = layers.MLP(
       cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, cfg.mlp_bias, _kernel_init, name='mlp'
     )
@@ -186,11 +208,14 @@ class Layer(nn.Module):
     if cfg.norm_place == 'parallel':
       y_BTD = _norm(cfg, 'pre_mlp_norm')(x_BTD)
       x_BTD = x_BTD + attended_BTD + self._finish(mlp(y_BTD, self.deterministic), 'post_mlp_norm')
-      return layers.constrain_hidden(x_BTD), new if self.keep else None
+      return layers.constrain_hidden(x_BTD), self._kept(new)
     x_BTD = layers.constrain_hidden(x_BTD + attended_BTD)
     y_BTD = _norm(cfg, 'pre_mlp_norm')(x_BTD) if before else x_BTD
     x_BTD = x_BTD + self._finish(mlp(y_BTD, self.deterministic), 'post_mlp_norm')
-    return layers.constrain_hidden(x_BTD), new if self.keep else None
+    return layers.constrain_hidden(x_BTD), self._kept(new)
+
+  def _kept(self, new: KeysValues) -> KeysValues | None:
+    return jax.tree.map(lambda x: x[:, : self.prompt_length], new) if self.keep else None
 
   def _finish(self, y_BTD: Array, name: str) -> Array:
     """A block's output as it is added: normed in some families."""
@@ -211,17 +236,18 @@ class Decoder(nn.Module):
 
   def setup(self):
     if not self.config.logits_via_embedding:
-      self.logits_dense = layers.Dense(self.config.vocab_size, ('embed', 'vocab'), jnp.float32, _kernel_init)
+      self.logits_dense = layers.Dense(
+        self.config.vocab_size, ('embed', 'vocab'), self.config.dtype, _kernel_init, result=jnp.float32
+      )
 
   @nn.compact
   def __call__(
-    self, x_BTD: Float[Array, 'B T D'], own: Own, context: Context, deterministic: bool, keep: bool
+    self, x_BTD: Float[Array, 'B T D'], own: Own, context: Context, **fields: Any
   ) -> tuple[Float[Array, 'B T D'], KeysValues | None]:
+    """Runs the layers, whose `fields` are those of `Layer`."""
     cfg = self.config
     own = own._replace(windowed=flags_by_layer(cfg.windowed), rotated=flags_by_layer(cfg.rotated))
-    x_BTD, kept = stacks.run_stack(
-      Layer, 'decoder', cfg.num_layers, cfg, x_BTD, own, context, deterministic=deterministic, keep=keep
-    )
+    x_BTD, kept = stacks.run_stack(Layer, 'decoder', cfg.num_layers, cfg, x_BTD, own, context, **fields)
     return _norm(cfg, 'decoder_norm')(x_BTD), kept
 
 
@@ -261,45 +287,68 @@ class Causal(nn.Module):
       x_BTD = x_BTD * jnp.asarray(np.sqrt(cfg.emb_dim), x_BTD.dtype)
     return x_BTD + self.position_embedder(positions_BT) if cfg.positions == 'learned' else x_BTD
 
-  def _context(self, positions_BT: Array, own_mask: Array, own_positions: Array, **prompt: Array) -> Context:
-    """The layers' context, of queries at these positions; `prompt` has the prompts' mask and positions."""
+  def _context(self, positions_BT: Array, *spans: Spans) -> Context:
+    """The layers' context, of queries at these positions; `spans` are own, of prompts, among prompts."""
     cfg = self.config
-    rotation, local = attention.rotation(attention.frequencies(cfg), positions_BT), None
+    rotation, local = rotary.rotation(rotary.frequencies(cfg), positions_BT), None
     if cfg.rope_local_theta is not None:
-      local = attention.rotation(attention.frequencies(cfg, local=True), positions_BT)
-    masks = lambda mask, positions: Masks(mask, _within(cfg, mask, positions_BT, positions))  # noqa: E731
-    of_prompt = masks(prompt['mask'], prompt['positions']) if prompt else None
-    return Context(rotation, local, masks(own_mask, own_positions), of_prompt)
+      local = rotary.rotation(rotary.frequencies(cfg, local=True), positions_BT)
+    return Context(rotation, local, *spans)
+
+  def _spans(self, span: Span, places: Array) -> Spans:
+    """A span, and its part in the window where any layer has one, of queries at these places among keys."""
+    cfg = self.config
+    return Spans(span, spans.within(span, places, cfg.window) if any(cfg.windowed) else None)
+
+  def _own_spans(self, segments_BT: Array) -> Spans:
+    return self._spans(spans.own_span(segments_BT), jnp.arange(segments_BT.shape[1])[None])
 
   def encode(self, rows: Rows, enable_dropout: bool = False) -> Memory:
     """The prompt stream: each token sees the earlier tokens of its own prompt."""
-    segments_BS, positions_BS = rows.prompt_segments, rows.prompt_positions
-    context = self._context(positions_BS, _causal(segments_BS), positions_BS)
-    x_BSD = self._embed(rows.prompt_tokens, positions_BS)
-    return Memory(*self.decoder(x_BSD, Own(), context, not enable_dropout, True))
+    context = self._context(rows.prompt_positions, self._own_spans(rows.prompt_segments))
+    x_BSD = self._embed(rows.prompt_tokens, rows.prompt_positions)
+    return Memory(*self.decoder(x_BSD, Own(), context, deterministic=not enable_dropout, keep=True))
+
+  def _inputs(self, rows: Rows, responses: Rows | Mismatched) -> tuple[Array, Array, Spans, Spans]:
+    """Of a response stream: tokens and positions, and their spans in their own stream and in prompts."""
+    ends_BT = prompt_ends(rows.prompt_segments, responses.response_prompt)
+    at_end = lambda x_BS: jnp.take_along_axis(x_BS, ends_BT, axis=1)  # noqa: E731
+    tokens_BT = jnp.where(
+      responses.response_positions == 0,
+      at_end(rows.prompt_tokens),
+      jnp.pad(responses.response_tokens[:, :-1], ((0, 0), (1, 0))),
+    )
+    # All of the prompt but its last token; padding, whose prompt is 0, reads nothing.
+    starts_BT = at_end(spans.segment_starts(rows.prompt_segments))
+    prompt = Span(starts_BT, jnp.where(responses.response_prompt > 0, ends_BT, starts_BT))
+    return (
+      tokens_BT, at_end(rows.prompt_positions) + responses.response_positions,
+      self._own_spans(responses.response_segments),
+      self._spans(prompt, ends_BT + responses.response_positions),
+    )  # fmt: skip
 
   def decode(
     self, memory: Memory, rows: Rows, responses: Rows | Mismatched, enable_dropout: bool = False
   ) -> Float[Array, 'B T D']:
     """States that predict each response token from the prompt it points at and the tokens before it."""
-    ends_BT = prompt_ends(rows.prompt_segments, responses.response_prompt)
-    at_end = lambda x_BS: jnp.take_along_axis(x_BS, ends_BT, axis=1)  # noqa: E731
-    inputs_BT = jnp.where(
-      responses.response_positions == 0,
-      at_end(rows.prompt_tokens),
-      jnp.pad(responses.response_tokens[:, :-1], ((0, 0), (1, 0))),
-    )
-    positions_BT = at_end(rows.prompt_positions) + responses.response_positions
-    prompt_BTS = (responses.response_prompt[:, :, None] == rows.prompt_segments[:, None, :]) & (
-      jnp.arange(rows.prompt_segments.shape[1])[None, None] != ends_BT[:, :, None]
-    )
-    context = self._context(
-      positions_BT, _causal(responses.response_segments), positions_BT,
-      mask=prompt_BTS, positions=rows.prompt_positions,
+    tokens_BT, positions_BT, own, prompt = self._inputs(rows, responses)
+    context = self._context(positions_BT, own, prompt)
+    x_BTD = self._embed(tokens_BT, positions_BT)
+    return self.decoder(x_BTD, Own(memory.keys_values), context, deterministic=not enable_dropout)[0]
+
+  def run(self, rows: Rows, enable_dropout: bool = False) -> tuple[Memory, Float[Array, 'B T D']]:
+    """`encode`, and `decode` of the rows' own responses, in one pass: the same numbers, and a mesh that cuts
+    parameters by `fsdp` gathers each layer's once for both streams, and reduces its gradient once."""
+    tokens_BT, positions_BT, own, prompt = self._inputs(rows, rows)
+    join = lambda x_BS, x_BT: jnp.concatenate([x_BS, x_BT], axis=1)  # noqa: E731
+    positions = join(rows.prompt_positions, positions_BT)
+    context = self._context(positions, own, prompt, self._own_spans(rows.prompt_segments))
+    length = rows.prompt_tokens.shape[1]
+    states, keys_values = self.decoder(
+      self._embed(join(rows.prompt_tokens, tokens_BT), positions), Own(), context,
+      deterministic=not enable_dropout, keep=rows.mismatched is not None, prompt_length=length,
     )  # fmt: skip
-    x_BTD = self._embed(inputs_BT, positions_BT)
-    states_BTD, _ = self.decoder(x_BTD, Own(memory.keys_values), context, not enable_dropout, False)
-    return states_BTD
+    return Memory(states[:, :length], keys_values), states[:, length:]
 
   def logits(self, states_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
     """Unnormalised log-probs of the next token, float32."""
@@ -313,15 +362,16 @@ class Causal(nn.Module):
     return layers.constrain(logits_BTV, 'activation_batch', 'activation_length', 'activation_vocab')
 
   def __call__(self, rows: Rows, enable_dropout: bool = False) -> Float[Array, 'B T V']:
-    return self.logits(self.decode(self.encode(rows, enable_dropout), rows, rows, enable_dropout))
+    return self.logits(self.run(rows, enable_dropout)[1])
 
   def start_decoding(
     self, tokens_BS: Int[Array, 'B S'], segments_BS: Int[Array, 'B S'], max_length: int, copies: int
   ) -> tuple[Float[Array, 'N D'], Cache]:
     """Reads the prompts: the state that predicts the first token of each copy, and a cache."""
-    positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-    context = self._context(positions_BS, _causal(segments_BS), positions_BS)
-    _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), Own(), context, True, True)
+    # Padding has the first position: one beyond a learned table would be NaN.
+    positions_BS = jnp.where(segments_BS > 0, jnp.arange(tokens_BS.shape[1])[None], 0)
+    context = self._context(positions_BS, self._own_spans(segments_BS))
+    _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), Own(), context, keep=True)
     lengths_B = jnp.sum(segments_BS > 0, axis=-1)
     responses = tokens_BS.shape[0] * copies
     empty = jax.tree.map(
@@ -336,38 +386,17 @@ class Causal(nn.Module):
   ) -> tuple[Float[Array, 'N D'], Cache]:
     """Reads the token at input `position` (0 was the prompt's last): the state that predicts the next."""
     ends_B = jnp.maximum(cache.prompt_lengths - 1, 0)
-    keys = jnp.arange(cache.prompt.keys.shape[2])
-    places = jnp.arange(cache.response.keys.shape[2])
     copies = tokens_N.shape[0] // ends_B.shape[0]
-    ends_N1 = jnp.repeat(ends_B, copies)[:, None]
+    positions_N1 = jnp.repeat(ends_B, copies)[:, None] + position
+    # All copies of a prompt are at the same position, so that they share its span as well as its keys.
+    prompt = Span(jnp.zeros_like(ends_B)[:, None], ends_B[:, None])
+    own = Span(jnp.zeros_like(positions_N1), jnp.full_like(positions_N1, position + 1))
     context = self._context(
-      ends_N1 + position,
-      jnp.broadcast_to(places <= position, (tokens_N.shape[0], 1, places.size)),
-      ends_N1 + places[None],
-    )
-    # All copies of a prompt are at the same position, so that they share its mask as well as its keys.
-    prompt_B1S = (keys[None] < ends_B[:, None])[:, None]
-    positions_BS = jnp.broadcast_to(keys, (ends_B.shape[0], keys.size))
-    windowed = _within(self.config, prompt_B1S, (ends_B + position)[:, None], positions_BS)
-    context = context._replace(prompt=Masks(prompt_B1S, windowed), position=position)
+      positions_N1,
+      self._spans(own, position[None, None]),
+      self._spans(prompt, ends_B[:, None] + position),
+    )._replace(position=position)
     states_N1D, new = self.decoder(
-      self._embed(tokens_N[:, None], ends_N1 + position),
-      Own(cache.prompt, cache.response),
-      context,
-      True,
-      True,
+      self._embed(tokens_N[:, None], positions_N1), Own(cache.prompt, cache.response), context, keep=True
     )
     return states_N1D[:, 0], cache._replace(response=write(cache.response, new, position, axis=2))
-
-
-def _causal(segments_BT: Array) -> Bool[Array, 'B T T']:
-  """Earlier tokens of the same segment, and the token itself."""
-  lower_TT = np.tril(np.ones((segments_BT.shape[1],) * 2, bool))
-  return (segments_BT[:, :, None] == segments_BT[:, None, :]) & lower_TT[None]
-
-
-def _within(config: CausalConfig, mask: Array, positions_BT: Array, positions_BS: Array) -> Array | None:
-  """A mask with the window, where any layer has one."""
-  if not any(config.windowed):
-    return None
-  return mask & (positions_BT[:, :, None] - positions_BS[:, None, :] < config.window)

@@ -34,6 +34,11 @@ def _decode(
   )
 
 
+def _run(network: T5, rows: Rows, dropout: bool) -> tuple[Float[Array, 'B S D'], Float[Array, 'B T D']]:
+  encoded = _encode(network, rows, dropout)
+  return encoded, _decode(network, encoded, rows, rows, dropout)
+
+
 def _start(network: T5, prompts: Prompts, max_length: int, copies: int) -> tuple[Float[Array, 'N D'], Cache]:
   """Encodes each prompt once, and decodes the start token of `copies` responses to it."""
   tokens_BS, segments_BS = prompts
@@ -68,6 +73,7 @@ FAMILY = Family(
   prompt_states=lambda encoded: encoded,
   pool_prompts=prompt_means,
   decode=_decode,
+  run=_run,
   logits=lambda network, states: network.logits(states),
   start=_start,
   advance=lambda network, cache, tokens, position: network.decode_step(cache, tokens, position),

@@ -17,6 +17,7 @@ COMMON = (
   'vocab_size', 'mlp_activations', 'norm_epsilon', 'qk_norm', 'max_positions', 'rope_theta',
   'rope_local_theta', 'rope_scaling', 'window_pattern', 'query_scale', 'attention_softcap', 'logits_softcap',
   'pad', 'eos', 'start', 'dropout_rate', 'dtype', 'scan_layers', 'remat',
+  'attention',
 )  # fmt: skip
 
 
@@ -66,6 +67,7 @@ class T5GemmaConfig:
     scan_layers: one compiled layer run over stacked parameters: compiles faster, the same numbers.
     remat: recompute in the backward pass, for less memory and the same numbers: each layer (True), or all of
       a layer but its products with parameters ('dots').
+    attention: one of `models.attention.ways.WAYS`.
 
   Raises:
     UsageError: a field is out of range.
@@ -106,6 +108,7 @@ class T5GemmaConfig:
   dtype: str = 'float32'
   scan_layers: bool = False
   remat: bool | str = False
+  attention: str = 'auto'
 
   def __post_init__(self):
     # Tuples, so that the configuration can be hashed as a static argument of jit; JSON and gin pass lists.

@@ -13,13 +13,18 @@ from dro_jax.models.readouts import prompt_means
 from dro_jax.models.t5gemma.config import T5GemmaConfig
 from dro_jax.models.t5gemma.network import T5Gemma
 from dro_jax.names import SpecialTokens
-from dro_jax.types import Array, Params
+from dro_jax.types import Array, Params, Rows
 
 
 def _start(
   network: T5Gemma, prompts: Prompts, max_length: int, copies: int
 ) -> tuple[Float[Array, 'N D'], Cache]:
   return network.start_decoding(*prompts, max_length, copies)
+
+
+def _run(network: T5Gemma, rows: Rows, dropout: bool) -> tuple[Float[Array, 'B S D'], Float[Array, 'B T D']]:
+  encoded = network.encode(rows, dropout)
+  return encoded, network.decode(encoded, rows, rows, dropout)
 
 
 def _parameters_met(params: Mapping[str, Params], projects: bool) -> tuple[int, int]:
@@ -40,6 +45,7 @@ FAMILY = Family(
   prompt_states=lambda encoded: encoded,
   pool_prompts=prompt_means,
   decode=lambda network, encoded, rows, responses, dropout: network.decode(encoded, rows, responses, dropout),
+  run=_run,
   logits=lambda network, states: network.logits(states),
   start=_start,
   advance=lambda network, cache, tokens, position: network.decode_step(cache, tokens, position),

@@ -9,24 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers, stacks
-from dro_jax.models.causal import attention
+from dro_jax.models.attention import spans
+from dro_jax.models.attention.spans import Span
+from dro_jax.models.causal import rotary
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.causal.network import (
   Attention,
   Cache,
   Context,
   Layer,
-  Masks,
   Own,
+  Spans,
   flags_by_layer,
   layer_flag,
   write,
 )
 from dro_jax.models.layers import KeysValues
+from dro_jax.models.readouts import prompt_ends
 from dro_jax.models.t5gemma.config import T5GemmaConfig
 from dro_jax.types import Array, Mismatched, Rows
 
@@ -101,7 +104,7 @@ class DecoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-  """From embedded prompts to states, by a decoder-only model's layers with masks that are not causal."""
+  """From embedded prompts to states, by a decoder-only model's layers with spans that are not causal."""
 
   config: CausalConfig
 
@@ -170,10 +173,9 @@ class T5Gemma(nn.Module):
     self, tokens_BS: Array, segments_BS: Array, positions_BS: Array, enable_dropout: bool = False
   ) -> Float[Array, 'B S E']:
     cfg = self.config
-    earlier, later = cfg.encoder_reach
-    same_BSS, distance_BSS = _same(segments_BS), _distances(positions_BS)
-    near_BSS = (distance_BSS <= earlier) & (distance_BSS >= -later)
-    context = _context(cfg.encoder, positions_BS, _masks(cfg.encoder, same_BSS, near_BSS))
+    whole, places_1S = spans.segment_span(segments_BS), jnp.arange(segments_BS.shape[1])[None]
+    windowed = spans.around(whole, places_1S, *cfg.encoder_reach) if any(cfg.encoder.windowed) else None
+    context = _context(cfg.encoder, positions_BS, Spans(whole, windowed))
     embedder = self.token_embedder if cfg.shared_embedding else self.prompt_embedder
     return self.encoder(_scaled(embedder(tokens_BS)), context, not enable_dropout)
 
@@ -188,14 +190,12 @@ class T5Gemma(nn.Module):
     cfg, positions_BT = self.config, responses.response_positions
     previous_BT = jnp.pad(responses.response_tokens[:, :-1], ((0, 0), (1, 0)))
     inputs_BT = jnp.where(positions_BT == 0, cfg.start, previous_BT)
-    distance_BTT = _distances(positions_BT)
-    causal_BTT = _same(responses.response_segments) & (distance_BTT >= 0)
-    cross_BTS = responses.response_prompt[:, :, None] == rows.prompt_segments[:, None, :]
+    own = spans.own_span(responses.response_segments)
     context = _context(
       cfg.decoder,
       positions_BT,
-      _masks(cfg.decoder, causal_BTT, distance_BTT < (cfg.window or 0)),
-      Masks(cross_BTS, None),
+      _with_window(cfg.decoder, own, jnp.arange(positions_BT.shape[1])[None]),
+      Spans(_prompt_span(rows.prompt_segments, responses.response_prompt), None),
     )
     states_BTD, _ = self.decoder(
       _scaled(self.token_embedder(inputs_BT)), Own(), _Shared(context, encoded_BSE), not enable_dropout
@@ -223,8 +223,8 @@ class T5Gemma(nn.Module):
     context = _context(
       self.config.decoder,
       jnp.zeros((number, 1), jnp.int32),
-      Masks(jnp.ones((number, 1, 1), bool), None),
-      _prompt_masks(lengths_B, tokens_BS.shape[1]),
+      Spans(Span(jnp.zeros((number, 1), jnp.int32), jnp.ones((number, 1), jnp.int32)), None),
+      _whole_prompts(lengths_B),
     )
     start_N1 = jnp.full((number, 1), self.config.start, jnp.int32)
     states_N1D, kept = self.decoder(
@@ -240,14 +240,12 @@ class T5Gemma(nn.Module):
   ) -> tuple[Float[Array, 'N D'], Cache]:
     """Decodes the token at input `position` (0 was BOS): the state that predicts the next one."""
     cfg, number = self.config.decoder, tokens_N.shape[0]
-    places = jnp.arange(cache.response.keys.shape[2])
-    earlier_N1T = jnp.broadcast_to(places <= position, (number, 1, places.size))
-    near_11T = (position - places < (cfg.window or 0))[None, None]
+    own = Span(jnp.zeros((number, 1), jnp.int32), jnp.full((number, 1), position + 1))
     context = _context(
       cfg,
       jnp.broadcast_to(position, (number, 1)),
-      _masks(cfg, earlier_N1T, near_11T),
-      _prompt_masks(cache.prompt_lengths, cache.prompt.keys.shape[2]),
+      _with_window(cfg, own, position[None, None]),
+      _whole_prompts(cache.prompt_lengths),
     )
     states_N1D, new = self.decoder(
       _scaled(self.token_embedder(tokens_N[:, None])),
@@ -264,27 +262,25 @@ def _scaled(x_BTD: Array) -> Array:
   return x_BTD * jnp.asarray(np.sqrt(x_BTD.shape[-1]), x_BTD.dtype)
 
 
-def _context(config: CausalConfig, positions_BT: Array, own: Masks, prompt: Masks | None = None) -> Context:
-  rotation, local = attention.rotation(attention.frequencies(config), positions_BT), None
+def _context(config: CausalConfig, positions_BT: Array, own: Spans, prompt: Spans | None = None) -> Context:
+  rotation, local = rotary.rotation(rotary.frequencies(config), positions_BT), None
   if config.rope_local_theta is not None:
-    local = attention.rotation(attention.frequencies(config, local=True), positions_BT)
+    local = rotary.rotation(rotary.frequencies(config, local=True), positions_BT)
   return Context(rotation, local, own, prompt)
 
 
-def _masks(config: CausalConfig, whole: Bool[Array, 'B T S'], near: Bool[Array, '#B T S']) -> Masks:
-  """The masks of layers without a window, and of those with one, where any layer has one."""
-  return Masks(whole, whole & near if any(config.windowed) else None)
+def _with_window(config: CausalConfig, span: Span, places: Array) -> Spans:
+  """A span in all layers, and its part in the window, where any layer has one."""
+  return Spans(span, spans.within(span, places, config.window) if any(config.windowed) else None)
 
 
-def _prompt_masks(lengths_B: Array, length: int) -> Masks:
+def _prompt_span(prompt_segments_BS: Array, response_prompt_BT: Array) -> Span:
+  """All tokens of the prompt that a response token points at; padding, whose prompt is 0, reads nothing."""
+  ends_BT = prompt_ends(prompt_segments_BS, response_prompt_BT)
+  starts_BT = jnp.take_along_axis(spans.segment_starts(prompt_segments_BS), ends_BT, axis=1)
+  return Span(starts_BT, jnp.where(response_prompt_BT > 0, ends_BT + 1, starts_BT))
+
+
+def _whole_prompts(lengths_B: Array) -> Spans:
   """All tokens of each prompt, in all layers; its copies read alike."""
-  return Masks((jnp.arange(length)[None] < lengths_B[:, None])[:, None], None)
-
-
-def _same(segments_BT: Array) -> Bool[Array, 'B T T']:
-  return segments_BT[:, :, None] == segments_BT[:, None, :]
-
-
-def _distances(positions_BT: Array) -> Int[Array, 'B T T']:
-  """How far each token stands behind each other one; it matters within a segment only."""
-  return positions_BT[:, :, None] - positions_BT[:, None, :]
+  return Spans(Span(jnp.zeros_like(lengths_B)[:, None], lengths_B[:, None]), None)

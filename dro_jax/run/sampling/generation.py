@@ -12,6 +12,7 @@ from jaxtyping import UInt32
 from dro_jax.data.batches.rows import single_rows
 from dro_jax.errors import UsageError
 from dro_jax.models import beam_search, sampling
+from dro_jax.models.policy import refuse_long_texts
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.types import Array, Params, Rows
@@ -77,6 +78,9 @@ def make_generator(
   def generate(params: Params, prompts: Sequence[np.ndarray], ids: Sequence[int]) -> Iterator[Answer]:
     for start in range(0, len(prompts), num_rows):
       chunk = prompts[start : start + num_rows]
+      refuse_long_texts(
+        policy.config, max(map(len, chunk)), max_length, '--set PROMPT_LENGTH= and MAX_LENGTH='
+      )
       length = -(-max(map(len, chunk)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
       chunk_ids = ids[start : start + num_rows]
       rows = single_rows(chunk, num_rows=num_rows, prompt_length=length, ids=chunk_ids)

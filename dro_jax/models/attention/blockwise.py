@@ -1,0 +1,228 @@
+"""Blockwise attention in plain JAX: one block of scores at a time (FlashAttention, arXiv 2205.14135).
+
+Memory grows with T and S, never with T S. Blocks that no query of theirs reads are skipped. It runs on every
+device, and is what kernels are held to.
+
+Dimensions beyond `dense`: A queries of a block, times G: all heads of queries that share a head of keys; E
+keys of a block; I blocks of queries; J blocks of keys.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from dro_jax.models.attention.spans import Source, Span
+from dro_jax.models.layers import KeysValues
+from dro_jax.types import Array
+
+# Queries and keys of a block.
+BLOCK = 256
+_LOWEST = -1e30  # A maximum before any score: finite, so that differences are.
+
+
+class _Blocks(NamedTuple):
+  """One row's keys, values and spans of a source, in blocks."""
+
+  keys: Float[Array, 'J K E C']
+  values: Float[Array, 'J K E C']
+  first: Int[Array, 'I A']
+  stop: Int[Array, 'I A']
+
+
+class _Softmax(NamedTuple):
+  """A block of queries so far: Σ e^(s − m) v, Σ e^(s − m), m."""
+
+  read: Float[Array, 'K A C']
+  total: Float[Array, 'K A']
+  maximum: Float[Array, 'K A']
+
+
+def attend(
+  queries: Float[Array, 'B T H C'], sources: Sequence[Source], softcap: float | None, block: int = BLOCK
+) -> Float[Array, 'B T H C']:
+  """See `ways.attend`. One row after the other, so that each skips its own blocks."""
+  length, heads = queries.shape[1], sources[0].keys_values.keys.shape[2]
+  size = min(block, _round_up(length, 8))
+
+  def one_row(row: tuple[Array, list[Source]]) -> Array:
+    queries_THC, row_sources = row
+    cut = [_cut(source, size, block, queries_THC.shape[1] // heads) for source in row_sources]
+    read_IKAC = _attend_row(softcap, _cut_queries(queries_THC, heads, size), cut)
+    return _joined_queries(read_IKAC, size)[:length]
+
+  return jax.lax.map(one_row, (queries, list(sources)))
+
+
+def _round_up(number: int, multiple: int) -> int:
+  return -(-number // multiple) * multiple
+
+
+def _padded(x: Array, multiple: int) -> Array:
+  """With zeros at the end of the first axis."""
+  extra = _round_up(x.shape[0], multiple) - x.shape[0]
+  return jnp.pad(x, ((0, extra),) + ((0, 0),) * (x.ndim - 1))
+
+
+def _cut_queries(queries_THC: Array, heads: int, size: int) -> Float[Array, 'I K A C']:
+  length, all_heads, width = queries_THC.shape
+  cut = _padded(queries_THC, size).reshape(-1, size, heads, all_heads // heads, width)
+  return cut.transpose(0, 2, 1, 3, 4).reshape(cut.shape[0], heads, -1, width)
+
+
+def _joined_queries(read_IKAC: Array, size: int) -> Float[Array, 'T H C']:
+  blocks, heads, _, width = read_IKAC.shape
+  read = read_IKAC.reshape(blocks, heads, size, -1, width).transpose(0, 2, 1, 3, 4)
+  return read.reshape(blocks * size, -1, width)
+
+
+def _cut(source: Source, size: int, block: int, groups: int) -> _Blocks:
+  """Padded keys are in no span; padded queries have empty ones."""
+  block = min(block, _round_up(source.keys_values.keys.shape[0], 8))
+  by_block = lambda x: _padded(x, block).reshape(-1, block, *x.shape[1:]).swapaxes(1, 2)  # noqa: E731
+  by_query = lambda x: jnp.repeat(_padded(x, size), groups).reshape(-1, size * groups)  # noqa: E731
+  keys, values = source.keys_values
+  return _Blocks(by_block(keys), by_block(values), by_query(source.span.first), by_query(source.span.stop))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_row(softcap: float | None, queries_IKAC: Array, sources: list[_Blocks]) -> Array:
+  return _forward(softcap, queries_IKAC, sources)[0]
+
+
+def _forward(softcap: float | None, queries_IKAC: Array, sources: list[_Blocks]) -> tuple[Array, Any]:
+  def one_block(block: tuple[Array, list[Span]]) -> tuple[Array, Array]:
+    queries_KAC, spans = block
+    shape = queries_KAC.shape[:2]
+    state = _Softmax(
+      jnp.zeros(queries_KAC.shape, jnp.float32), jnp.zeros(shape), jnp.full(shape, _LOWEST, jnp.float32)
+    )
+    for source, span in zip(sources, spans):
+      state = _read_source(softcap, queries_KAC, source, span, state)
+    # A query that read nothing has a total of 0.
+    total = jnp.where(state.total > 0, state.total, 1.0)
+    return (state.read / total[..., None]).astype(queries_KAC.dtype), state.maximum + jnp.log(total)
+
+  spans = [Span(source.first, source.stop) for source in sources]
+  read_IKAC, logsumexp_IKA = jax.lax.map(one_block, (queries_IKAC, spans))
+  return read_IKAC, (queries_IKAC, sources, read_IKAC, logsumexp_IKA)
+
+
+def _read_source(
+  softcap: float | None, queries_KAC: Array, source: _Blocks, span: Span, state: _Softmax
+) -> _Softmax:
+  """One more source in a block of queries' softmax."""
+  size = source.keys.shape[2]
+
+  def read(state: _Softmax, place: Array, keys_KEC: Array, values_KEC: Array) -> _Softmax:
+    scores_KAE = jnp.where(_mask(span, place, size), _scores(softcap, queries_KAC, keys_KEC)[0], -jnp.inf)
+    maximum_KA = jnp.maximum(state.maximum, scores_KAE.max(axis=-1))
+    weights_KAE = jnp.exp(scores_KAE - maximum_KA[..., None])
+    factor_KA = jnp.exp(state.maximum - maximum_KA)
+    new_KAC = _product('kae,kec->kac', weights_KAE.astype(values_KEC.dtype), values_KEC)
+    return _Softmax(
+      factor_KA[..., None] * state.read + new_KAC, factor_KA * state.total + weights_KAE.sum(-1), maximum_KA
+    )
+
+  def step(state: _Softmax, block: tuple[Array, Array, Array]) -> tuple[_Softmax, None]:
+    return jax.lax.cond(_is_read(span, block[0], size), read, lambda state, *_: state, state, *block), None
+
+  state, _ = jax.lax.scan(step, state, (_places(source), source.keys, source.values))
+  return state
+
+
+def _backward(softcap: float | None, kept: Any, cotangent_IKAC: Array) -> tuple[Array, list[_Blocks]]:
+  queries_IKAC, sources, read_IKAC, logsumexp_IKA = kept
+  # Σ_s p_s ∂L/∂p_s, which the derivative of a softmax subtracts.
+  mean_IKA = jnp.sum(read_IKAC.astype(jnp.float32) * cotangent_IKAC.astype(jnp.float32), axis=-1)
+
+  def one_block(gradients: list[KeysValues], block: Any) -> tuple[list[KeysValues], Array]:
+    spans, *queries = block
+    to_queries = jnp.zeros(queries[0].shape, jnp.float32)
+    added = []
+    for source, span, gradient in zip(sources, spans, gradients):
+      gradient, more = _pull_source(softcap, source, span, gradient, *queries)
+      to_queries, added = to_queries + more, [*added, gradient]
+    return added, to_queries.astype(queries[0].dtype)
+
+  zeros = [
+    KeysValues(*(jnp.zeros(x.shape, jnp.float32) for x in (source.keys, source.values))) for source in sources
+  ]
+  spans = [Span(source.first, source.stop) for source in sources]
+  gradients, to_queries_IKAC = jax.lax.scan(
+    one_block, zeros, (spans, queries_IKAC, cotangent_IKAC, logsumexp_IKA, mean_IKA)
+  )
+  to_sources = [
+    _Blocks(keys.astype(source.keys.dtype), values.astype(source.values.dtype), None, None)
+    for (keys, values), source in zip(gradients, sources)
+  ]
+  return to_queries_IKAC, to_sources
+
+
+def _pull_source(
+  softcap: float | None, source: _Blocks, span: Span, gradient: KeysValues,
+  queries_KAC: Array, cotangent_KAC: Array, logsumexp_KA: Array, mean_KA: Array,
+) -> tuple[KeysValues, Array]:  # fmt: skip
+  """A source's gradient with a block of queries' share, and the share of theirs that comes from it."""
+  size = source.keys.shape[2]
+
+  def pull(place: Array, keys_KEC: Array, values_KEC: Array) -> tuple[Array, Array, Array]:
+    scores_KAE, slope_KAE = _scores(softcap, queries_KAC, keys_KEC)
+    weights_KAE = jnp.where(_mask(span, place, size), jnp.exp(scores_KAE - logsumexp_KA[..., None]), 0.0)
+    to_weights_KAE = _product('kac,kec->kae', cotangent_KAC, values_KEC)
+    to_scores_KAE = weights_KAE * (to_weights_KAE - mean_KA[..., None]) * slope_KAE
+    to_scores_KAE, weights_KAE = to_scores_KAE.astype(keys_KEC.dtype), weights_KAE.astype(keys_KEC.dtype)
+    return (
+      _product('kae,kec->kac', to_scores_KAE, keys_KEC),
+      _product('kae,kac->kec', to_scores_KAE, queries_KAC),
+      _product('kae,kac->kec', weights_KAE, cotangent_KAC),
+    )
+
+  def nothing(place: Array, keys_KEC: Array, values_KEC: Array) -> tuple[Array, Array, Array]:
+    shapes = queries_KAC.shape, keys_KEC.shape, values_KEC.shape
+    to_queries, to_keys, to_values = (jnp.zeros(shape, jnp.float32) for shape in shapes)
+    return to_queries, to_keys, to_values
+
+  def step(to_queries_KAC: Array, block: Any) -> tuple[Array, KeysValues]:
+    *block, old = block
+    more_KAC, keys_KEC, values_KEC = jax.lax.cond(_is_read(span, block[0], size), pull, nothing, *block)
+    return to_queries_KAC + more_KAC, KeysValues(old.keys + keys_KEC, old.values + values_KEC)
+
+  blocks = (_places(source), source.keys, source.values, gradient)
+  to_queries_KAC, gradient = jax.lax.scan(step, jnp.zeros(queries_KAC.shape, jnp.float32), blocks)
+  return gradient, to_queries_KAC
+
+
+_attend_row.defvjp(_forward, _backward)
+
+
+def _product(equation: str, first: Array, second: Array) -> Array:
+  return jnp.einsum(equation, first, second, preferred_element_type=jnp.float32)
+
+
+def _scores(
+  softcap: float | None, queries_KAC: Array, keys_KEC: Array
+) -> tuple[Float[Array, 'K A E'], Float[Array, 'K A E'] | float]:
+  """Scores, and their derivative by the product."""
+  products_KAE = _product('kac,kec->kae', queries_KAC, keys_KEC)
+  if softcap is None:
+    return products_KAE, 1.0
+  tanh_KAE = jnp.tanh(products_KAE / softcap)
+  return softcap * tanh_KAE, 1.0 - tanh_KAE**2
+
+
+def _places(source: _Blocks) -> Int[Array, 'J']:
+  """The first place of each block of keys."""
+  return jnp.arange(source.keys.shape[0]) * source.keys.shape[2]
+
+
+def _mask(span: Span, place: Array, size: int) -> Array:
+  places_11E = place + jnp.arange(size)[None, None]
+  return (places_11E >= span.first[None, :, None]) & (places_11E < span.stop[None, :, None])
+
+
+def _is_read(span: Span, place: Array, size: int) -> Array:
+  return jnp.any((span.first < span.stop) & (span.first < place + size) & (span.stop > place))

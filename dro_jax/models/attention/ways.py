@@ -1,0 +1,116 @@
+"""The choice among four ways to compute attention, which give the same numbers, and their place on a mesh.
+
+- `dense`: all scores in memory, H T S numbers a row: the fastest for short rows, and for decoding.
+- `blockwise`: plain JAX, a block of scores at a time: on every device, for every span.
+- `splash`: the TPU kernel of jax, a block of scores at a time.
+- `cudnn`: NVIDIA's kernel; scores stay in the kernel, but its mask is an array of T S numbers a row.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+from jaxtyping import Float
+
+from dro_jax.errors import UsageError
+from dro_jax.models import layers
+from dro_jax.models.attention import blockwise, cudnn, dense, splash
+from dro_jax.models.attention.spans import Source, Span
+from dro_jax.models.layers import KeysValues
+from dro_jax.types import Array
+
+WAYS = ('auto', 'dense', 'blockwise', 'splash', 'cudnn')
+# Keys of a row from which on `auto` leaves dense attention: benchmarks/attention.py has the measurement.
+LONG = 2048
+
+Attend = Callable[[Array, Sequence[Source], float | None], Array]
+
+
+def attend(
+  queries: Float[Array, 'N T H C'],
+  sources: Sequence[Source],
+  *,
+  softcap: float | None = None,
+  way: str = 'auto',
+) -> Float[Array, 'N T H C']:
+  """softmax(q · k) v over the keys of all sources in the queries' spans, in one softmax.
+
+  A head of keys serves H / K heads of queries. With `softcap` c, scores are c tanh(s / c). Scores and sums
+  are float32. A query that reads nothing gets finite numbers without a meaning.
+
+  Args:
+    queries: scaled.
+    sources: what is read.
+    softcap: c.
+    way: one of WAYS. Decoding is dense whatever is chosen.
+
+  Raises:
+    UsageError: the way does not run on the device, or lacks what the model needs.
+  """
+  chosen = _choose(way, queries, sources, softcap)
+  if chosen == 'dense':
+    return dense.attend(queries, sources, softcap)
+  functions: dict[str, Attend] = {
+    'blockwise': blockwise.attend, 'splash': splash.attend, 'cudnn': cudnn.attend
+  }  # fmt: skip
+  return on_mesh(functions[chosen], queries, sources, softcap)
+
+
+def _choose(way: str, queries: Array, sources: Sequence[Source], softcap: float | None) -> str:
+  rows, length, *_ = queries.shape
+  is_decoding = length == 1 or any(source.keys_values.keys.shape[0] != rows for source in sources)
+  if is_decoding or way in ('dense', 'blockwise'):
+    return 'dense' if is_decoding else way
+  refusals = _refusals(queries, softcap)
+  if way == 'auto':
+    keys = sum(source.keys_values.keys.shape[1] for source in sources)
+    kernels = [kernel for kernel, refusal in refusals.items() if refusal is None]
+    return 'dense' if keys < LONG else (*kernels, 'blockwise')[0]
+  if way not in refusals:
+    raise UsageError(f'attention={way!r} is unknown: pass one of {WAYS} (--set ATTENTION=).')
+  if refusals[way] is not None:
+    raise UsageError(
+      f'attention={way!r} cannot run: {refusals[way]}. Pass blockwise, which runs on every device, dense, or '
+      'auto, which chooses (--set ATTENTION=).'
+    )
+  return way
+
+
+def _refusals(queries: Array, softcap: float | None) -> dict[str, str | None]:
+  """Why each kernel cannot run here, as a clause; `None` where it can."""
+  platform, kind = _device()
+  return {
+    'splash': None if platform == 'tpu' else f"it is a kernel for TPUs, and the device is '{kind}'",
+    'cudnn': cudnn.refusal(queries, softcap)
+    if 'NVIDIA' in kind
+    else f"it is a kernel for NVIDIA's GPUs, and the device is '{kind}'",
+  }
+
+
+def _device() -> tuple[str, str]:
+  """The platform and the kind of the mesh's devices, which need not be this machine's."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    device = jax.devices()[0]
+  return device.platform, device.device_kind
+
+
+def on_mesh(
+  function: Attend, queries: Array, sources: Sequence[Source], softcap: float | None
+) -> Float[Array, 'N T H C']:
+  """Runs a way of attention on each device's rows and heads: the compiler cannot cut a kernel or a loop."""
+  mesh = jax.sharding.get_abstract_mesh()
+  run = functools.partial(function, softcap=softcap)
+  if mesh.empty or mesh.size == 1:
+    return run(queries, sources)
+  heads = [queries.shape[2], *(source.keys_values.keys.shape[2] for source in sources)]
+  (cuts,) = layers.num_parts('activation_heads')
+  axis = None if any(count % cuts for count in heads) else 'activation_heads'
+  by_head = nn.logical_to_mesh_axes(('activation_batch', None, axis, None))
+  by_row = PartitionSpec(by_head[0])
+  specs = [Source(KeysValues(by_head, by_head), Span(by_row, by_row)) for _ in sources]
+  # Kernels say nothing of how their results vary over the mesh, which the check would need.
+  mapped = jax.shard_map(run, in_specs=(by_head, specs), out_specs=by_head, check_vma=False)
+  return mapped(queries, list(sources))
