@@ -74,7 +74,7 @@ ELSEWHERE = {
   'run/test_batches.py': ('run/table_scores',),
   'run/test_spec.py': ('run/own_algorithm',),
   'run/test_train.py': (
-    'run/best', 'run/build', 'run/folder/nonfinite', 'run/loop', 'run/measure', 'run/model',
+    'run/best', 'run/build', 'run/folder/nonfinite', 'run/loop', 'run/measure',
     'run/schedule',
     'run/summary', 'run/trained',
   ),

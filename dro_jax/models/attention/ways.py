@@ -6,7 +6,6 @@
 - `cudnn`: NVIDIA's kernel; scores stay in the kernel, but its mask is an array of T S numbers a row.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -106,7 +105,10 @@ def on_mesh(
 ) -> Float[Array, 'N T H C']:
   """Runs a way of attention on each device's rows and heads: the compiler cannot cut a kernel or a loop."""
   mesh = jax.sharding.get_abstract_mesh()
-  run = functools.partial(function, softcap=softcap)
+
+  def run(queries: Array, sources: Sequence[Source]) -> Array:
+    return function(queries, sources, softcap)
+
   if mesh.empty or mesh.size == 1:
     return run(queries, sources)
   heads = [queries.shape[2], *(source.keys_values.keys.shape[2] for source in sources)]
