@@ -72,8 +72,12 @@ def parameter_shapes(config: Config) -> Mapping[stacks.Path, tuple[int, ...]]:
 
 
 def config_metadata(config: Config) -> dict[str, Any]:
-  """A configuration as a checkpoint's metadata holds it; `saved_config` reads it."""
-  return {'family': family_of(config).name, 'model': dataclasses.asdict(config)}
+  """A configuration as a checkpoint's metadata holds it; `saved_config` reads it.
+
+  Without the way of attention: the device that reads the checkpoint decides, which may lack a kernel.
+  """
+  model = {name: value for name, value in dataclasses.asdict(config).items() if name != 'attention'}
+  return {'family': family_of(config).name, 'model': model}
 
 
 def saved_config(metadata: Mapping[str, Any]) -> Config:

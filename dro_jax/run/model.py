@@ -49,8 +49,8 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
   changes = {name: getattr(compute, name) for name in _COMPUTED if getattr(compute, name) is not None}
   if 'attention' in changes and not hasattr(config, 'attention'):
     raise UsageError(
-      f'ATTENTION={compute.attention}: {type(config).__name__} has one way of attention, dense, because T5 '
-      'adds a bias to its scores, which no other way does: remove ATTENTION.'
+      f'ATTENTION={compute.attention}: {type(config).__name__} has dense attention only, because T5 adds a '
+      'bias to its scores, which no other way can: remove ATTENTION.'
     )
   return with_ids(dataclasses.replace(config, **changes), vocabulary)
 

@@ -15,6 +15,7 @@ from dro_jax.models import policy as policies
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.policy import config_metadata
 from dro_jax.models.t5.config import T5Config
+from dro_jax.run import reference_store
 from dro_jax.run.build import build
 from dro_jax.run.model import find_model_config
 from dro_jax.run.spec import Batches, Compute, Policy, RunSpec
@@ -82,3 +83,26 @@ def test_a_model_with_ids_of_its_own_refuses_a_vocabulary_with_others(words):
     UsageError, match=rf'ends a text with the id {words.special.eos}, but a T5Config always with 1'
   ):
     find(T5Config(), words)
+
+
+SIZE = {'vocab_size': 384, 'emb_dim': 16, 'num_heads': 2, 'head_dim': 8, 'mlp_dim': 32}
+CAUSAL = CausalConfig(num_layers=1, **SIZE)
+
+
+def test_a_run_chooses_the_way_of_attention():
+  config = find_model_config(Policy(config=CAUSAL), Compute(attention='blockwise'), BYTES)
+  assert config == dataclasses.replace(CAUSAL, attention='blockwise')
+  assert find_model_config(Policy(config=CAUSAL), Compute(), BYTES).attention == 'auto'
+
+
+def test_t5_has_dense_attention_only():
+  t5 = Policy(config=T5Config(**SIZE))
+  with pytest.raises(UsageError, match='ATTENTION=splash: T5Config has dense attention only'):
+    find_model_config(t5, Compute(attention='splash'), BYTES)
+
+
+def test_the_way_of_attention_is_no_part_of_a_checkpoint_or_of_a_reference():
+  kernel = dataclasses.replace(CAUSAL, attention='splash')
+  assert policies.saved_config(policies.config_metadata(kernel)) == CAUSAL
+  fingerprints = [reference_store.fingerprint(config, BYTES, {}) for config in (CAUSAL, kernel)]
+  assert fingerprints[0] == fingerprints[1]

@@ -15,7 +15,7 @@ from dro_jax.types import Array
 
 
 class Span(NamedTuple):
-  """Each query reads the keys from place `first` up to and without place `stop`; none where they are equal."""
+  """Each query reads the keys from place `first` up to, and without, `stop`; none where they are equal."""
 
   first: Int[Array, 'B T']
   stop: Int[Array, 'B T']

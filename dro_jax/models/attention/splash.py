@@ -67,9 +67,11 @@ def attend(
       )
   length = queries.shape[1]
   by_head = lambda x: _padded(x).swapaxes(1, 2)  # noqa: E731
+  # Padded keys are in no span; padded queries have empty ones.
   rows = [
-    _Row(*map(by_head, source.keys_values), Span(*map(_padded, source.span))) for source in sources
-  ]  # Padded keys are in no span; padded queries have empty ones.
+    _Row(by_head(keys), by_head(values), Span(_padded(span.first), _padded(span.stop)))
+    for (keys, values), span in sources
+  ]
   one_row = functools.partial(_attend_row, softcap, interpret)
   read_BHTC = jax.lax.map(lambda row: one_row(*row), (by_head(queries), rows))
   return read_BHTC.swapaxes(1, 2)[:, :length]

@@ -61,8 +61,10 @@ class Spans(NamedTuple):
 
 
 class Context(NamedTuple):
-  """Arrays that all layers share. `among_prompts` is of a pass of both streams; `position` is the place in the
-  cache of the one token that is decoded."""
+  """Arrays that all layers share.
+
+  `among_prompts` is of a pass of both streams; `position` is the place in the cache of the token to decode.
+  """
 
   rotation: rotary.Rotation
   local_rotation: rotary.Rotation | None

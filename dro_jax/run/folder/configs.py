@@ -266,8 +266,7 @@ def _remedy(differences: Sequence[Difference]) -> str:
 
 def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   """The part of a run's metadata that decides its numbers, by name."""
-  computed = ('scan_layers', 'remat', 'attention')
-  model = {name: value for name, value in metadata['model'].items() if name not in computed}
+  model = {name: value for name, value in metadata['model'].items() if name not in ('scan_layers', 'remat')}
   names = (
     'train_records', 'train_prompts', 'train_fingerprint', 'eval_fingerprint', 'train_columns',
     'eval_columns', 'selected_records', 'units', 'options', 'columns_from',
