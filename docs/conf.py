@@ -156,6 +156,20 @@ def job_fields(backend: str) -> str:
   return '\n'.join(['| field | default | meaning |', '| --- | --- | --- |', *rows])
 
 
+def papers() -> str:
+  """Every loss by the paper that its docstring cites first."""
+  from dro_jax import losses
+
+  by_paper: dict[str, list[str]] = {}
+  for name in losses.__all__:
+    if cited := re.search(r'arXiv (\d{4}\.\d{5})', inspect.getdoc(getattr(losses, name))):
+      by_paper.setdefault(cited[1], []).append(f'`{name}`')
+  rows = [
+    f'| [{paper}](https://arxiv.org/abs/{paper}) | {", ".join(names)} |' for paper, names in by_paper.items()
+  ]
+  return '\n'.join(['| paper | losses |', '| --- | --- |', *sorted(rows)])
+
+
 def algorithm_list(module: str) -> str:
   """Autodoc's directives for the public functions of a module, in its own order."""
   own = importlib.import_module(module)
@@ -166,7 +180,7 @@ def algorithm_list(module: str) -> str:
 
 GENERATED: dict[str, Callable[..., str]] = {
   'settings': settings, 'commands': commands, 'experiments': experiments, 'autodoc': algorithm_list,
-  'job': job_fields,
+  'job': job_fields, 'papers': papers,
 }  # fmt: skip
 
 

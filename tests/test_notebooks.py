@@ -86,4 +86,4 @@ def test_losses_shows_every_loss():
   exec(lists, names)
   drawn = {*names['RESPONSES'], *names['COMPARISONS']}
   by_name = {name for name in losses.__all__ if any(f"'{name}'" in s or f'losses.{name}' in s for s in cells)}
-  assert {'nca', 'ppo_token'} < drawn - by_name and drawn | by_name == set(losses.__all__)
+  assert {'copg', 'ppo_token'} < drawn - by_name and drawn | by_name == set(losses.__all__)

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from dro_jax import losses
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCS = ROOT / 'docs'
 PAGES = sorted(path for path in DOCS.rglob('*.md') if '_build' not in path.parts)
@@ -53,6 +55,12 @@ def test_the_settings_page_has_every_setting_of_train():
   settings = re.findall(r'^([A-Z][A-Z0-9_]*) =', text, re.MULTILINE)
   assert re.findall(r'^\| `([A-Z][A-Z0-9_]*)` \|', page, re.MULTILINE) == settings
   assert '## Rows' in page
+
+
+def test_the_papers_page_names_the_paper_of_every_loss_but_imitation():
+  page = conf.expand((DOCS / 'papers.md').read_text())
+  rows = re.findall(r'^\| \[\d{4}\.\d{5}\]\(.*?\) \| (.*) \|$', page, re.MULTILINE)
+  assert sorted(re.findall(r'`(\w+)`', ' '.join(rows))) == [name for name in losses.__all__ if name != 'sft']
 
 
 @pytest.mark.parametrize('backend', ['gke', 'local', 'slurm', 'tpu_vm'])
