@@ -24,12 +24,12 @@ class RowOptions:
   """How a batch is laid out in rows; changes speed, never a number (see `data.batches.packing.Layout.fit`).
 
   Args:
-    packed: many responses a row; otherwise one.
-    encode_once: responses to one prompt in one row share its encoding.
-    prompt_length: prompt tokens of a row; `None` takes what fits the data best.
-    response_length: response tokens of a row; `None` likewise.
-    coverage: share of batches that must fit the usual number of rows; the rest take more rows, which compiles
-      again. Below 1 helps where a few prompts have very many or very long responses.
+    packed: whether a row holds many responses; otherwise it holds one.
+    encode_once: whether the responses to one prompt in one row share its encoding.
+    prompt_length: prompt tokens of a row; `None` takes the length that fits the data best.
+    response_length: response tokens of a row; `None` takes the length that fits the data best.
+    coverage: the share of batches that must fit the usual number of rows; the rest take more rows, for which
+      the step is compiled again. Below 1 helps where a few prompts have very many or very long responses.
 
   Example:
     >>> rows = dro.RowOptions(prompt_length=64, response_length=32)

@@ -360,7 +360,7 @@ def test_a_class_has_its_parameters():
     _configure('train', '--gin.Schedule.log_evry=3')
   with pytest.raises(UsageError, match='--set STEPS=1.5: Schedule.steps takes a whole number'):
     _configure('train', '--set=STEPS=1.5')
-  assert known_parameters()['Schedule']['steps'] == ('1000', "the run's length.", effects.LENGTH)
+  assert known_parameters()['Schedule']['steps'] == ('1000', 'the length of the run.', effects.LENGTH)
 
 
 def test_a_configurable_takes_the_place_of_its_own_kind():

@@ -40,9 +40,9 @@ def test_replace_changes_fields_of_a_part():
   [
     ({'seed': -1}, 'SEED'),
     ({'algorithm': functools.partial(algorithms.dpo, beta=-1.0)}, 'drives|driven|beta'),
-    ({'compute': Compute(dropout_rate=0.1)}, 'dropout is for supervised fine-tuning'),
+    ({'compute': Compute(dropout_rate=0.1)}, 'DROPOUT_RATE=0.1 is for supervised fine-tuning'),
     ({'algorithm': algorithms.oreo}, 'VALUE_READOUT=token'),
-    ({'algorithm': algorithms.oreo, 'value': Value('batch')}, 'read out by batch'),
+    ({'algorithm': algorithms.oreo, 'value': Value('batch')}, 'VALUE_READOUT=batch does not give one'),
   ],
 )
 def test_settings_that_no_data_could_mend_are_refused_at_once(changes, message):

@@ -283,7 +283,7 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
       'mesh': functools.partial(partitioning.make_mesh, data=1, fsdp=1, model=8),
       'model': dataclasses.replace(MODEL, num_heads=1),
     },
-    'dropout is for supervised': {'dropout_rate': 0.1},
+    'DROPOUT_RATE=0.1 is for supervised': {'dropout_rate': 0.1},
     'microbatches=0': {'num_microbatches': 0},
     'VALUE_READOUT=scalar is one learned number': {'value_readout': 'scalar', 'value_shared': True},
     'seed=-1 is out of range: pass a whole number': {'seed': -1},

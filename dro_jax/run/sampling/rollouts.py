@@ -39,10 +39,11 @@ class RolloutOptions:
   """How an online algorithm gets its responses and rewards.
 
   Args:
-    reward: (prompts, responses) -> numbers, or its name as FILE.py:FUNCTION or MODULE:FUNCTION.
-    temperature: divides the logits of training samples. At any but 1 they are not the policy's own, and its
-      gradient is biased.
-    max_length: most tokens of a response; `None` takes the longest logged one's.
+    reward: the reward function, from prompts and responses to numbers, or its name: exact_match, contains,
+      FILE.py:FUNCTION or MODULE:FUNCTION.
+    temperature: the divisor of the logits of training samples. At another temperature than 1 the samples are
+      not the policy's own, and its gradient is biased.
+    max_length: tokens of a response at most; `None` takes the length of the longest logged response.
 
   Example:
     >>> shortest = lambda prompts, responses: [-len(response) for response in responses]

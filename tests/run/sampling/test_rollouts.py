@@ -280,7 +280,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(run, data, tm
   cases = {
     'REWARD names no function': (algorithms.rloo_online, {'rollouts': online.RolloutOptions}),
     'rewards are scaled': (algorithms.rloo_online, {'data': functools.partial(data, scaling='minmax')}),
-    'value is read out by prompt': (algorithms.ppo_online, {'value_readout': 'prompt'}),
+    'VALUE_READOUT=prompt does not give one': (algorithms.ppo_online, {'value_readout': 'prompt'}),
     'a batch of 3 prompts does not divide': (algorithms.rloo_online, {'batch_size': 3}),
     'rloo compares the samples of a prompt': (functools.partial(algorithms.rloo_online, samples=1), {}),
     'samples=1, epochs=0': (functools.partial(algorithms.ppo_online, epochs=0), {}),
