@@ -138,6 +138,7 @@ COMMANDS = {
     'dro_jax.evaluation.check',
     'check',
     'checks that a checkpoint scores and samples correctly: ρ = 0 against itself, five answers',
+    ('dro_jax.parallel.partitioning:MeshSpec',),
   ),
   'configs': Command(
     'dro_jax.main',

@@ -15,11 +15,12 @@ import pytest
 
 import dro_jax
 from dro_jax import main
-from dro_jax.cli import flags, registry, tables
+from dro_jax.cli import bindings, flags, registry, tables
 from dro_jax.cli import help as usage
 from dro_jax.cli.bindings import command_line_bindings, configure, known_parameters, register
 from dro_jax.cli.values import _annotations, gin_line
 from dro_jax.configs import effects, parameters
+from dro_jax.configs import text as config_text
 from dro_jax.errors import UsageError, did_you_mean
 
 _COMMANDS_MODULE = """
@@ -652,6 +653,19 @@ def _configure(name, *arguments):
 @pytest.mark.parametrize('name', [name for name, command in tables.COMMANDS.items() if not command.own])
 def test_the_defaults_of_a_command_bind(name):
   assert callable(_configure(name))
+
+
+@pytest.mark.parametrize('name', [name for name, command in tables.COMMANDS.items() if not command.own])
+def test_a_command_registers_all_that_its_gin_file_names(name, monkeypatch):
+  """Within one process other commands would have registered it."""
+  known = set()
+  monkeypatch.setattr(bindings, '_configurable', lambda module, public: known.add(public))
+  register(tables.COMMANDS[name])
+  known = {bindings._GIN_NAMES.get(public, public) for public in known}
+  lines = list(config_text.read(usage.default_text(name, tables.GIN_CONFIGS), name))
+  named = [config_text.split(line.name)[1] for line in lines if line.name]
+  named += [selector for line in lines for _, selector in config_text.references(line.value)]
+  assert {selector.rpartition('.')[2] for selector in named} - {''} <= known
 
 
 _SHARED = [path.relative_to(tables.GIN_CONFIGS) for path in sorted(tables.GIN_CONFIGS.rglob('*.gin'))]
