@@ -66,10 +66,10 @@ def derive(
   """Adds columns derived from the data, and then chooses the responses to train on.
 
   Args:
-    triplets: whose training part decides every constant.
+    triplets: the data; the training part decides every constant.
     columns: by name: from the triplets to a function from a table to `[N]`. The rule of labels is reported.
-    select: which training responses to keep, `[N]` booleans.
-    weights: how often to draw each of them, `[N]`, times the mixture's weights.
+    select: marks the training responses to keep, `[N]` booleans.
+    weights: how often to draw each of these, `[N]`, times the mixture's weights.
   """
   made = {name: fit(triplets) for name, fit in columns.items()}
   rules = [column for column in made.values() if isinstance(column, Labelling)]
@@ -130,11 +130,11 @@ def make_loaders(
 
   Args:
     triplets: with the algorithm's own columns (see `admitted`).
-    algorithm: its unit is what a batch counts.
+    algorithm: the algorithm, in whose unit a batch counts.
     rows: how a batch is laid out.
     unit_options: how pairs and groups are formed.
     batch_size: responses, pairs, groups or prompts.
-    seed: of the order.
+    seed: the seed of the order of batches.
     multiple: parts into which the mesh and the microbatches cut a batch's rows.
     eval_examples: held-out responses to validate on at most; `None` for all.
     deal: 'together' or 'uniform' (see `data.batches.plan.Plan`).

@@ -10,14 +10,14 @@ from dro_jax.models.family import Config
 from dro_jax.run.folder.legacy import Legacy
 from dro_jax.run.spec import Compute, Policy, Value
 
-# Rows of a fresh embedding table: divides over meshes, as published models are padded to.
+# The rows of a new embedding table are a multiple of this, as in published models, so meshes divide them.
 VOCABULARY_MULTIPLE = 128
-# Of a model's configuration: how it is computed, whatever its size.
+# Fields of a model's configuration that say how it is computed, not how large it is.
 _COMPUTED = ('dtype', 'scan_layers', 'remat', 'dropout_rate')
 
 
 def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies.Vocabulary) -> Config:
-  """The run's model: as given, or as the checkpoint's, with the vocabulary's size and what changes.
+  """The configuration of the run's model: the given one or the checkpoint's, with the run's vocabulary.
 
   Raises:
     UsageError: there is no model, or it has too few ids for the vocabulary.

@@ -336,9 +336,9 @@ def test_unknown_commands_and_flags(refused):
     ('--gin.MODEL_DIR=text', 'text is not a valid gin value: quote strings'),
     ('--gin.STEPS', "'--gin.STEPS' has no value"),
     ('--set=STEPS', 'pass --set NAME=VALUE'),
-    ('--set=ALGORITHM=milld', "gin knows nothing called 'milld' (did you mean mild?)"),
-    ('--set=fit.algorithm=milld', "gin knows nothing called 'milld' (did you mean mild?)"),
-    ('--set=STEPS=many', "'many' is not a number or boolean, and the value so far is 100"),
+    ('--set=ALGORITHM=milld', "gin has no configurable 'milld' (did you mean mild?)"),
+    ('--set=fit.algorithm=milld', "gin has no configurable 'milld' (did you mean mild?)"),
+    ('--set=STEPS=many', "'many' is not a number or boolean, as the current value 100 is"),
     (
       '--init_from=x',
       '--init_from: this command does not use INIT_FROM; `dro_jax fit --help` lists the settings',
@@ -725,7 +725,7 @@ def test_an_algorithm_of_ones_own_file_is_chosen_and_bound(tmp_path, monkeypatch
   [
     ('--set=ALGORITHM=absent.py:mild_dro', 'ALGORITHM=absent.py:mild_dro: cannot import absent.py'),
     ('--set=ALGORITHM=own_dro.py:wild_dro', "own_dro.py has no function 'wild_dro'"),
-    ('--set=ALGORITHM=own_dro.py:dro_v', 'dro_jax uses the name dro_v itself'),
+    ('--set=ALGORITHM=own_dro.py:dro_v', 'dro_jax has an algorithm dro_v, too'),
     ('--set=mild_dro.tua=0.3', r"parameter named 'tua'.*did you mean tau\?"),
     (
       '--set=TAU=0.3',

@@ -89,7 +89,7 @@ def test_a_loss(place, capsys):
     file.write('# Changed.\n')
   [[_, *arguments]] = commands('loss')
   assert main.main([*arguments, '--set', 'STEPS=6']) == 2
-  assert "the algorithm's file, or one that it imports, holds other code" in capsys.readouterr().err
+  assert "the algorithm's file, or a file that it imports, holds other code" in capsys.readouterr().err
 
 
 def test_a_data_set(place, capsys):

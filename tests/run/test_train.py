@@ -293,8 +293,8 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
       'rows': functools.partial(feeds.RowOptions, prompt_length=8, response_length=4)
     },
     'local or mounted folder': {'model_dir': 'gs://bucket/run'},
-    "model_dir='' is no folder": {'model_dir': ''},
-    'is no folder: pass a new one': {'model_dir': triplets},
+    "model_dir='' is not a folder": {'model_dir': ''},
+    'is not a folder: pass a new folder': {'model_dir': triplets},
     'is a file, but a checkpoint is a folder': {'init_from': triplets},
     'log_every=-1: pass 0 or more': {'schedule': functools.partial(schedule.Schedule, log_every=-1)},
     'batch of 4 responses does not divide over the 8 parts': {'batch_size': 4},

@@ -178,7 +178,7 @@ def test_labels_that_an_earlier_version_made_otherwise_are_refused_in_words(refu
 
   message = refusal({}, {}, metadata(), labelled())
   assert 'labels: by a mean, whatever the rewards → the rewards 0 and 1 are labels themselves' in message
-  assert 'trained against thumbs-ups' in message and 'pass another --model_dir' in message
+  assert 'count thumbs-ups and ties as bad' in message and 'pass another --model_dir' in message
   # Where no label is another, an earlier run goes on; so does one of the same rule.
   assert refusal({}, {}, metadata(), labelled(rule='dataset mean', unlike_earlier=0)) is None
   assert refusal({}, {}, labelled(), labelled(said='in other words')) is None
@@ -198,12 +198,12 @@ def test_other_code_columns_or_parameters_at_the_start_are_refused(refusal):
       'online',
       {'reward_code': 'x'},
       {'reward_code': 'y'},
-      "the reward function's file, or one that it imports",
+      "the reward function's file, or a file that it imports",
     ),
     ('decoding', {'reward_code': 'x'}, {'reward_code': 'y'}, "samples.reward_code: 'x' → 'y'"),
     ('code', {'algorithm_code': 'x'}, {'algorithm_code': 'y'}, "the algorithm's file"),
     ('data', data | {'train_columns': {'label': 'x'}}, data | {'train_columns': {'label': 'y'}}, 'label'),
-    ('init_digest', 'x', 'y', 'INIT_FROM holds other parameters than those the run started from'),
+    ('init_digest', 'x', 'y', 'INIT_FROM holds other parameters than those from which the run started'),
   ):
     assert message in refusal({}, {}, described(**{name: then}), described(**{name: now}))
     # An earlier version recorded none.
