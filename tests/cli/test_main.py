@@ -352,7 +352,7 @@ def test_unknown_commands_and_flags(refused):
     ('--gin_file=algorithms/mil.gin', 'did you mean algorithms/mild.gin?'),
   ],
 )
-def test_what_nothing_knows_is_refused(refused, argument, message):
+def test_unknown_gin_names_are_refused_with_a_suggestion(refused, argument, message):
   assert message in refused('fit', '--triplets=a', argument)
 
 
@@ -450,7 +450,7 @@ def test_a_setting_of_text_takes_any_text(name):
     ('arena', 'POST_EDIT=text', 'text'),
   ],
 )  # fmt: skip
-def test_what_a_setting_admits_decides_what_is_typed(name, setting, value):
+def test_the_type_of_a_setting_decides_how_its_text_is_read(name, setting, value):
   _configure(name)
   assert _set(setting) == value
 
@@ -698,7 +698,7 @@ def mild_dro(tau=0.5, name='mild'):
 
 
 @pytest.mark.parametrize('decorated', [False, True])
-def test_an_algorithm_of_ones_own_file_is_chosen_and_bound(tmp_path, monkeypatch, decorated):
+def test_set_chooses_an_algorithm_of_the_users_file_and_gin_binds_it(tmp_path, monkeypatch, decorated):
   monkeypatch.chdir(tmp_path)
   text = OWN_FILE.replace('\ndef', '\nimport gin\n@gin.configurable\ndef') if decorated else OWN_FILE
   pathlib.Path('own_dro.py').write_text(text)
@@ -733,7 +733,7 @@ def test_an_algorithm_of_ones_own_file_is_chosen_and_bound(tmp_path, monkeypatch
     ),
   ],
 )
-def test_an_algorithm_of_ones_own_that_cannot_be_had_is_refused(tmp_path, monkeypatch, argument, message):
+def test_a_missing_algorithm_of_the_users_file_is_refused(tmp_path, monkeypatch, argument, message):
   monkeypatch.chdir(tmp_path)
   pathlib.Path('own_dro.py').write_text(OWN_FILE)
   with pytest.raises(UsageError, match=message):

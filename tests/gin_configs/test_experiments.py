@@ -61,7 +61,7 @@ def test_the_commands_of_an_experiment_are_commands(name):
 
 
 @pytest.mark.parametrize('name', [name for name in NAMES if name != 'forkme.gin'])
-def test_what_an_experiment_starts_from_is_made_by_its_commands(name):
+def test_the_commands_of_an_experiment_make_its_first_checkpoint(name):
   made = {
     argument.partition('=')[2] for argv in commands(name) for argument in argv if 'model_dir' in argument
   }
@@ -192,7 +192,7 @@ def test_a_degenerate_experiment_says_so():
   assert 'degenerate' in fields[''][0] and 'V explains nothing' in ' '.join(fields['Expect'])
 
 
-def test_what_nobody_could_verify_is_said():
+def test_settings_that_could_not_be_verified_are_marked():
   soft = (GIN_CONFIGS / 'references' / 'soft.gin').read_text()
   assert 'could not be verified' in soft and 'TRUST_REGION_EVERY = ' in soft
   assert 'could not be verified' in ' '.join(header('trust_region/kto.gin')['Stated'])
