@@ -46,7 +46,7 @@ SOUND = TEXTS.filter(lambda text: text.strip() and not re.search('[\0\ud800-\udf
 @given(st.lists(st.tuples(SOUND, SOUND), min_size=1, max_size=4))
 @example([('a\u2028b\rc\x85', '\x1c{"x": 1}\u2029d')])
 @settings(deadline=None, max_examples=40)
-def test_what_generate_and_replays_write_is_a_file_of_triplets(pairs):
+def test_files_of_generate_and_replay_are_read_as_triplets(pairs):
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'a.jsonl'
     records = [{'id': str(i), 'prompt': a, 'response': b, 'reward': i} for i, (a, b) in enumerate(pairs)]
@@ -56,7 +56,7 @@ def test_what_generate_and_replays_write_is_a_file_of_triplets(pairs):
 
 @given(st.lists(TEXTS, max_size=4))
 @settings(deadline=None, max_examples=40)
-def test_what_a_run_writes_of_samples_outlives_its_resumption(texts):
+def test_resume_keeps_samples_of_earlier_steps_with_any_text(texts):
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'samples.jsonl'
     records = [{'step': i, 'prompt': text, 'response': text} for i, text in enumerate(texts)]
@@ -67,7 +67,7 @@ def test_what_a_run_writes_of_samples_outlives_its_resumption(texts):
 
 @given(st.lists(st.tuples(TEXTS, TEXTS), max_size=3))
 @settings(deadline=None, max_examples=30)
-def test_what_the_arena_logs_comes_back(pairs):
+def test_the_arena_reads_back_its_log_with_any_text(pairs):
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / 'world' / 'log.jsonl'
     logged = answers.Samples(
@@ -94,7 +94,7 @@ def test_json_lines_pass_over_a_torn_last_line_and_refuse_another(torn, tmp_path
     list(files.json_lines(path))
 
 
-def test_what_is_not_finite_is_null():
+def test_json_writes_numbers_that_are_not_finite_as_null():
   record = {'loss': float('nan'), 'curve': [1.0, float('inf'), np.float32('-inf')], 'found': {'x': np.nan}}
   expected = {'loss': None, 'curve': [1.0, None, None], 'found': {'x': None}}
   for text in (files.json_line(record), files.json_text(record, indent=2)):
@@ -112,7 +112,7 @@ def test_all_json_is_written_in_one_place():
       assert path.name == 'files.py' or 'sort_keys=True' in rest or at_once, f'{path}: {rest}'
 
 
-def test_an_output_is_looked_at_before_the_work_begins(tmp_path, monkeypatch):
+def test_bad_paths_of_output_are_refused_before_the_work(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   (tmp_path / 'file').touch()
   assert files.output_file('~/new.jsonl') == tmp_path / 'new.jsonl'

@@ -13,7 +13,7 @@ from dro_jax.models.policy import family_of
 from dro_jax.run.folder.legacy import Legacy
 from dro_jax.run.spec import Compute, Policy, Value
 
-# Rows of a fresh embedding table: divides over meshes, as published models are padded to.
+# The rows of a new embedding table are a multiple of this, as in published models, so meshes divide them.
 VOCABULARY_MULTIPLE = 128
 # Of a model's configuration: the vocabulary's ids, and how it is computed, whatever its size.
 _IDS = ('pad', 'eos')
@@ -23,7 +23,7 @@ _BROUGHT = ('vocab_size', *_IDS, 'start', 'max_positions')
 
 
 def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies.Vocabulary) -> Config:
-  """The run's model: as given, or as the checkpoint's, with the vocabulary's size and what changes.
+  """The configuration of the run's model: the given one or the checkpoint's, with the run's vocabulary.
 
   Raises:
     UsageError: there is no model, or it has too few ids for the vocabulary.

@@ -55,14 +55,14 @@ def abstract_params(networks: Networks) -> dict[str, Params]:
 
 
 def shardings(networks: Networks, mesh: Mesh) -> dict[str, Params]:
-  """Where each parameter lives."""
+  """The sharding of each parameter."""
   return {
     name: partitioning.parameter_shardings(tree, mesh) for name, tree in abstract_params(networks).items()
   }
 
 
 def abstract_on(networks: Networks, mesh: Mesh) -> dict[str, Params]:
-  """Shapes of all parameters with their shardings: what a restore fills."""
+  """Shapes of all parameters with their shardings, as a restore needs them."""
   return with_shardings(nn.unbox(abstract_params(networks)), shardings(networks, mesh))
 
 
@@ -141,7 +141,7 @@ def metadata(
   frozen_trunk: bool = False,
   **settings: Any,
 ) -> dict[str, Any]:
-  """What is saved beside every checkpoint: enough to rebuild the networks and read data as the run did."""
+  """The metadata of every checkpoint, from which networks and the reading of data are rebuilt."""
   value = {'readout': readout, 'shared': shared} | ({'frozen_trunk': True} if frozen_trunk else {})
   return {
     **config_metadata(config),

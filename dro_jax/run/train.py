@@ -78,7 +78,7 @@ def _refuse_unmeasured(run: Run, hooks: Hooks) -> None:
 
 
 class OpenedRun(NamedTuple):
-  """A run in its folder: what was built, where it was left, and what is said of it."""
+  """A run in its folder: the built run, the state that it resumes from, and its metadata."""
 
   run: Run
   folder: pathlib.Path
@@ -93,17 +93,17 @@ def opened(
 ) -> Iterator[OpenedRun]:
   """A run at its newest checkpoint, or at its beginning; its folder is locked meanwhile.
 
-  Without `writes` a folder whose checkpoints are gone is begun anew, since nothing of it is overwritten.
+  Without `writes` a folder that has lost its checkpoints starts at step 0, because no file is overwritten.
 
   Raises:
-    UsageError: another run has the folder, or the settings would make another run of it.
+    UsageError: another process runs in the folder, or the settings belong to another run.
   """
   folder = local_folder(folder)
   run = _by_rules_of(folder, run)
   legacy.warn(run.legacy, run.spec.value.readout, folder)
   metadata = _metadata(run, folder)
   with lock.locked(folder), files.disk_of(folder), _cleared_without_memory(folder):
-    # Nothing is written before all that could be refused has been looked at.
+    # A refusal must leave the folder as it was, so all checks come before the first write.
     resumes = folders.has_any(folder)
     state = None if resumes else _first_state(run, folder, writes)
     if resumes:
@@ -134,19 +134,23 @@ def local_folder(folder: str | os.PathLike) -> pathlib.Path:
   """The run's folder, absolute.
 
   Raises:
-    UsageError: it cannot be a run's.
+    UsageError: the path cannot be the folder of a run.
   """
   folder = os.fspath(folder)
   if '://' in folder:
-    raise UsageError(f'model_dir={folder!r}: metrics are appended to, so pass a local or mounted folder.')
+    raise UsageError(
+      f'model_dir={folder!r} is remote, and metrics are appended to a file: pass a local or mounted folder.'
+    )
   path = pathlib.Path(folder).expanduser().absolute()
   if not folder or path.is_file():
-    raise UsageError(f'model_dir={folder!r} is no folder: pass a new one, or that of a run to resume.')
+    raise UsageError(
+      f'model_dir={folder!r} is not a folder: pass a new folder, or the folder of a run to resume.'
+    )
   return path
 
 
 def _metadata(run: Run, folder: pathlib.Path) -> dict[str, Any]:
-  """What is saved beside every checkpoint of the run."""
+  """The metadata of the run's checkpoints."""
   spec, reference, triplets = run.spec, run.reference, run.triplets
   saved = folders.run_metadata(folder) if folders.has_any(folder) else {}
   data = {'scaling': triplets.scaling.to_json(run.algorithm.temperature), 'units': run.loaders.units}
@@ -168,7 +172,7 @@ def _metadata(run: Run, folder: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _cleared_without_memory(folder: pathlib.Path) -> Iterator[None]:
-  """Leaves nothing that looks like a run where memory does not suffice for one: no checkpoint came about."""
+  """Removes the files of a run that ended without a checkpoint because memory did not suffice."""
   before = set(os.listdir(folder)) if folder.is_dir() else set()
   try:
     yield
@@ -180,7 +184,7 @@ def _cleared_without_memory(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _describe(own: OpenedRun, texts: Mapping[str, str]) -> None:
-  """Writes what the run is: data report, versions, configuration; what it was before this step stays."""
+  """Writes the run's data report, versions and configuration; those of earlier starts stay."""
   folder, step = own.folder, int(own.state.step)
   folder.mkdir(parents=True, exist_ok=True)
   packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')

@@ -27,7 +27,7 @@ from dro_jax.types import Params
 
 
 class Network(NamedTuple):
-  """A network and its parameters: what flax's `module.apply` takes."""
+  """A network and its parameters, as flax's `module.apply` takes them."""
 
   module: nn.Module
   params: Params
@@ -71,11 +71,11 @@ class TrainedRun(NamedTuple):
     """Answers prompts, which take the run's template and are cut as in training; `[0].text` is the first.
 
     Args:
-      prompts: without the template, one or several; a conversation is its list of turns, as JSON.
-      temperature: divides the logits; 0 takes the most probable token.
-      max_length: most tokens of a response.
-      seed: with a prompt's place it decides its sample.
-      options: more of `run.sampling.generation.make_generator`: top_k, top_p, beams, batch_size, ...
+      prompts: one prompt or several, without the template; a conversation is its list of turns, as JSON.
+      temperature: the divisor of the logits; 0 takes the most probable token.
+      max_length: tokens of a response at most.
+      seed: decides, with a prompt's place, the sample for the prompt.
+      options: other options of `run.sampling.generation.make_generator`: top_k, top_p, beams, batch_size, ...
 
     Raises:
       UsageError: settings exclude each other.
@@ -97,7 +97,7 @@ class TrainedRun(NamedTuple):
     """Scores logged responses: `.logps`, `.log_ratio` (nats), `.values`, in the table's order.
 
     Args:
-      data: a table such as `triplets.train`; of triplets, those that are held out, if any are.
+      data: a table such as `triplets.train`, or triplets, of which the held-out part is taken where one is.
       options: `batch_size` and `chunk_size`, as `score_table` has them.
     """
     table = (data.eval or data.train) if isinstance(data, Triplets) else data

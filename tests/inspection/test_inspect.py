@@ -73,7 +73,7 @@ def inspected(capsys):
   return run
 
 
-def test_a_data_set_of_ones_own_module_is_inspected_and_proposed(write, inspected):
+def test_inspect_reads_a_task_of_the_users_module_and_its_command_imports_it(write, inspected):
   write()
   with open('own_tasks_of_inspect.py', 'w') as file:
     file.write(
@@ -95,7 +95,7 @@ def bound(command):
   return {macro: registry.bound_value(macro) for macro in (*DEFAULTS, 'TRIPLETS', 'INIT_FROM', 'ALGORITHM')}
 
 
-def test_a_file_is_inspected_and_its_command_reads_it_so(write, inspected, capsys):
+def test_the_proposed_command_reads_the_file_with_the_inspected_settings(write, inspected, capsys):
   found = inspected(write("it's mine.jsonl"), '--set=TEMPLATE="{prompt}"?', '--set=RESPONSE_LENGTH=24')
   assert (found['records'], found['prompts']) == (80, 40)
   assert found['responses_per_prompt']['prompts_by_responses'] == {'2': 40}
@@ -116,7 +116,7 @@ def test_a_file_is_inspected_and_its_command_reads_it_so(write, inspected, capsy
   assert 'Variance of the reward' in shown and 'dro_fixed_value' in shown
 
 
-def test_the_command_takes_what_the_data_admits(write, inspected):
+def test_the_proposed_command_has_an_algorithm_that_the_data_admit(write, inspected):
   labelled = inspected(write('a.jsonl', reward=lambda i: None, label=lambda i: i % 2))
   assert 'a.jsonl:1' in labelled['rewards_problem'] and labelled['rewards'] is None
   assert 'Rewards cannot be read' in labelled['warnings'][0]
@@ -146,7 +146,7 @@ def test_rewards_that_are_words_are_guessed_and_said(write, inspected):
   assert bound(found['command'])['ALGORITHM'].selector.endswith('dro_v')
 
 
-def test_words_that_nobody_knows_make_a_template_to_fill_in(write, inspected):
+def test_unknown_reward_words_give_a_map_reward_to_fill_in(write, inspected):
   found = inspected(thumbs(write, ['gut', 'good', 'geht so'] * 4))
   wanted = '--map_reward=gut=NUMBER,good=1,geht so=NUMBER'
   assert shlex.split(found['command']) == ['dro_jax', 'inspect', '--triplets=thumbs.jsonl', wanted]
@@ -265,7 +265,7 @@ def test_advice_names_arguments_in_python_and_settings_on_the_command_line(write
     ({'mean': 0.0, 'sd': 0.0, 'max': 0.0, 'min': 0.0}, 'only imitation'),
   ],
 )
-def test_what_matters_of_rewards_is_said(found, message):
+def test_warnings_name_offcentre_extreme_and_constant_rewards(found, message):
   scaling = {'kind': 'standardise', 'temperature': 1.0, 'effective_temperature': found['sd']}
   said = list(warnings._of_rewards(found, scaling, {'texts_with_conflicting_rewards': 0}, judged=False))
   assert any(message in each for each in said)

@@ -49,15 +49,16 @@ def make_generator(
   Args:
     policy: the model.
     mesh: rows are split over it.
-    max_length: most tokens of a response.
-    temperature: divides the logits; 0 takes the most probable token.
-    top_k: keep the k most probable tokens; 0 keeps all.
-    top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
-    repetition_penalty: of tokens that the response has already (see `models.sampling.penalised`); 1 is none.
+    max_length: tokens of a response at most.
+    temperature: the divisor of the logits; 0 takes the most probable token.
+    top_k: the number of most probable tokens to draw from; 0 draws from all.
+    top_p: draws from the fewest tokens with a total probability of p; 1 draws from all.
+    repetition_penalty: the penalty on tokens that the response has already (see `models.sampling.penalised`);
+      1 is none.
     beams: prefixes kept by a beam search (`models.beam_search.search`), at temperature 0; 1 does not search.
-    length_penalty: exponent of the length by which that search divides a response's log-prob.
-    batch_size: prompts at once, rounded up to what the mesh divides.
-    seed: with a prompt's id it decides its sample, whatever the batch.
+    length_penalty: the exponent of the length that divides a response's log-prob in a beam search.
+    batch_size: prompts at once, rounded up to a number that the mesh divides.
+    seed: decides, with a prompt's id, the sample for the prompt, whatever the batch.
 
   Raises:
     UsageError: several beams are to draw samples.
