@@ -56,7 +56,7 @@ def pairs():
     yield pytest.param(*pair, id='-'.join(pair), marks=[] if pair in SELECTED else pytest.mark.long)
 
 
-@pytest.mark.parametrize('name, kind', pairs())
+@pytest.mark.parametrize('name, kind', list(pairs()))
 def test_an_algorithm_trains_a_decoder_only_model(worlds, name, kind):
   code, records = worlds(kind).train(name, f'--gin_file=algorithms/{name}.gin', *BESIDES.get(name, ()))
   assert code == 0
