@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / 'docs')]
 
 project = 'dro_jax'
 author = 'the dro_jax authors'
@@ -49,36 +49,19 @@ napoleon_use_rtype = False
 # --- generated parts ----------------------------------------------------------------------------------------
 
 
-def settings(command: str = 'train') -> str:
-  """The settings of a command by section.
-
-  They are read by `_settings_of`, which alone knows where settings are written down.
-  """
-  parts = []
-  for section, rows in _settings_of(command):
-    body = [f'| `{name}` | `{default}` | {_cell(meaning)} |' for name, default, meaning in rows]
-    head = ['| setting | default | meaning |', '| --- | --- | --- |']
-    title, _, remark = re.sub(r'[(:] ?', '\n', section, count=1).rstrip(')').partition('\n')
-    parts += [f'## {title}' if section else '', '', _sentence(remark), '', *head, *body, '']
-  return '\n'.join(parts)
-
-
-def _settings_of(command: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
-  """Sections of (name, default, meaning), of the command's packaged gin file."""
+def settings(command: str) -> str:
+  """The settings in a command's packaged gin file; those of `train` stand on a page of their own."""
   text = (ROOT / 'gin_configs/runs' / f'{command}.gin').read_text(encoding='utf-8')
-  sections: list[tuple[str, list]] = [('', [])]
-  for paragraph in text.split('\n\n'):
-    rows = re.findall(r'^([A-Z][A-Z0-9_]*) *= *(.*?) *(?:# *(.*))?$', paragraph, re.MULTILINE)
-    title = re.match(r'# (.*[^.\n])\n[A-Z]', paragraph)
-    if title and command == 'train':
-      sections.append((title[1], rows))
-    else:
-      sections[-1][1].extend(rows)
-  return [(title, rows) for title, rows in sections if rows]
+  rows = re.findall(r'^([A-Z][A-Z0-9_]*) *= *(.*?) *(?:# *(.*))?$', text, re.MULTILINE)
+  body = [f'| `{name}` | `{default}` | {_cell(meaning)} |' for name, default, meaning in rows]
+  return '\n'.join(['| setting | default | meaning |', '| --- | --- | --- |', *body, '']) if rows else ''
 
 
-def _sentence(text: str) -> str:
-  return f'{text[0].upper()}{_cell(text[1:])}.' if text else ''
+def settings_of_a_run() -> str:
+  """The settings of a run, from the dataclasses of RunSpec."""
+  import settings_page
+
+  return settings_page.page()
 
 
 def _cell(text: str) -> str:
@@ -156,6 +139,20 @@ def job_fields(backend: str) -> str:
   return '\n'.join(['| field | default | meaning |', '| --- | --- | --- |', *rows])
 
 
+def papers() -> str:
+  """Every loss by the paper that its docstring cites first."""
+  from dro_jax import losses
+
+  by_paper: dict[str, list[str]] = {}
+  for name in losses.__all__:
+    if cited := re.search(r'arXiv (\d{4}\.\d{5})', inspect.getdoc(getattr(losses, name))):
+      by_paper.setdefault(cited[1], []).append(f'`{name}`')
+  rows = [
+    f'| [{paper}](https://arxiv.org/abs/{paper}) | {", ".join(names)} |' for paper, names in by_paper.items()
+  ]
+  return '\n'.join(['| paper | losses |', '| --- | --- |', *sorted(rows)])
+
+
 def algorithm_list(module: str) -> str:
   """Autodoc's directives for the public functions of a module, in its own order."""
   own = importlib.import_module(module)
@@ -165,8 +162,8 @@ def algorithm_list(module: str) -> str:
 
 
 GENERATED: dict[str, Callable[..., str]] = {
-  'settings': settings, 'commands': commands, 'experiments': experiments, 'autodoc': algorithm_list,
-  'job': job_fields,
+  'settings': settings_of_a_run, 'commands': commands, 'experiments': experiments, 'autodoc': algorithm_list,
+  'job': job_fields, 'papers': papers,
 }  # fmt: skip
 
 

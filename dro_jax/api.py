@@ -10,7 +10,7 @@ from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.evaluation.report import Result
 from dro_jax.evaluation.report import report as report_runs
-from dro_jax.inspection.inspect import inspect_triplets
+from dro_jax.inspection.inspect import for_python, inspect_triplets
 from dro_jax.models.policy import make_config
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.printing.result import Sections
@@ -80,8 +80,8 @@ def inspect(triplets: Triplets | str | Sequence[str], **options: Any) -> Section
   """
   if isinstance(triplets, Triplets):
     options = _reading(triplets) | options
-    return inspect_triplets(triplets.report['triplets'], **options)
-  return inspect_triplets(triplets, **options)
+    return for_python(inspect_triplets(triplets.report['triplets'], **options))
+  return for_python(inspect_triplets(triplets, **options))
 
 
 def _reading(triplets: Triplets) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import sysconfig
+import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -113,13 +114,48 @@ def output_folder(path: str | os.PathLike[str], flag: str = '--output') -> pathl
 # --- a user's Python files ----------------------------------------------------------------------------------
 
 
-def import_module(name: str, *, register: bool = False) -> types.ModuleType:
-  """Imports a user's module, a dotted name or a .py file; raises whatever the import raises.
+def import_function(text: str, setting: str, wanted: str = 'function') -> Callable[..., Any]:
+  """The user's function that FILE.py:NAME or MODULE:NAME names.
+
+  Args:
+    text: names it.
+    setting: the setting that holds the text, by which errors begin.
+    wanted: which function the setting needs, as errors say it.
+
+  Raises:
+    UsageError: the text has another form, the module cannot be imported, or it has no such function.
+  """
+  path, _, name = text.rpartition(':')
+  if not path or not name.isidentifier():
+    raise UsageError(f'{setting}={text!r} names no function: pass FILE.py:NAME or MODULE:NAME.')
+  function: Callable[..., Any] | None = getattr(import_module(path, f'{setting}={text}'), name, None)
+  if not callable(function):
+    raise UsageError(f'{setting}={text}: {path} has no function {name!r}: pass the name of a {wanted}.')
+  return function
+
+
+def import_module(name: str, setting: str, *, register: bool = False) -> types.ModuleType:
+  """Imports a user's module, a dotted name or a .py file.
 
   Args:
     name: the module.
+    setting: the setting that names it, by which errors begin.
     register: keep a file's module in `sys.modules` under the file's name, and import it only once.
+
+  Raises:
+    UsageError: there is no such module, or it raises while it is imported: then file and line are named.
   """
+  try:
+    return _import(name, register)
+  except (Exception, SystemExit) as error:
+    if isinstance(error, SyntaxError) or _frames(error):
+      problem = f'importing {name} raised {raised(error)}. Mend the file.'
+    else:
+      problem = f'cannot import {name} ({error}): pass a .py file, or a module on the path.'
+    raise UsageError(f'{setting}: {problem}') from error
+
+
+def _import(name: str, register: bool) -> types.ModuleType:
   if not name.endswith('.py'):
     return importlib.import_module(name)
   stem = pathlib.Path(name).stem
@@ -130,8 +166,36 @@ def import_module(name: str, *, register: bool = False) -> types.ModuleType:
   module = importlib.util.module_from_spec(spec)
   if register:
     sys.modules[stem] = module
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except BaseException:
+    if register:  # Half a module would be taken for the whole one once the file is mended.
+      del sys.modules[stem]
+    raise
   return module
+
+
+def raised(error: BaseException) -> str:
+  """An error that a user's code raised, with the last file and line of that code which it passed."""
+  if isinstance(error, SyntaxError) and error.filename:
+    return f'{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})'
+  frames = _frames(error)
+  place = [frame for frame in frames if _is_users(frame.filename)] or frames
+  return f'{type(error).__name__}: {error} ({place[-1].filename}, line {place[-1].lineno})'
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+  """Where an error passed, outside of Python's import and of this file: nothing if no module was reached."""
+  frames = traceback.extract_tb(error.__traceback__)
+  python = (__file__, importlib.__file__)
+  return [x for x in frames if x.filename not in python and not x.filename.startswith('<frozen ')]
+
+
+def _is_users(file: str) -> bool:
+  """Whether a file is neither installed nor of dro_jax, nor text that was compiled."""
+  path = pathlib.Path(file).resolve()
+  ours = path.is_relative_to(pathlib.Path(__file__).resolve().parent)
+  return not (ours or file.startswith('<') or _is_installed(path))
 
 
 def code_digest(path: str | os.PathLike[str]) -> str:

@@ -39,18 +39,18 @@ _NOT_A_JOB = (
 def main(argv: Sequence[str]) -> int:
   """Runs one command line (without the program's name) and returns its exit code."""
   try:
-    ours, theirs = split(argv)
-    if {'--help', '-h'} & set(ours) or not argv:
+    launcher, command = split(argv)
+    if {'--help', '-h'} & set(launcher) or not argv:
       say(_help(), stream=sys.stdout)
       return 0
-    job, sweep, dry_run = parse(ours)
-    if not theirs:
+    job, sweep, dry_run = parse(launcher)
+    if not command:
       raise UsageError('no dro_jax command: pass one and its flags after --, for example: -- train --help')
     backend = _backend(job)
     if sweep is not None:
       refuse = getattr(sys.modules[backend.__module__], 'refuse', None)
-      return cells.run(job, sweep, _without_sweep(ours), theirs, refuse=refuse, dry_run=dry_run)
-    return backend(job, theirs, dry_run=dry_run)
+      return cells.run(job, sweep, _without_sweep(launcher), command, refuse=refuse, dry_run=dry_run)
+    return backend(job, command, dry_run=dry_run)
   except UsageError as error:
     say(f'launch: {error}')
     return BAD_USAGE
@@ -66,13 +66,13 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return argv[:place], argv[place + 1 :]
 
 
-def parse(ours: Sequence[str]) -> tuple[config_dict.ConfigDict, config_dict.ConfigDict | None, bool]:
+def parse(launcher: Sequence[str]) -> tuple[config_dict.ConfigDict, config_dict.ConfigDict | None, bool]:
   """The job with its overrides; the sweep with its own, if there is one; whether to only print commands.
 
   Raises:
     UsageError: there is no such job or field, or a value has the wrong type.
   """
-  argv = ['launch', *_named(ours)]
+  argv = ['launch', *_named(launcher)]
   values = flags.FlagValues()
   for name, about in (('job', 'the job spec'), ('sweep', "the sweep's spec")):
     config_flags.DEFINE_config_file(name, None, about, flag_values=values, sys_argv=argv)
@@ -80,7 +80,7 @@ def parse(ours: Sequence[str]) -> tuple[config_dict.ConfigDict, config_dict.Conf
   try:
     _, *rest = values(argv)
   except _NOT_A_JOB as error:
-    raise UsageError(_in_words(error, ours)) from error
+    raise UsageError(_in_words(error, launcher)) from error
   if rest:
     raise UsageError(f'{rest[0]!r} is not a flag of the launcher: pass flags of dro_jax after --')
   if values.job is None:
@@ -88,9 +88,9 @@ def parse(ours: Sequence[str]) -> tuple[config_dict.ConfigDict, config_dict.Conf
   return values.job, values.sweep, values.dry_run
 
 
-def _named(ours: Sequence[str]) -> list[str]:
+def _named(launcher: Sequence[str]) -> list[str]:
   """Joins `--job NAME` and `--sweep NAME`, and replaces the name of a packaged spec by its file."""
-  joined = list(ours)
+  joined = list(launcher)
   for flag in ('--job', '--sweep'):
     if flag in joined[:-1]:
       place = joined.index(flag)
@@ -118,15 +118,15 @@ def _listed(folder: pathlib.Path) -> str:
   return ', '.join(str(path.relative_to(ROOT)) for path in _specs(folder))
 
 
-def _without_sweep(ours: Sequence[str]) -> list[str]:
+def _without_sweep(launcher: Sequence[str]) -> list[str]:
   """The launcher's arguments for one cell of a sweep."""
-  return [argument for argument in _named(ours) if not re.match(r'--sweep[.=]|--dry_run', argument)]
+  return [argument for argument in _named(launcher) if not re.match(r'--sweep[.=]|--dry_run', argument)]
 
 
-def _in_words(error: Exception, ours: Sequence[str]) -> str:
+def _in_words(error: Exception, launcher: Sequence[str]) -> str:
   """The error of ml_collections, which has many lines or only a type, as one sentence."""
-  job = _without_overrides(ours)
-  for argument in ours if job is not None else ():
+  job = _without_overrides(launcher)
+  for argument in launcher if job is not None else ():
     name, _, value = argument.partition('=')
     field = name.removeprefix('--job.').removeprefix('--nojob.')
     if field == name:
@@ -137,29 +137,31 @@ def _in_words(error: Exception, ours: Sequence[str]) -> str:
     if f'job.{field}' in str(error):
       kind = type(job[field]).__name__
       return f'{argument}: {field} has the type {kind} (its default is {job[field]!r}), {value!r} has another'
-  place = '' if isinstance(error, flags.Error) else f'{_blamed(ours)}: '
+  place = '' if isinstance(error, flags.Error) else f'{_blamed(launcher)}: '
   first, *others = [line.strip() for line in str(error).splitlines() if line.strip()]
   return place + ' '.join([first, *others[-1:]])
 
 
-def _blamed(ours: Sequence[str]) -> str:
+def _blamed(launcher: Sequence[str]) -> str:
   """The argument of a sweep without which everything else can be read, or else the job's argument."""
-  for argument in sorted(ours):  # An override of a sweep comes before the name of the sweep.
+  for argument in sorted(launcher):  # An override of a sweep comes before the name of the sweep.
     if argument.startswith('--sweep'):
-      rest = [a for a in ours if a != argument and not (argument.startswith('--sweep=') and '--sweep.' in a)]
+      rest = [
+        a for a in launcher if a != argument and not (argument.startswith('--sweep=') and '--sweep.' in a)
+      ]
       try:
         parse(rest)
         return argument if '--sweep=' in argument else f'{argument}: the sweep has no such setting'
       except UsageError:
         continue
-  return next((argument for argument in ours if argument.startswith('--job=')), '--job')
+  return next((argument for argument in launcher if argument.startswith('--job=')), '--job')
 
 
-def _without_overrides(ours: Sequence[str]) -> config_dict.ConfigDict | None:
+def _without_overrides(launcher: Sequence[str]) -> config_dict.ConfigDict | None:
   """The job without overrides; `None` where that cannot be read either."""
-  plain = [argument for argument in ours if not argument.startswith(('--job.', '--nojob.'))]
+  plain = [argument for argument in launcher if not argument.startswith(('--job.', '--nojob.'))]
   try:
-    return parse(plain)[0] if plain != list(ours) else None
+    return parse(plain)[0] if plain != list(launcher) else None
   except UsageError:
     return None
 

@@ -103,18 +103,18 @@ def _word(value: Any) -> str:
 
 
 def run(
-  job: config_dict.ConfigDict, sweep: config_dict.ConfigDict, ours: Sequence[str], theirs: Sequence[str],
+  job: config_dict.ConfigDict, sweep: config_dict.ConfigDict, launcher: Sequence[str], command: Sequence[str],
   *, refuse: Callable[[config_dict.ConfigDict, Sequence[str]], object] | None = None, dry_run: bool = False,
 ) -> int:  # fmt: skip
   """Runs every cell that is not done, `job.at_once` at a time.
 
   Args:
-    job: the spec, which says where runs are kept.
-    sweep: the cells.
-    ours: the arguments of the launcher, without those of the sweep.
-    theirs: the arguments of dro_jax.
+    job: the spec of the job.
+    sweep: the spec of the sweep.
+    launcher: the launcher's arguments, without those of the sweep.
+    command: the command of dro_jax and its arguments.
     refuse: raises `UsageError` where a cell cannot start.
-    dry_run: only prints the command of each cell.
+    dry_run: whether to print the command of each cell only.
 
   Returns:
     0 if all are done; 1 if one failed; 75 if some stopped after saving and none failed.
@@ -123,26 +123,26 @@ def run(
     raise UsageError(f'--job.at_once={job.at_once}: pass 1 or more')
   found, notes = cells(sweep), {}
   for cell in found:
-    folder = f'{_base(theirs)}/{cell.name}'
-    arguments = _arguments(theirs, cell, folder)
+    folder = f'{_base(command)}/{cell.name}'
+    arguments = _arguments(command, cell, folder)
     notes[cell.name] = Note(_note_file(job, folder), arguments, checks.contents(arguments))
   todo = {}
   for i, (name, note) in enumerate(notes.items()):
     if not note.is_there():
       own = [f'--job.name={job.name}-{i}'] if 'name' in job else []
       own += ['--job.preflight=False'] if job.get('preflight') else []  # The sweep does it.
-      todo[name] = ([sys.executable, str(_PROGRAM), *ours, *own, '--', *note.arguments], note)
+      todo[name] = ([sys.executable, str(_PROGRAM), *launcher, *own, '--', *note.arguments], note)
   states = ['to do' if cell.name in todo else 'done' for cell in found]
   rows = [[cell.name, *map(str, cell.settings.values()), state] for cell, state in zip(found, states)]
   _show([['cell', *found[0].settings, ''], *rows])
   for _, note in todo.values() if refuse else ():
     refuse(job, note.arguments)
-  looked_at = job.get('preflight') and theirs[0] == 'train'
-  steps = _steps([cell for cell in found if cell.name in todo], notes) if looked_at else {}
+  is_checked = job.get('preflight') and command[0] == 'train'
+  steps = _steps([cell for cell in found if cell.name in todo], notes) if is_checked else {}
   if dry_run:
     _preflight(job, steps, commands.dry(), dry_run=True)
-    for command, _ in todo.values():
-      say(shlex.join(command), stream=sys.stdout)
+    for line, _ in todo.values():
+      say(shlex.join(line), stream=sys.stdout)
     return outcomes.DONE
   with signals.watching() as watch:
     _preflight(job, steps, commands.real(watch), dry_run=False)
@@ -150,18 +150,18 @@ def run(
   return _judge(codes, len(todo))
 
 
-def _base(theirs: Sequence[str]) -> str:
+def _base(command: Sequence[str]) -> str:
   """The folder of the runs of a sweep."""
-  base = words.value(theirs, 'model_dir')
+  base = words.value(command, 'model_dir')
   if base is None:
     raise UsageError('a sweep needs --model_dir. Pass --model_dir=FOLDER, in which each run gets a folder')
   return base.rstrip('/')
 
 
-def _arguments(theirs: Sequence[str], cell: Cell, folder: str) -> list[str]:
+def _arguments(command: Sequence[str], cell: Cell, folder: str) -> list[str]:
   """The arguments of a cell. Those that it sets leave the sweep's, where a flag would win over a setting."""
   own = [name.lower() for name in cell.settings if name not in _ADDED]
-  kept = theirs if not any(any(words.values(theirs, name)) for name in own) else words.without(theirs, own)
+  kept = command if not any(any(words.values(command, name)) for name in own) else words.without(command, own)
   return [*kept, *cell.arguments, f'--model_dir={folder}']
 
 

@@ -62,5 +62,5 @@ def _made(value: Any) -> Any:
 
 def train(model_dir: Any, data: Any, algorithm: Any = algorithms.dro_v, **settings: Any) -> dict[str, Any]:
   """Trains, or resumes, as the command does."""
-  own = {name: settings.pop(name) for name in ('replay', 'configs') if name in settings}
+  own = {name: settings.pop(name) for name in ('replay', 'configs', 'metrics') if name in settings}
   return command.train(str(model_dir), spec(data, algorithm, **settings), **own)

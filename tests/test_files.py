@@ -46,7 +46,7 @@ SOUND = TEXTS.filter(lambda text: text.strip() and not re.search('[\0\ud800-\udf
 @given(st.lists(st.tuples(SOUND, SOUND), min_size=1, max_size=4))
 @example([('a\u2028b\rc\x85', '\x1c{"x": 1}\u2029d')])
 @settings(deadline=None, max_examples=40)
-def test_what_generate_and_replays_write_is_a_file_of_triplets(pairs):
+def test_files_of_generate_and_replay_are_read_as_triplets(pairs):
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'a.jsonl'
     records = [{'id': str(i), 'prompt': a, 'response': b, 'reward': i} for i, (a, b) in enumerate(pairs)]
@@ -56,7 +56,7 @@ def test_what_generate_and_replays_write_is_a_file_of_triplets(pairs):
 
 @given(st.lists(TEXTS, max_size=4))
 @settings(deadline=None, max_examples=40)
-def test_what_a_run_writes_of_samples_outlives_its_resumption(texts):
+def test_resume_keeps_samples_of_earlier_steps_with_any_text(texts):
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'samples.jsonl'
     records = [{'step': i, 'prompt': text, 'response': text} for i, text in enumerate(texts)]
@@ -67,7 +67,7 @@ def test_what_a_run_writes_of_samples_outlives_its_resumption(texts):
 
 @given(st.lists(st.tuples(TEXTS, TEXTS), max_size=3))
 @settings(deadline=None, max_examples=30)
-def test_what_the_arena_logs_comes_back(pairs):
+def test_the_arena_reads_back_its_log_with_any_text(pairs):
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / 'world' / 'log.jsonl'
     logged = answers.Samples(
@@ -94,7 +94,7 @@ def test_json_lines_pass_over_a_torn_last_line_and_refuse_another(torn, tmp_path
     list(files.json_lines(path))
 
 
-def test_what_is_not_finite_is_null():
+def test_json_writes_numbers_that_are_not_finite_as_null():
   record = {'loss': float('nan'), 'curve': [1.0, float('inf'), np.float32('-inf')], 'found': {'x': np.nan}}
   expected = {'loss': None, 'curve': [1.0, None, None], 'found': {'x': None}}
   for text in (files.json_line(record), files.json_text(record, indent=2)):
@@ -112,7 +112,7 @@ def test_all_json_is_written_in_one_place():
       assert path.name == 'files.py' or 'sort_keys=True' in rest or at_once, f'{path}: {rest}'
 
 
-def test_an_output_is_looked_at_before_the_work_begins(tmp_path, monkeypatch):
+def test_bad_paths_of_output_are_refused_before_the_work(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   (tmp_path / 'file').touch()
   assert files.output_file('~/new.jsonl') == tmp_path / 'new.jsonl'
@@ -223,11 +223,65 @@ def test_a_folder_is_replaced_whole_or_not_at_all(make, tmp_path):
 def test_a_users_file_is_imported_anew_unless_it_is_registered(tmp_path):
   path = tmp_path / 'only_for_this_test.py'
   path.write_text('NUMBERS = []')
-  first, second = (files.import_module(str(path)) for _ in range(2))
+  first, second = (files.import_module(str(path), 'MODULE') for _ in range(2))
   assert first.NUMBERS is not second.NUMBERS and path.stem not in sys.modules
-  first, second = (files.import_module(str(path), register=True) for _ in range(2))
+  first, second = (files.import_module(str(path), 'MODULE', register=True) for _ in range(2))
   assert first is second is sys.modules.pop(path.stem)
-  assert files.import_module('json') is json
+  assert files.import_module('json', 'MODULE') is json
+
+
+@pytest.mark.parametrize(
+  'code, said',
+  [
+    ('\n1 / 0', r'ZeroDivisionError: division by zero \(.*own.py, line 2\). Mend the file.'),
+    ('x = (', r"SyntaxError: '\(' was never closed \(.*own.py, line 1\)"),
+    ('\n\nimport no_such_package', r"ModuleNotFoundError: No module named 'no_such_.*own.py, line 3\)"),
+    ('raise SystemExit(3)', r'SystemExit: 3 \(.*own.py, line 1\)'),
+    # The user's line, and not that of an installed package or of the standard library below it.
+    ('import json\njson.loads("{")', r'JSONDecodeError: .*own.py, line 2\)'),
+    ('import numpy as np\nnp.linalg.inv(np.zeros((2, 3)))', r'LinAlgError: .*own.py, line 2\)'),
+    ('import own_helper_of_this_test', r'KeyError: 1 \(.*own_helper_of_this_test.py, line 1\)'),
+  ],
+)
+def test_a_users_module_that_raises_is_refused_with_its_line(tmp_path, monkeypatch, code, said):
+  (tmp_path / 'own.py').write_text(code)
+  (tmp_path / 'own_helper_of_this_test.py').write_text('{}[1]')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(UsageError, match=f'^METRICS=own.py:f: importing own.py raised {said}'):
+    files.import_function('own.py:f', 'METRICS')
+
+
+@pytest.mark.parametrize(
+  'text, said',
+  [
+    (
+      'absent.py:f',
+      r'METRICS=absent.py:f: cannot import absent.py \(.*No such file.*\): pass a .py file',
+    ),
+    ('no.such:f', r"METRICS=no.such:f: cannot import no.such \(No module named 'no'\)"),
+    ('.own:f', r'cannot import .own \('),
+    ('json:f', r"METRICS=json:f: json has no function 'f': pass the name of a function."),
+    ('json:__name__', r"json has no function '__name__'"),
+    ('own.py', r"METRICS='own.py' names no function: pass FILE.py:NAME or MODULE:NAME"),
+    ('own.py:', r"METRICS='own.py:' names no function"),
+    (':f', r"METRICS=':f' names no function"),
+  ],
+)
+def test_a_text_that_names_no_function_is_refused(tmp_path, monkeypatch, text, said):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UsageError, match=said):
+    files.import_function(text, 'METRICS')
+
+
+def test_a_registered_module_that_raised_is_imported_again_once_it_is_mended(tmp_path):
+  path = tmp_path / 'only_for_this_test_too.py'
+  path.write_text('1 / 0')
+  with pytest.raises(UsageError, match='raised ZeroDivisionError'):
+    files.import_module(str(path), 'MODULE', register=True)
+  path.write_text('NUMBER = 11')
+  assert files.import_module(str(path), 'MODULE', register=True).NUMBER == 11
+  del sys.modules[path.stem]
 
 
 def test_the_hash_of_stored_content_never_changes():

@@ -12,7 +12,7 @@ class Pair(NamedTuple):
   high: float
 
 
-def test_what_json_lacks_is_said_in_what_it_has():
+def test_to_json_turns_arrays_tuples_and_infinities_into_plain_json():
   value = {
     1: Pair(0.5, math.inf),
     'array': np.array([[1.0, np.nan]]),

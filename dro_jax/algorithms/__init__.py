@@ -5,6 +5,8 @@ Example:
   (True, False)
 """
 
+import inspect
+
 from dro_jax.algorithms.a_lol import *
 from dro_jax.algorithms.base import (
   NO_LOSS,
@@ -28,11 +30,10 @@ from dro_jax.algorithms.preference import *
 from dro_jax.algorithms.quantile import *
 from dro_jax.algorithms.weighted import *
 
-__all__ = [
-  'a_lol', 'a_lol_kl', 'a_lol_ref_free', 'a_lol_sequence', 'agro', 'awr', 'bco', 'column_labels', 'copg',
-  'copg_online', 'data_quantiles', 'dataset_mean_labels', 'dpo', 'dro_fixed_value', 'dro_p', 'dro_v',
-  'dro_v_binary', 'dro_v_residual', 'filtered_sft', 'gold', 'ipo', 'kto', 'minibatch_mean_baseline',
-  'minibatch_mean_labels', 'nca', 'oreo', 'ppo_clip', 'ppo_online', 'pro', 'prompt_mean_labels',
-  'prompt_quantiles', 'qrpo', 'r_lol', 'rebel', 'regression', 'reinforce', 'rloo', 'rloo_online', 'sft',
-  'slic', 'threshold_labels', 'topr', 'value_baseline', 'value_labels', 'weighted_bc', 'zero_baseline',
-]  # fmt: skip
+# The files' own lists say what is public, so that a new algorithm is named in its file alone. The functions
+# of `base` make algorithms, and are none.
+__all__ = sorted(
+  name
+  for name, value in globals().items()
+  if inspect.isfunction(value) and value.__module__ != 'dro_jax.algorithms.base'
+)

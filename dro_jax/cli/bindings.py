@@ -182,7 +182,7 @@ def _other_commands(name: str) -> str:
 
 
 def recorded(root: str) -> Any:
-  """A run's configuration to save: the bindings, those used so far, and the defaults of all other parameters.
+  """The configuration that a run saves: all bindings, the used bindings, and the defaults of the rest.
 
   Returns a `run.folder.configs.Recorded`.
   """

@@ -16,7 +16,7 @@ def listed(packaged: pathlib.Path, arguments: Sequence[str], summaries: Mapping[
 
   Args:
     packaged: the gin files' folder.
-    arguments: a folder of it, or none.
+    arguments: one of its folders, or nothing.
     summaries: a description of each command.
 
   Raises:

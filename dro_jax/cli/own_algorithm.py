@@ -1,4 +1,4 @@
-"""`--set ALGORITHM=FILE.py:NAME`: gin learns of the user's function before it reads any binding."""
+"""`--set ALGORITHM=FILE.py:NAME`: registers the user's function with gin before gin reads a binding."""
 
 import pathlib
 import re
@@ -21,7 +21,7 @@ def register_own_algorithm(setting: str) -> None:
   """Registers the function with gin where a setting names one as the algorithm.
 
   Raises:
-    UsageError: the file cannot be imported or has no such function, or dro_jax uses the name itself.
+    UsageError: the file cannot be imported or lacks the function, or dro_jax has an algorithm of this name.
   """
   if not (parsed := _parsed(setting)):
     return
@@ -30,8 +30,8 @@ def register_own_algorithm(setting: str) -> None:
   path, name = parsed
   if any(module.startswith('dro_jax.') for module in modules_of(name)):
     raise UsageError(
-      f"--set {setting}: dro_jax uses the name {name} itself. For dro_jax's own pass --set ALGORITHM={name}, "
-      'or give your function another name.'
+      f"--set {setting}: dro_jax has an algorithm {name}, too. For dro_jax's pass --set ALGORITHM={name}; "
+      'for yours give the function another name.'
     )
   # The file may register the function itself, and may have changed since this process imported it.
   with gin.config.interactive_mode():

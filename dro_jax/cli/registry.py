@@ -1,4 +1,4 @@
-"""Gin's registry and bindings, of which gin has no public list."""
+"""Reads gin's registry and bindings, which gin does not list publicly."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import gin
 
 
 def bound_value(name: str) -> Any | None:
-  """The value to which a macro, or CONFIGURABLE.PARAMETER, is bound so far; follows macros."""
+  """The current value of a macro or of CONFIGURABLE.PARAMETER; follows macros."""
   try:
     value = gin.query_parameter(name if '.' in name else f'{name}/gin.macro.value')
   except (ValueError, KeyError):

@@ -17,8 +17,8 @@ class Command(NamedTuple):
   configurables  other things that gin may bind: a MODULE's public names, or MODULE:NAME.
   bare           the flag that arguments without a flag belong to.
   usage          lines for its help.
-  own            main.py runs it itself, and gin binds nothing to it.
-  on_cpu         it uses no accelerator and must not look for one: a machine with libtpu may have no TPU.
+  own            whether main.py runs it without gin.
+  on_cpu         whether it must not look for an accelerator: a machine with libtpu may have no TPU.
   """
 
   module: str
@@ -129,7 +129,7 @@ COMMANDS = {
   'import_checkpoint': Command(
     'dro_jax.checkpoints.import_checkpoint',
     'import_checkpoint',
-    'converts a checkpoint of Hugging Face or T5X into a folder for --init_from',
+    'converts a checkpoint of Hugging Face, GGUF or T5X into a folder for --init_from',
   ),
   'export_checkpoint': Command(
     'dro_jax.checkpoints.export_checkpoint', 'export_checkpoint', 'writes a policy for transformers or T5X'
@@ -138,6 +138,7 @@ COMMANDS = {
     'dro_jax.evaluation.check',
     'check',
     'checks that a checkpoint scores and samples correctly: ρ = 0 against itself, five answers',
+    ('dro_jax.parallel.partitioning:MeshSpec',),
   ),
   'configs': Command(
     'dro_jax.main',
@@ -160,10 +161,10 @@ class Flag(NamedTuple):
   """A plain flag: the macro that it becomes.
 
   macro   the macro's name.
-  help    what it means.
+  help    its meaning.
   joined  several are one text, joined by commas.
   bare    its value is read as `--set` reads one: a number, a configurable's name, or else text.
-  alone   its value where the flag stands alone.
+  alone   its value where the flag has none.
   """
 
   macro: str

@@ -48,7 +48,7 @@ def gin_line(setting: str) -> str:
   if reference := own_reference(setting):
     return f'{name} = {reference}'
   bound = bound_value(name)
-  # A setting whose value is a configurable takes no other text, though its type admits text.
+  # A setting with a configurable as its value takes no other text, though its type admits text.
   takes = () if isinstance(bound, gin.config.ConfigurableReference) else _text_parts(name)
   value = _gin_value(text, takes)
   if takes:
@@ -61,14 +61,14 @@ def gin_line(setting: str) -> str:
 
 
 def _refuse_misplaced_word(setting: str, bound: Any, word: str) -> None:
-  """Refuses text for a setting whose value is a number or a configurable: it would fail later."""
+  """Refuses text for a number or a configurable, which would fail later."""
   if isinstance(bound, gin.config.ConfigurableReference):
     suggestion = did_you_mean(word, configurable_names())
-    raise UsageError(f'--set {setting}: gin knows nothing called {word!r}{suggestion}')
+    raise UsageError(f'--set {setting}: gin has no configurable {word!r}{suggestion}')
   if isinstance(bound, (bool, int, float)):
     raise UsageError(
-      f'--set {setting}: {word!r} is not a number or boolean, and the value so far is '
-      f'{bound!r}: pass a value of its kind.'
+      f'--set {setting}: {word!r} is not a number or boolean, as the current value {bound!r} is: pass a '
+      'value of its kind.'
     )
 
 

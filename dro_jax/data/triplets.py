@@ -14,7 +14,8 @@ from dro_jax.data.storage import hashes
 from dro_jax.data.table import column_store
 from dro_jax.data.table.cache import build_table
 from dro_jax.data.table.table import TokenTable
-from dro_jax.data.text import chat, vocabularies
+from dro_jax.data.text import tokenise, vocabularies
+from dro_jax.data.text.chat import TEMPLATE
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
@@ -43,7 +44,8 @@ def load_triplets(
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
   template: str = '{prompt}',
-  chat_template: str = chat.TEMPLATE,
+  chat_template: str = TEMPLATE,
+  chat: bool | None = None,
   vocabulary: Annotated[str | Vocabulary, PLACE] = 'bytes',
   prompt_length: int = 512,
   response_length: int = 512,
@@ -70,28 +72,33 @@ def load_triplets(
       mixture whose examples have text `prompt` and `response` and a number `reward`. Names of several tasks,
       separated by commas, stand for all their records. Public data sets have names: see
       `sources.public`.
-    eval_triplets: the same for validation; without it, prompts of `triplets` are held out by their hash.
-    columns: our names to the files': 'prompt=question,response=answer,reward=thumbs', paths into nested
-      fields, 'prompt=chat.messages', or nothing, 'label=', to ignore a column.
+    eval_triplets: triplets for validation, named as `triplets` are; without them, prompts of `triplets` are
+      held out by their hash.
+    columns: the files' names of fields: 'prompt=question,response=answer,reward=thumbs'. A path leads into
+      nested fields, 'prompt=chat.messages', and nothing, 'label=', ignores a column.
     map_reward: numbers for rewards that are words: 'up=1,down=0'; or a rule, 'numbers' or 'stars' (see
       `records.reward_words`).
-    template: of the prompt text: 'Translate: {prompt}'.
-    chat_template: of each turn where a file's prompts are conversations, with {role} and {content} (see
-      `text.chat`).
-    vocabulary: 'bytes', or a SentencePiece model's path.
-    prompt_length: prompt tokens at most, EOS included.
-    response_length: response tokens at most, EOS included.
-    overlong: 'truncate' cuts longer responses, without EOS; 'drop' leaves them out.
-    keep: the end of an overlong prompt to keep, 'start' or 'end'; 'auto' keeps the end of a conversation,
+    template: the text around every prompt: 'Translate: {prompt}'.
+    chat_template: the text of each turn, with {role} and {content}, where a file's prompts are conversations
+      (see `text.chat`).
+    chat: whether the model's own chat template writes conversations, and text prompts as one turn of the
+      user; None uses it where the vocabulary brings one (see `text.tokenise`).
+    vocabulary: 'bytes', the path of a SentencePiece model or tokenizer.json, or a tokenizer's folder.
+    prompt_length: tokens of a prompt at most, EOS included.
+    response_length: tokens of a response at most, EOS included.
+    overlong: 'truncate' cuts a longer response, which then has no EOS; 'drop' leaves it out.
+    keep: the part of an overlong prompt to keep, 'start' or 'end'; 'auto' keeps the end of a conversation,
       which is the question, and the start of other prompts.
-    scaling: of rewards: 'none', 'standardise', 'minmax' or 'quantile', fitted on the training part.
-    validation_fraction: share of the prompts to hold out, in [0, 1); 0 holds out none.
+    scaling: how rewards are scaled, 'none', 'standardise', 'minmax' or 'quantile', fitted on the training
+      part.
+    validation_fraction: the share of prompts to hold out, in [0, 1), where `eval_triplets` is not given; 0
+      holds out none.
     split_salt: a different salt gives a different split.
     task_split: a seqio task's split to train on.
     eval_task_split: the split of `eval_triplets`, if that is a seqio task.
     task_modules: modules (dotted names or .py files) to import first, which register the user's tasks.
-    columns_from: column stores to join (see `table.column_store`): folders that `fit_value` wrote, or a
-      comma-separated string.
+    columns_from: column stores whose columns join the data (see `table.column_store`): folders that
+      `fit_value` wrote, several or a comma-separated string.
     data_dir: a folder that holds the public data sets' folders; None downloads them.
     cache_dir: the folder of token tables; None is ~/.cache/dro_jax, or XDG_CACHE_HOME/dro_jax. Tables in a
       bucket (gs://...) serve all machines, and each copies those it needs to the default folder.
@@ -108,13 +115,15 @@ def load_triplets(
   """
   import_modules(task_modules)
   vocabulary = vocabularies.vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary
+  by_chat = tokenise.uses_chat(vocabulary, chat, chat_template)
+  turn, by = tokenise.turn_template(by_chat, chat_template), tokenise.chat_option(vocabulary, by_chat)
 
   def build(name, task_split: str) -> TokenTable:
     options = inheritance.options(inherited, name, columns, map_reward)
-    source = find(name, chat_template=chat_template, split=task_split, data_dir=data_dir, **options)
+    source = find(name, chat_template=turn, split=task_split, data_dir=data_dir, **options)
     return build_table(
       source, vocabulary, cache_dir, prompt_length=prompt_length, response_length=response_length,
-      overlong=overlong, keep=keep, template=template,
+      overlong=overlong, keep=keep, template=template, **by,
     )  # fmt: skip
 
   train = build(triplets, task_split)
@@ -132,7 +141,7 @@ def load_triplets(
     report['split'] = {'by': 'prompt hash', 'fraction': validation_fraction, 'salt': split_salt}
   report['options'] = {
     'template': template, 'prompt_length': prompt_length, 'response_length': response_length,
-    'overlong': overlong, 'keep': keep, 'chat_template': chat_template,
+    'overlong': overlong, 'keep': keep, 'chat_template': chat_template, **by,
   }  # fmt: skip
   report['vocabulary'] = vocabulary.fingerprint
   report['read'] = {'columns': _plain(columns), 'map_reward': _plain(map_reward)}

@@ -1,1 +1,1 @@
-"""What a triplet file holds, and how to train on it."""
+"""Describes triplet files, and finds the algorithms that can learn from them."""

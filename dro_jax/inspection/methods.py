@@ -20,8 +20,8 @@ class Admission(NamedTuple):
   Attributes:
     method: the algorithm's name, for `--set ALGORITHM=`.
     admitted: whether it can learn from the data, with `settings`.
-    settings: the settings it needs beside its name, NAME=VALUE each.
-    reason: why not, and what to do.
+    settings: the settings that it needs besides its name, NAME=VALUE each.
+    reason: why it cannot learn from the data, and what to pass.
     units: how many pairs or groups there are to train on; None for algorithms of single responses.
   """
 
@@ -60,7 +60,7 @@ def admissions(
   Args:
     triplets: with all records of the files.
     scaling: of the rewards, tried first.
-    rewards_problem: why rewards cannot be read; None if they can.
+    rewards_problem: the reason why rewards cannot be read; None if they can.
   """
   form = functools.cache(lambda unit: _formed(triplets, unit))  # Slow, and the same for many algorithms.
   scaled = functools.cache(lambda kind: _scaled(triplets, kind))

@@ -13,11 +13,11 @@ from dro_jax.data.table.table import TokenTable
 from dro_jax.inspection.command import MACROS
 from dro_jax.run import batches as feeds
 
-_SCANNED = 64  # At most so many batches are laid out in each kind of rows,
-_EPOCHS = 4  # from at most so many epochs.
-_TRIED = 4  # So many lengths of rows are tried.
-_ROWS = (128, 256, 512, 1024)  # Tokens of a row's side, beside the longest text's.
-_WORTH = 0.02  # Rows are worth a setting if they are fuller than the default rows by this share.
+_SCANNED = 64  # Batches that are laid out in each kind of rows, at most.
+_EPOCHS = 4  # Epochs from which these batches come, at most.
+_TRIED = 4  # Lengths of rows that are tried.
+_ROWS = (128, 256, 512, 1024)  # Lengths of a row's side in tokens, besides the length of the longest text.
+_WORTH = 0.02  # The share by which rows must be fuller than the default rows to be worth a setting.
 
 
 def packing(table: TokenTable, batch_size: int) -> dict[str, Any]:

@@ -3,14 +3,17 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from dro_jax.inspection.spelling import COMMAND, Spelling
 from dro_jax.printing.tables import text
 
 _BAR = 40  # Characters of a histogram's longest bar.
 _SIZES = 8  # So few numbers of responses to a prompt are all listed.
 
 
-def tables(content: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, str]]]]:
-  """Yields the title and rows of each table."""
+def tables(
+  content: Mapping[str, Any], spelling: Spelling = COMMAND
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
+  """Yields the title and rows of each table; `spelling` writes the settings in them."""
   yield 'Data', _pairs(_overview(content))
   yield 'Lengths (of prompts, each once; of responses)', _length_rows(content['lengths'])
   yield 'Texts cut by the limits', [_cut_row(side, cut) for side, cut in content['truncation'].items()]
@@ -19,8 +22,11 @@ def tables(content: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, str
     title = 'Variance of the reward: Σ(r − r̄)² = Σₚ nₚ(r̄ₚ − r̄)² + Σ(r − r̄ₚ)²'
     yield title, _variance_rows(content['variance'])
     yield 'Within prompts', _pairs(_comparisons(content['comparisons'], content['duplicates']))
-  yield f'Rows for batches of {content["batch"]["size"]}: how full they are', _row_rows(content['rows'])
-  yield 'Methods', _method_rows(content['methods'])
+  yield (
+    f'Rows for batches of {content["batch"]["size"]}: how full they are',
+    _row_rows(content['rows'], spelling),
+  )
+  yield 'Methods', _method_rows(content['methods'], spelling)
   yield 'Warnings', [{'': f'• {warning}'} for warning in content['warnings']]
 
 
@@ -51,6 +57,7 @@ def _overview(content: Mapping[str, Any]) -> dict[str, Any]:
     'other columns': ', '.join(columns['columns']) or 'none',
     'vocabulary': (
       f'{vocabulary["name"]}, {vocabulary["size"]} ids; {vocabulary["unknown_share"]:.2%} of tokens unknown'
+      + ('; its chat template writes the prompts' if vocabulary['chat'] else '')
     ),
   }
 
@@ -122,12 +129,13 @@ def _comparisons(comparisons: Mapping[str, Any], duplicates: Mapping[str, Any]) 
   }
 
 
-def _row_rows(rows: Mapping[str, Any]) -> list[dict[str, str]]:
+def _row_rows(rows: Mapping[str, Any], spelling: Spelling) -> list[dict[str, str]]:
   """The default rows first, then the fullest of the others."""
   default, *others = rows['kinds']
   return [
     {
-      'settings': _sets(f'{name}={value}' for name, value in kind['settings'].items()) or 'by default',
+      'settings': _sets((f'{name}={value}' for name, value in kind['settings'].items()), spelling)
+      or 'by default',
       'prompt + response tokens': f'{kind["prompt_length"]} + {kind["response_length"]}',
       'rows a batch': ', '.join(map(str, kind['rows'])),
       'encoder': _percent(kind['prompt']),
@@ -139,8 +147,8 @@ def _row_rows(rows: Mapping[str, Any]) -> list[dict[str, str]]:
   ]
 
 
-def _sets(settings: Iterable[str]) -> str:
-  return ' '.join(f'--set {setting}' for setting in settings)
+def _sets(settings: Iterable[str], spelling: Spelling) -> str:
+  return ' '.join(spelling.setting(f'--set {setting}') for setting in settings)
 
 
 def _counted(units: Mapping[str, Any] | None) -> str:
@@ -150,13 +158,13 @@ def _counted(units: Mapping[str, Any] | None) -> str:
   return f' ({units["units"]} {units["unit"]}s{" as judged" if units["pairs"] == "logged" else ""})'
 
 
-def _method_rows(methods: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _method_rows(methods: Iterable[Mapping[str, Any]], spelling: Spelling) -> list[dict[str, str]]:
   """Groups algorithms by answer: those that run by default, with a setting, and not at all."""
   by_answer: dict[tuple[int, str], list[str]] = {}
   for method in methods:
-    answer = (2, method['reason'])
+    answer = (2, spelling.sentences(method['reason']))
     if method['admitted']:
-      answer = (int(bool(method['settings'])), _sets(method['settings']))
+      answer = (int(bool(method['settings'])), _sets(method['settings'], spelling))
     by_answer.setdefault(answer, []).append(method['method'] + _counted(method['units']))
   verdicts = ('yes', 'yes, with', 'no')
   return [

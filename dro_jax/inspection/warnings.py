@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dro_jax.inspection.spelling import COMMAND, Spelling
 from dro_jax.printing.tables import text
 
 # A warning begins above these.
@@ -14,10 +15,17 @@ _OUTLIER = 8.0  # Standard deviations.
 _DOMINANT = 0.2  # Share of the records that one prompt has.
 
 
-def warnings(content: Mapping[str, Any]) -> Iterator[str]:
-  """Yields warnings before training, the most serious first."""
-  yield from _of_words(content.get('reward_words'), content['rewards_problem'])
-  if not content['rewards_problem']:
+def warnings(content: Mapping[str, Any], spelling: Spelling = COMMAND) -> Iterator[str]:
+  """Yields warnings before training, the most serious first; `spelling` writes the settings in them."""
+  yield from _of_words(content.get('reward_words'), spelling)
+  yield from map(spelling.sentences, _of_content(content))
+
+
+def _of_content(content: Mapping[str, Any]) -> Iterator[str]:
+  words, problem = content.get('reward_words'), content['rewards_problem']
+  if problem and not (words and not words['complete']):
+    yield f'Rewards cannot be read: {problem}'
+  if not problem:
     if content['unscaled']:
       yield f'The requested scaling is impossible: {content["unscaled"]}.'
     yield from _of_one_kind(content['labels'])
@@ -28,19 +36,16 @@ def warnings(content: Mapping[str, Any]) -> Iterator[str]:
   yield from _of_texts(content)
 
 
-def _of_words(words: Mapping | None, problem: str | None) -> Iterator[str]:
-  if words:
-    counted = ', '.join(f'{word} ({count})' for word, count in words['words'].items())
-    mapping = words['map_reward']
-    flag = f'--map_reward={mapping}' if isinstance(mapping, str) else f'--set MAP_REWARD="{mapping}"'
-    guess = (
-      'a guess that the command below makes: check it'
-      if words['complete']
-      else 'with a number for each NUMBER'
-    )
-    yield f'Rewards are words: {counted}. Pass {flag}, {guess}.'
-  if problem and not (words and not words['complete']):
-    yield f'Rewards cannot be read: {problem}'
+def _of_words(words: Mapping | None, spelling: Spelling) -> Iterator[str]:
+  if not words:
+    return
+  counted = ', '.join(f'{word} ({count})' for word, count in words['words'].items())
+  mapping = words['map_reward']
+  setting = f'--map_reward={mapping}' if isinstance(mapping, str) else f'--set MAP_REWARD="{mapping}"'
+  guess = (
+    'a guess that the command below makes: check it' if words['complete'] else 'with a number for each NUMBER'
+  )
+  yield f'Rewards are words: {counted}. Pass {spelling.setting(setting)}, {guess}.'
 
 
 def _of_one_kind(labels: Mapping) -> Iterator[str]:
@@ -56,7 +61,7 @@ def _of_rewards(rewards: Mapping, scaling: Mapping, duplicates: Mapping, judged:
     yield f'All rewards are {text(mean)}: only imitation can learn from them.'
     return
   if abs(mean) > OFF_CENTRE * sd:
-    centred = ': REWARD_SCALING=standardise centres it' if scaling['kind'] == 'standardise' else ''
+    centred = ': --set REWARD_SCALING=standardise centres it' if scaling['kind'] == 'standardise' else ''
     yield (
       f'The mean reward, {text(mean)}, is {text(abs(mean) / sd)} sd from 0, where V starts{centred}. Until V '
       'has learnt it, the policy shifts probability to responses that are not in the data.'
@@ -112,7 +117,9 @@ def _of_prompts(content: Mapping[str, Any]) -> Iterator[str]:
   if per_prompt['max'] > max(_DOMINANT * records, 1) and prompts > 1:
     yield f'One prompt has {per_prompt["max"]} of the {records} records.'
   if prompts == 1:
-    yield 'There is one prompt only: no prompt can be held out, and V is one number (VALUE_READOUT=scalar).'
+    yield (
+      'There is one prompt only: no prompt can be held out, and V is one number (--set VALUE_READOUT=scalar).'
+    )
   if content['held_out']['fraction'] == 0:
     yield (
       'There are too few prompts to hold some out and keep different rewards to train on: the run does not '
@@ -134,6 +141,11 @@ def _of_texts(content: Mapping[str, Any]) -> Iterator[str]:
       )
   vocabulary = content['vocabulary']
   yield from vocabulary['losses']
+  if apart := content['tokenised_apart']:
+    yield (
+      f'{apart} of {content["records"]} responses are tokenised apart from their prompts, because a token '
+      'would span both: end the prompts or begin the responses with a blank.'
+    )
   if vocabulary['name'] == 'bytes' and content['init_from'] is None:
     yield 'Lengths are in bytes: pass --init_from or --set VOCABULARY to count the tokens of a model.'
   if left_out := content['extra_columns']['left_out']:

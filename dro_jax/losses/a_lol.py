@@ -134,3 +134,6 @@ def r_lol(
   """
   checks.check_same(policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards)
   return -rewards * _clipped_ratio(policy_logps - reference_logps, epsilon) * policy_logps
+
+
+__all__ = ['a_lol', 'a_lol_kl', 'a_lol_ref_free', 'a_lol_sequence', 'r_lol']

@@ -162,3 +162,6 @@ def dro_p(
   checks.check_scalar(mean=mean)
   residuals = rewards - tau * (policy_logps - reference_logps)
   return jnp.square(residuals - jax.lax.stop_gradient(mean)) / 2
+
+
+__all__ = ['dro_p', 'dro_v_policy', 'dro_v_residual', 'dro_v_token_value', 'dro_v_value']

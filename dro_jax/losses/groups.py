@@ -213,3 +213,6 @@ def nca(
   attracted = jnp.sum(jnp.where(mask, weights * jax.nn.log_sigmoid(beta * rho), 0.0), axis=1)
   repelled = masked.masked_mean(jax.nn.log_sigmoid(-beta * rho), mask)
   return jnp.where(enough, -attracted - repelled, 0.0)
+
+
+__all__ = ['agro', 'copg', 'nca', 'pro', 'rebel', 'rloo']

@@ -86,3 +86,6 @@ def bco(
   checks.check_scalar(shift=shift)
   logits = beta * (policy_logps - reference_logps) - jax.lax.stop_gradient(shift)
   return -jax.nn.log_sigmoid(jnp.where(labels > 0, logits, -logits))
+
+
+__all__ = ['bco', 'kto', 'kto_reference_point']

@@ -76,3 +76,6 @@ def _check(policy_logps: Array, reference_logps: Array, mask: Array, values: Arr
     mask, per_example={'rewards': rewards}, policy_logps=policy_logps, reference_logps=reference_logps,
     values=values,
   )  # fmt: skip
+
+
+__all__ = ['oreo_policy', 'oreo_value']

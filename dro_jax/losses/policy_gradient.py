@@ -143,3 +143,6 @@ def gold(
   logps = jnp.where(mask, policy_logps, 0.0)
   weights = jax.lax.stop_gradient(jnp.maximum(floor, jnp.exp(logps)))
   return -rewards * jnp.sum(weights * logps, axis=-1)
+
+
+__all__ = ['gold', 'ppo_clip', 'ppo_token', 'reinforce', 'topr']

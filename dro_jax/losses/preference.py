@@ -114,3 +114,6 @@ def _delta_rho(
     reference_chosen_logps=reference_chosen, reference_rejected_logps=reference_rejected,
   )  # fmt: skip
   return (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+
+
+__all__ = ['dpo', 'ipo', 'slic']

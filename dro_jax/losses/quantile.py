@@ -32,3 +32,6 @@ def qrpo(
   checks.check_same(policy_logps=policy_logps, reference_logps=reference_logps, quantiles=quantiles)
   log_z = 1 / beta + jnp.log(-beta * jnp.expm1(-1 / beta))
   return jnp.square(quantiles - beta * log_z - beta * (policy_logps - reference_logps))
+
+
+__all__ = ['qrpo']

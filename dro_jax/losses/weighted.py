@@ -57,3 +57,6 @@ def awr(
   checks.check_same(policy_logps=policy_logps, advantages=advantages)
   weights = jnp.minimum(jnp.exp(jnp.minimum(advantages / beta, 4.0)), 20.0)
   return -jax.lax.stop_gradient(weights) * policy_logps
+
+
+__all__ = ['awr', 'sft', 'weighted_bc']

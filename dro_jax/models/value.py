@@ -126,14 +126,15 @@ class ValueNetwork(nn.Module):
   def __call__(
     self,
     rows: Rows,
-    prompt_states_BSD: Float[Array, 'B S D'] | None = None,
+    prompt_states_BSE: Float[Array, 'B S E'] | None = None,
     response_states_BTD: Float[Array, 'B T D'] | None = None,
   ) -> tuple[Float[Array, 'B R'], Float[Array, 'B T'] | None]:
     """Values of the responses, and of the tokens with the `token` read-out; 0 on padding.
 
     Args:
       rows: prompts and responses.
-      prompt_states_BSD: the policy's states of the prompts, read when shared.
+      prompt_states_BSE: the policy's states of the prompts, read when shared; an encoder's may have a width
+        of their own, E.
       response_states_BTD: the policy's states of the responses, read when shared.
     """
     slots = rows.valid.shape[1]
@@ -143,7 +144,7 @@ class ValueNetwork(nn.Module):
       prompts_BR = masked.segment_first(rows.response_prompt, rows.response_segments, slots)
       pool = policy.family_of(self.config).pool_prompts if self.readout in _POOLED else self.pool
       pooled_BRD = pool(
-        self._fitted(self._prompt_states(rows, prompt_states_BSD)), rows.prompt_segments, prompts_BR
+        self._fitted(self._prompt_states(rows, prompt_states_BSE)), rows.prompt_segments, prompts_BR
       )
       return jnp.where(rows.valid, self.head(pooled_BRD), 0.0), None
     token_values_BT = self.head(self._fitted(self._response_states(rows, response_states_BTD)))

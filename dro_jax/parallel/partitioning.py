@@ -70,17 +70,17 @@ class Mesh(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MeshSpec:
-  """A (data, fsdp, model) mesh, and what is cut by it: data until `over` lays it out on devices.
+  """A (data, fsdp, model) mesh and its rules: plain data until `over` lays it out on devices.
 
   Args:
     data: replicas of the parameters in a slice; −1 takes the devices that the other axes leave.
     fsdp: shards of every parameter's width, gathered as they are used; rows are split over it too.
     model: shards of heads, mlp and vocabulary.
-    dcn_data: of several slices, joined by a slower network: how many times they lengthen `data`; −1 takes
-      what `dcn_fsdp` leaves.
-    dcn_fsdp: how many times they lengthen `fsdp`.
-    rules: other cuts of logical axes than LOGICAL_AXIS_RULES has: {'vocab': 'fsdp'}, or pairs, which come
-      before all others in their order, so that an axis may have several:
+    dcn_data: the factor by which several slices, joined by a slower network, lengthen `data`; −1 takes the
+      slices that `dcn_fsdp` leaves.
+    dcn_fsdp: the factor by which several slices lengthen `fsdp`.
+    rules: cuts of logical axes in place of those of LOGICAL_AXIS_RULES: {'vocab': 'fsdp'}. Pairs are read
+      in their order, before all others, so an axis may have several:
       [('mlp', 'fsdp'), ('embed', 'fsdp'), ('embed', None)]. {'activation_length': 'model'} cuts hidden states
       by length between layers (arXiv 2205.05198).
 

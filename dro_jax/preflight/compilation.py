@@ -1,6 +1,5 @@
 """One compilation of a run's step, and its report."""
 
-import dataclasses
 import functools
 import logging
 import pathlib
@@ -26,6 +25,10 @@ from dro_jax.types import Rows
 log = logging.getLogger(__name__)
 
 
+# Fields of a model's configuration in the report, of those that its family has.
+_MODEL = ('emb_dim', 'num_encoder_layers', 'num_layers', 'dtype', 'remat', 'attention')
+
+
 class Attempt(NamedTuple):
   """One way to run the step: whether it fits, and its report."""
 
@@ -44,8 +47,11 @@ def try_compile(spec: RunSpec, where: slices.Slice) -> Attempt:
   state, rows = run.abstract_state, abstract_rows(run)
   log.info('compiling for %s, mesh %s', where.name, dict(run.mesh.shape))
   report = _before(run, rows, where)
-  if spec.batches.microbatches > 1 or run.networks.policy.config.remat:
-    plain = rehearse(replace(spec, batches={'microbatches': 1}, compute={'remat': False}), where)
+  config = run.networks.policy.config
+  recomputes = config.remat or getattr(config, 'attention', 'dense') != 'dense'
+  if spec.batches.microbatches > 1 or recomputes:
+    dense = {'attention': 'dense'} if hasattr(config, 'attention') else {}
+    plain = rehearse(replace(spec, batches={'microbatches': 1}, compute={'remat': False} | dense), where)
     report['flops']['useful'] = _count(plain, abstract_rows(plain))
   start = time.monotonic()
   try:
@@ -121,7 +127,7 @@ def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
   return {
     'topology': where.name, 'chips': len(where.devices), 'mesh': dict(run.mesh.shape),
     'algorithm': run.algorithm.name,
-    'model': dataclasses.asdict(config),
+    'model': {name: getattr(config, name) for name in _MODEL if hasattr(config, name)},
     'parameters': summary.num_parameters(networks),
     'batch': {
       'rows': len(rows.valid), 'prompt_length': layout.prompt_length,

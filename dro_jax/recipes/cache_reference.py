@@ -14,7 +14,7 @@ from dro_jax.errors import UsageError
 from dro_jax.names import MISMATCHED_LOGPS, TOKEN_LOGPS
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import batches, networks, reference_store, table_scores
-from dro_jax.run.build import make_loaders, read_triplets
+from dro_jax.run.data import make_loaders, read_triplets
 from dro_jax.run.model import find_model_config
 from dro_jax.run.schedule import Schedule
 from dro_jax.run.spec import RunSpec

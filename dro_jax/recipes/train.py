@@ -28,11 +28,13 @@ def train(
   Args:
     model_dir: the run's folder: metrics, events, checkpoints, configuration.
     spec: the run.
-    replay: a batch whose loss was not finite, MODEL_DIR/nonfinite/STEP: re-runs up to it from the newest
-      checkpoint, reports what it looks like and which operation makes its first NaN, and writes nothing.
-    metrics: functions of held-out prompts, samples and rewards, as FILE.py:NAME, between commas.
-    trackers: wandb, mlflow, or FILE.py:NAME, between commas: where metrics go besides.
-    profile_steps: the first and the last step that JAX's profiler records, into MODEL_DIR/profile.
+    replay: a batch whose loss was not finite, MODEL_DIR/nonfinite/STEP: re-runs the steps up to this batch
+      from the newest checkpoint, reports its examples and the operation that makes its first NaN, and writes
+      nothing.
+    metrics: your own metrics, functions of held-out prompts, samples and rewards: FILE.py:NAME, separated by
+      commas.
+    trackers: services that get the metrics too: wandb, mlflow or FILE.py:NAME, separated by commas.
+    profile_steps: the first and the last step that JAX's profiler records in MODEL_DIR/profile, as 10,20.
     configs: how the run is configured, saved with it.
 
   Raises:

@@ -24,12 +24,12 @@ class RowOptions:
   """How a batch is laid out in rows; changes speed, never a number (see `data.batches.packing.Layout.fit`).
 
   Args:
-    packed: many responses a row; otherwise one.
-    encode_once: responses to one prompt in one row share its encoding.
-    prompt_length: prompt tokens of a row; `None` takes what fits the data best.
-    response_length: response tokens of a row; `None` likewise.
-    coverage: share of batches that must fit the usual number of rows; the rest take more rows, which compiles
-      again. Below 1 helps where a few prompts have very many or very long responses.
+    packed: whether a row holds many responses; otherwise it holds one.
+    encode_once: whether the responses to one prompt in one row share its encoding.
+    prompt_length: prompt tokens of a row; `None` takes the length that fits the data best.
+    response_length: response tokens of a row; `None` takes the length that fits the data best.
+    coverage: the share of batches that must fit the usual number of rows; the rest take more rows, for which
+      the step is compiled again. Below 1 helps where a few prompts have very many or very long responses.
 
   Example:
     >>> rows = dro.RowOptions(prompt_length=64, response_length=32)
@@ -66,10 +66,10 @@ def derive(
   """Adds columns derived from the data, and then chooses the responses to train on.
 
   Args:
-    triplets: whose training part decides every constant.
+    triplets: the data; the training part decides every constant.
     columns: by name: from the triplets to a function from a table to `[N]`. The rule of labels is reported.
-    select: which training responses to keep, `[N]` booleans.
-    weights: how often to draw each of them, `[N]`, times the mixture's weights.
+    select: marks the training responses to keep, `[N]` booleans.
+    weights: how often to draw each of these, `[N]`, times the mixture's weights.
   """
   made = {name: fit(triplets) for name, fit in columns.items()}
   rules = [column for column in made.values() if isinstance(column, Labelling)]
@@ -130,11 +130,11 @@ def make_loaders(
 
   Args:
     triplets: with the algorithm's own columns (see `admitted`).
-    algorithm: its unit is what a batch counts.
+    algorithm: the algorithm, in whose unit a batch counts.
     rows: how a batch is laid out.
     unit_options: how pairs and groups are formed.
     batch_size: responses, pairs, groups or prompts.
-    seed: of the order.
+    seed: the seed of the order of batches.
     multiple: parts into which the mesh and the microbatches cut a batch's rows.
     eval_examples: held-out responses to validate on at most; `None` for all.
     deal: 'together' or 'uniform' (see `data.batches.plan.Plan`).

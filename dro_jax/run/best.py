@@ -50,19 +50,19 @@ def measured_names(
   draws_ratios: bool = False,
   draws_rewards: bool = False,
 ) -> set[str]:
-  """Names of what a validation measures.
+  """Names of the metrics of a validation.
 
-  Which statistics are defined depends on the held-out rewards and prompts: they are computed of stand-in
+  The held-out rewards and prompts decide which statistics are defined, so these are computed on placeholder
   log-probs and values.
 
   Args:
     table: the held-out responses.
     algorithm: the run's.
-    terms: names of its losses' terms.
-    moves: the reference moves, and what is measured against it has names of its own.
-    draws: the policy's own samples are drawn.
-    draws_ratios: they are scored under the reference too.
-    draws_rewards: a reward function scores them.
+    terms: names of the terms of its loss.
+    moves: whether the reference moves; metrics against a moving reference have names of their own.
+    draws: whether the validation samples from the policy.
+    draws_ratios: whether it scores the samples under the reference too.
+    draws_rewards: whether a reward function scores the samples.
   """
   names = set(policy_samples.summary(_drawn(draws_ratios, draws_rewards, moves))) if draws else set()
   if algorithm.online is not None:

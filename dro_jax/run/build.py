@@ -9,23 +9,20 @@ import jax
 import optax
 
 from dro_jax import algorithms
-from dro_jax.algorithms.base import NO_LOSS
-from dro_jax.checkpoints import policy as saved_policies
 from dro_jax.data.batches import groups, loader
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import scoring
-from dro_jax.models.family import Config
-from dro_jax.models.policy import refuse_long_texts
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.printing.result import to_html
-from dro_jax.run import batches, best, networks, reference_store, summary, table_scores
+from dro_jax.run import batches, best, networks, reference_store, summary
+from dro_jax.run.data import prepare_data
 from dro_jax.run.folder.legacy import Legacy
-from dro_jax.run.measure import Validator
-from dro_jax.run.model import find_model_config, refuse_idle_value
-from dro_jax.run.sampling import generation, policy_samples, rollouts
+from dro_jax.run.learner import Learner, make_learner
+from dro_jax.run.measure import Validator, make_validator
+from dro_jax.run.sampling import generation, rollouts
 from dro_jax.run.schedule import Clock, Schedule
 from dro_jax.run.spec import Compute, RunSpec, Value
 from dro_jax.step import optimizers, train_step
@@ -90,10 +87,9 @@ class Run:
   def init(self) -> train_state.TrainState:
     """The first state: shapes first, then shardings, then arrays born sharded."""
     where = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    create = jax.jit(functools.partial(_create, self), donate_argnums=0, out_shardings=where)
-    return create(
-      networks.initial_params(self.networks, self.mesh, self.spec.seed, self.spec.policy.init_from)
-    )
+    create = functools.partial(_create, self.algorithm, self.reference, self.optimizers)
+    params = networks.initial_params(self.networks, self.mesh, self.spec.seed, self.spec.policy.init_from)
+    return jax.jit(create, donate_argnums=0, out_shardings=where)(params)
 
   def step(
     self, state: train_state.TrainState, rows: Rows
@@ -142,6 +138,21 @@ class Run:
       _score_all(self.networks, self.spec.compute), self.algorithm, self.reference
     )
 
+  def measured_names(self) -> set[str]:
+    """Names of what a validation measures; nothing where nothing is held out."""
+    if self.loaders.eval is None:
+      return set()
+    terms, reference = [], self.reference
+    if self.algorithm.online is None:
+      with partitioning.use_mesh(self.mesh):
+        terms = jax.eval_shape(self.evaluate_rows(), self.abstract_state, self.loaders.eval.rows(0))[2].terms
+    return best.measured_names(
+      (self.loaders.statistics or self.loaders.eval).table, self.algorithm, terms,
+      moves=reference is not None and reference.initial is not None, draws=self.validator.draw is not None,
+      draws_ratios=reference is not None and reference.is_kept,
+      draws_rewards=self.spec.rollouts.reward is not None,
+    )  # fmt: skip
+
   def notes(self) -> list[str]:
     """Lines that a reader of the run's first lines should know."""
     labels = self.triplets.report.get('labels')
@@ -182,192 +193,70 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
     >>> int(state.step), float(output.metrics['loss/value']) > 0
     (1, True)
   """
-  vocabulary = saved_policies.find_vocabulary(spec.policy.vocabulary, spec.policy.init_from)
-  config = find_model_config(spec.policy, spec.compute, vocabulary)
-  value = dataclasses.replace(spec.value, readout=legacy.readout(spec.value.readout))
-  refuse_idle_value(value, legacy)
-  pools = spec.algorithm.uses_value and value.readout == 'batch'
-  algorithm = algorithms.with_batch_value(spec.algorithm) if pools else spec.algorithm
-  mesh = spec.mesh.over(devices)
-  triplets, schedule, longest = _prepare_triplets(
-    legacy.data(spec.data), algorithm, vocabulary, spec.schedule
-  )
-  _refuse_long_texts(config, triplets, None if algorithm.online is None else spec.rollouts.max_length)
-  nets = networks.build(config, uses_value=algorithm.uses_value, **dataclasses.asdict(value))
-  score_policy = scoring.make_score(nets.policy, chunk_size=spec.compute.chunk_size)
-  reference = legacy.reference(spec.reference.build(score_policy) if algorithm.uses_reference else None)
-  store = reference_store.open_for(reference, algorithm, config, vocabulary, triplets)
-  loaders = make_loaders(spec, algorithm, store.triplets, schedule, mesh, legacy)
-  if store.store is not None and algorithm.uses_mismatched:
-    store.refuse_other_plan(reference_store.plan_of(loaders.train, loaders.eval, spec.seed, schedule.steps))
-  validator, answer = _make_samplers(
-    spec, algorithm, nets, reference, mesh, vocabulary, schedule, loaders, longest, legacy
-  )
-  txs = {'policy': spec.optimizers.policy if algorithm.trains_policy else optax.set_to_zero()}
-  txs |= {'value': spec.optimizers.value} if algorithm.uses_value else {}
+  learner = make_learner(spec, devices, legacy)
+  data = prepare_data(spec, learner, legacy)
+  txs = {'policy': spec.optimizers.policy if learner.algorithm.trains_policy else optax.set_to_zero()}
+  txs |= {'value': spec.optimizers.value} if learner.algorithm.uses_value else {}
+  abstract_state = _abstract_state(learner, txs)
   pure_step = train_step.make_train_step(
-    _score_all(nets, spec.compute), algorithm, txs, reference, seed=spec.seed,
-    num_microbatches=spec.batches.microbatches, dropout=spec.compute.dropout_rate > 0,
+    _score_all(learner.networks, spec.compute), learner.algorithm, txs, learner.reference,
+    seed=spec.seed, num_microbatches=spec.batches.microbatches, dropout=spec.compute.dropout_rate > 0,
   )  # fmt: skip
-  run = Run(
-    spec, legacy, devices, mesh, vocabulary, nets, algorithm, value, schedule, reference, store, triplets,
-    loaders, txs, None, pure_step, None, None, validator, answer,
-  )  # fmt: skip
-  run = _compiled(dataclasses.replace(run, abstract_state=_abstract_state(run)))
-  _refuse_unmeasured(run)
-  return run
-
-
-def _prepare_triplets(
-  data: Triplets | Callable[..., Triplets],
-  algorithm: algorithms.Algorithm,
-  vocabulary: vocabularies.Vocabulary,
-  schedule: Schedule,
-) -> tuple[Triplets, Schedule, int]:
-  """The triplets with the algorithm's columns, when to validate, and the longest response."""
-  triplets = read_triplets(data, vocabulary)
-  longest = int(triplets.train.response_lengths.max())
-  triplets = batches.admitted(triplets, algorithm)
-  if triplets.eval is None:
-    return triplets, dataclasses.replace(schedule, eval_every=0), longest
-  return triplets if schedule.eval_every else triplets._replace(eval=None), schedule, longest
-
-
-def _refuse_long_texts(config: Config, triplets: Triplets, sampled: int | None) -> None:
-  """Refuses triplets that are longer than the model has positions for; `sampled` is the longest sample's."""
-  tables = [table for table in (triplets.train, triplets.eval) if table is not None]
-  prompt = max(int(table.prompt_lengths.max()) for table in tables)
-  response = sampled or max(int(table.response_lengths.max()) for table in tables)
-  refuse_long_texts(config, prompt, response, '--set PROMPT_LENGTH= and RESPONSE_LENGTH=')
-
-
-def read_triplets(data: Triplets | Callable[..., Triplets], vocabulary: vocabularies.Vocabulary) -> Triplets:
-  """A run's triplets: those that it is given, or those that it reads.
-
-  Raises:
-    UsageError: they were tokenised by another vocabulary, or cannot be read.
-  """
-  if not isinstance(data, Triplets):
-    return data(vocabulary=vocabulary)
-  _refuse_other_vocabulary(data, vocabulary)
-  return data
-
-
-def _refuse_other_vocabulary(triplets: Triplets, vocabulary: vocabularies.Vocabulary) -> None:
-  made_with = triplets.report.get('vocabulary')
-  if made_with not in (None, vocabulary.fingerprint):
-    raise UsageError(
-      f'the triplets were tokenised by another vocabulary than the policy reads, {vocabulary.spec!r}: load '
-      "them with load_triplets(..., vocabulary=policy.vocabulary), the policy's own."
-    )
-
-
-def make_loaders(
-  spec: RunSpec,
-  algorithm: algorithms.Algorithm,
-  triplets: Triplets,
-  schedule: Schedule,
-  mesh: Mesh,
-  legacy: Legacy = Legacy(),
-) -> batches.Loaders:
-  """The batches of a run: what it trains on, and what it validates on.
-
-  Raises:
-    UsageError: a batch cannot give every part of the mesh its rows, or the data has no units for the
-      algorithm.
-  """
-  loaders = batches.make_loaders(
-    triplets, algorithm, spec.batches.rows, spec.batches.units, batch_size=spec.batches.size, seed=spec.seed,
-    multiple=partitioning.num_row_shards(mesh) * spec.batches.microbatches, deal=spec.batches.deal,
-    eval_examples=schedule.eval_examples, in_file_order=legacy.validates_by_batch,
-  )  # fmt: skip
-  for name in ('prompt', 'response'):
-    partitioning.refuse_length(mesh, name, getattr(loaders.train.layout, f'{name}_length'))
-  return loaders
-
-
-def _make_samplers(
-  spec: RunSpec,
-  algorithm: algorithms.Algorithm,
-  nets: networks.Networks,
-  reference: Reference | None,
-  mesh: Mesh,
-  vocabulary: vocabularies.Vocabulary,
-  schedule: Schedule,
-  loaders: batches.Loaders,
-  longest: int,
-  legacy: Legacy,
-) -> tuple[Validator, generation.Generator]:
-  """How the run is validated, and how it answers prompts greedily."""
-  options, responder, draw, decoding = spec.rollouts, None, None, None
-  shared = {'seed': spec.seed, 'chunk_size': spec.compute.chunk_size}
-  if algorithm.online is not None:
-    responder = rollouts.make_rollouts(
-      nets, algorithm, reference, mesh, vocabulary, options, max_length=longest, **shared
-    )
-  if schedule.eval_every and schedule.kl_prompts:
-    draw, decoding = policy_samples.make_draw(
-      nets, reference, mesh, vocabulary, schedule.kl_prompts, max_length=options.max_length or longest,
-      reward=options.reward, **shared,
-    )  # fmt: skip
-  most = longest if responder is None else responder.settings['max_length']
+  validator = make_validator(spec, learner, data, legacy)
+  longest = data.longest if validator.rollouts is None else validator.rollouts.settings['max_length']
   answer = generation.make_generator(
-    nets.policy, mesh, max_length=most, temperature=0.0, batch_size=schedule.sample_prompts
-  )
-  make = functools.partial(
-    table_scores.make_table_scorer, nets, reference=reference, mesh=mesh, chunk_size=spec.compute.chunk_size,
-    by_batch=legacy.validates_by_batch,
+    learner.networks.policy, learner.mesh, max_length=longest, temperature=0.0,
+    batch_size=data.schedule.sample_prompts,
   )  # fmt: skip
-  statistics = None if loaders.statistics is None else make(algorithm=NO_LOSS)
-  return Validator(
-    algorithm, loaders, make(algorithm=algorithm), statistics, responder, draw, decoding
-  ), answer
+  return Run(
+    spec=spec, legacy=legacy, devices=devices, mesh=learner.mesh, vocabulary=learner.vocabulary,
+    networks=learner.networks, algorithm=learner.algorithm, value=learner.value, schedule=data.schedule,
+    reference=learner.reference, store=data.store, triplets=data.triplets, loaders=data.loaders,
+    optimizers=txs, abstract_state=abstract_state, pure_step=pure_step,
+    jitted_step=_jit_step(pure_step, abstract_state, learner.mesh, spec.compute),
+    measure=_make_measure(learner, spec.batches.microbatches), validator=validator, answer=answer,
+  )  # fmt: skip
 
 
 def _score_all(nets: networks.Networks, compute: Compute) -> scoring.Score:
   return scoring.make_score(nets.policy, nets.value, chunk_size=compute.chunk_size)
 
 
-def _create(run: Run, params: Mapping[str, Any]) -> train_state.TrainState:
-  reference = run.reference
+def _create(
+  algorithm: algorithms.Algorithm,
+  reference: Reference | None,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  params: Mapping[str, Any],
+) -> train_state.TrainState:
   return train_state.create(
-    params, run.optimizers, reference is not None and reference.is_kept, run.algorithm.statistics,
+    params, optimizers, reference is not None and reference.is_kept, algorithm.statistics,
     keeps_initial=reference is not None and reference.initial is not None,
   )  # fmt: skip
 
 
-def _abstract_state(run: Run) -> train_state.TrainState:
+def _abstract_state(
+  learner: Learner, optimizers: Mapping[str, optax.GradientTransformation]
+) -> train_state.TrainState:
   """Shapes and shardings of the state."""
-  params, where = networks.abstract_on(run.networks, run.mesh), networks.shardings(run.networks, run.mesh)
-  abstract = jax.eval_shape(functools.partial(_create, run), params)
-  return networks.with_shardings(abstract, partitioning.state_shardings(abstract, where, run.mesh))
+  nets, mesh = learner.networks, learner.mesh
+  create = functools.partial(_create, learner.algorithm, learner.reference, optimizers)
+  abstract = jax.eval_shape(create, networks.abstract_on(nets, mesh))
+  where = partitioning.state_shardings(abstract, networks.shardings(nets, mesh), mesh)
+  return networks.with_shardings(abstract, where)
 
 
-def _compiled(run: Run) -> Run:
-  """The run with its step, and what it measures of one, to be compiled when they are first called."""
-  where, whole = jax.tree.map(lambda x: x.sharding, run.abstract_state), partitioning.replicated(run.mesh)
-  options = partitioning.COMPILER_OPTIONS | dict(run.spec.compute.compiler_options or {})
-  step = jax.jit(run.pure_step, donate_argnums=0, out_shardings=(where, whole), compiler_options=options)
-  measure = None
-  if run.reference is not None and run.reference.initial is not None:
-    measure = train_step.make_measure(run.reference, run.spec.batches.microbatches)
-    measure = partitioning.jit_on(run.mesh, measure)
-  return dataclasses.replace(run, jitted_step=step, measure=measure)
+def _jit_step(
+  pure_step: Callable[..., Any], abstract_state: train_state.TrainState, mesh: Mesh, compute: Compute
+) -> Callable[..., Any]:
+  """The step with shardings and a donated state, to be compiled when it is first called."""
+  where, whole = jax.tree.map(lambda x: x.sharding, abstract_state), partitioning.replicated(mesh)
+  options = partitioning.COMPILER_OPTIONS | dict(compute.compiler_options or {})
+  return jax.jit(pure_step, donate_argnums=0, out_shardings=(where, whole), compiler_options=options)
 
 
-def _refuse_unmeasured(run: Run) -> None:
-  """Refuses a best metric that the run would not measure: only steps later would anyone find out."""
-  held_out, metric = run.loaders.eval, run.spec.keep.metric
-  if held_out is None or metric in (None, best.CRITERION):
-    return
-  terms, reference = [], run.reference
-  if run.algorithm.online is None:
-    with partitioning.use_mesh(run.mesh):
-      terms = jax.eval_shape(run.evaluate_rows(), run.abstract_state, held_out.rows(0))[2].terms
-  names = best.measured_names(
-    (run.loaders.statistics or held_out).table, run.algorithm, terms,
-    moves=reference is not None and reference.initial is not None, draws=run.validator.draw is not None,
-    draws_ratios=reference is not None and reference.is_kept,
-    draws_rewards=run.spec.rollouts.reward is not None,
-  )  # fmt: skip
-  best.refuse_unmeasured(metric, names)
+def _make_measure(learner: Learner, microbatches: int) -> Callable[..., Any] | None:
+  """What is measured of a step against the initial policy; `None` where the reference does not move."""
+  reference = learner.reference
+  if reference is None or reference.initial is None:
+    return None
+  return partitioning.jit_on(learner.mesh, train_step.make_measure(reference, microbatches))

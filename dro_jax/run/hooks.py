@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dro_jax import files
 from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import UsageError
 from dro_jax.run.folder import trackers as tracking
 from dro_jax.run.folder.validation import Validation
+from dro_jax.run.sampling import policy_samples
 
 Metric = Callable[[Sequence[str], Sequence[str], Sequence[float] | None], float | Mapping[str, float]]
 
@@ -46,7 +48,7 @@ def make_hooks(
   """
   parts = metrics.split(',') if isinstance(metrics, str) else metrics or ()
   functions = [
-    tracking.import_function(part.strip(), 'METRICS') if isinstance(part, str) else part for part in parts
+    files.import_function(part.strip(), 'METRICS') if isinstance(part, str) else part for part in parts
   ]
   return Hooks(functions, tracking.find(trackers), _steps(profile_steps))
 
@@ -83,17 +85,50 @@ def measure(hooks: Hooks, table: TokenTable, responses: Validation) -> dict[str,
   """The user's metrics of a validation, by name.
 
   Raises:
-    UsageError: a metric returns something else than numbers.
+    UsageError: a metric fails, or returns something else than numbers.
   """
   if not hooks.metrics or responses.samples is None:
     return {}
   records = dict(zip(table.prompt_digests.tolist(), range(len(table))))
   prompts = [table.prompts[records[digest]] for digest in responses.sample_prompts.tolist()]
   rewards = None if responses.sample_rewards is None else responses.sample_rewards.tolist()
+  return _measured(hooks.metrics, prompts, responses.samples.tolist(), rewards)
+
+
+def measured_names(hooks: Hooks, table: TokenTable, count: int, *, rewarded: bool) -> set[str]:
+  """Names of what the user's metrics measure, known before anything is sampled.
+
+  A metric that returns a mapping has its names there alone, so each is called once: with the prompts of a
+  validation, and with logged responses and rewards in place of the samples and theirs.
+
+  Args:
+    hooks: the run's.
+    table: the held-out responses.
+    count: prompts that a validation answers.
+    rewarded: a reward function scores the samples.
+
+  Raises:
+    UsageError: a metric fails, or returns something else than numbers.
+  """
+  records = policy_samples.chosen(table, count).tolist()
+  prompts, responses = ([texts[i] for i in records] for texts in (table.prompts, table.responses))
+  rewards = np.nan_to_num(table.rewards[records]).tolist() if rewarded else None
+  return {*_measured(hooks.metrics, prompts, responses, rewards)}
+
+
+def _measured(
+  metrics: Sequence[Metric], prompts: Sequence[str], responses: Sequence[str], rewards: Sequence[float] | None
+) -> dict[str, float]:
   measured: dict[str, float] = {}
-  for metric in hooks.metrics:
+  for metric in metrics:
     name = getattr(metric, '__name__', type(metric).__name__)
-    value = metric(prompts, responses.samples.tolist(), rewards)
+    try:
+      value = metric(prompts, responses, rewards)
+    except (Exception, SystemExit) as error:
+      raise UsageError(
+        f'METRICS: {name} raised {files.raised(error)}. It gets lists of prompts and responses, and their '
+        'rewards (None without a REWARD), and must return a number, or a mapping of names to numbers.'
+      ) from error
     numbers = value if isinstance(value, Mapping) else {name: value}
     for key, number in numbers.items():
       measured[f'eval/{key}'] = _as_number(name, number)

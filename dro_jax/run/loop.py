@@ -28,8 +28,8 @@ MANY_PROMPTS = 8  # Below it a mean over a batch says little of other prompts.
 _DEALT = {'together': "one prompt's dealt together", 'uniform': 'dealt uniformly'}
 
 
-class _Going(NamedTuple):
-  """A run that is going: what was built, and where it writes."""
+class _Loop(NamedTuple):
+  """What stays the same from step to step: the run, and where it writes."""
 
   run: Run
   folder: pathlib.Path
@@ -60,7 +60,7 @@ def run_loop(
     str(folder), first_step=first, num_steps=schedule.steps, primary=jax.process_index() == 0,
     trackers=hooks.trackers,
   )  # fmt: skip
-  going = _Going(run, folder, checkpoints, writer, hooks)
+  loop = _Loop(run, folder, checkpoints, writer, hooks)
   profiler = hooking.Profiler(folder, hooks.profile_steps)
   latest: dict[str, Any] = {}
   total = spending.ComputeCounter(
@@ -70,8 +70,8 @@ def run_loop(
   noticed = interrupts.noticed(several=jax.process_count() > 1)
   closing = contextlib.closing
   with closing(writer), closing(checkpoints), closing(profiler), noticed as stopped:
-    _announce(going, state)
-    _evaluate_start(going, state)
+    _announce(loop, state)
+    _evaluate_start(loop, state)
     pending, clock, said = None, Clock(), first > 0
     for step, rows in run.batches(first, schedule.steps):
       rows, times = run.with_responses(state, step, rows)
@@ -83,7 +83,7 @@ def run_loop(
         profiler.after(step + 1, output)
         output = _measured(run, state, step + 1, rows, output)
       if pending is not None:
-        latest = _report(going, pending, clock) or latest
+        latest = _report(loop, pending, clock) or latest
       pending = _Pending(step + 1, rows, output, times | so_far)
       stop = _agreed(stopped, step)
       saving = schedule.is_due(schedule.checkpoint_every, step + 1) or step + 1 == schedule.steps
@@ -92,37 +92,37 @@ def run_loop(
       evaluating = evaluating and run.loaders.eval is not None
       pausing = evaluating or saving or stop
       if pausing or run.rollouts is not None:  # Fresh responses wait for the step anyway.
-        latest, pending = _report(going, pending, clock) or latest, None
+        latest, pending = _report(loop, pending, clock) or latest, None
       if pausing:
-        measured = _evaluate(going, state, step + 1, so_far) if evaluating else {}
+        measured = _evaluate(loop, state, step + 1, so_far) if evaluating else {}
         latest = latest | measured
         stop = stop or (_agreed(stopped, step) if jax.process_count() == 1 else False)
         if saving or stop:
           checkpoints.save(step + 1, state, measured)
-        _keep_validations(going)
+        _keep_validations(loop)
         clock.lap()
       if stop:
         checkpoints.wait()
-      said = said or _say_saved(going)
+      said = said or _say_saved(loop)
       if stop:
         _raise_stopped(stopped, step + 1)
     checkpoints.wait()
-    _ = said or _say_saved(going)
-    _show_outcome(going)
+    _ = said or _say_saved(loop)
+    _show_outcome(loop)
   return {'model_dir': str(folder), 'step': max(first, schedule.steps), **latest}
 
 
-def _say_saved(going: _Going) -> bool:
+def _say_saved(loop: _Loop) -> bool:
   """Whether a checkpoint is on disk; the run's description then says so."""
-  begun = going.checkpoints.latest_step() is not None  # Asks no disk, step after step.
-  if jax.process_index() or not begun or folders.newest_step(going.folder) is None:
+  begun = loop.checkpoints.latest_step() is not None  # Asks no disk, step after step.
+  if jax.process_index() or not begun or folders.newest_step(loop.folder) is None:
     return False
-  configs.say_saved(going.folder)
+  configs.say_saved(loop.folder)
   return True
 
 
-def _announce(going: _Going, state: TrainState) -> None:
-  run, say = going.run, going.writer.say
+def _announce(loop: _Loop, state: TrainState) -> None:
+  run, say = loop.run, loop.writer.say
   first = int(state.step)
   train = run.loaders.train
   shape = train.layout
@@ -182,12 +182,12 @@ def _measured(
   return output._replace(metrics={**output.metrics, **run.measure(state, rows, output.logps)})
 
 
-def _report(going: _Going, pending: _Pending, clock: Clock) -> dict[str, float] | None:
+def _report(loop: _Loop, pending: _Pending, clock: Clock) -> dict[str, float] | None:
   """Waits for a step's numbers; refuses what is not finite, and records them when it is time."""
-  schedule, writer = going.run.schedule, going.writer
+  schedule, writer = loop.run.schedule, loop.writer
   scalars, ids = jax.device_get((pending.output.metrics, pending.output.nonfinite_ids))
   seconds = clock.lap()
-  _refuse_nonfinite(going, pending, scalars, ids)
+  _refuse_nonfinite(loop, pending, scalars, ids)
   writer.advance(pending.step)
   if not schedule.is_due(schedule.log_every, pending.step):
     return None
@@ -198,30 +198,31 @@ def _report(going: _Going, pending: _Pending, clock: Clock) -> dict[str, float] 
   return scalars | times
 
 
-def _refuse_nonfinite(going: _Going, pending: _Pending, scalars: Mapping[str, Any], ids: np.ndarray) -> None:
-  bad, table = np.unique(ids[ids >= 0]), going.run.loaders.train.table
+def _refuse_nonfinite(loop: _Loop, pending: _Pending, scalars: Mapping[str, Any], ids: np.ndarray) -> None:
+  bad, table = np.unique(ids[ids >= 0]), loop.run.loaders.train.table
   if not len(bad):
     return
-  names = ', '.join(table.ids[int(i)] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
-  folder = nonfinite.keep(going.folder, pending.step, pending.rows, bad, table, going.run.vocabulary)
+  folder = nonfinite.keep(loop.folder, pending.step, pending.rows, bad, table, loop.run.vocabulary)
   wrong = [name for name, value in scalars.items() if not np.isfinite(value)]
+  names = nonfinite.listed(bad, table)
   subject = ', '.join(wrong) if wrong and 'loss' not in wrong else 'the loss'
   raise NotFinite(
     f'{subject} of step {pending.step} is not finite, in {len(bad)} examples: {names}. Earlier checkpoints '
-    f'are intact. {folder / "examples.jsonl"} shows the batch; the same command with --replay={folder} goes '
-    'there again and says where it arises. Lower the learning rate or raise τ if the examples are sound.'
+    f'are intact. {folder / "examples.jsonl"} shows the batch; the same command with '
+    f'--replay={folder} goes there again and says where it arises. Lower the learning rate or raise τ if the '
+    'examples are sound.'
   )
 
 
-def _evaluate(going: _Going, state: TrainState, step: int, so_far: Mapping[str, float]) -> dict[str, float]:
+def _evaluate(loop: _Loop, state: TrainState, step: int, so_far: Mapping[str, float]) -> dict[str, float]:
   """Validates on held-out prompts and answers a few of them."""
-  run, writer = going.run, going.writer
+  run, writer = loop.run, loop.writer
   table, metric = run.loaders.eval.table, run.spec.keep.metric
   scalars, responses = run.validator.validate(state)
   if jax.process_index() == 0:
-    validation.save(going.folder, step, responses)
+    validation.save(loop.folder, step, responses)
   measured = {f'eval/{name}': value for name, value in scalars.items()}
-  measured |= hooking.measure(going.hooks, (run.loaders.statistics or run.loaders.eval).table, responses)
+  measured |= hooking.measure(loop.hooks, (run.loaders.statistics or run.loaders.eval).table, responses)
   if metric is not None and metric not in measured:
     writer.say(f'note: {metric} is undefined at step {step}, which so cannot be the best')
   writer.metrics(step, measured | so_far)
@@ -233,30 +234,30 @@ def _evaluate(going: _Going, state: TrainState, step: int, so_far: Mapping[str, 
   return measured
 
 
-def _evaluate_start(going: _Going, state: TrainState) -> None:
+def _evaluate_start(loop: _Loop, state: TrainState) -> None:
   """Validates the first policy, which is the reference: its numbers stand beside all later ones."""
-  run = going.run
+  run = loop.run
   if int(state.step) or run.loaders.eval is None or not run.schedule.steps:
     return
-  _evaluate(going, state, 0, {'examples': 0.0} | ({'flops': 0.0} if run.rollouts is None else {}))
+  _evaluate(loop, state, 0, {'examples': 0.0} | ({'flops': 0.0} if run.rollouts is None else {}))
   if jax.process_index() == 0:
-    validation.keep(going.folder, (0,))  # Of a run that was begun here before, and saved nothing.
+    validation.keep(loop.folder, (0,))  # Of a run that was begun here before, and saved nothing.
 
 
-def _show_outcome(going: _Going) -> None:
+def _show_outcome(loop: _Loop) -> None:
   """Says what came of the run, where its first policy was measured."""
   if jax.process_index() == 0:
-    best = going.checkpoints.best_step()
-    if (result := outcome.read(going.folder, best)) is not None:
-      going.writer.show(result)
+    best = loop.checkpoints.best_step()
+    if (result := outcome.read(loop.folder, best)) is not None:
+      loop.writer.show(result)
 
 
-def _keep_validations(going: _Going) -> None:
+def _keep_validations(loop: _Loop) -> None:
   """Keeps those of the first policy, of the newest validation and of the checkpoints that are kept."""
   if jax.process_index() == 0:
-    newest = validation.steps(going.folder)[-1:]
-    kept = (0, *newest, going.checkpoints.latest_step(), going.checkpoints.best_step())
-    validation.keep(going.folder, kept)
+    newest = validation.steps(loop.folder)[-1:]
+    kept = (0, *newest, loop.checkpoints.latest_step(), loop.checkpoints.best_step())
+    validation.keep(loop.folder, kept)
 
 
 def _answers(run: Run, state: TrainState, table: Any, records: np.ndarray) -> list[dict[str, Any]]:

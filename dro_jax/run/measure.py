@@ -1,5 +1,6 @@
 """What a run measures on held-out prompts: losses and statistics of logged responses and of its own."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,12 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax.algorithms import Algorithm
+from dro_jax.algorithms.base import NO_LOSS
 from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import NotFinite
+from dro_jax.run import table_scores
 from dro_jax.run.batches import Loaders
-from dro_jax.run.folder import validation
+from dro_jax.run.data import Data
+from dro_jax.run.folder import nonfinite, validation
+from dro_jax.run.folder.legacy import Legacy
 from dro_jax.run.folder.validation import Validation
+from dro_jax.run.learner import Learner
 from dro_jax.run.sampling import policy_samples, rollouts
+from dro_jax.run.spec import RunSpec
 from dro_jax.run.table_scores import ScoredTable
 from dro_jax.step.reference import MOVING
 from dro_jax.step.state import TrainState
@@ -79,8 +86,7 @@ def _refuse_nonfinite(
   columns = (responses.logps, responses.reference_logps, responses.values, responses.rewards)
   arrays = [column for column in columns if column is not None]
   bad = np.flatnonzero(~np.isfinite(arrays).all(axis=0)) if arrays else ()
-  names = ', '.join(table.ids[int(i)] for i in bad[:8]) + (', ...' if len(bad) > 8 else '')
-  where = f', in {len(bad)} of them: {names}' if len(bad) else ''
+  where = f', in {len(bad)} of them: {nonfinite.listed(bad, table)}' if len(bad) else ''
   when, saved = f'after step {step}', 'That step is not saved, and earlier checkpoints are intact'
   if not step:
     when, saved = 'before the first step', 'Nothing was saved'
@@ -88,3 +94,43 @@ def _refuse_nonfinite(
     f'{", ".join(wrong)} of the held-out responses is not finite {when}{where}. {saved}. Lower the learning '
     'rate or raise τ if the data are sound.'
   )
+
+
+def make_validator(spec: RunSpec, learner: Learner, data: Data, legacy: Legacy) -> Validator:
+  """How a run is validated, to be compiled when it first is.
+
+  Raises:
+    UsageError: there is no reward function of the name, or the reference does not know fresh responses.
+  """
+  algorithm, loaders = learner.algorithm, data.loaders
+  make = functools.partial(
+    table_scores.make_table_scorer, learner.networks, reference=learner.reference, mesh=learner.mesh,
+    chunk_size=spec.compute.chunk_size, by_batch=legacy.validates_by_batch,
+  )  # fmt: skip
+  losses = make(algorithm=algorithm)
+  statistics = None if loaders.statistics is None else make(algorithm=NO_LOSS)
+  responder, (draw, decoding) = _make_rollouts(spec, learner, data.longest), _make_draw(spec, learner, data)
+  return Validator(algorithm, loaders, losses, statistics, responder, draw, decoding)
+
+
+def _make_rollouts(spec: RunSpec, learner: Learner, longest: int) -> rollouts.Rollouts | None:
+  """How an online algorithm gets its responses; `None` of one that learns from logged ones."""
+  if learner.algorithm.online is None:
+    return None
+  return rollouts.make_rollouts(
+    learner.networks, learner.algorithm, learner.reference, learner.mesh, learner.vocabulary, spec.rollouts,
+    max_length=longest, seed=spec.seed, chunk_size=spec.compute.chunk_size,
+  )  # fmt: skip
+
+
+def _make_draw(
+  spec: RunSpec, learner: Learner, data: Data
+) -> tuple[policy_samples.Draw | None, Mapping[str, Any] | None]:
+  """How validations draw the policy's own samples, and its settings; `None`s where they draw none."""
+  if not (data.schedule.eval_every and data.schedule.kl_prompts):
+    return None, None
+  return policy_samples.make_draw(
+    learner.networks, learner.reference, learner.mesh, learner.vocabulary, data.schedule.kl_prompts,
+    max_length=spec.rollouts.max_length or data.longest, reward=spec.rollouts.reward, seed=spec.seed,
+    chunk_size=spec.compute.chunk_size,
+  )  # fmt: skip

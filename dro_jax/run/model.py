@@ -9,19 +9,21 @@ from dro_jax.checkpoints import policy as saved_policies
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.family import Config
+from dro_jax.models.policy import family_of
 from dro_jax.run.folder.legacy import Legacy
 from dro_jax.run.spec import Compute, Policy, Value
 
-# Rows of a fresh embedding table: divides over meshes, as published models are padded to.
+# The rows of a new embedding table are a multiple of this, as in published models, so meshes divide them.
 VOCABULARY_MULTIPLE = 128
-# Of a model's configuration: how it is computed, whatever its size.
+# Of a model's configuration: the vocabulary's ids, and how it is computed, whatever its size.
+_IDS = ('pad', 'eos')
 _COMPUTED = ('dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate')
 # What a checkpoint says of a model of its size: of its vocabulary, and the context that it was trained for.
-_BROUGHT = ('vocab_size', 'pad', 'eos', 'start', 'max_positions')
+_BROUGHT = ('vocab_size', *_IDS, 'start', 'max_positions')
 
 
 def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies.Vocabulary) -> Config:
-  """The run's model: as given, or as the checkpoint's, with the vocabulary's size and what changes.
+  """The configuration of the run's model: the given one or the checkpoint's, with the run's vocabulary.
 
   Raises:
     UsageError: there is no model, or it has too few ids for the vocabulary.
@@ -47,10 +49,27 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
   changes = {name: getattr(compute, name) for name in _COMPUTED if getattr(compute, name) is not None}
   if 'attention' in changes and not hasattr(config, 'attention'):
     raise UsageError(
-      f'ATTENTION={compute.attention}: {type(config).__name__} has one way of attention, dense, because T5 '
-      'adds a bias to its scores, which no other way does: remove ATTENTION.'
+      f'ATTENTION={compute.attention}: {type(config).__name__} has dense attention only, because T5 adds a '
+      'bias to its scores, which no other way can: remove ATTENTION.'
     )
-  return dataclasses.replace(config, **changes)
+  return with_ids(dataclasses.replace(config, **changes), vocabulary)
+
+
+def with_ids(config: Config, vocabulary: vocabularies.Vocabulary) -> Config:
+  """The model with the vocabulary's ids of padding and of a text's end, where its configuration has them.
+
+  Raises:
+    UsageError: all models of its family end texts by another id.
+  """
+  ids = {name: getattr(vocabulary.special, name) for name in _IDS if hasattr(config, name)}
+  config = dataclasses.replace(config, **ids)
+  eos = family_of(config).tokens(config).eos
+  if eos != vocabulary.special.eos:
+    raise UsageError(
+      f'the vocabulary {vocabulary.spec!r} ends a text with the id {vocabulary.special.eos}, but a '
+      f'{type(config).__name__} always with {eos}: pass a vocabulary of such models (--set VOCABULARY=...).'
+    )
+  return config
 
 
 def _fields(config: Config, names: Sequence[str]) -> dict[str, Any]:

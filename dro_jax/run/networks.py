@@ -13,11 +13,11 @@ from dro_jax import algorithms
 from dro_jax.checkpoints import folders, policy
 from dro_jax.data.text import vocabularies
 from dro_jax.models.family import Config
-from dro_jax.models.policy import config_metadata, make_network, smallest_rows
+from dro_jax.models.policy import config_metadata, encode, family_of, make_network, smallest_rows
 from dro_jax.models.value import ValueNetwork, start_from_policy
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.types import Params
+from dro_jax.types import Params, Rows
 
 _log = logging.getLogger(__name__)
 
@@ -55,14 +55,14 @@ def abstract_params(networks: Networks) -> dict[str, Params]:
 
 
 def shardings(networks: Networks, mesh: Mesh) -> dict[str, Params]:
-  """Where each parameter lives."""
+  """The sharding of each parameter."""
   return {
     name: partitioning.parameter_shardings(tree, mesh) for name, tree in abstract_params(networks).items()
   }
 
 
 def abstract_on(networks: Networks, mesh: Mesh) -> dict[str, Params]:
-  """Shapes of all parameters with their shardings: what a restore fills."""
+  """Shapes of all parameters with their shardings, as a restore needs them."""
   return with_shardings(nn.unbox(abstract_params(networks)), shardings(networks, mesh))
 
 
@@ -76,8 +76,14 @@ def _init(networks: Networks, key: jax.Array) -> dict[str, Params]:
   params = {'policy': networks.policy.init(policy_key, rows)['params']}
   if networks.value is not None:
     states = jnp.zeros((1, 1, networks.policy.config.emb_dim))
-    params['value'] = networks.value.init(value_key, rows, states, states)['params']
+    prompts = jax.eval_shape(functools.partial(_prompt_states, networks.policy, rows), params['policy'])
+    params['value'] = networks.value.init(value_key, rows, jnp.zeros_like(prompts), states)['params']
   return params
+
+
+def _prompt_states(network: nn.Module, rows: Rows, params: Params) -> jax.Array:
+  """The policy's states of prompts, whose width need not be that of its states of responses."""
+  return family_of(network.config).prompt_states(encode(network, params, rows))
 
 
 def initial_params(networks: Networks, mesh: Mesh, seed: int, init_from: str | None) -> dict[str, Params]:
@@ -135,7 +141,7 @@ def metadata(
   frozen_trunk: bool = False,
   **settings: Any,
 ) -> dict[str, Any]:
-  """What is saved beside every checkpoint: enough to rebuild the networks and read data as the run did."""
+  """The metadata of every checkpoint, from which networks and the reading of data are rebuilt."""
   value = {'readout': readout, 'shared': shared} | ({'frozen_trunk': True} if frozen_trunk else {})
   return {
     **config_metadata(config),

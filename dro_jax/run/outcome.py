@@ -67,11 +67,11 @@ class Outcome(NamedTuple):
 
 
 def read(folder: pathlib.Path, after: int | None = None) -> Outcome | None:
-  """What came of the run in a folder; `None` where its first policy, or a later one, was not validated.
+  """The outcome of the run in a folder; `None` without validations of its first policy and of a later one.
 
   Args:
     folder: the run's.
-    after: the step to compare with; `None`, or one whose validation is gone, takes the newest.
+    after: the step to compare with; `None`, or a step without a saved validation, takes the newest.
   """
   steps = validation.steps(folder)
   if 0 not in steps or steps[-1] == 0:
@@ -170,7 +170,7 @@ def _verdict(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
         f'The KL of {_number(value)} nats says that the policy has left its reference: read its answers.'
       )
   if TOO_FEW_PROMPTS <= num_prompts < FEW_PROMPTS:
-    sentences.append(f'{num_prompts} held-out prompts are few, so that this says little of other prompts.')
+    sentences.append(f'{num_prompts} held-out prompts are few, so other prompts may differ.')
   return ' '.join(sentences)
 
 

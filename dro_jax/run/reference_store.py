@@ -214,7 +214,7 @@ def load_reference(
 
   Args:
     saved: the run's metadata.
-    init_from: their folder now; `None` is the folder in the metadata.
+    init_from: the folder that holds the parameters now; `None` takes the folder in the metadata.
     nets: the run's networks.
     mesh: the devices that will hold them.
 
@@ -226,8 +226,9 @@ def load_reference(
     params = networks.load_policy(nets, directory, mesh)
   except UsageError as error:
     raise UsageError(
-      f'the run read its reference’s log-probs from a store and kept no parameters of it. They are in '
-      f'{directory}, which cannot be read ({error}): pass --init_from=DIR, their folder now.'
+      f'the run read log-probs of its reference from a store, so its checkpoints hold no parameters of the '
+      f'reference. These came from {directory}, which cannot be read ({error}): pass --init_from=DIR, the '
+      'folder that holds them now.'
     ) from error
   if digest_of(params) != saved['reference']['parameters']:
     raise UsageError(

@@ -1,4 +1,4 @@
-"""A batch whose loss was not finite, reached again and examined."""
+"""Runs again up to a batch with a loss that was not finite, and examines the batch."""
 
 import os
 from collections.abc import Callable
@@ -21,18 +21,18 @@ def replay(
   batch: str | os.PathLike,
   configs: Callable[[], Recorded] = Recorded,
 ) -> dict[str, Any]:
-  """Goes from the newest checkpoint to a batch that was kept, and says what is not finite there.
+  """Runs from the newest checkpoint to a saved batch, and reports the cause of its loss that is not finite.
 
-  Nothing is written.
+  Writes nothing.
 
   Args:
-    run: as the run in `folder` was built.
+    run: a run built as the run in `folder` was.
     folder: the run's folder.
-    batch: the batch's, FOLDER/nonfinite/STEP.
-    configs: how the run is configured now.
+    batch: the folder of the batch, FOLDER/nonfinite/STEP.
+    configs: the configuration of this start.
 
   Returns:
-    The step, what the batch looks like, and where its first NaN arises.
+    The step, a description of the batch, and the operation that makes its first NaN.
 
   Raises:
     UsageError: the batch is not there, or the newest checkpoint comes after it.
@@ -42,8 +42,8 @@ def replay(
     Traceback (most recent call last):
     dro_jax.errors.UsageError: --replay=...: pass a folder MODEL_DIR/nonfinite/STEP, which has arrays.npz.
   """
-  with opened(run, folder, configs, writes=False) as going:
-    return _replay(going.run, going.state, batch)
+  with opened(run, folder, configs, writes=False) as own:
+    return _replay(own.run, own.state, batch)
 
 
 def _replay(run: Run, state: Any, batch: str | os.PathLike) -> dict[str, Any]:

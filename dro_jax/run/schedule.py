@@ -10,16 +10,17 @@ from dro_jax.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """When a run does what, in optimiser steps; 0 is never.
+  """The times at which a run logs, validates and saves, in optimiser steps; 0 is never.
 
   Args:
-    steps: the run's length.
+    steps: the length of the run.
     log_every: steps between records of metrics.
     eval_every: steps between validations on held-out prompts; the last step validates too.
     checkpoint_every: steps between checkpoints; the last step is saved too.
-    eval_examples: held-out responses to validate on at most, `None` for all.
-    sample_prompts: held-out prompts answered greedily at each validation.
-    kl_prompts: held-out prompts at most, the answers to which estimate KL(π‖π_ref) at each validation.
+    eval_examples: the number of held-out responses to validate on at most; `None` takes all.
+    sample_prompts: the number of held-out prompts answered greedily at each validation.
+    kl_prompts: the number of held-out prompts at most whose sampled answers estimate KL(π‖π_ref) at each
+      validation.
 
   Example:
     >>> dro.Schedule(steps=2000, eval_every=200).is_due(200, 400)

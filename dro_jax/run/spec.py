@@ -1,7 +1,7 @@
-"""What a run is: plain data and functions, without devices, and without anything that is opened or read.
+"""The description of a run: plain data and functions, without devices, and before any file is read.
 
-Each setting's annotation says what changing it does to a run that is resumed (`configs.effects`); one that
-says nothing decides the run's numbers.
+Each setting's annotation names the effect of a change on a resumed run (`configs.effects`). A setting without
+an effect decides the run's numbers.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ class Policy:
   """The policy that a run starts from, which is its reference too.
 
   Args:
-    init_from: a checkpoint whose policy is the start; `None` starts at random.
-    config: size and kind of the model; `None` takes the checkpoint's.
-    vocabulary: `bytes`, a SentencePiece model or a tokenizer.json, or one that is read already; `None` takes
-      the checkpoint's, or else bytes.
+    init_from: the checkpoint with the first policy; `None` starts from random parameters.
+    config: family and size of the model; `None` takes the checkpoint's.
+    vocabulary: `bytes`, a SentencePiece model, a tokenizer.json, or a vocabulary that is read already; `None`
+      takes the checkpoint's, or bytes where there is none.
 
   Example:
     >>> dro.Policy(init_from='checkpoints/tiny').config is None  # The checkpoint's.
@@ -51,14 +51,15 @@ class Compute:
   """How networks are computed.
 
   Args:
-    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
-    dtype: activations' type; `None` is the model's.
-    scan_layers: one compiled layer for all; `None` is the model's.
-    remat: recompute in the backward pass: True (layers) or 'dots' (all but products); `None` is the model's.
+    chunk_size: response tokens projected to the vocabulary at once; `None` projects all.
+    dtype: the activations' type, `float32` or `bfloat16`; `None` takes the model's.
+    scan_layers: whether one compiled layer is run over all layers' parameters; `None` takes the model's.
+    remat: recomputes in the backward pass: True recomputes layers, 'dots' all but matrix products; `None`
+      takes the model's.
     attention: 'auto' (by length and device), 'dense', 'blockwise', 'splash' or 'cudnn' (see
-      `models.attention.ways`), of decoder-only models; `None` is the model's.
-    dropout_rate: dropout while training, for supervised fine-tuning only.
-    compiler_options: more of them for the step's compilation, by name; each kind of device has its own.
+      `models.attention.ways`), of decoder-only models; `None` takes the model's.
+    dropout_rate: the rate of dropout in training, for supervised fine-tuning only.
+    compiler_options: the compiler's options for the step, by name; each kind of device has its own.
 
   Example:
     >>> dro.replace(spec, compute=dro.Compute(dtype='bfloat16', remat=True)).compute.dtype
@@ -79,9 +80,10 @@ class Value:
   """The value network of an algorithm that has one.
 
   Args:
-    readout: `prompt`, `attention`, `token`, `batch` or `scalar` (see `models.value.ValueNetwork`).
-    shared: read the value off the policy's own trunk.
-    frozen_trunk: fit only what reads that trunk's states, not the trunk.
+    readout: one value for each prompt (`prompt`, `attention`), token (`token`) or batch (`batch`), or one
+      number for all (`scalar`); see `models.value.ValueNetwork`.
+    shared: whether the value reads the policy's own trunk.
+    frozen_trunk: whether only the layers above the trunk are fitted, not the trunk.
 
   Example:
     >>> dro.replace(spec, value=dro.Value(readout='attention', shared=True)).value.shared
@@ -98,8 +100,8 @@ class Optimizers:
   """One optimiser for each network: nothing couples them.
 
   Args:
-    policy: the policy's (see `step.optimizers`), or a function that makes it.
-    value: the value network's.
+    policy: the policy's optimiser (see `step.optimizers`), or a function that makes it.
+    value: the value network's optimiser, or a function that makes it.
 
   Example:
     >>> optimizers = dro.Optimizers(policy=dro.adafactor(1e-4), value=dro.adamw(1e-3))
@@ -116,12 +118,14 @@ class Optimizers:
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-  """What a batch holds, and how it is laid out.
+  """The contents of a batch, and their layout.
 
   Args:
-    size: responses of a batch (or pairs, groups, prompts: what the algorithm wants), exact.
-    deal: `together`, responses to one prompt go to one batch; `uniform`, a batch is drawn from all of them.
-    microbatches: parts in which a batch is scored and pulled back: less memory, the same numbers.
+    size: the exact number of responses in a batch, or of pairs, groups or prompts where the algorithm counts
+      these.
+    deal: `together` deals responses to one prompt to one batch; `uniform` draws a batch from all responses.
+    microbatches: parts of a batch that are scored and pulled back one after another: less memory, the same
+      numbers.
     rows: how a batch is laid out in rows.
     units: how pairs and groups are formed.
 
@@ -146,10 +150,10 @@ class Keep:
   """Which checkpoints are kept.
 
   Args:
-    last: newest ones: where the newest is damaged, the run goes on from the one before.
-    best: best ones.
-    metric: the validation's number that the best is chosen by; `None` keeps the newest only.
-    mode: `min` or `max`.
+    last: how many of the newest; where the newest is damaged, the run resumes from the one before.
+    best: how many of the best.
+    metric: the metric of validation that chooses the best; `None` keeps the newest only.
+    mode: `min` or `max`, whichever value of the metric is best.
 
   Example:
     >>> dro.replace(spec, keep=dro.Keep(last=1, metric='eval/kl')).keep.best
@@ -164,24 +168,24 @@ class Keep:
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-  """A run, before anything of it is there.
+  """The description of a run, before any part of the run exists.
 
-  An algorithm, a reference and optimisers may be given as functions that make them: gin's macros hold such.
+  An algorithm, a reference and optimisers may be given as functions that make them, as gin gives them.
 
   Args:
-    data: triplets, or how to read them given a vocabulary (see `data.triplets.load_triplets`).
-    policy: where the policy starts.
-    algorithm: what to minimise (see `algorithms`); 'FILE.py:NAME' or 'MODULE:NAME' calls your own function.
+    data: triplets, or a function that reads them with a vocabulary (see `data.triplets.load_triplets`).
+    policy: the policy that the run starts from.
+    algorithm: the algorithm (see `algorithms`); 'FILE.py:NAME' or 'MODULE:NAME' calls your own function.
     compute: how networks are computed.
     value: the value network, where the algorithm has one.
-    reference: where the reference's log-probs come from, and how it moves.
-    optimizers: the policy's and the value network's.
-    batches: what a batch holds.
+    reference: the source of the reference's log-probs, and how the reference moves.
+    optimizers: the optimisers of the policy and of the value network.
+    batches: the contents of a batch, and their layout.
     rollouts: how an online algorithm gets its responses and rewards.
-    schedule: how long, and when to log, validate and save.
-    keep: which checkpoints are kept.
-    mesh: devices' arrangement.
-    seed: decides initial parameters, batches and random keys.
+    schedule: the length of the run, and the steps at which it logs, validates and saves.
+    keep: the checkpoints to keep.
+    mesh: the arrangement of devices.
+    seed: the seed of initial parameters, batches and random keys.
 
   Raises:
     UsageError: a setting is out of its range, or two do not go together.
@@ -234,29 +238,30 @@ def replace(spec: RunSpec, **changes: Any) -> RunSpec:
 
 
 def _make_parts(owner: Any, *names: str) -> None:
-  """Calls the functions that stand for what they make."""
+  """Replaces functions that make parts by the parts."""
   for name in names:
     if callable(part := getattr(owner, name)):
       object.__setattr__(owner, name, part())
 
 
 def _refuse_settings(spec: RunSpec) -> None:
-  """Refuses settings that no data could make a run of."""
+  """Refuses settings that make no run, whatever the data."""
   algorithm, readout = spec.algorithm, spec.value.readout
   if not algorithm.temperature >= 0:  # NaN is refused too.
     raise UsageError(
-      f'{algorithm.name} has temperature {algorithm.temperature}, and below 0 the policy is driven from '
-      'its reference: pass 0 or more (--set TAU=1.0, or its own, as in --set copg.beta=0.06).'
+      f'{algorithm.name} has temperature {algorithm.temperature}, and below 0 it drives the policy away '
+      'from its reference: pass 0 or more, as --set TAU=1.0 or as the setting of the algorithm '
+      '(--set copg.beta=0.06).'
     )
   if spec.compute.dropout_rate > 0 and (algorithm.uses_reference or algorithm.uses_value):
     raise UsageError(
-      'dropout is for supervised fine-tuning: with it, an alignment loss would compare log-probs of two '
-      'different networks. Pass --set DROPOUT_RATE=0.'
+      f'DROPOUT_RATE={spec.compute.dropout_rate} is for supervised fine-tuning: with dropout, the loss of '
+      f'{algorithm.name} would compare log-probs of two different networks. Pass --set DROPOUT_RATE=0.'
     )
   if algorithm.uses_token_values and readout != 'token':
     raise UsageError(
-      f'{algorithm.name} reads a value for each token, and the value is read out by {readout}: pass --set '
-      'VALUE_READOUT=token (or --gin_file=values/token.gin).'
+      f'{algorithm.name} reads a value for each token, but VALUE_READOUT={readout} does not give one: pass '
+      '--set VALUE_READOUT=token (or --gin_file=values/token.gin).'
     )
 
 

@@ -24,10 +24,10 @@ from dro_jax.types import Mismatched, Params, Rows
 
 
 class ScoredTable(NamedTuple):
-  """Every response of a table, scored once, in the table's order; and its losses' weighted means by name.
+  """Every response of a table, scored once, in the table's order, and weighted means of losses by name.
 
-  Where the reference moves, `reference_logps` and the losses are of the initial one; `moving_logps`, and the
-  losses whose names end in `_moving`, are of that as it is.
+  Where the reference moves, `reference_logps` and the losses are those of the initial reference, and
+  `moving_logps` and the losses with the ending `_moving` those of the current reference.
   """
 
   logps: np.ndarray
@@ -55,22 +55,22 @@ def make_table_scorer(
 ) -> Callable[[train_state.TrainState, Loader], ScoredTable]:
   """Returns `score_table(state, loader)`, compiled once: no gradient, no dropout, each response once.
 
-  Scores are taken batch by batch. What couples responses (a mean of the batch, KTO's reference point, one
-  value for all) is taken once over the whole table, so that no order and no batch size decides a loss; but
-  which mismatched pairs KTO's is of follows the batches.
+  Scores are taken batch by batch. A number that couples responses (a mean of the batch, KTO's reference
+  point, one value for all) is taken once over the whole table, so the order and the batch size decide no
+  loss. Only the mismatched pairs of KTO's reference point follow the batches.
 
   Args:
     networks: the run's.
-    algorithm: whose losses.
+    algorithm: the algorithm with the losses.
     reference: the run's.
     mesh: rows are split over it.
     chunk_size: response tokens projected to the vocabulary at once.
-    by_batch: what couples responses is taken over each batch, as in runs of earlier versions.
+    by_batch: takes numbers that couple responses over each batch, as in runs of earlier versions.
   """
   pools = networks.value is not None and networks.value.readout == 'batch'
   algorithm = algorithms.with_batch_value(algorithm) if pools else algorithm
   score = scoring.make_score(networks.policy, networks.value, chunk_size=chunk_size)
-  # A pair's or a group's responses lie in one batch: there each loss is known.
+  # The responses of a pair or a group lie in one batch, which therefore gives their loss.
   whole = algorithm.couples and algorithm.unit == 'response' and not by_batch
   yardsticks = {'': None} if reference is None else reference.yardsticks
   losses = functools.partial(_loss_sums, algorithm)
@@ -136,7 +136,7 @@ def _means(sums: _Sums) -> dict[str, float]:
 
 
 def _without_texts(batch: Batch) -> Batch:
-  """What a loss reads of a batch: no token of it, and no prompt."""
+  """A batch without the tokens and prompts, which no loss reads."""
   texts = ('prompt_tokens', 'prompt_segments', 'prompt_positions', 'response_tokens', 'response_positions')
   empty = batch.rows.prompt_tokens[:, :0]
   rows = batch.rows._replace(response_prompt=empty, **dict.fromkeys(texts, empty))
@@ -146,7 +146,7 @@ def _without_texts(batch: Batch) -> Batch:
 
 
 def _joined(parts: Sequence[Mapping[str, Batch]], statistics: Mapping[str, Any]) -> Mapping[str, Batch]:
-  """All batches as one, by what they are measured against."""
+  """All batches as one, by the reference that they are measured against."""
   joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
   return {ending: batch._replace(statistics=statistics) for ending, batch in joined.items()}
 
@@ -168,7 +168,7 @@ def make_token_scorer(policy: nn.Module, mesh: Mesh, chunk_size: int | None = No
   numbers_on_mesh = partitioning.jit_on(mesh, numbers)
 
   def score_rows(params: Params, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    # Only what is read of a row, so that rows of all kinds share a compilation.
+    # Without the fields that scoring does not read, so that rows of all kinds share a compilation.
     bare = rows._replace(columns={}, token_columns={}, mismatched=None, units=None)
     return jax.device_get(numbers_on_mesh(params, bare))
 

@@ -16,11 +16,12 @@ from dro_jax.checkpoints import folders, orbax
 from dro_jax.checkpoints.metadata import FORMAT, saved_format
 from dro_jax.errors import UsageError
 from dro_jax.parallel import machine
-from dro_jax.run import networks
+from dro_jax.run import best, networks
+from dro_jax.run import hooks as hooking
 from dro_jax.run.build import Run, build
 from dro_jax.run.folder import configs, legacy, lock
 from dro_jax.run.folder.configs import Recorded
-from dro_jax.run.hooks import NO_HOOKS, Hooks, refuse_unsampled
+from dro_jax.run.hooks import NO_HOOKS, Hooks
 from dro_jax.run.loop import run_loop
 from dro_jax.step.state import TrainState
 
@@ -37,7 +38,8 @@ def train(
     hooks: metrics and trackers of one's own, and steps to profile; they change no number of the run.
 
   Raises:
-    UsageError: another run has the folder, or it draws no samples for a metric.
+    UsageError: another run has the folder, or the run draws no samples for a metric, or does not measure the
+      one that chooses its best checkpoint.
     NotFinite: a loss is not finite.
     Failed: the disk is full, or otherwise not to be written.
     Stopped: SIGTERM came; the state is saved.
@@ -48,15 +50,35 @@ def train(
     >>> metrics['step']
     2
   """
-  refuse_unsampled(hooks, run.validator.draw is not None)
-  with opened(run, folder, configs) as going:
+  run = _by_rules_of(local_folder(folder), run)
+  hooking.refuse_unsampled(hooks, run.validator.draw is not None)
+  _refuse_unmeasured(run, hooks)
+  with opened(run, folder, configs) as own:
     if jax.process_index() == 0:
-      _describe(going, configs().texts)
-    return run_loop(going.run, going.folder, going.checkpoints, going.state, hooks)
+      _describe(own, configs().texts)
+    return run_loop(own.run, own.folder, own.checkpoints, own.state, hooks)
 
 
-class Going(NamedTuple):
-  """A run in its folder: what was built, where it was left, and what is said of it."""
+def _by_rules_of(folder: pathlib.Path, run: Run) -> Run:
+  """The run, built by the rules of the version that made the one in its folder."""
+  rules = legacy.read(folder)
+  return run if rules == run.legacy else build(run.spec, run.devices, rules)
+
+
+def _refuse_unmeasured(run: Run, hooks: Hooks) -> None:
+  """Refuses a best metric that the run would not measure: only steps later would anyone find out."""
+  metric, held_out = run.spec.keep.metric, run.loaders.statistics or run.loaders.eval
+  if held_out is None or metric in (None, best.CRITERION):
+    return
+  names = run.measured_names()
+  if hooks.metrics and metric not in names:
+    rewarded = run.spec.rollouts.reward is not None
+    names |= hooking.measured_names(hooks, held_out.table, run.schedule.kl_prompts, rewarded=rewarded)
+  best.refuse_unmeasured(metric, names)
+
+
+class OpenedRun(NamedTuple):
+  """A run in its folder: the built run, the state that it resumes from, and its metadata."""
 
   run: Run
   folder: pathlib.Path
@@ -68,22 +90,20 @@ class Going(NamedTuple):
 @contextlib.contextmanager
 def opened(
   run: Run, folder: str | os.PathLike, configs: Callable[[], Recorded] = Recorded, *, writes: bool = True
-) -> Iterator[Going]:
+) -> Iterator[OpenedRun]:
   """A run at its newest checkpoint, or at its beginning; its folder is locked meanwhile.
 
-  Without `writes` a folder whose checkpoints are gone is begun anew, since nothing of it is overwritten.
+  Without `writes` a folder that has lost its checkpoints starts at step 0, because no file is overwritten.
 
   Raises:
-    UsageError: another run has the folder, or the settings would make another run of it.
+    UsageError: another process runs in the folder, or the settings belong to another run.
   """
   folder = local_folder(folder)
-  rules = legacy.read(folder)
-  if rules != run.legacy:
-    run = build(run.spec, run.devices, rules)
-  legacy.warn(rules, run.spec.value.readout, folder)
+  run = _by_rules_of(folder, run)
+  legacy.warn(run.legacy, run.spec.value.readout, folder)
   metadata = _metadata(run, folder)
   with lock.locked(folder), files.disk_of(folder), _cleared_without_memory(folder):
-    # Nothing is written before all that could be refused has been looked at.
+    # A refusal must leave the folder as it was, so all checks come before the first write.
     resumes = folders.has_any(folder)
     state = None if resumes else _first_state(run, folder, writes)
     if resumes:
@@ -97,7 +117,7 @@ def opened(
       best_mode=keep.mode, metadata=metadata,
     )  # fmt: skip
     state = checkpoints.restore_newest(run.abstract_state) if resumes else state
-    yield Going(run, folder, checkpoints, state, metadata)
+    yield OpenedRun(run, folder, checkpoints, state, metadata)
 
 
 def _first_state(run: Run, folder: pathlib.Path, writes: bool) -> TrainState:
@@ -114,19 +134,23 @@ def local_folder(folder: str | os.PathLike) -> pathlib.Path:
   """The run's folder, absolute.
 
   Raises:
-    UsageError: it cannot be a run's.
+    UsageError: the path cannot be the folder of a run.
   """
   folder = os.fspath(folder)
   if '://' in folder:
-    raise UsageError(f'model_dir={folder!r}: metrics are appended to, so pass a local or mounted folder.')
+    raise UsageError(
+      f'model_dir={folder!r} is remote, and metrics are appended to a file: pass a local or mounted folder.'
+    )
   path = pathlib.Path(folder).expanduser().absolute()
   if not folder or path.is_file():
-    raise UsageError(f'model_dir={folder!r} is no folder: pass a new one, or that of a run to resume.')
+    raise UsageError(
+      f'model_dir={folder!r} is not a folder: pass a new folder, or the folder of a run to resume.'
+    )
   return path
 
 
 def _metadata(run: Run, folder: pathlib.Path) -> dict[str, Any]:
-  """What is saved beside every checkpoint of the run."""
+  """The metadata of the run's checkpoints."""
   spec, reference, triplets = run.spec, run.reference, run.triplets
   saved = folders.run_metadata(folder) if folders.has_any(folder) else {}
   data = {'scaling': triplets.scaling.to_json(run.algorithm.temperature), 'units': run.loaders.units}
@@ -148,7 +172,7 @@ def _metadata(run: Run, folder: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _cleared_without_memory(folder: pathlib.Path) -> Iterator[None]:
-  """Leaves nothing that looks like a run where memory does not suffice for one: no checkpoint came about."""
+  """Removes the files of a run that ended without a checkpoint because memory did not suffice."""
   before = set(os.listdir(folder)) if folder.is_dir() else set()
   try:
     yield
@@ -159,14 +183,14 @@ def _cleared_without_memory(folder: pathlib.Path) -> Iterator[None]:
     raise
 
 
-def _describe(going: Going, texts: Mapping[str, str]) -> None:
-  """Writes what the run is: data report, versions, configuration; what it was before this step stays."""
-  folder, step = going.folder, int(going.state.step)
+def _describe(own: OpenedRun, texts: Mapping[str, str]) -> None:
+  """Writes the run's data report, versions and configuration; those of earlier starts stay."""
+  folder, step = own.folder, int(own.state.step)
   folder.mkdir(parents=True, exist_ok=True)
   packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   versions = {'dro_jax': __version__} | {name: found for name in packages if (found := _version(name))}
   versions |= {'python': platform.python_version(), 'device': jax.devices()[0].device_kind}
-  configs.describe(folder, going.metadata, has_saved=step > 0)
+  configs.describe(folder, own.metadata, has_saved=step > 0)
   configs.record(folder, {'versions.json': files.json_text(versions, indent=2) + '\n', **texts}, step)
 
 

@@ -1,7 +1,8 @@
 """A run's checkpoint, loaded to score and to answer with."""
 
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from dro_jax.types import Params
 
 
 class Network(NamedTuple):
-  """A network and its parameters: what flax's `module.apply` takes."""
+  """A network and its parameters, as flax's `module.apply` takes them."""
 
   module: nn.Module
   params: Params
@@ -70,11 +71,11 @@ class TrainedRun(NamedTuple):
     """Answers prompts, which take the run's template and are cut as in training; `[0].text` is the first.
 
     Args:
-      prompts: without the template, one or several.
-      temperature: divides the logits; 0 takes the most probable token.
-      max_length: most tokens of a response.
-      seed: with a prompt's place it decides its sample.
-      options: more of `run.sampling.generation.make_generator`: top_k, top_p, beams, batch_size, ...
+      prompts: one prompt or several, without the template; a conversation is its list of turns, as JSON.
+      temperature: the divisor of the logits; 0 takes the most probable token.
+      max_length: tokens of a response at most.
+      seed: decides, with a prompt's place, the sample for the prompt.
+      options: other options of `run.sampling.generation.make_generator`: top_k, top_p, beams, batch_size, ...
 
     Raises:
       UsageError: settings exclude each other.
@@ -87,7 +88,7 @@ class TrainedRun(NamedTuple):
     return [
       Response(
         self.vocabulary.decode(answer.tokens), answer.logp, answer.tokens,
-        bool(answer.tokens[-1] == vocabularies.EOS),
+        bool(answer.tokens[-1] == self.vocabulary.special.eos),
       )
       for answer in draw(self.state.params['policy'], tokens, range(len(tokens)))
     ]  # fmt: skip
@@ -96,7 +97,7 @@ class TrainedRun(NamedTuple):
     """Scores logged responses: `.logps`, `.log_ratio` (nats), `.values`, in the table's order.
 
     Args:
-      data: a table such as `triplets.train`; of triplets, those that are held out, if any are.
+      data: a table such as `triplets.train`, or triplets, of which the held-out part is taken where one is.
       options: `batch_size` and `chunk_size`, as `score_table` has them.
     """
     table = (data.eval or data.train) if isinstance(data, Triplets) else data
@@ -164,8 +165,16 @@ def score_table(
   run: TrainedRun, table: TokenTable, mesh: Mesh, *, batch_size: int = 32, chunk_size: int | None = None
 ) -> table_scores.ScoredTable:
   """Scores every response of a table exactly once, as training does, but for the losses."""
+  score = _make_scorer(run.networks, mesh, chunk_size, run.state.reference is not None)
+  return score(run.state, batches.once(table, mesh, batch_size))
+
+
+# One function for equal arguments, so that a second call compiles nothing again.
+@functools.lru_cache(maxsize=16)
+def _make_scorer(
+  nets: networks.Networks, mesh: Mesh, chunk_size: int | None, has_reference: bool
+) -> Callable[..., table_scores.ScoredTable]:
   frozen = None
-  if run.state.reference is not None:
-    frozen = reference.Frozen().build(scoring.make_score(run.networks.policy, chunk_size=chunk_size))
-  score_table = table_scores.make_table_scorer(run.networks, NO_LOSS, frozen, mesh, chunk_size)
-  return score_table(run.state, batches.once(table, mesh, batch_size))
+  if has_reference:
+    frozen = reference.Frozen().build(scoring.make_score(nets.policy, chunk_size=chunk_size))
+  return table_scores.make_table_scorer(nets, NO_LOSS, frozen, mesh, chunk_size)

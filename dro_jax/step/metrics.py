@@ -14,6 +14,12 @@ def losses(terms: Mapping[str, Array]) -> dict[str, Array]:
   return {'loss': sum(terms.values()), **{f'loss/{name}': value for name, value in terms.items()}}
 
 
+# `statistics.agreement` has the same mean, spread and explained variance in numpy and float64. It resamples
+# prompts of a whole table, and leaves out what is undefined. Here they are compiled into the step, over a
+# sharded batch in float32, and 0 where undefined, since a number that is not finite would end the run.
+# tests/step/test_metrics.py holds the two to each other.
+
+
 def explained_variance(values: Array, rewards: Array, weights: Array) -> Array:
   """1 − Var(r − V) / Var(r): 1 for a perfect value, 0 for any constant; 0 where rewards do not vary."""
   varies, variance = masked.varies(rewards, weights), masked.weighted_variance(rewards, weights)

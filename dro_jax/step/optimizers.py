@@ -95,14 +95,14 @@ def adafactor(
   """Adafactor (arXiv 1804.04235) with T5X's settings, for one network.
 
   Args:
-    learning_rate: a number, or a schedule of optimiser steps.
+    learning_rate: a number, or a function of the optimiser step.
     decay_rate: the exponent c in β₂(t) = 1 − t^−c.
     multiply_by_parameter_scale: makes updates relative to each parameter's root mean square. Value heads,
       which start at zero, are left out: they would stay there.
     clipping_threshold: largest root mean square of a parameter's update before the learning rate.
     min_dim_size_to_factor: smaller matrices keep a full second moment.
     momentum: decay of a first moment; none by default.
-    max_gradient_norm: clips this network's own global gradient norm; none by default.
+    max_gradient_norm: the norm to which this network's gradient is clipped; `None` clips nothing.
 
   Raises:
     UsageError: with such a setting the update would be NaN or 0, or would increase the loss.

@@ -84,7 +84,7 @@ class Frozen:
   """π_ref is the run's initial policy.
 
   Args:
-    store: none: see `Cached`.
+    store: must be `None`: this reference is scored afresh at every step.
 
   Example:
     >>> dro.RunSpec(data=data, policy=policy).reference == dro.Frozen()
@@ -110,9 +110,10 @@ class Cached:
   The numbers are those of `Frozen` to rounding; no parameters of π_ref are held, and no pass of it is made.
 
   Args:
-    store: the column store.
-    sample: see `Stored`.
-    tolerance: see `Stored`.
+    store: the folder that `dro_jax cache_reference` wrote.
+    sample: the number of responses that are scored again, to check the store.
+    tolerance: nats by which a token's log-prob may differ from the stored one; `None` is .001, and .1 in
+      bfloat16.
 
   Example:
     >>> dro.replace(spec, reference=dro.Cached('stores/reference')).reference.store
@@ -161,9 +162,9 @@ class Soft:
   state keeps a third policy beside π and π_ref, the initial one, by which the run is measured.
 
   Args:
-    alpha: the weight of the *policy* (most moving averages mean the opposite), 0 < α ≤ 1.
+    alpha: the policy's weight in an update, 0 < α ≤ 1 (many moving averages give the other weight).
     every: optimiser steps, not microbatches, between updates.
-    store: none: what moves cannot be cached.
+    store: must be `None`: a reference that moves cannot be cached.
 
   Example:
     >>> dro.replace(spec, reference=dro.Soft(alpha=0.6, every=512)).reference.alpha
@@ -211,7 +212,7 @@ class Hard:
 
   Args:
     every: optimiser steps between updates.
-    store: none: what moves cannot be cached.
+    store: must be `None`: a reference that moves cannot be cached.
 
   Example:
     >>> dro.replace(spec, reference=dro.Hard(every=512)).reference.every

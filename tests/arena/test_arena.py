@@ -33,7 +33,7 @@ def report(finished):
   return Report([Table('Scores', rows)], {'scores.png': lambda figure: figure.subplots().plot([0, 1])})
 
 
-def test_only_what_is_missing_is_run(tmp_path):
+def test_the_arena_runs_only_missing_cells(tmp_path):
   world, folder = World(), str(tmp_path / 'arena')
 
   def arena(**settings):
@@ -87,7 +87,7 @@ def test_results_tell_of_every_finished_cell(tmp_path, capsys):
   assert 'mine: 4 cells, 0 of them done' in shown and 'Scores' in shown
 
 
-def test_what_cannot_be_run_is_refused(tmp_path):
+def test_unknown_methods_no_seeds_and_other_settings_are_refused(tmp_path):
   world, folder = World(), str(tmp_path / 'arena')
   with pytest.raises(UsageError, match=r"the suite mine has no method 'aa' \(did you mean a\?\)"):
     run.arena(folder, world.suite, algorithms='aa')

@@ -22,7 +22,7 @@ def test_a_cell_is_read_as_it_was_written(tmp_path):
   assert cells.read_all(tmp_path) == [found]
 
 
-def test_what_differs_in_anything_is_another_cell(tmp_path):
+def test_cells_with_any_difference_have_different_files(tmp_path):
   others = [
     CELL._replace(algorithm='kto'),
     CELL._replace(seed=1),

@@ -13,7 +13,7 @@ def finished(algorithm, rate, seed, validation, regret, axes=None):
   return Finished(cell, {'best': measured, 'last': measured | {'validation': 1.0}}, 1.0)
 
 
-def test_validation_chooses_and_never_the_test():
+def test_validation_prompts_choose_hyperparameters_and_test_prompts_do_not():
   cells = [
     finished('a', 0.1, 0, 0.5, [9.0]),
     finished('a', 0.2, 0, 0.6, [0.0]),
@@ -33,7 +33,7 @@ def test_a_trial_is_chosen_for_all_seeds_and_incomplete_ones_are_not_compared():
   assert list(chosen.results) == [0, 1] and chosen.trials == 2
 
 
-def test_what_diverged_is_the_worst():
+def test_a_diverged_trial_ranks_last():
   cells = [finished('a', 0.1, 0, None, [None]), finished('a', 0.2, 0, 5.0, [1.0])]
   assert results.choose(cells, ['a'], 'best')['a'].hyperparameters == {'learning_rate': 0.2}
   only = results.choose(cells[:1], ['a'], 'best')['a']
@@ -59,7 +59,7 @@ def test_intervals_cover_the_spread_over_seeds_and_over_prompts():
   assert found.value == pytest.approx((seeds + prompts).mean())
 
 
-def test_points_of_the_axes():
+def test_points_lists_every_value_of_the_axes_once():
   cells = [finished('a', 0.1, 0, 0.1, [0.0], {'noise': noise}) for noise in (1, 0, 1)]
   assert results.points(cells) == [{'noise': 0}, {'noise': 1}]
   assert len(results.at(cells, {'noise': 1})) == 2

@@ -15,11 +15,12 @@ import pytest
 
 import dro_jax
 from dro_jax import main
-from dro_jax.cli import flags, registry, tables
+from dro_jax.cli import bindings, flags, registry, tables
 from dro_jax.cli import help as usage
 from dro_jax.cli.bindings import command_line_bindings, configure, known_parameters, register
 from dro_jax.cli.values import _annotations, gin_line
 from dro_jax.configs import effects, parameters
+from dro_jax.configs import text as config_text
 from dro_jax.errors import UsageError, did_you_mean
 
 _COMMANDS_MODULE = """
@@ -335,9 +336,9 @@ def test_unknown_commands_and_flags(refused):
     ('--gin.MODEL_DIR=text', 'text is not a valid gin value: quote strings'),
     ('--gin.STEPS', "'--gin.STEPS' has no value"),
     ('--set=STEPS', 'pass --set NAME=VALUE'),
-    ('--set=ALGORITHM=milld', "gin knows nothing called 'milld' (did you mean mild?)"),
-    ('--set=fit.algorithm=milld', "gin knows nothing called 'milld' (did you mean mild?)"),
-    ('--set=STEPS=many', "'many' is not a number or boolean, and the value so far is 100"),
+    ('--set=ALGORITHM=milld', "gin has no configurable 'milld' (did you mean mild?)"),
+    ('--set=fit.algorithm=milld', "gin has no configurable 'milld' (did you mean mild?)"),
+    ('--set=STEPS=many', "'many' is not a number or boolean, as the current value 100 is"),
     (
       '--init_from=x',
       '--init_from: this command does not use INIT_FROM; `dro_jax fit --help` lists the settings',
@@ -351,7 +352,7 @@ def test_unknown_commands_and_flags(refused):
     ('--gin_file=algorithms/mil.gin', 'did you mean algorithms/mild.gin?'),
   ],
 )
-def test_what_nothing_knows_is_refused(refused, argument, message):
+def test_unknown_gin_names_are_refused_with_a_suggestion(refused, argument, message):
   assert message in refused('fit', '--triplets=a', argument)
 
 
@@ -360,7 +361,7 @@ def test_a_class_has_its_parameters():
     _configure('train', '--gin.Schedule.log_evry=3')
   with pytest.raises(UsageError, match='--set STEPS=1.5: Schedule.steps takes a whole number'):
     _configure('train', '--set=STEPS=1.5')
-  assert known_parameters()['Schedule']['steps'] == ('1000', "the run's length.", effects.LENGTH)
+  assert known_parameters()['Schedule']['steps'] == ('1000', 'the length of the run.', effects.LENGTH)
 
 
 def test_a_configurable_takes_the_place_of_its_own_kind():
@@ -449,7 +450,7 @@ def test_a_setting_of_text_takes_any_text(name):
     ('arena', 'POST_EDIT=text', 'text'),
   ],
 )  # fmt: skip
-def test_what_a_setting_admits_decides_what_is_typed(name, setting, value):
+def test_the_type_of_a_setting_decides_how_its_text_is_read(name, setting, value):
   _configure(name)
   assert _set(setting) == value
 
@@ -654,6 +655,19 @@ def test_the_defaults_of_a_command_bind(name):
   assert callable(_configure(name))
 
 
+@pytest.mark.parametrize('name', [name for name, command in tables.COMMANDS.items() if not command.own])
+def test_a_command_registers_all_that_its_gin_file_names(name, monkeypatch):
+  """Within one process other commands would have registered it."""
+  known = set()
+  monkeypatch.setattr(bindings, '_configurable', lambda module, public: known.add(public))
+  register(tables.COMMANDS[name])
+  known = {bindings._GIN_NAMES.get(public, public) for public in known}
+  lines = list(config_text.read(usage.default_text(name, tables.GIN_CONFIGS), name))
+  named = [config_text.split(line.name)[1] for line in lines if line.name]
+  named += [selector for line in lines for _, selector in config_text.references(line.value)]
+  assert {selector.rpartition('.')[2] for selector in named} - {''} <= known
+
+
 _SHARED = [path.relative_to(tables.GIN_CONFIGS) for path in sorted(tables.GIN_CONFIGS.rglob('*.gin'))]
 
 
@@ -684,7 +698,7 @@ def mild_dro(tau=0.5, name='mild'):
 
 
 @pytest.mark.parametrize('decorated', [False, True])
-def test_an_algorithm_of_ones_own_file_is_chosen_and_bound(tmp_path, monkeypatch, decorated):
+def test_set_chooses_an_algorithm_of_the_users_file_and_gin_binds_it(tmp_path, monkeypatch, decorated):
   monkeypatch.chdir(tmp_path)
   text = OWN_FILE.replace('\ndef', '\nimport gin\n@gin.configurable\ndef') if decorated else OWN_FILE
   pathlib.Path('own_dro.py').write_text(text)
@@ -711,7 +725,7 @@ def test_an_algorithm_of_ones_own_file_is_chosen_and_bound(tmp_path, monkeypatch
   [
     ('--set=ALGORITHM=absent.py:mild_dro', 'ALGORITHM=absent.py:mild_dro: cannot import absent.py'),
     ('--set=ALGORITHM=own_dro.py:wild_dro', "own_dro.py has no function 'wild_dro'"),
-    ('--set=ALGORITHM=own_dro.py:dro_v', 'dro_jax uses the name dro_v itself'),
+    ('--set=ALGORITHM=own_dro.py:dro_v', 'dro_jax has an algorithm dro_v, too'),
     ('--set=mild_dro.tua=0.3', r"parameter named 'tua'.*did you mean tau\?"),
     (
       '--set=TAU=0.3',
@@ -719,7 +733,7 @@ def test_an_algorithm_of_ones_own_file_is_chosen_and_bound(tmp_path, monkeypatch
     ),
   ],
 )
-def test_an_algorithm_of_ones_own_that_cannot_be_had_is_refused(tmp_path, monkeypatch, argument, message):
+def test_a_missing_algorithm_of_the_users_file_is_refused(tmp_path, monkeypatch, argument, message):
   monkeypatch.chdir(tmp_path)
   pathlib.Path('own_dro.py').write_text(OWN_FILE)
   with pytest.raises(UsageError, match=message):

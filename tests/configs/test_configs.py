@@ -36,7 +36,7 @@ def test_a_text_is_read_with_its_lines_and_comments():
   assert found['other.loss'].value == '@a.b.unused'
 
 
-def test_what_gin_prints_is_read_as_what_was_typed():
+def test_a_value_that_gin_printed_over_several_lines_is_read():
   printed = "load.columns = \\\n    {'prompt': 'a long name',\n     'reward': 'b'}\n"
   [binding] = read(printed, 'config.gin')
   assert binding.value == "{'prompt': 'a long name', 'reward': 'b'}"
@@ -54,7 +54,7 @@ def test_the_last_binding_holds_and_says_what_it_overrode():
 
 
 @pytest.mark.parametrize('text', ['A = (1', 'a word', "A = 'open"])
-def test_what_is_no_gin_is_refused(text):
+def test_text_that_is_not_gin_is_refused(text):
   with pytest.raises(UsageError, match='mine.gin'):
     list(read(text, 'mine.gin'))
 

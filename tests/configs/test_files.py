@@ -58,7 +58,7 @@ def test_a_file_is_found_without_its_ending_or_refused_with_a_neighbour(packaged
     files.find('trian', packaged, ['train'])
 
 
-def test_a_run_tells_what_it_was_made_with_and_went_on_with(run, packaged):
+def test_a_runs_bindings_come_from_its_first_configuration_and_later_changes(run, packaged):
   found = collect(files.read_run(run, packaged))
   assert found.last['STEPS'] == Binding('STEPS', '30', 'config.20.gin:2', 'how long')
   assert found.overrode['STEPS'].origin == 'config.9.gin:2'

@@ -16,7 +16,7 @@ Schedule.steps = %STEPS
 """
 
 
-def test_a_configuration_of_before_a_run_was_a_spec_is_read_in_todays_names():
+def test_old_names_of_settings_in_a_saved_configuration_become_todays():
   found = settings(collect(renamed.read_saved(SAVED, 'config.gin')), ['train'], {})
   read = {f'{owner}.{name}': x.value for owner, values in found.items() for name, x in values.items()}
   assert read['RunSpec.algorithm'] == '@kto' and read['Batches.size'] == '8'

@@ -8,11 +8,15 @@ import pytest
 
 from dro_jax import algorithms
 from dro_jax.data.sources import find, task_modules
+from dro_jax.data.table import cache as table_cache
+from dro_jax.data.table import table
+from dro_jax.data.text import tokenise
 from dro_jax.data.text.vocabularies import vocabulary
 from dro_jax.data.triplets import Triplets, load_triplets, require_rewards, with_missing_rewards_zero
 from dro_jax.errors import UsageError
 from dro_jax.run import batches
 from tests.data.generated import ratings, records
+from tests.data.text import tiny_tokenizers
 
 MODULE = """
 from dro_jax.data.sources import seqio_tasks
@@ -226,6 +230,88 @@ def test_conversations_are_rendered_by_the_runs_template(tmp_path):
   assert found[0].train.rewards.tolist() == [1.0]
 
 
+@pytest.fixture(scope='module')
+def qwen(tmp_path_factory) -> str:
+  return tiny_tokenizers.qwen(tmp_path_factory.mktemp('qwen'))
+
+
+TALK = [
+  {'role': 'user', 'content': 'Hi'},
+  {'role': 'assistant', 'content': 'Yes?'},
+  {'role': 'user', 'content': 'So?'},
+]
+
+
+def test_prompts_of_a_chat_model_go_through_its_template(tmp_path, qwen):
+  words = vocabulary(qwen)
+  path = write(tmp_path / 't.jsonl', [
+    {'prompt': 'Hello', 'response': 'there', 'reward': 1}, {'prompt': TALK, 'response': 'Well', 'reward': 0},
+    {'prompt': TALK[2:], 'response': 'a <|im_end|>', 'reward': 0},
+    {'prompt': 'Hello', 'response': 'you', 'reward': 2},
+  ])  # fmt: skip
+  found = load(path, vocabulary=qwen, validation_fraction=0)
+  table = found.train
+  assert [table.prompts[i] for i in range(4)] == ['Hello', json.dumps(TALK), 'So?', 'Hello']
+  for i in range(4):
+    [(prompt, _)] = tokenise.prompts([table.prompts[i]], words, by_chat=True)
+    [response] = tokenise.responses([table.prompts[i]], [table.responses[i]], words, by_chat=True).ids
+    np.testing.assert_array_equal(table.prompt(i), prompt)
+    np.testing.assert_array_equal(table.response(i), response)
+  assert (table.response(2) == words.special.eos).sum() == 1
+  assert found.report['options']['chat'] is True and table.report['tokenised_apart'] == 0
+  assert load(path, vocabulary=qwen, validation_fraction=0).train.directory == table.directory
+
+
+def test_a_chat_models_template_can_be_switched_off(tmp_path, qwen, caplog):
+  words = vocabulary(qwen)
+  path = write(tmp_path / 't.jsonl', [
+    {'prompt': TALK, 'response': ' Well', 'reward': 1},
+    {'prompt': 'What is the cap', 'response': 'ital', 'reward': 0},
+  ])  # fmt: skip
+  with_template, found = (
+    load(path, vocabulary=qwen, chat=chat, validation_fraction=0) for chat in (None, False)
+  )
+  assert with_template.train.directory != found.train.directory
+  table = found.train
+  assert table.prompts[0] == 'user: Hi\nassistant: Yes?\nuser: So?'
+  np.testing.assert_array_equal(table.prompt(0), words.encode(table.prompts[0]))
+  np.testing.assert_array_equal(table.response(1), [*words.encode('ital'), words.special.eos])
+  assert found.report['options']['chat'] is False and table.report['tokenised_apart'] == 1
+  assert '1 of 2 responses are tokenised apart from their prompts' in caplog.text
+
+
+def test_a_record_that_the_models_template_refuses_is_named(tmp_path):
+  folder = tiny_tokenizers.gemma(tmp_path / 'gemma')
+  record = {'prompt': [{'role': 'system', 'content': 'Be brief.'}, *TALK[:1]], 'response': 'a', 'reward': 0}
+  path = write(tmp_path / 't.jsonl', [{'prompt': 'q', 'response': 'a', 'reward': 1}, record])
+  with pytest.raises(UsageError, match=r't.jsonl:2: .*There is no system turn.*CHAT=false'):
+    load(path, vocabulary=folder, validation_fraction=0)
+
+
+def test_settings_that_the_models_template_makes_void_are_refused(tmp_path, qwen, files):
+  with pytest.raises(UsageError, match='CHAT_TEMPLATE=.*has a chat template of its own'):
+    load(files[0], vocabulary=qwen, chat_template='{content}')
+  with pytest.raises(UsageError, match='CHAT=true, but'):
+    load(files[0], chat=True)
+  path = write(tmp_path / 't.jsonl', [{'prompt': TALK, 'response': 'a', 'reward': 1}])
+  with pytest.raises(UsageError, match='TEMPLATE=.*is a conversation'):
+    load(path, vocabulary=qwen, template='Q: {prompt}', validation_fraction=0)
+
+
+def test_tables_of_a_t5_are_found_under_the_names_that_they_always_had():
+  """These are those of the first version with tables of decoder-only models."""
+  options = {
+    'prompt_length': 8,
+    'response_length': 9,
+    'overlong': 'drop',
+    'keep': 'end',
+    'template': 'Q: {prompt}',
+  }
+  described = table.description('x', vocabulary('bytes'), **options)
+  assert described['fingerprint'] == '3133099940f4c5cf9f6bcbd8c29ac1ae' and 'chat' not in described['options']
+  assert table_cache.table_name(find.Source('s', None, 'y'), vocabulary('bytes'), options) == 's-eb6c2bb2ffc5'
+
+
 def test_load_triplets_refuses_an_empty_name():
   with pytest.raises(UsageError, match='pass --triplets'):
     load('')
@@ -304,6 +390,15 @@ def test_the_error_of_an_unknown_name_lists_the_known_ones(module):
     load(f'{name}_plain', task_split='test')
   with pytest.raises(UsageError, match=r"task module 'no\.such\.module'"):
     load('x', task_modules='no.such.module')
+
+
+def test_a_task_module_that_raises_is_refused_with_its_line(tmp_path):
+  path = tmp_path / 'broken_tasks_of_this_test.py'
+  path.write_text('\n1 / 0')
+  said = r"task module '.*': importing .* raised ZeroDivisionError: .*broken_tasks_of_this_test.py, line 2\)"
+  for _ in range(2):
+    with pytest.raises(UsageError, match=said):
+      load('x', task_modules=str(path))
 
 
 # --- real input

@@ -48,10 +48,10 @@ def test_a_command_of_dro_jax_is_one(arguments):
 @pytest.mark.parametrize('arguments', commands(['python', 'launch/launch.py']))
 def test_a_command_of_the_launcher_is_one(arguments, monkeypatch):
   monkeypatch.chdir(ROOT)
-  ours, theirs = launch.split(arguments)
-  job, _, _ = launch.parse(ours)
+  launcher, command = launch.split(arguments)
+  job, _, _ = launch.parse(launcher)
   assert job.backend.startswith('launch.backends.')
-  assert theirs[0] in COMMANDS
+  assert command[0] in COMMANDS
 
 
 @pytest.mark.parametrize('arguments', commands(['make']))

@@ -6,9 +6,12 @@ import re
 import shlex
 import sys
 
+import numpy as np
 import pytest
 
 from dro_jax import main
+from dro_jax.models import policy
+from tests.models import bag
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'extend'
 BLOCK = re.compile(r'^```(\w+)\n(.*?)^```', re.MULTILINE | re.DOTALL)
@@ -34,14 +37,18 @@ def place(tmp_path, monkeypatch):
       del sys.modules[name]
 
 
-def write_files(page):
-  """Writes the blocks that name a file in their first line; returns the names."""
-  names = []
+def files_of(page):
+  """The files that a page shows, by name: blocks name their file in the first line, and may share one."""
+  texts = {}
   for _, text in BLOCK.findall((FOLDER / f'{page}.md').read_text()):
     if match := re.match(r'# (\w+\.\w+)\n', text):
-      pathlib.Path(match[1]).write_text(text)
-      names.append(match[1])
-  return names
+      texts.setdefault(match[1], []).append(text.removeprefix(match[0]).strip('\n'))
+  return {name: '\n\n\n'.join(parts) + '\n' for name, parts in texts.items()}
+
+
+def write_files(page):
+  for name, text in files_of(page).items():
+    pathlib.Path(name).write_text(text)
 
 
 def commands(page):
@@ -52,6 +59,11 @@ def commands(page):
 
 def records(folder):
   return [json.loads(line) for line in pathlib.Path(folder, 'metrics.jsonl').read_text().splitlines()]
+
+
+def losses_of(record):
+  """The loss of a record, on training or on held-out responses."""
+  return [value for name, value in record.items() if name in ('loss', 'eval/loss')]
 
 
 def run_all(page):
@@ -77,7 +89,7 @@ def test_a_loss(place, capsys):
     file.write('# Changed.\n')
   [[_, *arguments]] = commands('loss')
   assert main.main([*arguments, '--set', 'STEPS=6']) == 2
-  assert "the algorithm's file, or one that it imports, holds other code" in capsys.readouterr().err
+  assert "the algorithm's file, or a file that it imports, holds other code" in capsys.readouterr().err
 
 
 def test_a_data_set(place, capsys):
@@ -109,7 +121,23 @@ def test_a_command(place, capsys):
   assert len(json.loads(capsys.readouterr().out)['longest']) == 2
 
 
-def test_a_model(place):
+def test_a_model(place, capsys, monkeypatch):
+  monkeypatch.setattr(policy, 'FAMILIES', dict(policy.FAMILIES))
   write_files('model')
+  import test_bag
+
+  test_bag.test_a_score_is_the_sum_over_tokens()
   run_all('model')
   assert json.loads(pathlib.Path('runs/small/run.json').read_text())['model']['emb_dim'] == 24
+  packed, apart = ([losses_of(record) for record in records(f'runs/{name}')] for name in ('bag', 'apart'))
+  assert len(packed) == 3 and all(packed)
+  np.testing.assert_allclose(packed, apart, rtol=1e-5)
+  checked = dict(
+    re.findall(r'^(log_ratio|sampled_and_scored) +(\S+) *$', capsys.readouterr().out, re.MULTILINE)
+  )
+  assert float(checked['log_ratio']) == 0 and float(checked['sampled_and_scored']) < 1e-4
+  assert len(pathlib.Path('answers.jsonl').read_text().splitlines()) == 20
+
+
+def test_the_family_of_the_page_is_the_one_that_other_tests_hold():
+  assert files_of('model')['bag.py'] == pathlib.Path(bag.__file__).read_text()

@@ -1,11 +1,15 @@
 """The site's pages: each has its place, links lead to pages, and generated parts are made."""
 
+import dataclasses
 import importlib
 import importlib.util
 import pathlib
 import re
 
 import pytest
+
+from dro_jax import losses
+from dro_jax.run.spec import RunSpec
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCS = ROOT / 'docs'
@@ -51,8 +55,30 @@ def test_the_settings_page_has_every_setting_of_train():
   page = conf.expand((DOCS / 'reference/settings.md').read_text())
   text = (ROOT / 'gin_configs/runs/train.gin').read_text()
   settings = re.findall(r'^([A-Z][A-Z0-9_]*) =', text, re.MULTILINE)
-  assert re.findall(r'^\| `([A-Z][A-Z0-9_]*)` \|', page, re.MULTILINE) == settings
-  assert '## Rows' in page
+  # The two that have no default are flags.
+  shown = re.findall(r'^\| `([A-Z][A-Z0-9_]*)` \|', page, re.MULTILINE)
+  assert sorted(shown) == sorted([*settings, 'MODEL_DIR', 'TRIPLETS'])
+
+
+def test_the_settings_page_says_of_a_field_what_the_code_says():
+  page = conf.expand((DOCS / 'reference/settings.md').read_text())
+  rows = re.findall(r'^\| `(\S+)` \| (.*) \|$', page, re.MULTILINE)
+  cells = {name: re.split(r' (?<!\\)\| ', row) for name, row in rows}
+  assert all(meaning for _, _, meaning, _ in cells.values())
+  assert cells['MICROBATCHES'][0] == '`Batches.microbatches`: `int`' and cells['MICROBATCHES'][3] == 'free'
+  assert cells['KL_PROMPTS'][1] == '`64` (in Python `0`)'
+  assert cells['make_mesh.fsdp'][:2] == ['`MeshSpec.fsdp`: `int`', '`1`']
+  assert cells['VOCABULARY'][3] == 'same contents' and cells['PAIRS'][3] == 'same result'
+  assert cells['STEPS'][3].startswith('free (`warmup_linear.decay_steps`')
+  # Every field of RunSpec has its section.
+  titles = re.findall(r'^## (\w+)$', page, re.MULTILINE)
+  assert titles == ['train', *(field.name for field in dataclasses.fields(RunSpec))]
+
+
+def test_the_papers_page_names_the_paper_of_every_loss_but_imitation():
+  page = conf.expand((DOCS / 'papers.md').read_text())
+  rows = re.findall(r'^\| \[\d{4}\.\d{5}\]\(.*?\) \| (.*) \|$', page, re.MULTILINE)
+  assert sorted(re.findall(r'`(\w+)`', ' '.join(rows))) == [name for name in losses.__all__ if name != 'sft']
 
 
 @pytest.mark.parametrize('backend', ['gke', 'local', 'slurm', 'tpu_vm'])

@@ -93,7 +93,7 @@ def test_agrees_with_what_training_measured(dro_v, result):
     assert path['low'] <= path['value'] <= path['high']
 
 
-def test_says_what_was_scored_and_is_json(result):
+def test_the_result_counts_scored_responses_and_is_json(result):
   assert (result['responses'], result['prompts'], result['step']) == (30, 8, 2)
   assert result['effective_temperature'] != result['temperature'] == 0.5
   assert result['within_prompts']['pairs'] > 0
@@ -126,7 +126,7 @@ def test_restores_policy_reference_and_value(dro_v):
   assert np.abs(state.params['value']['head']['kernel']).max() > 0
 
 
-def test_files_are_read_as_the_run_read_its_own_unless_something_else_is_said(files, dro_v, tmp_path, caplog):
+def test_evaluate_reads_files_with_the_runs_options_unless_others_are_passed(files, dro_v, tmp_path, caplog):
   caplog.set_level('INFO', logger='dro_jax')
   params, saved = orbax.load_params(dro_v)
   described = {key: saved[key] for key in ('model', 'vocabulary')}

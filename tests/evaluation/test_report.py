@@ -106,7 +106,7 @@ def test_a_value_and_its_interval_are_evaluates_own(write):
   assert same == {'value': 0.0, 'low': 0.0, 'high': 0.0}
 
 
-def test_what_both_scored_is_compared(write):
+def test_a_report_compares_responses_that_both_runs_scored(write):
   """Whatever the order, and however often a response was logged."""
   whole = measured(0.5)
   arrays = ('examples', 'prompts', 'rewards', 'lengths', 'logps', 'reference_logps')
@@ -120,7 +120,7 @@ def test_what_both_scored_is_compared(write):
   assert (one.tolist(), other.tolist()) == ([0, 2], [1, 0])
 
 
-def test_what_a_run_lacks_is_left_out(write):
+def test_a_metric_that_one_run_lacks_has_no_difference(write):
   without = measured(0.5, reference_logps=None, sample_log_ratios=None)
   result = report.report([write('a', measured(0.5)), write('b', without)], resamples=5)
   assert row(result, 'Last validation', 'kl')['b'] is None

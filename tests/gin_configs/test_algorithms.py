@@ -10,6 +10,7 @@ import pytest
 from dro_jax import algorithms, main
 from dro_jax.cli import bindings, tables
 from dro_jax.cli.flags import parse_flags
+from dro_jax.inspection import methods
 
 FOLDER = tables.GIN_CONFIGS / 'algorithms'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.gin'))
@@ -94,6 +95,10 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp('configs')
     patch.syspath_prepend(folder)
     yield World(folder)
+
+
+def test_every_algorithm_has_a_gin_file():
+  assert set(methods.methods()) <= set(NAMES)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -61,7 +61,7 @@ def test_the_commands_of_an_experiment_are_commands(name):
 
 
 @pytest.mark.parametrize('name', [name for name in NAMES if name != 'forkme.gin'])
-def test_what_an_experiment_starts_from_is_made_by_its_commands(name):
+def test_the_commands_of_an_experiment_make_its_first_checkpoint(name):
   made = {
     argument.partition('=')[2] for argv in commands(name) for argument in argv if 'model_dir' in argument
   }
@@ -221,7 +221,7 @@ def test_experiments_with_the_papers_own_models_bind_them(name, fields):
   assert {field: registry.bound_value(f'CausalConfig.{field}') for field in fields} == fields
 
 
-def test_what_nobody_could_verify_is_said():
+def test_settings_that_could_not_be_verified_are_marked():
   soft = (GIN_CONFIGS / 'references' / 'soft.gin').read_text()
   assert 'could not be verified' in soft and 'TRUST_REGION_EVERY = ' in soft
   assert 'could not be verified' in ' '.join(header('trust_region/kto.gin')['Stated'])

@@ -3,8 +3,9 @@ import pytest
 
 from dro_jax.data import scaling
 from dro_jax.data.table import table
-from dro_jax.data.text import vocabularies
+from dro_jax.data.text import tokenise, vocabularies
 from dro_jax.inspection import describe
+from tests.data.text import tiny_tokenizers
 
 LIMIT = 6
 
@@ -124,3 +125,17 @@ def test_rewards_of_few_values_are_counted_one_by_one():
   assert found['is_binary'] and [bar['count'] for bar in found['histogram']] == [1, 2]
   many = describe.rewards(np.arange(100.0))
   assert not many['is_binary'] and sum(bar['count'] for bar in many['histogram']) == 100
+
+
+@pytest.mark.parametrize('by_chat', [True, False])
+def test_whole_lengths_of_a_decoder_only_model_are_those_of_its_tokens(tmp_path, by_chat):
+  words = vocabularies.vocabulary(tiny_tokenizers.qwen(tmp_path / 'words'))
+  texts = [('ZYX' * 20, 'WVU' * 20), ('ZYX', 'WVU')]
+  records = [{'prompt': prompt, 'response': response, 'reward': 0} for prompt, response in texts]
+  options = {'prompt_length': 50, 'response_length': 20, 'chat': by_chat}
+  built = table.build(records, words, tmp_path / 'table', **options)
+  found = describe.whole_lengths(built, words, 50, by_chat)
+  whole = [len(ids) for ids, _ in tokenise.prompts([prompt for prompt, _ in texts], words, by_chat=by_chat)]
+  assert found.prompt_tokens.tolist() == whole and whole[0] > 50
+  assert found.response_tokens.tolist() == [61, 4]
+  assert describe.unknown_share(built, words.special.unknown) == 0

@@ -4,6 +4,7 @@ import shlex
 import numpy as np
 import pytest
 
+import dro_jax as dro
 from dro_jax import main
 from dro_jax.cli import bindings, flags, registry
 from dro_jax.cli import help as usage
@@ -18,6 +19,7 @@ from dro_jax.inspection import inspect, warnings
 from dro_jax.inspection import methods as admission
 from dro_jax.inspection import packing as inspection_packing
 from dro_jax.inspection.command import DEFAULTS, train_command
+from tests.data.text import tiny_tokenizers
 
 _CONFIGS = command_tables.GIN_CONFIGS
 
@@ -71,7 +73,7 @@ def inspected(capsys):
   return run
 
 
-def test_a_data_set_of_ones_own_module_is_inspected_and_proposed(write, inspected):
+def test_inspect_reads_a_task_of_the_users_module_and_its_command_imports_it(write, inspected):
   write()
   with open('own_tasks_of_inspect.py', 'w') as file:
     file.write(
@@ -93,7 +95,7 @@ def bound(command):
   return {macro: registry.bound_value(macro) for macro in (*DEFAULTS, 'TRIPLETS', 'INIT_FROM', 'ALGORITHM')}
 
 
-def test_a_file_is_inspected_and_its_command_reads_it_so(write, inspected, capsys):
+def test_the_proposed_command_reads_the_file_with_the_inspected_settings(write, inspected, capsys):
   found = inspected(write("it's mine.jsonl"), '--set=TEMPLATE="{prompt}"?', '--set=RESPONSE_LENGTH=24')
   assert (found['records'], found['prompts']) == (80, 40)
   assert found['responses_per_prompt']['prompts_by_responses'] == {'2': 40}
@@ -114,7 +116,7 @@ def test_a_file_is_inspected_and_its_command_reads_it_so(write, inspected, capsy
   assert 'Variance of the reward' in shown and 'dro_fixed_value' in shown
 
 
-def test_the_command_takes_what_the_data_admits(write, inspected):
+def test_the_proposed_command_has_an_algorithm_that_the_data_admit(write, inspected):
   labelled = inspected(write('a.jsonl', reward=lambda i: None, label=lambda i: i % 2))
   assert 'a.jsonl:1' in labelled['rewards_problem'] and labelled['rewards'] is None
   assert 'Rewards cannot be read' in labelled['warnings'][0]
@@ -144,7 +146,7 @@ def test_rewards_that_are_words_are_guessed_and_said(write, inspected):
   assert bound(found['command'])['ALGORITHM'].selector.endswith('dro_v')
 
 
-def test_words_that_nobody_knows_make_a_template_to_fill_in(write, inspected):
+def test_unknown_reward_words_give_a_map_reward_to_fill_in(write, inspected):
   found = inspected(thumbs(write, ['gut', 'good', 'geht so'] * 4))
   wanted = '--map_reward=gut=NUMBER,good=1,geht so=NUMBER'
   assert shlex.split(found['command']) == ['dro_jax', 'inspect', '--triplets=thumbs.jsonl', wanted]
@@ -232,6 +234,29 @@ def test_rows_are_as_full_as_the_placement_says(write):
   assert found['settings'] == (best['settings'] if best['total'] > own['total'] + 0.02 else {})
 
 
+def test_advice_names_arguments_in_python_and_settings_on_the_command_line(write, inspected):
+  path = write(response=lambda i: 'word ' * (1 + i), reward=lambda i: 5 + (i % 3 if i else 300))
+  flags = inspected(path, '--set=RESPONSE_LENGTH=100')
+  found = dro.inspect(path, response_length=100)
+  for flag, argument in [
+    ('--set RESPONSE_LENGTH=', 'response_length='),
+    ('pass --set REWARD_SCALING=quantile', "pass scaling='quantile'"),
+    (': --set REWARD_SCALING=standardise centres it', ": scaling='standardise' centres it"),
+    ('pass --init_from or --set VOCABULARY to', 'pass init_from or vocabulary to'),
+  ]:
+    assert flag in ' '.join(flags['warnings']) and flag not in ' '.join(found.warnings)
+    assert argument in ' '.join(found.warnings)
+  assert '--' not in ' '.join((*found.warnings, *(method['reason'] for method in found.methods)))
+  shown = found._repr_html_().replace('&#x27;', "'")
+  assert '--' not in shown and "Value(readout='token')" in shown
+  assert found.command == flags['command'] and '--set' in found.command
+  ratings = write('thumbs.jsonl', reward=lambda i: ('not ok', 'fine, thanks')[i % 2])
+  [said, *_] = dro.inspect(ratings).warnings
+  assert "Pass map_reward={'not ok': 'NUMBER', 'fine, thanks': 'NUMBER'}, with a number" in said
+  [said, *_] = dro.inspect(write('some.jsonl', reward=lambda i: None if i == 3 else 'up')).warnings
+  assert "map_reward='" in said and '--' not in said
+
+
 @pytest.mark.parametrize(
   'found, message',
   [
@@ -240,7 +265,7 @@ def test_rows_are_as_full_as_the_placement_says(write):
     ({'mean': 0.0, 'sd': 0.0, 'max': 0.0, 'min': 0.0}, 'only imitation'),
   ],
 )
-def test_what_matters_of_rewards_is_said(found, message):
+def test_warnings_name_offcentre_extreme_and_constant_rewards(found, message):
   scaling = {'kind': 'standardise', 'temperature': 1.0, 'effective_temperature': found['sd']}
   said = list(warnings._of_rewards(found, scaling, {'texts_with_conflicting_rewards': 0}, judged=False))
   assert any(message in each for each in said)
@@ -290,3 +315,14 @@ def test_a_command_brings_any_text_as_it_is(template):
   asked = [admission.Admission('dro_v', True)]
   words = train_command(asked, ('dro_v',), {'init_from': None}, {'TEMPLATE': template})
   assert bound(shlex.join([*words, '--triplets=x']))['TEMPLATE'] == template
+
+
+def test_a_chat_models_data_is_described_as_its_run_will_read_it(tmp_path, write, inspected):
+  folder = tiny_tokenizers.qwen(tmp_path / 'words')
+  write(response=lambda i: f'{"ab" if i % 2 else "ital"} {i}', prompt=lambda i: f'the cap{i // 2}')
+  with_template = inspected('mine.jsonl', f'--set=VOCABULARY={folder}')
+  assert with_template['vocabulary']['chat'] and with_template['tokenised_apart'] == 0
+  assert 'CHAT' not in with_template['command']
+  found = inspected('mine.jsonl', f'--set=VOCABULARY={folder}', '--set=CHAT=false')
+  assert not found['vocabulary']['chat'] and 'CHAT=False' in found['command']
+  assert found['lengths']['prompt_tokens']['max'] < with_template['lengths']['prompt_tokens']['min']

@@ -35,7 +35,7 @@ def asked(written, **options):
   return {found.method: found for found in admission.admissions(triplets, **options)}
 
 
-def test_every_public_algorithm_is_asked_and_no_label_or_value_is():
+def test_methods_has_every_algorithm_that_trains_a_policy_and_no_labels():
   methods = admission.methods()
   assert {'dro_v', 'kto', 'dpo', 'a_lol', 'rloo_online'} <= set(methods)
   assert not {'regression', 'column_labels', 'zero_baseline'} & set(methods)
@@ -83,7 +83,7 @@ def test_pairs_that_the_held_out_prompts_do_not_make_are_refused(file):
 
 
 @pytest.mark.parametrize('name', ['dpo', 'a_lol', 'topr', 'weighted_bc', 'kto', 'gold'])
-def test_what_is_refused_here_is_refused_by_train_in_the_same_words(file, name, tmp_path, monkeypatch):
+def test_train_refuses_an_algorithm_with_the_reason_that_inspect_gives(file, name, tmp_path, monkeypatch):
   """`train` itself, up to where it has looked at its data."""
   path, cache = written = file('single')
 

@@ -87,7 +87,7 @@ def test_files_that_are_here_only_are_refused(tmp_path, monkeypatch):
   ('REFERENCE_STORE', 'cached.store'), ('COLUMNS_FROM', 'load_triplets.columns_from'),
   ('DATA_DIR', 'load_triplets.data_dir'),
 ])  # fmt: skip
-def test_paths_that_a_gin_file_binds_are_looked_at(flag, parameter, tmp_path, monkeypatch):
+def test_paths_in_a_gin_file_are_checked(flag, parameter, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(checks, '_is_tracked', lambda path: path.endswith('.gin'))
   (tmp_path / 'here.jsonl').write_text('{}')
@@ -114,7 +114,7 @@ def test_paths_that_a_gin_file_binds_are_looked_at(flag, parameter, tmp_path, mo
     tpu_vm.refuse(_job(), bound)
 
 
-def test_an_experiment_says_what_its_pod_lacks_before_it_is_rented():
+def test_paths_of_an_experiment_that_the_pod_lacks_are_refused_before_renting():
   train = ['train', '--model_dir=/mnt/runs/a', '--gin_file=experiments/dro/t5_l.gin']
   with pytest.raises(
     UsageError, match=r'experiments/dro/t5_l.gin:\d+: INIT_FROM=checkpoints/.*--init_from=\.\.\.'
@@ -208,7 +208,7 @@ def ask(job=None, arguments=TRAIN):
     checks.preflight(job or _job(), arguments, 'v5e:4x8', how, dry_run=False)
 
 
-def test_what_fits_is_said(found, capsys):
+def test_a_run_that_fits_prints_memory_time_and_chip_hours(found, capsys):
   found(f'print("a word"); {printed(REPORT)}')
   ask()
   said = capsys.readouterr().err
@@ -244,13 +244,13 @@ UNTOLD = {'fits': False, 'memory': {'total': None, 'available': 16 * 2**30}, 're
     ('', False, r"pip install 'jax\[tpu\]'; --job.preflight=False skips this check"),
   ],
 )
-def test_what_does_not_fit_is_refused_with_the_remedy(found, line, libtpu, refusal):
+def test_a_run_that_does_not_fit_is_refused_with_the_remedy(found, line, libtpu, refusal):
   found(line, libtpu)
   with pytest.raises(UsageError, match=refusal):
     ask()
 
 
-def test_who_says_so_or_trains_nothing_is_not_asked(found):
+def test_preflight_is_skipped_on_request_and_for_commands_that_do_not_train(found):
   found('', libtpu=False)
   ask(_job(preflight=False))
   ask(arguments=['evaluate', '--model_dir=/mnt/runs/a'])
@@ -289,7 +289,7 @@ def test_a_vocabulary_that_is_not_here_takes_the_data_with_it(tmp_path, vocabula
     assert any(words.values(command, flag)) == kept
 
 
-def test_a_model_that_only_the_checkpoint_knows_is_asked_for():
+def test_preflight_needs_a_model_size_where_only_the_checkpoint_has_it():
   given = ['train', '--init_from=/mnt/runs/t5']
   with pytest.raises(UsageError, match='--job.preflight_flags='):
     checks.command(_job(), given, 'v5e:4x8')
@@ -297,7 +297,7 @@ def test_a_model_that_only_the_checkpoint_knows_is_asked_for():
   assert flags[0] in checks.command(_job(preflight_flags=flags), given, 'v5e:4x8')
 
 
-def test_a_machine_is_not_asked_for_where_the_run_does_not_fit(cloud, found):
+def test_no_machine_is_created_for_a_run_that_does_not_fit(cloud, found):
   found(printed(SMALL))
   with pytest.raises(UsageError, match='does not fit v5e:4x4'):
     tpu_vm.run(_job(), TRAIN)

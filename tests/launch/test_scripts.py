@@ -61,7 +61,7 @@ def test_arguments_survive_the_shell(tmp_path):
   assert part.stdout == whole[10:110]
 
 
-def test_a_run_that_nobody_began_is_missing_and_one_that_was_killed_is_gone(tmp_path):
+def test_status_tells_a_run_that_never_started_from_one_that_was_killed(tmp_path):
   def told():
     environment = {'HOME': str(tmp_path), 'PATH': '/usr/bin:/bin'}
     done = subprocess.run(['sh', '-c', SCRIPTS['status']], env=environment, capture_output=True, text=True)

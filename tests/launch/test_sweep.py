@@ -80,7 +80,7 @@ def test_every_combination_is_a_cell_with_a_name_of_its_own():
     ({'gin_file': ('a/x.gin', 'b/x.gin')}, {}, '2 cells of the sweep have the name gin_file_x'),
   ],
 )
-def test_what_is_no_sweep_is_refused(product, together, words):
+def test_specs_that_give_no_cells_are_refused(product, together, words):
   with pytest.raises(UsageError, match=words):
     cells.cells(sweep(product, together))
 
@@ -110,7 +110,7 @@ def test_a_failed_cell_stops_no_other_and_what_is_done_is_not_done_again(command
   assert 'seed_0  0     done' in capsys.readouterr().out
 
 
-def test_a_cell_is_done_again_once_a_file_that_it_names_holds_something_else(command, tmp_path, capsys):
+def test_a_cell_repeats_after_a_change_in_a_file_that_it_names(command, tmp_path, capsys):
   ours, theirs = command
   files = {'triplets': tmp_path / 'a.jsonl', 'gin_file': tmp_path / 'mine.gin'}
   for file in files.values():
@@ -146,7 +146,7 @@ def test_a_note_that_cannot_be_written_stops_no_cell(command, tmp_path, capsys):
   assert len((tmp_path / 'runs' / 'log').read_text().splitlines()) == 4
 
 
-def test_an_error_of_ours_lets_the_cells_save(command, tmp_path, monkeypatch):
+def test_after_an_error_of_the_launcher_running_cells_save(command, tmp_path, monkeypatch):
   ours, theirs = command
   start = cells.children.start
 

@@ -126,7 +126,7 @@ def test_r_lol_is_where_its_weights_are_its_policy(bandit):
   np.testing.assert_allclose(policy, weights / weights.sum(), atol=1e-4)
 
 
-def test_a_lol_kl_clones_by_what_is_left_of_advantages(bandit):
+def test_a_lol_kl_imitates_in_proportion_to_advantages_less_the_kl_weight(bandit):
   advantages = jnp.array([1.0, 0.5, 0.2])
   policy, _ = bandit(lambda logps, *_: losses.a_lol_kl(logps, bandit.reference_logps, advantages))
   np.testing.assert_allclose(policy, np.array([0.2 * 0.9, 0.3 * 0.4, 0.5 * 0.1]) / 0.35, atol=1e-4)

@@ -1,7 +1,9 @@
-"""What every loss is held to alike: its arguments and defaults, shapes, padding, far log-ratios, traced τ."""
+"""What every loss is held to alike: names of its arrays, shapes, padding, far log-ratios, traced τ."""
 
 import functools
+import importlib
 import inspect
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,64 +12,57 @@ import pytest
 
 from dro_jax import losses
 
-ONE = 'policy_logps reference_logps'
-TOKENS = 'policy_logps reference_logps mask'
-PAIRS = 'policy_chosen_logps policy_rejected_logps reference_chosen_logps reference_rejected_logps'
-GROUPS = 'policy_logps reference_logps rewards mask'
-LENGTHS = {'chosen_lengths': None, 'rejected_lengths': None}
-# Arguments, and settings with their defaults.
-CONTRACT = {
-  'dro_v_policy': (f'{ONE} rewards values', {'tau': 1.0}),
-  'dro_v_value': (f'{ONE} rewards values', {'tau': 1.0}),
-  'dro_v_token_value': (f'{TOKENS} rewards values', {'tau': 1.0}),
-  'dro_v_residual': (f'{ONE} rewards values', {'tau': 1.0}),
-  'dro_p': (f'{ONE} rewards mean', {'tau': 1.0}),
-  'kto': (f'{ONE} labels reference_point', {'beta': 0.1, 'desirable_weight': 1.0, 'undesirable_weight': 1.0}),
-  'kto_reference_point': (f'{ONE} weights', {}),
-  'bco': (f'{ONE} labels shift', {'beta': 0.1}),
-  'a_lol': (f'{ONE} advantages', {'epsilon': 0.9}),
-  'a_lol_ref_free': ('policy_logps advantages', {}),
-  'a_lol_kl': (f'{ONE} advantages', {'kl_weight': 0.1}),
-  'a_lol_sequence': (f'{TOKENS} advantages', {'epsilon': 0.9}),
-  'r_lol': (f'{ONE} rewards', {'epsilon': 0.9}),
-  'sft': ('policy_logps', {}),
-  'weighted_bc': ('policy_logps rewards', {}),
-  'gold': ('policy_logps mask rewards', {'floor': 0.1}),
-  'reinforce': (f'{ONE} rewards baselines', {'beta': 0.0}),
-  'ppo_clip': ('policy_logps behaviour_logps advantages', {'epsilon': 0.2}),
-  'topr': ('policy_logps behaviour_logps rewards', {}),
-  'awr': ('policy_logps advantages', {'beta': 1.0}),
-  'ppo_token': ('policy_logps mask behaviour_logps advantages', {'epsilon': 0.2}),
-  'qrpo': (f'{ONE} quantiles', {'beta': 0.1}),
-  'oreo_value': (f'{TOKENS} values rewards', {'beta': 0.03}),
-  'oreo_policy': (f'{TOKENS} values rewards', {'beta': 0.03}),
-  'dpo': (PAIRS, {'beta': 0.1, 'label_smoothing': 0.0}),
-  'ipo': (PAIRS, {'tau': 0.1} | LENGTHS),
-  'slic': ('policy_chosen_logps policy_rejected_logps', {'delta': 1.0, 'sft_weight': 0.1}),
-  'copg': (GROUPS, {'beta': 0.06}),
-  'agro': (GROUPS, {'beta': 0.1}),
-  'rebel': (GROUPS.replace('reference', 'behaviour'), {'eta': 1.0}),
-  'rloo': (GROUPS, {'beta': 0.05}),
-  'pro': ('policy_logps rewards lengths mask', {'sft_weight': 0.05}),
-  'nca': (GROUPS, {'beta': 0.01, 'alpha': 0.01}),
+# The arrays that losses take, by name, with the axes that they may have: responses B, pairs P, groups G of K,
+# tokens T; '' is one number for the batch.
+AXES = {
+  'policy_logps': ('B', 'B T', 'G K'),
+  'reference_logps': ('B', 'B T', 'G K'),
+  'behaviour_logps': ('B', 'B T', 'G K'),
+  'policy_chosen_logps': ('P',),
+  'policy_rejected_logps': ('P',),
+  'reference_chosen_logps': ('P',),
+  'reference_rejected_logps': ('P',),
+  'mask': ('B T', 'G K'),
+  'rewards': ('B', 'G K'),
+  'values': ('B', 'B T'),
+  'advantages': ('B', 'B T'),
+  'baselines': ('B',),
+  'quantiles': ('B',),
+  'labels': ('B',),
+  'weights': ('B',),
+  'lengths': ('G K',),
+  'mean': ('',),
+  'shift': ('',),
+  'reference_point': ('',),
 }
-BY_GROUP = ('copg', 'agro', 'rebel', 'rloo', 'pro', 'nca')
-BY_TOKEN = ('dro_v_token_value', 'a_lol_sequence', 'gold', 'ppo_token', 'oreo_value', 'oreo_policy')
-SCALARS = ('mean', 'shift', 'reference_point')
-# Of a response also where log-probs are of its tokens.
-OF_RESPONSES = dict.fromkeys(BY_TOKEN, ('rewards', 'advantages')) | {'ppo_token': ()}
+
+
+def parameters(name):
+  return inspect.signature(getattr(losses, name)).parameters.values()
+
+
+# The axes of each loss's arrays, and the defaults of its settings.
+ARRAYS = {
+  name: {p.name: p.annotation.dim_str for p in parameters(name) if p.default is p.empty}
+  for name in losses.__all__
+}
+SETTINGS = {
+  name: {p.name: p.default for p in parameters(name) if p.default is not p.empty} for name in losses.__all__
+}
+BY_GROUP = [name for name, axes in ARRAYS.items() if axes.get('policy_logps') == 'G K']
+BY_TOKEN = [name for name, axes in ARRAYS.items() if axes.get('policy_logps') == 'B T']
+SHAPES = {'': (), 'B': (2,), 'P': (2,), 'G': (2,), 'B T': (2, 4), 'G K': (2, 4)}
 MASK = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
 
 
 def example(name, outside=-2.0):
   """Arrays for a loss: two responses, pairs or groups; `outside` is what lies beyond a mask."""
   rng, arrays = np.random.default_rng(3), {}
-  masked = name in BY_GROUP + BY_TOKEN
-  for argument in CONTRACT[name][0].split():
-    shape = (2, 4) if masked and argument not in OF_RESPONSES.get(name, ()) else (2,)
+  for argument, axes in ARRAYS[name].items():
+    shape = SHAPES[axes]
     x = -rng.gamma(4.0, 2.0, shape) if 'logps' in argument else rng.uniform(0.2, 1.0, shape)
     x = np.array([1.0, 0.0]) if argument == 'labels' else 5 * x if argument == 'lengths' else x
-    x = 0.4 if argument in SCALARS else np.where(MASK, x, outside) if shape == (2, 4) else x
+    x = np.where(MASK, x, outside) if shape == MASK.shape else x
     arrays[argument] = jnp.asarray(MASK) if argument == 'mask' else jnp.asarray(x, jnp.float32)
   return arrays
 
@@ -84,29 +79,33 @@ def values_and_gradients(name, arrays):
   return {'value': per_example} | gradients
 
 
-def test_the_contract_covers_every_loss():
-  assert set(losses.__all__) == set(CONTRACT)
+@pytest.mark.parametrize('name', losses.__all__)
+def test_arrays_have_the_names_and_axes_that_all_losses_share(name):
+  assert {argument: axes for argument, axes in ARRAYS[name].items() if axes not in AXES[argument]} == {}
+  assert next(iter(ARRAYS[name])).startswith('policy')
 
 
-@pytest.mark.parametrize('name', CONTRACT)
-def test_arguments_and_defaults(name):
-  parameters = inspect.signature(getattr(losses, name)).parameters.values()
-  needed = [p.name for p in parameters if p.default is p.empty]
-  assert needed == CONTRACT[name][0].split()
-  assert {p.name: p.default for p in parameters if p.default is not p.empty} == CONTRACT[name][1]
+def test_every_file_lists_the_losses_that_it_defines():
+  listed = []
+  for path in pathlib.Path(losses.__file__).parent.glob('[!_]*.py'):
+    module = importlib.import_module(f'dro_jax.losses.{path.stem}')
+    functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+    assert module.__all__ == sorted(name for name in functions if not name.startswith('_'))
+    listed += module.__all__
+  assert sorted(listed) == losses.__all__
 
 
-@pytest.mark.parametrize('name', CONTRACT)
+@pytest.mark.parametrize('name', losses.__all__)
 def test_one_float32_for_each_example_whether_or_not_temperatures_are_traced(name):
   loss, arrays = getattr(losses, name), example(name)
-  temperatures = {key: jnp.float32(0.3) for key in ('tau', 'beta', 'eta') if key in CONTRACT[name][1]}
+  temperatures = {key: jnp.float32(0.3) for key in ('tau', 'beta', 'eta') if key in SETTINGS[name]}
   for settings in ({}, temperatures):
     found = jax.eval_shape(lambda arrays, settings: loss(**arrays, **settings), arrays, settings)
     assert found.dtype == jnp.float32
-    assert found.shape == (() if name == 'kto_reference_point' else (2,))
+    assert found.shape == SHAPES[inspect.signature(loss).return_annotation.dim_str]
 
 
-@pytest.mark.parametrize('name', CONTRACT)
+@pytest.mark.parametrize('name', losses.__all__)
 def test_every_wrong_shape_raises(name):
   """Also where all are wrong alike: log-probs of tokens in place of their sums are another method."""
   loss, arrays = getattr(losses, name).__wrapped__, example(name)
@@ -136,7 +135,7 @@ def test_fewer_than_two_members_have_no_loss(name):
     assert not np.asarray(found).any(), key
 
 
-@pytest.mark.parametrize('name', CONTRACT)
+@pytest.mark.parametrize('name', losses.__all__)
 def test_two_hundred_nats_from_the_reference_stay_finite(name):
   near, far = jnp.float32(-1.0), jnp.float32(-201.0)
   arrays = example(name)

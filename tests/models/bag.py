@@ -1,6 +1,6 @@
-"""A family of models that the tests add: a token's state is made of its prompt's mean and its prefix's mean.
+"""A family of models without an encoder or attention: a bag of embeddings.
 
-No encoder, no attention, and other special tokens than T5's.
+The state that predicts a token is made of the mean embedding of its prompt and of the tokens before it.
 """
 
 import dataclasses
@@ -32,16 +32,6 @@ class BagConfig:
   start: int = 1
 
 
-class Memory(NamedTuple):
-  states: Array
-  segments: Array
-
-
-class Cache(NamedTuple):
-  prompts: Array
-  sums: Array
-
-
 class Bag(nn.Module):
   config: BagConfig
 
@@ -51,34 +41,47 @@ class Bag(nn.Module):
     self.embedding = self.param('embedding', init, shape, jnp.float32)
     self.mix = nn.Dense(self.config.emb_dim)
 
-  def states(self, prompts: Array, responses: Array) -> Array:
-    return jnp.tanh(self.mix(jnp.concatenate([prompts, responses], axis=-1)))
+  def states(self, prompts: Array, prefixes: Array) -> Array:
+    return jnp.tanh(self.mix(jnp.concatenate([prompts, prefixes], axis=-1)))
 
   def logits(self, states: Array) -> Array:
     return states @ self.embedding.T
 
   def __call__(self, rows):
-    memory = _encode(self, rows, False)
-    return self.logits(_decode(self, memory, rows, rows, False))
+    return self.logits(_decode(self, _encode(self, rows, False), rows, rows, False))
+
+
+class Memory(NamedTuple):
+  """The embeddings of the prompts' tokens `[B, S, D]`, and the prompt of the row that each belongs to."""
+
+  states: Array
+  segments: Array
 
 
 def _encode(network, rows, dropout):
   return Memory(network.embedding[rows.prompt_tokens], rows.prompt_segments)
 
 
-def _mean(weights_BTS, states_BSD):
-  return weights_BTS @ states_BSD / jnp.maximum(jnp.sum(weights_BTS, axis=-1, keepdims=True), 1)
-
-
 def _decode(network, memory, rows, responses, dropout):
-  segments, positions = responses.response_segments, responses.response_positions
-  previous = jnp.pad(responses.response_tokens[:, :-1], ((0, 0), (1, 0)))
-  inputs = network.embedding[jnp.where(positions == 0, network.config.start, previous)]
-  own = (segments[:, :, None] == segments[:, None, :]) & (positions[:, :, None] >= positions[:, None, :])
-  prompts = responses.response_prompt[:, :, None] == memory.segments[:, None, :]
-  return network.states(
-    _mean(prompts.astype(jnp.float32), memory.states), _mean(own.astype(jnp.float32), inputs)
-  )
+  segments_BT, positions_BT = responses.response_segments, responses.response_positions
+  previous_BT = jnp.pad(responses.response_tokens[:, :-1], ((0, 0), (1, 0)))
+  inputs_BTD = network.embedding[jnp.where(positions_BT == 0, network.config.start, previous_BT)]
+  same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+  prefix_BTT = same_BTT & (positions_BT[:, :, None] >= positions_BT[:, None, :])
+  prompt_BTS = responses.response_prompt[:, :, None] == memory.segments[:, None, :]
+  return network.states(_mean(prompt_BTS, memory.states), _mean(prefix_BTT, inputs_BTD))
+
+
+def _mean(chosen, states):
+  weights = chosen.astype(jnp.float32)
+  return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1) @ states
+
+
+class Cache(NamedTuple):
+  """For each response, the mean embedding of its prompt and the sum over its inputs so far, `[N, D]`."""
+
+  prompts: Array
+  sums: Array
 
 
 def _run(network, rows, dropout):
@@ -87,16 +90,16 @@ def _run(network, rows, dropout):
 
 
 def _start(network, prompts, max_length, copies):
-  tokens, segments = prompts
-  means = _mean((segments == 1).astype(jnp.float32)[:, None], network.embedding[tokens])[:, 0]
-  means = jnp.repeat(means, copies, axis=0)
-  sums = jnp.broadcast_to(network.embedding[network.config.start][None], means.shape)
-  return network.states(means, sums), Cache(means, sums)
+  tokens_BS, segments_BS = prompts
+  means_BD = _mean(segments_BS[:, None] == 1, network.embedding[tokens_BS])[:, 0]
+  means_ND = jnp.repeat(means_BD, copies, axis=0)
+  sums_ND = jnp.broadcast_to(network.embedding[network.config.start][None], means_ND.shape)
+  return network.states(means_ND, sums_ND), Cache(means_ND, sums_ND)
 
 
 def _advance(network, cache, tokens, position):
-  sums = cache.sums + network.embedding[tokens]
-  return network.states(cache.prompts, sums / (position + 1)), cache._replace(sums=sums)
+  sums_ND = cache.sums + network.embedding[tokens]
+  return network.states(cache.prompts, sums_ND / (position + 1)), cache._replace(sums=sums_ND)
 
 
 def _select(cache, rows, same_prompts):

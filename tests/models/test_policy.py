@@ -105,7 +105,7 @@ def test_a_configuration_survives_its_metadata(config):
 
 
 def test_metadata_of_an_unknown_family_is_refused():
-  with pytest.raises(UsageError, match="no model family 'bag', only t5, causal: pass one"):
+  with pytest.raises(UsageError, match="no model family 'bag', only t5, causal, t5gemma: pass one"):
     policy.saved_config({'family': 'bag', 'model': dataclasses.asdict(BAG)})
 
 

@@ -295,7 +295,7 @@ def test_parameters_and_moments_are_sharded():
 
 
 @pytest.mark.parametrize('scan', [False, True])
-def test_factored_moments_are_cut_as_what_they_are_factors_of(scan):
+def test_factored_moments_are_sharded_like_the_axes_of_their_parameters(scan):
   # Widths 16, MLP 16 (square), heads together 32.
   config = dataclasses.replace(CONFIG, num_encoder_layers=2, scan_layers=scan, mlp_dim=16)
   _, where = state_on(partitioning.make_mesh(1, 4, 2), config)

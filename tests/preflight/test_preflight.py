@@ -67,7 +67,7 @@ HELD = {
 }  # fmt: skip
 
 
-def test_a_small_step_sends_what_it_did(report):
+def test_the_collectives_of_a_small_step_are_unchanged(report):
   found = {(row['kind'], row['group']): row for row in report['bytes']['collectives']}
   assert found.keys() == SENT.keys()
   for (kind, size), (runs, sent, largest) in SENT.items():
@@ -76,7 +76,7 @@ def test_a_small_step_sends_what_it_did(report):
     assert row['sent_bytes'] == pytest.approx(sent, rel=0.02)
 
 
-def test_a_small_step_holds_what_it_did(report):
+def test_the_memory_of_a_small_step_is_unchanged(report):
   assert {name: report['memory'][name] for name in HELD} == pytest.approx(HELD, rel=0.02)
   assert report['fits'] and report['memory']['available'] == slices.CHIPS['v5e'].hbm
 
@@ -121,7 +121,7 @@ def test_a_batch_of_groups_has_groups_of_the_runs_size():
 
 
 @pytest.mark.parametrize('algorithm', [algorithms.a_lol, algorithms.topr, algorithms.kto])
-def test_stand_ins_have_what_algorithms_read(algorithm):
+def test_placeholder_data_have_the_columns_that_algorithms_read(algorithm):
   run = with_stand_ins(algorithm=algorithm, value=Value('prompt'))
   assert len(run.loaders.train.table) >= SPEC.batches.size
 
@@ -201,7 +201,7 @@ def test_the_mesh_that_a_run_has_is_no_change():
   assert dict(spread.fields['mesh'].over().shape) == {'data': 1, 'fsdp': 2, 'model': 4}
 
 
-def test_a_sweep_compiles_what_may_do_and_ranks_what_fits(monkeypatch):
+def test_a_sweep_compiles_meshes_that_may_fit_and_ranks_those_that_do(monkeypatch):
   """Of ten meshes one does not divide, one holds too much, and one is beyond the limit."""
 
   def rehearse(spec, where):
@@ -236,7 +236,7 @@ def test_a_sweep_of_slices_joins_them_either_way():
   assert found[2] == {'data': 1, 'fsdp': 2, 'model': 1, 'dcn_data': 1, 'dcn_fsdp': 2}
 
 
-def test_what_samples_its_responses_is_refused(monkeypatch):
+def test_preflight_refuses_online_algorithms(monkeypatch):
   monkeypatch.setattr(slices, 'find', lambda name: here())
   with pytest.raises(UsageError, match='samples its responses'):
     preflight.preflight(replace(SPEC, algorithm=algorithms.rloo_online), 'here', **LENGTHS)
@@ -250,7 +250,7 @@ def test_what_samples_its_responses_is_refused(monkeypatch):
     ('CompileTimeHbmOom: Ran out of memory on HBM.', None),
   ],
 )
-def test_what_the_compiler_says_of_a_step_that_is_too_large(said, gib):
+def test_the_compilers_message_gives_the_memory_of_a_step_that_is_too_large(said, gib):
   found = compilation._too_large(said, STATELESS, here(), 1.0)
   assert found['memory']['total'] == (None if gib is None else gib * 2**30)
   assert found['fits'] is False
@@ -262,7 +262,7 @@ FULL = (
 )
 
 
-def test_what_is_computed_again_is_of_no_use(monkeypatch):
+def test_recomputed_layers_do_not_count_as_useful_flops(monkeypatch):
   def compile_step(*_):
     raise RuntimeError(FULL.format('hbm', 'G'))
 
@@ -275,7 +275,7 @@ def test_what_is_computed_again_is_of_no_use(monkeypatch):
   assert 1.2 < found['flops']['step'] / found['flops']['useful'] < 4 / 3
 
 
-def test_what_is_no_main_memory_is_no_memory():
+def test_running_out_of_another_memory_than_hbm_is_refused():
   with pytest.raises(UsageError, match='a memory other than HBM: .* 16.00M vmem'):
     compilation._too_large(FULL.format('vmem', 'M'), STATELESS, here(), 1.0)
 
@@ -344,6 +344,6 @@ def test_a_program_that_jaxlib_cannot_read_is_read_from_the_compilers_dump(tmp_p
   assert compilation._text(Unread(), tmp_path) == 'HloModule here'
 
 
-def test_a_program_that_cannot_be_read_is_told_with_what_it_takes(tmp_path):
+def test_the_error_for_an_unreadable_program_gives_its_memory(tmp_path):
   with pytest.raises(UsageError, match=r'takes 1\.50 GiB a chip.*RET_CHECK failure\. Pass another'):
     compilation._text(Unread(), tmp_path)

@@ -25,7 +25,7 @@ TABLE = tables.Table(
     (Estimate(0.12, float('nan'), float('nan')), '0.1200'),
   ],
 )  # fmt: skip
-def test_entries(value, expected):
+def test_numbers_print_with_four_digits_and_missing_ones_as_a_dash(value, expected):
   assert tables.text(value) == expected
 
 

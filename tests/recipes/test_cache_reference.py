@@ -141,7 +141,7 @@ def test_evaluate_has_the_reference_of_a_cached_run(finished, data, policy, tmp_
   assert reference_store.digest_of(moved.state.reference) == reference_store.digest_of(
     orbax.load_params(policy)[0]
   )
-  with pytest.raises(UsageError, match=r'kept no parameters of it[\s\S]*pass --init_from'):
+  with pytest.raises(UsageError, match=r'hold no parameters of the reference[\s\S]*pass --init_from'):
     trained.load_run(folder, one_device(), init_from=str(tmp_path / 'nowhere'))
   other = save_policy(tmp_path / 'other', seed=1)
   with pytest.raises(UsageError, match='holds another policy'):

@@ -168,7 +168,7 @@ def test_held_out_prompts_get_values_and_the_others_leave_the_data(data, tmp_pat
   assert np.isfinite(report['explained_variance/held_out'])
 
 
-def test_a_value_that_explains_less_than_is_asked_for_is_refused_and_not_written(fitted, data, tmp_path):
+def test_a_value_below_min_explained_variance_is_refused_and_not_written(fitted, data, tmp_path):
   for name in ('fold_0', 'fold_1'):
     (tmp_path / name).symlink_to(fitted[0] / name)
   with pytest.raises(UsageError, match=r'V explains 0\.\d+ .* MIN_EXPLAINED_VARIANCE=1.5'):

@@ -46,6 +46,40 @@ def test_a_metric_that_returns_no_number_is_refused(validated):
     hooks.measure(hooks.Hooks([wordy]), *validated)
 
 
+@pytest.mark.parametrize('setting', ['metrics', 'trackers'])
+def test_a_file_that_raises_while_it_is_imported_is_refused_in_words(tmp_path, setting):
+  (tmp_path / 'own.py').write_text('def f(*_):\n  return 0\n\n1 / 0\n')
+  said = rf'{setting.upper()}=.*own.py:f: importing .*own.py raised ZeroDivisionError.*own.py, line 4\)'
+  with pytest.raises(UsageError, match=said):
+    hooks.make_hooks(**{setting: f'{tmp_path / "own.py"}:f'})
+
+
+def test_a_metric_that_raises_is_refused_with_its_line(validated):
+  with pytest.raises(UsageError, match=r'METRICS: worst raised TypeError: .*test_hooks.py, line \d+\)'):
+    hooks.measure(hooks.Hooks([worst]), *validated)
+
+
+def worst(prompts, responses, rewards):
+  return min(rewards)
+
+
+def test_the_names_of_ones_own_metrics_are_known_before_anything_is_sampled(validated):
+  seen = []
+
+  def both(*call):
+    seen.append(call)
+    return {'one': 1, 'two': 2}
+
+  table, _ = validated
+  assert hooks.measured_names(hooks.Hooks([both, worst]), table, 8, rewarded=True) == {
+    'eval/one', 'eval/two', 'eval/worst'
+  }  # fmt: skip
+  hooks.measured_names(hooks.Hooks([both]), table, 1, rewarded=False)
+  [(prompts, responses, rewards), (some, _, unrewarded)] = seen
+  assert sorted(zip(prompts, responses, rewards)) == [('p0', '0', 0.0), ('p1', '2', 2.0)]
+  assert (len(some), unrewarded) == (1, None)
+
+
 def wordy(prompts, responses, rewards):
   return 'much'
 

@@ -62,7 +62,7 @@ def test_a_checkpoints_policy_is_built_with_the_settings_that_are_passed(tmp_pat
 
 
 @pytest.mark.parametrize('has_value', [False, True])
-def test_what_of_a_value_network_is_new_is_said_once(tmp_path, caplog, has_value):
+def test_the_log_names_the_new_parts_of_a_value_network_once(tmp_path, caplog, has_value):
   small = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
   save(tmp_path / 'saved', small, value={'readout': 'prompt'} if has_value else None)
   nets = networks.build(small, uses_value=True)

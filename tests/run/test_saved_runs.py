@@ -70,7 +70,7 @@ def train(name, steps, *more):
 
 
 @pytest.mark.parametrize('name', [name for name in RUNS if name != 'kto'])
-def test_a_saved_run_goes_on_to_the_numbers_of_the_version_that_made_it(name, folder):
+def test_a_saved_run_resumes_to_the_numbers_of_its_own_version(name, folder):
   assert folders.newest_step(name) == 4
   assert train(name, 8) == 0
   training, validations = records(folder / name / 'metrics.jsonl')

@@ -19,7 +19,7 @@ def test_a_run_has_thirteen_fields():
   ]  # fmt: skip
 
 
-def test_functions_stand_for_what_they_make():
+def test_a_spec_calls_functions_that_make_its_parts():
   spec = RunSpec(
     data=None, algorithm=functools.partial(algorithms.kto, beta=0.5), reference=functools.partial(Soft, 0.25)
   )
@@ -40,9 +40,9 @@ def test_replace_changes_fields_of_a_part():
   [
     ({'seed': -1}, 'SEED'),
     ({'algorithm': functools.partial(algorithms.dpo, beta=-1.0)}, 'drives|driven|beta'),
-    ({'compute': Compute(dropout_rate=0.1)}, 'dropout is for supervised fine-tuning'),
+    ({'compute': Compute(dropout_rate=0.1)}, 'DROPOUT_RATE=0.1 is for supervised fine-tuning'),
     ({'algorithm': algorithms.oreo}, 'VALUE_READOUT=token'),
-    ({'algorithm': algorithms.oreo, 'value': Value('batch')}, 'read out by batch'),
+    ({'algorithm': algorithms.oreo, 'value': Value('batch')}, 'VALUE_READOUT=batch does not give one'),
   ],
 )
 def test_settings_that_no_data_could_mend_are_refused_at_once(changes, message):
@@ -68,7 +68,7 @@ value = 3
 """
 
 
-def test_a_text_names_an_algorithm_of_ones_own_file(tmp_path, monkeypatch):
+def test_a_text_names_an_algorithm_in_a_file_of_the_user(tmp_path, monkeypatch):
   file = tmp_path / 'own_losses.py'
   file.write_text(OWN_FILE)
   spec = RunSpec(data=None, algorithm=f'{file}:mild_dro')
@@ -105,7 +105,7 @@ def own(tau: float = 1.0) -> algorithms.Algorithm:
   return algorithms.dro_v(tau)._replace(name='own')
 
 
-def test_an_algorithm_of_ones_own_has_a_hash_of_its_code():
+def test_the_algorithm_of_a_user_has_a_hash_of_its_code():
   code = RunSpec(data=None, algorithm=own).algorithm.code
   assert code and SPEC.algorithm.code is None
   assert replace(RunSpec(data=None, algorithm=own), seed=1).algorithm.code == code

@@ -283,7 +283,7 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
       'mesh': functools.partial(partitioning.make_mesh, data=1, fsdp=1, model=8),
       'model': dataclasses.replace(MODEL, num_heads=1),
     },
-    'dropout is for supervised': {'dropout_rate': 0.1},
+    'DROPOUT_RATE=0.1 is for supervised': {'dropout_rate': 0.1},
     'microbatches=0': {'num_microbatches': 0},
     'VALUE_READOUT=scalar is one learned number': {'value_readout': 'scalar', 'value_shared': True},
     'seed=-1 is out of range: pass a whole number': {'seed': -1},
@@ -293,8 +293,8 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
       'rows': functools.partial(feeds.RowOptions, prompt_length=8, response_length=4)
     },
     'local or mounted folder': {'model_dir': 'gs://bucket/run'},
-    "model_dir='' is no folder": {'model_dir': ''},
-    'is no folder: pass a new one': {'model_dir': triplets},
+    "model_dir='' is not a folder": {'model_dir': ''},
+    'is not a folder: pass a new folder': {'model_dir': triplets},
     'is a file, but a checkpoint is a folder': {'init_from': triplets},
     'log_every=-1: pass 0 or more': {'schedule': functools.partial(schedule.Schedule, log_every=-1)},
     'batch of 4 responses does not divide over the 8 parts': {'batch_size': 4},
@@ -468,6 +468,49 @@ def test_a_best_metric_that_is_not_measured_is_refused_before_anything_is_writte
   with pytest.raises(UsageError, match="best_mode is 'least'"):
     run(tmp_path / 'wrong', best_mode='least')
   assert not (tmp_path / 'wrong').exists()
+
+
+def test_a_loaded_run_compiles_for_its_first_calls_only(whole, triplets, tmp_path, caplog):
+  loaded = load_run(str(whole[0]), one_device())
+  data = load_triplets(triplets, cache_dir=str(tmp_path), validation_fraction=0)
+
+  def calls(prompt, seed):
+    caplog.clear()
+    with jax.log_compiles():
+      [answer] = loaded.generate(prompt, max_length=4, seed=seed)
+      loaded.generate(prompt, max_length=4, temperature=0.0, beams=2)
+      loaded.score(data)
+    return answer, [record.message for record in caplog.records if 'Compiling' in record.message]
+
+  first, compiled = calls('say 1', 1)
+  assert compiled
+  other, compiled = calls('say no', 2)
+  assert not compiled and other.logp != first.logp
+  again, compiled = calls('say 1', 1)
+  assert not compiled and (again.logp, again.text) == (first.logp, first.text)
+
+
+OWN_METRICS = """
+def letters(prompts, responses, rewards):
+  return {'letters': sum(map(ord, ''.join(responses))), 'prompts': len(prompts)}
+"""
+
+
+def test_the_best_checkpoint_is_chosen_by_a_metric_of_ones_own(run, tmp_path):
+  (tmp_path / 'own.py').write_text(OWN_METRICS)
+  timing = schedule.Schedule(steps=3, eval_every=1, checkpoint_every=1, sample_prompts=0, kl_prompts=4)
+  settings = {'schedule': timing, 'metrics': f'{tmp_path / "own.py"}:letters'}
+  settings['policy_optimizer'] = functools.partial(optimizers.adamw, 0.3)
+  said = r"best_metric='eval/leters' is not measured \(did you mean eval/letters\?\): .*eval/prompts"
+  with pytest.raises(UsageError, match=said):
+    run(tmp_path / 'wrong', best_metric='eval/leters', **settings)
+  assert not (tmp_path / 'wrong').exists()
+  with pytest.raises(UsageError, match="best_metric='eval/letters' is not measured"):
+    run(tmp_path / 'wrong', best_metric='eval/letters', **settings | {'metrics': None})
+  run(tmp_path / 'own', best_metric='eval/letters', best_mode='max', **settings)
+  letters = {r['step']: r['eval/letters'] for r in records(tmp_path / 'own') if 'eval/letters' in r}
+  assert len({*letters.values()}) == len(letters) == 4
+  assert folders.load_metadata(tmp_path / 'own')['step'] == max((1, 2, 3), key=letters.get)
 
 
 def test_a_run_that_goes_on_without_validations_keeps_its_best(whole, run, tmp_path):

@@ -1,6 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from dro_jax.statistics import agreement
 from dro_jax.step import metrics
 from dro_jax.types import LossOutput, LossTerm, Scores
 from tests.examples import layout, random_examples
@@ -37,6 +39,33 @@ def test_no_variance_to_explain_is_zero():
     assert metrics.explained_variance(values, constant, jnp.ones(7)) == 0
     other = constant.at[-1].set(9.0)  # Padding may be anything.
     assert metrics.explained_variance(values, other, jnp.ones(7).at[-1].set(0)) == 0
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_steps_statistics_are_those_of_a_table(seed):
+  rng = np.random.default_rng(seed)
+  valid = ROWS.valid
+  rewards, logps, reference, values = (
+    jnp.where(valid, jnp.asarray(rng.normal(3, 2, (2, 2)), jnp.float32), jnp.nan) for _ in range(4)
+  )
+  batch = metrics.score_metrics(
+    scores(logps=logps, values=values), scores(logps=reference), ROWS._replace(rewards=rewards)
+  )
+  kept = [np.asarray(x, np.float64)[np.asarray(valid)] for x in (logps, rewards, reference, values)]
+  prompts = np.arange(len(kept[0]))
+  whole = agreement.score_statistics(
+    kept[0], np.ones(len(prompts)), kept[1], prompts, reference_logps=kept[2], values=kept[3]
+  )
+  both = {'reward', 'logp', 'value', 'value_explained_variance', 'log_ratio', 'log_ratio_std'}
+  assert batch.keys() & whole.keys() == both
+  for name in both:
+    np.testing.assert_allclose(batch[name], whole[name](np.ones(len(prompts))), rtol=2e-5, err_msg=name)
+
+
+def test_a_step_says_zero_where_a_table_leaves_out_what_is_undefined():
+  values, rewards, ones = np.arange(5.0), np.full(5, 0.7), np.ones(5)
+  assert np.isnan(agreement.explained_variance(values, rewards, ones))
+  assert metrics.explained_variance(*map(jnp.float32, (values, rewards, ones))) == 0
 
 
 def test_ids_of_nonfinite_examples_leave_out_padding():

@@ -12,7 +12,11 @@ from dro_jax.costs.hlo.program import Computation, Instruction, Module
 
 
 def flops(module: Module) -> float | int:
-  """Operations of matrix products and convolutions on one device, two a multiply-add."""
+  """Operations of matrix products and convolutions on one device, two a multiply-add.
+
+  Of attention's kernel every block counts, though it skips those that no query reads: which, only a batch
+  decides.
+  """
   count = runs(module).count
   return sum(
     count[computation.name] * _FLOPS[instruction.opcode](computation, instruction)
@@ -66,9 +70,21 @@ def _positions(
   return int(((at >= 0) & (at < (base - 1) * dilation + 1) & (at % dilation == 0)).sum())
 
 
+def _kernel_flops(computation: Computation, call: Instruction) -> float | int:
+  """Of splash attention, whose operands 2 and 3 are queries [H, T, C] and keys [K, S, C]; else 0."""
+  name = re.match(r'splash_m[hq]a_(fwd|dq|dkv)_', call.name)
+  if name is None:
+    return 0
+  queries, keys = (computation.instructions[operand].shapes[0] for operand in call.operands[2:4])
+  return 2.0 * _KERNEL_PRODUCTS[name[1]] * queries.elements * keys.dims[-2]
+
+
+# Products of queries' and keys' length and a head's width: of scores and outputs; and of their gradients.
+_KERNEL_PRODUCTS = {'fwd': 2, 'dq': 3, 'dkv': 4}
 _FLOPS: Mapping[str, Callable[[Computation, Instruction], float | int]] = {
   'dot': _dot_flops,
   'convolution': _convolution_flops,
+  'custom-call': _kernel_flops,
 }
 
 

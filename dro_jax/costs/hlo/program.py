@@ -75,6 +75,8 @@ class Module(NamedTuple):
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*->.*\{$')
 _LEAF = re.compile(r'(\w+)\[([\d,<=]*)\](\{[^}]*\})?')
 _LINE = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = ')
+# Lines that go on with an instruction: a kernel's metadata holds JSON of several.
+_CONTINUED = re.compile(r'\n(?="|}})')
 
 
 def parse(text: str) -> Module:
@@ -84,7 +86,7 @@ def parse(text: str) -> Module:
     ValueError: the text has no entry computation.
   """
   computations, entry, name, body, root = {}, None, None, {}, ''
-  for line in text.splitlines():
+  for line in _CONTINUED.sub(' ', text).splitlines():
     if header := _HEADER.match(line):
       name, body = header[2], {}
       entry = name if header[1] else entry

@@ -20,12 +20,12 @@ class UnitOptions:
   """How pairs and groups are formed from responses to one prompt.
 
   Args:
-    pairs: each comparison as it was judged ('logged'), a prompt's best response against its worst
-      ('best_worst'), or every two ('all'). None: 'logged' where the data are comparisons, else 'best_worst'.
-    margin: least difference between the rewards of a pair, in the rewards' own units; ties make no pair.
+    pairs: 'logged' takes each comparison as it was judged, 'best_worst' a prompt's best response against its
+      worst, and 'all' every two. `None` takes 'logged' where the data are comparisons, else 'best_worst'.
+    margin: the least difference between the rewards of a pair, in the rewards' own units; ties make no pair.
     group_size: responses of a group at most, 2 or more. A larger group is split evenly, and each part gets
       good and bad responses.
-    ranked: keep one response of each reward, so that a group is a strict ranking.
+    ranked: whether a group keeps one response of each reward, so that it is a strict ranking.
 
   Example:
     >>> pairs = dro.UnitOptions(pairs='best_worst', margin=0.5)

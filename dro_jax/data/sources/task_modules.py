@@ -21,16 +21,13 @@ def import_module(name: str) -> types.ModuleType:
   Raises:
     UsageError: the module cannot be imported, or its file changed since this process imported it.
   """
-  try:
-    module = files.import_module(name, register=True)
-    file = getattr(module, '__file__', None)
-    if file and file.endswith('.py'):
-      now = files.code_digest(file)
-      if _imported.setdefault(file, now) != now:
-        raise UsageError(
-          f"task module '{name}': the file, or one that it imports, changed since this process imported it, "
-          'and the old tasks are still registered: start Python again'
-        )
-    return module
-  except (ImportError, OSError) as error:
-    raise UsageError(f"task module '{name}': {error}; pass a module on the path, or a .py file") from error
+  module = files.import_module(name, f"task module '{name}'", register=True)
+  file = getattr(module, '__file__', None)
+  if file and file.endswith('.py'):
+    now = files.code_digest(file)
+    if _imported.setdefault(file, now) != now:
+      raise UsageError(
+        f"task module '{name}': the file, or one that it imports, changed since this process imported it, "
+        'and the old tasks are still registered: start Python again'
+      )
+  return module

@@ -68,7 +68,7 @@ def _padded(x: Array, multiple: int) -> Array:
 
 
 def _cut_queries(queries_THC: Array, heads: int, size: int) -> Float[Array, 'I K A C']:
-  length, all_heads, width = queries_THC.shape
+  all_heads, width = queries_THC.shape[1:]
   cut = _padded(queries_THC, size).reshape(-1, size, heads, all_heads // heads, width)
   return cut.transpose(0, 2, 1, 3, 4).reshape(cut.shape[0], heads, -1, width)
 

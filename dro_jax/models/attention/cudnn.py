@@ -5,6 +5,7 @@ jax as a bias of the queries' type: B T S numbers of two bytes, and none for eac
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def attend(
   queries: Float[Array, 'B T H C'],
   sources: Sequence[Source],
   softcap: float | None,
-  implementation: str = 'cudnn',
+  implementation: Literal['cudnn', 'xla'] = 'cudnn',
 ) -> Float[Array, 'B T H C']:
   """See `ways.attend`.
 

@@ -15,7 +15,7 @@ from dro_jax.types import Array
 
 
 class Span(NamedTuple):
-  """Each query reads the keys from place `first` up to and without place `stop`; none where they are equal."""
+  """Each query reads the keys from place `first` up to, and without, `stop`; none where they are equal."""
 
   first: Int[Array, 'B T']
   stop: Int[Array, 'B T']
@@ -38,6 +38,14 @@ def own_span(segments: Int[Array, 'B T']) -> Span:
   return Span(jnp.where(segments > 0, segment_starts(segments), places_BT), places_BT + 1)
 
 
+def segment_span(segments: Int[Array, 'B T']) -> Span:
+  """All tokens of the same segment, before and after each of them; padding (0) reads padding."""
+  starts_BT = segment_starts(segments)
+  ends_BT = jnp.diff(segments, axis=1, append=-1) != 0
+  past = jnp.where(ends_BT, jnp.arange(1, segments.shape[1] + 1)[None], segments.shape[1])
+  return Span(starts_BT, jax.lax.cummin(past, axis=1, reverse=True))
+
+
 def segment_starts(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
   """The place of the first token of each token's segment."""
   changes_BT = jnp.diff(segments, axis=1, prepend=-1) != 0
@@ -47,6 +55,12 @@ def segment_starts(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
 def within(span: Span, places: Int[Array, 'B T'], window: int) -> Span:
   """The part of a span in a window: `window` keys up to the query's own place among the keys."""
   return Span(jnp.clip(places - window + 1, span.first, span.stop), span.stop)
+
+
+def around(span: Span, places: Int[Array, 'B T'], earlier: int, later: int) -> Span:
+  """The part of a span that lies `earlier` keys before to `later` keys after the query's own place."""
+  clip = lambda at: jnp.clip(at, span.first, span.stop)  # noqa: E731
+  return Span(clip(places - earlier), clip(places + later + 1))
 
 
 def mask(span: Span, keys: int) -> Bool[Array, 'B T S']:

@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
 from dro_jax.models.attention.spans import Source, Span
-from dro_jax.models.layers import KeysValues
 from dro_jax.types import Array
 
 _LANES = 128
@@ -68,9 +67,11 @@ def attend(
       )
   length = queries.shape[1]
   by_head = lambda x: _padded(x).swapaxes(1, 2)  # noqa: E731
+  # Padded keys are in no span; padded queries have empty ones.
   rows = [
-    _Row(*map(by_head, source.keys_values), Span(*map(_padded, source.span))) for source in sources
-  ]  # Padded keys are in no span; padded queries have empty ones.
+    _Row(by_head(keys), by_head(values), Span(_padded(span.first), _padded(span.stop)))
+    for (keys, values), span in sources
+  ]
   one_row = functools.partial(_attend_row, softcap, interpret)
   read_BHTC = jax.lax.map(lambda row: one_row(*row), (by_head(queries), rows))
   return read_BHTC.swapaxes(1, 2)[:, :length]
@@ -108,9 +109,9 @@ def _read_source(softcap: float | None, interpret: bool, queries_HTC: Array, sou
 def _join(parts: Sequence[_Joined]) -> _Joined:
   """One softmax of several: Σ_i e^(l_i − l) o_i with l = log Σ_i e^(l_i)."""
   # A query that reads nothing of a source has no number there, or one of masked scores.
-  logsumexps_PHT = jnp.stack([
-    jnp.where(part.logsumexp > kernel.DEFAULT_MASK_VALUE / 2, part.logsumexp, -jnp.inf) for part in parts
-  ])
+  logsumexps_PHT = jnp.stack(
+    [jnp.where(part.logsumexp > kernel.DEFAULT_MASK_VALUE / 2, part.logsumexp, -jnp.inf) for part in parts]
+  )
   maximum_HT = jnp.maximum(logsumexps_PHT.max(axis=0), kernel.DEFAULT_MASK_VALUE)
   total_HT = jnp.exp(logsumexps_PHT - maximum_HT[None]).sum(axis=0)
   logsumexp_HT = jnp.where(total_HT > 0, maximum_HT + jnp.log(total_HT), 0.0)
@@ -146,9 +147,7 @@ _attend_row.defvjp(_forward, _backward)
 
 
 def _sizes(queries: int, keys: int) -> BlockSizes:
-  block_q, block_kv = (
-    next(size for size in _BLOCKS if length % size == 0) for length in (queries, keys)
-  )
+  block_q, block_kv = (next(size for size in _BLOCKS if length % size == 0) for length in (queries, keys))
   return BlockSizes(
     block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv, block_q_dq=block_q,
     block_kv_dq=block_kv,

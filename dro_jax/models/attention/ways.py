@@ -6,7 +6,6 @@
 - `cudnn`: NVIDIA's kernel; scores stay in the kernel, but its mask is an array of T S numbers a row.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,14 +21,24 @@ from dro_jax.models.layers import KeysValues
 from dro_jax.types import Array
 
 WAYS = ('auto', 'dense', 'blockwise', 'splash', 'cudnn')
-# Keys of a row from which on `auto` leaves dense attention: benchmarks/attention.py has the measurement.
-LONG = 2048
+# Keys of a query's row, of all sources, from which on `auto` leaves dense attention. On a CPU blockwise takes
+# less time from 128 keys on (benchmarks/attention.py); below 512 there is little to save, and dense compiles
+# sooner. There was no TPU or GPU to measure on: there, it is where the scores of a head fill 4 MiB.
+LONG_ON_CPU = 512
+LONG = 1024
 
 Attend = Callable[[Array, Sequence[Source], float | None], Array]
+_FUNCTIONS: dict[str, Attend] = {
+  'blockwise': blockwise.attend, 'splash': splash.attend, 'cudnn': cudnn.attend
+}  # fmt: skip
 
 
 def attend(
-  queries: Float[Array, 'N T H C'], sources: Sequence[Source], *, softcap: float | None = None, way: str = 'auto'
+  queries: Float[Array, 'N T H C'],
+  sources: Sequence[Source],
+  *,
+  softcap: float | None = None,
+  way: str = 'auto',
 ) -> Float[Array, 'N T H C']:
   """softmax(q · k) v over the keys of all sources in the queries' spans, in one softmax.
 
@@ -48,10 +57,7 @@ def attend(
   chosen = _choose(way, queries, sources, softcap)
   if chosen == 'dense':
     return dense.attend(queries, sources, softcap)
-  functions: dict[str, Attend] = {
-    'blockwise': blockwise.attend, 'splash': splash.attend, 'cudnn': cudnn.attend
-  }  # fmt: skip
-  return on_mesh(functions[chosen], queries, sources, softcap)
+  return on_mesh(_FUNCTIONS[chosen], queries, sources, softcap)
 
 
 def _choose(way: str, queries: Array, sources: Sequence[Source], softcap: float | None) -> str:
@@ -63,7 +69,8 @@ def _choose(way: str, queries: Array, sources: Sequence[Source], softcap: float 
   if way == 'auto':
     keys = sum(source.keys_values.keys.shape[1] for source in sources)
     kernels = [kernel for kernel, refusal in refusals.items() if refusal is None]
-    return 'dense' if keys < LONG else (*kernels, 'blockwise')[0]
+    long = LONG_ON_CPU if _device()[0] == 'cpu' else LONG
+    return 'dense' if keys < long else (*kernels, 'blockwise')[0]
   if way not in refusals:
     raise UsageError(f'attention={way!r} is unknown: pass one of {WAYS} (--set ATTENTION=).')
   if refusals[way] is not None:
@@ -98,7 +105,10 @@ def on_mesh(
 ) -> Float[Array, 'N T H C']:
   """Runs a way of attention on each device's rows and heads: the compiler cannot cut a kernel or a loop."""
   mesh = jax.sharding.get_abstract_mesh()
-  run = functools.partial(function, softcap=softcap)
+
+  def run(queries: Array, sources: Sequence[Source]) -> Array:
+    return function(queries, sources, softcap)
+
   if mesh.empty or mesh.size == 1:
     return run(queries, sources)
   heads = [queries.shape[2], *(source.keys_values.keys.shape[2] for source in sources)]

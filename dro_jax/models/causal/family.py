@@ -21,8 +21,11 @@ def _start(
   return network.start_decoding(*prompts, max_length, copies)
 
 
-def _select(cache: Cache, rows: Int[Array, 'N'], same_prompts: bool) -> Cache:
-  """With other prompts, each response gets its own prompt's keys, which are then no longer shared."""
+def select(cache: Cache, rows: Int[Array, 'N'], same_prompts: bool) -> Cache:
+  """The cache of these rows (see `Family.select`).
+
+  With other prompts, each response gets its own prompt's keys, which are then no longer shared.
+  """
   take = lambda tree, index, axis: jax.tree.map(lambda x: jnp.take(x, index, axis=axis), tree)  # noqa: E731
   response = take(cache.response, rows, 1)
   if same_prompts:
@@ -58,7 +61,7 @@ FAMILY = Family(
   logits=lambda network, states: network.logits(states),
   start=_start,
   advance=lambda network, cache, tokens, position: network.decode_step(cache, tokens, position),
-  select=_select,
+  select=select,
   parameters_met=_parameters_met,
   stacks=('decoder',),
   tokens=lambda config: SpecialTokens(config.pad, config.eos, start=config.start),

@@ -41,7 +41,7 @@ class Cache(NamedTuple):
   response: KeysValues
 
 
-class _Own(NamedTuple):
+class Own(NamedTuple):
   """What one layer gets: keys and values of the prompts, of the response so far, and its place in patterns.
 
   A pattern that is alike in all layers is `None` here and read off the configuration.
@@ -53,22 +53,24 @@ class _Own(NamedTuple):
   rotated: Bool[Array, '*L'] | None = None
 
 
-class _Spans(NamedTuple):
+class Spans(NamedTuple):
   """The keys that queries read: in layers without a window, and in layers with one."""
 
   whole: Span
   windowed: Span | None
 
 
-class _Context(NamedTuple):
-  """Arrays that all layers share. `among_prompts` is of a pass of both streams; `position` is the place in the
-  cache of the one token that is decoded."""
+class Context(NamedTuple):
+  """Arrays that all layers share.
+
+  `among_prompts` is of a pass of both streams; `position` is the place in the cache of the token to decode.
+  """
 
   rotation: rotary.Rotation
   local_rotation: rotary.Rotation | None
-  own: _Spans
-  prompt: _Spans | None = None
-  among_prompts: _Spans | None = None
+  own: Spans
+  prompt: Spans | None = None
+  among_prompts: Spans | None = None
   position: Int[Array, ''] | None = None
 
 
@@ -106,15 +108,15 @@ class Attention(nn.Module):
       norm = lambda: layers.RMSNorm(cfg.dtype, cfg.norm_epsilon, cfg.norm == 'rms_plus_one', axis)  # noqa: E731
       self.query_norm, self.key_norm = norm(), norm()
 
-  def _heads(self, x_BTD: Array, norm: nn.Module | None, context: _Context) -> Float[Array, 'B T H C']:
+  def _heads(self, x_BTD: Array, norm: nn.Module | None, context: Context | None) -> Float[Array, 'B T H C']:
     if norm is not None and self.config.qk_norm == 'whole':
       x_BTD = norm(x_BTD)
     x_BTHC = _by_head(x_BTD.reshape(*x_BTD.shape[:2], -1, self.config.head_dim))
     if norm is not None and self.config.qk_norm == 'head':
       x_BTHC = norm(x_BTHC)
-    return self._rotate(x_BTHC, context)
+    return x_BTHC if context is None else self._rotate(x_BTHC, context)
 
-  def _rotate(self, x_BTHC: Array, context: _Context) -> Array:
+  def _rotate(self, x_BTHC: Array, context: Context) -> Array:
     if self.rotated is False:
       return x_BTHC
     rotation = context.rotation
@@ -122,13 +124,13 @@ class Attention(nn.Module):
       rotation = _chosen(self.windowed, context.local_rotation, rotation)
     return _chosen(self.rotated, rotary.rotate(x_BTHC, rotation), x_BTHC)
 
-  def keys_values(self, x_BTD: Float[Array, 'B T D'], context: _Context) -> KeysValues:
-    """The keys and values of tokens."""
+  def keys_values(self, x_BTD: Float[Array, 'B T D'], context: Context | None) -> KeysValues:
+    """The keys and values of tokens; without a context the keys are not rotated."""
     keys_BTKC = self._heads(self.key(x_BTD), self.key_norm if self.config.qk_norm else None, context)
     return KeysValues(keys_BTKC, _by_head(self.value(x_BTD).reshape(keys_BTKC.shape)))
 
   def __call__(
-    self, x_BTD: Float[Array, 'B T D'], own: KeysValues, prompt: KeysValues | None, context: _Context
+    self, x_BTD: Float[Array, 'B T D'], own: KeysValues, prompt: KeysValues | None, context: Context
   ) -> Float[Array, 'B T D']:
     cfg = self.config
     queries_BTHC = self._heads(self.query(x_BTD), self.query_norm if cfg.qk_norm else None, context)
@@ -140,12 +142,12 @@ class Attention(nn.Module):
       read_BTHC = self._attend_both(queries_BTHC, own, context)
     return self.out(read_BTHC.reshape(*x_BTD.shape[:2], cfg.num_heads * cfg.head_dim))
 
-  def _attend(self, queries_BTHC: Array, *sources: tuple[KeysValues, _Spans]) -> Float[Array, 'B T H C']:
+  def _attend(self, queries_BTHC: Array, *sources: tuple[KeysValues, Spans]) -> Float[Array, 'B T H C']:
     cfg = self.config
     read = [Source(_for_mesh(cfg, kept), self._span(places)) for kept, places in sources]
     return _by_head(ways.attend(queries_BTHC, read, softcap=cfg.attention_softcap, way=cfg.attention))
 
-  def _attend_both(self, queries_BTHC: Array, keys_values: KeysValues, context: _Context) -> Array:
+  def _attend_both(self, queries_BTHC: Array, keys_values: KeysValues, context: Context) -> Array:
     """Prompts read prompts; responses read prompts and themselves."""
     streams = lambda x: jnp.split(x, (self.prompt_length,), axis=1)  # noqa: E731
     of_prompt, of_response = streams(queries_BTHC)
@@ -154,7 +156,7 @@ class Attention(nn.Module):
     last = self._attend(of_response, (prompt, context.prompt), (own, context.own))
     return jnp.concatenate([first, last], axis=1)
 
-  def _span(self, places: _Spans) -> Span:
+  def _span(self, places: Spans) -> Span:
     if places.windowed is None:
       return places.whole
     chosen: Span = _chosen(self.windowed, places.windowed, places.whole)
@@ -192,10 +194,10 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BTD: Float[Array, 'B T D'], own: _Own, context: _Context
+    self, x_BTD: Float[Array, 'B T D'], own: Own, context: Context
   ) -> tuple[Float[Array, 'B T D'], KeysValues | None]:
     cfg = self.config
-    windowed, rotated = _flag(own.windowed, cfg.windowed), _flag(own.rotated, cfg.rotated)
+    windowed, rotated = layer_flag(own.windowed, cfg.windowed), layer_flag(own.rotated, cfg.rotated)
     attend = Attention(cfg, windowed, rotated, self.prompt_length, name='attention')
     mlp = layers.MLP(
       cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, cfg.mlp_bias, _kernel_init, name='mlp'
@@ -242,23 +244,24 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BTD: Float[Array, 'B T D'], own: _Own, context: _Context, **fields: Any
+    self, x_BTD: Float[Array, 'B T D'], own: Own, context: Context, **fields: Any
   ) -> tuple[Float[Array, 'B T D'], KeysValues | None]:
     """Runs the layers, whose `fields` are those of `Layer`."""
     cfg = self.config
-    own = own._replace(windowed=_varying(cfg.windowed), rotated=_varying(cfg.rotated))
+    own = own._replace(windowed=flags_by_layer(cfg.windowed), rotated=flags_by_layer(cfg.rotated))
     x_BTD, kept = stacks.run_stack(Layer, 'decoder', cfg.num_layers, cfg, x_BTD, own, context, **fields)
     return _norm(cfg, 'decoder_norm')(x_BTD), kept
 
 
-def _flag(own: Array | np.bool_ | None, pattern: tuple[bool, ...]) -> Array | bool:
-  """A layer's own flag: a bool where it is known before compilation."""
+def layer_flag(own: Array | np.bool_ | None, pattern: tuple[bool, ...]) -> Array | bool:
+  """A layer's own flag in a pattern: a bool where it is known before compilation."""
   if own is None:
     return pattern[0]
   return bool(own) if isinstance(own, np.bool_) else own
 
 
-def _varying(pattern: tuple[bool, ...]) -> np.ndarray | None:
+def flags_by_layer(pattern: tuple[bool, ...]) -> np.ndarray | None:
+  """Every layer's flag in a pattern, or `None` where all are alike."""
   return np.array(pattern) if len(set(pattern)) > 1 else None
 
 
@@ -286,29 +289,29 @@ class Causal(nn.Module):
       x_BTD = x_BTD * jnp.asarray(np.sqrt(cfg.emb_dim), x_BTD.dtype)
     return x_BTD + self.position_embedder(positions_BT) if cfg.positions == 'learned' else x_BTD
 
-  def _context(self, positions_BT: Array, *spans: _Spans) -> _Context:
+  def _context(self, positions_BT: Array, *spans: Spans) -> Context:
     """The layers' context, of queries at these positions; `spans` are own, of prompts, among prompts."""
     cfg = self.config
     rotation, local = rotary.rotation(rotary.frequencies(cfg), positions_BT), None
     if cfg.rope_local_theta is not None:
       local = rotary.rotation(rotary.frequencies(cfg, local=True), positions_BT)
-    return _Context(rotation, local, *spans)
+    return Context(rotation, local, *spans)
 
-  def _spans(self, span: Span, places: Array) -> _Spans:
+  def _spans(self, span: Span, places: Array) -> Spans:
     """A span, and its part in the window where any layer has one, of queries at these places among keys."""
     cfg = self.config
-    return _Spans(span, spans.within(span, places, cfg.window) if any(cfg.windowed) else None)
+    return Spans(span, spans.within(span, places, cfg.window) if any(cfg.windowed) else None)
 
-  def _own_spans(self, segments_BT: Array) -> _Spans:
+  def _own_spans(self, segments_BT: Array) -> Spans:
     return self._spans(spans.own_span(segments_BT), jnp.arange(segments_BT.shape[1])[None])
 
   def encode(self, rows: Rows, enable_dropout: bool = False) -> Memory:
     """The prompt stream: each token sees the earlier tokens of its own prompt."""
     context = self._context(rows.prompt_positions, self._own_spans(rows.prompt_segments))
     x_BSD = self._embed(rows.prompt_tokens, rows.prompt_positions)
-    return Memory(*self.decoder(x_BSD, _Own(), context, deterministic=not enable_dropout, keep=True))
+    return Memory(*self.decoder(x_BSD, Own(), context, deterministic=not enable_dropout, keep=True))
 
-  def _inputs(self, rows: Rows, responses: Rows | Mismatched) -> tuple[Array, Array, _Spans, _Spans]:
+  def _inputs(self, rows: Rows, responses: Rows | Mismatched) -> tuple[Array, Array, Spans, Spans]:
     """Of a response stream: tokens and positions, and their spans in their own stream and in prompts."""
     ends_BT = prompt_ends(rows.prompt_segments, responses.response_prompt)
     at_end = lambda x_BS: jnp.take_along_axis(x_BS, ends_BT, axis=1)  # noqa: E731
@@ -333,7 +336,7 @@ class Causal(nn.Module):
     tokens_BT, positions_BT, own, prompt = self._inputs(rows, responses)
     context = self._context(positions_BT, own, prompt)
     x_BTD = self._embed(tokens_BT, positions_BT)
-    return self.decoder(x_BTD, _Own(memory.keys_values), context, deterministic=not enable_dropout)[0]
+    return self.decoder(x_BTD, Own(memory.keys_values), context, deterministic=not enable_dropout)[0]
 
   def run(self, rows: Rows, enable_dropout: bool = False) -> tuple[Memory, Float[Array, 'B T D']]:
     """`encode`, and `decode` of the rows' own responses, in one pass: the same numbers, and a mesh that cuts
@@ -344,7 +347,7 @@ class Causal(nn.Module):
     context = self._context(positions, own, prompt, self._own_spans(rows.prompt_segments))
     length = rows.prompt_tokens.shape[1]
     states, keys_values = self.decoder(
-      self._embed(join(rows.prompt_tokens, tokens_BT), positions), _Own(), context,
+      self._embed(join(rows.prompt_tokens, tokens_BT), positions), Own(), context,
       deterministic=not enable_dropout, keep=rows.mismatched is not None, prompt_length=length,
     )  # fmt: skip
     return Memory(states[:, :length], keys_values), states[:, length:]
@@ -370,7 +373,7 @@ class Causal(nn.Module):
     # Padding has the first position: one beyond a learned table would be NaN.
     positions_BS = jnp.where(segments_BS > 0, jnp.arange(tokens_BS.shape[1])[None], 0)
     context = self._context(positions_BS, self._own_spans(segments_BS))
-    _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), _Own(), context, keep=True)
+    _, keys_values = self.decoder(self._embed(tokens_BS, positions_BS), Own(), context, keep=True)
     lengths_B = jnp.sum(segments_BS > 0, axis=-1)
     responses = tokens_BS.shape[0] * copies
     empty = jax.tree.map(
@@ -396,6 +399,6 @@ class Causal(nn.Module):
       self._spans(prompt, ends_B[:, None] + position),
     )._replace(position=position)
     states_N1D, new = self.decoder(
-      self._embed(tokens_N[:, None], positions_N1), _Own(cache.prompt, cache.response), context, keep=True
+      self._embed(tokens_N[:, None], positions_N1), Own(cache.prompt, cache.response), context, keep=True
     )
     return states_N1D[:, 0], cache._replace(response=write(cache.response, new, position, axis=2))

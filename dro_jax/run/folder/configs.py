@@ -24,10 +24,10 @@ from dro_jax.errors import UsageError
 CONFIG, DEFAULTS = 'config.gin', 'defaults.gin'
 # The description of a run, and its entry for whether a checkpoint was ever on disk.
 RUN, _HAS_SAVED = 'run.json', 'has_saved'
-# In the metadata of a run: 0 steps of warm-up mean the full rate. Without it they meant a rate of 0 for ever.
+# Marks the metadata of a run in which 0 steps of warm-up mean the full rate: earlier they meant a rate of 0.
 FULL_RATE = 'full rate'
 
-# Changes across which a run may resume, but which may alter what is compared.
+# Kinds of changes across which a run may resume although the compared contents may differ.
 _CAUSES = ('place', 'compared')
 
 Effects = Mapping[str, Mapping[str, Effect]]
@@ -47,14 +47,14 @@ class Recorded(NamedTuple):
 
 _WHY = {
   'decay_steps': 'the learning rates so far decayed towards the earlier end',
-  'scan_layers': 'checkpoints hold the other layout of layers',
+  'scan_layers': 'the checkpoints hold layers in the other layout',
   'train_fingerprint': 'the run has trained on other records so far',
   'eval_fingerprint': 'the run has been measured on other held-out records so far',
-  'init_from': 'the run started from it; a moved folder must keep its name',
-  'labels': 'an earlier version made them, and trained against thumbs-ups and ties: start a new run',
-  'init_digest': 'INIT_FROM holds other parameters than those the run started from',
-  'reward_code': "the reward function's file, or one that it imports, holds other code than so far",
-  'algorithm_code': "the algorithm's file, or one that it imports, holds other code than so far",
+  'init_from': 'the run started from this checkpoint; a moved folder must keep its name',
+  'labels': 'an earlier version made the labels, which count thumbs-ups and ties as bad: start a new run',
+  'init_digest': 'INIT_FROM holds other parameters than those from which the run started',
+  'reward_code': "the reward function's file, or a file that it imports, holds other code than before",
+  'algorithm_code': "the algorithm's file, or a file that it imports, holds other code than before",
 }
 
 
@@ -181,11 +181,11 @@ def refuse_other_run(
   Args:
     folder: the run's.
     saved: the metadata of its newest checkpoint.
-    metadata: the same of today, with the contents of data and vocabularies.
-    recorded: its configuration now.
+    metadata: the metadata of this start, with the contents of data and vocabularies.
+    recorded: the configuration of this start.
 
   Raises:
-    UsageError: names each setting, its value then and now, and what to do.
+    UsageError: the runs differ; names each setting with both values, and the remedy.
   """
   _refuse_unmoved(folder, saved)
   differences = differing(folder, recorded.texts)
@@ -197,7 +197,7 @@ def refuse_other_run(
   now = json.loads(json.dumps(metadata))
   seen = [*_described(identity(saved), identity(now)), *_labelled_otherwise(saved, now)]
   if not refused and seen:
-    # The changes that may have caused it; pairs are compared by their report.
+    # The changes that may have caused the difference; pairs are compared by their report.
     causes = _CAUSES if any(each.name.startswith('data.units') for each in seen) else _CAUSES[:1]
     refused = [each for each in differences if _effect(each, effects).kind in causes] + seen
   if refused:
@@ -266,8 +266,7 @@ def _remedy(differences: Sequence[Difference]) -> str:
 
 def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   """The part of a run's metadata that decides its numbers, by name."""
-  computed = ('scan_layers', 'remat', 'attention')
-  model = {name: value for name, value in metadata['model'].items() if name not in computed}
+  model = {name: value for name, value in metadata['model'].items() if name not in ('scan_layers', 'remat')}
   names = (
     'train_records', 'train_prompts', 'train_fingerprint', 'eval_fingerprint', 'train_columns',
     'eval_columns', 'selected_records', 'units', 'options', 'columns_from',
@@ -322,7 +321,7 @@ def newest_text(folder: pathlib.Path, name: str) -> str | None:
 def record(folder: pathlib.Path, texts: Mapping[str, str], step: int) -> None:
   """Writes the texts of a run that starts, or resumes after `step`; logs the changes.
 
-  The first texts stay; later ones that differ are written beside them, as NAME.STEP.
+  The first texts stay; later texts that differ are written to NAME.STEP in the same folder.
   """
   differences = differing(folder, texts) if step else []
   if differences:

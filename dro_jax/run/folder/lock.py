@@ -22,7 +22,7 @@ LOCK = '.lock'
 def locked(folder: pathlib.Path) -> Iterator[None]:
   """Makes the folder if it is missing, and keeps other runs out of it until the block ends.
 
-  The operating system holds the lock (`flock`) on `.lock`, so it ends with the process, however that ends.
+  The operating system holds the lock (`flock`) on `.lock`, so the lock ends with the process in every case.
   The first of several processes locks for all. On a mount without locks across machines the lock keeps out
   only the runs of this machine. Removes a folder that it made and that got no other file.
 

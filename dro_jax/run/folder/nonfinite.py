@@ -24,6 +24,7 @@ from dro_jax.step.state import TrainState
 from dro_jax.types import Rows
 
 FOLDER, _ARRAYS, _EXAMPLES = 'nonfinite', 'arrays.npz', 'examples.jsonl'
+_LISTED = 8  # Ids that an error lists at most.
 
 
 def keep(
@@ -68,6 +69,11 @@ def _examples(
       'id': table.ids[record], 'prompt': table.prompts[record], 'response': vocabulary.decode(tokens),
       'reward': reward if np.isfinite(reward) else None, 'finite': record not in bad,
     }  # fmt: skip
+
+
+def listed(bad: np.ndarray, table: TokenTable) -> str:
+  """The ids of the first records of `bad`, as errors list them."""
+  return ', '.join(table.ids[int(i)] for i in bad[:_LISTED]) + (', ...' if len(bad) > _LISTED else '')
 
 
 def step_of(folder: str | os.PathLike) -> int:

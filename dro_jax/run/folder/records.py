@@ -1,4 +1,4 @@
-"""A run's records: metrics, samples, and what the terminal shows."""
+"""The records of a run: metrics, samples, and lines on the terminal."""
 
 import pathlib
 import sys
@@ -12,7 +12,7 @@ from rich.table import Column
 from dro_jax.run.folder import trackers as tracking
 
 SHOWN = ('loss', 'reward', 'log_ratio', 'value_explained_variance', 'time/step_seconds')
-# What the bar says until the first step is done.
+# The bar's text until the first step is done.
 COMPILING = 'compiling the step'
 
 
@@ -21,8 +21,8 @@ class RunWriter:
 
   Args:
     model_dir: the run's folder.
-    first_step: steps already done; what the files say of later ones is dropped.
-    num_steps: where the run will end, for the bar.
+    first_step: steps already done; records of later steps are dropped from the files.
+    num_steps: the last step of the run, for the bar.
     primary: whether this process writes.
     trackers: functions that make trackers besides JSON lines and TensorBoard.
   """
@@ -42,7 +42,7 @@ class RunWriter:
     makers = (tracking.json_lines, tracking.tensorboard, *trackers)
     self._trackers = [make(pathlib.Path(model_dir), first_step) for make in makers]
     console = Console(file=sys.stderr)
-    # What a narrow terminal has no room for is the end of the metrics.
+    # A narrow terminal cuts the end of the metrics, not the bar.
     rest = TextColumn('{task.description}', table_column=Column(ratio=1, no_wrap=True, overflow='ellipsis'))
     columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), rest)
     self._bar = Progress(*columns, console=console, disable=not console.is_terminal, expand=True)
@@ -71,7 +71,7 @@ class RunWriter:
       self.say(f'step {step}  {sample["prompt"]!r} -> {sample["response"]!r}')
 
   def advance(self, step: int) -> None:
-    """Moves the bar; what has made a step is compiled."""
+    """Moves the bar, and removes its text once the first step is compiled."""
     if self._primary:
       compiled = {'description': ''} if self._bar.tasks[0].description == COMPILING else {}
       self._bar.update(self._task, completed=step, **compiled)
@@ -82,12 +82,12 @@ class RunWriter:
       self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
   def show(self, renderable: Any) -> None:
-    """Prints a table, or the like, above the bar."""
+    """Prints a table or another renderable above the bar."""
     if self._primary:
       self._bar.console.print(renderable, highlight=False)
 
   def flush(self) -> None:
-    """What was recorded so far is on disk."""
+    """Writes all records to disk."""
     if self._primary:
       for tracker in self._trackers:
         tracker.flush()

@@ -52,7 +52,7 @@ def find(names: str | Sequence[str | MakeTracker] | None) -> list[MakeTracker]:
 
 def _find_one(name: str) -> MakeTracker:
   if ':' in name:
-    return import_function(name, 'TRACKERS')
+    return files.import_function(name, 'TRACKERS')
   if name not in _OPTIONAL:
     raise UsageError(
       f'TRACKERS={name} is no tracker: pass {" or ".join(_OPTIONAL)}, or your own as FILE.py:NAME. JSON '
@@ -66,25 +66,6 @@ def _find_one(name: str) -> MakeTracker:
       'TRACKERS out.'
     ) from error
   return functools.partial(_OPTIONAL[name], module)
-
-
-def import_function(text: str, setting: str) -> Callable[..., Any]:
-  """The user's function that FILE.py:NAME or MODULE:NAME names.
-
-  Raises:
-    UsageError: there is none.
-  """
-  path, _, name = text.rpartition(':')
-  try:
-    module = files.import_module(path)
-  except (ImportError, OSError, ValueError) as error:
-    raise UsageError(
-      f'{setting}={text}: cannot import {path!r} ({error}): pass FILE.py:NAME or MODULE:NAME.'
-    ) from error
-  function = getattr(module, name, None)
-  if not callable(function):
-    raise UsageError(f'{setting}={text}: {path} has no function {name!r}. Pass the name of one.')
-  return function
 
 
 def keep_until(path: pathlib.Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""What a validation found, by response and by prompt: kept beside the run, for reports to compare runs by.
+"""The results of a validation, by response and by prompt, from which reports compare runs.
 
 MODEL_DIR/eval/STEP.npz     of the newest validation, and of the newest and best checkpoints
 """
@@ -20,7 +20,7 @@ from dro_jax.step.reference import MOVING
 
 
 class Validation(NamedTuple):
-  """N held-out responses, scored, and the policy's own samples to M held-out prompts; `None`: not measured.
+  """N scored held-out responses, and the policy's samples for M held-out prompts; `None` is not measured.
 
   Attributes:
     temperature: τ, a scalar.
@@ -35,9 +35,10 @@ class Validation(NamedTuple):
     samples: texts, `[M]`.
     sample_lengths: in tokens, `[M]`.
     sample_log_ratios: log π − log π_ref, `[M]`.
-    sample_rewards: by a reward function, `[M]`.
-    moving_reference_logps: of a reference that moves, where `reference_logps` are the initial one's, `[N]`.
-    sample_moving_log_ratios: to that, `[M]`.
+    sample_rewards: rewards of a reward function, `[M]`.
+    moving_reference_logps: log-probs under a reference that moves, `[N]`; `reference_logps` are then those of
+      the initial reference.
+    sample_moving_log_ratios: log-ratios of the samples to the moving reference, `[M]`.
   """
 
   temperature: np.ndarray
@@ -63,7 +64,7 @@ def from_table(
   scored: ScoredTable | None = None,
   drawn: OwnSamples | None = None,
 ) -> Validation:
-  """What was measured, by response and by prompt."""
+  """The results of a validation, of a scored table and of samples."""
   found = Validation(np.asarray(float(temperature)))
   if scored is not None:
     texts = (f'{prompt}\0{response}' for prompt, response in zip(table.prompts, table.responses))
@@ -82,7 +83,7 @@ def from_table(
 
 
 def make_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], float]]:
-  """Statistics of the scored responses by name, each a function of how often each prompt was drawn, `[P]`.
+  """Statistics of the scored responses by name: functions of the number of draws of each prompt, `[P]`.
 
   Prompts are in the order of their digests.
   """
@@ -104,14 +105,14 @@ def make_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], float
 
 
 def summary(found: Validation) -> dict[str, float]:
-  """The statistics of the scored responses as they are."""
+  """The statistics of the scored responses, with every prompt drawn once."""
   functions = make_statistics(found)
   ones = np.ones(len(np.unique(found.prompts)) if functions else 0)
   return {name: float(function(ones)) for name, function in functions.items()}
 
 
 def sample_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], float]]:
-  """The same of the policy's own samples, one to a prompt."""
+  """Statistics of the policy's samples by name: functions of the number of draws of each prompt, `[M]`."""
   columns = measured_columns(
     found.sample_log_ratios, found.sample_moving_log_ratios, found.sample_rewards, found.sample_lengths
   )
@@ -134,7 +135,7 @@ def load(model_dir: pathlib.Path, step: int) -> Validation:
 
 
 def steps(model_dir: pathlib.Path) -> list[int]:
-  """Steps whose validation is kept, in order."""
+  """The steps with a saved validation, in order."""
   return sorted(int(path.stem) for path in (model_dir / 'eval').glob('[0-9]*.npz'))
 
 
@@ -147,7 +148,7 @@ def keep(model_dir: pathlib.Path, kept: Iterable[int | None]) -> None:
 
 
 def common(found: Sequence[Validation]) -> list[Validation]:
-  """What all validations measured, in the same order: responses by example, samples by prompt."""
+  """The validations, cut to the responses and sampled prompts that all of them hold, in the same order."""
   result = list(found)
   for key, fields in (
     ('examples', (

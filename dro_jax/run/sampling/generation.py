@@ -1,11 +1,13 @@
 """Answers to prompts, drawn in batches from a policy on a mesh."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jaxtyping import UInt32
 
 from dro_jax.data.batches.rows import single_rows
 from dro_jax.errors import UsageError
@@ -13,7 +15,7 @@ from dro_jax.models import beam_search, sampling
 from dro_jax.models.policy import refuse_long_texts
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.types import Params, Rows
+from dro_jax.types import Array, Params, Rows
 
 _PROMPT_MULTIPLE = 32  # Prompts are padded to a multiple, so that few lengths are compiled.
 
@@ -47,15 +49,16 @@ def make_generator(
   Args:
     policy: the model.
     mesh: rows are split over it.
-    max_length: most tokens of a response.
-    temperature: divides the logits; 0 takes the most probable token.
-    top_k: keep the k most probable tokens; 0 keeps all.
-    top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
-    repetition_penalty: of tokens that the response has already (see `models.sampling.penalised`); 1 is none.
+    max_length: tokens of a response at most.
+    temperature: the divisor of the logits; 0 takes the most probable token.
+    top_k: the number of most probable tokens to draw from; 0 draws from all.
+    top_p: draws from the fewest tokens with a total probability of p; 1 draws from all.
+    repetition_penalty: the penalty on tokens that the response has already (see `models.sampling.penalised`);
+      1 is none.
     beams: prefixes kept by a beam search (`models.beam_search.search`), at temperature 0; 1 does not search.
-    length_penalty: exponent of the length by which that search divides a response's log-prob.
-    batch_size: prompts at once, rounded up to what the mesh divides.
-    seed: with a prompt's id it decides its sample, whatever the batch.
+    length_penalty: the exponent of the length that divides a response's log-prob in a beam search.
+    batch_size: prompts at once, rounded up to a number that the mesh divides.
+    seed: decides, with a prompt's id, the sample for the prompt, whatever the batch.
 
   Raises:
     UsageError: several beams are to draw samples.
@@ -67,21 +70,11 @@ def make_generator(
       '--set BEAMS=1 to draw.'
     )
   num_rows = partitioning.divisible_rows(mesh, batch_size)
-  key = jax.random.key(seed)
-
-  def sample(params: Params, rows: Rows) -> sampling.Samples:
-    prompts = rows.prompt_tokens, rows.prompt_segments
-    if beams != 1:
-      return beam_search.search(
-        policy, params, prompts, max_length, beams=beams, length_penalty=length_penalty,
-        repetition_penalty=repetition_penalty,
-      )  # fmt: skip
-    return sampling.sample(
-      policy, params, prompts, max_length, key, temperature=temperature, top_k=top_k, top_p=top_p,
-      repetition_penalty=repetition_penalty, prompt_ids=rows.example_id[:, 0],
-    )  # fmt: skip
-
-  sample_on_mesh = partitioning.jit_on(mesh, sample)
+  decoding = _Decoding(max_length, temperature, top_k, top_p, repetition_penalty, beams, length_penalty)
+  sample, key = (
+    _make_sample(policy, mesh, decoding),
+    jax.device_get(jax.random.key_data(jax.random.key(seed))),
+  )
 
   def generate(params: Params, prompts: Sequence[np.ndarray], ids: Sequence[int]) -> Iterator[Answer]:
     for start in range(0, len(prompts), num_rows):
@@ -92,8 +85,41 @@ def make_generator(
       length = -(-max(map(len, chunk)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
       chunk_ids = ids[start : start + num_rows]
       rows = single_rows(chunk, num_rows=num_rows, prompt_length=length, ids=chunk_ids)
-      samples = jax.device_get(sample_on_mesh(params, partitioning.place_rows(mesh, rows)))
+      samples = jax.device_get(sample(params, partitioning.place_rows(mesh, rows), key))
       for row in range(len(chunk)):
         yield Answer(samples.tokens[row, : samples.lengths[row]], float(samples.logps[row]))
 
   return generate
+
+
+class _Decoding(NamedTuple):
+  """How responses are decoded: all that is compiled into their sampling, besides shapes."""
+
+  max_length: int
+  temperature: float
+  top_k: int
+  top_p: float
+  repetition_penalty: float
+  beams: int
+  length_penalty: float
+
+
+# One function for equal arguments, so that a second generator of the same policy compiles nothing again.
+@functools.lru_cache(maxsize=16)
+def _make_sample(policy: nn.Module, mesh: Mesh, decoding: _Decoding) -> Callable[..., sampling.Samples]:
+  """Returns `sample(params, rows, key data)`, compiled for the mesh."""
+  max_length, temperature, top_k, top_p, repetition_penalty, beams, length_penalty = decoding
+
+  def sample(params: Params, rows: Rows, key: UInt32[Array, '...']) -> sampling.Samples:
+    prompts = rows.prompt_tokens, rows.prompt_segments
+    if beams != 1:
+      return beam_search.search(
+        policy, params, prompts, max_length, beams=beams, length_penalty=length_penalty,
+        repetition_penalty=repetition_penalty,
+      )  # fmt: skip
+    return sampling.sample(
+      policy, params, prompts, max_length, jax.random.wrap_key_data(key), temperature=temperature,
+      top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, prompt_ids=rows.example_id[:, 0],
+    )  # fmt: skip
+
+  return partitioning.jit_on(mesh, sample)

@@ -73,7 +73,7 @@ def make_draw(
     chunk_size: response tokens projected to the vocabulary at once.
   """
   sample = _make_sample(nets, reference, mesh, max_length, seed, chunk_size)
-  code, reward = rewards.code_of(reward), reward and rewards.find(reward)
+  reward, code = reward and rewards.find(reward), rewards.code_of(reward)
 
   def draw(state: TrainState, table: TokenTable) -> OwnSamples:
     records = chosen(table, count)

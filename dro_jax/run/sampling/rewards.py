@@ -2,7 +2,6 @@
 
 import functools
 import math
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
@@ -93,27 +92,12 @@ def find(reward: Reward | str | None) -> Reward:
     )
   if reward in __all__:
     return globals()[reward]
-  module, colon, name = reward.rpartition(':')
-  if not colon:
+  if ':' not in reward:
     raise UsageError(
       f'REWARD={reward!r} is no reward function: pass one of {", ".join(__all__)}, or your own as '
       'FILE.py:FUNCTION or MODULE:FUNCTION.'
     )
-  found = getattr(_import(module), name, None)
-  if not callable(found):
-    raise UsageError(f'REWARD={reward!r}: {module} has no function {name!r}. Pass the name of one.')
-  return found
-
-
-def _import(name: str) -> Any:
-  try:
-    return files.import_module(name)
-  except (ImportError, OSError) as error:
-    raise UsageError(
-      f'REWARD: cannot import {name} ({error}): pass a .py file, or a module on the path.'
-    ) from error
-  except (Exception, SystemExit) as error:
-    raise UsageError(f'REWARD: {name} cannot be imported: it raised {_raised(error)}.') from error
+  return files.import_function(reward, 'REWARD')
 
 
 def name_of(reward: Reward) -> str:
@@ -137,7 +121,9 @@ def code_of(reward: Reward | str | None) -> str | None:
   module = reward.rpartition(':')[0]
   if module.partition('.')[0] == 'dro_jax':
     return None
-  file = module if module.endswith('.py') else getattr(_import(module), '__file__', None)
+  file = module
+  if not module.endswith('.py'):
+    file = getattr(files.import_module(module, f'REWARD={reward}'), '__file__', None)
   return files.code_digest(file) if file and file.endswith('.py') else None
 
 
@@ -172,7 +158,7 @@ def _called(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) ->
     raise
   except (Exception, SystemExit) as error:
     raise UsageError(
-      f'the reward function {name_of(reward)} raised {_raised(error)}. It gets two lists of texts, '
+      f'the reward function {name_of(reward)} raised {files.raised(error)}. It gets two lists of texts, '
       f'{len(prompts)} prompts and their responses, and must return one finite number for each response.'
     ) from error
   if given is None:
@@ -181,14 +167,6 @@ def _called(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) ->
       'return a list with one number for each response, in order.'
     )
   return given
-
-
-def _raised(error: BaseException) -> str:
-  """The error that a user's function raised, and its file and line."""
-  place = traceback.extract_tb(error.__traceback__)[-1]
-  if isinstance(error, SyntaxError):
-    return f'{type(error).__name__}: {error}'
-  return f'{type(error).__name__}: {error} ({place.filename}, line {place.lineno})'
 
 
 def _number(value: Any) -> float:

@@ -18,7 +18,6 @@ from dro_jax.algorithms import Algorithm
 from dro_jax.algorithms.batch import Batch
 from dro_jax.data.batches.loader import Loader
 from dro_jax.data.batches.rows import place_batch
-from dro_jax.data.text import vocabularies
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
@@ -39,10 +38,11 @@ class RolloutOptions:
   """How an online algorithm gets its responses and rewards.
 
   Args:
-    reward: (prompts, responses) -> numbers, or its name as FILE.py:FUNCTION or MODULE:FUNCTION.
-    temperature: divides the logits of training samples. At any but 1 they are not the policy's own, and its
-      gradient is biased.
-    max_length: most tokens of a response; `None` takes the longest logged one's.
+    reward: the reward function, from prompts and responses to numbers, or its name: exact_match, contains,
+      FILE.py:FUNCTION or MODULE:FUNCTION.
+    temperature: the divisor of the logits of training samples. At another temperature than 1 the samples are
+      not the policy's own, and its gradient is biased.
+    max_length: tokens of a response at most; `None` takes the length of the longest logged response.
 
   Example:
     >>> shortest = lambda prompts, responses: [-len(response) for response in responses]
@@ -65,11 +65,14 @@ class RolloutOptions:
 
 
 class Rollouts(NamedTuple):
-  """Attributes:
-  respond: from the state, a loader of prompts and a batch's rows to rows with the current policy's
-    responses, K to each prompt, and their rewards.
-  validate: the policy's own samples on a loader's prompts: mean reward, KL(π‖π_ref) in nats, length.
-  settings: what decides the run's numbers, recorded with it.
+  """The functions that sample from the policy and score its samples.
+
+  Attributes:
+    respond: from the state, a loader of prompts and a batch's rows to rows with the current policy's
+      responses, K to each prompt, and their rewards.
+    validate: from the state and a loader of prompts to the mean reward, KL(π‖π_ref) in nats and length of the
+      policy's samples.
+    settings: the settings that decide the run's numbers, recorded with it.
   """
 
   respond: Callable[[TrainState, Loader, int, Rows], Rows]
@@ -91,10 +94,10 @@ _Answer = Callable[[TrainState, Loader, int, Rows], _Answered]
 
 
 def prompts_only(triplets: Triplets) -> Triplets:
-  """The triplets with each prompt once; its logged responses will not be read.
+  """The triplets with each prompt once; the logged responses are not read later.
 
   Raises:
-    UsageError: rewards are to be scaled by what was logged.
+    UsageError: a scaling of rewards by the logged rewards is set.
   """
   if triplets.scaling.kind != 'none':
     raise UsageError(
@@ -153,7 +156,7 @@ def make_rollouts(
       drawn = jax.device_get(samples)
       scored_BK = _rewards(reward, loader, step, drawn, vocabulary)
       rows = lay_out(state, rows, samples, partitioning.place_rows(mesh, scored_BK))
-      return _Answered(rows, scored_BK, *_by_prompt(drawn, scored_BK.shape))
+      return _Answered(rows, scored_BK, *_by_prompt(drawn, scored_BK.shape, vocabulary.special.eos))
 
     return answer
 
@@ -216,9 +219,9 @@ def _rewards(
   return rewards_BK if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(rewards_BK)
 
 
-def _by_prompt(samples: sampling.Samples, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+def _by_prompt(samples: sampling.Samples, shape: Sequence[int], eos: int) -> tuple[np.ndarray, ...]:
   """Log-probs, lengths, and whether each response ended by itself, `[B, K]` each."""
-  ended = (samples.tokens == vocabularies.EOS).any(axis=-1)
+  ended = (samples.tokens == eos).any(axis=-1)
   return tuple(x.reshape(shape) for x in (samples.logps, samples.lengths, ended))
 
 
@@ -251,9 +254,9 @@ def answered_rows(prompts: Rows, samples: sampling.Samples, rewards: Float[Array
   """Rows of one prompt and its K samples, each in a stretch of its own; a prompt's samples make a group.
 
   Args:
-    prompts: one prompt a row; what these rows hold of responses is not read.
-    samples: K of each row, those of one row next to each other.
-    rewards: of the samples.
+    prompts: rows of one prompt each; their responses are not read.
+    samples: K samples of each row, those of one row next to each other.
+    rewards: the rewards of the samples.
   """
   num_rows, num_samples = rewards.shape
   tokens_BT = samples.tokens.reshape(num_rows, -1)
@@ -277,7 +280,7 @@ def _inside(lengths: Int[Array, 'B K'], length: int) -> Bool[Array, 'B K L']:
 
 
 def validation_names(endings: Collection[str] = ('',)) -> list[str]:
-  """Names of the measures of `validate`, against policies whose measures' names have these endings."""
+  """Names of the metrics of `validate`, with an ending for each policy that the samples are compared with."""
   samples_BK = np.zeros((1, 2))
   return list(_summary(*[samples_BK] * 4, dict.fromkeys(endings, samples_BK), temperature=1.0))
 

@@ -160,7 +160,7 @@ def test_estimates_average_seeds():
   assert estimate.value == estimate.low == 2
 
 
-def test_what_cannot_be_dealt_is_refused(tmp_path, one_device):
+def test_a_split_without_prompts_and_missing_triplets_are_refused(tmp_path, one_device):
   make = suite_of(tmp_path / 'arena', one_device, write(tmp_path / 'a.jsonl', 2, 0))
   with pytest.raises(UsageError, match='part .* is empty'):
     human.parts(make().run.args[0], vocabularies.vocabulary('bytes'))

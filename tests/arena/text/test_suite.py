@@ -51,7 +51,7 @@ def logged(suite, results):
   return text.prepare(place, 0)
 
 
-def test_everyone_spends_as_much(suite, results):
+def test_all_algorithms_spend_equal_flops(suite, results):
   """Up to half a step."""
   finished = cells.read_all(suite[0])
   assert {each.cell.algorithm for each in finished} == {'filtered_sft', 'dro_v', 'dpo'}
@@ -122,12 +122,12 @@ def test_the_reference_itself_is_no_better_than_its_log(suite, logged):
   assert estimates['ips'].value == pytest.approx(log.rewards.mean(), abs=1e-3)
 
 
-def test_own_answers_are_the_same_whoever_else_is_judged(logged):
+def test_judging_a_policy_twice_gives_the_same_answers(logged):
   one, other = (text.judge(logged, logged.data.init_from, 4, 0) for _ in range(2))
   np.testing.assert_array_equal(one['test']['reward'], other['test']['reward'])
 
 
-def test_texts_that_were_not_sampled_so_are_left_out():
+def test_answers_that_do_not_encode_to_their_tokens_are_dropped():
   words = vocabularies.vocabulary('bytes')
   records = [
     {'response': 'ab', 'tokens': [100, 101, 1]},

@@ -235,3 +235,24 @@ def test_slices_are_read_in_every_form():
   assert read('{{100000,200000},{100001,200001}}') == (1, 2)
   with pytest.raises(ValueError, match='cannot read the slices'):
     read('all')
+
+
+KERNEL = """HloModule kernel
+
+ENTRY %main (q: bf16[9,1024,64], k: bf16[3,2048,64]) -> bf16[9,1024,64] {
+  %q = bf16[9,1024,64]{2,1,0} parameter(0)
+  %k = bf16[3,2048,64]{2,1,0} parameter(1)
+  %s = s32[1,2,4]{2,1,0} constant({...})
+  %splash_mha_fwd_residuals.1 = bf16[9,1024,64]{2,1,0} custom-call(%s, %s, %q, %k, %k), f={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="splash"}
+  %splash_mha_dkv_no_residuals.1 = bf16[9,1024,64]{2,1,0} custom-call(%s, %s, %q, %k, %k)
+  %other = bf16[9,1024,64]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %out = bf16[9,1024,64]{2,1,0} add(%splash_mha_fwd_residuals.1, %splash_mha_dkv_no_residuals.1)
+}
+"""
+
+
+def test_a_kernels_products_count_and_its_metadata_may_have_lines():
+  scores = 9 * 1024 * 2048
+  assert operations.flops(program.parse(KERNEL)) == (2 + 4) * 2 * scores * 64

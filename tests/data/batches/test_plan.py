@@ -108,7 +108,7 @@ def test_batches_have_the_datas_mix_of_lengths_and_rewards():
   assert distributions_match(data, [plan.batch(step) for step in range(100)])
 
 
-def test_the_mix_test_can_fail():
+def test_batches_of_sorted_data_fail_the_test_of_the_mix():
   data = translations(3200)
   assert not distributions_match(data, sorted_batches(data, 32))
 

@@ -308,3 +308,39 @@ def test_a_conversation_converted_to_text_twice_is_read(tmp_path):
   assert found.prompt == TEXT
   (found,) = read(tmp_path, {'prompt': '"Quoted," he said. "[1]"', 'response': '"r"', 'reward': 1})
   assert (found.prompt, found.response) == ('"Quoted," he said. "[1]"', '"r"')
+
+
+# --- for a model with a chat template of its own ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  'talk',
+  [
+    TALK,
+    TALK[:2],
+    TALK[1:2],
+    [turn('user', json.dumps(TALK))],  # A text that spells a conversation.
+    [turn('user', '\n\nHuman: Hi\n\nAssistant:')],
+    [turn('user', '[{"role": torn')],
+    [turn('user', 'a "quoted"\nline \u2028 é')],
+  ],
+)
+def test_turns_that_stay_turns_read_back_the_same(talk):
+  turns = [chat.Turn(**each) for each in talk]
+  assert chat.turns_of(chat.render(turns, None)) == turns
+
+
+def test_a_turn_of_the_user_is_its_text_and_more_turns_are_json(tmp_path):
+  (record,) = read(tmp_path, {'prompt': TALK[1:2], 'response': '2', 'reward': 1}, chat_template=None)
+  assert record.prompt == 'Hi'
+  (record,) = read(tmp_path, {'messages': [*TALK, turn('assistant', '2')], 'reward': 1}, chat_template=None)
+  assert json.loads(record.prompt) == TALK and record.response == '2'
+
+
+def test_a_dialogue_in_hhs_form_has_turns():
+  dialogue = '\n\nHuman: Hi\nyou\n\nAssistant: Yes?\n\nHuman: 1 + 1?\n\nAssistant:'
+  assert chat.turns_of(dialogue) == [
+    chat.Turn('user', 'Hi\nyou'), chat.Turn('assistant', 'Yes?'), chat.Turn('user', '1 + 1?'),
+  ]  # fmt: skip
+  for text in ('Human: Hi\n\nAssistant:', '\n\nHuman: Hi', '\n\nHuman: \n\nAssistant:', 'Hi'):
+    assert chat.turns_of(text) == [chat.Turn('user', text)]

@@ -142,7 +142,7 @@ def test_a_deletion_that_failed_is_tried_again_whatever_comes(cluster):
   assert cluster.verbs().count('delete') == 2
 
 
-def test_a_deletion_after_an_error_of_ours_is_tried_again(cluster, monkeypatch):
+def test_a_failed_deletion_after_an_error_of_the_launcher_is_repeated(cluster, monkeypatch):
   cluster.script(RUNNING, delete=['fail', 'ok'])
   monkeypatch.setattr(gke, '_follow', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
@@ -166,7 +166,7 @@ def failing(attempt, **fields):
     ([failing(0), scene(pod(0, 1, code=75), pod(1, 1, code=75), restarts=1), failing(2)], 0),
   ],
 )
-def test_what_fails_twice_in_succession_by_itself_is_ended(cluster, capsys, scenes, code):
+def test_a_run_that_fails_twice_without_losing_a_machine_is_ended(cluster, capsys, scenes, code):
   cluster.script(*scenes, scene(restarts=2), scene(restarts=2, over=DONE))
   assert gke.run(job(spot=True), ARGUMENTS) == code
   assert ('failed twice in succession, and lost no machine' in capsys.readouterr().err) == (code == 1)
@@ -199,14 +199,14 @@ def test_a_pod_that_is_created_for_too_long_is_described_and_ended(cluster, caps
     ([scene(over=DONE)], {'delete': ['fail']}, 'IT MAY STILL RUN AND COST MONEY'),
   ],
 )
-def test_what_goes_wrong_for_good_is_said_and_leaves_nothing(cluster, capsys, scenes, outcomes, words):
+def test_a_permanent_failure_is_reported_and_the_set_is_deleted(cluster, capsys, scenes, outcomes, words):
   cluster.script(*scenes, **outcomes)
   assert gke.run(job(silence_seconds=0.1), ARGUMENTS) == 1
   assert words in capsys.readouterr().err
   assert cluster.verbs()[-1] == 'delete'
 
 
-def test_an_error_of_ours_leaves_no_set(cluster, monkeypatch):
+def test_an_error_of_the_launcher_deletes_the_set(cluster, monkeypatch):
   cluster.script(RUNNING)
   monkeypatch.setattr(gke, '_follow', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
@@ -221,7 +221,7 @@ def test_a_set_that_is_over_is_kept_where_asked(cluster, capsys):
   assert 'is over, and kept until you run: kubectl delete jobset dro-jax-' in capsys.readouterr().err
 
 
-def test_a_set_that_never_worked_is_not_kept(cluster):
+def test_a_set_that_never_started_is_deleted_even_with_keep(cluster):
   cluster.script(scene(pod(waiting='ImagePullBackOff')))
   assert gke.run(job(keep=True), ARGUMENTS) == 1
   assert cluster.verbs()[-1] == 'delete'
@@ -255,7 +255,7 @@ def test_a_dry_run_prints_the_manifest_and_every_command_and_calls_none(cluster,
     ({'chips_per_host': -4}, 'do not divide over machines of -4'),
   ],
 )
-def test_what_would_fail_is_refused(fields, words):
+def test_jobs_that_would_lose_their_runs_are_refused(fields, words):
   with pytest.raises(UsageError, match=words):
     gke.run(job(**fields), ARGUMENTS, dry_run=True)
 

@@ -198,7 +198,7 @@ def test_a_pod_a_machine_and_a_job_a_slice(topology, per_host, slices, hosts, ch
 
 
 @pytest.mark.parametrize('spot, codes', [(False, [1, 2]), (True, [2])])
-def test_what_begins_a_run_again_and_what_ends_it(spot, codes):
+def test_exit_codes_and_disruptions_restart_or_end_the_job(spot, codes):
   """75, preemption and a lost peer begin it again; bad data do not, nor a failure where nothing is lost."""
   _, job, pod, container = parts(spot=spot, save_seconds=900.0, max_restarts=7)
   disrupted, ends = job['podFailurePolicy']['rules']

@@ -64,7 +64,7 @@ def test_processes_are_one_run_over_all_their_devices(member, capfd):
     ('sys.exit(75)', DEAF, 137),
   ],
 )
-def test_codes_are_folded_and_nobody_outlives_a_failure(member, capfd, first, second, code):
+def test_the_worst_exit_code_wins_and_a_failure_ends_all_processes(member, capfd, first, second, code):
   began = time.monotonic()
   assert local.run(job(), [first, second]) == code
   assert time.monotonic() - began < 10

@@ -124,7 +124,7 @@ def test_a_job_that_left_no_code_ends_as_sacct_says(cluster, account, code):
     ({'refuse-scancel': '', 'signal-squeue': 'INT'}, 'job 7 MAY STILL RUN'),
   ],
 )
-def test_what_goes_wrong_for_good_is_said(cluster, capsys, files, words):
+def test_a_permanent_failure_of_slurm_is_reported(cluster, capsys, files, words):
   cluster.script('wait', **files)
   try:
     assert slurm.run(job(silence_seconds=0.1, save_seconds=0.1), ARGUMENTS) == 1
@@ -152,7 +152,7 @@ def test_the_script_is_clean(fields):
   assert done.returncode == 0, done.stdout
 
 
-def test_what_the_queue_is_asked_for():
+def test_the_script_requests_nodes_time_and_signals():
   lines = made(nodes=2, gpus_per_node=4, time='1:00:00', account='a', sbatch_flags=('--qos=q',)).splitlines()
   options = {line.removeprefix('#SBATCH ') for line in lines if line.startswith('#SBATCH ')}
   assert {'--nodes=2', '--gpus-per-node=4', '--ntasks-per-node=4', '--time=1:00:00'} <= options
@@ -176,7 +176,7 @@ def test_a_dry_run_prints_the_script_and_every_command_and_calls_none(cluster, c
     ({}, [*ARGUMENTS, '--triplets', 'absent.jsonl'], '--triplets=absent.jsonl: no such file'),
   ],
 )
-def test_what_would_wait_to_fail_is_refused(cluster, fields, arguments, words):
+def test_a_job_that_would_fail_is_refused_before_it_is_queued(cluster, fields, arguments, words):
   with pytest.raises(UsageError, match=words):
     slurm.run(job(**fields), arguments)
   assert not cluster.calls('sbatch')

@@ -41,7 +41,7 @@ def test_a_whole_life_with_a_restart_and_a_preemption(cloud, capsys):
     assert words in shown.err
 
 
-def test_what_create_is_asked_for(cloud):
+def test_create_passes_the_jobs_fields_to_gcloud(cloud):
   fields = {'project': 'p', 'zone': 'z', 'valid_until': '6h', 'create_flags': ('--network=n',)}
   assert tpu_vm.run(job(**fields), ARGUMENTS) == 0
   _, *call = next(call for call in cloud.calls() if call[0] == 'create')
@@ -108,7 +108,7 @@ def test_a_signal_in_any_phase_leaves_no_machine(cloud, phase):
     ({'delete': ['fail', 'stays', 'ok']}, 0),
   ],
 )
-def test_what_goes_wrong_is_tried_again_and_leaves_no_machine(cloud, outcomes, code):
+def test_a_refused_creation_is_repeated_and_leaves_no_machine(cloud, outcomes, code):
   cloud.script(**outcomes)
   assert tpu_vm.run(job(), ARGUMENTS) == code
   assert cloud.machines() == ['somebodys']
@@ -125,7 +125,7 @@ def test_a_deletion_that_fails_is_loud(cloud, capsys):
   assert cloud.events().count('delete') == 3
 
 
-def test_an_error_of_ours_leaves_no_machine(cloud, monkeypatch):
+def test_an_error_of_the_launcher_deletes_the_machine(cloud, monkeypatch):
   monkeypatch.setattr(machines, 'copy', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     tpu_vm.run(job(), ARGUMENTS)
@@ -140,7 +140,7 @@ def test_a_failed_run_shows_its_end_and_is_not_begun_again(cloud, capsys):
   assert cloud.machines() == ['somebodys']
 
 
-def test_restarts_end(cloud):
+def test_the_launcher_stops_after_max_restarts(cloud):
   cloud.script(codes='75 75 75 75')
   assert tpu_vm.run(job(max_restarts=1), ARGUMENTS) == 75
   assert cloud.events().count('start') == 2

@@ -37,6 +37,7 @@ def test_learned_positions_rotate_nothing():
     ({'rope_scaling': ('yarn', 4.0)}, 'rope_scaling='),
     ({'mlp_activations': ('swish',)}, 'mlp_activations='),
     ({'num_layers': 0}, 'num_layers=0'),
+    ({'attention': 'flash'}, "attention='flash' is unknown"),
     ({'remat': 'most'}, "remat='most' is unknown"),
     ({'dtype': 'float16'}, "dtype='float16'"),
   ],

@@ -11,7 +11,9 @@ import torch
 
 from dro_jax.errors import UsageError
 from dro_jax.models import policy, sampling, scoring, stacks
+from dro_jax.models.attention import splash, ways
 from dro_jax.models.causal.config import CausalConfig
+from dro_jax.parallel import partitioning
 from tests.examples import Example, layout
 from tests.models.causal import tiny
 
@@ -95,6 +97,27 @@ def test_scanned_and_rematerialised_layers_give_the_same_scores_and_gradients(ki
     unrolled = stacks.convert_layers(others, scan=False)
     assert jax.tree.structure(unrolled) == jax.tree.structure(gradients)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), unrolled, gradients)
+
+
+@pytest.mark.parametrize('kind, way', [('mistral', 'blockwise'), ('gemma2', 'splash')])
+def test_every_way_of_attention_gives_the_same_scores_and_gradients(kind, way, monkeypatch):
+  rows = jax.tree.map(lambda x: jnp.concatenate([x, x]), shared_rows())
+  # The kernel's own program, run by jax instead of a TPU.
+  monkeypatch.setitem(ways._FUNCTIONS, 'splash', functools.partial(splash.attend, interpret=True))
+  monkeypatch.setattr(ways, '_device', lambda: ('tpu', 'TPU v5 lite'))
+
+  def loss(way, changes, params):
+    function = scoring.make_score(network(kind, attention=way, **changes))
+    total = lambda tree: function({'policy': tree}, rows, None).token_logps.sum()  # noqa: E731
+    return jax.jit(jax.value_and_grad(total))(params)
+
+  scanned = {'scan_layers': True, 'remat': True}
+  params = stacks.convert_layers(tiny.params(kind), scan=True)
+  expected = loss('dense', scanned, params)
+  with partitioning.use_mesh(partitioning.make_mesh(2, 1, 2, devices=jax.devices()[:4])):
+    value, gradients = loss(way, scanned, params)
+  np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), gradients, expected[1])
 
 
 def test_gradients_equal_torchs():

@@ -24,6 +24,4 @@ def test_linear_scaling_stretches_all_frequencies_but_the_local_ones():
   config = CausalConfig(head_dim=8, rope_scaling=('linear', 8.0), rope_local_theta=100.0)
   plain = 10_000.0 ** (-np.arange(4) / 4)
   np.testing.assert_allclose(rotary.frequencies(config), plain / 8, rtol=1e-6)
-  np.testing.assert_allclose(
-    rotary.frequencies(config, local=True), 100.0 ** (-np.arange(4) / 4), rtol=1e-6
-  )
+  np.testing.assert_allclose(rotary.frequencies(config, local=True), 100.0 ** (-np.arange(4) / 4), rtol=1e-6)

@@ -70,7 +70,7 @@ def refusal(tmp_path):
   return check
 
 
-def test_what_changes_no_number_is_accepted(refusal):
+def test_resume_accepts_changes_of_length_microbatches_and_folders(refusal):
   assert refusal(texts(), texts(steps=20, microbatches=2, folder='b')) is None
 
 
@@ -87,7 +87,7 @@ def test_a_longer_run_is_another_where_its_learning_rate_decays_to_the_end(refus
 
 
 @pytest.mark.parametrize('more', ['RunSpec.unheard_of = 1', 'policy/adam.b1 = 0.5', 'adam.b1 = 0.5'])
-def test_what_nobody_classified_is_refused(refusal, more):
+def test_resume_refuses_a_change_of_an_unclassified_setting(refusal, more):
   name = more.split(' ')[0].replace('policy/', '').replace('adam', 'policy/adam')
   assert f'{name}: not set → ' in refusal(texts(), texts(more=more))
 
@@ -113,7 +113,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, descrip
     configs.refuse_lost(tmp_path, 500, 1000)
 
 
-def test_what_a_run_says_of_its_checkpoints_goes_before_what_its_records_tell(tmp_path):
+def test_run_json_decides_whether_checkpoints_are_missing_not_the_records(tmp_path):
   """One that was stopped early has saved, and one that was killed as it saved has not."""
   configs.describe(tmp_path, {}, has_saved=True)
   (tmp_path / 'metrics.jsonl').write_text('{"step": 10}\n')
@@ -133,14 +133,14 @@ def test_a_run_that_was_killed_before_it_saved_begins_again(tmp_path, descriptio
   configs.refuse_lost(tmp_path, 500, 1000)
 
 
-def test_what_a_run_is_says_from_its_first_checkpoint_that_it_has_saved(tmp_path):
+def test_run_json_has_saved_becomes_true_with_the_first_checkpoint(tmp_path):
   configs.describe(tmp_path, {'seed': 3}, has_saved=False)
   assert json.loads((tmp_path / 'run.json').read_text()) == {'seed': 3, 'has_saved': False}
   configs.say_saved(tmp_path)
   assert json.loads((tmp_path / 'run.json').read_text()) == {'seed': 3, 'has_saved': True}
 
 
-def test_a_run_whose_warmup_of_no_steps_was_a_rate_of_zero_is_refused(refusal):
+def test_resume_refuses_a_run_whose_zero_warmup_meant_a_rate_of_zero(refusal):
   more = 'policy/adam.learning_rate = @warmup_constant()\nN = 0\nwarmup_constant.warmup_steps = %N\n'
   then = texts(more=more)
   assert 'it has trained nothing so far' in refusal(then, then)
@@ -155,7 +155,7 @@ def test_a_start_that_was_moved_keeps_its_name(refusal):
   assert "INIT_FROM: '/data/t5' → '/data/t6'" in refusal(texts(), texts(init='/data/t6'))
 
 
-def test_what_gin_cannot_see_is_refused_by_what_it_holds(refusal):
+def test_resume_compares_the_contents_of_models_and_data(refusal):
   message = refusal({}, {}, metadata(emb_dim=8), metadata(emb_dim=16, remat=True))
   assert 'model.emb_dim: 8 → 16' in message
   assert 'remat' not in message
@@ -167,7 +167,7 @@ def test_what_gin_cannot_see_is_refused_by_what_it_holds(refusal):
   assert 'the run has trained on other records so far' in message
 
 
-def test_labels_that_an_earlier_version_made_otherwise_are_refused_in_words(refusal):
+def test_resume_refuses_labels_that_an_earlier_version_made_by_another_rule(refusal):
   def labelled(**labels):
     described = metadata()
     described['data']['labels'] = {
@@ -178,7 +178,7 @@ def test_labels_that_an_earlier_version_made_otherwise_are_refused_in_words(refu
 
   message = refusal({}, {}, metadata(), labelled())
   assert 'labels: by a mean, whatever the rewards → the rewards 0 and 1 are labels themselves' in message
-  assert 'trained against thumbs-ups' in message and 'pass another --model_dir' in message
+  assert 'count thumbs-ups and ties as bad' in message and 'pass another --model_dir' in message
   # Where no label is another, an earlier run goes on; so does one of the same rule.
   assert refusal({}, {}, metadata(), labelled(rule='dataset mean', unlike_earlier=0)) is None
   assert refusal({}, {}, labelled(), labelled(said='in other words')) is None
@@ -198,12 +198,12 @@ def test_other_code_columns_or_parameters_at_the_start_are_refused(refusal):
       'online',
       {'reward_code': 'x'},
       {'reward_code': 'y'},
-      "the reward function's file, or one that it imports",
+      "the reward function's file, or a file that it imports",
     ),
     ('decoding', {'reward_code': 'x'}, {'reward_code': 'y'}, "samples.reward_code: 'x' → 'y'"),
     ('code', {'algorithm_code': 'x'}, {'algorithm_code': 'y'}, "the algorithm's file"),
     ('data', data | {'train_columns': {'label': 'x'}}, data | {'train_columns': {'label': 'y'}}, 'label'),
-    ('init_digest', 'x', 'y', 'INIT_FROM holds other parameters than those the run started from'),
+    ('init_digest', 'x', 'y', 'INIT_FROM holds other parameters than those from which the run started'),
   ):
     assert message in refusal({}, {}, described(**{name: then}), described(**{name: now}))
     # An earlier version recorded none.
@@ -228,11 +228,11 @@ def test_a_run_says_how_its_files_were_read_or_its_configuration_does(tmp_path):
   assert configs.read_options({'data': {'read': none}}, step) == none
 
 
-def test_metadata_of_before_a_name_was_kept_is_passed_over(refusal):
+def test_resume_ignores_a_name_that_the_saved_metadata_lack(refusal):
   assert refusal({}, {}, metadata(fingerprint=None), metadata()) is None
 
 
-def test_a_run_of_before_deals_were_kept_was_dealt_together(refusal):
+def test_a_run_without_a_saved_deal_counts_as_dealt_together(refusal):
   assert refusal({}, {}, metadata(), metadata() | {'deal': 'together'}) is None
   assert "deal: 'together' → 'uniform'" in refusal({}, {}, metadata(), metadata() | {'deal': 'uniform'})
   known = "train.deal = 'together'\n"

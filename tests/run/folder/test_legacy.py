@@ -23,7 +23,7 @@ def test_a_run_without_a_format_keeps_the_rules_that_it_was_made_with():
   assert Legacy().readout('batch') == 'batch'
 
 
-def test_earlier_rules_change_how_data_is_read_and_what_a_run_is_measured_against():
+def test_legacy_rules_keep_the_end_of_prompts_and_measure_the_moving_reference():
   read = functools.partial(dict)
   assert Legacy(keep='end').data(read).keywords == {'keep': 'end'} and Legacy().data(read) is read
   triplets = Triplets(None, None, None, {})

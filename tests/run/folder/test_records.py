@@ -92,7 +92,7 @@ def test_a_full_disk_is_told_in_words(tmp_path):
     writer.metrics(1, {'loss': 1.0})
 
 
-def test_an_error_of_ours_is_none_of_the_disks(tmp_path):
+def test_a_missing_file_is_not_reported_as_a_disk_error(tmp_path):
   with pytest.raises(FileNotFoundError), files.disk_of(tmp_path):
     (tmp_path / 'absent').read_text()
 

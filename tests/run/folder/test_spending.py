@@ -29,7 +29,7 @@ def test_rows_cost_alike(tmp_path):
 
 
 @pytest.mark.parametrize('every', [1, 2, 5])
-def test_a_resumed_run_has_spent_what_it_spent(tmp_path, every):
+def test_a_resumed_run_continues_the_count_of_flops_and_examples(tmp_path, every):
   """Also where the last record is older than the checkpoint, or there is none."""
   metrics = tmp_path / 'metrics.jsonl'
   whole = records(metrics, 0, 4)
@@ -37,6 +37,6 @@ def test_a_resumed_run_has_spent_what_it_spent(tmp_path, every):
   assert records(metrics, 3, 4) == whole[3:]
 
 
-def test_what_a_jaxpr_does_not_tell_is_left_out(tmp_path):
+def test_the_counter_without_flops_records_examples_only(tmp_path):
   spent = ComputeCounter(tmp_path / 'metrics.jsonl', ROWS.__getitem__, 16, counts_flops=False)
   assert spent.add(step, 0, jnp.ones((4, 3)), num_rows=4) == {'examples': 16}

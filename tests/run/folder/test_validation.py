@@ -19,7 +19,7 @@ from tests.evaluation.test_evaluate import MODEL, one_device
 from tests.evaluation.test_report import measured
 
 
-def test_what_is_saved_is_read_and_the_rest_removed(tmp_path):
+def test_validations_are_saved_and_read_and_keep_removes_other_steps(tmp_path):
   found = measured(0.5, values=None)
   for step in (2, 10, 4):
     validation.save(tmp_path, step, found._replace(temperature=np.asarray(float(step))))

@@ -5,6 +5,7 @@ import pytest
 
 from dro_jax.data import triplets
 from dro_jax.data.text import vocabularies
+from dro_jax.errors import UsageError
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
 from dro_jax.run import networks
@@ -81,6 +82,15 @@ def test_kl_to_a_reference_that_moves_is_named_apart(nets, mesh, table):
   )
   assert found['kl_moving'] == 0
   assert found['kl'] == pytest.approx(policy_samples.summary(against_initial)['kl'], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  'reward, said',
+  [('exactmatch', 'is no reward function: pass one of'), ('absent.py:f', 'cannot import absent.py')],
+)
+def test_a_reward_that_is_not_there_is_refused_in_words(nets, mesh, reward, said):
+  with pytest.raises(UsageError, match=said):
+    make(nets, mesh, reward=reward)
 
 
 def test_a_few_prompts_are_always_the_same(table):

@@ -92,7 +92,7 @@ LEARNERS = {
 
 
 @pytest.mark.parametrize('algorithm', LEARNERS.values(), ids=LEARNERS)
-def test_the_reward_rises(run, algorithm, tmp_path):
+def test_online_algorithms_raise_the_reward_within_twenty_steps(run, algorithm, tmp_path):
   result = run(tmp_path, algorithm, steps=20, eval_every=20)
   history = [record for record in records(tmp_path) if 'reward' in record]
   assert np.mean([record['reward'] for record in history[:3]]) < 0.25
@@ -227,8 +227,8 @@ def test_rows_hold_the_samples_and_their_rewards(data):
     assert rows.rewards[b, k] == len(response)
     positions = rows.response_positions[b][rows.response_segments[b] == k + 1]
     np.testing.assert_array_equal(positions, np.arange(len(tokens)))
-    assert (tokens[:-1] != vocabularies.EOS).all()
-    assert tokens[-1] == vocabularies.EOS or len(tokens) == LENGTH
+    assert (tokens[:-1] != WORDS.special.eos).all()
+    assert tokens[-1] == WORDS.special.eos or len(tokens) == LENGTH
   np.testing.assert_array_equal(rows.response_prompt, rows.response_segments > 0)
   np.testing.assert_array_equal(rows.units.index, np.arange(12).reshape(4, 3))
   assert rows.units.mask.all() and rows.valid.all()
@@ -275,12 +275,12 @@ def test_another_step_is_another_sample(data):
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_done_is_refused_before_anything_is_written(run, data, tmp_path):
+def test_impossible_online_settings_are_refused_before_any_file_is_written(run, data, tmp_path):
   folder = tmp_path / 'never'
   cases = {
     'REWARD names no function': (algorithms.rloo_online, {'rollouts': online.RolloutOptions}),
     'rewards are scaled': (algorithms.rloo_online, {'data': functools.partial(data, scaling='minmax')}),
-    'value is read out by prompt': (algorithms.ppo_online, {'value_readout': 'prompt'}),
+    'VALUE_READOUT=prompt does not give one': (algorithms.ppo_online, {'value_readout': 'prompt'}),
     'a batch of 3 prompts does not divide': (algorithms.rloo_online, {'batch_size': 3}),
     'rloo compares the samples of a prompt': (functools.partial(algorithms.rloo_online, samples=1), {}),
     'samples=1, epochs=0': (functools.partial(algorithms.ppo_online, epochs=0), {}),
@@ -296,7 +296,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(run, data, tm
 
 
 @pytest.mark.parametrize('settings', [{'temperature': 0}, {'temperature': -1.0}, {'max_length': 0}])
-def test_settings_out_of_range(settings):
+def test_a_temperature_or_length_out_of_range_is_refused(settings):
   with pytest.raises(UsageError, match=next(iter(settings))):
     online.RolloutOptions(**settings)
 

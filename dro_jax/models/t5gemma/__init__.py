@@ -1,0 +1,1 @@
+"""T5Gemma and T5Gemma 2 (text): their configuration, network, and names elsewhere."""
