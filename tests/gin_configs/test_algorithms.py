@@ -19,10 +19,26 @@ OFFLINE = [name for name in NAMES if not name.endswith('_online')]
 BESIDES = {'oreo': ['--gin_file=values/token.gin']}
 
 
-class World:
-  """A folder with one file that has what any algorithm asks for; `train` takes two steps on it."""
+TINY = """
+Policy.config = @T5Config()
+T5Config.emb_dim = 8
+T5Config.num_heads = 2
+T5Config.head_dim = 4
+T5Config.mlp_dim = 16
+T5Config.num_encoder_layers = 1
+T5Config.num_decoder_layers = 1
+"""
 
-  def __init__(self, folder):
+
+class World:
+  """A folder with one file that has what any algorithm asks for; `train` takes two steps on it.
+
+  Args:
+    folder: to be filled.
+    model: gin's bindings of a model.
+  """
+
+  def __init__(self, folder, model=TINY):
     self.folder, self.triplets = folder, folder / 'triplets.jsonl'
     rng = np.random.default_rng(0)
     with self.triplets.open('w') as file:
@@ -49,13 +65,6 @@ class World:
       textwrap.dedent("""
         import one_device_of_many
         RunSpec.mesh = @one_device_of_many()
-        Policy.config = @T5Config()
-        T5Config.emb_dim = 8
-        T5Config.num_heads = 2
-        T5Config.head_dim = 4
-        T5Config.mlp_dim = 16
-        T5Config.num_encoder_layers = 1
-        T5Config.num_decoder_layers = 1
         STEPS = 2
         BATCH = 8
         LOG_EVERY = 1
@@ -66,6 +75,7 @@ class World:
         RESPONSE_LENGTH = 8
         PACKED = False
       """)
+      + model
     )
 
   def train(self, name, *arguments):
