@@ -26,6 +26,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
+from dro_jax.models import quantised
 from dro_jax.types import Array
 
 # Low enough that a masked probability is exactly 0, and finite: a query whose keys are all masked (padding)
@@ -95,8 +96,18 @@ def _is_on_cpu() -> bool:
   return device is not None and device.device_kind == 'cpu'
 
 
+# Collections of flax's variables beside `params` (see `models.lora`): adapters, and kernels in fewer bits.
+ADAPTER, FROZEN = 'lora', 'frozen'
+
+
+@jax.checkpoint
+def _project_frozen(x: Float[Array, '*B I'], stored: quantised.Stored) -> Float[Array, '*B O']:
+  """x W for a kernel in fewer bits. The backward pass dequantises again instead of keeping what this made."""
+  return project(x, quantised.dequantise(stored))
+
+
 class Dense(nn.Module):
-  """y = x W, or x W + b."""
+  """y = x W, or x W + b; with an adapter, whose b has its scale, y = x W + (x a) b + ..."""
 
   features: int
   axes: tuple[str, str]
@@ -106,9 +117,15 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
-    init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-    kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
-    y = project(x.astype(self.dtype), kernel)
+    x = x.astype(self.dtype)
+    if self.has_variable(FROZEN, 'kernel'):
+      y = _project_frozen(x, self.get_variable(FROZEN, 'kernel'))
+    else:
+      init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+      y = project(x, self.param('kernel', init, (x.shape[-1], self.features), jnp.float32))
+    if self.has_variable(ADAPTER, 'a'):
+      a, b = (self.get_variable(ADAPTER, name) for name in 'ab')
+      y = y + project(project(x, a), b)
     if not self.use_bias:
       return y
     init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])

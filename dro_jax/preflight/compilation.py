@@ -115,15 +115,16 @@ def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
   value = run.networks.value
   estimate = roofline.rule_of_thumb(
     state, tokens, run.algorithm, policy.family_of(run.networks.policy.config),
-    value is not None and value.frozen_trunk,
+    value is not None and value.frozen_trunk, run.reference is not None and run.reference.is_live,
   )  # fmt: skip
   held = {'reference': state.reference, 'initial_policy': state.initial}
-  networks = dict(state.params) | {name: tree for name, tree in held.items() if tree is not None}
+  copies = {name: tree for name, tree in held.items() if tree is not None}
+  held = summary.num_parameters(state) | summary.num_parameters(state._replace(params=copies, base=None))
   return {
     'topology': where.name, 'chips': len(where.devices), 'mesh': dict(run.mesh.shape),
     'algorithm': run.algorithm.name,
     'model': {name: getattr(config, name) for name in ('emb_dim', 'num_encoder_layers', 'dtype', 'remat')},
-    'parameters': summary.num_parameters(networks),
+    'parameters': held,
     'batch': {
       'rows': len(rows.valid), 'prompt_length': layout.prompt_length,
       'response_length': layout.response_length, 'tokens': sum(tokens),

@@ -16,6 +16,7 @@ from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import scoring
+from dro_jax.models.lora import Base
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.printing.result import to_html
@@ -28,7 +29,7 @@ from dro_jax.run.schedule import Clock, Schedule
 from dro_jax.run.spec import Compute, RunSpec, Value
 from dro_jax.step import optimizers, train_step
 from dro_jax.step import state as train_state
-from dro_jax.step.reference import Reference
+from dro_jax.step.reference import AdapterOff, Frozen, Reference
 from dro_jax.types import Rows
 
 
@@ -85,13 +86,19 @@ class Run:
     """How an online algorithm gets fresh responses; `None` of one that learns from logged ones."""
     return self.validator.rollouts
 
-  def init(self) -> train_state.TrainState:
-    """The first state: shapes first, then shardings, then arrays born sharded."""
-    where = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+  def init(self, base: Base | None = None) -> train_state.TrainState:
+    """The first state: shapes first, then shardings, then arrays born sharded.
+
+    Args:
+      base: of adapters, where it is loaded already; `None` loads it.
+    """
+    init_from = self.spec.policy.init_from
+    if self.networks.lora is not None and base is None:
+      base, _ = networks.load_run_base(self.networks, self.mesh, init_from)
+    where = jax.tree.map(lambda x: x.sharding, self.abstract_state._replace(base=None))
     create = jax.jit(functools.partial(_create, self), donate_argnums=0, out_shardings=where)
-    return create(
-      networks.initial_params(self.networks, self.mesh, self.spec.seed, self.spec.policy.init_from)
-    )
+    params = networks.initial_params(self.networks, self.mesh, self.spec.seed, init_from)
+    return create(params)._replace(base=base)
 
   def step(
     self, state: train_state.TrainState, rows: Rows
@@ -190,9 +197,10 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
   triplets, schedule, longest = _prepare_triplets(
     legacy.data(spec.data), algorithm, vocabulary, spec.schedule
   )
-  nets = networks.build(config, uses_value=algorithm.uses_value, **dataclasses.asdict(value))
-  score_policy = scoring.make_score(nets.policy, chunk_size=spec.compute.chunk_size)
-  reference = legacy.reference(spec.reference.build(score_policy) if algorithm.uses_reference else None)
+  nets = networks.build(
+    config, uses_value=algorithm.uses_value, lora=spec.policy.lora, **dataclasses.asdict(value)
+  )
+  reference = legacy.reference(_build_reference(spec, nets) if algorithm.uses_reference else None)
   store = reference_store.open_for(reference, algorithm, config, vocabulary, triplets)
   loaders = make_loaders(spec, algorithm, store.triplets, schedule, mesh, legacy)
   if store.store is not None and algorithm.uses_mismatched:
@@ -213,6 +221,15 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
   run = _compiled(dataclasses.replace(run, abstract_state=_abstract_state(run)))
   _refuse_unmeasured(run)
   return run
+
+
+def _build_reference(spec: RunSpec, nets: networks.Networks) -> Reference:
+  """The run's reference; the initial policy of a fresh adapter is its base with the adapter off."""
+  scheme = spec.reference
+  is_fresh = nets.lora is not None and not networks.continues(nets, spec.policy.init_from)
+  if scheme == Frozen() and is_fresh:
+    scheme = AdapterOff()
+  return scheme.build(scoring.make_score(nets.policy, chunk_size=spec.compute.chunk_size))
 
 
 def _prepare_triplets(
@@ -329,7 +346,8 @@ def _abstract_state(run: Run) -> train_state.TrainState:
   """Shapes and shardings of the state."""
   params, where = networks.abstract_on(run.networks, run.mesh), networks.shardings(run.networks, run.mesh)
   abstract = jax.eval_shape(functools.partial(_create, run), params)
-  return networks.with_shardings(abstract, partitioning.state_shardings(abstract, where, run.mesh))
+  abstract = networks.with_shardings(abstract, partitioning.state_shardings(abstract, where, run.mesh))
+  return abstract._replace(base=networks.abstract_base_on(run.networks, run.mesh))
 
 
 def _compiled(run: Run) -> Run:
@@ -356,7 +374,7 @@ def _refuse_unmeasured(run: Run) -> None:
   names = best.measured_names(
     (run.loaders.statistics or held_out).table, run.algorithm, terms,
     moves=reference is not None and reference.initial is not None, draws=run.validator.draw is not None,
-    draws_ratios=reference is not None and reference.is_kept,
+    draws_ratios=reference is not None and reference.is_live,
     draws_rewards=run.spec.rollouts.reward is not None,
   )  # fmt: skip
   best.refuse_unmeasured(metric, names)
