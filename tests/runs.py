@@ -21,7 +21,7 @@ class LaidOut(MeshSpec):
 
 
 _PARTS = {
-  'policy': (Policy, {'model': 'config', 'init_from': 'init_from', 'vocabulary': 'vocabulary'}),
+  'policy': (Policy, {'model': 'config'} | {name: name for name in ('init_from', 'vocabulary', 'lora')}),
   'compute': (
     Compute,
     dict.fromkeys(('chunk_size', 'dtype', 'scan_layers', 'remat', 'dropout_rate', 'compiler_options')),

@@ -1,6 +1,6 @@
 """Hashes of arrays, computed on the devices that hold them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -16,10 +16,22 @@ def hash_tree(tree: Any) -> str:
   Two sums modulo 2³² for each array, over bits mixed with their places: no order of adding changes them, and
   one changed bit does. Floats are hashed as float32, integers and booleans as 32 bits.
   """
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return hash_sums(sums_of((jax.tree_util.keystr(path), x) for path, x in leaves))
+
+
+def sums_of(named: Iterable[tuple[Any, Any]]) -> list[tuple[str, list[int]]]:
+  """Each array's name and sums, of (name, array) pairs."""
   # One array after the other, because mixing takes twice an array's memory.
-  sums_by_path = [(path, jax.device_get(_sums(x))) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
-  parts = sorted((jax.tree_util.keystr(path), sums.tolist()) for path, sums in sums_by_path)
-  return files.hash_parts([repr(parts).encode()])
+  return [
+    (name if isinstance(name, str) else '/'.join(name), jax.device_get(_sums(x)).tolist())
+    for name, x in named
+  ]
+
+
+def hash_sums(sums: Iterable[tuple[str, list[int]]]) -> str:
+  """A hash of arrays' names and sums, in any order."""
+  return files.hash_parts([repr(sorted(sums)).encode()])
 
 
 def hash_bytes(tree: Any) -> str:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from dro_jax import files
-from dro_jax.checkpoints import policy
+from dro_jax.checkpoints import adapters, policy
+from dro_jax.checkpoints.huggingface import peft
 from dro_jax.checkpoints.huggingface import write as huggingface
 from dro_jax.checkpoints.t5x import write as t5x
 from dro_jax.errors import UsageError
@@ -29,6 +32,8 @@ def export_checkpoint(
   dtype: str | None = None,
   scan_layers: bool = False,
   vocabulary: str | None = None,
+  merged: bool = False,
+  base: str | None = None,
 ) -> dict[str, Any]:
   """The `export_checkpoint` command: writes a policy as another project's checkpoint.
 
@@ -39,6 +44,9 @@ def export_checkpoint(
     dtype: of the weights; by default as an imported source stored them, and float32 after training.
     scan_layers: of 't5x', write examples/scalable_t5's tree instead of examples/t5's.
     vocabulary: where the checkpoint's vocabulary is now; `None` reads it where the checkpoint found it.
+    merged: of an adapter's checkpoint, write its base with the adapter merged into it, a whole model; False
+      writes the adapter alone, for PEFT.
+    base: of an adapter's checkpoint, where its base lies now; `None` reads it where it lay.
 
   Returns:
     The folder, and `notes`: parts that were left out, and facts that a reader of the folder needs.
@@ -48,12 +56,19 @@ def export_checkpoint(
   """
   files.output_folder(output)
   saved = policy.policy_metadata(init_from)
+  adapter = adapters.entry_of(saved)
+  if adapter is None and (merged or base is not None):
+    raise UsageError(
+      f'{init_from} holds a whole model, and MERGED and LORA_BASE are of adapters: remove them.'
+    )
+  if adapter is not None and not merged:
+    return _export_adapter(init_from, output, format, adapter)
   config, dtype = saved_config(saved), dtype or saved.get('stored_dtype', 'float32')
   writer = _writer(format, dtype, config, scan_layers, saved.get('step', 0))
   target = files.absolute(output)
   if target.exists():
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
-  stream = functools.partial(policy.stream_policy, init_from)
+  stream = functools.partial(adapters.stream_merged, init_from, base=base)
   with files.replacing(target) as staged:
     staged.mkdir(parents=True)
     notes = writer(staged, stream, config, dtype=dtype, vocabulary=vocabulary or saved.get('vocabulary'))
@@ -62,6 +77,25 @@ def export_checkpoint(
     _log.info('%s: %s', target, note)
   count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
   return {'output': str(target), 'parameters': count, 'dtype': dtype, 'notes': notes}
+
+
+def _export_adapter(init_from: str, output: str, format: str, adapter: adapters.Saved) -> dict[str, Any]:
+  """Writes an adapter alone, in PEFT's layout."""
+  if format != 'huggingface':
+    raise UsageError(
+      f'FORMAT={format!r} cannot hold an adapter alone: pass --set MERGED=True, or --set FORMAT=huggingface.'
+    )
+  target = files.absolute(output)
+  if target.exists():
+    raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
+  params, config = adapters.read_unrolled(init_from)
+  with files.replacing(target) as staged:
+    staged.mkdir(parents=True)
+    notes = peft.write(staged, params, adapter.lora, config, adapter.base)
+  for note in notes:
+    _log.info('%s: %s', target, note)
+  count = sum(x.size for x in jax.tree.leaves(params))
+  return {'output': str(target), 'parameters': count, 'dtype': 'float32', 'notes': notes}
 
 
 def _writer(

@@ -105,9 +105,9 @@ def adapter_problem(folder: epath.PathLike) -> str | None:
   if not (epath.Path(folder) / 'adapter_config.json').exists():
     return None
   return (
-    f'{folder} holds an adapter (PEFT), which is not a whole model: merge it into its base model with peft '
-    "(model.merge_and_unload().save_pretrained('MERGED')), then import the result: "
-    f'{_import_command("MERGED")}'
+    f'{folder} holds an adapter (PEFT), which is not a whole model: import its base, and then '
+    'the adapter on it: '
+    f'{_import_command(folder)} --set LORA_BASE=BASE'
   )
 
 

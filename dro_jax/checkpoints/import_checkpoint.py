@@ -11,8 +11,9 @@ import jax
 from etils import epath
 
 from dro_jax import files
-from dro_jax.checkpoints import folders, orbax
+from dro_jax.checkpoints import adapters, folders, orbax
 from dro_jax.checkpoints.gguf import read as gguf
+from dro_jax.checkpoints.huggingface import peft
 from dro_jax.checkpoints.huggingface import read as huggingface
 from dro_jax.checkpoints.huggingface import vocabulary as vocabulary_of
 from dro_jax.checkpoints.metadata import REWARD_MODEL
@@ -20,7 +21,7 @@ from dro_jax.checkpoints.t5x import read as t5x
 from dro_jax.data.text import gguf_tokenizers, model_files, tokenizer_folders, vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.family import Config
-from dro_jax.models.policy import config_metadata
+from dro_jax.models.policy import config_metadata, saved_config
 from dro_jax.names import SpecialTokens
 from dro_jax.types import Params
 
@@ -31,6 +32,9 @@ _ACCEPTED = (
 )
 # The folder of a tokenizer beside a checkpoint, where it takes several files.
 TOKENIZER_FOLDER = 'tokenizer'
+
+# The part of its base's metadata that an imported adapter has.
+_OF_BASE = ('family', 'model', 'vocabulary', 'vocabulary_fingerprint')
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +50,11 @@ class _Imported(NamedTuple):
 
 
 def import_checkpoint(
-  source: str, model_dir: str, vocabulary: str | None = None, mlp_activations: Sequence[str] | None = None
+  source: str,
+  model_dir: str,
+  vocabulary: str | None = None,
+  mlp_activations: Sequence[str] | None = None,
+  base: str | None = None,
 ) -> dict[str, Any]:
   """The `import_checkpoint` command: writes another project's model as a folder that `--init_from` takes.
 
@@ -59,6 +67,7 @@ def import_checkpoint(
       source names or its size implies. Files that the source names are copied beside the checkpoint, with
       added tokens. A decoder-only model's special ids are the vocabulary's.
     mlp_activations: of a T5X checkpoint, whose shapes do not imply them: `('gelu', 'linear')`.
+    base: of a PEFT adapter, the folder into which its base was imported before.
 
   Raises:
     UsageError: the source cannot be imported, or the folder exists.
@@ -67,6 +76,8 @@ def import_checkpoint(
   target = files.absolute(model_dir)
   if target.exists():
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
+  if base is not None:
+    return _import_adapter(source, base, target)
   imported = _load(source, vocabulary, mlp_activations)
   record = _find_vocabulary(source, imported, vocabulary)
   spec = str(target / record.named) if record.files else record.named
@@ -88,6 +99,32 @@ def import_checkpoint(
     'model': metadata['model'],
     'check': None if imported.is_reward_model else f'dro_jax check --init_from={target}',
   }
+
+
+def _import_adapter(source: str, base: str, target: epath.Path) -> dict[str, Any]:
+  """Writes a PEFT adapter as a folder that `--init_from` takes, with the place of its base."""
+  folder, base = epath.Path(source).expanduser(), str(folders.find_checkpoint(base))
+  if not (folder / peft.CONFIG).exists():
+    raise UsageError(
+      f'{source} has no {peft.CONFIG}, and LORA_BASE={base} is the base of an adapter: remove LORA_BASE, or '
+      "pass the folder that peft's save_pretrained wrote."
+    )
+  if adapters.saved_adapter(base) is not None:
+    raise UsageError(f'LORA_BASE={base} holds an adapter: pass the folder of a whole model.')
+  saved = folders.load_metadata(base)
+  settings, params = peft.read(folder, saved_config(saved))
+  kept = {name: saved[name] for name in _OF_BASE if name in saved}
+  kept['model'] = {**saved['model'], 'scan_layers': False}
+  entry = adapters.Saved(settings, base, adapters.fingerprint_of(base), continues=True)
+  with files.replacing(target) as staged:
+    orbax.save_params(staged, params, kept | {adapters.ENTRY: entry.to_json()})
+  return {
+    'model_dir': str(target),
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
+    'rank': settings.rank, 'alpha': settings.alpha, 'targets': ','.join(settings.targets),
+    'base': base,
+    'check': f'dro_jax check --init_from={target}',
+  }  # fmt: skip
 
 
 def _load(source: str, vocabulary: str | None, mlp_activations: Sequence[str] | None) -> _Imported:

@@ -45,6 +45,7 @@ _GIN_MODULES = {
   'dro_jax.evaluation.generate': 'dro_jax.generate',
   'dro_jax.evaluation.report': 'dro_jax.report',
   'dro_jax.inspection.inspect': 'dro_jax.inspection',
+  'dro_jax.models.lora': 'dro_jax.train',
   'dro_jax.models.t5.config': 'dro_jax.models.t5',
   'dro_jax.parallel.partitioning': 'dro_jax.partitioning',
   'dro_jax.preflight.preflight': 'dro_jax.preflight',
@@ -63,7 +64,14 @@ _GIN_MODULES = {
   'dro_jax.step.reference': 'dro_jax.reference',
 }
 # Classes that were functions once, and the names under which gin still knows them.
-_GIN_NAMES = {'MeshSpec': 'make_mesh', 'Frozen': 'frozen', 'Cached': 'cached', 'Soft': 'soft', 'Hard': 'hard'}
+_GIN_NAMES = {
+  'MeshSpec': 'make_mesh',
+  'Frozen': 'frozen',
+  'Cached': 'cached',
+  'Soft': 'soft',
+  'Hard': 'hard',
+  'AdapterOff': 'adapter_off',
+}
 
 
 def configure(

@@ -42,6 +42,8 @@ _TRAIN = (
   'dro_jax.step.reference:Cached',
   'dro_jax.step.reference:Soft',
   'dro_jax.step.reference:Hard',
+  'dro_jax.step.reference:AdapterOff',
+  'dro_jax.models.lora:Lora',
   'dro_jax.data.batches.groups:UnitOptions',
   'dro_jax.run.sampling.rollouts:RolloutOptions',
   'dro_jax.run.sampling.rewards',

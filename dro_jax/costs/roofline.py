@@ -11,6 +11,7 @@ from dro_jax.costs import slices
 from dro_jax.costs.hlo import collectives as hlo_collectives
 from dro_jax.costs.hlo import memory as hlo_memory
 from dro_jax.costs.hlo import operations, program
+from dro_jax.models import lora
 from dro_jax.models.family import Family
 from dro_jax.models.value import ValueNetwork
 from dro_jax.step.state import TrainState
@@ -111,7 +112,8 @@ def state_memory(state: TrainState) -> dict[str, float | int]:
     'parameters': shard_bytes(state.params), 'optimizer': shard_bytes(state.opt_state),
     'reference': shard_bytes(state.reference),
   }  # fmt: skip
-  return held if state.initial is None else held | {'initial_policy': shard_bytes(state.initial)}
+  held |= {} if state.initial is None else {'initial_policy': shard_bytes(state.initial)}
+  return held if state.base is None else held | {'frozen_base': shard_bytes(state.base)}
 
 
 # --- the rule of thumb --------------------------------------------------------------------------------------
@@ -123,10 +125,12 @@ def rule_of_thumb(
   algorithm: Any,
   family: Family,
   value: ValueNetwork | None = None,
+  uses_reference: bool = False,
 ) -> float | int:
   """Operations of a step by 6 N D and 2 N D: parameters times tokens that meet them.
 
-  6 for trained networks, 2 for the reference and for a frozen trunk, 2 more by response for mismatched pairs.
+  6 for trained networks (4 where adapters train on a frozen base, whose own gradient is not computed), 2 for
+  the reference and for a frozen trunk, 2 more by response for mismatched pairs.
 
   Args:
     state: shapes.
@@ -134,14 +138,21 @@ def rule_of_thumb(
     algorithm: says which passes a step makes.
     family: of the policy: which parameters a token meets.
     value: the value network: whether its trunk is trained, and whether it reads responses.
+    uses_reference: of networks with adapters, whether the reference is scored, on the same base.
   """
   policy, reference = state.params['policy'], state.reference
+  trunk, trained = state.params.get('value', {}).get('trunk'), 6
+  if state.base is not None:
+    policy, trained = jax.eval_shape(lora.base_params, state.base), 4
+    reference = policy if uses_reference else None
+    trunk = trunk and {side: policy[side] for side in trunk}
   met = family.parameters_met
-  passes = [(6 if algorithm.trains_policy else 2, *met(policy, True))]
+  passes = [(trained if algorithm.trains_policy else 2, *met(policy, True))]
   passes += [] if reference is None else [(2, *met(reference, True))]
-  if value is not None and (trunk := state.params.get('value', {}).get('trunk')):
+  if value is not None and trunk:
     by_prompt, by_response = met(trunk, False)
-    passes.append((2 if value.frozen_trunk else 6, by_prompt, by_response if value.readout == 'token' else 0))
+    factor = 2 if value.frozen_trunk else trained
+    passes.append((factor, by_prompt, by_response if value.readout == 'token' else 0))
   if algorithm.uses_mismatched:
     passes += [(2, 0, met(tree, True)[1]) for tree in (policy, reference) if tree is not None]
   return float(

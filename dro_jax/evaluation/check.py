@@ -39,6 +39,7 @@ def check(
   dtype: str | None = None,
   vocabulary: str | None = None,
   mesh: MeshSpec = MeshSpec(),
+  base: str | None = None,
 ) -> dict[str, Any]:
   """Answers five prompts greedily, and scores the answers with the checkpoint as policy and as reference.
 
@@ -50,6 +51,7 @@ def check(
     dtype: activations' type; `None` takes the model's.
     vocabulary: where the checkpoint's lies now; `None` takes it from where it lay.
     mesh: devices' arrangement.
+    base: of an adapter's checkpoint, where its base lies now; `None` takes it from where it lay.
 
   Returns:
     Parameters, vocabulary, `log_ratio`: the largest |ρ| = |log π − log π_ref|, which is 0;
@@ -66,7 +68,7 @@ def check(
     policy.vocabulary_of(init_from, vocabulary),
     networks.build_policy(init_from, dtype=dtype),
   )
-  params = networks.load_policy(nets, init_from, device_mesh)
+  params = networks.load_policy(nets, init_from, device_mesh, base)
   by_chat = tokenise.uses_chat(loaded_vocabulary, None)
   turn = tokenise.turn_template(by_chat, None)
   texts = _first_prompts(prompts, columns, turn) if prompts else PROMPTS

@@ -44,6 +44,7 @@ def generate(
   num_samples: int = 1,
   batch_size: int = 32,
   seed: int = 0,
+  base: str | None = None,
 ) -> dict[str, Any]:
   """Answers prompts and writes one JSON object a line: id, prompt, response, logp, tokens, ended.
 
@@ -73,6 +74,7 @@ def generate(
     num_samples: responses to each prompt.
     batch_size: prompts at once.
     seed: decides the samples.
+    base: of a run with adapters, where their base lies now; `None` takes it from where it lay.
 
   Raises:
     UsageError: there are no prompts or no checkpoint, or settings exclude each other.
@@ -96,7 +98,7 @@ def generate(
     [text for _, text in questions], loaded_vocabulary, _options(saved), template, by_chat
   )
   nets = networks.build_policy(model_dir)
-  params = networks.load_policy(nets, model_dir, grid)
+  params = networks.load_policy(nets, model_dir, grid, base)
   run = make_generator(
     nets.policy, grid, max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p,
     repetition_penalty=repetition_penalty, beams=beams, length_penalty=length_penalty, batch_size=batch_size,

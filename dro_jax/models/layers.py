@@ -26,6 +26,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
+from dro_jax.models import quantised
 from dro_jax.types import Array
 
 # Low enough that a masked probability is exactly 0, and finite: a query whose keys are all masked (padding)
@@ -96,8 +97,21 @@ def _is_on_cpu() -> bool:
   return device is not None and device.device_kind == 'cpu'
 
 
+# Collections of flax's variables beside `params` (see `models.lora`): adapters, and kernels in fewer bits.
+ADAPTER, FROZEN = 'lora', 'frozen'
+
+
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _project_frozen(x: Float[Array, '*B I'], stored: quantised.Stored, result: Any) -> Float[Array, '*B O']:
+  """x W for a kernel in fewer bits. The backward pass dequantises again instead of keeping what this made."""
+  return project(x, quantised.dequantise(stored), result)
+
+
 class Dense(nn.Module):
-  """y = x W, or x W + b, at `dtype`; the result is of the type `result`, `dtype` by default."""
+  """y = x W, or x W + b, at `dtype`; the result is of the type `result`, `dtype` by default.
+
+  With an adapter, whose b has its scale: y = x W + (x a) b + ...
+  """
 
   features: int
   axes: tuple[str, str]
@@ -108,9 +122,16 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
-    init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-    kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
-    y = project(x.astype(self.dtype), kernel, self.result)
+    x = x.astype(self.dtype)
+    if self.has_variable(FROZEN, 'kernel'):
+      y = _project_frozen(x, self.get_variable(FROZEN, 'kernel'), self.result)
+    else:
+      init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+      kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
+      y = project(x, kernel, self.result)
+    if self.has_variable(ADAPTER, 'a'):
+      a, b = (self.get_variable(ADAPTER, name) for name in 'ab')
+      y = y + project(project(x, a), b, self.result)
     if not self.use_bias:
       return y
     init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])

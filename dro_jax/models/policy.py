@@ -12,7 +12,7 @@ from flax import traverse_util
 from jaxtyping import Float, Int
 
 from dro_jax.errors import UsageError
-from dro_jax.models import stacks
+from dro_jax.models import lora, stacks
 from dro_jax.models.causal import family as causal
 from dro_jax.models.family import Cache, Config, Family, Memory, Prompts
 from dro_jax.models.t5 import family as t5
@@ -174,7 +174,7 @@ def select(network: nn.Module, cache: Cache, rows: Int[Array, 'N'], *, same_prom
 def _apply(network: nn.Module, params: Params, function: str, *args: Any, rng: Array | None = None) -> Any:
   method = getattr(family_of(network.config), function)
   return network.apply(
-    {'params': params}, *args, method=method, rngs=None if rng is None else {'dropout': rng}
+    lora.variables_of(params), *args, method=method, rngs=None if rng is None else {'dropout': rng}
   )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
+from dro_jax.models import lora
 from dro_jax.models import policy as models_policy
 from dro_jax.ops import logprobs, masked
 from dro_jax.types import Array, Mismatched, Params, Rows, Scores
@@ -51,7 +52,7 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
     if value is not None:
       prompt_states_BSD = models_policy.family_of(policy.config).prompt_states(memory)
       values_BR, token_values_BT = value.apply(
-        {'params': params['value']}, rows, prompt_states_BSD, states_BTD
+        lora.variables_of(params['value']), rows, prompt_states_BSD, states_BTD
       )
     return Scores(logps_BR, token_logps_BT, mismatched_logps_BR, values_BR, token_values_BT)
 

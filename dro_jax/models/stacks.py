@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from dro_jax.models.family import REMATS, Config
+from dro_jax.models.layers import ADAPTER, FROZEN
 from dro_jax.types import Array, Params
 
 Path = tuple[str, ...]
@@ -53,7 +54,7 @@ def run_stack(
   if config.scan_layers:
     scanned = nn.scan(
       layer,
-      variable_axes={'params': LAYER_AXIS},
+      variable_axes=dict.fromkeys(('params', ADAPTER, FROZEN), LAYER_AXIS),
       split_rngs={'params': True, 'dropout': True},
       in_axes=(0, nn.broadcast),
       length=length,

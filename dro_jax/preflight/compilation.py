@@ -120,15 +120,17 @@ def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
   tokens = (rows.prompt_tokens.size, rows.response_tokens.size)
   counted = _count(run, rows)
   estimate = roofline.rule_of_thumb(
-    state, tokens, run.algorithm, policy.family_of(config), run.networks.value
-  )
+    state, tokens, run.algorithm, policy.family_of(config), run.networks.value,
+    run.reference is not None and run.reference.is_live,
+  )  # fmt: skip
   held = {'reference': state.reference, 'initial_policy': state.initial}
-  networks = dict(state.params) | {name: tree for name, tree in held.items() if tree is not None}
+  copies = {name: tree for name, tree in held.items() if tree is not None}
+  held = summary.num_parameters(state) | summary.num_parameters(state._replace(params=copies, base=None))
   return {
     'topology': where.name, 'chips': len(where.devices), 'mesh': dict(run.mesh.shape),
     'algorithm': run.algorithm.name,
     'model': {name: getattr(config, name) for name in _MODEL if hasattr(config, name)},
-    'parameters': summary.num_parameters(networks),
+    'parameters': held,
     'batch': {
       'rows': len(rows.valid), 'prompt_length': layout.prompt_length,
       'response_length': layout.response_length, 'tokens': sum(tokens),

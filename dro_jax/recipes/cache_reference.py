@@ -49,9 +49,9 @@ def cache_reference(
     column_store.refuse_place(model_dir, '--model_dir')
   vocabulary, mesh = policy.find_vocabulary(spec.policy.vocabulary, init_from), spec.mesh.over()
   config = find_model_config(spec.policy, spec.compute, vocabulary)
-  nets = networks.build(config, uses_value=False)
+  nets = networks.build(config, uses_value=False, lora=spec.policy.lora)
   triplets = batches.with_rewards(read_triplets(spec.data, vocabulary), algorithm)
-  params = networks.load_policy(nets, init_from, mesh)
+  params = networks.first_policy(nets, init_from, mesh)
   score = table_scores.make_token_scorer(nets.policy, mesh, spec.compute.chunk_size)
   tables = [table for table in (triplets.train, triplets.eval) if table is not None]
   scored = [

@@ -14,6 +14,7 @@ from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import scoring
+from dro_jax.models.lora import Base
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.printing.result import to_html
@@ -84,12 +85,20 @@ class Run:
     """How an online algorithm gets fresh responses; `None` of one that learns from logged ones."""
     return self.validator.rollouts
 
-  def init(self) -> train_state.TrainState:
-    """The first state: shapes first, then shardings, then arrays born sharded."""
-    where = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+  def init(self, base: Base | None = None) -> train_state.TrainState:
+    """The first state: shapes first, then shardings, then arrays born sharded.
+
+    Args:
+      base: of adapters, where it is loaded already; `None` loads it.
+    """
+    init_from = self.spec.policy.init_from
+    if self.networks.lora is not None and base is None:
+      base, _ = networks.load_run_base(self.networks, self.mesh, init_from)
+    where = jax.tree.map(lambda x: x.sharding, self.abstract_state._replace(base=None))
     create = functools.partial(_create, self.algorithm, self.reference, self.optimizers)
-    params = networks.initial_params(self.networks, self.mesh, self.spec.seed, self.spec.policy.init_from)
-    return jax.jit(create, donate_argnums=0, out_shardings=where)(params)
+    params = networks.initial_params(self.networks, self.mesh, self.spec.seed, init_from)
+    state: train_state.TrainState = jax.jit(create, donate_argnums=0, out_shardings=where)(params)
+    return state._replace(base=base)
 
   def step(
     self, state: train_state.TrainState, rows: Rows
@@ -149,7 +158,7 @@ class Run:
     return best.measured_names(
       (self.loaders.statistics or self.loaders.eval).table, self.algorithm, terms,
       moves=reference is not None and reference.initial is not None, draws=self.validator.draw is not None,
-      draws_ratios=reference is not None and reference.is_kept,
+      draws_ratios=reference is not None and reference.is_live,
       draws_rewards=self.spec.rollouts.reward is not None,
     )  # fmt: skip
 
@@ -242,7 +251,7 @@ def _abstract_state(
   create = functools.partial(_create, learner.algorithm, learner.reference, optimizers)
   abstract = jax.eval_shape(create, networks.abstract_on(nets, mesh))
   where = partitioning.state_shardings(abstract, networks.shardings(nets, mesh), mesh)
-  return networks.with_shardings(abstract, where)
+  return networks.with_shardings(abstract, where)._replace(base=networks.abstract_base_on(nets, mesh))
 
 
 def _jit_step(

@@ -13,7 +13,7 @@ from dro_jax.run import networks
 from dro_jax.run.folder.legacy import Legacy
 from dro_jax.run.model import find_model_config, refuse_idle_value
 from dro_jax.run.spec import RunSpec, Value
-from dro_jax.step.reference import Reference
+from dro_jax.step.reference import AdapterOff, Frozen, Reference
 
 
 class Learner(NamedTuple):
@@ -48,7 +48,17 @@ def make_learner(spec: RunSpec, devices: Sequence[Any] | None, legacy: Legacy) -
   refuse_idle_value(value, legacy)
   pools = spec.algorithm.uses_value and value.readout == 'batch'
   algorithm = algorithms.with_batch_value(spec.algorithm) if pools else spec.algorithm
-  nets = networks.build(config, uses_value=algorithm.uses_value, **dataclasses.asdict(value))
-  score_policy = scoring.make_score(nets.policy, chunk_size=spec.compute.chunk_size)
-  reference = legacy.reference(spec.reference.build(score_policy) if algorithm.uses_reference else None)
+  nets = networks.build(
+    config, uses_value=algorithm.uses_value, lora=spec.policy.lora, **dataclasses.asdict(value)
+  )
+  reference = legacy.reference(_build_reference(spec, nets) if algorithm.uses_reference else None)
   return Learner(algorithm, nets, value, reference, vocabulary, spec.mesh.over(devices))
+
+
+def _build_reference(spec: RunSpec, nets: networks.Networks) -> Reference:
+  """The run's reference; the initial policy of a fresh adapter is its base with the adapter off."""
+  scheme = spec.reference
+  is_fresh = nets.lora is not None and not networks.continues(nets, spec.policy.init_from)
+  if scheme == Frozen() and is_fresh:
+    scheme = AdapterOff()
+  return scheme.build(scoring.make_score(nets.policy, chunk_size=spec.compute.chunk_size))

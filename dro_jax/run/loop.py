@@ -98,7 +98,7 @@ def run_loop(
         latest = latest | measured
         stop = stop or (_agreed(stopped, step) if jax.process_count() == 1 else False)
         if saving or stop:
-          checkpoints.save(step + 1, state, measured)
+          checkpoints.save(step + 1, state._replace(base=None), measured)
         _keep_validations(loop)
         clock.lap()
       if stop:
@@ -131,7 +131,7 @@ def _announce(loop: _Loop, state: TrainState) -> None:
   say(
     f'{verb}: {run.schedule.steps} steps on {jax.device_count()} {jax.devices()[0].device_kind} devices '
     f'({summary.mesh(run.mesh.shape)}); parameters: '
-    f'{summary.parameters(summary.num_parameters(state.params))}; '
+    f'{summary.parameters(summary.num_parameters(state))}; '
     f'{len(train.table):,} {records}, {train.plan.batch_size} {run.algorithm.unit}s a '
     f'batch ({_DEALT[train.plan.deal]}) in {shape.rows} rows of {shape.prompt_length} + '
     f'{shape.response_length} tokens'
@@ -263,7 +263,7 @@ def _keep_validations(loop: _Loop) -> None:
 def _answers(run: Run, state: TrainState, table: Any, records: np.ndarray) -> list[dict[str, Any]]:
   """Greedy responses to some records' prompts."""
   prompts = [table.prompt(int(i)) for i in records]
-  answers = run.answer(state.params['policy'], prompts, records.tolist())
+  answers = run.answer(state.networks['policy'], prompts, records.tolist())
   return [
     {'prompt': table.prompts[int(i)], 'response': run.vocabulary.decode(answer.tokens), 'logp': answer.logp}
     for i, answer in zip(records, answers)

@@ -18,7 +18,7 @@ from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.files import hash_parts
-from dro_jax.models import stacks
+from dro_jax.models import lora, stacks
 from dro_jax.models.family import Config
 from dro_jax.names import TOKEN_LOGPS
 from dro_jax.parallel.partitioning import Mesh
@@ -43,7 +43,9 @@ def fingerprint(
 
 def digest_of(params: Params) -> str:
   """A hash of parameters, the same for any mesh, scanned or not."""
-  return digest.hash_tree(stacks.convert_layers(params, scan=False))
+  variables = lora.variables_of(params)
+  unrolled = {name: stacks.convert_layers(tree, scan=False) for name, tree in variables.items()}
+  return digest.hash_tree(unrolled['params'] if len(unrolled) == 1 else unrolled)
 
 
 def plan_of(train: loader.Loader, held_out: loader.Loader | None, seed: int, steps: int) -> dict[str, Any]:

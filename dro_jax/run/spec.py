@@ -17,13 +17,14 @@ from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.models.family import Config
+from dro_jax.models.lora import Lora
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run.batches import RowOptions
 from dro_jax.run.own_algorithm import import_algorithm, refuse_other_kinds
 from dro_jax.run.sampling.rollouts import RolloutOptions
 from dro_jax.run.schedule import Schedule
 from dro_jax.step.optimizers import adafactor
-from dro_jax.step.reference import Frozen, References
+from dro_jax.step.reference import AdapterOff, Frozen, References
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Policy:
     config: family and size of the model; `None` takes the checkpoint's.
     vocabulary: `bytes`, a SentencePiece model, a tokenizer.json, or a vocabulary that is read already; `None`
       takes the checkpoint's, or bytes where there is none.
+    lora: the adapters that train in place of all parameters; `None`, or one without a rank, has none.
 
   Example:
     >>> dro.Policy(init_from='checkpoints/tiny').config is None  # The checkpoint's.
@@ -44,6 +46,11 @@ class Policy:
   init_from: str | None = None
   config: Config | None = None
   vocabulary: Annotated[str | Vocabulary | None, PLACE] = None
+  lora: Annotated[Lora | None, PARTS] = None
+
+  def __post_init__(self):
+    if self.lora is not None and self.lora.rank is None:
+      object.__setattr__(self, 'lora', None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +264,11 @@ def _refuse_settings(spec: RunSpec) -> None:
     raise UsageError(
       f'DROPOUT_RATE={spec.compute.dropout_rate} is for supervised fine-tuning: with dropout, the loss of '
       f'{algorithm.name} would compare log-probs of two different networks. Pass --set DROPOUT_RATE=0.'
+    )
+  if isinstance(spec.reference, AdapterOff) and spec.policy.lora is None:
+    raise UsageError(
+      'the reference is the base with the adapter off, and the run has no adapter: pass --set '
+      'LORA_RANK=16 (or --gin_file=adapters/lora.gin), or --set REFERENCE=@frozen.'
     )
   if algorithm.uses_token_values and readout != 'token':
     raise UsageError(

@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from dro_jax.models import lora
+
 
 def line(run: Any) -> str:
   """The run's algorithm, length, mesh, parameters and batches."""
@@ -29,7 +31,7 @@ def _facts(run: Any) -> dict[str, str | int]:
     'algorithm': run.algorithm.name,
     'steps': run.schedule.steps,
     'mesh': mesh(run.mesh.shape),
-    'parameters': parameters(num_parameters(run.abstract_state.params)),
+    'parameters': parameters(num_parameters(run.abstract_state)),
     'data': f'{len(train.table):,} records',
     'a batch': f'{train.plan.batch_size} {run.algorithm.unit}s a batch in {layout.rows} rows of '
     f'{layout.prompt_length} + {layout.response_length} tokens',
@@ -41,9 +43,10 @@ def mesh(sizes: Mapping[str, int]) -> str:
   return ' × '.join(f'{axis} {size}' for axis, size in sizes.items())
 
 
-def num_parameters(networks: Mapping[str, Any]) -> dict[str, int]:
-  """How many parameters each network has; arrays or their shapes will do."""
-  return {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in networks.items()}
+def num_parameters(state: Any) -> dict[str, int]:
+  """How many parameters each network of a state trains, and their base has; shapes will do."""
+  counts = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in state.params.items()}
+  return counts if state.base is None else counts | {'frozen base': lora.num_parameters(state.base)}
 
 
 def parameters(counts: Mapping[str, int]) -> str:

@@ -76,7 +76,7 @@ def make_table_scorer(
   losses = functools.partial(_loss_sums, algorithm)
 
   def score_rows(state: train_state.TrainState, rows: Rows):
-    scores, arrays, seen = score(state.params, rows, None), {}, {}
+    scores, arrays, seen = score(state.networks, rows, None), {}, {}
     for ending, scores_of in yardsticks.items():
       by = scores_of and scores_of(state, rows)
       arrays[f'reference_logps{ending}'] = by and by.logps

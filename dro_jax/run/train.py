@@ -1,6 +1,7 @@
 """Training a run that is built, or resuming it, in a folder."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import os
 import pathlib
@@ -12,9 +13,10 @@ import jax
 from etils import epath
 
 from dro_jax import __version__, files
-from dro_jax.checkpoints import folders, orbax
+from dro_jax.checkpoints import adapters, folders, orbax
 from dro_jax.checkpoints.metadata import FORMAT, saved_format
 from dro_jax.errors import UsageError
+from dro_jax.models.lora import Base
 from dro_jax.parallel import machine
 from dro_jax.run import best, networks
 from dro_jax.run import hooks as hooking
@@ -24,6 +26,7 @@ from dro_jax.run.folder.configs import Recorded
 from dro_jax.run.hooks import NO_HOOKS, Hooks
 from dro_jax.run.loop import run_loop
 from dro_jax.step.state import TrainState
+from dro_jax.types import Params
 
 
 def train(
@@ -105,25 +108,44 @@ def opened(
   with lock.locked(folder), files.disk_of(folder), _cleared_without_memory(folder):
     # A refusal must leave the folder as it was, so all checks come before the first write.
     resumes = folders.has_any(folder)
-    state = None if resumes else _first_state(run, folder, writes)
+    base = None if resumes else _load_base(run, metadata)
+    state = None if resumes else _first_state(run, folder, writes, base)
     if resumes:
       _refuse_other_run(folder, metadata, configs())
+      base = _load_base(run, metadata)
     else:
       chunk_size = run.spec.compute.chunk_size
-      metadata |= run.store.try_out(run.networks.policy, state.params['policy'], run.mesh, chunk_size)
+      metadata |= run.store.try_out(run.networks.policy, _first_policy(run, state), run.mesh, chunk_size)
     keep = run.spec.keep
     checkpoints = orbax.Checkpoints(
       folder / 'checkpoints', keep_last=keep.last, keep_best=keep.best, best_metric=keep.metric,
       best_mode=keep.mode, metadata=metadata,
     )  # fmt: skip
-    state = checkpoints.restore_newest(run.abstract_state) if resumes else state
+    if resumes:
+      state = checkpoints.restore_newest(run.abstract_state._replace(base=None))._replace(base=base)
     yield OpenedRun(run, folder, checkpoints, state, metadata)
 
 
-def _first_state(run: Run, folder: pathlib.Path, writes: bool) -> TrainState:
+def _first_state(run: Run, folder: pathlib.Path, writes: bool, base: Base | None) -> TrainState:
   if writes:
     configs.refuse_lost(folder, run.schedule.checkpoint_every, run.schedule.steps)
-  return run.init()
+  return run.init(base)
+
+
+def _load_base(run: Run, metadata: dict[str, Any]) -> Base | None:
+  """The base of the run's adapters, if it has such; the metadata gets their entry."""
+  if run.networks.lora is None:
+    return None
+  saved = adapters.entry_of(metadata) if 'base' in metadata[adapters.ENTRY] else None
+  base, saved = networks.load_run_base(run.networks, run.mesh, run.spec.policy.init_from, saved)
+  metadata[adapters.ENTRY] = saved.to_json()
+  return base
+
+
+def _first_policy(run: Run, state: TrainState) -> Params:
+  """The initial policy: that of a fresh adapter is its base alone."""
+  own = state.params['policy'] if networks.continues(run.networks, run.spec.policy.init_from) else None
+  return state.networks['policy'] if state.base is None else state.policy_of(own)
 
 
 def _refuse_other_run(folder: pathlib.Path, metadata: Mapping[str, Any], recorded: Recorded) -> None:
@@ -167,7 +189,16 @@ def _metadata(run: Run, folder: pathlib.Path) -> dict[str, Any]:
     zero_warmup=configs.FULL_RATE,
     init_digest=init_from and folders.init_digest(init_from, saved.get('init_digest')),
     code={'algorithm_code': run.algorithm.code},
+    **_lora_entry(run, saved),
   )  # fmt: skip
+
+
+def _lora_entry(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
+  """The adapters' settings now, and what the run's checkpoints say of their base."""
+  if run.networks.lora is None:
+    return {}
+  settings = dataclasses.asdict(dataclasses.replace(run.networks.lora, base=None))
+  return {adapters.ENTRY: {**(saved.get(adapters.ENTRY) or {}), 'lora': settings}}
 
 
 @contextlib.contextmanager

@@ -10,12 +10,12 @@ import numpy as np
 from flax import linen as nn
 
 from dro_jax.algorithms.base import NO_LOSS
-from dro_jax.checkpoints import folders, orbax, policy
+from dro_jax.checkpoints import adapters, folders, orbax, policy
 from dro_jax.data import scaling
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
-from dro_jax.models import scoring
+from dro_jax.models import lora, scoring
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import batches, networks, reference_store, table_scores
 from dro_jax.run.folder import configs
@@ -27,10 +27,18 @@ from dro_jax.types import Params
 
 
 class Network(NamedTuple):
-  """A network and its parameters, as flax's `module.apply` takes them."""
+  """A network and its parameters; `module.apply(network.variables, ...)` calls it.
+
+  `params` of a network with an adapter is `models.lora.Adapted`: base and adapter.
+  """
 
   module: nn.Module
   params: Params
+
+  @property
+  def variables(self) -> Mapping[str, Params]:
+    """The parameters by flax's collections."""
+    return lora.variables_of(self.params)
 
 
 class Response(NamedTuple):
@@ -53,16 +61,17 @@ class TrainedRun(NamedTuple):
   data_options: Mapping[str, Any]
   read_options: Mapping[str, Any] = {}
   mesh: Mesh | None = None
+  has_reference: bool = False
 
   @property
   def policy(self) -> Network:
     """π and its parameters."""
-    return Network(self.networks.policy, self.state.params['policy'])
+    return Network(self.networks.policy, self.state.networks['policy'])
 
   @property
   def value(self) -> Network | None:
     """V and its parameters; `None` where the algorithm has none."""
-    return None if self.networks.value is None else Network(self.networks.value, self.state.params['value'])
+    return None if self.networks.value is None else Network(self.networks.value, self.state.networks['value'])
 
   def generate(
     self, prompts: str | Sequence[str], *, temperature: float = 1.0, max_length: int = 128, seed: int = 0,
@@ -90,7 +99,7 @@ class TrainedRun(NamedTuple):
         self.vocabulary.decode(answer.tokens), answer.logp, answer.tokens,
         bool(answer.tokens[-1] == self.vocabulary.special.eos),
       )
-      for answer in draw(self.state.params['policy'], tokens, range(len(tokens)))
+      for answer in draw(self.state.networks['policy'], tokens, range(len(tokens)))
     ]  # fmt: skip
 
   def score(self, data: Triplets | TokenTable, **options: Any) -> table_scores.ScoredTable:
@@ -113,28 +122,37 @@ def load_run(
   """A run's best or newest checkpoint: policy, value and reference, without its optimisers.
 
   An imported policy has no temperature, no value, no reference and no reward scaling of its own. A cached
-  reference is the policy from which the run started: it is read from there, or from `init_from`.
+  reference is the policy from which the run started: it is read from there, or from `init_from`. So is the
+  base of adapters.
 
   Raises:
-    UsageError: the checkpoint does not exist, or the folder of the reference is missing.
+    UsageError: the checkpoint does not exist, the folder of the reference or of the base is missing, or it
+      holds another base.
   """
   # Resolved once: a run in progress may have a better step later.
   model_dir = str(folders.find_checkpoint(model_dir))
   saved = folders.load_metadata(model_dir)
-  value = saved.get('value') or {}
-  nets = networks.build(policy.config_of(model_dir), uses_value=bool(value), **value)
+  value, adapter = saved.get('value') or {}, adapters.entry_of(saved)
+  nets = networks.build(
+    policy.config_of(model_dir), uses_value=bool(value), lora=adapter and adapter.lora, **value
+  )
+  base = None
+  if adapter is not None:
+    directory = adapters.find_base(model_dir, init_from)
+    base, _ = networks.load_base(nets, mesh, directory, adapter.fingerprint)
   state = train_state.TrainState(
     step=jnp.asarray(saved.get('step', 0)),
     params={name: _restore_params(nets, name, model_dir, mesh) for name in networks.abstract_params(nets)},
     opt_state={},
     reference=_reference(model_dir, saved, init_from, nets, mesh),
+    base=base,
   )
   data = saved.get('data', {})
   fitted = scaling.from_json(data['scaling']) if 'scaling' in data else scaling.RewardScaling()
   words = policy.vocabulary_of(model_dir, vocabulary)
   return TrainedRun(
     nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}),
-    configs.read_options(saved, pathlib.Path(model_dir)), mesh,
+    configs.read_options(saved, pathlib.Path(model_dir)), mesh, saved.get('reference') is not None,
   )  # fmt: skip
 
 
@@ -143,21 +161,26 @@ def _reference(
 ) -> Params | None:
   """The reference's parameters, from the run or from the policy of its store.
 
-  For a moving reference, those of the initial policy, against which the run was measured.
+  For a moving reference, those of the initial policy, against which the run was measured. With adapters
+  `None` is the base with its adapter off, which is the initial policy whose log-probs a store has.
   """
   abstract = networks.abstract_on(nets, mesh)['policy']
   if saved.get('keeps_initial'):
     return orbax.load_part(model_dir, ('initial',), abstract)
   if saved.get('uses_reference'):
     return orbax.load_part(model_dir, ('reference',), abstract)
-  if (saved.get('reference') or {}).get('scheme') == 'cached':
+  if (saved.get('reference') or {}).get('scheme') != 'cached':
+    return None
+  if nets.lora is None:
     return reference_store.load_reference(saved, init_from, nets, mesh)
-  return None
+  # Else the adapter that the run began with: a fresh one is off.
+  continues = adapters.entry_of(saved).continues
+  return networks.load_own(nets, saved['init_from'], mesh) if continues else None
 
 
 def _restore_params(nets: networks.Networks, name: str, model_dir: str, mesh: Mesh) -> Params:
   if name == 'policy':  # Imported folders have nothing else.
-    return networks.load_policy(nets, model_dir, mesh)
+    return networks.load_own(nets, model_dir, mesh)
   return orbax.load_part(model_dir, ('params', name), networks.abstract_on(nets, mesh)[name])
 
 
@@ -165,7 +188,12 @@ def score_table(
   run: TrainedRun, table: TokenTable, mesh: Mesh, *, batch_size: int = 32, chunk_size: int | None = None
 ) -> table_scores.ScoredTable:
   """Scores every response of a table exactly once, as training does, but for the losses."""
-  score = _make_scorer(run.networks, mesh, chunk_size, run.state.reference is not None)
+  score = _make_scorer(
+    run.networks,
+    mesh,
+    chunk_size,
+    run.state.reference is not None or (run.state.base is not None and run.has_reference),
+  )
   return score(run.state, batches.once(table, mesh, batch_size))
 
 

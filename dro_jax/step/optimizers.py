@@ -10,6 +10,7 @@ import optax
 from jax.tree_util import DictKey
 
 from dro_jax.errors import UsageError
+from dro_jax.models import lora
 from dro_jax.models.stacks import LAYER_AXIS, STACKS
 from dro_jax.types import Params
 
@@ -98,7 +99,8 @@ def adafactor(
     learning_rate: a number, or a function of the optimiser step.
     decay_rate: the exponent c in β₂(t) = 1 − t^−c.
     multiply_by_parameter_scale: makes updates relative to each parameter's root mean square. Value heads,
-      which start at zero, are left out: they would stay there.
+      which start at zero, are left out, and so are networks with adapters, of which one factor does: they
+      would stay there.
     clipping_threshold: largest root mean square of a parameter's update before the learning rate.
     min_dim_size_to_factor: smaller matrices keep a full second moment.
     momentum: decay of a first moment; none by default.
@@ -132,16 +134,21 @@ def adafactor(
       momentum=momentum,
     )
 
-  rules = {
-    'plain': rule(multiply_by_parameter_scale),
-    **{stack: over_layers(rule(multiply_by_parameter_scale)) for stack in STACKS},
-    'head': rule(False),
-  }
-
   def labels(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, _: kind_of_parameter(path), params)
 
-  return _finished(optax.partition(rules, labels), max_gradient_norm, learning_rate)
+  def by_kind(multiply: bool) -> optax.GradientTransformation:
+    rules = {'plain': rule(multiply), **{stack: over_layers(rule(multiply)) for stack in STACKS}}
+    return optax.partition({**rules, 'head': rule(False)}, labels)
+
+  def of_tree(params: Params) -> optax.GradientTransformation:
+    return by_kind(multiply_by_parameter_scale and not lora.is_adapted(params))
+
+  tx = optax.GradientTransformation(
+    lambda params: of_tree(params).init(params),
+    lambda updates, state, params=None: of_tree(updates).update(updates, state, params),
+  )
+  return _finished(tx, max_gradient_norm, learning_rate)
 
 
 def adamw(

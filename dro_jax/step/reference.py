@@ -56,6 +56,12 @@ class Reference(NamedTuple):
   settings: Mapping[str, Any]
   stored: Stored | None = None
   initial: Callable[[TrainState, Rows], Scores] | None = None
+  is_off: bool = False
+
+  @property
+  def is_live(self) -> bool:
+    """Whether any responses can be scored, and not only those that a store has."""
+    return self.is_kept or self.is_off
 
   @property
   def yardsticks(self) -> dict[str, Callable[[TrainState, Rows], Scores]]:
@@ -64,17 +70,17 @@ class Reference(NamedTuple):
 
 
 def live_scores(
-  score: Score, params_of: Callable[[TrainState], Params] = lambda state: state.reference
+  score: Score, params_of: Callable[[TrainState], Params | None] = lambda state: state.reference
 ) -> Callable[[TrainState, Rows], Scores]:
   """Scores by the state's own reference, afresh at every step.
 
   Args:
     score: the policy's own scoring function, so that policy and reference agree to the bit while equal.
-    params_of: which of the state's parameters.
+    params_of: which of the state's parameters; with adapters, `None` is the adapter switched off.
   """
 
   def scores(state: TrainState, rows: Rows) -> Scores:
-    return jax.lax.stop_gradient(score({'policy': params_of(state)}, rows, None))
+    return jax.lax.stop_gradient(score({'policy': state.policy_of(params_of(state))}, rows, None))
 
   return scores
 
@@ -159,7 +165,8 @@ class Soft:
   """A trust region's soft update (TR-DPO, arXiv 2404.09656, Sect. 3): π_ref follows π.
 
   After each `every` optimiser steps: θ_ref ← α·θ + (1 − α)·θ_ref, in float32 (bfloat16 loses a small α). The
-  state keeps a third policy beside π and π_ref, the initial one, by which the run is measured.
+  state keeps a third policy beside π and π_ref, the initial one, by which the run is measured. With adapters
+  θ is the adapter: its factors are mixed, not the products that they make.
 
   Args:
     alpha: the policy's weight in an update, 0 < α ≤ 1 (many moving averages give the other weight).
@@ -231,5 +238,34 @@ class Hard:
     return Soft(1.0, self.every, self.store).build(score)
 
 
+@dataclasses.dataclass(frozen=True)
+class AdapterOff:
+  """π_ref is the base with the policy's adapter switched off: no parameters of π_ref are held.
+
+  A fresh adapter's run has it by default, since that is its initial policy. Named, it is the reference of a
+  run too that trains on an adapter that was trained before.
+
+  Args:
+    store: none: see `Cached`.
+
+  Example:
+    >>> adapted = dro.replace(spec, policy={'lora': dro.Lora(rank=8)}, reference=dro.AdapterOff())
+    >>> adapted.policy.lora.rank
+    8
+  """
+
+  store: Annotated[str | None, PLACE] = None
+
+  def build(self, score: Score) -> Reference:
+    """The reference, given the policy's scoring function.
+
+    Raises:
+      UsageError: a store is given.
+    """
+    _refuse_store(self.store, 'is scored afresh at every step', '; to read the store')
+    scores = live_scores(score, lambda state: None)
+    return Reference(scores, lambda state: state, False, {'scheme': 'adapter_off'}, is_off=True)
+
+
 # What a run may be told: how its reference is scored, and how it moves.
-References = Frozen | Cached | Soft | Hard
+References = Frozen | Cached | Soft | Hard | AdapterOff

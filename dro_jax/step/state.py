@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dro_jax.models import lora
 from dro_jax.types import Array, Params
 
 
@@ -17,6 +18,9 @@ class TrainState(NamedTuple):
   The reference is outside `params`: it has no gradient, no optimiser, and its own buffers. `statistics` are
   the algorithm's running scalars. `initial` holds the initial policy's parameters where the reference moves;
   such a run is measured against them.
+
+  With adapters `base` is the frozen part of all networks, held once. Then `params`, `reference` and `initial`
+  hold what is the networks' own: adapters, heads. A reference of `None` is the base with its adapter off.
   """
 
   step: Array
@@ -25,6 +29,22 @@ class TrainState(NamedTuple):
   reference: Params | None
   statistics: Mapping[str, Array] = {}
   initial: Params | None = None
+  base: lora.Base | None = None
+
+  @property
+  def networks(self) -> dict[str, Params]:
+    """Each network's parameters as its module takes them: with adapters, joined with the base."""
+    return join(self.base, self.params)
+
+  def policy_of(self, own: Params | None) -> Params:
+    """The parameters of another policy on the same base, such as the reference's; `None` is no adapter."""
+    return lora.join_policy(self.base, own)
+
+
+def join(base: lora.Base | None, params: Mapping[str, Params]) -> dict[str, Params]:
+  """Networks' own parameters, joined with the base that they adapt, if they do."""
+  joins = {'policy': lora.join_policy, 'value': lora.join_value}
+  return {name: joins[name](base, tree) for name, tree in params.items()}
 
 
 def create(

@@ -11,10 +11,11 @@ import optax
 from dro_jax.algorithms import Algorithm
 from dro_jax.algorithms.batch import Batch
 from dro_jax.models import value
+from dro_jax.models.lora import Base
 from dro_jax.models.scoring import Score
 from dro_jax.step import metrics
 from dro_jax.step.reference import MOVING, Reference
-from dro_jax.step.state import TrainState
+from dro_jax.step.state import TrainState, join
 from dro_jax.types import Array, LossOutput, Params, Rows, Scores
 
 
@@ -129,6 +130,11 @@ def _with_frozen_policy(score: Score) -> Score:
   )
 
 
+def _on_base(score: Score, base: Base | None) -> Score:
+  """The same scores as a function of the networks' own parameters."""
+  return lambda params, rows, rng: score(join(base, params), rows, rng)
+
+
 def apply_optimizers(
   state: TrainState, gradients: Mapping[str, Params], optimizers: Mapping[str, optax.GradientTransformation]
 ) -> TrainState:
@@ -147,7 +153,7 @@ def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | Non
 
   def evaluate(state: TrainState, rows: Rows) -> tuple[Scores, Scores | None, LossOutput]:
     reference_scores = None if reference is None else reference.scores(state, rows)
-    scores = score(state.params, rows, None)
+    scores = score(state.networks, rows, None)
     batch = Batch(as_read(algorithm, scores, rows), reference_scores, rows, state.statistics)
     return scores, reference_scores, algorithm.loss(batch)
 
@@ -199,13 +205,14 @@ def make_train_step(
     dropout: whether scoring uses dropout (for supervised fine-tuning only, not for alignment losses).
   """
   score = score if algorithm.trains_policy else _with_frozen_policy(score)
-  gradient = make_gradient(score, algorithm, num_microbatches)
   epochs = 1 if algorithm.online is None else algorithm.online.epochs
   moves = reference is not None and reference.initial is not None
 
   def update(state: TrainState, rows: Rows, reference_scores: Scores | None) -> tuple[TrainState, StepOutput]:
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
     batch = Batch(None, reference_scores, rows, state.statistics)
+    # Of what is the networks' own: a base that they adapt is a constant.
+    gradient = make_gradient(_on_base(score, state.base), algorithm, num_microbatches)
     scores, output, gradients = gradient(state.params, batch, rng)
     scores = as_read(algorithm, scores, rows)
     new_state = apply_optimizers(state, gradients, optimizers)._replace(statistics=output.statistics)

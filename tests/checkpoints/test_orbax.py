@@ -331,7 +331,10 @@ def test_files_of_other_projects_are_refused_with_the_import_command(tmp_path):
   for path in (transformers, transformers / 'pytorch_model.bin'):
     with pytest.raises(UsageError, match=f'^{path} .*{command}$'):
       folders.find_checkpoint(path)
-  with pytest.raises(UsageError, match='adapter .*merge_and_unload.*import_checkpoint --init_from=MERGED'):
+  with pytest.raises(
+    UsageError,
+    match='an adapter .*import its base, and then .*import_checkpoint --init_from=.*lora.*LORA_BASE',
+  ):
     folders.find_checkpoint(adapter)
   with pytest.raises(UsageError, match='import_checkpoint --init_from=google/flan-t5-small'):
     folders.find_checkpoint('google/flan-t5-small')

@@ -104,7 +104,7 @@ def prepare(place: Place, seed: int) -> Logged:
   """The world of a seed; reads the parts that exist and makes the others."""
   reference = _reference(place)
   trained = load_run(reference, place.mesh.over())
-  params, tools = trained.state.params['policy'], _tools(reference, place.mesh, place.world.response_length)
+  params, tools = trained.policy.params, _tools(reference, place.mesh, place.world.response_length)
   logs = {split: _logged(place, tools, params, split, seed) for split in ('train', 'validation', 'test')}
   files = {split: place.folder / 'world' / f'{split}-{seed}-triplets.jsonl' for split in logs}
   for split, file in files.items():
@@ -247,7 +247,7 @@ def judge(logged: Logged, checkpoint: str, num: int, seed: int) -> dict[str, Any
 
   `validation` is less for better: trials are chosen by the mean reward on validation prompts.
   """
-  policy = load_run(checkpoint, logged.tools.mesh).state.params['policy']
+  policy = load_run(checkpoint, logged.tools.mesh).policy.params
   found = {}
   for split, log in logged.heldout.items():
     own = logged.tools.draw(policy, list(dict.fromkeys(log.prompts)), num, f'own {split}', seed)

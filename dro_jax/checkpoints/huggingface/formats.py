@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from dro_jax.checkpoints.huggingface import causal, t5
+from dro_jax.checkpoints.huggingface import causal, t5, t5gemma
 from dro_jax.checkpoints.huggingface.format import Format, Raw
 from dro_jax.errors import UsageError
 
 # By the names of families in `models.policy.FAMILIES`.
-FORMATS: dict[str, Format] = {'t5': t5.FORMAT, 'causal': causal.FORMAT}
+FORMATS: dict[str, Format] = {'t5': t5.FORMAT, 'causal': causal.FORMAT, 't5gemma': t5gemma.FORMAT}
 
 
 def format_of(raw: Raw, folder: Path) -> Format:

@@ -274,12 +274,14 @@ def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   data = {name: metadata['data'].get(name) for name in names}
   kept = (
     'algorithm', 'temperature', 'value', 'reference', 'vocabulary_fingerprint', 'batch_size', 'seed',
-    'online', 'code', 'init_digest',
+    'online', 'code', 'init_digest', 'lora',
   )  # fmt: skip
   labels = metadata['data'].get('labels')
   data['labels'] = labels and {name: labels[name] for name in ('rule', 'desirable', 'labels')}
   scaling = {name: metadata['data']['scaling'][name] for name in ('kind', 'shift', 'scale')}
   decisive = {name: metadata.get(name) for name in kept}
+  # The contents of the base are compared by their fingerprint, once they are read.
+  decisive['lora'] = {name: x for name, x in (metadata.get('lora') or {}).items() if name == 'lora'}
   decisive['deal'] = metadata.get('deal', 'together')  # Runs without the entry did so.
   # The frequency of samples may change; the code that scores them may not.
   decisive['samples'] = {'reward_code': (metadata.get('decoding') or {}).get('reward_code')}

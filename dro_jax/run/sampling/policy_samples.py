@@ -63,7 +63,7 @@ def make_draw(
 
   Args:
     nets: the run's networks.
-    reference: the run's reference, scored where the state keeps its parameters.
+    reference: the run's reference, scored where it scores any responses.
     mesh: rows are split over it.
     vocabulary: of the samples' texts.
     count: prompts at most.
@@ -137,19 +137,20 @@ def _make_sample(
   chunk_size: int | None,
 ) -> Callable[..., tuple[sampling.Samples, Array]]:
   score, key = scoring.make_score(nets.policy, chunk_size=chunk_size), jax.random.key(seed)
-  kept = reference is not None and reference.is_kept
+  kept = reference is not None and reference.is_live
   yardsticks = list(reference.yardsticks.values()) if kept else []
 
   def sample(state: TrainState, prompts: Rows) -> tuple[sampling.Samples, Array]:
+    tokens = prompts.prompt_tokens, prompts.prompt_segments
     samples = sampling.sample(
-      nets.policy, state.params['policy'], (prompts.prompt_tokens, prompts.prompt_segments), max_length, key,
-      temperature=TEMPERATURE, prompt_ids=prompts.example_id[:, 0],
+      nets.policy, state.networks['policy'], tokens, max_length, key, temperature=TEMPERATURE,
+      prompt_ids=prompts.example_id[:, 0],
     )  # fmt: skip
     if not yardsticks:
       return samples, jnp.zeros((0, len(prompts.valid)))
     rows = rollouts.answered_rows(prompts, samples, prompts.rewards)
     # Both by the same pass, so that policies that are equal are 0 apart.
-    logps_B1 = score(state.params, rows, None).logps
+    logps_B1 = score(state.networks, rows, None).logps
     ratios = [logps_B1 - scores(state, rows).logps for scores in yardsticks]
     return samples, jnp.stack(ratios)[:, :, 0]
 

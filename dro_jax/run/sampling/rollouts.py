@@ -139,7 +139,7 @@ def make_rollouts(
   Raises:
     UsageError: there is no reward function, or the reference knows logged responses only.
   """
-  if not reference.is_kept:
+  if not reference.is_live:
     raise UsageError(
       f'{algorithm.name} learns from fresh responses, and a cached reference has log-probs of logged ones '
       'only: pass a live reference (--set REFERENCE=frozen).'
@@ -152,7 +152,7 @@ def make_rollouts(
     sample = _make_sample(nets, mesh, key, algorithm.online.samples, length, temperature)
 
     def answer(state: TrainState, loader: Loader, step: int, rows: Rows) -> _Answered:
-      samples = sample(state.params['policy'], step, *rows[:2])
+      samples = sample(state.networks['policy'], step, *rows[:2])
       drawn = jax.device_get(samples)
       scored_BK = _rewards(reward, loader, step, drawn, vocabulary)
       rows = lay_out(state, rows, samples, partitioning.place_rows(mesh, scored_BK))
@@ -237,7 +237,7 @@ def _make_lay_out(
     rows = rows if algorithm.couples else rows._replace(units=None)
     if token_columns is None:
       return rows
-    scores = score(state.params, rows, None)
+    scores = score(state.networks, rows, None)
     made = token_columns(Batch(scores, reference.scores(state, rows), rows, state.statistics))
     length, shape = samples.tokens.shape[-1], rows.response_tokens.shape
     # Each response has a stretch of its own in its row: cut to that length, they lie side by side again.

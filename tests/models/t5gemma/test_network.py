@@ -12,6 +12,8 @@ import torch
 from dro_jax.errors import UsageError
 from dro_jax.models import beam_search, policy, sampling, scoring, stacks
 from dro_jax.models.t5gemma.config import T5GemmaConfig
+from dro_jax.parallel import partitioning
+from dro_jax.run import networks
 from tests.examples import Example, layout
 from tests.models.causal.test_network import EXAMPLES, PROMPTS, prompts_of, shared_rows
 from tests.models.t5gemma import tiny
@@ -166,6 +168,17 @@ def test_a_mismatched_response_is_scored_with_the_other_prompt():
     with torch.no_grad():
       expected = torch_token_logps('t5gemma2', Example(PROMPTS[j], EXAMPLES[i].response, 0.0)).sum()
     np.testing.assert_allclose(logps[(i - 1) % 3, 0], expected, rtol=1e-5)
+
+
+def test_a_mesh_that_cuts_heads_finer_than_keys_have_them_computes_the_same():
+  kind, rows = 't5gemma2', layout(EXAMPLES, 4, 1, (16, 16))
+  mesh = partitioning.make_mesh(2, 1, 4, rules={'vocab': None})
+  where = networks.shardings(networks.build(tiny.config(kind), uses_value=False), mesh)['policy']
+  function = scoring.make_score(network(kind))
+  logps = partitioning.jit_on(mesh, lambda tree, rows: function({'policy': tree}, rows, None).logps)(
+    jax.device_put(tiny.params(kind), where), partitioning.place_rows(mesh, rows)
+  )
+  np.testing.assert_allclose(logps, score(kind, rows).logps, rtol=1e-5)
 
 
 def test_bfloat16_stays_near_float32():
