@@ -17,9 +17,8 @@ from dro_jax.models.attention import spans
 from dro_jax.models.attention.spans import Span
 from dro_jax.models.causal import rotary
 from dro_jax.models.causal.config import CausalConfig
-from dro_jax.models.causal.network import (
+from dro_jax.models.causal.layer import (
   Attention,
-  Cache,
   Context,
   Layer,
   Own,
@@ -28,6 +27,7 @@ from dro_jax.models.causal.network import (
   layer_flag,
   write,
 )
+from dro_jax.models.causal.network import Cache
 from dro_jax.models.layers import KeysValues
 from dro_jax.models.readouts import prompt_ends
 from dro_jax.models.t5gemma.config import T5GemmaConfig
