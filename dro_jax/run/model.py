@@ -14,7 +14,7 @@ from dro_jax.run.spec import Compute, Policy, Value
 # Rows of a fresh embedding table: divides over meshes, as published models are padded to.
 VOCABULARY_MULTIPLE = 128
 # Of a model's configuration: the vocabulary's ids, and how it is computed, whatever its size.
-_IDS = ('pad', 'eos')
+_IDS = ('pad', 'eos', 'start')
 _COMPUTED = ('dtype', 'scan_layers', 'remat', 'dropout_rate')
 
 
@@ -47,7 +47,7 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
 
 
 def with_ids(config: Config, vocabulary: vocabularies.Vocabulary) -> Config:
-  """The model with the vocabulary's ids of padding and of a text's end, where its configuration has them.
+  """The model with the vocabulary's ids of special tokens, where its configuration has them.
 
   Raises:
     UsageError: all models of its family end texts by another id.

@@ -24,7 +24,7 @@ def find(config, words):
 def test_a_model_takes_the_ids_and_the_size_of_its_vocabulary(monkeypatch, words):
   monkeypatch.setitem(policies.FAMILIES, 'bag', bag.FAMILY)
   config = find(bag.BagConfig(), words)
-  assert (config.pad, config.eos) == words.special[:2] != (0, 2)
+  assert (config.pad, config.eos, config.start) == (*words.special[:2], words.special.start)
   assert config.vocab_size == 512 > words.size and config.dtype == 'bfloat16'
 
 
