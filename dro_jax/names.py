@@ -4,7 +4,14 @@ from typing import NamedTuple
 
 
 class SpecialTokens(NamedTuple):
-  """Ids that stand for no text: padding, a text's end, text without a piece, a response's first input."""
+  """Ids that stand for no text; the defaults are T5's.
+
+  Attributes:
+    pad: fills rows; any id will do, because masks come from segments.
+    eos: a text's end; of a chat model, the end of its turn.
+    unknown: text without a piece; -1 where every text has pieces.
+    start: a response's first input, where the prompt is no part of it.
+  """
 
   pad: int = 0
   eos: int = 1

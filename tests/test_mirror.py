@@ -14,7 +14,7 @@ PACKAGE = TESTS.parent / 'dro_jax'
 ELSEWHERE = {
   'evaluation/test_report.py': ('evaluation/compared_run',),
   'checkpoints/test_orbax.py': ('checkpoints/folders', 'checkpoints/metadata', 'checkpoints/trees'),
-  'data/text/test_vocabularies.py': ('names',),
+  'data/text/test_vocabularies.py': ('data/text/model_files', 'names'),
   'recipes/test_train.py': ('run/replay',),
   'algorithms/test_algorithms.py': (
     'algorithms/a_lol', 'algorithms/base', 'algorithms/dro', 'algorithms/groups', 'algorithms/kto',
@@ -29,10 +29,13 @@ ELSEWHERE = {
   'arena/human/test_suite.py': ('arena/human/report',),
   'arena/test_arena.py': ('arena/suite',),
   'arena/text/test_suite.py': ('arena/text/answers', 'arena/text/report'),
-  'checkpoints/huggingface/test_read.py': ('checkpoints/huggingface/vocabulary',),
+  'checkpoints/huggingface/test_read.py': (
+    'checkpoints/huggingface/files', 'checkpoints/huggingface/format', 'checkpoints/huggingface/formats',
+    'checkpoints/huggingface/t5', 'checkpoints/huggingface/vocabulary',
+  ),
   'checkpoints/test_export_checkpoint.py': (
-    'checkpoints/huggingface/write', 'checkpoints/import_checkpoint', 'checkpoints/t5x/write',
-    'models/t5/names',
+    'checkpoints/huggingface/write', 'checkpoints/huggingface/write_tokenizer',
+    'checkpoints/import_checkpoint', 'checkpoints/t5x/write', 'models/t5/names',
   ),
   'cli/test_main.py': (
     'cli/bindings', 'cli/checks', 'cli/configs', 'cli/flags', 'cli/help', 'cli/own_algorithm', 'cli/registry',
@@ -65,6 +68,7 @@ ELSEWHERE = {
     'inspection/command', 'inspection/packing', 'inspection/tables', 'inspection/warnings',
   ),
   'models/test_policy.py': ('models/family', 'models/t5/family'),
+  'models/causal/test_names.py': ('models/stored',),
   'models/t5/test_network.py': ('models/stacks', 'models/t5/config'),
   'preflight/test_preflight.py': (
     'data/worlds/placeholder', 'preflight/compilation', 'preflight/placeholders', 'preflight/remedies',

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from dro_jax import files
-from dro_jax.checkpoints import folders, policy
+from dro_jax.checkpoints import policy
 from dro_jax.checkpoints.huggingface import write as huggingface
 from dro_jax.checkpoints.t5x import write as t5x
 from dro_jax.errors import UsageError
-from dro_jax.models.policy import saved_config
-from dro_jax.models.t5 import names
+from dro_jax.models.family import Config
+from dro_jax.models.policy import family_of, parameter_shapes, saved_config
 from dro_jax.models.t5.config import T5Config
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -47,9 +47,9 @@ def export_checkpoint(
     UsageError: there is no such checkpoint, the format cannot hold it, or `output` exists.
   """
   files.output_folder(output)
-  saved = folders.load_metadata(init_from)
-  config, dtype = _t5_config(saved, init_from), dtype or saved.get('stored_dtype', 'float32')
-  writer = _writer(format, dtype, scan_layers or config.relative_bias_per_layer, saved.get('step', 0))
+  saved = policy.policy_metadata(init_from)
+  config, dtype = saved_config(saved), dtype or saved.get('stored_dtype', 'float32')
+  writer = _writer(format, dtype, config, scan_layers, saved.get('step', 0))
   target = files.absolute(output)
   if target.exists():
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
@@ -60,28 +60,25 @@ def export_checkpoint(
   notes += _left_out(saved)
   for note in notes:
     _log.info('%s: %s', target, note)
-  count = sum(math.prod(shape) for shape in names.shapes(config).values())
+  count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
   return {'output': str(target), 'parameters': count, 'dtype': dtype, 'notes': notes}
 
 
-def _t5_config(saved: dict[str, Any], init_from: str) -> T5Config:
-  config = saved_config(saved)
-  if not isinstance(config, T5Config):
-    raise UsageError(
-      f'{init_from} holds a model of the family {saved["family"]!r}, but export_checkpoint writes T5 models '
-      'only: pass the checkpoint of a T5.'
-    )
-  return config
-
-
-def _writer(format: str, dtype: str, scan_layers: bool, step: int) -> Callable[..., list[str]]:
+def _writer(
+  format: str, dtype: str, config: Config, scan_layers: bool, step: int
+) -> Callable[..., list[str]]:
   if dtype not in DTYPES:
     raise UsageError(f'DTYPE={dtype!r} is not a type for weights: pass one of {DTYPES}.')
   if format not in FORMATS:
     raise UsageError(f'FORMAT={format!r} is unknown: pass one of {FORMATS}.')
-  if format == 't5x':
-    return functools.partial(t5x.write, scan_layers=scan_layers, step=step)
-  return huggingface.write
+  if format == 'huggingface':
+    return huggingface.write
+  if not isinstance(config, T5Config):
+    raise UsageError(
+      f"FORMAT='t5x' is for T5 models, and this one is of the family {family_of(config).name!r}: pass "
+      '--set FORMAT=huggingface.'
+    )
+  return functools.partial(t5x.write, scan_layers=scan_layers or config.relative_bias_per_layer, step=step)
 
 
 def _left_out(saved: dict[str, Any]) -> list[str]:

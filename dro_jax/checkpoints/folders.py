@@ -112,7 +112,7 @@ def adapter_problem(folder: epath.PathLike) -> str | None:
 
 
 def _import_command(source: epath.Path | str) -> str:
-  name = epath.Path(source).name or 'imported'
+  name = epath.Path(source).name.removesuffix('.gguf') or 'imported'
   return f'dro_jax import_checkpoint --init_from={source} --model_dir=checkpoints/{name}'
 
 

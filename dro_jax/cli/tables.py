@@ -129,7 +129,7 @@ COMMANDS = {
   'import_checkpoint': Command(
     'dro_jax.checkpoints.import_checkpoint',
     'import_checkpoint',
-    'converts a checkpoint of Hugging Face or T5X into a folder for --init_from',
+    'converts a checkpoint of Hugging Face, GGUF or T5X into a folder for --init_from',
   ),
   'export_checkpoint': Command(
     'dro_jax.checkpoints.export_checkpoint', 'export_checkpoint', 'writes a policy for transformers or T5X'

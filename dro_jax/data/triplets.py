@@ -14,7 +14,8 @@ from dro_jax.data.storage import hashes
 from dro_jax.data.table import column_store
 from dro_jax.data.table.cache import build_table
 from dro_jax.data.table.table import TokenTable
-from dro_jax.data.text import chat, vocabularies
+from dro_jax.data.text import tokenise, vocabularies
+from dro_jax.data.text.chat import TEMPLATE
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
@@ -43,7 +44,8 @@ def load_triplets(
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
   template: str = '{prompt}',
-  chat_template: str = chat.TEMPLATE,
+  chat_template: str = TEMPLATE,
+  chat: bool | None = None,
   vocabulary: Annotated[str | Vocabulary, PLACE] = 'bytes',
   prompt_length: int = 512,
   response_length: int = 512,
@@ -78,7 +80,9 @@ def load_triplets(
     template: of the prompt text: 'Translate: {prompt}'.
     chat_template: of each turn where a file's prompts are conversations, with {role} and {content} (see
       `text.chat`).
-    vocabulary: 'bytes', or a SentencePiece model's path.
+    chat: whether the model's own chat template writes conversations, and text prompts as one turn of the
+      user; None asks for it where the vocabulary brings one (see `text.tokenise`).
+    vocabulary: 'bytes', the path of a SentencePiece model or tokenizer.json, or a tokenizer's folder.
     prompt_length: prompt tokens at most, EOS included.
     response_length: response tokens at most, EOS included.
     overlong: 'truncate' cuts longer responses, without EOS; 'drop' leaves them out.
@@ -108,13 +112,15 @@ def load_triplets(
   """
   import_modules(task_modules)
   vocabulary = vocabularies.vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary
+  by_chat = tokenise.uses_chat(vocabulary, chat, chat_template)
+  turn, by = tokenise.turn_template(by_chat, chat_template), tokenise.chat_option(vocabulary, by_chat)
 
   def build(name, task_split: str) -> TokenTable:
     options = inheritance.options(inherited, name, columns, map_reward)
-    source = find(name, chat_template=chat_template, split=task_split, data_dir=data_dir, **options)
+    source = find(name, chat_template=turn, split=task_split, data_dir=data_dir, **options)
     return build_table(
       source, vocabulary, cache_dir, prompt_length=prompt_length, response_length=response_length,
-      overlong=overlong, keep=keep, template=template,
+      overlong=overlong, keep=keep, template=template, **by,
     )  # fmt: skip
 
   train = build(triplets, task_split)
@@ -132,7 +138,7 @@ def load_triplets(
     report['split'] = {'by': 'prompt hash', 'fraction': validation_fraction, 'salt': split_salt}
   report['options'] = {
     'template': template, 'prompt_length': prompt_length, 'response_length': response_length,
-    'overlong': overlong, 'keep': keep, 'chat_template': chat_template,
+    'overlong': overlong, 'keep': keep, 'chat_template': chat_template, **by,
   }  # fmt: skip
   report['vocabulary'] = vocabulary.fingerprint
   report['read'] = {'columns': _plain(columns), 'map_reward': _plain(map_reward)}

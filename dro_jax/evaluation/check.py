@@ -9,12 +9,13 @@ from dro_jax.algorithms.base import NO_LOSS
 from dro_jax.checkpoints import folders, policy
 from dro_jax.data.batches.rows import single_rows
 from dro_jax.data.records import triplets
-from dro_jax.data.text import templates
+from dro_jax.data.text import tokenise
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import networks
 from dro_jax.run.sampling import generation
+from dro_jax.run.sampling.prompts import tokenise_prompts
 from dro_jax.step import reference, train_step
 from dro_jax.step import state as train_state
 from dro_jax.types import Params, Rows
@@ -27,7 +28,6 @@ PROMPTS = (
   'stsb sentence1: A man plays a flute. sentence2: A man is playing the flute.',
   'Question: Which city is the capital of France? Answer:',
 )
-_PROMPT_LENGTH = 512
 
 
 def check(
@@ -67,8 +67,10 @@ def check(
     networks.build_policy(init_from, dtype=dtype),
   )
   params = networks.load_policy(nets, init_from, device_mesh)
-  texts = _first_prompts(prompts, columns) if prompts else PROMPTS
-  tokens = [templates.prompt_tokens(ids, _PROMPT_LENGTH)[0] for ids in loaded_vocabulary.encode_batch(texts)]
+  by_chat = tokenise.uses_chat(loaded_vocabulary, None)
+  turn = tokenise.turn_template(by_chat, None)
+  texts = _first_prompts(prompts, columns, turn) if prompts else PROMPTS
+  tokens = tokenise_prompts(texts, loaded_vocabulary, {}, by_chat=by_chat)
   answer_prompts = generation.make_generator(
     nets.policy, device_mesh, max_length=max_length, temperature=0.0, batch_size=len(tokens)
   )
@@ -89,10 +91,10 @@ def check(
   }
 
 
-def _first_prompts(file: str, columns: str | None, count: int = 5) -> list[str]:
+def _first_prompts(file: str, columns: str | None, turn: str | None, count: int = 5) -> list[str]:
   """The first different prompts of a file."""
   texts = {}
-  for _, text in triplets.read_prompts(file, columns):
+  for _, text in triplets.read_prompts(file, columns, chat_template=turn):
     texts.setdefault(text)
     if len(texts) == count:
       break

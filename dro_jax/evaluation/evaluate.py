@@ -21,6 +21,7 @@ def evaluate(
   *,
   template: str | None = None,
   chat_template: str | None = None,
+  chat: bool | None = None,
   vocabulary: str | None = None,
   init_from: str | None = None,
   mesh: MeshSpec = MeshSpec(),
@@ -37,6 +38,7 @@ def evaluate(
       `columns` or `map_reward` of its own, it takes the run's.
     template: of the prompt text; `None` takes the run's.
     chat_template: of each turn where prompts are conversations; `None` takes the run's.
+    chat: whether the model's own chat template writes the prompts; `None` is as in the run.
     vocabulary: where the run's lies now; `None` takes it from where it lay.
     init_from: where the checkpoint lies now from which the run started, if its reference was cached.
     mesh: devices' arrangement.
@@ -55,7 +57,7 @@ def evaluate(
   limits.seed(seed)
   device_mesh = mesh.over()
   run = load_run(model_dir, device_mesh, vocabulary, init_from)
-  texts = {'template': template, 'chat_template': chat_template}
+  texts = {'template': template, 'chat_template': chat_template, 'chat': chat}
   options = dict(run.data_options) | {name: text for name, text in texts.items() if text is not None}
   if any(run.read_options.values()):
     options['inherited'] = run.read_options

@@ -5,22 +5,21 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from dro_jax import files, limits
 from dro_jax.checkpoints import folders, policy
 from dro_jax.data.records import inheritance, triplets
-from dro_jax.data.text import chat, vocabularies
+from dro_jax.data.text import tokenise
 from dro_jax.errors import UsageError
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run import networks
 from dro_jax.run.folder import configs
 from dro_jax.run.sampling.generation import make_generator
-from dro_jax.run.sampling.prompts import tokenise_prompts
+from dro_jax.run.sampling.prompts import tokenise_prompts, uses_chat
 
 
 def generate(
@@ -32,6 +31,7 @@ def generate(
   columns: str | None = None,
   template: str | None = None,
   chat_template: str | None = None,
+  chat: bool | None = None,
   vocabulary: str | None = None,
   mesh: MeshSpec = MeshSpec(),
   max_length: int = 128,
@@ -60,6 +60,7 @@ def generate(
       file has those.
     template: the prompt's text around the file's; `None` takes the run's.
     chat_template: of each turn where the file's prompts are conversations; `None` takes the run's.
+    chat: whether the model's own chat template writes the prompts; `None` is as in the run.
     vocabulary: where the run's lies now; `None` takes it from where it lay.
     mesh: devices' arrangement.
     max_length: most tokens of a response.
@@ -87,8 +88,13 @@ def generate(
   grid = mesh.over()
   model_dir = str(folders.find_checkpoint(model_dir))
   loaded_vocabulary = policy.vocabulary_of(model_dir, vocabulary)
-  questions = _questions(model_dir, prompts, prompt, columns, chat_template)
-  tokens = _tokens(model_dir, [text for _, text in questions], template, loaded_vocabulary)
+  saved = folders.load_metadata(model_dir)
+  by_chat = uses_chat(loaded_vocabulary, _options(saved), chat, chat_template)
+  turn = tokenise.turn_template(by_chat, chat_template or _options(saved).get('chat_template'))
+  questions = _questions(model_dir, prompts, prompt, columns, turn)
+  tokens = tokenise_prompts(
+    [text for _, text in questions], loaded_vocabulary, _options(saved), template, by_chat
+  )
   nets = networks.build_policy(model_dir)
   params = networks.load_policy(nets, model_dir, grid)
   run = make_generator(
@@ -102,7 +108,7 @@ def generate(
     {
       'id': questions[i][0] if num_samples == 1 else f'{questions[i][0]}#{k}', 'prompt': questions[i][1],
       'response': loaded_vocabulary.decode(answer.tokens), 'logp': answer.logp, 'tokens': len(answer.tokens),
-      'ended': bool(answer.tokens[-1] == vocabularies.EOS),
+      'ended': bool(answer.tokens[-1] == loaded_vocabulary.special.eos),
     }
     for (i, k), answer in zip(order, answers)
   )  # fmt: skip
@@ -128,7 +134,7 @@ def _refuse_input(target: pathlib.Path | None, prompts: str | None) -> None:
 
 
 def _questions(
-  model_dir: str, prompts: str | None, prompt: str | None, columns: str | None, chat_template: str | None
+  model_dir: str, prompts: str | None, prompt: str | None, columns: str | None, turn: str | None
 ) -> list[tuple[str, str]]:
   """Returns (id, text) of every prompt to answer, each text once; reads them as the run read its own."""
   if (prompts is None) == (prompt is None):
@@ -138,7 +144,6 @@ def _questions(
   if prompt is not None:
     return [('0', prompt)]
   saved = folders.load_metadata(model_dir)
-  turn = chat_template or _options(saved).get('chat_template', chat.TEMPLATE)
   read = configs.read_options(saved, pathlib.Path(model_dir))
   names = inheritance.options({'columns': read['columns']}, prompts, columns)['columns']
   first_id = {}
@@ -149,13 +154,6 @@ def _questions(
 
 def _options(saved: Mapping[str, Any]) -> dict[str, Any]:
   return saved.get('data', {}).get('options', {})
-
-
-def _tokens(
-  model_dir: str, prompts: Sequence[str], template: str | None, vocabulary: vocabularies.Vocabulary
-) -> list[np.ndarray]:
-  """Prompts as the run's policy reads them: in its template, and cut as in training."""
-  return tokenise_prompts(prompts, vocabulary, _options(folders.load_metadata(model_dir)), template)
 
 
 def _warn_of_unusable(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ _SETTINGS = {
   'VOCABULARY': (Policy, 'vocabulary'),
   'TEMPLATE': (load_triplets, 'template'),
   'CHAT_TEMPLATE': (load_triplets, 'chat_template'),
+  'CHAT': (load_triplets, 'chat'),
   'PROMPT_LENGTH': (load_triplets, 'prompt_length'),
   'RESPONSE_LENGTH': (load_triplets, 'response_length'),
   'KEEP': (load_triplets, 'keep'),

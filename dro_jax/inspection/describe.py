@@ -11,7 +11,8 @@ import numpy as np
 from dro_jax.data.records import comparisons as pairs
 from dro_jax.data.table import column_store
 from dro_jax.data.table.table import TokenTable
-from dro_jax.data.text.vocabularies import UNKNOWN, Vocabulary
+from dro_jax.data.text import tokenise
+from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.statistics import agreement, ties
 
 _PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
@@ -33,38 +34,33 @@ class Lengths(NamedTuple):
   response_characters: np.ndarray
 
 
-def whole_lengths(table: TokenTable, vocabulary: Vocabulary, prompt_length: int) -> Lengths:
+def whole_lengths(
+  table: TokenTable, vocabulary: Vocabulary, prompt_length: int, by_chat: bool = False
+) -> Lengths:
   """Lengths before the limits of the table; tokenises only cut texts again.
 
   Args:
     table: one that kept over-long responses.
     vocabulary: of the table.
     prompt_length: its limit of prompt tokens.
+    by_chat: whether the model's own template wrote it.
   """
   first = _first_of_prompts(table)
-  prompts = _restored(
-    table.prompts,
-    first,
-    table.prompt_lengths[first],
-    table.prompt_lengths[first] >= prompt_length,
-    vocabulary,
-  )
-  everything = np.arange(len(table))
-  responses = _restored(table.responses, everything, table.response_lengths, table.truncated, vocabulary)
+  prompts, responses = table.prompt_lengths[first].copy(), table.response_lengths.copy()
+  if len(cut := np.flatnonzero(prompts >= prompt_length)):
+    texts = [table.prompts[int(i)] for i in first[cut]]
+    prompts[cut] = [len(ids) for ids, _ in tokenise.prompts(texts, vocabulary, by_chat=by_chat)]
+  if len(cut := np.flatnonzero(table.truncated)):
+    asked, answered = ([column[int(i)] for i in cut] for column in (table.prompts, table.responses))
+    whole = tokenise.responses(asked, answered, vocabulary, by_chat=by_chat).ids
+    responses[cut] = [len(ids) for ids in whole]
   return Lengths(
-    prompts, _characters(table.prompts, first), responses, _characters(table.responses, everything)
+    prompts, _characters(table.prompts, first), responses, _characters(table.responses, np.arange(len(table)))
   )
 
 
 def _first_of_prompts(table: TokenTable) -> np.ndarray:
   return np.unique(table.prompt_index, return_index=True)[1]
-
-
-def _restored(texts, records: np.ndarray, lengths: np.ndarray, cut: np.ndarray, vocabulary) -> np.ndarray:
-  lengths, cut = lengths.copy(), np.flatnonzero(cut)
-  for i in cut.tolist():
-    lengths[i] = len(vocabulary.encode(texts[int(records[i])])) + 1
-  return lengths
 
 
 def _characters(texts, records: np.ndarray) -> np.ndarray:
@@ -100,10 +96,10 @@ def responses_per_prompt(prompts: np.ndarray) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def unknown_share(table: TokenTable) -> float:
-  """The share of unknown tokens in the first responses."""
+def unknown_share(table: TokenTable, unknown: int) -> float:
+  """The share of tokens with the id `unknown` in the first responses."""
   sampled = [table.response(i) for i in range(min(len(table), _SAMPLED))]
-  return float(sum(int((ids == UNKNOWN).sum()) for ids in sampled) / max(sum(map(len, sampled)), 1))
+  return float(sum(int((ids == unknown).sum()) for ids in sampled) / max(sum(map(len, sampled)), 1))
 
 
 def rewards(rewards: np.ndarray) -> dict[str, Any]:

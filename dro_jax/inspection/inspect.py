@@ -15,7 +15,8 @@ from dro_jax.data.batches import groups
 from dro_jax.data.records import reward_words
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.table.table import TokenTable
-from dro_jax.data.text import chat, lost_text, vocabularies
+from dro_jax.data.text import lost_text, tokenise, vocabularies
+from dro_jax.data.text.chat import TEMPLATE
 from dro_jax.data.triplets import Triplets, hold_out, load_triplets, with_missing_rewards_zero
 from dro_jax.errors import UsageError
 from dro_jax.inspection import describe, methods
@@ -64,7 +65,8 @@ def inspect_triplets(
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
   template: str = '{prompt}',
-  chat_template: str = chat.TEMPLATE,
+  chat_template: str = TEMPLATE,
+  chat: bool | None = None,
   init_from: str | None = None,
   vocabulary: str | None = None,
   prompt_length: int = 512,
@@ -82,10 +84,10 @@ def inspect_triplets(
 
   Args:
     triplets: as `data.triplets.load_triplets`; so are `eval_triplets`, `columns`, `map_reward`, `template`,
-      `chat_template`, `prompt_length`, `response_length`, `keep`, `columns_from`, `data_dir`, `cache_dir` and
-      `task_modules`.
+      `chat_template`, `chat`, `prompt_length`, `response_length`, `keep`, `columns_from`, `data_dir`,
+      `cache_dir` and `task_modules`.
     init_from: a checkpoint to start from; its vocabulary is the default.
-    vocabulary: 'bytes', or a SentencePiece model; None takes the checkpoint's, or else bytes.
+    vocabulary: as `load_triplets`; None takes the checkpoint's, or else bytes.
     batch_size: responses of a batch.
     scaling: of rewards; None proposes one.
     temperature: τ.
@@ -99,7 +101,10 @@ def inspect_triplets(
   loaded_vocabulary = policy.find_vocabulary(vocabulary, init_from)
   files = {'columns': columns, 'map_reward': map_reward, 'columns_from': columns_from}
   modules = {'task_modules': task_modules}
-  texts = {'template': template, 'chat_template': chat_template, 'data_dir': data_dir, 'cache_dir': cache_dir}
+  texts = {
+    'template': template, 'chat_template': chat_template, 'chat': chat, 'data_dir': data_dir,
+    'cache_dir': cache_dir,
+  }  # fmt: skip
   limits = {'prompt_length': prompt_length, 'response_length': response_length}
   read = _read(
     triplets, loaded_vocabulary, eval_triplets=eval_triplets, keep=keep, **files, **texts, **limits, **modules
@@ -108,7 +113,8 @@ def inspect_triplets(
   chosen, unscaled = _chosen_scaling(read, scaling)
   batch_size = min(batch_size, len(read.triplets.train))  # A larger batch would repeat records.
   admissions = methods.admissions(read.triplets, scaling=chosen, rewards_problem=read.problem)
-  content = describe_table(read, loaded_vocabulary, **limits) | {
+  by_chat = tokenise.uses_chat(loaded_vocabulary, chat)
+  content = describe_table(read, loaded_vocabulary, by_chat=by_chat, **limits) | {
     'init_from': init_from,
     'scaling': read.problem is None and _scaling(read.triplets, chosen, temperature),
     'batch': {'size': batch_size, 'batches_an_epoch': len(read.triplets.train) / batch_size},
@@ -223,11 +229,11 @@ def _labels(triplets: Triplets) -> dict[str, Any]:
 
 
 def describe_table(
-  read: Read, vocabulary: vocabularies.Vocabulary, prompt_length: int, response_length: int
+  read: Read, vocabulary: vocabularies.Vocabulary, prompt_length: int, response_length: int, by_chat: bool
 ) -> dict[str, Any]:
   """A description of the whole table (see `inspection.describe`)."""
   table = read.whole
-  lengths = describe.whole_lengths(table, vocabulary, prompt_length)
+  lengths = describe.whole_lengths(table, vocabulary, prompt_length, by_chat)
   rewarded = {'rewards': None, 'variance': None, 'comparisons': None}
   if read.problem is None:
     rewards, prompts = table.raw_rewards, table.prompt_index
@@ -248,7 +254,8 @@ def describe_table(
     'vocabulary': {
       'name': vocabulary.spec,
       'size': vocabulary.size,
-      'unknown_share': describe.unknown_share(table),
+      'chat': by_chat,
+      'unknown_share': describe.unknown_share(table, vocabulary.special.unknown),
       'lost': table.report.get('lost', {}),
       'losses': list(lost_text.sentences(table.report.get('lost', {}), vocabulary)),
     },
@@ -258,6 +265,7 @@ def describe_table(
       'response': describe.truncation(lengths.response_tokens, response_length),
     },
     **rewarded,
+    'tokenised_apart': table.report.get('tokenised_apart', 0),
     'duplicates': describe.duplicates(table),
   }
 

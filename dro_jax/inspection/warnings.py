@@ -141,6 +141,11 @@ def _of_texts(content: Mapping[str, Any]) -> Iterator[str]:
       )
   vocabulary = content['vocabulary']
   yield from vocabulary['losses']
+  if apart := content['tokenised_apart']:
+    yield (
+      f'{apart} of {content["records"]} responses are tokenised apart from their prompts, because a token '
+      'would span both: end the prompts or begin the responses with a blank.'
+    )
   if vocabulary['name'] == 'bytes' and content['init_from'] is None:
     yield 'Lengths are in bytes: pass --init_from or --set VOCABULARY to count the tokens of a model.'
   if left_out := content['extra_columns']['left_out']:

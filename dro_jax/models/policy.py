@@ -1,14 +1,18 @@
 """Policies of every family: made from a configuration, run on rows, and decoded step by step."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 from jaxtyping import Float, Int
 
 from dro_jax.errors import UsageError
+from dro_jax.models import stacks
 from dro_jax.models.causal import family as causal
 from dro_jax.models.family import Cache, Config, Family, Memory, Prompts
 from dro_jax.models.t5 import family as t5
@@ -51,6 +55,19 @@ def make_config(family: str, **fields: Any) -> Config:
       'of another family needs the version of dro_jax that saved it.'
     )
   return FAMILIES[family].config(**fields)
+
+
+@functools.lru_cache(maxsize=16)
+def parameter_shapes(config: Config) -> Mapping[stacks.Path, tuple[int, ...]]:
+  """The shape of every parameter of a policy, by the tree whose layers are not scanned."""
+  network = make_network(dataclasses.replace(config, scan_layers=True))  # Scanned layers are traced once.
+
+  def unrolled() -> Params:
+    params = network.init(jax.random.key(0), smallest_rows())['params']
+    return stacks.convert_layers(nn.unbox(params), scan=False)
+
+  flat = traverse_util.flatten_dict(jax.eval_shape(unrolled))
+  return {path: x.shape for path, x in flat.items()}
 
 
 def config_metadata(config: Config) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from dro_jax.checkpoints import policy
 from dro_jax.data.sources import find
 from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.table import beam, cache
-from dro_jax.data.text import chat
+from dro_jax.data.text import tokenise
+from dro_jax.data.text.chat import TEMPLATE
 from dro_jax.errors import UsageError
 
 
@@ -21,7 +22,8 @@ def build_table(
   overlong: str = 'truncate',
   keep: str = 'auto',
   template: str = '{prompt}',
-  chat_template: str = chat.TEMPLATE,
+  chat_template: str = TEMPLATE,
+  chat: bool | None = None,
   columns: str | None = None,
   map_reward: str | None = None,
   rewards_required: bool = True,
@@ -36,9 +38,9 @@ def build_table(
   Args:
     triplets: files, also in a bucket, or (without Beam) names of data sets.
     init_from: a checkpoint whose vocabulary is taken.
-    vocabulary: `bytes` or a SentencePiece file; `None` is the checkpoint's, else bytes.
-    prompt_length, response_length, overlong, keep, template, chat_template, columns, map_reward, data_dir,
-      task_modules, cache_dir: as for `data.triplets.load_triplets`.
+    vocabulary: as for `data.triplets.load_triplets`; `None` is the checkpoint's, else bytes.
+    prompt_length, response_length, overlong, keep, template, chat_template, chat, columns, map_reward,
+      data_dir, task_modules, cache_dir: as for `data.triplets.load_triplets`.
     rewards_required: False accepts records without a reward, for algorithms that read none, such as SFT; the
       table is the same.
     beam_options: flags of Apache Beam; `None` builds on this machine, without it. The table is the same.
@@ -47,12 +49,14 @@ def build_table(
   Raises:
     UsageError: files, fields or options are wrong, or Beam is not installed.
   """
-  read = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
+  loaded_vocabulary = policy.find_vocabulary(vocabulary, init_from)
+  by_chat = tokenise.uses_chat(loaded_vocabulary, chat, chat_template)
+  turn = tokenise.turn_template(by_chat, chat_template)
+  read = {'columns': columns, 'map_reward': map_reward, 'chat_template': turn}
   options = {
     'prompt_length': prompt_length, 'response_length': response_length, 'overlong': overlong, 'keep': keep,
-    'template': template,
+    'template': template, **tokenise.chat_option(loaded_vocabulary, by_chat),
   }  # fmt: skip
-  loaded_vocabulary = policy.find_vocabulary(vocabulary, init_from)
   import_modules(task_modules)
   if beam_options is None:
     table = cache.build_table(

@@ -10,9 +10,10 @@ from dro_jax import files
 from dro_jax.data.sources import find
 from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.text import chat, vocabularies
-from dro_jax.data.text.vocabularies import EOS, PAD, UNKNOWN
 from dro_jax.errors import UsageError
+from dro_jax.names import SpecialTokens
 
+_T5 = SpecialTokens()
 _THREADS = 16  # Changes the result: each thread sums its part.
 _TOO_MANY = re.compile(r'Vocabulary size too high .* a value <= (\d+)')
 _TOO_FEW = re.compile(r'Vocabulary size is smaller than required_chars\. \d+ vs (\d+)')
@@ -135,7 +136,7 @@ def _sentencepiece(texts: Sequence[str], size: int, keep_whitespace: bool) -> by
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.Train(
     sentence_iterator=lines, model_writer=model, vocab_size=size, model_type='unigram', byte_fallback=True,
-    pad_id=PAD, eos_id=EOS, unk_id=UNKNOWN, bos_id=-1, num_threads=_THREADS, minloglevel=2,
+    pad_id=_T5.pad, eos_id=_T5.eos, unk_id=_T5.unknown, bos_id=-1, num_threads=_THREADS, minloglevel=2,
     max_sentence_length=2**30, **kept,
   )  # fmt: skip
   return model.getvalue()

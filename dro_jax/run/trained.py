@@ -71,7 +71,7 @@ class TrainedRun(NamedTuple):
     """Answers prompts, which take the run's template and are cut as in training; `[0].text` is the first.
 
     Args:
-      prompts: without the template, one or several.
+      prompts: without the template, one or several; a conversation is its list of turns, as JSON.
       temperature: divides the logits; 0 takes the most probable token.
       max_length: most tokens of a response.
       seed: with a prompt's place it decides its sample.
@@ -88,7 +88,7 @@ class TrainedRun(NamedTuple):
     return [
       Response(
         self.vocabulary.decode(answer.tokens), answer.logp, answer.tokens,
-        bool(answer.tokens[-1] == vocabularies.EOS),
+        bool(answer.tokens[-1] == self.vocabulary.special.eos),
       )
       for answer in draw(self.state.params['policy'], tokens, range(len(tokens)))
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from flax import traverse_util
 from dro_jax.checkpoints import export_checkpoint as exporters
 from dro_jax.checkpoints import folders, orbax
 from dro_jax.checkpoints import import_checkpoint as importers
+from dro_jax.checkpoints.huggingface import t5 as t5_format
 from dro_jax.checkpoints.huggingface import write as huggingface
 from dro_jax.checkpoints.t5x import read as t5x
 from dro_jax.data.text import tokenizer_json, vocabularies
@@ -246,7 +247,7 @@ def test_settings_that_cannot_be_exported_are_refused(tmp_path):
   assert not (tmp_path / 'theirs').exists()
   tied = dataclasses.replace(CONFIG, relative_bias_per_layer=True, logits_via_embedding=True)
   with pytest.raises(UsageError, match='no umT5 of transformers ties'):
-    huggingface.config_json(tied, 'float32')
+    t5_format.config_json(tied, 'float32')
   with pytest.raises(UsageError, match='pass one of'):
     export(tmp_path / 'ours', tmp_path / 'theirs', 'onnx')
   with pytest.raises(UsageError, match='is not a type for weights: pass one of'):

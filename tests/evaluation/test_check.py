@@ -41,7 +41,13 @@ def test_a_checkpoint_against_itself(saved):
 def test_first_prompts_of_a_file(tmp_path):
   file = tmp_path / 'prompts.jsonl'
   file.write_text(''.join(json.dumps({'question': f'q{i // 2}'}) + '\n' for i in range(20)))
-  assert check._first_prompts(str(file), 'prompt=question') == ['q0', 'q1', 'q2', 'q3', 'q4']
+  assert check._first_prompts(str(file), 'prompt=question', '{role}: {content}') == [
+    'q0',
+    'q1',
+    'q2',
+    'q3',
+    'q4',
+  ]
 
 
 def test_a_ratio_that_is_not_0_fails(saved, monkeypatch):

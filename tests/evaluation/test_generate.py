@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from dro_jax.checkpoints import folders, orbax
+from dro_jax.checkpoints import orbax
 from dro_jax.data import triplets
 from dro_jax.data.text import chat, vocabularies
 from dro_jax.errors import UsageError
@@ -15,6 +15,7 @@ from dro_jax.inspection import inspect
 from dro_jax.parallel import partitioning
 from dro_jax.run import networks
 from dro_jax.run.sampling import generation
+from dro_jax.run.sampling.prompts import tokenise_prompts
 from tests.examples import CONFIG
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=384)
@@ -174,10 +175,9 @@ def test_of_overlong_conversations_the_question_is_answered(policy, tmp_path, ca
     ({'keep': 'start'}, 'user: END'),
   ],
 )
-def test_a_conversation_is_cut_as_the_run_cut_its_own(monkeypatch, options, kept):
+def test_a_conversation_is_cut_as_the_run_cut_its_own(options, kept):
   """A run that does not say was made before conversations kept their end."""
-  monkeypatch.setattr(folders, 'load_metadata', lambda _: {'data': {'options': options}})
   words = vocabularies.vocabulary('bytes')
   asked = chat.render([chat.Turn('user', 'END')], chat.TEMPLATE)
-  [ids] = generate._tokens('run', [asked], None, words)
+  [ids] = tokenise_prompts([asked], words, options)
   assert words.decode(ids) == kept

@@ -11,7 +11,6 @@ import pytest
 from flax import linen as nn
 
 from dro_jax.checkpoints.huggingface import read as huggingface
-from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models import beam_search, sampling
 from dro_jax.models.policy import smallest_rows
@@ -19,7 +18,7 @@ from dro_jax.models.t5.network import T5
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
 from dro_jax.types import Rows
-from tests.models.test_sampling import CONFIG, SEGMENTS, TOKENS, params
+from tests.models.test_sampling import CONFIG, EOS, SEGMENTS, TOKENS, params
 from tests.torch_t5 import make_torch, torch
 
 LENGTH = 9
@@ -35,7 +34,7 @@ def loaded(tmp_path_factory):
   model, folder = make_torch('1.1', vocab_size=20), tmp_path_factory.mktemp('hf') / 't5'
   with torch.no_grad():
     weights = model.lm_head.weight
-    weights[vocabularies.EOS] = 0.45 * (weights[5] + weights[19] + weights[8])
+    weights[EOS] = 0.45 * (weights[5] + weights[19] + weights[8])
   model.save_pretrained(folder)
   return model, *huggingface.load(folder)
 
@@ -44,10 +43,10 @@ def by_transformers(model, **settings):
   """Its answers, zeros after EOS: what it fills shorter ones with is EOS itself."""
   tokens = model.generate(
     input_ids=torch.tensor(PROMPTS).long(), attention_mask=torch.tensor(PROMPTS > 0).long(),
-    max_new_tokens=LENGTH, do_sample=False, eos_token_id=vocabularies.EOS, pad_token_id=0, **settings,
+    max_new_tokens=LENGTH, do_sample=False, eos_token_id=EOS, pad_token_id=0, **settings,
   ).numpy()[:, 1:]  # fmt: skip
   tokens = np.pad(tokens, ((0, 0), (0, LENGTH - tokens.shape[1])))
-  is_over = np.cumsum(tokens == vocabularies.EOS, axis=1) - (tokens == vocabularies.EOS) > 0
+  is_over = np.cumsum(tokens == EOS, axis=1) - (tokens == EOS) > 0
   return np.where(is_over, 0, tokens)
 
 
@@ -57,7 +56,7 @@ def by_beams(config, tree, tokens=PROMPTS, length=LENGTH, **settings):
 
 
 def lengths(tokens):
-  ends = np.cumsum(tokens == vocabularies.EOS, axis=1) - (tokens == vocabularies.EOS)
+  ends = np.cumsum(tokens == EOS, axis=1) - (tokens == EOS)
   return (ends == 0).sum(axis=1)
 
 
@@ -120,7 +119,7 @@ def test_beams_that_hold_all_prefixes_find_the_best_of_all_responses(length_pena
   found = by_beams(config, tree, prompts, length=3, beams=32, length_penalty=length_penalty)
   # Each response once: what follows EOS is 0.
   everything = np.array(list(itertools.product(range(5), repeat=3)), np.int32)
-  ended = np.cumsum(everything == vocabularies.EOS, axis=1) - (everything == vocabularies.EOS) > 0
+  ended = np.cumsum(everything == EOS, axis=1) - (everything == EOS) > 0
   everything = np.unique(np.where(ended, 0, everything), axis=0)
   for row, prompt in enumerate(prompts):
     logps = score(config, tree, prompt, everything).sum(axis=1)

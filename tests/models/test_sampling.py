@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models import sampling
 from dro_jax.models.policy import smallest_rows
 from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5.config import T5Config
 from dro_jax.models.t5.network import T5
+from dro_jax.names import SpecialTokens
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
 from dro_jax.types import Rows
@@ -22,7 +22,7 @@ CONFIG = T5Config(
   vocab_size=12, emb_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=1, num_decoder_layers=2,
   relative_attention_num_buckets=8, relative_attention_max_distance=12,
 )  # fmt: skip
-LENGTH = 14
+LENGTH, EOS = 14, SpecialTokens().eos
 RNG = np.random.default_rng(0)
 SEGMENTS = (np.arange(7)[None] < np.array([7, 3, 1, 5])[:, None]).astype(np.int32)
 TOKENS = RNG.integers(2, 12, SEGMENTS.shape).astype(np.int32) * SEGMENTS
@@ -78,8 +78,8 @@ def test_responses_end_with_eos_or_at_the_limit():
   samples = sample()
   assert 1 < samples.lengths.min() < samples.lengths.max() == LENGTH
   for tokens, length in zip(samples.tokens, samples.lengths, strict=True):
-    assert (tokens[: length - 1] != vocabularies.EOS).all()
-    assert (tokens[length - 1] == vocabularies.EOS) == (length < LENGTH) or length == LENGTH
+    assert (tokens[: length - 1] != EOS).all()
+    assert (tokens[length - 1] == EOS) == (length < LENGTH) or length == LENGTH
     assert (tokens[length:] == 0).all()
 
 

@@ -45,7 +45,7 @@ def test_the_command_writes_a_vocabulary_that_train_can_use(triplets, tmp_path, 
   assert words.size == SIZE + 100 == result['ids']
   assert result['texts'] == 40 + 20  # Every response, and each prompt once.
   assert words.decode(words.encode('abc 漢ß ed')) == 'abc 漢ß ed'  # Characters without a piece are bytes.
-  assert vocabularies.UNKNOWN not in words.encode('漢ß')
+  assert words.special.unknown not in words.encode('漢ß')
 
 
 def test_the_same_texts_make_the_same_file(triplets, tmp_path):

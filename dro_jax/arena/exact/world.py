@@ -18,7 +18,7 @@ from dro_jax.arena.exact import enumeration
 from dro_jax.arena.exact import in_memory as inmemory
 from dro_jax.data.batches import groups
 from dro_jax.data.table import table
-from dro_jax.data.text import vocabularies
+from dro_jax.data.text import tokenise, vocabularies
 from dro_jax.data.triplets import Triplets, scaled
 from dro_jax.data.worlds import toy
 from dro_jax.errors import UsageError
@@ -119,7 +119,7 @@ class Prompts(NamedTuple):
 
 
 def prompts_of(world: toy.World, texts: list[str]) -> Prompts:
-  tokens = [np.append(ids, vocabularies.EOS) for ids in vocabularies.vocabulary().encode_batch(texts)]
+  tokens = [ids for ids, _ in tokenise.prompts(texts, vocabularies.vocabulary(), by_chat=False)]
   return Prompts(texts, np.stack(tokens).astype(np.int32), toy.expected_reward(world, texts))
 
 
@@ -270,7 +270,7 @@ def enumerate_words(settings: ExactSettings, policy: Params, prompts: Prompts) -
   # One compilation for any number of prompts.
   padded = np.pad(prompts.tokens, ((0, -count % PROMPTS_AT_ONCE), (0, 0)))
   parts = [
-    enumeration.word_logps(net, policy, jnp.asarray(part), letters, vocabularies.EOS)
+    enumeration.word_logps(net, policy, jnp.asarray(part), letters, words.special.eos)
     for part in padded.reshape(-1, PROMPTS_AT_ONCE, padded.shape[1])
   ]
   logps_PY = np.concatenate([np.asarray(part, np.float64) for part in parts])[:count]

@@ -7,7 +7,7 @@ import numpy as np
 from flax import linen as nn
 
 from dro_jax.data.batches.rows import single_rows
-from dro_jax.data.text import vocabularies
+from dro_jax.data.text import tokenise, vocabularies
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import table_scores
@@ -61,7 +61,7 @@ def make_tools(policy: nn.Module, words: vocabularies.Vocabulary, mesh: Mesh, re
 
 
 def _prompt_tokens(words: vocabularies.Vocabulary, prompts: Sequence[str]) -> list[np.ndarray]:
-  return [np.append(ids, vocabularies.EOS) for ids in words.encode_batch(prompts)]
+  return [ids for ids, _ in tokenise.prompts(prompts, words, by_chat=words.chat is not None)]
 
 
 def _make_score(

@@ -173,7 +173,7 @@ def representable(records: Sequence[dict], words: vocabularies.Vocabulary) -> li
   """
   kept = []
   for record in records:
-    sampled = [token for token in record['tokens'] if token != vocabularies.EOS]
+    sampled = [token for token in record['tokens'] if token != words.special.eos]
     if record['response'].strip() and words.encode(record['response']).tolist() == sampled:
       kept.append({name: value for name, value in record.items() if name != 'tokens'})
   return kept

@@ -308,16 +308,29 @@ def _named(activation: str) -> str:
 
 
 KINDS: dict[str, Kind] = {
-  'llama': Kind('LlamaForCausalLM', _read_llama, _write_llama),
+  'llama': Kind('LlamaForCausalLM', lambda raw: _read_llama(raw, window=None), _write_llama),
   'mistral': Kind('MistralForCausalLM', _read_llama, _write_llama),
   'qwen2': Kind('Qwen2ForCausalLM', lambda raw: _read_llama(raw, qkv_bias=True, out_bias=False), _write_qwen),
   'qwen3': Kind('Qwen3ForCausalLM', lambda raw: _read_llama(raw, qk_norm='head'), _write_qwen),
   'smollm3': Kind('SmolLM3ForCausalLM', _read_smollm3, _write_smollm3),
   'olmo2': Kind(
-    'Olmo2ForCausalLM', lambda raw: _read_llama(raw, norm_place='after', qk_norm='whole'), _write_llama
+    'Olmo2ForCausalLM',
+    lambda raw: _read_llama(raw, norm_place='after', qk_norm='whole', window=None),
+    _write_llama,
   ),
   'gemma2': Kind('Gemma2ForCausalLM', _read_gemma2, _write_gemma),
   'gemma3_text': Kind('Gemma3ForCausalLM', _read_gemma3, _write_gemma3),
   'gpt_neox': Kind('GPTNeoXForCausalLM', _read_neox, _write_neox),
   'gpt2': Kind('GPT2LMHeadModel', _read_gpt2, _write_gpt2),
 }
+
+# The fields that a config.json leaves out where a model reads images too, because they are transformers' own.
+OMITTED: dict[str, Raw] = {
+  'gemma3_text': {
+    'vocab_size': 262_208, 'hidden_size': 2304, 'intermediate_size': 9216, 'num_hidden_layers': 26,
+    'num_attention_heads': 8, 'num_key_value_heads': 4, 'head_dim': 256,
+    'hidden_activation': 'gelu_pytorch_tanh', 'max_position_embeddings': 131_072, 'rms_norm_eps': 1e-6,
+    'pad_token_id': 0, 'eos_token_id': 1, 'bos_token_id': 2, 'query_pre_attn_scalar': 256,
+    'sliding_window': 4096,
+  },
+}  # fmt: skip

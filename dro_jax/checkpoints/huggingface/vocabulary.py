@@ -4,22 +4,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dro_jax.checkpoints.huggingface.read import read_json
-from dro_jax.data.text import tokenizer_json, vocabularies
+from dro_jax.checkpoints.huggingface.files import read_json
+from dro_jax.data.text import model_files, tokenizer_folders, tokenizer_json, vocabularies
 from dro_jax.errors import UsageError
 
 PIECES, TOKENIZER = 'spiece.model', 'tokenizer.json'
 
 
 class Tokenizer(NamedTuple):
-  """The spec of a vocabulary, and in `made` a tokenizer.json that was built where the folder lacks it."""
+  """A vocabulary that a source names.
+
+  Attributes:
+    spec: its spec there.
+    made: a tokenizer.json that was built where the source lacks it.
+    files: all files of a tokenizer's folder, by name, where it takes several.
+  """
 
   spec: str
   made: dict[str, Any] | None = None
+  files: Mapping[str, bytes] | None = None
+
+
+def find_files(folder: Path) -> Tokenizer | None:
+  """The tokenizer of a decoder-only model's folder, as its files; `None` where it has none."""
+  files = model_files.read_folder(str(folder), tokenizer_folders.FILES)
+  has_any = tokenizer_folders.JSON in files or tokenizer_folders.PIECES in files
+  return Tokenizer(str(folder), files=files) if has_any else None
 
 
 def find(folder: Path) -> Tokenizer | None:
-  """The vocabulary of a folder; `None` where its files name none.
+  """The vocabulary of a T5's folder; `None` where its files name none.
 
   The SentencePiece file if no tokens were added to it, else tokenizer.json, else one built from the pieces
   and the added tokens.
@@ -58,4 +72,4 @@ def _added(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
   return [{**token, 'content': name} for name, token in tokens.items() if not tokenizer_json.is_usual(name)]
 
 
-__all__ = ['PIECES', 'TOKENIZER', 'Tokenizer', 'find']
+__all__ = ['PIECES', 'TOKENIZER', 'Tokenizer', 'find', 'find_files']

@@ -24,6 +24,7 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from dro_jax.errors import UsageError
+from dro_jax.models import stored
 from dro_jax.models.stacks import Path, in_stack, is_stack
 from dro_jax.models.t5 import names
 from dro_jax.models.t5.config import T5Config
@@ -104,8 +105,12 @@ def load(
   config, bias = _with_bias(source, infer_config(source, mlp_activations))
   _log.info('%s: %d arrays of the optimiser are left out', file, source.ignored)
   shapes = names.shapes(config)
-  names.check(
-    file, _joined_names(shapes), _joined_names({*source.weights} | {*bias}), 'the T5 of these shapes'
+  stored.check(
+    file,
+    _joined_names(shapes),
+    _joined_names({*source.weights} | {*bias}),
+    'the T5 of these shapes',
+    names.KIND,
   )
   flat = bias
   for path, shape in shapes.items():
@@ -380,7 +385,7 @@ def _with_bias(source: Source, config: T5Config) -> tuple[T5Config, dict[Path, n
   paths = [path for path in source.weights if path[-2:] == names.RELATIVE_BIAS]
   shapes = names.shapes(config)
   if {*paths} != {path for path in shapes if path[-2:] == names.RELATIVE_BIAS}:
-    return config, {}  # `names.check` reports missing or extra biases with the other weights.
+    return config, {}  # `stored.check` reports missing or extra biases with the other weights.
   arrays = {path: _read(source, path, shapes[path]) for path in paths}
   shared = {}
   for side in ('encoder', 'decoder'):

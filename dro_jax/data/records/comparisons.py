@@ -21,7 +21,7 @@ COLUMN = 'comparison'
 SIDES = ('chosen', 'rejected')
 REWARDS = {'chosen': 1.0, 'rejected': 0.0}
 _INSTEAD = ('response', 'reward', 'messages')  # A user who names one of these has triplets.
-_ANSWERS, _ASKS = chat.ANSWERS, '\n\nHuman:'  # How turns begin in Anthropic's HH.
+_ANSWERS, _ASKS = chat.ANSWERS, chat.ASKS  # How turns begin in Anthropic's HH.
 
 
 def number(name: str) -> float:
@@ -92,7 +92,7 @@ def _split_dialogue(text: str, place: str) -> tuple[str, str]:
   return prompt + turn, response.strip()
 
 
-def split_turns(turns: list, prompt: Any, template: str, place: str) -> tuple[str, str]:
+def split_turns(turns: list, prompt: Any, template: str | None, place: str) -> tuple[str, str]:
   """(prompt, response) of a side that is a whole conversation.
 
   Args:

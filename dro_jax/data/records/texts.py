@@ -9,7 +9,7 @@ from dro_jax.errors import UsageError, shown
 
 
 def prompt_and_response(
-  record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str
+  record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str | None
 ) -> tuple[str, str]:
   """(prompt, response) of a record that is not a comparison."""
   if is_conversation(record, names, ('prompt', 'response')):
@@ -26,7 +26,7 @@ def is_conversation(record: Mapping[str, Any], names: Mapping[str, str], replace
 
 
 def read_messages(
-  read: Callable, record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str
+  read: Callable, record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str | None
 ) -> Any:
   """The field `messages`, read by `chat.split` or `chat.question`."""
   value = field_paths.value(record, names, 'messages')
@@ -43,7 +43,7 @@ def read_messages(
 
 
 def read_text(
-  record: Mapping[str, Any], names: Mapping[str, str], name: str, where: str, template: str
+  record: Mapping[str, Any], names: Mapping[str, str], name: str, where: str, template: str | None
 ) -> str:
   """A field's text; a conversation becomes the text of a prompt or response.
 
@@ -94,7 +94,7 @@ def _refuse_torn(record: Mapping[str, Any], names: Mapping[str, str], name: str,
 
 
 def read_sides(
-  record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str
+  record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str | None
 ) -> dict[str, tuple[str, str]]:
   """(prompt, response) of each side of a comparison."""
   values = {side: field_paths.value(record, names, side) for side in comparisons.SIDES}
@@ -123,7 +123,7 @@ def _side(
   turns: list | None,
   prompt: Any,
   where: str,
-  template: str,
+  template: str | None,
 ) -> tuple[str, str]:
   """(prompt, response) of one side: with the record's prompt, or split off its own whole conversation."""
   if turns is None or (prompt is not None and len(turns) == 1):

@@ -62,7 +62,7 @@ def read_triplets(
   *,
   rewards_required: bool = True,
   map_reward: str | Mapping[str, float | int] | None = None,
-  chat_template: str = chat.TEMPLATE,
+  chat_template: str | None = chat.TEMPLATE,
 ) -> Iterator[Record]:
   """Records of triplet files, one after the other.
 
@@ -81,7 +81,7 @@ def read_triplets(
     rewards_required: whether a record without a usable reward is an error; otherwise its reward is None, and
       the first such record says why.
     map_reward: numbers for rewards that are words: 'up=1,down=0' (see `reward_words`).
-    chat_template: of a turn of a conversation.
+    chat_template: of a turn of a conversation; None leaves turns to the model's own (see `chat`).
 
   Raises:
     UsageError: names file:line and field.
@@ -123,7 +123,7 @@ def read_prompts(
   paths: str | Sequence[str],
   columns: str | Mapping[str, str] | None = None,
   *,
-  chat_template: str = chat.TEMPLATE,
+  chat_template: str | None = chat.TEMPLATE,
 ) -> Iterator[tuple[str, str]]:
   """(id, prompt) of records that may hold nothing else; arguments and errors as `read_triplets`.
 
@@ -186,7 +186,7 @@ def _records(
   columns: str | Mapping[str, str] | None = None,
   rewards_required: bool = True,
   map_reward: str | Mapping[str, float | int] | None = None,
-  chat_template: str = chat.TEMPLATE,
+  chat_template: str | None = chat.TEMPLATE,
   typeless: Collection[str] = (),
   name: str = 'records',
 ) -> Iterator[Record]:
@@ -220,7 +220,7 @@ def _compared(
   where: str,
   record_id: str,
   textual: bool,
-  template: str,
+  template: str | None,
 ) -> Iterator[Record]:
   """The two triplets of a comparison."""
   other_names = {name: field for name, field in names.items() if name not in comparisons.SIDES}

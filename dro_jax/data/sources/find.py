@@ -31,7 +31,7 @@ def find(
   *,
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
-  chat_template: str = chat.TEMPLATE,
+  chat_template: str | None = chat.TEMPLATE,
   split: str = 'train',
   data_dir: str | None = None,
 ) -> Source:

@@ -30,7 +30,7 @@ def register(
   *,
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
-  chat_template: str = chat.TEMPLATE,
+  chat_template: str | None = chat.TEMPLATE,
   preprocessors: Sequence[Callable] = (),
 ) -> Any:
   """Registers triplet files as a seqio task, for mixtures and preprocessors.
@@ -38,7 +38,9 @@ def register(
   Args:
     name: the task's.
     files: by split: {'train': 'a.jsonl', 'validation': 'b.jsonl'}.
-    columns, map_reward, chat_template: as `triplets.load_triplets`.
+    columns, map_reward: as `triplets.load_triplets`.
+    chat_template: of the turns of conversations; None keeps them for a model's own template (see
+      `text.chat`).
     preprocessors: from a tf.data.Dataset of {id, prompt, response, reward, comparison} to another.
   """
   options = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}

@@ -64,6 +64,11 @@ def _log_cuts(name: str, report: Mapping[str, Any], options: Mapping[str, Any]) 
       '%s: %d of %d responses are longer than %d tokens and %s (%s, ...)', name, report['overlong_responses'],
       report['records'] + report['dropped_responses'], options['response_length'], fate, examples,
     )  # fmt: skip
+  if apart := report.get('tokenised_apart'):
+    log.warning(
+      '%s: %d of %d responses are tokenised apart from their prompts, because a token would span both; end '
+      'the prompts or begin the responses with a blank', name, apart, report['records'],
+    )  # fmt: skip
   if report['truncated_prompts']:
     log.warning(
       '%s: %d of %d prompts are longer than %d tokens and cut', name, report['truncated_prompts'],

@@ -31,7 +31,7 @@ from dro_jax.files import json_text
 
 _PART = 'part.json'
 _PER_PROMPT = ('prompt_tokens', 'prompt_texts')
-_TALLIES = ('without_reward', 'overlong_responses', 'dropped_responses')
+_TALLIES = ('without_reward', 'overlong_responses', 'dropped_responses', 'tokenised_apart')
 
 
 class PartWriter(Writer):
@@ -64,7 +64,7 @@ class PartWriter(Writer):
       'columns': columns, 'partial': partial, 'cut_ids': self._cut_ids, 'without_reward': self._unrewarded,
       'reward_problem': self._reward_problem,
       'overlong_responses': self._cut.count, 'dropped_responses': self._dropped.count,
-      'overlong_response_examples': self._cut.first,
+      'tokenised_apart': self._apart, 'overlong_response_examples': self._cut.first,
     }  # fmt: skip
     with open(os.path.join(self._directory, _PART), 'w') as file:
       file.write(json_text(meta))
@@ -149,7 +149,7 @@ def assemble(
   counts = {
     'without_reward': counts['without_reward'],
     'reward_problem': next((part['reward_problem'] for part in metas if part['reward_problem']), ''),
-    'truncated_prompts': whole.cut,
+    'truncated_prompts': whole.cut, 'tokenised_apart': counts['tokenised_apart'],
     'overlong_responses': counts['overlong_responses'], 'dropped_responses': counts['dropped_responses'],
     'truncated_prompt_examples': whole.cut_ids, 'overlong_response_examples': overlong,
   }  # fmt: skip

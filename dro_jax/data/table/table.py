@@ -21,7 +21,7 @@ from dro_jax.data.storage.fingerprints import fingerprint
 from dro_jax.data.table.flat import Ragged, Texts, gather, pick_texts
 from dro_jax.data.table.writer import DESCRIPTION, VERSION
 from dro_jax.data.table.writer import Writer as _Writer
-from dro_jax.data.text import lost_text, templates
+from dro_jax.data.text import lost_text, templates, tokenise
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 from dro_jax.files import hash_parts
@@ -35,7 +35,7 @@ class TokenTable:
 
   Attributes:
     prompt_index: `[N]`, equal numbers for equal prompts.
-    prompt_lengths: tokens, EOS included, `[N]`.
+    prompt_lengths: tokens, BOS and EOS included where the model has them, `[N]`.
     response_lengths: tokens, EOS included unless the response was cut, `[N]`.
     rewards: float64 `[N]`, scaled for the losses (see `scaled`); NaN where a record has no reward.
     raw_rewards: in the rewards' own unit.
@@ -73,7 +73,7 @@ class TokenTable:
     return len(self.rewards)
 
   def prompt(self, i: int) -> np.ndarray:
-    """Tokens of record i's prompt, ending in EOS."""
+    """Tokens of record i's prompt, ending in EOS where the model's prompts do."""
     tokens, offsets = self._tokens['prompt']
     number = self.prompt_index[i]
     return tokens[offsets[number] : offsets[number + 1]]
@@ -178,6 +178,7 @@ def build(
   overlong: str = 'truncate',
   keep: str = 'auto',
   template: str = '{prompt}',
+  chat: bool | None = None,
   rates: Mapping[str, float | int] | None = None,
   source_fingerprint: str | None = None,
 ) -> TokenTable:
@@ -187,12 +188,14 @@ def build(
     records: of `read_triplets`, or dicts with prompt, response, optional reward and other numbers.
     vocabulary: see `vocabularies.vocabulary`.
     directory: the table's own; the new table replaces an old one when it is complete.
-    prompt_length: prompt tokens at most, EOS included; a longer prompt is cut, keeps EOS, and is counted.
+    prompt_length: prompt tokens at most, with BOS, EOS and a chat template's; a longer prompt is cut, keeps
+      these, and is counted.
     response_length: response tokens at most, EOS included.
     overlong: 'truncate' cuts longer responses, without EOS; 'drop' leaves them out. Both are counted.
     keep: the end of an overlong prompt to keep, 'start' or 'end'; 'auto' keeps a conversation's end, and the
       start of other prompts.
     template: of the prompt text.
+    chat: whether the model's own chat template writes the prompts; None asks for it where there is one.
     rates: mixture rates by the records' `source`, which become sampling weights.
     source_fingerprint: a hash of the records; without it they are read into memory and hashed.
 
@@ -206,7 +209,7 @@ def build(
     source_fingerprint = fingerprint(*records)
   meta = description(
     source_fingerprint, vocabulary, prompt_length=prompt_length, response_length=response_length,
-    overlong=overlong, keep=keep, template=template, rates=rates,
+    overlong=overlong, keep=keep, template=template, chat=chat, rates=rates,
   )  # fmt: skip
   options, mark = meta['options'], meta['fingerprint']
   directory = os.path.abspath(os.path.expanduser(directory))
@@ -229,6 +232,7 @@ def description(
   overlong: str = 'truncate',
   keep: str = 'auto',
   template: str = '{prompt}',
+  chat: bool | None = None,
   rates: Mapping[str, float | int] | None = None,
 ) -> dict[str, Any]:
   """The start of a table's description: its options and fingerprint; arguments and errors as `build`."""
@@ -238,10 +242,11 @@ def description(
     'prompt_length': prompt_length, 'response_length': response_length, 'overlong': overlong, 'keep': keep,
     'template': template, 'vocabulary': vocabulary.fingerprint, 'rates': dict(rates) if rates else None,
   }  # fmt: skip
+  options |= tokenise.chat_option(vocabulary, tokenise.uses_chat(vocabulary, chat))
   mark = fingerprint(VERSION, source_fingerprint, json.dumps(options, sort_keys=True))
   return {
     'version': VERSION, 'fingerprint': mark, 'vocabulary': vocabulary.spec, 'options': options,
-    'lost_blanks': lost_text.lost_blanks(vocabulary),
+    'lost_blanks': lost_text.lost_blanks(vocabulary), 'unknown_id': vocabulary.special.unknown,
   }  # fmt: skip
 
 

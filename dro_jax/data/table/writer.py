@@ -6,7 +6,7 @@ that the system may page out (see `disk_index`).
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,13 @@ import numpy as np
 from dro_jax.data.records.triplets import NUMERIC, Record
 from dro_jax.data.storage import folders, hashes
 from dro_jax.data.storage.disk_index import DiskIndex
-from dro_jax.data.text import chat, lost_text, templates
+from dro_jax.data.text import chat, lost_text, templates, tokenise
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
 DESCRIPTION = 'table.json'
 VERSION = 4
 NAMED = 5  # Examples of each kind that the report names.
-_SHOWN = 40  # Letters of a text that an error shows.
 _HEADER = 128  # Bytes of a one-dimensional array's .npy header, which leaves room for its length.
 _BLOCK = 2**17  # Entries read at a time: four arrays of 1 MB at once, less than a chunk of records takes.
 
@@ -153,6 +152,7 @@ class Writer:
   def __init__(self, directory: str, vocabulary: Vocabulary, options: Mapping[str, Any]):
     self._directory, self._vocabulary, self._options = directory, vocabulary, options
     self._dtype = np.dtype(token_dtype(vocabulary))
+    self._by_chat = bool(options.get('chat'))
     self._flat = {name: Flat(directory, name) for name in OFFSETS}
     self._arrays = {
       name: Growing(os.path.join(directory, f'{name}.npy'), dtype)
@@ -161,7 +161,7 @@ class Writer:
     }
     self._columns, self._prompts, self._sources = Columns(directory), DiskIndex(), {}
     self._cut_prompts, self._cut, self._dropped = Tally(), Tally(), Tally()
-    self._read = self._kept = self._unrewarded = 0
+    self._read = self._kept = self._unrewarded = self._apart = 0
     self._reward_problem = ''
     self._began = time.perf_counter()
 
@@ -169,11 +169,14 @@ class Writer:
     self._read += len(records)
     for record in records:
       self._reward_problem = self._reward_problem or record.reward_problem
-    encoded = self._vocabulary.encode_batch([record.response for record in records])
-    refuse_tokenless('response', records, [record.response for record in records], encoded)
-    pairs = zip(records, encoded)
+    encoded = tokenise.responses(
+      [self._framed(record) for record in records], [record.response for record in records],
+      self._vocabulary, by_chat=self._by_chat, places=[record.where for record in records],
+    )  # fmt: skip
+    self._apart += encoded.apart
+    pairs = zip(records, encoded.ids)
     length = self._options['response_length']
-    cut = [(record, *templates.response_tokens(ids, length)) for record, ids in pairs]
+    cut = [(record, *templates.cut_response(ids, length)) for record, ids in pairs]
     self._cut.add([record.id for record, _, over in cut if over])
     if self._options['overlong'] == 'drop':
       self._dropped.add([record.id for record, _, over in cut if over])
@@ -199,16 +202,19 @@ class Writer:
       if numbers[-1] == count:
         new.append(record)
     self._arrays['prompt_index'].add(numbers)
-    texts = [self._options['template'].format(prompt=record.prompt) for record in new]
-    length = self._options['prompt_length']
+    texts = [self._framed(record) for record in new]
     keeps = [templates.kept_end(self._options['keep'], chat.is_rendered(record.prompt)) for record in new]
-    encoded = self._vocabulary.encode_batch(texts)
-    refuse_tokenless('prompt', new, texts, encoded)
-    tokens = [templates.prompt_tokens(ids, length, keep) for ids, keep in zip(encoded, keeps)]
+    tokens = tokenise.prompts(
+      texts, self._vocabulary, by_chat=self._by_chat, length=self._options['prompt_length'], keeps=keeps,
+      places=[record.where for record in new],
+    )  # fmt: skip
     self._note(new, [over for _, over in tokens])
     self._add_tokens('prompt_tokens', [ids for ids, _ in tokens])
     self._flat['prompt_texts'].add([text.encode() for text in texts])
     self._arrays['prompt_digests'].add(hashes.digests(record.prompt for record in new))
+
+  def _framed(self, record: Record) -> str:
+    return tokenise.framed(record.prompt, self._options['template'], self._by_chat)
 
   def _note(self, records: list[Record], cut: list[bool]) -> None:
     """Counts the cut prompts among records with new prompts."""
@@ -231,7 +237,7 @@ class Writer:
     columns, partial = self._columns.finish()
     counts = {
       'without_reward': self._unrewarded, 'reward_problem': self._reward_problem,
-      'truncated_prompts': self._cut_prompts.count,
+      'truncated_prompts': self._cut_prompts.count, 'tokenised_apart': self._apart,
       'overlong_responses': self._cut.count, 'dropped_responses': self._dropped.count,
       'truncated_prompt_examples': self._cut_prompts.first, 'overlong_response_examples': self._cut.first,
     }  # fmt: skip
@@ -242,18 +248,6 @@ class Writer:
 def token_dtype(vocabulary: Vocabulary) -> str:
   """The smallest type that holds every id."""
   return 'uint16' if vocabulary.size <= 2**16 else 'int32'
-
-
-def refuse_tokenless(
-  side: str, records: Sequence[Record], texts: Sequence[str], encoded: Sequence[np.ndarray]
-) -> None:
-  """Raises a UsageError where a text has no tokens, such as a text of characters without width."""
-  for record, text, ids in zip(records, texts, encoded):
-    if not len(ids):
-      raise UsageError(
-        f'{record.where}: the {side} {text[:_SHOWN]!a} is empty: the vocabulary has no tokens for it; remove '
-        'the record or fill it in'
-      )
 
 
 def refuse_none(kept: int, read: int) -> None:
@@ -292,7 +286,8 @@ def seal(
     'arrays': [*ARRAYS, *(f'column.{i}' for i in range(len(columns)))],
     'flat': tokens | {f'{name}.bin': 'uint8' for name in ('prompt_texts', 'response_texts', 'ids')},
     'report': {
-      **_report(directory, counts), 'lost': lost_text.count(directory, dtype, meta.get('lost_blanks', ())),
+      **_report(directory, counts),
+      'lost': lost_text.count(directory, dtype, meta.get('lost_blanks', ()), meta.get('unknown_id', -1)),
       'columns': columns, 'columns_left_out': partial,
       'text_megabytes': _text(directory), 'seconds': seconds,
     },

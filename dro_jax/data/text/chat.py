@@ -4,6 +4,9 @@ A prompt is its turns by a template, each on its own line: by default `user: ...
 vocabulary turns line breaks into blanks; then the roles' names separate the turns.) A response is one turn of
 the assistant, without its role.
 
+A model with a chat template of its own renders the turns itself (see `tokenise`). Then a prompt stays a list,
+as JSON, or, of one turn of the user, its text; such a text reads back as the turns.
+
 A conversation may be a list; text that spells the list, in JSON or as Python writes it; an object with such a
 list as `messages`; or an object that is one turn.
 
@@ -22,7 +25,7 @@ from dro_jax.data.text import templates
 from dro_jax.errors import UsageError, did_you_mean, shown
 
 TEMPLATE = '{role}: {content}'
-ANSWERS = '\n\nAssistant:'  # The beginning of an answer in a dialogue of HH.
+ANSWERS, ASKS = '\n\nAssistant:', '\n\nHuman:'  # How turns begin in a dialogue of HH.
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 _OPTIONAL = ('system', 'developer')  # Roles whose empty turns are left out.
 # The author of a turn, its time, its cost and its rating.
@@ -52,6 +55,9 @@ _EMPTY = re.compile(r'\s*(\[\s*\]|\{\s*\}|null|None)?\s*')  # Text of an empty l
 _TEXTS = ('text', 'input_text', 'output_text')  # Types of parts.
 
 
+_HH_ROLES = {ANSWERS: 'assistant', ASKS: 'user'}
+
+
 class Turn(NamedTuple):
   """One turn of a conversation: a role and its text."""
 
@@ -59,8 +65,13 @@ class Turn(NamedTuple):
   content: str
 
 
-def check_template(template: str) -> str:
-  """Refuses a turn's template that lacks {content}, or has a field other than {content} and {role}."""
+def check_template(template: str | None) -> str | None:
+  """Refuses a turn's template that lacks {content}, or has a field other than {content} and {role}.
+
+  None leaves conversations to the model's own template.
+  """
+  if template is None:
+    return None
   return templates.check_fields(template, 'chat template', needed='content', optional=('role',))
 
 
@@ -121,7 +132,7 @@ def _unquoted(text: str) -> str:
   return value if isinstance(value, str) else text
 
 
-def prompt(value: Any, template: str, place: str) -> str:
+def prompt(value: Any, template: str | None, place: str) -> str:
   """The text of a prompt's turns.
 
   Args:
@@ -156,7 +167,7 @@ def response(value: Any, place: str) -> str:
   return checked[0].content
 
 
-def split(value: Any, template: str, place: str) -> tuple[str, str]:
+def split(value: Any, template: str | None, place: str) -> tuple[str, str]:
   """(prompt, response) of a conversation whose last turn is the assistant's.
 
   Raises:
@@ -172,7 +183,7 @@ def split(value: Any, template: str, place: str) -> tuple[str, str]:
   return render(before, template), last.content
 
 
-def question(value: Any, template: str, place: str) -> str:
+def question(value: Any, template: str | None, place: str) -> str:
   """The turns to answer in a conversation: all, without a last turn of the assistant."""
   checked = turns(value, place)
   before = checked[:-1] if checked[-1].role == 'assistant' else checked
@@ -192,9 +203,39 @@ def is_rendered(prompt: str) -> bool:
   return isinstance(prompt, Rendered) or prompt.endswith(ANSWERS)
 
 
-def render(turns: Sequence[Turn], template: str) -> Rendered:
-  """Turns by the template, one a line."""
+def render(turns: Sequence[Turn], template: str | None) -> str:
+  """Turns by the template, one a line; without a template as text that `turns_of` reads back."""
+  if template is None:
+    return _as_text(turns)
   return Rendered('\n'.join(template.format(role=turn.role, content=turn.content) for turn in turns))
+
+
+def _as_text(turns: Sequence[Turn]) -> str:
+  if len(turns) == 1 and _reads_as(turns[0].content, turns[0]):
+    return turns[0].content
+  return json.dumps([turn._asdict() for turn in turns], ensure_ascii=False)
+
+
+def _reads_as(text: str, turn: Turn) -> bool:
+  try:
+    return turns_of(text) == [turn]
+  except UsageError:
+    return False
+
+
+def turns_of(prompt: str) -> list[Turn]:
+  """The turns of a prompt: of a conversation as JSON or in the form of HH; other text is a turn of the user.
+
+  Raises:
+    UsageError: the text begins like a conversation and is none.
+  """
+  if (messages := conversation(prompt, 'the prompt')) is not None:
+    return turns(messages, 'the prompt')
+  if prompt.startswith(ASKS) and prompt.endswith(ANSWERS):
+    parts = re.split(f'({ASKS}|{ANSWERS})', prompt.removesuffix(ANSWERS))[1:]
+    spoken = [(_HH_ROLES[name], text.strip()) for name, text in zip(parts[::2], parts[1::2])]
+    return [Turn(*turn) for turn in spoken if turn[1]] or [Turn('user', prompt)]
+  return [Turn('user', prompt)]
 
 
 def turns(value: Any, place: str) -> list[Turn]:

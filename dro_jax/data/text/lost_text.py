@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dro_jax.data.text.vocabularies import UNKNOWN, Vocabulary
+from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import shown
 
 _TEXTS = 2**13  # Texts of a block.
@@ -24,22 +24,25 @@ def lost_blanks(vocabulary: Vocabulary) -> list[str]:
   return [blank for blank in BLANKS if blank not in vocabulary.decode(vocabulary.encode(f'a{blank}b'))]
 
 
-def count(directory: str, token_dtype: str, blanks: Sequence[str]) -> dict[str, dict[str, Any]]:
+def count(directory: str, token_dtype: str, blanks: Sequence[str], unknown: int) -> dict[str, dict[str, Any]]:
   """Counts the losses in a table's prompts and responses; each prompt counts once.
 
   Args:
     directory: of a table with complete arrays.
     token_dtype: of its tokens.
     blanks: that the table's vocabulary loses.
+    unknown: its id of text without a piece.
 
   Returns:
     By side: the number of `texts`; of texts with an `unknown` token; of `mostly_unknown` texts, with half of
     the tokens unknown; of texts with lost `blanks`; and an example of each, part of a text.
   """
-  return {side: _count(directory, side, token_dtype, blanks) for side in ('prompt', 'response')}
+  return {side: _count(directory, side, token_dtype, blanks, unknown) for side in ('prompt', 'response')}
 
 
-def _count(directory: str, side: str, token_dtype: str, blanks: Sequence[str]) -> dict[str, Any]:
+def _count(
+  directory: str, side: str, token_dtype: str, blanks: Sequence[str], unknown_id: int
+) -> dict[str, Any]:
   path = lambda name: os.path.join(directory, name)  # noqa: E731
   token_offsets = np.load(path(f'{side}_offsets.npy'), mmap_mode='r')
   text_offsets = np.load(path(f'{side}_text_offsets.npy'), mmap_mode='r')
@@ -49,7 +52,7 @@ def _count(directory: str, side: str, token_dtype: str, blanks: Sequence[str]) -
   examples: dict[str, str] = {}
   for start in range(0, counts['texts'], _TEXTS):
     ends = token_offsets[start : start + _TEXTS + 1]
-    unknown = _sums(tokens[ends[0] : ends[-1]] == UNKNOWN, ends)
+    unknown = _sums(tokens[ends[0] : ends[-1]] == unknown_id, ends)
     # A text's own tokens, without its EOS.
     mostly = 2 * unknown >= np.maximum(np.diff(ends) - 1, 1)
     bounds = text_offsets[start : start + _TEXTS + 1]
@@ -111,5 +114,5 @@ def sentences(lost: Mapping[str, Mapping[str, Any]], vocabulary: Vocabulary) -> 
 def _example(counts: Mapping[str, Any], vocabulary: Vocabulary, *kinds: str) -> str:
   text = next(counts['examples'][kind] for kind in kinds if kind in counts['examples'])
   letters = vocabulary.encode_batch(list(text))
-  text = _part(text, next((i for i, ids in enumerate(letters) if UNKNOWN in ids), 0))
+  text = _part(text, next((i for i, ids in enumerate(letters) if vocabulary.special.unknown in ids), 0))
   return f'{shown(text)} is read as {shown(vocabulary.decode(vocabulary.encode(text)))}'

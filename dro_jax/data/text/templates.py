@@ -1,14 +1,12 @@
-"""Templates of prompts, truncation and EOS: the steps from a record's texts to a model's tokens."""
+"""Templates of prompts, and truncation."""
 
 import string
 from collections.abc import Sequence
 
 import numpy as np
 
-from dro_jax.data.text.vocabularies import EOS
 from dro_jax.errors import UsageError
 
-_END = np.array([EOS], np.int32)
 KEEPS = ('auto', 'start', 'end')
 OVERLONG = ('truncate', 'drop')
 
@@ -40,18 +38,27 @@ def kept_end(keep: str, is_conversation: bool) -> str:
   return keep if keep != 'auto' else 'end' if is_conversation else 'start'
 
 
-def prompt_tokens(ids: np.ndarray, length: int, keep: str = 'start') -> tuple[np.ndarray, bool]:
-  """A prompt's ids with EOS, at most `length`, and whether it was cut; `keep` is the end to keep."""
-  cut = len(ids) >= length
+def cut_prompt(
+  ids: np.ndarray, length: int, keep: str, *, before: Sequence[int] = (), after: Sequence[int] = ()
+) -> tuple[np.ndarray, bool]:
+  """A prompt's ids between others, at most `length` in all, and whether it was cut.
+
+  Args:
+    ids: the prompt's own, which alone are cut.
+    length: the most ids, at least as many as there are before and after.
+    keep: the end to keep, 'start' or 'end'.
+    before, after: ids around the prompt, such as BOS and EOS.
+  """
+  room = length - len(before) - len(after)
+  cut = len(ids) > room
   if cut:
-    ids = ids[: length - 1] if keep == 'start' else ids[len(ids) - length + 1 :]
-  return np.concatenate((ids, _END)), cut
+    ids = ids[:room] if keep == 'start' else ids[len(ids) - room :]
+  return np.concatenate((np.asarray(before, np.int32), ids, np.asarray(after, np.int32))), cut
 
 
-def response_tokens(ids: np.ndarray, length: int) -> tuple[np.ndarray, bool]:
-  """A response's ids with EOS; one over `length` tokens (EOS included) is cut and gets no EOS.
+def cut_response(ids: np.ndarray, length: int) -> tuple[np.ndarray, bool]:
+  """A response's ids, at most `length`, and whether it was cut, and so lost its EOS.
 
   An EOS after a cut would teach the model to stop there.
   """
-  cut = len(ids) >= length
-  return (ids[:length], True) if cut else (np.concatenate((ids, _END)), False)
+  return ids[:length], len(ids) > length

@@ -144,7 +144,7 @@ def from_json(text: bytes | str, where: str) -> dict[str, Any]:
     tokenizer = Tokenizer.from_str(json_text(read))
   except Exception as error:  # The library raises Exception itself.
     raise UsageError(f"vocabulary '{where}' is not a readable tokenizer.json: {error}") from error
-  named = tuple(tokenizer.id_to_token(i) for i in range(3))
+  named = tuple(tokenizer.id_to_token(i) for i in range(len(SPECIAL)))
   if named != SPECIAL:
     raise UsageError(
       f'{where}: its first three tokens are {", ".join(map(repr, named))}, but T5 needs padding, end and '
@@ -154,6 +154,15 @@ def from_json(text: bytes | str, where: str) -> dict[str, Any]:
   _refuse_normalised_away(tokenizer, tokens, where)
   plain = read | {'added_tokens': tokens, 'truncation': None, 'padding': None}
   return plain if _cuts_names(read) else plain | {'pre_tokenizer': _with_split(read)}
+
+
+def first_names(read: Mapping[str, Any]) -> tuple[str | None, ...]:
+  """The names of the first three ids of a tokenizer.json, without loading it."""
+  vocab = read['model']['vocab']
+  by_id = {i: name for name, i in vocab.items()} if isinstance(vocab, dict) else {}
+  by_id |= {i: entry[0] for i, entry in enumerate(vocab[: len(SPECIAL)])} if isinstance(vocab, list) else {}
+  by_id |= {token['id']: token['content'] for token in read.get('added_tokens') or ()}
+  return tuple(by_id.get(i) for i in range(len(SPECIAL)))
 
 
 def _refuse_normalised_away(tokenizer: Tokenizer, tokens: Sequence[Mapping[str, Any]], where: str) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 from dro_jax.data import scaling
 from dro_jax.data.storage import hashes
 from dro_jax.data.table.table import Texts, TokenTable
-from dro_jax.data.text.vocabularies import EOS, Vocabulary
+from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
 
 
@@ -41,7 +41,8 @@ def triplets(
     prompt_digests=hashes.digests(names)[index], truncated=np.zeros(count, bool), weights=None, report={},
     vocabulary=vocabulary.spec, directory='', _records=np.arange(count),
     _tokens={
-      'prompt': _tokens(prompts, prompt_length), 'response': _tokens(count, response_length, responses),
+      'prompt': _tokens(vocabulary, prompts, prompt_length),
+      'response': _tokens(vocabulary, count, response_length, responses),
     },
   )  # fmt: skip
   return Triplets(table, None, scaling.fit('none', rewards, index), {})
@@ -53,8 +54,8 @@ def _texts(texts: list[str]) -> Texts:
   return Texts(np.frombuffer(b''.join(encoded), np.uint8), offsets, np.arange(len(texts)))
 
 
-def _tokens(count: int, length: int, kinds: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def _tokens(vocabulary: Vocabulary, count: int, length: int, kinds: int = 1) -> tuple[np.ndarray, np.ndarray]:
   """Texts of `kinds` different kinds, because equal responses to a prompt would be merged."""
-  tokens = np.full((count, length), EOS, np.int32)
-  tokens[:, 0] += np.arange(count) % kinds
+  tokens = np.full((count, length), vocabulary.special.eos, np.int32)
+  tokens[:, 0] = (tokens[:, 0] + np.arange(count) % kinds) % vocabulary.size
   return tokens.ravel(), np.arange(count + 1) * length

@@ -1,7 +1,8 @@
 """The configuration of a decoder-only model: its sizes, and the switches that distinguish families."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers
@@ -121,7 +122,9 @@ class CausalConfig:
     for name in ('mlp_activations', 'rope_pattern', 'window_pattern'):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     if self.rope_scaling is not None:
-      object.__setattr__(self, 'rope_scaling', RopeScaling(*self.rope_scaling))
+      given: Any = self.rope_scaling  # A checkpoint's metadata has its fields by name.
+      scaling = RopeScaling(**given) if isinstance(given, Mapping) else RopeScaling(*given)
+      object.__setattr__(self, 'rope_scaling', scaling)
     check_config(self, _SIZES, layers.ACTIVATIONS)
     choices = {'norm': NORMS, 'norm_place': NORM_PLACES, 'qk_norm': QK_NORMS, 'positions': POSITIONS}
     for name, allowed in choices.items():

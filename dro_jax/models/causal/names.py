@@ -4,33 +4,18 @@ Three layouts are in use: Llama's, which most families share; GPT-NeoX's, whose 
 one matrix, head by head; and GPT-2's, which keeps matrices the other way round.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.stacks import Path
+from dro_jax.models.stored import PLAIN, TURNED, Layout, Stored
 
 EMBEDDING: Path = ('token_embedder', 'embedding')
 POSITIONS: Path = ('position_embedder', 'embedding')
 LOGITS: Path = ('decoder', 'logits_dense', 'kernel')
 _QKV = ('query', 'key', 'value')
-
-
-class Layout(NamedTuple):
-  """How a stored array holds one or several of ours: the way in, and the way back."""
-
-  split: Callable[[np.ndarray, int], list[np.ndarray]]
-  join: Callable[[Sequence[np.ndarray], int], np.ndarray]
-
-
-class Stored(NamedTuple):
-  """One stored array: its name, the paths of ours that it holds, and how."""
-
-  name: str
-  paths: tuple[Path, ...]
-  layout: Layout
 
 
 def _split_heads(array: np.ndarray, heads: int) -> list[np.ndarray]:
@@ -44,8 +29,6 @@ def _join_heads(arrays: Sequence[np.ndarray], heads: int) -> np.ndarray:
   return np.concatenate(by_head, axis=1).reshape(-1, *arrays[0].shape[:-1])
 
 
-_PLAIN = Layout(lambda array, heads: [array], lambda arrays, heads: arrays[0])
-_TURNED = Layout(lambda array, heads: [array.T], lambda arrays, heads: arrays[0].T)
 _JOINED = Layout(
   lambda array, heads: np.split(array, 3, axis=-1), lambda arrays, heads: np.concatenate(arrays, axis=-1)
 )
@@ -60,7 +43,7 @@ def stored(config: CausalConfig) -> list[Stored]:
 
 
 def _llama(config: CausalConfig) -> Iterator[Stored]:
-  yield Stored('model.embed_tokens.weight', (EMBEDDING,), _PLAIN)
+  yield Stored('model.embed_tokens.weight', (EMBEDDING,), PLAIN)
   for i in range(config.num_layers):
     layer, name = ('decoder', f'layers_{i}'), f'model.layers.{i}'
     yield from _linears(layer, f'{name}.self_attn', config)
@@ -68,10 +51,10 @@ def _llama(config: CausalConfig) -> Iterator[Stored]:
       yield from _linear((*layer, 'mlp', ours), f'{name}.mlp.{its}', config.mlp_bias)
     yield from _linear((*layer, 'mlp', 'wo'), f'{name}.mlp.down_proj', config.mlp_bias)
     for ours, its in _LLAMA_NORMS[config.norm_place].items():
-      yield Stored(f'{name}.{its}.weight', ((*layer, ours, 'scale'),), _PLAIN)
-  yield Stored('model.norm.weight', (('decoder', 'decoder_norm', 'scale'),), _PLAIN)
+      yield Stored(f'{name}.{its}.weight', ((*layer, ours, 'scale'),), PLAIN)
+  yield Stored('model.norm.weight', (('decoder', 'decoder_norm', 'scale'),), PLAIN)
   if not config.logits_via_embedding:
-    yield Stored('lm_head.weight', (LOGITS,), _TURNED)
+    yield Stored('lm_head.weight', (LOGITS,), TURNED)
 
 
 _LLAMA_NORMS = {
@@ -99,18 +82,18 @@ def _linears(layer: Path, name: str, config: CausalConfig) -> Iterator[Stored]:
     yield from _linear((*layer, 'attention', ours), f'{name}.{its}', bias)
   if config.qk_norm:
     for ours, its in (('query_norm', 'q_norm'), ('key_norm', 'k_norm')):
-      yield Stored(f'{name}.{its}.weight', ((*layer, 'attention', ours, 'scale'),), _PLAIN)
+      yield Stored(f'{name}.{its}.weight', ((*layer, 'attention', ours, 'scale'),), PLAIN)
 
 
-def _linear(path: Path, name: str, bias: bool, layout: Layout = _TURNED) -> Iterator[Stored]:
+def _linear(path: Path, name: str, bias: bool, layout: Layout = TURNED) -> Iterator[Stored]:
   yield Stored(f'{name}.weight', ((*path, 'kernel'),), layout)
   if bias:
-    yield Stored(f'{name}.bias', ((*path, 'bias'),), _PLAIN)
+    yield Stored(f'{name}.bias', ((*path, 'bias'),), PLAIN)
 
 
 def _layer_norm(path: Path, name: str) -> Iterator[Stored]:
-  yield Stored(f'{name}.weight', ((*path, 'scale'),), _PLAIN)
-  yield Stored(f'{name}.bias', ((*path, 'bias'),), _PLAIN)
+  yield Stored(f'{name}.weight', ((*path, 'scale'),), PLAIN)
+  yield Stored(f'{name}.bias', ((*path, 'bias'),), PLAIN)
 
 
 def _joined(layer: Path, name: str, weight: Layout, bias: Layout) -> Iterator[Stored]:
@@ -119,7 +102,7 @@ def _joined(layer: Path, name: str, weight: Layout, bias: Layout) -> Iterator[St
 
 
 def _neox(config: CausalConfig) -> Iterator[Stored]:
-  yield Stored('gpt_neox.embed_in.weight', (EMBEDDING,), _PLAIN)
+  yield Stored('gpt_neox.embed_in.weight', (EMBEDDING,), PLAIN)
   for i in range(config.num_layers):
     layer, name = ('decoder', f'layers_{i}'), f'gpt_neox.layers.{i}'
     yield from _joined(layer, f'{name}.attention.query_key_value', _BY_HEAD, _BY_HEAD)
@@ -131,18 +114,18 @@ def _neox(config: CausalConfig) -> Iterator[Stored]:
   yield from _layer_norm(('decoder', 'decoder_norm'), 'gpt_neox.final_layer_norm')
   if not config.logits_via_embedding:
     # transformers calls it lm_head in memory; files have Pythia's own name for it as well.
-    yield Stored('embed_out.weight', (LOGITS,), _TURNED)
+    yield Stored('embed_out.weight', (LOGITS,), TURNED)
 
 
 def _gpt2(config: CausalConfig) -> Iterator[Stored]:
-  yield Stored('transformer.wte.weight', (EMBEDDING,), _PLAIN)
-  yield Stored('transformer.wpe.weight', (POSITIONS,), _PLAIN)
+  yield Stored('transformer.wte.weight', (EMBEDDING,), PLAIN)
+  yield Stored('transformer.wpe.weight', (POSITIONS,), PLAIN)
   for i in range(config.num_layers):
     layer, name = ('decoder', f'layers_{i}'), f'transformer.h.{i}'
     yield from _joined(layer, f'{name}.attn.c_attn', _JOINED, _JOINED)
-    yield from _linear((*layer, 'attention', 'out'), f'{name}.attn.c_proj', config.out_bias, _PLAIN)
-    yield from _linear((*layer, 'mlp', 'wi'), f'{name}.mlp.c_fc', config.mlp_bias, _PLAIN)
-    yield from _linear((*layer, 'mlp', 'wo'), f'{name}.mlp.c_proj', config.mlp_bias, _PLAIN)
+    yield from _linear((*layer, 'attention', 'out'), f'{name}.attn.c_proj', config.out_bias, PLAIN)
+    yield from _linear((*layer, 'mlp', 'wi'), f'{name}.mlp.c_fc', config.mlp_bias, PLAIN)
+    yield from _linear((*layer, 'mlp', 'wo'), f'{name}.mlp.c_proj', config.mlp_bias, PLAIN)
     yield from _layer_norm((*layer, 'pre_attention_norm'), f'{name}.ln_1')
     yield from _layer_norm((*layer, 'pre_mlp_norm'), f'{name}.ln_2')
   yield from _layer_norm(('decoder', 'decoder_norm'), 'transformer.ln_f')

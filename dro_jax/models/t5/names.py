@@ -1,11 +1,12 @@
 """Names of T5's parameters, here and in Hugging Face's files: one map for both directions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from dro_jax.errors import UsageError
 from dro_jax.models.stacks import Path, in_stack
+from dro_jax.models.stored import PLAIN, TURNED, Stored
 from dro_jax.models.t5.config import T5Config
 
+KIND = 'an encoder-decoder T5'
 EMBEDDING: Path = ('token_embedder', 'embedding')
 LOGITS: Path = ('decoder', 'logits_dense', 'kernel')
 RELATIVE_BIAS: Path = ('relpos_bias', 'rel_embedding')
@@ -26,6 +27,13 @@ def unrolled(config: T5Config) -> dict[Path, str]:
   if not config.logits_via_embedding:
     names[LOGITS] = 'lm_head.weight'
   return names
+
+
+def stored(config: T5Config) -> list[Stored]:
+  """Every array of a Hugging Face file."""
+  return [
+    Stored(name, (path,), PLAIN if path == EMBEDDING else TURNED) for path, name in unrolled(config).items()
+  ]
 
 
 def _relative_bias(side: str, layer: int) -> str:
@@ -77,24 +85,3 @@ def shapes(config: T5Config) -> dict[Path, tuple[int, ...]]:
     else:
       flat[path] = layer_shape
   return flat
-
-
-def check(source: object, expected: Mapping | set, present: Mapping | set, model: str) -> None:
-  """Refuses a source whose weights are not exactly the expected ones.
-
-  Args:
-    source: the place of the weights.
-    expected: names of the weights of the model.
-    present: names of the weights in the source.
-    model: the model as errors name it, such as "its config.json".
-  """
-  missing, left_over = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
-  if missing:
-    raise UsageError(
-      f'{source} lacks {len(missing)} weights of {model}, the first is {missing[0]}: pass a complete copy.'
-    )
-  if left_over:
-    raise UsageError(
-      f'{source} has {len(left_over)} weights that {model} does not describe, the first is {left_over[0]}: '
-      'pass the checkpoint of an encoder-decoder T5.'
-    )

@@ -18,7 +18,6 @@ from dro_jax.algorithms import Algorithm
 from dro_jax.algorithms.batch import Batch
 from dro_jax.data.batches.loader import Loader
 from dro_jax.data.batches.rows import place_batch
-from dro_jax.data.text import vocabularies
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
@@ -153,7 +152,7 @@ def make_rollouts(
       drawn = jax.device_get(samples)
       scored_BK = _rewards(reward, loader, step, drawn, vocabulary)
       rows = lay_out(state, rows, samples, partitioning.place_rows(mesh, scored_BK))
-      return _Answered(rows, scored_BK, *_by_prompt(drawn, scored_BK.shape))
+      return _Answered(rows, scored_BK, *_by_prompt(drawn, scored_BK.shape, vocabulary.special.eos))
 
     return answer
 
@@ -216,9 +215,9 @@ def _rewards(
   return rewards_BK if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(rewards_BK)
 
 
-def _by_prompt(samples: sampling.Samples, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+def _by_prompt(samples: sampling.Samples, shape: Sequence[int], eos: int) -> tuple[np.ndarray, ...]:
   """Log-probs, lengths, and whether each response ended by itself, `[B, K]` each."""
-  ended = (samples.tokens == vocabularies.EOS).any(axis=-1)
+  ended = (samples.tokens == eos).any(axis=-1)
   return tuple(x.reshape(shape) for x in (samples.logps, samples.lengths, ended))
 
 

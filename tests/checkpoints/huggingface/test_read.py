@@ -185,7 +185,9 @@ def test_a_hub_name_is_downloaded(saved, monkeypatch):
 def test_import_checkpoint_writes_a_folder_for_init_from(saved, tmp_path):
   _, source = saved
   config, expected = huggingface.load(source)
-  with pytest.raises(UsageError, match='no spiece.model or tokenizer.json.*pass --set VOCABULARY=bytes'):
+  with pytest.raises(
+    UsageError, match='no spiece.model, tokenizer.model or tokenizer.json.*pass --set VOCABULARY=bytes'
+  ):
     importers.import_checkpoint(str(source), str(tmp_path / 'plain'))
   assert not list(tmp_path.glob('*plain*'))
   report = importers.import_checkpoint(str(source), str(tmp_path / 'plain'), 'bytes')

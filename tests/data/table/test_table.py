@@ -8,11 +8,12 @@ import pytest
 
 from dro_jax.data import scaling
 from dro_jax.data.table import table
-from dro_jax.data.text.vocabularies import EOS, vocabulary
+from dro_jax.data.text.vocabularies import vocabulary
 from dro_jax.errors import UsageError
 from tests.data.generated import ratings, records, small_table
 
 WORDS = vocabulary('bytes')
+EOS = WORDS.special.eos
 TRIPLETS = [
   {'id': 'a', 'prompt': 'one', 'response': 'une', 'reward': 1.0, 'label': 1},
   {'id': 'b', 'prompt': 'two', 'response': 'deux', 'reward': 0.0, 'label': 0},

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 
 from dro_jax.data.text import templates
-from dro_jax.data.text.vocabularies import EOS
 from dro_jax.errors import UsageError
 
-IDS = np.arange(10, 15, dtype=np.int32)
+IDS, EOS = np.arange(10, 15, dtype=np.int32), 1
 
 
 @pytest.mark.parametrize(
@@ -55,8 +54,14 @@ def test_auto_keeps_the_end_of_a_conversation_and_the_start_of_a_text():
   ],
 )
 def test_a_cut_prompt_still_ends_with_eos(length, keep, ids, cut):
-  tokens, was_cut = templates.prompt_tokens(IDS, length, keep)
+  tokens, was_cut = templates.cut_prompt(IDS, length, keep, after=[EOS])
   assert tokens.tolist() == ids and was_cut == cut and tokens.dtype == np.int32
+
+
+def test_a_prompt_cut_at_its_start_keeps_what_stands_before_it():
+  tokens, was_cut = templates.cut_prompt(IDS, 5, 'end', before=[7, 8])
+  assert tokens.tolist() == [7, 8, 12, 13, 14] and was_cut and tokens.dtype == np.int32
+  assert templates.cut_prompt(IDS, 7, 'end', before=[7, 8])[0].tolist() == [7, 8, *IDS]
 
 
 @pytest.mark.parametrize(
@@ -64,5 +69,5 @@ def test_a_cut_prompt_still_ends_with_eos(length, keep, ids, cut):
   [(6, [10, 11, 12, 13, 14, EOS], False), (5, [10, 11, 12, 13, 14], True), (2, [10, 11], True)],
 )
 def test_a_cut_response_has_no_eos(length, ids, cut):
-  tokens, was_cut = templates.response_tokens(IDS, length)
+  tokens, was_cut = templates.cut_response(np.append(IDS, EOS), length)
   assert tokens.tolist() == ids and was_cut == cut

@@ -98,7 +98,8 @@ def test_a_copy_has_the_same_fingerprint_and_other_extra_ids_another(model, tmp_
 
 def test_the_error_of_a_missing_model_names_it():
   with pytest.raises(
-    UsageError, match=r"'nowhere.model'.*pass the path of a SentencePiece model or of a tokenizer.json"
+    UsageError,
+    match=r"'nowhere.model'.*pass the path of a SentencePiece model, of a tokenizer.json or of the folder",
   ):
     vocabulary('nowhere.model')
 

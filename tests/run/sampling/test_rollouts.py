@@ -227,8 +227,8 @@ def test_rows_hold_the_samples_and_their_rewards(data):
     assert rows.rewards[b, k] == len(response)
     positions = rows.response_positions[b][rows.response_segments[b] == k + 1]
     np.testing.assert_array_equal(positions, np.arange(len(tokens)))
-    assert (tokens[:-1] != vocabularies.EOS).all()
-    assert tokens[-1] == vocabularies.EOS or len(tokens) == LENGTH
+    assert (tokens[:-1] != WORDS.special.eos).all()
+    assert tokens[-1] == WORDS.special.eos or len(tokens) == LENGTH
   np.testing.assert_array_equal(rows.response_prompt, rows.response_segments > 0)
   np.testing.assert_array_equal(rows.units.index, np.arange(12).reshape(4, 3))
   assert rows.units.mask.all() and rows.valid.all()
