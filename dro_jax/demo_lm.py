@@ -56,7 +56,7 @@ class Settings:
   prompts: int = 96
   answers: int = 4
   heldout: int = 40
-  max_length: int = 72
+  max_length: int = 64
   steps: int = 100
   batch_size: int = 16
   tau: float = 0.1
@@ -102,7 +102,6 @@ def write_log(folder: pathlib.Path, asked: list[str], settings: Settings) -> pat
   records = []
   for turn in range(settings.answers):
     answers = answer(reference, asked, settings, seed=settings.seed + turn)
-    # An answer that the limit cut was too long, whatever its first words are worth.
     rewards = rated(asked, answers)
     records += [
       {'prompt': prompt, 'response': response.text, 'reward': reward, 'answer': turn}
@@ -113,6 +112,7 @@ def write_log(folder: pathlib.Path, asked: list[str], settings: Settings) -> pat
   return file
 
 
+# Sampled at temperature 1: then the log-ratio of a policy's own answers is its KL.
 def answer(policy: TrainedRun, prompts: list[str], settings: Settings, seed: int) -> list[Response]:
   """One sampled answer to each prompt."""
   return policy.generate(prompts, max_length=settings.max_length, seed=seed)
@@ -175,8 +175,13 @@ def judge(folder: pathlib.Path, heldout: list[str], settings: Settings) -> dict[
     f'The reward changes by {interval(gain)} (by request; 95 % intervals over requests). '
     f'KL(π‖π_ref), by its own answers: {interval(kl)} nats.'
   ]
+  shown = {
+    name: policy.generate(heldout[:SHOWN], max_length=settings.max_length, temperature=0.0)
+    for name, policy in policies.items()
+  }
+  lines.append('The most probable answers to three of the requests:')
   for i in range(SHOWN):
-    lines += [f'\n{heldout[i]}', *(f'  {name}: {given[i].text}' for name, given in answers.items())]
+    lines += [f'{heldout[i]}', *(f'  {name}: {given[i].text}' for name, given in shown.items())]
   return {
     'table': tables.Table('On held-out requests', rows), 'lines': lines,
     'rewards': {name: found.tolist() for name, found in rewards.items()},

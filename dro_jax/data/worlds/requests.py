@@ -21,18 +21,20 @@ _TASKS = (
   'read a map', 'iron a tie', 'wash a car', 'store potatoes', 'hang a picture', 'choose a melon',
 )  # fmt: skip
 _FORMS = (
-  ('What is {} for?', _THINGS),
-  ('Describe {} to a child.', _THINGS),
-  ('Who would need {}?', _THINGS),
-  ('How do I {}?', _TASKS),
-  ('Give me one tip: how to {}.', _TASKS),
-  ('Why would anyone {}?', _TASKS),
+  ('what is {} for?', _THINGS),
+  ('describe {} to a child.', _THINGS),
+  ('who would need {}?', _THINGS),
+  ('how do I {}?', _TASKS),
+  ('give me one tip: how to {}.', _TASKS),
+  ('why would anyone {}?', _TASKS),
 )
+# Without it a small model talks until it is cut, and no answer earns anything that it could learn from.
+_BEGINNING = 'In one short sentence: '
 
 
 def requests() -> list[str]:
   """All requests, in an order that mixes forms and subjects and never changes."""
-  texts = [form.format(subject) for form, subjects in _FORMS for subject in subjects]
+  texts = [_BEGINNING + form.format(subject) for form, subjects in _FORMS for subject in subjects]
   return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]
 
 
