@@ -22,7 +22,7 @@ def _start(
   return network.start_decoding(*prompts, max_length, copies)
 
 
-def _run(network: T5Gemma, rows: Rows, dropout: bool) -> tuple[Float[Array, 'B S D'], Float[Array, 'B T D']]:
+def _run(network: T5Gemma, rows: Rows, dropout: bool) -> tuple[Float[Array, 'B S E'], Float[Array, 'B T D']]:
   encoded = network.encode(rows, dropout)
   return encoded, network.decode(encoded, rows, rows, dropout)
 
