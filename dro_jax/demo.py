@@ -302,14 +302,19 @@ def plot(judged: Judged, file: pathlib.Path) -> None:
   figure.savefig(file, dpi=120)
 
 
-if __name__ == '__main__':
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--directory', default='demo_output', help='where files, runs and the plot go')
+def run_from_shell(run: Callable[[str], Any], about: str, directory: str, holds: str) -> None:
+  """Runs a demo as a command: `--directory` says where its files go, and Ctrl-C stops it in one sentence."""
+  parser = argparse.ArgumentParser(description=about.split('\n')[0])
+  parser.add_argument('--directory', default=directory, help=holds)
   try:
-    main(parser.parse_args().directory)
+    run(parser.parse_args().directory)
   except KeyboardInterrupt as stopped:
     print(
       f'demo: {stopped}' if str(stopped) else 'demo: stopped by Ctrl-C: the same command goes on',
       file=sys.stderr,
     )
     sys.exit(75 if isinstance(stopped, Interrupted) else 130)
+
+
+if __name__ == '__main__':
+  run_from_shell(main, __doc__, 'demo_output', 'where files, runs and the plot go')

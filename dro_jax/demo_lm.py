@@ -1,14 +1,13 @@
 """A real language model taught by a reward, on a laptop: `python -m dro_jax.demo_lm`.
 
 SmolLM2-135M-Instruct (from PyPI) answers everyday requests; a reward that a person checks at a glance rates
-its answers (at most forty words, no commas); DRO-V trains an adapter on that log alone; and the policies before
+its answers (at most forty words, no commas); DRO-V trains adapters on that log alone; and the policies before
 and after answer requests that nothing was trained on.
 """
 
-import argparse
 import dataclasses
 import pathlib
-import sys
+import shutil
 import time
 from typing import Any
 
@@ -19,13 +18,13 @@ from dro_jax import algorithms, api
 from dro_jax.checkpoints.import_checkpoint import import_checkpoint
 from dro_jax.data.triplets import Triplets, load_triplets
 from dro_jax.data.worlds import requests
-from dro_jax.errors import Interrupted
+from dro_jax.demo import run_from_shell
 from dro_jax.files import json_line, json_lines, json_text, write_atomically
 from dro_jax.models.lora import Lora
 from dro_jax.printing import tables
 from dro_jax.run.build import build
 from dro_jax.run.schedule import Schedule
-from dro_jax.run.spec import Batches, Compute, Keep, Optimizers, RunSpec
+from dro_jax.run.spec import Batches, Keep, Optimizers, RunSpec
 from dro_jax.run.train import train
 from dro_jax.run.trained import Response, TrainedRun
 from dro_jax.statistics import agreement
@@ -68,11 +67,7 @@ class Settings:
 def main(directory: str = 'demo_lm_output', settings: Settings = Settings()) -> dict[str, Any]:
   """Runs the demo, or what is left of it, and returns what it prints."""
   console, began = Console(highlight=False), time.monotonic()
-  folder = pathlib.Path(directory).expanduser()
-  mark = json_text(dataclasses.asdict(settings), indent=2) + '\n'
-  folder = folder / f'{settings.source.split("/")[-1]}-{settings.steps}'
-  folder.mkdir(parents=True, exist_ok=True)
-  write_atomically(folder / 'settings.json', mark)
+  folder = prepare(pathlib.Path(directory).expanduser(), settings)
   if not (folder / 'model').exists():
     console.print(f'[bold]1. Import[/bold] {settings.source}')
     import_checkpoint(settings.source, str(folder / 'model'))
@@ -88,9 +83,21 @@ def main(directory: str = 'demo_lm_output', settings: Settings = Settings()) -> 
   console.print(tables.for_terminal(found['table']))
   for line in found['lines']:
     console.print(line)
-  minutes = (time.monotonic() - began) / 60
-  console.print(f'{minutes:.1f} minutes. Everything is in {folder}.')
+  console.print(f'{(time.monotonic() - began) / 60:.1f} minutes. Everything is in {folder}.')
   return found
+
+
+def prepare(folder: pathlib.Path, settings: Settings) -> pathlib.Path:
+  """Makes the demo's folder. What is there of the same settings goes on; of others all but the model goes."""
+  folder.mkdir(parents=True, exist_ok=True)
+  text = json_text(dataclasses.asdict(settings), indent=2) + '\n'
+  mark = folder / 'settings.json'
+  if mark.exists() and mark.read_text(encoding='utf-8') != text:
+    (folder / 'feedback.jsonl').unlink(missing_ok=True)
+    for name in ('runs', 'tables'):
+      shutil.rmtree(folder / name, ignore_errors=True)
+  write_atomically(mark, text)
+  return folder
 
 
 def write_log(folder: pathlib.Path, asked: list[str], settings: Settings) -> pathlib.Path:
@@ -148,7 +155,6 @@ def fit(folder: pathlib.Path, log: pathlib.Path, settings: Settings) -> None:
     data=read(folder, log, policy.vocabulary, settings, scaling='standardise'),
     policy=policy,
     algorithm=algorithms.dro_v(tau=settings.tau),
-    compute=Compute(chunk_size=None),
     optimizers=Optimizers(policy=optimizer(), value=optimizer()),
     batches=Batches(settings.batch_size),
     schedule=Schedule(settings.steps, log_every=10, eval_every=0, checkpoint_every=25),
@@ -166,8 +172,9 @@ def judge(folder: pathlib.Path, heldout: list[str], settings: Settings) -> dict[
   rows = []
   for name, given in answers.items():
     shares = requests.parts([response.text for response in given])
-    rows.append({'': name, 'reward': interval(rewards[name])} | {
-      title: f'{shares[part]:.0%}' for part, title in (('short', 'at most 40 words'), ('no_comma', 'no comma'))
+    rows.append({
+      '': name, 'reward': interval(rewards[name]), 'at most 40 words': f'{shares["short"]:.0%}',
+      'no comma': f'{shares["no_comma"]:.0%}',
     })  # fmt: skip
   gain = rewards['DRO-V'] - rewards['SmolLM2']
   kl = divergences(folder, policies['DRO-V'], heldout, answers['DRO-V'], settings)
@@ -220,13 +227,4 @@ def interval(values: np.ndarray) -> str:
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--directory', default='demo_lm_output', help='where the model, the log and the run go')
-  try:
-    main(parser.parse_args().directory)
-  except KeyboardInterrupt as stopped:
-    print(
-      f'demo: {stopped}' if str(stopped) else 'demo: stopped by Ctrl-C: the same command goes on',
-      file=sys.stderr,
-    )
-    sys.exit(75 if isinstance(stopped, Interrupted) else 130)
+  run_from_shell(main, __doc__, 'demo_lm_output', 'where the model, the log and the run go')

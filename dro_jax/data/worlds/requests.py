@@ -10,9 +10,10 @@ MOST_WORDS = 40
 # Each pairs a form with what it asks about, so that a held-out request shares its form with many and its
 # subject with a few.
 _THINGS = (
-  'a kettle', 'a ladder', 'a compass', 'a pillow', 'an umbrella', 'a lighthouse', 'a bicycle pump', 'a candle',
-  'a teapot', 'a backpack', 'a hammock', 'a garden hose', 'a violin', 'a magnet', 'a tractor', 'a lantern',
-  'a sponge', 'a zipper', 'a telescope', 'a canoe', 'a calendar', 'a whistle', 'a scarf', 'a toaster',
+  'a kettle', 'a ladder', 'a compass', 'a pillow', 'an umbrella', 'a lighthouse', 'a bicycle pump',
+  'a candle', 'a teapot', 'a backpack', 'a hammock', 'a garden hose', 'a violin', 'a magnet', 'a tractor',
+  'a lantern', 'a sponge', 'a zipper', 'a telescope', 'a canoe', 'a calendar', 'a whistle', 'a scarf',
+  'a toaster',
 )  # fmt: skip
 _TASKS = (
   'boil an egg', 'clean a window', 'plant a tree', 'fold a shirt', 'wrap a present', 'sharpen a pencil',
@@ -50,8 +51,7 @@ def count_words(text: str) -> int:
 
 
 def plainness(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-  """½ for an answer of 1 to 40 words, and ½ more for one of these without a comma; else 0.
-  """
+  """½ for an answer of 1 to 40 words, and ½ more for one of these without a comma; else 0."""
   del prompts
   return [_plainness(response) for response in responses]
 

@@ -19,7 +19,7 @@ RECORDS = [
 
 def write_jsonl(path, records):
   text = ''.join(json.dumps(record) + '\n' for record in records).encode()
-  path.write_bytes(gzip.compress(text) if path.suffix == '.gz' else text)
+  path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == '.gz' else text)
 
 
 def write_csv(path, records, delimiter=','):
@@ -211,7 +211,7 @@ def test_empty_cells_are_missing(tmp_path):
     ('t.jsonl.gz', b'not gzip', 'gzip data is damaged'),
     (
       't.jsonl.gz',
-      gzip.compress(b'{"prompt": "p", "response": "r", "reward": 1}\n' * 9)[:-12],
+      gzip.compress(b'{"prompt": "p", "response": "r", "reward": 1}\n' * 9, mtime=0)[:-12],
       'gzip data is damaged',
     ),
     ('t.csv', b'prompt,response,reward\na,b\n', 't.csv:2: 2 fields, but the header has 3'),
