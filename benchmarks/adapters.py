@@ -97,16 +97,13 @@ PAIRS = 32
 
 
 def pairs(seed: int, batches: int) -> Any:
-  """Batches of pairs: the chosen response's tokens are mostly of the prompt, the rejected one's are not."""
+  """Batches of pairs: most tokens of the chosen response are of the vocabulary's lower half."""
   rng = np.random.default_rng(seed)
-  rows = steps.full_rows(TINY, 2 * PAIRS * batches, 8, 8)._replace(
-    mismatched=None, token_columns={}, columns={}
-  )
-  prompts = np.repeat(rows.prompt_tokens[::2], 2, axis=0)
-  copied = np.take_along_axis(prompts, rng.integers(0, 8, prompts.shape), axis=1)
-  kept = np.where(rng.random(prompts.shape) < 0.5, copied, rows.response_tokens)
-  chosen = (np.arange(len(prompts)) % 2 == 0)[:, None]
-  rows = rows._replace(prompt_tokens=prompts, response_tokens=np.where(chosen, kept, rows.response_tokens))
+  rows = steps.full_rows(TINY, 2 * PAIRS * batches, 8, 8)
+  rows = rows._replace(mismatched=None, token_columns={}, columns={})
+  prompts, responses = np.repeat(rows.prompt_tokens[::2], 2, axis=0), rows.response_tokens
+  chosen = (np.arange(len(prompts)) % 2 == 0)[:, None] & (rng.random(responses.shape) < 0.8)
+  rows = rows._replace(prompt_tokens=prompts, response_tokens=np.where(chosen, responses // 2, responses))
   cut = jax.tree.map(lambda x: jnp.asarray(x).reshape(batches, 2 * PAIRS, *x.shape[1:]), rows)
   index = jnp.broadcast_to(jnp.arange(2 * PAIRS).reshape(1, PAIRS, 2), (batches, PAIRS, 2))
   return cut._replace(units=Units(index, jnp.ones(index.shape, bool)))

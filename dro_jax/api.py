@@ -46,7 +46,7 @@ def fresh(family: str = 't5', vocabulary: str = 'bytes', **size: Any) -> Policy:
 
   Args:
     family: the kind of model.
-    vocabulary: `bytes`, a SentencePiece model or a tokenizer.json.
+    vocabulary: `bytes`, a SentencePiece model, a tokenizer.json or a tokenizer's folder.
     size: fields of the family's configuration, such as `emb_dim`.
 
   Raises:

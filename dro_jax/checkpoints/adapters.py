@@ -196,10 +196,10 @@ def refuse_other_settings(saved: Saved, settings: Lora, directory: str) -> None:
   pairs = {name: (getattr(saved.lora, name), getattr(settings, name)) for name in names}
   differing = [f'{name} {then} there and {now} here' for name, (then, now) in pairs.items() if then != now]
   if differing:
-    alpha = '' if saved.lora.alpha is None else f' LORA_ALPHA={saved.lora.alpha:g}'
+    alpha = '' if saved.lora.alpha is None else f' --set LORA_ALPHA={saved.lora.alpha:g}'
     raise UsageError(
       f'the adapter in {directory} has other settings: {"; ".join(differing)}. Pass its own (--set '
-      f'LORA_RANK={saved.lora.rank}{alpha} LORA_TARGETS={",".join(saved.lora.targets)} '
+      f'LORA_RANK={saved.lora.rank}{alpha} --set LORA_TARGETS={",".join(saved.lora.targets)} --set '
       f'LORA_BASE_KERNELS={saved.lora.base_kernels}), or start a fresh adapter from its base.'
     )
 

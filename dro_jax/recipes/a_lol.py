@@ -35,7 +35,7 @@ def a_lol_stages(
   Args:
     model_dir: the stages' folder.
     spec: the policy's run. Its algorithm is `a_lol`, `a_lol_ref_free`, `a_lol_kl` or `a_lol_sequence`, or
-      another that reads advantages; with `priority` responses are drawn in proportion to theirs.
+      another that reads advantages; with `priority` responses are drawn in proportion to their advantages.
     fit: how the value is fitted: `fit_value`, given its spec; `None` fits it by the policy's spec.
     configs: how the runs are configured, saved with them.
 

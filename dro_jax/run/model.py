@@ -16,10 +16,10 @@ from dro_jax.run.spec import Compute, Policy, Value
 # The rows of a new embedding table are a multiple of this, as in published models, so meshes divide them.
 VOCABULARY_MULTIPLE = 128
 # Of a model's configuration: the vocabulary's ids, and how it is computed, whatever its size.
-_IDS = ('pad', 'eos')
+_IDS = ('pad', 'eos', 'start')
 _COMPUTED = ('dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate')
 # What a checkpoint says of a model of its size: of its vocabulary, and the context that it was trained for.
-_BROUGHT = ('vocab_size', *_IDS, 'start', 'max_positions')
+_BROUGHT = ('vocab_size', *_IDS, 'max_positions')
 
 
 def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies.Vocabulary) -> Config:
@@ -56,7 +56,7 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
 
 
 def with_ids(config: Config, vocabulary: vocabularies.Vocabulary) -> Config:
-  """The model with the vocabulary's ids of padding and of a text's end, where its configuration has them.
+  """The model with the vocabulary's ids of special tokens, where its configuration has them.
 
   Raises:
     UsageError: all models of its family end texts by another id.

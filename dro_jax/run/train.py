@@ -38,7 +38,7 @@ def train(
     run: see `build`.
     folder: where metrics, events, checkpoints and the configuration go.
     configs: how the run was configured, to be saved with it.
-    hooks: metrics and trackers of one's own, and steps to profile; they change no number of the run.
+    hooks: the user's metrics and trackers, and steps to profile; they change no number of the run.
 
   Raises:
     UsageError: another run has the folder, or the run draws no samples for a metric, or does not measure the

@@ -14,6 +14,7 @@ from dro_jax.data.batches import groups
 from dro_jax.data.text import vocabularies
 from dro_jax.data.worlds import placeholder
 from dro_jax.errors import UsageError
+from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.t5.config import T5Config
 from dro_jax.names import TOKEN_LOGPS
 from dro_jax.parallel import partitioning
@@ -347,3 +348,14 @@ def test_a_program_that_jaxlib_cannot_read_is_read_from_the_compilers_dump(tmp_p
 def test_the_error_for_an_unreadable_program_gives_its_memory(tmp_path):
   with pytest.raises(UsageError, match=r'takes 1\.50 GiB a chip.*RET_CHECK failure\. Pass another'):
     compilation._text(Unread(), tmp_path)
+
+
+def test_a_causal_models_useful_work_is_that_of_dense_attention(monkeypatch):
+  monkeypatch.setattr(slices, 'find', lambda name: here())
+  config = CausalConfig(
+    vocab_size=384, emb_dim=16, num_layers=1, num_heads=2, head_dim=8, mlp_dim=32, attention='blockwise'
+  )
+  spec = replace(SPEC, policy=Policy(config=config), algorithm=algorithms.sft, mesh=MeshSpec(fsdp=4, model=2))
+  found = preflight.preflight(spec, 'here', **LENGTHS)
+  assert found['model'] | {'num_layers': 1, 'attention': 'blockwise'} == found['model']
+  assert 0 < found['flops']['useful'] < found['flops']['step']

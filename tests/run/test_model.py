@@ -37,7 +37,10 @@ def find_saved(tmp_path, saved, named):
 
 def test_a_checkpoint_brings_its_special_tokens_its_context_and_its_vocabulary(tmp_path):
   saved = dataclasses.replace(NAMED, vocab_size=512, pad=3, eos=4, start=5, max_positions=64)
-  assert find_saved(tmp_path, saved, NAMED) == dataclasses.replace(saved, pad=0, eos=1)  # The vocabulary's.
+  # The vocabulary's ids are the run's.
+  assert find_saved(tmp_path, saved, NAMED) == dataclasses.replace(
+    saved, pad=0, eos=1, start=0
+  )  # The vocabulary's.
 
 
 def test_a_checkpoint_of_another_size_or_kind_is_refused(tmp_path):
@@ -73,7 +76,7 @@ def find(config, words):
 def test_a_model_takes_the_ids_and_the_size_of_its_vocabulary(monkeypatch, words):
   monkeypatch.setitem(policies.FAMILIES, 'bag', bag.FAMILY)
   config = find(bag.BagConfig(), words)
-  assert (config.pad, config.eos) == words.special[:2] != (0, 2)
+  assert (config.pad, config.eos, config.start) == (*words.special[:2], words.special.start)
   assert config.vocab_size == 512 > words.size and config.dtype == 'bfloat16'
 
 

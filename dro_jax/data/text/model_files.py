@@ -30,11 +30,14 @@ def read_model(path: str) -> bytes:
 
 
 def is_folder(path: str) -> bool:
-  """Whether a path is a folder's."""
+  """Whether a path is a folder's; False where it cannot be reached, which reading it will explain."""
   if is_remote(path):
     import tensorflow as tf
 
-    return tf.io.gfile.isdir(path)
+    try:
+      return tf.io.gfile.isdir(path)
+    except Exception:  # TensorFlow has its own exceptions for every scheme.
+      return False
   return os.path.isdir(os.path.expanduser(path))
 
 

@@ -87,7 +87,7 @@ def read(files: Mapping[str, bytes], where: str) -> Tokenizer:
   """
   contents = _read(files, where)
   probes = _probe(contents)
-  control = contents.control | _found(probes[0], contents.added)
+  control = contents.control | _around(probes[0], contents.added)
   if contents.fast is not None:
     encoder = encoders.from_json(contents.fast, control, where)
   else:
@@ -194,9 +194,15 @@ def _probe(contents: _Contents) -> tuple[str, str]:
     return '', ''
 
 
-def _found(text: str, names: Collection[str]) -> set[str]:
-  """The tokens that a template writes around a question; a line break is no control token."""
-  return {name for name in encoders.any_of(names).findall(text) if not name.isspace()}
+def _around(asked: str, names: Collection[str]) -> set[str]:
+  """The tokens that a template writes around a question; a line break is no control token.
+
+  Of those before it, the last: a template's own instructions may name tokens, such as <think>, that a user's
+  text may hold.
+  """
+  before, _, after = asked.rpartition(_QUESTION)
+  find = encoders.any_of(names).findall
+  return {name for name in [*find(before)[-1:], *find(after)] if not name.isspace()}
 
 
 def _special(contents: _Contents, encoder: encoders.Encoder, ending: str) -> SpecialTokens:

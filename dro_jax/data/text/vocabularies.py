@@ -107,11 +107,11 @@ def save_tokenizer(vocabulary: Vocabulary, folder: Any) -> str:
   """
   if vocabulary.spec == 'bytes':
     return 'bytes'
-  path, option = (part for part in vocabulary.spec.partition('#')[::2])
   if vocabulary.ends_prompts:
+    path, mark, option = vocabulary.spec.partition('#')
     tokenizer_folders.write(folder, {posixpath.basename(path): read_model(path)})
-    return posixpath.join(str(folder), posixpath.basename(path)) + (f'#{option}' if option else '')
-  source = posixpath.dirname(path) if is_json(path) else path
+    return posixpath.join(str(folder), posixpath.basename(path)) + mark + option
+  source = posixpath.dirname(vocabulary.spec) if is_json(vocabulary.spec) else vocabulary.spec
   tokenizer_folders.write(folder, read_folder(source, tokenizer_folders.FILES))
   return str(folder)
 

@@ -1,7 +1,8 @@
 """cuDNN's attention through jax, for NVIDIA's GPUs: scores stay in the kernel.
 
 cuDNN knows no spans, and segment ids only for texts that share nothing. So it gets the mask as an array, in
-jax as a bias of the queries' type: B T S numbers of two bytes, and none for each head.
+jax as a bias of the queries' type: B T S numbers of two bytes, and none for each head. The backward
+pass makes its gradient too, of the same size.
 """
 
 from collections.abc import Sequence

@@ -117,7 +117,7 @@ def test_tokens_that_were_added_to_a_sentencepiece_model_have_their_ids(tmp_path
 def test_a_token_of_the_template_is_text_in_a_text_even_if_no_file_calls_it_special(tmp_path):
   folder = tiny_tokenizers.byte_level(
     tmp_path, ('<|endoftext|>',), added=('<start_of_turn>', '<end_of_turn>', '<think>', '\n\n'),
-    template=tiny_tokenizers.GEMMA.replace('{{ bos_token }}', ''), eos_token='<|endoftext|>',
+    template=tiny_tokenizers.GEMMA.replace('{{ bos_token }}', 'You may <think>.'), eos_token='<|endoftext|>',
   )  # fmt: skip
   words = vocabulary(folder)
   assert set(words.chat.control) == {'<|endoftext|>', '<start_of_turn>', '<end_of_turn>'}

@@ -104,6 +104,11 @@ def test_the_error_of_a_missing_model_names_it():
     vocabulary('nowhere.model')
 
 
+def test_a_path_that_cannot_be_reached_is_named():
+  with pytest.raises(UsageError, match=r"'nowhere://x/y.model': cannot read it"):
+    vocabulary('nowhere://x/y.model')
+
+
 @pytest.mark.parametrize('content', [b'', b'\x01junk', b'{"json": 1}'])
 def test_a_file_that_is_not_a_model_is_refused(tmp_path, content):
   (tmp_path / 'x.model').write_bytes(content)
