@@ -2,6 +2,7 @@
 
   python benchmarks/preflight_table.py [--models large,xl] [--algorithms dro_v] [--slices v5e:4x4] [--json]
   python benchmarks/preflight_table.py --scaling          # T5 large's bytes a chip, 4 to 256 chips, by mesh
+  python benchmarks/preflight_table.py --causal           # decoder-only models, the cells of CAUSAL
 
 Every cell compiles for minutes. Cells are kept in --cache as they come, but for those that fail, and are made
 again only for another command, jax or libtpu: after a change of the code that they measure, remove them.
@@ -27,6 +28,19 @@ SETTINGS = ('DTYPE=bfloat16', 'REMAT=dots', 'CHUNK_SIZE=None', 'REMEDIES=False')
 # Rows are cut by data and fsdp: 32 of them at most 32 ways, what is left of 256 chips cuts matrices.
 LARGEST = 32
 FAMILIES = ('data', 'fsdp', 'data_fsdp', 'model', 'fsdp_model')
+# Decoder-only models: the model, a slice, and the run's own flags.
+TRUST_REGION = (
+  '--gin_file=algorithms/dpo.gin', '--gin_file=references/soft.gin', '--gin_file=optimizers/adamw.gin'
+)  # fmt: skip
+CAUSAL = (
+  ('pythia_6_9b', 'v5e:4x8', (*TRUST_REGION, '--set=BATCH=32')),
+  ('llama_3_8b', 'v5e:8x8', ('--set=BATCH=64',)),
+  ('llama_3_8b', 'v5e:8x8', ('--set=BATCH=64', '--set=make_mesh.data=2', '--set=make_mesh.fsdp=32')),
+  ('llama_3_8b', 'v5e:4x4', ('--set=BATCH=16', '--set=LORA_RANK=16')),
+  ('qwen3_0_6b', 'v5e:2x4', ('--set=BATCH=32',)),
+  ('gemma_3_4b', 'v5e:4x8', ('--set=BATCH=32',)),
+  ('gemma_3_4b', 'v5e:4x8', ('--set=BATCH=64', '--set=CHUNK_SIZE=128')),
+)  # fmt: skip
 
 
 def mesh_of(chips: int, batch: int, family: str = 'fsdp') -> dict[str, int]:
@@ -61,6 +75,14 @@ def arguments(model: str, algorithm: str, topology: str, batch: int, family: str
   ]  # fmt: skip
 
 
+def causal_arguments(model: str, topology: str, *flags: str) -> list[str]:
+  """Of `dro_jax preflight`, for a decoder-only model."""
+  return [
+    f'--gin_file=models/{model}.gin', '--gin_file=meshes/fsdp.gin', '--gin_file=compilers/tpu.gin',
+    f'--topology={topology}', *(f'--set={setting}' for setting in SETTINGS), '--json', *flags,
+  ]  # fmt: skip
+
+
 def preflight(given: list[str]) -> dict:
   """One command's JSON, or what it says to standard error where it fails."""
   start = time.monotonic()
@@ -71,9 +93,9 @@ def preflight(given: list[str]) -> dict:
   return found | {'seconds_in_all': time.monotonic() - start}
 
 
-def kept(cache: pathlib.Path, *cell) -> dict:
+def kept(cache: pathlib.Path, *cell, arguments=arguments) -> dict:
   """A cell as it was made by the same command and versions, or made now; one that fails is not kept."""
-  path = cache / ('-'.join(map(str, cell)).replace(':', '_') + '.json')
+  path = cache / ('-'.join(map(str, cell)).replace(':', '_').replace('/', '_') + '.json')
   given = arguments(*cell)
   made_with = {'arguments': given} | {name: importlib.metadata.version(name) for name in ('jax', 'libtpu')}
   found = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
@@ -137,6 +159,7 @@ def main() -> None:
   parser.add_argument('--algorithms', default=','.join(ALGORITHMS))
   parser.add_argument('--slices', help='these alone, instead of those of each model')
   parser.add_argument('--family', choices=FAMILIES, help='of meshes, instead of all fsdp')
+  parser.add_argument('--causal', action='store_true', help='decoder-only models')
   parser.add_argument('--scaling', action='store_true', help='two rows a chip, 4 to 256 chips, by mesh')
   parser.add_argument('--sizes', default='2x2,4x4,8x8,16x16', help='of v5e slices, for --scaling')
   parser.add_argument('--families', default=','.join(FAMILIES), help='of meshes, for --scaling')
@@ -154,10 +177,12 @@ def main() -> None:
       for model in args.models.split(',') for algorithm in args.algorithms.split(',')
       for topology in (args.slices.split(',') if args.slices else SLICES[model])
     ]  # fmt: skip
-  found = []
+  found, make = [], arguments
+  if args.causal:
+    cells, make = [(model, topology, *flags) for model, topology, flags in CAUSAL], causal_arguments
   for cell in cells:
     print(*cell, file=sys.stderr)
-    found.append(kept(args.cache, *cell))
+    found.append(kept(args.cache, *cell, arguments=make))
   print(
     json.dumps(found) if args.json else markdown([scaling_row(c) if args.scaling else row(c) for c in found])
   )
