@@ -20,7 +20,7 @@ HOUSE = (
   'evaluation', 'inspection', 'preflight', 'recipes',
   'arena',
   'cli',
-  'demo', 'main',
+  'demo', 'demo_lm', 'main',
   'api',
 )  # fmt: skip
 FLOORS = {room: floor for floor, room in enumerate(HOUSE)}
