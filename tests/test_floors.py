@@ -20,8 +20,9 @@ HOUSE = (
   'evaluation', 'inspection', 'preflight', 'recipes',
   'arena',
   'cli',
-  'demo', 'demo_lm', 'main',
+  'demo', 'main',
   'api',
+  'demo_lm',
 )  # fmt: skip
 FLOORS = {room: floor for floor, room in enumerate(HOUSE)}
 
