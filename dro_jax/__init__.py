@@ -1,4 +1,4 @@
-"""Aligns T5 language models offline from (prompt, response, reward) triplets.
+"""Aligns language models offline from (prompt, response, reward) triplets.
 
 `import dro_jax as dro` gives the names below. Each is imported when it is first used, so that the command
 line answers before jax is imported.
