@@ -37,9 +37,7 @@ CAUSAL = (
   ('llama_3_8b', 'v5e:8x8', ('--set=BATCH=64',)),
   ('llama_3_8b', 'v5e:8x8', ('--set=BATCH=64', '--set=make_mesh.data=2', '--set=make_mesh.fsdp=32')),
   ('llama_3_8b', 'v5e:4x4', ('--set=BATCH=16', '--set=LORA_RANK=16')),
-  ('qwen3_0_6b', 'v5e:2x4', ('--set=BATCH=32',)),
   ('gemma_3_4b', 'v5e:4x8', ('--set=BATCH=32',)),
-  ('gemma_3_4b', 'v5e:4x8', ('--set=BATCH=64', '--set=CHUNK_SIZE=128')),
 )  # fmt: skip
 
 
