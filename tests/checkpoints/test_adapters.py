@@ -154,6 +154,7 @@ def test_a_run_that_trains_on_an_adapter_has_it_as_its_reference_or_the_base(set
     build(runs.spec(**settings(init_from=str(trained), lora=Lora(rank=3)))).init()
 
 
+@pytest.mark.long
 def test_all_parameters_train_from_the_merged_policy_of_an_adapters_checkpoint(settings, trained):
   run = build(runs.spec(**settings(init_from=str(trained), lora=None)))
   merged = networks.load_own(run.networks, str(trained), run.mesh)
@@ -182,12 +183,14 @@ def test_a_store_of_the_bases_log_probs_is_the_adapter_off(settings, trained, tm
   assert scored.state.reference is None and scored.has_reference
 
 
+@pytest.mark.long
 def test_an_online_algorithm_answers_with_its_adapter(settings, tmp_path):
   reward = RolloutOptions(reward=lambda prompts, responses: [float(len(r)) for r in responses], max_length=4)
   run = settings(steps=1, algorithm=functools.partial(algorithms.rloo_online, samples=2), rollouts=reward)
   assert np.isfinite(runs.train(tmp_path / 'run', **run)['loss'])
 
 
+@pytest.mark.long
 def test_a_quantised_base_trains_and_merges_into_what_it_was_trained_on(settings, base, tmp_path):
   folder = tmp_path / 'run'
   run = settings(steps=2, lora=Lora(rank=2, base_kernels='nf4'), algorithm=algorithms.dro_p)

@@ -72,6 +72,11 @@ def _decode(network, memory, rows, responses, dropout):
   return network.states(_mean(prompt_BTS, memory.states), _mean(prefix_BTT, inputs_BTD))
 
 
+def _run(network, rows, dropout):
+  memory = _encode(network, rows, dropout)
+  return memory, _decode(network, memory, rows, rows, dropout)
+
+
 def _mean(chosen, states):
   weights = chosen.astype(jnp.float32)
   return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1) @ states
@@ -82,11 +87,6 @@ class Cache(NamedTuple):
 
   prompts: Array
   sums: Array
-
-
-def _run(network, rows, dropout):
-  memory = _encode(network, rows, dropout)
-  return memory, _decode(network, memory, rows, rows, dropout)
 
 
 def _start(network, prompts, max_length, copies):

@@ -20,6 +20,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dro_jax import files
 from dro_jax.data.records import field_paths
 from dro_jax.data.text import templates
 from dro_jax.errors import UsageError, did_you_mean, shown
@@ -213,7 +214,7 @@ def render(turns: Sequence[Turn], template: str | None) -> str:
 def _as_text(turns: Sequence[Turn]) -> str:
   if len(turns) == 1 and _reads_as(turns[0].content, turns[0]):
     return turns[0].content
-  return json.dumps([turn._asdict() for turn in turns], ensure_ascii=False)
+  return files.json_text([turn._asdict() for turn in turns], ensure_ascii=False)
 
 
 def _reads_as(text: str, turn: Turn) -> bool:

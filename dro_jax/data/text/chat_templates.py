@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dro_jax import files
 from dro_jax.data.text.chat import Turn
 from dro_jax.data.text.encoders import any_of
 from dro_jax.errors import UsageError, shown
@@ -142,7 +143,7 @@ class _Worker:
       if self._owner != os.getpid() or self._process.poll() is not None:
         self._start()
       try:
-        line = self._answer(json.dumps(batch).encode() + b'\n')
+        line = self._answer(files.json_text(batch).encode() + b'\n')
       except BaseException:
         self.stop()
         raise

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from dro_jax import files
 from dro_jax.errors import UsageError
 
 _FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized')
@@ -87,7 +88,7 @@ def from_json(read: Mapping[str, Any], control: Collection[str], where: str) -> 
   ]
   plain = {**read, 'added_tokens': tokens, 'truncation': None, 'padding': None}
   try:
-    as_text, as_frame = (Tokenizer.from_str(text) for text in [json.dumps(plain)] * 2)
+    as_text, as_frame = (Tokenizer.from_str(text) for text in [files.json_text(plain)] * 2)
   except Exception as error:  # The library raises Exception itself.
     raise UsageError(f"vocabulary '{where}': its tokenizer.json is not readable: {error}") from error
   _check_ids(as_text, tokens, where)
@@ -116,7 +117,7 @@ def from_json(read: Mapping[str, Any], control: Collection[str], where: str) -> 
 
 def prefix_of(read: Mapping[str, Any]) -> tuple[int, ...]:
   """The ids that a tokenizer.json puts before a text."""
-  encoding = Tokenizer.from_str(json.dumps(read)).encode('a')
+  encoding = Tokenizer.from_str(files.json_text(read)).encode('a')
   own = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
   return tuple(encoding.ids[:own])
 

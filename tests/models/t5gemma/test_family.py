@@ -58,9 +58,13 @@ def triplets(tmp_path_factory):
   return load
 
 
+def _long(*pair):
+  return pytest.param(*pair, marks=pytest.mark.long)
+
+
 @pytest.mark.parametrize('kind, name', [
-  ('t5gemma', 'dro_v'), ('t5gemma', 'kto'), ('t5gemma2', 'dro_v'), ('t5gemma2', 'kto'), ('t5gemma2', 'copg'),
-  ('t5gemma2', 'sft'),
+  _long('t5gemma', 'dro_v'), ('t5gemma', 'kto'), ('t5gemma2', 'dro_v'), _long('t5gemma2', 'kto'),
+  _long('t5gemma2', 'copg'), _long('t5gemma2', 'sft'),
 ])  # fmt: skip
 def test_algorithms_train(triplets, tmp_path, kind, name):
   model = dataclasses.replace(tiny.config(kind), vocab_size=None, scan_layers=True)
