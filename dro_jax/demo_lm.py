@@ -52,11 +52,11 @@ class Settings:
   """
 
   source: str = 'smollm2'
-  prompts: int = 96
-  answers: int = 4
-  heldout: int = 40
+  prompts: int = 64
+  answers: int = 3
+  heldout: int = 32
   max_length: int = 64
-  steps: int = 100
+  steps: int = 60
   batch_size: int = 16
   tau: float = 0.1
   rank: int = 16
