@@ -61,7 +61,7 @@ def make_case(method: str, dtype: str, num_responses: int, options: argparse.Nam
     rope_theta=100_000.0, dtype=dtype, max_positions=8192, scan_layers=options.scan,
   )  # fmt: skip
   torch.manual_seed(0)
-  weights = transformers.LlamaForCausalLM(_torch_config(config)).state_dict()
+  weights = transformers.LlamaForCausalLM(torch_config(config)).state_dict()
   rng, (S, T) = np.random.default_rng(0), options.lengths
   prompts = rng.integers(3, options.vocab, (options.batch // num_responses, S), dtype=np.int32)
   if method == 'dpo' and num_responses == 1:  # A pair shares its prompt, which is encoded twice then.
@@ -72,7 +72,7 @@ def make_case(method: str, dtype: str, num_responses: int, options: argparse.Nam
   return Case(method, dtype, config, weights, prompts, responses, rewards.astype(np.float32))
 
 
-def _torch_config(config: Any) -> Any:
+def torch_config(config: Any) -> Any:
   import transformers
 
   from dro_jax.checkpoints.huggingface import causal_config
@@ -86,11 +86,9 @@ def _torch_config(config: Any) -> Any:
 def dro_jax_step(case: Case) -> Step:
   """The step that `dro_jax train` compiles, on rows of one prompt and all its responses."""
   import jax
-  from flax import traverse_util
 
   from dro_jax import algorithms
-  from dro_jax.models import scoring, stacks
-  from dro_jax.models.causal import names
+  from dro_jax.models import scoring
   from dro_jax.parallel import partitioning
   from dro_jax.run import networks
   from dro_jax.step import optimizers, reference, train_step
@@ -99,13 +97,8 @@ def dro_jax_step(case: Case) -> Step:
   settings = {'tau': TAU} if case.method == 'dro_v' else {'beta': BETA}
   algorithm = getattr(algorithms, case.method)(**settings)
   nets = networks.build(case.config, uses_value=algorithm.uses_value)
-  flat = {}
-  for stored in names.stored(case.config):
-    arrays = stored.layout.split(case.weights[stored.name].numpy(), case.config.num_heads)
-    flat.update(zip(stored.paths, arrays, strict=True))
-  policy = stacks.convert_layers(traverse_util.unflatten_dict(flat), scan=case.config.scan_layers)
   params = networks.initial_params(nets, partitioning.make_mesh(), 0, None)
-  params['policy'] = jax.tree.map(jax.numpy.array, policy)
+  params['policy'] = policy_params(case)
   if nets.value is not None:
     params['value'] = networks.start_from_policy(params['value'], params['policy'])
   txs = {name: optimizers.adamw(LEARNING_RATE) for name in params}
@@ -113,7 +106,7 @@ def dro_jax_step(case: Case) -> Step:
   step = train_step.make_train_step(scoring.make_score(nets.policy, nets.value), algorithm, txs, frozen)
   where = partitioning.replicated(partitioning.make_mesh())
   held = [jax.device_put(train_state.create(params, txs, uses_reference=True), where)]
-  del params, policy, flat
+  del params
   rows, mesh = jax.device_put(make_rows(case, algorithm), where), partitioning.make_mesh()
   compiled = jax.jit(
     step, donate_argnums=0, out_shardings=where, compiler_options=partitioning.COMPILER_OPTIONS
@@ -126,6 +119,22 @@ def dro_jax_step(case: Case) -> Step:
     return float(output.metrics['loss'])
 
   return run
+
+
+def policy_params(case: Case) -> Any:
+  """The weights as the tree of the case's configuration."""
+  import jax
+  from flax import traverse_util
+
+  from dro_jax.models import stacks
+  from dro_jax.models.causal import names
+
+  flat = {}
+  for stored in names.stored(case.config):
+    arrays = stored.layout.split(case.weights[stored.name].numpy(), case.config.num_heads)
+    flat.update(zip(stored.paths, arrays, strict=True))
+  params = stacks.convert_layers(traverse_util.unflatten_dict(flat), scan=case.config.scan_layers)
+  return jax.tree.map(jax.numpy.array, params)
 
 
 def make_rows(case: Case, algorithm: Any) -> Any:
@@ -160,7 +169,7 @@ def make_rows(case: Case, algorithm: Any) -> Any:
 def _torch_model(case: Case) -> Any:
   import transformers
 
-  model = transformers.LlamaForCausalLM(_torch_config(case.config))
+  model = transformers.LlamaForCausalLM(torch_config(case.config))
   model.load_state_dict(case.weights)
   return model
 

@@ -25,23 +25,16 @@ def make_sides(options: argparse.Namespace, batch: int) -> dict:
   import jax.numpy as jnp
   import torch
   import transformers
-  from flax import traverse_util
 
-  from dro_jax.models import policy, sampling, stacks
-  from dro_jax.models.causal import names
+  from dro_jax.models import policy, sampling
 
   options.batch, options.lengths = batch, (options.prompt, 1)
   case = causal_peers.make_case('kto', options.dtype, 1, options)
-  flat = {}
-  for stored in names.stored(case.config):
-    arrays = stored.layout.split(case.weights[stored.name].numpy(), case.config.num_heads)
-    flat.update(zip(stored.paths, arrays, strict=True))
-  params = stacks.convert_layers(traverse_util.unflatten_dict(flat), scan=options.scan)
-  params = jax.tree.map(jnp.array, params)
+  params = causal_peers.policy_params(case)
   # An id beyond the vocabulary ends no response.
   network = policy.make_network(case.config.__class__(**vars(case.config) | {'eos': options.vocab}))
   prompts = jnp.asarray(case.prompts), jnp.ones(case.prompts.shape, jnp.int32)
-  model = transformers.LlamaForCausalLM(causal_peers._torch_config(case.config)).eval()
+  model = transformers.LlamaForCausalLM(causal_peers.torch_config(case.config)).eval()
   model.load_state_dict(case.weights)
   model = model.to(getattr(torch, options.dtype))
   inputs = torch.tensor(case.prompts).long()

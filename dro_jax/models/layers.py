@@ -55,6 +55,11 @@ class KeysValues(NamedTuple):
   values: Float[Array, 'B S H C']
 
 
+def write_cache(cache: KeysValues, new: KeysValues, position: Array, *, axis: int) -> KeysValues:
+  """A cache with one more token's keys and values at this place of the axis."""
+  return jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis), cache, new)
+
+
 def constrain(x: Array, *names: str | None) -> Array:
   """Shards an activation by its logical axis names; does nothing without a mesh and axis rules.
 

@@ -19,6 +19,17 @@ def seqio_vocabulary(spec: str | Vocabulary) -> Any:
   return _class()(vocabularies.vocabulary(spec) if isinstance(spec, str) else spec)
 
 
+def _encode_bytes(vocabulary: Vocabulary, text: Any) -> np.ndarray:
+  """Ids of a text that TensorFlow passes: bytes in eager mode, an array of one in a dataset."""
+  return vocabulary.encode(np.asarray(text, object).item().decode())
+
+
+def _decode_rows(vocabulary: Vocabulary, rows: np.ndarray) -> np.ndarray:
+  """The text of each row of ids, as TensorFlow's bytes."""
+  texts = [vocabulary.decode(row).encode() for row in rows.reshape(-1, rows.shape[-1])]
+  return np.array(texts, object).reshape(rows.shape[:-1])
+
+
 @functools.cache
 def _class() -> type:
   import seqio
@@ -61,15 +72,11 @@ def _class() -> type:
       return self._vocabulary.decode(ids)
 
     def _encode_tf(self, s: Any) -> Any:
-      # In eager mode the text comes as bytes, in a dataset as an array of one.
-      encode = lambda text: self._vocabulary.encode(np.asarray(text, object).item().decode())  # noqa: E731
+      encode = functools.partial(_encode_bytes, self._vocabulary)
       return tf.ensure_shape(mapped(encode, s, tf.int32), [None])
 
     def _decode_tf(self, ids: Any) -> Any:
-      def decode(rows: np.ndarray) -> np.ndarray:
-        texts = [self._vocabulary.decode(row).encode() for row in rows.reshape(-1, rows.shape[-1])]
-        return np.array(texts, object).reshape(rows.shape[:-1])
-
+      decode = functools.partial(_decode_rows, self._vocabulary)
       return tf.ensure_shape(mapped(decode, ids, tf.string), ids.shape[:-1])
 
     def __eq__(self, other: Any) -> bool:

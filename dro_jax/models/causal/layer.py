@@ -185,7 +185,7 @@ class Layer(nn.Module):
     before = cfg.norm_place != 'after'
     y_BTD = make_norm(cfg, 'pre_attention_norm')(x_BTD) if before else x_BTD
     new = attend.keys_values(y_BTD, context)
-    read = new if own.response is None else write(own.response, new, context.position, axis=1)
+    read = new if own.response is None else layers.write_cache(own.response, new, context.position, axis=1)
     attended_BTD = self._finish(attend(y_BTD, read, own.prompt, context), 'post_attention_norm')
     if cfg.norm_place == 'parallel':
       y_BTD = make_norm(cfg, 'pre_mlp_norm')(x_BTD)
@@ -204,11 +204,6 @@ class Layer(nn.Module):
     if self.config.norm_place in ('after', 'sandwich'):
       y_BTD = make_norm(self.config, name)(y_BTD)
     return nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(y_BTD, self.deterministic)
-
-
-def write(cache: KeysValues, new: KeysValues, position: Array, *, axis: int) -> KeysValues:
-  """A cache with one more token's keys and values."""
-  return jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis), cache, new)
 
 
 def layer_flag(own: Array | np.bool_ | None, pattern: tuple[bool, ...]) -> Array | bool:

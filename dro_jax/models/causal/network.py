@@ -27,7 +27,6 @@ from dro_jax.models.causal.layer import (
   flags_by_layer,
   kernel_init,
   make_norm,
-  write,
 )  # fmt: skip
 from dro_jax.models.layers import KeysValues
 from dro_jax.models.readouts import prompt_ends
@@ -207,4 +206,6 @@ class Causal(nn.Module):
     states_N1D, new = self.decoder(
       self._embed(tokens_N[:, None], positions_N1), Own(cache.prompt, cache.response), context, keep=True
     )
-    return states_N1D[:, 0], cache._replace(response=write(cache.response, new, position, axis=2))
+    return states_N1D[:, 0], cache._replace(
+      response=layers.write_cache(cache.response, new, position, axis=2)
+    )

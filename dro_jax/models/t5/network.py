@@ -114,7 +114,7 @@ class DecoderLayer(nn.Module):
     y_BTD = _norm(cfg, 'pre_self_attention_layer_norm')(x_BTD)
     attention = _attention(cfg, 'self_attention')
     new = attention.keys_values(y_BTD)
-    response = new if cache is None else _write(cache.response, new, context.position, axis=1)
+    response = new if cache is None else layers.write_cache(cache.response, new, context.position, axis=1)
     bias = context.bias
     if bias is None:
       bias = _relative_bias(cfg, context.mask.shape[-1], context.position, bidirectional=False)
@@ -130,10 +130,6 @@ class DecoderLayer(nn.Module):
     y_BTD = _mlp(cfg)(_norm(cfg, 'pre_mlp_layer_norm')(x_BTD), self.deterministic)
     x_BTD = layers.constrain_hidden(x_BTD + _dropout(cfg, y_BTD, self.deterministic))
     return x_BTD, LayerCache(new, prompt if cache is None else None) if self.keep else None
-
-
-def _write(cache: KeysValues, new: KeysValues, position: Array, *, axis: int) -> KeysValues:
-  return jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis), cache, new)
 
 
 class Encoder(nn.Module):
@@ -293,5 +289,5 @@ class T5(nn.Module):
       self.token_embedder(tokens_B[:, None]), None, mask_BTT, cache.prompt_mask[:, None, :], True,
       keep=True, cache=cache.layers, position=position,
     )  # fmt: skip
-    response = _write(cache.layers.response, new.response, position, axis=2)
+    response = layers.write_cache(cache.layers.response, new.response, position, axis=2)
     return hidden_BTD[:, 0], cache._replace(layers=cache.layers._replace(response=response))

@@ -25,7 +25,6 @@ from dro_jax.models.causal.layer import (
   Spans,
   flags_by_layer,
   layer_flag,
-  write,
 )
 from dro_jax.models.causal.network import Cache
 from dro_jax.models.layers import KeysValues
@@ -82,7 +81,9 @@ class DecoderLayer(nn.Module):
 
     y_BTD = _norm(cfg, 'pre_attention_norm')(x_BTD)
     new = attend.keys_values(y_BTD, context)
-    response = new if own.response is None else write(own.response, new, context.position, axis=1)
+    response = (
+      new if own.response is None else layers.write_cache(own.response, new, context.position, axis=1)
+    )
     y_BTD = attend(y_BTD, response, prompt if self.merged else None, context)
     x_BTD = self._add(x_BTD, y_BTD, 'post_attention_norm')
     if not self.merged:
@@ -254,7 +255,9 @@ class T5Gemma(nn.Module):
       True,
       keep=True,
     )
-    return states_N1D[:, 0], cache._replace(response=write(cache.response, new.response, position, axis=2))
+    return states_N1D[:, 0], cache._replace(
+      response=layers.write_cache(cache.response, new.response, position, axis=2)
+    )
 
 
 def _scaled(x_BTD: Array) -> Array:
