@@ -1,17 +1,19 @@
 """One training step of a decoder-only model by dro_jax beside TRL's trainers and PyTorch, on this machine.
 
-  python benchmarks/causal_peers.py [--methods=kto,dpo,dro_v] [--responses=1,4] [--dtypes=float32] [--json]
+  python benchmarks/causal_peers.py [--methods=kto,dpo,dro_v] [--responses=1,4] [--dtypes=float32] [--lora=16]
 
 Needs `pip install trl peft`. All take the same step: the size of SmolLM2-135M with the same random weights,
-the same prompts and responses, AdamW, nothing padded. TRL's sides are its KTOTrainer and DPOTrainer: their
-own collators and `training_step`, then their optimiser. DRO-V, which TRL has not, is written in plain
-PyTorch. With several responses a prompt, dro_jax encodes the prompt once for all of them. The losses of the
-first steps must agree before anything is timed. Sides take turns within one process; see `timing` for what
-a ratio is.
+the same prompts and responses, AdamW, nothing padded. With `--lora=RANK` all train the same adapter of all
+layers' products instead, which starts from the same A, and the reference is the base with the adapter off.
+
+TRL's sides are its KTOTrainer and DPOTrainer: their own collators and `training_step`, then their optimiser.
+DRO-V, which TRL has not, is written in plain PyTorch. With several responses a prompt, dro_jax encodes the
+prompt once for all of them. The losses of the first steps must agree before anything is timed. Sides take
+turns within one process; see `timing` for what a ratio is.
 """
 
 import argparse
-import copy
+import contextlib
 import gc
 import json
 import os
@@ -41,6 +43,7 @@ class Case(NamedTuple):
   prompts: np.ndarray
   responses: np.ndarray
   rewards: np.ndarray
+  lora: int | None = None
 
   @property
   def labels(self) -> np.ndarray:
@@ -69,7 +72,7 @@ def make_case(method: str, dtype: str, num_responses: int, options: argparse.Nam
   responses = rng.integers(3, options.vocab, (options.batch, T), dtype=np.int32)
   # Not balanced within a prompt: Adam would turn gradients that cancel into steps of random signs.
   rewards = np.where(np.arange(options.batch) % 2 == 0, 1.0, -1.0) * rng.uniform(0.5, 2.0, options.batch)
-  return Case(method, dtype, config, weights, prompts, responses, rewards.astype(np.float32))
+  return Case(method, dtype, config, weights, prompts, responses, rewards.astype(np.float32), options.lora)
 
 
 def torch_config(config: Any) -> Any:
@@ -88,7 +91,7 @@ def dro_jax_step(case: Case) -> Step:
   import jax
 
   from dro_jax import algorithms
-  from dro_jax.models import scoring
+  from dro_jax.models import lora, scoring
   from dro_jax.parallel import partitioning
   from dro_jax.run import networks
   from dro_jax.step import optimizers, reference, train_step
@@ -96,17 +99,22 @@ def dro_jax_step(case: Case) -> Step:
 
   settings = {'tau': TAU} if case.method == 'dro_v' else {'beta': BETA}
   algorithm = getattr(algorithms, case.method)(**settings)
-  nets = networks.build(case.config, uses_value=algorithm.uses_value)
-  params = networks.initial_params(nets, partitioning.make_mesh(), 0, None)
-  params['policy'] = policy_params(case)
-  if nets.value is not None:
-    params['value'] = networks.start_from_policy(params['value'], params['policy'])
+  nets = networks.build(case.config, uses_value=algorithm.uses_value, lora=adapter_settings(case))
+  params, base = networks.initial_params(nets, partitioning.make_mesh(), 0, None), None
+  if nets.lora is None:
+    params['policy'] = policy_params(case)
+    if nets.value is not None:
+      params['value'] = networks.start_from_policy(params['value'], params['policy'])
+  else:
+    base = lora.Base({'params': policy_params(case)}, nets.lora.scale)
   txs = {name: optimizers.adamw(LEARNING_RATE) for name in params}
-  frozen = reference.Frozen().build(scoring.make_score(nets.policy))
-  step = train_step.make_train_step(scoring.make_score(nets.policy, nets.value), algorithm, txs, frozen)
+  scheme = reference.Frozen() if nets.lora is None else reference.AdapterOff()
+  fixed = scheme.build(scoring.make_score(nets.policy))
+  step = train_step.make_train_step(scoring.make_score(nets.policy, nets.value), algorithm, txs, fixed)
   where = partitioning.replicated(partitioning.make_mesh())
-  held = [jax.device_put(train_state.create(params, txs, uses_reference=True), where)]
-  del params
+  state = train_state.create(params, txs, uses_reference=nets.lora is None)._replace(base=base)
+  held = [jax.device_put(state, where)]
+  del params, base, state
   rows, mesh = jax.device_put(make_rows(case, algorithm), where), partitioning.make_mesh()
   compiled = jax.jit(
     step, donate_argnums=0, out_shardings=where, compiler_options=partitioning.COMPILER_OPTIONS
@@ -119,6 +127,12 @@ def dro_jax_step(case: Case) -> Step:
     return float(output.metrics['loss'])
 
   return run
+
+
+def adapter_settings(case: Case) -> Any:
+  from dro_jax.models.lora import Lora
+
+  return None if case.lora is None else Lora(rank=case.lora)
 
 
 def policy_params(case: Case) -> Any:
@@ -166,12 +180,36 @@ def make_rows(case: Case, algorithm: Any) -> Any:
 # --- TRL and PyTorch ----------------------------------------------------------------------------------------
 
 
-def _torch_model(case: Case) -> Any:
+def _torch_model(case: Case, *, adapted: bool = False) -> Any:
   import transformers
 
   model = transformers.LlamaForCausalLM(torch_config(case.config))
   model.load_state_dict(case.weights)
-  return model
+  return _with_adapter(case, model) if adapted and case.lora else model
+
+
+def _with_adapter(case: Case, model: Any) -> Any:
+  """The model with dro_jax's first adapter, through the folder that dro_jax exports for PEFT."""
+  import jax
+  import peft
+  from etils import epath
+
+  from dro_jax.checkpoints.huggingface import peft as peft_folder
+  from dro_jax.models import stacks
+  from dro_jax.parallel import partitioning
+  from dro_jax.run import networks
+
+  settings, folder = adapter_settings(case), tempfile.mkdtemp()
+  nets = networks.build(case.config, uses_value=False, lora=settings)
+  adapter = networks.initial_params(nets, partitioning.make_mesh(), 0, None)['policy']
+  adapter = jax.tree.map(np.asarray, stacks.convert_layers(adapter, scan=False))
+  peft_folder.write(epath.Path(folder), adapter, settings, case.config, 'base')
+  return peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+def _torch_reference(case: Case) -> Any:
+  """TRL's copy of the reference; `None` has it switch the adapter off."""
+  return None if case.lora else _torch_model(case)
 
 
 def trl_step(case: Case) -> Step:
@@ -212,7 +250,7 @@ def _kto_trainer(case: Case) -> tuple[Any, list[dict[str, Any]]]:
   count = len(case.responses)
   texts = {'prompt': ['a b'] * count, 'completion': ['c d'] * count, 'label': case.labels.tolist()}
   trainer = trl.KTOTrainer(
-    model=_torch_model(case), ref_model=_torch_model(case),
+    model=_torch_model(case, adapted=True), ref_model=_torch_reference(case),
     args=trl.KTOConfig(**_trainer_settings(case), per_device_train_batch_size=count),
     train_dataset=datasets.Dataset.from_dict(texts), processing_class=_tokenizer(case),
   )  # fmt: skip
@@ -233,7 +271,7 @@ def _dpo_trainer(case: Case) -> tuple[Any, list[dict[str, Any]]]:
   count = len(case.responses) // 2
   texts = {'prompt': ['a b'] * count, 'chosen': ['c d'] * count, 'rejected': ['e f'] * count}
   trainer = trl.DPOTrainer(
-    model=_torch_model(case), ref_model=_torch_model(case),
+    model=_torch_model(case, adapted=True), ref_model=_torch_reference(case),
     args=trl.DPOConfig(**_trainer_settings(case), per_device_train_batch_size=count),
     train_dataset=datasets.Dataset.from_dict(texts), processing_class=_tokenizer(case),
   )  # fmt: skip
@@ -263,12 +301,17 @@ def torch_step(case: Case) -> Step:
   """DRO-V in plain PyTorch: transformers' models, fused cross entropy and AdamW, each response whole."""
   import torch
 
-  policy, reference = _torch_model(case).train(), _torch_model(case).requires_grad_(False)
-  trunk = copy.deepcopy(policy.model)
+  policy = _torch_model(case, adapted=True).train()
+  reference = policy if case.lora else _torch_model(case).requires_grad_(False)
+  switched_off = policy.disable_adapter if case.lora else contextlib.nullcontext
+  # A second network: of an adapted one, a second adapter.
+  trunk = _torch_model(case, adapted=True).train()
   head = torch.nn.Linear(case.config.emb_dim, 1)
   torch.nn.init.zeros_(head.weight)
   torch.nn.init.zeros_(head.bias)
-  weights = [*policy.parameters(), *trunk.parameters(), *head.parameters()]
+  trunk_states = (trunk.get_base_model() if case.lora else trunk).model
+  weights = [*policy.parameters(), *trunk_states.parameters(), *head.parameters()]
+  weights = [weight for weight in weights if weight.requires_grad]
   optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
   each = len(case.responses) // len(case.prompts)
   prompts = torch.tensor(np.repeat(case.prompts, each, axis=0)).long()
@@ -276,18 +319,19 @@ def torch_step(case: Case) -> Step:
   rewards, width = torch.tensor(case.rewards), case.prompts.shape[1]
 
   def logps(model: Any) -> Any:
-    states = model.model(torch.cat([prompts, responses], 1), use_cache=False).last_hidden_state
-    logits = model.lm_head(states[:, width - 1 : -1]).float()
+    whole = model.get_base_model() if case.lora else model
+    states = whole.model(torch.cat([prompts, responses], 1), use_cache=False).last_hidden_state
+    logits = whole.lm_head(states[:, width - 1 : -1]).float()
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), responses.flatten(), reduction='none')
     return -losses.view(responses.shape).sum(1)
 
   def run() -> float:
     with torch.autocast('cpu', torch.bfloat16, enabled=case.dtype == 'bfloat16'):
       chosen = logps(policy)
-      with torch.no_grad():
+      with torch.no_grad(), switched_off():
         rho = chosen - logps(reference)
       # One value a prompt: the trunk reads each prompt once.
-      states = trunk(prompts[::each], use_cache=False).last_hidden_state[:, -1]
+      states = trunk_states(prompts[::each], use_cache=False).last_hidden_state[:, -1]
       values = head(states.float())[:, 0].repeat_interleave(each)
     # The gradient of τ/2 ρ² is τρ times that of log π, and ρ² itself has to be in the loss.
     policy_loss = -(rewards - values.detach()) * chosen + TAU / 2 * (chosen - (chosen - rho).detach()) ** 2
@@ -309,8 +353,9 @@ def compare(
   """Losses, seconds and ratios of one method; sides whose losses differ are refused."""
   steps = {name: make(case) for name, make in sides.items()}
   losses = {name: [step(), step()] for name, step in steps.items()}
+  first = next(iter(losses))
   for name, found in losses.items():
-    for ours, other in zip(losses['dro_jax'], found):
+    for ours, other in zip(losses[first], found):
       if abs(ours - other) > TOLERANCE[case.dtype] * max(abs(ours), 1.0):
         raise SystemExit(f'{case.method}: the losses of {name} differ, so nothing is timed: {losses}')
   seconds = timing.interleaved(steps, rounds, warmups=0, clock=clock)
@@ -318,15 +363,18 @@ def compare(
   return {
     'method': case.method, 'dtype': case.dtype, 'responses_a_prompt': each, 'losses': losses,
     'median_seconds': {name: statistics.median(found) for name, found in seconds.items()},
-    'ratio_to_dro_jax': {name: timing.ratio(found, seconds['dro_jax']) for name, found in seconds.items()},
+    'ratio_to_first': {name: timing.ratio(found, seconds[first]) for name, found in seconds.items()},
     'peak_memory_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
   }  # fmt: skip
 
 
 def show(found: Mapping[str, Any]) -> None:
-  print(f'{found["method"]}, {found["dtype"]}, K = {found["responses_a_prompt"]}; losses {found["losses"]}')
+  print(
+    f'{found["method"]}, {found["dtype"]}, K = {found["responses_a_prompt"]}; losses {found["losses"]}; '
+    f'peak memory {found["peak_memory_gib"]:.2f} GiB'
+  )
   for name, seconds in found['median_seconds'].items():
-    ratio = found['ratio_to_dro_jax'][name]
+    ratio = found['ratio_to_first'][name]
     print(f'  {name:8} {seconds:6.2f} s, {ratio["median"]:5.2f} x ({ratio["low"]:.2f}-{ratio["high"]:.2f})')
 
 
@@ -335,12 +383,13 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--methods', type=words, default=('kto', 'dpo', 'dro_v'))
   parser.add_argument(
-    '--sides', type=words, default=('dro_jax', 'peer'), help='dro_jax alone, for its memory'
+    '--sides', type=words, default=('dro_jax', 'peer'), help='one of them alone, for its memory'
   )
   parser.add_argument('--dtypes', type=words, default=('float32',), help='of activations')
   parser.add_argument('--responses', type=numbers, default=(1, 4), help='responses a prompt')
   parser.add_argument('--batch', type=int, default=16, help='responses of a step')
   parser.add_argument('--lengths', type=pair, default=(64, 64), help='prompt,response tokens')
+  parser.add_argument('--lora', type=int, default=None, help='the rank of adapters; none: all parameters')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--vocab', type=int, default=49152)
   parser.add_argument('--width', type=int, default=576)
@@ -359,8 +408,9 @@ def main() -> None:
       for count in options.responses:
         peer = torch_step if method == 'dro_v' else trl_step
         sides = {'dro_jax': dro_jax_step, 'torch' if method == 'dro_v' else 'trl': peer}
-        if 'peer' not in options.sides:
-          sides = {'dro_jax': dro_jax_step}
+        sides = {
+          side: sides[side] for side in sides if ('dro_jax' if side == 'dro_jax' else 'peer') in options.sides
+        }
         case = make_case(method, dtype, count, options)
         results.append(compare(case, options.rounds, options.clock, sides))
         gc.collect()
