@@ -9,6 +9,7 @@ import jax
 import optax
 
 from dro_jax import algorithms
+from dro_jax.data import scaling as scalings
 from dro_jax.data.batches import groups, loader
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
@@ -168,6 +169,7 @@ class Run:
     keep, validates = self.spec.keep, self.loaders.eval is not None
     return [
       *([f'labels: {labels["said"]}'] if labels else []),
+      *scalings.notes(self.triplets.scaling),
       *optimizers.notes(self.optimizers, self.schedule.steps),
       *groups.notes(self.loaders.units),
       *([best.described(keep.metric, keep.mode)] if validates else []),
