@@ -421,7 +421,7 @@ def test_a_step_names_the_response_whose_next_token_kl_is_not_finite():
     'policy': LossTerm(jnp.zeros(8), jnp.ones(8, bool)),
     'next_token_kl': LossTerm(kls, jnp.ones(16, bool)),
   }
-  ids = np.asarray(metrics.nonfinite_ids(LossOutput(terms), {}, ROWS._replace(units=PAIRS)))
+  ids = np.asarray(metrics.nonfinite_ids(LossOutput(terms), {'loss': kls[3]}, ROWS._replace(units=PAIRS)))
   assert ids[ids >= 0].tolist() == [ROWS.example_id.reshape(-1)[3]]
 
 
