@@ -179,15 +179,12 @@ def test_dro_v_trains_two_adapters_and_a_head_on_one_base_whatever_the_microbatc
 
 
 def test_next_token_kl_is_taken_to_the_base_with_the_adapter_off():
-  """And its gradient reaches the adapter alone."""
   nets = networks.build(CAUSAL, uses_value=True, lora=SETTINGS)
-  state, txs = first_state(CAUSAL, nets)
+  state, _ = first_state(CAUSAL, nets)
   algorithm = algorithms.with_next_token_kl(algorithms.dro_v(), 3.0)
   ref = reference.AdapterOff().build(scoring.make_score(nets.policy, keeps_states=True))
   score = scoring.make_score(nets.policy, nets.value, kl_direction='reverse', chunk_size=5)
-  step = train_step.make_train_step(score, algorithm, txs, ref, num_microbatches=2)
-  after, output = jax.jit(step)(state, ROWS)
-  jax.tree.map(np.testing.assert_array_equal, state.base, after.base)
+  _, _, output = jax.jit(train_step.make_evaluate(score, algorithm, ref))(state, ROWS)
 
   @jax.jit
   def log_distributions(policy):

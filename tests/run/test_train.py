@@ -427,21 +427,20 @@ def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region,
 def test_a_run_with_next_token_kl_resumes_and_measures_it_apart_from_its_criterion(trust_region, tmp_path):
   """Against the initial policy, and against the moving reference, which the policy is after each step."""
   settings = {'algorithm': algorithms.dpo, 'next_token_kl': NextTokenKl(2.0), 'chunk_size': 5}
-  trust_region(tmp_path / 'parts', steps=2, **settings)
+  trust_region(tmp_path, steps=2, **settings)
   for other in (NextTokenKl(), NextTokenKl(1.0), NextTokenKl(2.0, 'forward')):
     with pytest.raises(UsageError, match='next_token_kl'):
-      trust_region(tmp_path / 'parts', steps=4, **settings | {'next_token_kl': other})
-  trust_region(tmp_path / 'parts', steps=4, **settings)
-  trust_region(tmp_path / 'whole', steps=4, **settings)
-  assert_same_run(tmp_path / 'parts', tmp_path / 'whole')
-  validated = [r for r in records(tmp_path / 'whole') if 'eval/loss' in r]
+      trust_region(tmp_path, steps=4, **settings | {'next_token_kl': other})
+  trust_region(tmp_path, steps=4, **settings)
+  validated = [r for r in records(tmp_path) if 'eval/loss' in r]
+  assert [record['step'] for record in validated] == [0, 1, 2, 3, 4]
   assert validated[0]['eval/next_token_kl'] == 0.0
   for record in validated[1:]:
     assert record['eval/next_token_kl'] > 1e-6 and record['eval/next_token_kl_moving'] == 0.0
     np.testing.assert_allclose(record['eval/criterion'], record['eval/loss/policy'], rtol=1e-6)
     added = record['eval/loss'] - record['eval/criterion']
     np.testing.assert_allclose(added, record['eval/loss/next_token_kl'], rtol=1e-3)
-  described = json.loads((tmp_path / 'whole' / 'run.json').read_text())
+  described = json.loads((tmp_path / 'run.json').read_text())
   assert described['next_token_kl'] == {'weight': 2.0, 'direction': 'reverse'}
 
 
