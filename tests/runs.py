@@ -39,7 +39,7 @@ _PARTS = {
     },
   ),
   'keep': (
-    Keep, {'keep_last': 'last', 'keep_best': 'best', 'best_metric': 'metric', 'best_mode': 'mode'}
+    Keep, {'keep_last': 'last', 'keep_best': 'best', 'best_metric': 'metric', 'best_mode': 'mode', 'best_bound': 'bound'}
   ),
 }  # fmt: skip
 

@@ -170,7 +170,7 @@ class Run:
       *([f'labels: {labels["said"]}'] if labels else []),
       *optimizers.notes(self.optimizers, self.schedule.steps),
       *groups.notes(self.loaders.units),
-      *([best.described(keep.metric, keep.mode)] if validates else []),
+      *([best.described(keep)] if validates else []),
     ]
 
   def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import optax
 
 from dro_jax import algorithms, files, limits
+from dro_jax.checkpoints.bound import parse as parse_bound
 from dro_jax.configs.effects import KEEPING, PARTS, PLACE, SPEED
 from dro_jax.data.batches.groups import UnitOptions
 from dro_jax.data.text.vocabularies import Vocabulary
@@ -161,9 +162,14 @@ class Keep:
     best: how many of the best.
     metric: the metric of validation that chooses the best; `None` keeps the newest only.
     mode: `min` or `max`, whichever value of the metric is best.
+    bound: a bound that the best must keep: a metric of validation, <= or >=, and a number, as 'eval/kl<=2'.
+      `None` sets none. Where no checkpoint keeps it there is no best, and the newest is taken.
+
+  Raises:
+    UsageError: the bound is none, or nothing chooses a best that it could bound.
 
   Example:
-    >>> dro.replace(spec, keep=dro.Keep(last=1, metric='eval/kl')).keep.best
+    >>> dro.replace(spec, keep=dro.Keep(last=1, bound='eval/kl<=2')).keep.best
     1
   """
 
@@ -171,6 +177,17 @@ class Keep:
   best: Annotated[int, KEEPING] = 1
   metric: Annotated[str | None, KEEPING] = 'eval/criterion'
   mode: Annotated[str, KEEPING] = 'min'
+  bound: Annotated[str | None, KEEPING] = None
+
+  def __post_init__(self):
+    if self.bound is None:
+      return
+    parse_bound(self.bound)
+    if self.metric is None:
+      raise UsageError(
+        f'bound={self.bound!r} bounds the best checkpoint, and without a metric none is the best: pass --set '
+        'BEST_METRIC=eval/criterion, or --set BEST_BOUND=None.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
