@@ -48,7 +48,7 @@ class Checkpoints:
   """The newest and the best states of a run, saved while the run goes on.
 
   Keeps the `keep_last` newest steps and, where `best_metric` is named, the `keep_best` steps with the largest
-  (`best_mode='max'`) or smallest (`'min'`) value of it, among those whose metrics keep `best_bound`. `metadata`
+  (`best_mode='max'`) or smallest (`'min'`) value of it, of those whose metrics keep `best_bound`. `metadata`
   (JSON) is written beside every state: all that is needed to rebuild the model before its arrays are read.
 
   Saving returns once the arrays are copied off the devices, so their buffers may be donated to the next step;

@@ -54,7 +54,7 @@ def described(keep: Keep) -> str:
 def without_any(keep: Keep) -> str:
   """A line for a run none of whose checkpoints keeps the bound."""
   return (
-    f'note: no checkpoint keeps the bound {keep.bound}, so none is the best, and the newest is taken. eval/ in '
+    f'note: no checkpoint keeps the bound {keep.bound}, so none is the best, and the newest is taken. '
     'metrics.jsonl says by how much they miss it: loosen BEST_BOUND, or train so that the policy keeps it.'
   )
 

@@ -49,8 +49,9 @@ def make_learner(spec: RunSpec, devices: Sequence[Any] | None, legacy: Legacy) -
   pools = spec.algorithm.uses_value and value.readout == 'batch'
   algorithm = algorithms.with_batch_value(spec.algorithm) if pools else spec.algorithm
   nets = networks.build(
-    config, uses_value=algorithm.uses_value, lora=spec.policy.lora, **dataclasses.asdict(value)
-  )
+    config, uses_value=algorithm.uses_value, lora=spec.policy.lora, readout=value.readout,
+    shared=value.shared, frozen_trunk=value.frozen_trunk,
+  )  # fmt: skip
   reference = legacy.reference(_build_reference(spec, nets) if algorithm.uses_reference else None)
   return Learner(algorithm, nets, value, reference, vocabulary, spec.mesh.over(devices))
 

@@ -92,6 +92,11 @@ class Value:
       number for all (`scalar`); see `models.value.ValueNetwork`.
     shared: whether the value reads the policy's own trunk.
     frozen_trunk: whether only the layers above the trunk are fitted, not the trunk.
+    warmup_steps: steps in which the value alone is trained. Then the policy starts, with its own warm-up of
+      the learning rate.
+
+  Raises:
+    UsageError: the steps are less than 0.
 
   Example:
     >>> dro.replace(spec, value=dro.Value(readout='attention', shared=True)).value.shared
@@ -101,6 +106,14 @@ class Value:
   readout: str = 'prompt'
   shared: bool = False
   frozen_trunk: bool = False
+  warmup_steps: int = 0
+
+  def __post_init__(self):
+    if self.warmup_steps < 0:
+      raise UsageError(
+        f'warmup_steps={self.warmup_steps}: pass 0 or more steps (--set VALUE_WARMUP_STEPS=100); with 0, '
+        'policy and value start together.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +299,13 @@ def _refuse_settings(spec: RunSpec) -> None:
     raise UsageError(
       'the reference is the base with the adapter off, and the run has no adapter: pass --set '
       'LORA_RANK=16 (or --gin_file=adapters/lora.gin), or --set REFERENCE=@frozen.'
+    )
+  if spec.value.warmup_steps and not (algorithm.uses_value and algorithm.trains_policy):
+    lacks = 'trains no policy' if algorithm.uses_value else 'has no value'
+    raise UsageError(
+      f'VALUE_WARMUP_STEPS={spec.value.warmup_steps} trains the value alone before the policy, and '
+      f'{algorithm.name} {lacks}: pass --set VALUE_WARMUP_STEPS=0, or an algorithm with a policy and a value '
+      '(--gin_file=algorithms/dro_v.gin).'
     )
   if algorithm.uses_token_values and readout != 'token':
     raise UsageError(
