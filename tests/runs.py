@@ -28,7 +28,7 @@ _PARTS = {
   ),
   'value': (
     Value,
-    {'value_readout': 'readout', 'value_shared': 'shared', 'value_frozen_trunk': 'frozen_trunk'},
+    {'value_readout': 'readout', 'value_shared': 'shared', 'value_frozen_trunk': 'frozen_trunk', 'value_warmup_steps': 'warmup_steps'},
   ),
   'optimizers': (Optimizers, {'policy_optimizer': 'policy', 'value_optimizer': 'value'}),
   'batches': (

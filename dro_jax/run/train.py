@@ -182,7 +182,8 @@ def _metadata(run: Run, folder: pathlib.Path) -> dict[str, Any]:
   value = run.value
   return networks.metadata(
     run.networks.policy.config, vocabulary=run.vocabulary, algorithm=run.algorithm, readout=value.readout,
-    shared=value.shared, frozen_trunk=value.frozen_trunk, value_warmup_steps=value.warmup_steps, data=triplets.report | data,
+    shared=value.shared, frozen_trunk=value.frozen_trunk, value_warmup_steps=value.warmup_steps,
+    data=triplets.report | data,
     format=saved_format(saved) if saved else FORMAT,
     keeps_initial=reference is not None and reference.initial is not None,
     reference=run.store.settings, uses_reference=reference is not None and reference.is_kept,

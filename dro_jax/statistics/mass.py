@@ -18,7 +18,7 @@ import numpy as np
 KEPT, SIZE = 'mass_kept', 'mass_kept_effective_size'
 # Below LEAST, more than half of the probability has left. With EFFECTIVE answers or more, Z's standard error
 # is at most Z/√20, so that 1 is more than four of them away. In simulations of 256 answers with lognormal
-# weights, whose tail is heavy, at most 7 % of policies that had kept all their mass were said to have lost it.
+# weights, whose tail is heavy, at most 7 % of policies that had kept all mass were said to have lost it.
 LEAST, EFFECTIVE = 0.5, 20.0
 
 
