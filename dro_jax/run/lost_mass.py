@@ -32,7 +32,7 @@ def warning(step: int, measured: Mapping[str, float], *, uses_value: bool) -> st
   first = ', or train the value first (--set VALUE_WARMUP_STEPS=100)' if uses_value else ''
   return (
     f'note: after step {step} the policy has {kept:.2f} of its probability on answers that its reference '
-    f'gives (eval/mass_kept, an estimate from {size:.0f} answers). The rest has moved to answers that neither '
-    'the log nor the reference has, which no loss sees. Read samples.jsonl. In a new run, add --set '
-    f'NEXT_TOKEN_KL=1.0, lower POLICY_LEARNING_RATE{first}.'
+    f'gives (eval/mass_kept, an estimate from {size:.0f} answers). The rest has moved to answers that are '
+    'neither in the log nor of the reference, which no loss sees. Read samples.jsonl. In a new run, add '
+    f'--set NEXT_TOKEN_KL=1.0, lower POLICY_LEARNING_RATE{first}.'
   )

@@ -44,7 +44,7 @@ def test_replace_changes_fields_of_a_part():
     ({'algorithm': algorithms.oreo}, 'VALUE_READOUT=token'),
     (
       {'algorithm': algorithms.dpo, 'value': Value(warmup_steps=5)},
-      'VALUE_WARMUP_STEPS=5 .* dpo has no value',
+      'WARMUP_STEPS=5 .* dpo has no value',
     ),
     ({'algorithm': algorithms.regression, 'value': Value(warmup_steps=5)}, 'regression trains no policy'),
     ({'algorithm': algorithms.oreo, 'value': Value('batch')}, 'VALUE_READOUT=batch does not give one'),
