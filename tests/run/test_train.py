@@ -79,6 +79,7 @@ def run(triplets, tmp_path_factory):
       eval_every=eval_every,
       checkpoint_every=checkpoint_every,
       sample_prompts=1,
+      kl_prompts=0,
     )
     data = data or functools.partial(
       load_triplets,
