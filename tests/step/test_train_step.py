@@ -333,9 +333,9 @@ def value_first(num_microbatches=1, warmup_steps=2):
 @pytest.mark.parametrize('num_microbatches', [1, 2])
 def test_the_value_trains_alone_before_the_policy(num_microbatches):
   step, plain, state = value_first(num_microbatches)
-  rows, states, norms = ROWS._replace(mismatched=None), [state], []
+  rows, states, norms, step = ROWS._replace(mismatched=None), [state], [], jax.jit(step)
   for _ in range(4):
-    state, output = jax.jit(step)(states[-1], rows)
+    state, output = step(states[-1], rows)
     states.append(state)
     norms.append(float(output.metrics['gradient_norm/policy']))
   first, waited, third, last = (
