@@ -28,7 +28,10 @@ _PARTS = {
   ),
   'value': (
     Value,
-    {'value_readout': 'readout', 'value_shared': 'shared', 'value_frozen_trunk': 'frozen_trunk'},
+    {
+      'value_readout': 'readout', 'value_shared': 'shared', 'value_frozen_trunk': 'frozen_trunk',
+      'value_warmup_steps': 'warmup_steps',
+    },
   ),
   'optimizers': (Optimizers, {'policy_optimizer': 'policy', 'value_optimizer': 'value'}),
   'batches': (
@@ -39,7 +42,11 @@ _PARTS = {
     },
   ),
   'keep': (
-    Keep, {'keep_last': 'last', 'keep_best': 'best', 'best_metric': 'metric', 'best_mode': 'mode'}
+    Keep,
+    {
+      'keep_last': 'last', 'keep_best': 'best', 'best_metric': 'metric', 'best_mode': 'mode',
+      'best_bound': 'bound',
+    },
   ),
 }  # fmt: skip
 

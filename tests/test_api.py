@@ -27,7 +27,7 @@ TINY = {
 def small_spec(data, policy, algorithm, steps=2):
   return dro.RunSpec(
     data=data, policy=policy, algorithm=algorithm, batches=dro.Batches(size=8),
-    schedule=dro.Schedule(steps=steps, eval_every=2, sample_prompts=0),
+    schedule=dro.Schedule(steps=steps, eval_every=2, sample_prompts=0, kl_prompts=0),
   )  # fmt: skip
 
 

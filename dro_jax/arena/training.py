@@ -119,7 +119,9 @@ def fit(
   spec = dataclasses.replace(
     _spec(algorithm, data, budget, mesh),
     optimizers=Optimizers(optimizer, optimizer),
-    schedule=Schedule(steps, log_every=every, eval_every=every, checkpoint_every=every, sample_prompts=0),
+    schedule=Schedule(
+      steps, log_every=every, eval_every=every, checkpoint_every=every, sample_prompts=0, kl_prompts=0
+    ),
     seed=cell.seed,
   )
   result = train(str(folder), spec)

@@ -7,7 +7,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from dro_jax import files
-from dro_jax.checkpoints.metadata import BEST_METRIC, BEST_MODE, DIGEST, read_metadata
+from dro_jax.checkpoints import bound
+from dro_jax.checkpoints.metadata import BEST_BOUND, BEST_METRIC, BEST_MODE, DIGEST, read_metadata
 from dro_jax.errors import UsageError
 
 # Endings of files with another project's weights, whose folder also describes the model.
@@ -133,18 +134,26 @@ def numbered_steps(folder: epath.Path) -> list[int]:
 
 
 def _preferred_step(folder: epath.Path, steps: list[int]) -> int:
+  """The best step whose metrics keep the run's bound, or else the newest."""
   newest = read_metadata(folder / str(steps[-1]))
-  scores = {step: _read_metric(folder / str(step), newest[BEST_METRIC]) for step in steps}
-  measured = {step: score for step, score in scores.items() if score is not None}
+  name, text = newest[BEST_METRIC], newest.get(BEST_BOUND)
+  limit = None if text is None else bound.parse(text)
+  found = {step: _read_metrics(folder / str(step)) for step in steps}
+  measured = {
+    step: metrics[name]
+    for step, metrics in found.items()
+    if metrics.get(name) is not None and (limit is None or limit.keeps(metrics))
+  }
   if not measured:
     return steps[-1]
   sign = -1 if newest[BEST_MODE] == 'min' else 1
   return max(measured, key=lambda step: (sign * measured[step], step))
 
 
-def _read_metric(folder: epath.Path, name: str | None) -> float | None:
+def _read_metrics(folder: epath.Path) -> dict[str, float]:
   file = folder / 'metrics' / 'metrics'
-  return json.loads(file.read_text()).get(name) if file.exists() else None
+  metrics: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+  return metrics
 
 
 def absolute_path(directory: str | epath.PathLike) -> epath.Path:

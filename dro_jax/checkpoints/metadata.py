@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 # Keys of the metadata: the meaning of "best" in the run, and the hash of the state.
-BEST_METRIC, BEST_MODE, DIGEST = 'best_metric', 'best_mode', 'digest'
+BEST_METRIC, BEST_MODE, BEST_BOUND, DIGEST = 'best_metric', 'best_mode', 'best_bound', 'digest'
 # True of a model with one score instead of logits (see `reward_models`).
 REWARD_MODEL = 'reward_model'
 # The version of the metadata. In 1, which was not written down, a value `batch` was today's `scalar`, and

@@ -22,8 +22,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers, type_handlers
 
 from dro_jax.checkpoints import digest
+from dro_jax.checkpoints.bound import Bound
 from dro_jax.checkpoints.folders import absolute_path, find_checkpoint, numbered_steps
-from dro_jax.checkpoints.metadata import BEST_METRIC, BEST_MODE, DIGEST, read_metadata
+from dro_jax.checkpoints.metadata import BEST_BOUND, BEST_METRIC, BEST_MODE, DIGEST, read_metadata
 from dro_jax.checkpoints.trees import (
   CHUNK_BYTES,
   PART_BYTES,
@@ -47,8 +48,8 @@ class Checkpoints:
   """The newest and the best states of a run, saved while the run goes on.
 
   Keeps the `keep_last` newest steps and, where `best_metric` is named, the `keep_best` steps with the largest
-  (`best_mode='max'`) or smallest (`'min'`) value of it. `metadata` (JSON) is written beside every state: all
-  that is needed to rebuild the model before its arrays are read.
+  (`best_mode='max'`) or smallest (`'min'`) value of it, of those whose metrics keep `best_bound`. `metadata`
+  (JSON) is written beside every state: all that is needed to rebuild the model before its arrays are read.
 
   Saving returns once the arrays are copied off the devices, so their buffers may be donated to the next step;
   a failure to write is raised by the next call, as `Failed` where the disk caused it. All processes make the
@@ -63,6 +64,7 @@ class Checkpoints:
     keep_best: int = 1,
     best_metric: str | None = None,
     best_mode: str = 'max',
+    best_bound: Bound | None = None,
     metadata: Mapping[str, Any] | None = None,
   ):
     if keep_last < 1:
@@ -70,10 +72,13 @@ class Checkpoints:
     if best_mode not in ('min', 'max'):
       raise UsageError(f"best_mode is {best_mode!r}: pass 'max' where a larger metric is better, or 'min'")
     self._best_metric = best_metric
-    self._metadata = to_json({**(metadata or {}), BEST_METRIC: best_metric, BEST_MODE: best_mode})
-    self._manager = ocp.CheckpointManager(
-      absolute_path(directory), options=_options(keep_last, keep_best, best_metric, best_mode)
-    )
+    self._measured: dict[int, Mapping[str, float]] = {}
+    best = {BEST_METRIC: best_metric, BEST_MODE: best_mode}
+    best |= {} if best_bound is None else {BEST_BOUND: str(best_bound)}
+    self._metadata = to_json({**(metadata or {}), **best})
+    self._score = _make_score(best_metric, best_mode, best_bound)
+    options = _options(keep_last, keep_best, self._score if best_metric else None)
+    self._manager = ocp.CheckpointManager(absolute_path(directory), options=options)
 
   def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
     """Starts to save `state` as `step`; a step that is already there is left as it is."""
@@ -82,8 +87,10 @@ class Checkpoints:
     metadata = {**self._metadata, 'step': step, DIGEST: digest.hash_tree(state)}
     saved = _without_absent(state)
     arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(saved), metadata=ocp.args.JsonSave(metadata))
+    rankable = self._rankable(metrics or {})
+    self._measured[step] = rankable or {}
     with self._writing():
-      self._manager.save(step, args=arguments, metrics=self._rankable(metrics or {}), force=True)
+      self._manager.save(step, args=arguments, metrics=rankable, force=True)
 
   def _rankable(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
     # A checkpoint whose metric was not measured, or is not finite, can never be the best.
@@ -94,8 +101,13 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """The step with the best metric; `None` where none was measured."""
-    return self._manager.best_step() if self._best_metric else None
+    """The step with the best metric; `None` where none was measured, or none keeps the bound."""
+    step = self._manager.best_step() if self._best_metric else None
+    if step is None:
+      return None
+    if step not in self._measured:  # It was saved by an earlier process.
+      self._measured[step] = self._manager.metrics(step) or {}
+    return step if self._score(self._measured[step]) > -math.inf else None
 
   def restore(self, step: int, abstract_state: Any) -> Any:
     """The state saved as `step`, bit for bit, laid out as `abstract_state`'s shardings say.
@@ -216,23 +228,40 @@ def _wait_for_all(event: str) -> None:
     multihost_utils.sync_global_devices(event)
 
 
-def _options(
-  keep_last: int, keep_best: int, best_metric: str | None, best_mode: str
-) -> ocp.CheckpointManagerOptions:
+Score = Callable[[Mapping[str, float]], float]
+
+
+def _make_score(metric: str | None, mode: str, bound: Bound | None) -> Score:
+  """How good a checkpoint's metrics are; −∞ where they can never be the best.
+
+  That is where they break the bound, or come from a time with another best metric.
+  """
+  sign = -1 if mode == 'min' else 1
+
+  def score(metrics: Mapping[str, float]) -> float:
+    can_be_best = metric in metrics and (bound is None or bound.keeps(metrics))
+    return sign * metrics[metric] if can_be_best else -math.inf
+
+  return score
+
+
+class _BestN(checkpoint_managers.BestN):
+  """Keeps the best, but none that can never be the best, though there be no other."""
+
+  def should_preserve(self, checkpoints, *, context):
+    kept = super().should_preserve(checkpoints, context=context)
+    return [
+      keeps and info.metrics is not None and self.get_metric_fn(info.metrics) > -math.inf
+      for keeps, info in zip(kept, checkpoints)
+    ]
+
+
+def _options(keep_last: int, keep_best: int, score: Score | None) -> ocp.CheckpointManagerOptions:
   kept = [checkpoint_managers.LatestN(keep_last)]
-  best_fn = None
-  if best_metric:
-    # A checkpoint from a time with another best metric can never be the best.
-    worst = math.inf if best_mode == 'min' else -math.inf
-    best_fn = lambda metrics: metrics.get(best_metric, worst)  # noqa: E731
-    kept.append(
-      checkpoint_managers.BestN(
-        get_metric_fn=best_fn, reverse=best_mode == 'min', n=keep_best, keep_checkpoints_without_metrics=False
-      )
-    )
+  if score is not None:
+    kept.append(_BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False))
   return ocp.CheckpointManagerOptions(
-    best_fn=best_fn,
-    best_mode=best_mode,
+    best_fn=score,
     preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
     cleanup_tmp_directories=True,
   )

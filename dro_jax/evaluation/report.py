@@ -20,9 +20,15 @@ MEANINGS = {
   'sample_reward': 'reward of own samples',
   'kl': 'KL(π‖π_ref) of own samples, nats',
   'kl_moving': 'KL to the moving reference of own samples, nats',
+  'mass_kept': "mass kept on the reference's own answers",
+  'mass_kept_effective_size': 'its effective size, answers',
   'sample_tokens': 'tokens of own samples',
   'within_prompt_accuracy/log_ratio': 'within-prompt accuracy of ρ',
   'within_prompt_accuracy/log_ratio_moving': 'within-prompt accuracy of ρ to the moving reference',
+  'within_prompt_explained_variance': 'variance within prompts explained by τρ',
+  'within_prompt_explained_variance_moving': 'the same by τρ to the moving reference',
+  'within_prompt_correlation': 'correlation of ρ with rewards within prompts',
+  'within_prompt_correlation_moving': 'the same of ρ to the moving reference',
   'within_prompt_accuracy/logp': 'within-prompt accuracy of log π',
   'within_prompt_accuracy/logp_per_token': 'within-prompt accuracy of log π by token',
   'rank_correlation': 'rank correlation of V + τρ',
@@ -33,7 +39,8 @@ MEANINGS = {
 }
 AXES = {'examples': 'examples seen', 'flops': 'FLOPs of training', 'eval/kl': MEANINGS['kl']}
 _CURVES = (
-  'sample_reward', 'within_prompt_accuracy/log_ratio', 'within_prompt_accuracy/logp', 'rank_correlation', 'kl'
+  'sample_reward', 'within_prompt_accuracy/log_ratio', 'within_prompt_explained_variance',
+  'within_prompt_accuracy/logp', 'rank_correlation', 'kl', 'mass_kept',
 )  # fmt: skip
 _SAME_REFERENCE = 0.1  # nats: more than rounding makes of one reference on two machines.
 
@@ -230,7 +237,7 @@ def _note(runs: Sequence[Run], found: Sequence[Validation]) -> str:
 
 
 # Of run.json; and what config.gin says too.
-_DESCRIBED = ('temperature', 'value', 'reference', 'model', 'online')
+_DESCRIBED = ('temperature', 'value', 'value_warmup_steps', 'reference', 'model', 'online')
 _BOUND = ('algorithm', 'next_token_kl', 'batch_size', 'seed', 'init_from')
 
 

@@ -6,20 +6,29 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from dro_jax.algorithms import Algorithm
+from dro_jax.checkpoints.bound import parse as parse_bound
 from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import UsageError, did_you_mean
 from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.run import table_scores
 from dro_jax.run.folder import validation
 from dro_jax.run.sampling import policy_samples, rollouts
+from dro_jax.run.spec import Keep
 from dro_jax.step.reference import MOVING
 
 PREFIX = 'eval/'
 # The algorithm's criterion, which every validation measures.
 CRITERION = f'{PREFIX}criterion'
+_WITHOUT = {'best_metric': 'None to keep the newest checkpoints only', 'best_bound': 'None to set no bound'}
 
 
-def refuse_unmeasured(metric: str, names: Collection[str]) -> None:
+def metrics_of(keep: Keep) -> dict[str, str]:
+  """The metrics that decide which checkpoint is best, by the setting that names them."""
+  named = {'best_metric': keep.metric, 'best_bound': keep.bound and parse_bound(keep.bound).metric}
+  return {setting: metric for setting, metric in named.items() if metric is not None}
+
+
+def refuse_unmeasured(metric: str, names: Collection[str], setting: str = 'best_metric') -> None:
   """Refuses a metric that no validation measures.
 
   Raises:
@@ -29,16 +38,26 @@ def refuse_unmeasured(metric: str, names: Collection[str]) -> None:
     return
   nearest = did_you_mean(f'{PREFIX}{metric.removeprefix(PREFIX)}', names)
   raise UsageError(
-    f'best_metric={metric!r} is not measured{nearest}: pass one of {", ".join(sorted(names))} (--set '
-    'BEST_METRIC=...), or None to keep the newest checkpoints only.'
+    f'{setting}={metric!r} is not measured{nearest}: pass one of {", ".join(sorted(names))} (--set '
+    f'{setting.upper()}=...), or {_WITHOUT[setting]}.'
   )
 
 
-def described(metric: str | None, mode: str) -> str:
-  """A line that names the metric of the best checkpoint; '' if it is the algorithm's criterion."""
-  if metric in (None, CRITERION):
+def described(keep: Keep) -> str:
+  """A line that says which checkpoint is the best; '' if it is that with the least criterion."""
+  if keep.metric is None or (keep.metric == CRITERION and keep.bound is None):
     return ''
-  return f'the best checkpoint is that with the {"largest" if mode == "max" else "smallest"} {metric}'
+  among = '' if keep.bound is None else f' of those with {keep.bound}'
+  least = 'largest' if keep.mode == 'max' else 'smallest'
+  return f'the best checkpoint is that with the {least} {keep.metric}{among}'
+
+
+def without_any(keep: Keep) -> str:
+  """A line for a run none of whose checkpoints keeps the bound."""
+  return (
+    f'note: no checkpoint keeps the bound {keep.bound}, so none is the best, and the newest is taken. '
+    'metrics.jsonl says by how much they miss it: loosen BEST_BOUND, or train so that the policy keeps it.'
+  )
 
 
 def measured_names(
@@ -79,7 +98,8 @@ def measured_names(
 def _drawn(ratios: bool, rewards: bool, moves: bool) -> policy_samples.OwnSamples:
   one = np.zeros(1)
   columns = (one if there else None for there in (ratios, rewards, ratios and moves))
-  return policy_samples.OwnSamples(one, one, one, *columns)
+  of_reference = np.zeros((1, 1)) if ratios else None
+  return policy_samples.OwnSamples(one, one, one, *columns, of_reference)
 
 
 def _defined(table: TokenTable, algorithm: Algorithm, moves: bool) -> Mapping[str, float]:

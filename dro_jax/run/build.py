@@ -171,9 +171,9 @@ class Run:
       *([f'labels: {labels["said"]}'] if labels else []),
       *scalings.notes(self.triplets.scaling),
       *([self._note_of_kl()] if self.spec.next_token_kl.weight else []),
-      *optimizers.notes(self.optimizers, self.schedule.steps),
+      *optimizers.notes(self.optimizers, self.schedule.steps, {'policy': self.spec.value.warmup_steps}),
       *groups.notes(self.loaders.units),
-      *([best.described(keep.metric, keep.mode)] if validates else []),
+      *([best.described(keep)] if validates else []),
     ]
 
   def _note_of_kl(self) -> str:
@@ -214,10 +214,7 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
   txs = {'policy': spec.optimizers.policy if learner.algorithm.trains_policy else optax.set_to_zero()}
   txs |= {'value': spec.optimizers.value} if learner.algorithm.uses_value else {}
   abstract_state = _abstract_state(learner, txs)
-  pure_step = train_step.make_train_step(
-    _score_all(learner.networks, spec.compute, learner.algorithm), learner.algorithm, txs, learner.reference,
-    seed=spec.seed, num_microbatches=spec.batches.microbatches, dropout=spec.compute.dropout_rate > 0,
-  )  # fmt: skip
+  pure_step = _make_step(spec, learner, txs)
   validator = make_validator(spec, learner, data, legacy)
   longest = data.longest if validator.rollouts is None else validator.rollouts.settings['max_length']
   answer = generation.make_generator(
@@ -232,6 +229,21 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
     jitted_step=_jit_step(pure_step, abstract_state, learner.mesh, spec.compute),
     measure=_make_measure(learner, spec.batches.microbatches), validator=validator, answer=answer,
   )  # fmt: skip
+
+
+def _make_step(
+  spec: RunSpec, learner: Learner, txs: Mapping[str, optax.GradientTransformation]
+) -> Callable[..., Any]:
+  """The run's pure step; before the policy's own steps come those that train the value alone, if any do."""
+  score = _score_all(learner.networks, spec.compute, learner.algorithm)
+  make = functools.partial(
+    train_step.make_train_step, score, learner.algorithm, reference=learner.reference, seed=spec.seed,
+    num_microbatches=spec.batches.microbatches, dropout=spec.compute.dropout_rate > 0,
+  )  # fmt: skip
+  step, warmup_steps = make(txs), spec.value.warmup_steps
+  if not warmup_steps:
+    return step
+  return train_step.make_value_first_step(step, make({'value': txs['value']}), warmup_steps)
 
 
 def _score_all(nets: networks.Networks, compute: Compute, algorithm: algorithms.Algorithm) -> scoring.Score:

@@ -51,8 +51,9 @@ def make_learner(spec: RunSpec, devices: Sequence[Any] | None, legacy: Legacy) -
   pools = algorithm.uses_value and value.readout == 'batch'
   algorithm = algorithms.with_batch_value(algorithm) if pools else algorithm
   nets = networks.build(
-    config, uses_value=algorithm.uses_value, lora=spec.policy.lora, **dataclasses.asdict(value)
-  )
+    config, uses_value=algorithm.uses_value, lora=spec.policy.lora, readout=value.readout,
+    shared=value.shared, frozen_trunk=value.frozen_trunk,
+  )  # fmt: skip
   keeps_states = algorithm.kl_direction is not None
   reference = _build_reference(spec, nets, keeps_states) if algorithm.uses_reference else None
   reference = legacy.reference(reference)

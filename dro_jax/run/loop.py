@@ -14,8 +14,8 @@ from dro_jax.checkpoints import folders, orbax
 from dro_jax.data.batches import loader
 from dro_jax.errors import Interrupted, NotFinite, Stopped
 from dro_jax.parallel import interrupts, partitioning
+from dro_jax.run import best, lost_mass, outcome, summary
 from dro_jax.run import hooks as hooking
-from dro_jax.run import outcome, summary
 from dro_jax.run.build import Run
 from dro_jax.run.folder import configs, nonfinite, spending, validation
 from dro_jax.run.folder.records import RunWriter
@@ -217,14 +217,16 @@ def _refuse_nonfinite(loop: _Loop, pending: _Pending, scalars: Mapping[str, Any]
 def _evaluate(loop: _Loop, state: TrainState, step: int, so_far: Mapping[str, float]) -> dict[str, float]:
   """Validates on held-out prompts and answers a few of them."""
   run, writer = loop.run, loop.writer
-  table, metric = run.loaders.eval.table, run.spec.keep.metric
+  table, decisive = run.loaders.eval.table, best.metrics_of(run.spec.keep)
   scalars, responses = run.validator.validate(state)
   if jax.process_index() == 0:
     validation.save(loop.folder, step, responses)
   measured = {f'eval/{name}': value for name, value in scalars.items()}
   measured |= hooking.measure(loop.hooks, (run.loaders.statistics or run.loaders.eval).table, responses)
-  if metric is not None and metric not in measured:
+  for metric in {*decisive.values()} - measured.keys():
     writer.say(f'note: {metric} is undefined at step {step}, which so cannot be the best')
+  if lost_mass.has_left(measured) and not lost_mass.had_left(loop.folder):  # Once in a run.
+    writer.say(lost_mass.warning(step, measured, uses_value=run.algorithm.uses_value))
   writer.metrics(step, measured | so_far)
   count = min(run.schedule.sample_prompts, len(table))
   if count:
@@ -247,8 +249,10 @@ def _evaluate_start(loop: _Loop, state: TrainState) -> None:
 def _show_outcome(loop: _Loop) -> None:
   """Says what came of the run, where its first policy was measured."""
   if jax.process_index() == 0:
-    best = loop.checkpoints.best_step()
-    if (result := outcome.read(loop.folder, best)) is not None:
+    step, keep = loop.checkpoints.best_step(), loop.run.spec.keep
+    if step is None and keep.bound is not None:
+      loop.writer.say(best.without_any(keep))
+    if (result := outcome.read(loop.folder, step)) is not None:
       loop.writer.show(result)
 
 

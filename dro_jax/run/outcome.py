@@ -10,7 +10,7 @@ from dro_jax import files
 from dro_jax.printing import tables
 from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
-from dro_jax.statistics import agreement
+from dro_jax.statistics import agreement, mass
 from dro_jax.statistics.agreement import Estimate
 
 RESAMPLES, SEED = 1000, 0
@@ -26,8 +26,11 @@ _LABELS = {
   'criterion': 'criterion',
   'sample_reward': 'reward of samples',
   'kl': 'KL, nats',
+  mass.KEPT: 'mass kept',
+  mass.SIZE: 'effective size',
   _RHO: 'accuracy of ρ',
   _LOGP: 'accuracy of log π',
+  'within_prompt_explained_variance': 'explained by τρ',
 }
 _PHRASES = {
   'sample_reward': 'reward of own samples',
@@ -169,6 +172,11 @@ def _verdict(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
       sentences.append(
         f'The KL of {_number(value)} nats says that the policy has left its reference: read its answers.'
       )
+  if mass.KEPT in rows and mass.has_left(*(rows[name]['after'].value for name in (mass.KEPT, mass.SIZE))):
+    sentences.append(
+      f'The policy has {_number(rows[mass.KEPT]["after"].value)} of its probability on answers that its '
+      'reference gives, and the rest where no loss looks: read its answers, and try --set NEXT_TOKEN_KL=1.0.'
+    )
   if TOO_FEW_PROMPTS <= num_prompts < FEW_PROMPTS:
     sentences.append(f'{num_prompts} held-out prompts are few, so other prompts may differ.')
   return ' '.join(sentences)

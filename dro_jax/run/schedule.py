@@ -19,8 +19,8 @@ class Schedule:
     checkpoint_every: steps between checkpoints; the last step is saved too.
     eval_examples: the number of held-out responses to validate on at most; `None` takes all.
     sample_prompts: the number of held-out prompts answered greedily at each validation.
-    kl_prompts: the number of held-out prompts at most whose sampled answers estimate KL(π‖π_ref) at each
-      validation.
+    kl_prompts: the number of held-out prompts at most whose answers, by the policy and by its reference,
+      estimate KL(π‖π_ref) and the mass kept at each validation.
 
   Example:
     >>> dro.Schedule(steps=2000, eval_every=200).is_due(200, 400)
@@ -33,7 +33,7 @@ class Schedule:
   checkpoint_every: Annotated[int, LENGTH] = 500
   eval_examples: Annotated[int | None, LENGTH] = 1000
   sample_prompts: Annotated[int, LENGTH] = 3
-  kl_prompts: Annotated[int, LENGTH] = 0
+  kl_prompts: Annotated[int, LENGTH] = 64
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():

@@ -12,6 +12,7 @@ import optax
 
 from dro_jax import algorithms, files, limits
 from dro_jax.algorithms.next_token_kl import NextTokenKl
+from dro_jax.checkpoints.bound import parse as parse_bound
 from dro_jax.configs.effects import KEEPING, PARTS, PLACE, SPEED
 from dro_jax.data.batches.groups import UnitOptions
 from dro_jax.data.text.vocabularies import Vocabulary
@@ -92,6 +93,11 @@ class Value:
       number for all (`scalar`); see `models.value.ValueNetwork`.
     shared: whether the value reads the policy's own trunk.
     frozen_trunk: whether only the layers above the trunk are fitted, not the trunk.
+    warmup_steps: steps in which the value alone is trained. Then the policy starts, with its own warm-up of
+      the learning rate.
+
+  Raises:
+    UsageError: the steps are less than 0.
 
   Example:
     >>> dro.replace(spec, value=dro.Value(readout='attention', shared=True)).value.shared
@@ -101,6 +107,14 @@ class Value:
   readout: str = 'prompt'
   shared: bool = False
   frozen_trunk: bool = False
+  warmup_steps: int = 0
+
+  def __post_init__(self):
+    if self.warmup_steps < 0:
+      raise UsageError(
+        f'warmup_steps={self.warmup_steps}: pass 0 or more steps (--set VALUE_WARMUP_STEPS=100); with 0, '
+        'policy and value start together.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +176,14 @@ class Keep:
     best: how many of the best.
     metric: the metric of validation that chooses the best; `None` keeps the newest only.
     mode: `min` or `max`, whichever value of the metric is best.
+    bound: a bound that the best must keep: a metric of validation, <= or >=, and a number, as 'eval/kl<=2'.
+      `None` sets none. Where no checkpoint keeps it there is no best, and the newest is taken.
+
+  Raises:
+    UsageError: the bound is none, or nothing chooses a best that it could bound.
 
   Example:
-    >>> dro.replace(spec, keep=dro.Keep(last=1, metric='eval/kl')).keep.best
+    >>> dro.replace(spec, keep=dro.Keep(last=1, bound='eval/kl<=2')).keep.best
     1
   """
 
@@ -172,6 +191,17 @@ class Keep:
   best: Annotated[int, KEEPING] = 1
   metric: Annotated[str | None, KEEPING] = 'eval/criterion'
   mode: Annotated[str, KEEPING] = 'min'
+  bound: Annotated[str | None, KEEPING] = None
+
+  def __post_init__(self):
+    if self.bound is None:
+      return
+    parse_bound(self.bound)
+    if self.metric is None:
+      raise UsageError(
+        f'bound={self.bound!r} bounds the best checkpoint, and without a metric none is the best: pass --set '
+        'BEST_METRIC=eval/criterion, or --set BEST_BOUND=None.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +316,13 @@ def _refuse_settings(spec: RunSpec) -> None:
     raise UsageError(
       'the reference is the base with the adapter off, and the run has no adapter: pass --set '
       'LORA_RANK=16 (or --gin_file=adapters/lora.gin), or --set REFERENCE=@frozen.'
+    )
+  if spec.value.warmup_steps and not (algorithm.uses_value and algorithm.trains_policy):
+    lacks = 'trains no policy' if algorithm.uses_value else 'has no value'
+    raise UsageError(
+      f'VALUE_WARMUP_STEPS={spec.value.warmup_steps} trains the value alone before the policy, and '
+      f'{algorithm.name} {lacks}: pass --set VALUE_WARMUP_STEPS=0, or an algorithm with a policy and a value '
+      '(--gin_file=algorithms/dro_v.gin).'
     )
   if algorithm.uses_token_values and readout != 'token':
     raise UsageError(

@@ -14,6 +14,7 @@ from etils import epath
 
 from dro_jax import __version__, files
 from dro_jax.checkpoints import adapters, folders, orbax
+from dro_jax.checkpoints.bound import parse as parse_bound
 from dro_jax.checkpoints.metadata import FORMAT, saved_format
 from dro_jax.errors import UsageError
 from dro_jax.models.lora import Base
@@ -69,15 +70,16 @@ def _by_rules_of(folder: pathlib.Path, run: Run) -> Run:
 
 
 def _refuse_unmeasured(run: Run, hooks: Hooks) -> None:
-  """Refuses a best metric that the run would not measure: only steps later would anyone find out."""
-  metric, held_out = run.spec.keep.metric, run.loaders.statistics or run.loaders.eval
-  if held_out is None or metric in (None, best.CRITERION):
+  """Refuses a best metric or bound that the run would not measure: only steps later would anyone find out."""
+  held_out, decisive = run.loaders.statistics or run.loaders.eval, best.metrics_of(run.spec.keep)
+  if held_out is None or not {*decisive.values()} - {best.CRITERION}:
     return
   names = run.measured_names()
-  if hooks.metrics and metric not in names:
+  if hooks.metrics and {*decisive.values()} - names:
     rewarded = run.spec.rollouts.reward is not None
     names |= hooking.measured_names(hooks, held_out.table, run.schedule.kl_prompts, rewarded=rewarded)
-  best.refuse_unmeasured(metric, names)
+  for setting, metric in decisive.items():
+    best.refuse_unmeasured(metric, names, setting)
 
 
 class OpenedRun(NamedTuple):
@@ -119,7 +121,7 @@ def opened(
     keep = run.spec.keep
     checkpoints = orbax.Checkpoints(
       folder / 'checkpoints', keep_last=keep.last, keep_best=keep.best, best_metric=keep.metric,
-      best_mode=keep.mode, metadata=metadata,
+      best_mode=keep.mode, best_bound=keep.bound and parse_bound(keep.bound), metadata=metadata,
     )  # fmt: skip
     if resumes:
       state = checkpoints.restore_newest(run.abstract_state._replace(base=None))._replace(base=base)
@@ -180,7 +182,8 @@ def _metadata(run: Run, folder: pathlib.Path) -> dict[str, Any]:
   value = run.value
   return networks.metadata(
     run.networks.policy.config, vocabulary=run.vocabulary, algorithm=run.algorithm, readout=value.readout,
-    shared=value.shared, frozen_trunk=value.frozen_trunk, data=triplets.report | data,
+    shared=value.shared, frozen_trunk=value.frozen_trunk, value_warmup_steps=value.warmup_steps,
+    data=triplets.report | data,
     format=saved_format(saved) if saved else FORMAT,
     keeps_initial=reference is not None and reference.initial is not None,
     reference=run.store.settings, uses_reference=reference is not None and reference.is_kept,

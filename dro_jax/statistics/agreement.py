@@ -72,6 +72,42 @@ def explained_variance(values: np.ndarray, targets: np.ndarray, weights: np.ndar
   return 1 - _divide(_variance(targets - values, weights), _variance(targets, weights))
 
 
+def within_prompt_explained_variance(
+  advantages: np.ndarray, rewards: np.ndarray, prompts: np.ndarray
+) -> Callable[[np.ndarray], float]:
+  """1 − Var_within(r − A) / Var_within(r), as a function of how often each prompt was drawn.
+
+  Var_within is the mean squared distance from the mean of the own prompt, so a prompt's level counts for
+  nothing, and neither do prompts with one response. With A = τρ it is 1 at DRO's optimum, 0 for a policy that
+  has not moved, and less for one that moved too far or the wrong way. `nan` where rewards are equal within
+  prompts.
+  """
+  prompt_N, _ = _number(prompts)
+  total_P, unexplained_P = (
+    np.bincount(prompt_N, ties.deviations(x, prompts) ** 2) for x in (rewards, rewards - advantages)
+  )
+  return lambda w_P: 1 - _divide(w_P @ unexplained_P, w_P @ total_P)
+
+
+def within_prompt_correlation(
+  scores: np.ndarray, rewards: np.ndarray, prompts: np.ndarray
+) -> Callable[[np.ndarray], float]:
+  """Pearson's correlation of scores and rewards, each less its prompt's mean, as a function of draws, `[P]`.
+
+  Its square is the explained variance within prompts at the best multiple of the scores. It is 0 where these
+  are equal within prompts, and `nan` where the rewards are.
+  """
+  prompt_N, _ = _number(prompts)
+  x, y = (ties.deviations(each, prompts) for each in (scores, rewards))
+  xx_P, xy_P, yy_P = (np.bincount(prompt_N, product) for product in (x * x, x * y, y * y))
+
+  def correlation(w_P: np.ndarray) -> float:
+    xx, yy = w_P @ xx_P, w_P @ yy_P
+    return _divide(w_P @ xy_P, np.sqrt(xx * yy) if xx > 0 else yy)
+
+  return correlation
+
+
 def bootstrap(
   statistic: Callable[[np.ndarray], float], num_prompts: int, resamples: int, seed: int
 ) -> Estimate:
@@ -121,6 +157,10 @@ def score_statistics(
     scores = {'log_ratio': rho} | scores
     result['log_ratio'] = mean_of(rho, prompt_N)
     result['log_ratio_std'] = lambda w_P: float(np.sqrt(_variance(rho, w_P[prompt_N])))
+    result['within_prompt_explained_variance'] = within_prompt_explained_variance(
+      temperature * rho, rewards, prompts
+    )
+    result['within_prompt_correlation'] = within_prompt_correlation(rho, rewards, prompts)
     if values is not None:
       level = values + temperature * rho
       result['rank_correlation'] = lambda w_P: rank_correlation(level, rewards, w_P[prompt_N])

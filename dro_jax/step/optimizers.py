@@ -35,16 +35,25 @@ def still_rises(tx: optax.GradientTransformation, steps: int) -> bool:
   return last is not None and after > last
 
 
-def notes(txs: Mapping[str, optax.GradientTransformation], steps: int) -> list[str]:
-  """Notes on learning rates that a run of `steps` hardly wants."""
+def notes(
+  txs: Mapping[str, optax.GradientTransformation], steps: int, waits: Mapping[str, int] = {}
+) -> list[str]:
+  """Notes on learning rates that a run of `steps` hardly wants; a network trains after the steps it waits."""
   texts = []
   for name, tx in txs.items():
-    if still_rises(tx, steps):
+    wait = waits.get(name, 0)
+    own = steps - wait
+    if wait and own <= 0:
       texts.append(
-        f"note: the {name} network's learning rate still rises when the run ends, after {steps} steps: its "
-        f'warm-up is as long as the run. It ends at {rate_at(tx, steps - 1):.3g}. Lower WARMUP_STEPS.'
+        f'note: the {name} network does not train: the value is trained alone for {wait} steps, and the run '
+        f'has {steps}. Lower VALUE_WARMUP_STEPS, or raise STEPS.'
       )
-    elif all(rate_at(tx, step) == 0 for step in (0, steps // 2, steps - 1)):
+    elif still_rises(tx, own):
+      texts.append(
+        f"note: the {name} network's learning rate still rises when the run ends, after {own} steps: its "
+        f'warm-up is as long as the run. It ends at {rate_at(tx, own - 1):.3g}. Lower WARMUP_STEPS.'
+      )
+    elif all(rate_at(tx, step) == 0 for step in (0, own // 2, own - 1)):
       texts.append(f'note: the {name} network does not train, because its learning rate is 0.')
   return texts
 

@@ -142,12 +142,10 @@ def _beside(
 def apply_optimizers(
   state: TrainState, gradients: Mapping[str, Params], optimizers: Mapping[str, optax.GradientTransformation]
 ) -> TrainState:
-  """One update of every network by its own optimiser."""
-  params, opt_state = {}, {}
-  for name in state.params:
-    updates, opt_state[name] = optimizers[name].update(
-      gradients[name], state.opt_state[name], state.params[name]
-    )
+  """One update of every network by its own optimiser; networks without one stay as they are, to the bit."""
+  params, opt_state = dict(state.params), dict(state.opt_state)
+  for name, optimizer in optimizers.items():
+    updates, opt_state[name] = optimizer.update(gradients[name], state.opt_state[name], state.params[name])
     params[name] = optax.apply_updates(state.params[name], updates)
   return state._replace(step=state.step + 1, params=params, opt_state=opt_state)
 
@@ -204,13 +202,13 @@ def make_train_step(
   Args:
     score: see `models.scoring.make_score`.
     algorithm: see `algorithms`.
-    optimizers: one for each network of `params`.
+    optimizers: by network; a network without one is not trained.
     reference: how to get the reference's scores, and how it moves; `None` where the algorithm uses none.
     seed: with the step it makes the step's random key, fold_in(seed, step).
     num_microbatches: M; see `make_gradient`.
     dropout: whether scoring uses dropout (for supervised fine-tuning only, not for alignment losses).
   """
-  score = score if algorithm.trains_policy else _with_frozen_policy(score)
+  score = score if algorithm.trains_policy and 'policy' in optimizers else _with_frozen_policy(score)
   epochs = 1 if algorithm.online is None else algorithm.online.epochs
   moves = reference is not None and reference.initial is not None
 
@@ -252,3 +250,20 @@ def make_train_step(
     return new_state if reference is None else reference.update(new_state), output
 
   return train_step
+
+
+def make_value_first_step(
+  step: Callable[[TrainState, Rows], tuple[TrainState, StepOutput]],
+  value_step: Callable[[TrainState, Rows], tuple[TrainState, StepOutput]],
+  warmup_steps: int,
+) -> Callable[[TrainState, Rows], tuple[TrainState, StepOutput]]:
+  """Returns the step of a run whose first steps train the value alone.
+
+  The policy's optimiser is fresh when its own steps begin, and so is its learning rate's warm-up.
+
+  Args:
+    step: trains policy and value.
+    value_step: trains the value, and leaves the policy and its optimiser as they are.
+    warmup_steps: how many of these come first.
+  """
+  return lambda state, rows: jax.lax.cond(state.step < warmup_steps, value_step, step, state, rows)

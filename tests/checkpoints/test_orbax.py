@@ -1,6 +1,7 @@
 """What is saved comes back bit for bit, on any mesh, whole or not at all."""
 
 import json
+import math
 import shutil
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dro_jax.checkpoints import folders, orbax
+from dro_jax.checkpoints.bound import parse as parse_bound
 from dro_jax.checkpoints.metadata import upgrade_metadata
 from dro_jax.errors import UsageError
 
@@ -123,6 +125,41 @@ def test_a_checkpoint_of_another_best_metric_is_never_best(tmp_path):
     saver.wait()
     assert saver.best_step() == step
     saver.close()
+
+
+KL = parse_bound('kl<=2')
+
+
+def save_each(folder, metrics, **changes):
+  """Saves steps 0, 1, ... with (loss, KL); the steps that are kept, and the best after each."""
+  settings = {'keep_last': 1, 'best_metric': 'loss', 'best_mode': 'min', 'best_bound': KL}
+  saver, best = orbax.Checkpoints(folder, **settings | changes), []
+  for step, (loss, kl) in metrics.items():
+    saver.save(step, {'x': jnp.float32(step)}, {'loss': loss, 'kl': kl})
+    best.append(saver.best_step())
+  saver.close()
+  return sorted(int(path.name) for path in folder.iterdir()), best
+
+
+def test_a_checkpoint_that_breaks_the_bound_is_never_best(tmp_path):
+  """Step 2 has the smallest loss, and steps 0 and 2 break the bound."""
+  metrics = {0: (2.0, 5.0), 1: (3.0, 1.0), 2: (1.0, 2.5), 3: (4.0, 2.0)}
+  kept, best = save_each(tmp_path, metrics)
+  assert (kept, best) == ([1, 3], [None, 1, 1, 1])
+  saved = folders.load_metadata(tmp_path)
+  assert (saved['step'], saved['best_bound']) == (1, 'kl<=2.0')
+
+
+def test_where_no_checkpoint_keeps_the_bound_the_newest_is_kept_alone(tmp_path):
+  kept, best = save_each(tmp_path, {0: (1.0, 5.0), 1: (2.0, 5.0), 2: (3.0, math.nan)})
+  assert (kept, best) == ([2], [None] * 3)
+  assert folders.load_metadata(tmp_path)['step'] == 2
+
+
+def test_a_resumed_run_ranks_its_earlier_checkpoints_by_the_bound_of_today(tmp_path):
+  save_each(tmp_path, {0: (1.0, 5.0), 1: (2.0, 1.0)}, keep_last=3, best_bound=None)
+  _, best = save_each(tmp_path, {2: (3.0, 1.0)}, keep_last=3)
+  assert best == [1] and folders.load_metadata(tmp_path)['step'] == 1
 
 
 def test_an_unmeasured_checkpoint_is_never_best(tmp_path):

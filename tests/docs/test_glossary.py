@@ -64,8 +64,11 @@ def names_of_validations():
     scores, scores + 1, np.arange(4.0), np.array([0, 0, 1, 1]), reference_logps=scores, values=scores
   )
   own = validation.sample_statistics(
-    validation.Validation(np.ones(()), sample_lengths=scores, sample_log_ratios=scores, sample_rewards=scores)
-  )
+    validation.Validation(
+      np.ones(()), sample_lengths=scores, sample_log_ratios=scores, sample_rewards=scores,
+      reference_sample_log_ratios=scores[:, None],
+    )
+  )  # fmt: skip
   online = rollouts._summary(*np.zeros((4, 1, 2)), {'': np.zeros((1, 2))}, temperature=1.0)
   return {f'eval/{name}' for name in (*statistics, *own, *online, 'criterion', 'loss')}
 

@@ -68,7 +68,9 @@ def dro_v(files):
   runs.train(
     folder, data, functools.partial(algorithms.dro_v, tau=0.5),
     model=MODEL, batch_size=8, mesh=one_device,
-    schedule=functools.partial(schedule.Schedule, steps=2, log_every=1, eval_every=2, sample_prompts=0),
+    schedule=functools.partial(
+      schedule.Schedule, steps=2, log_every=1, eval_every=2, sample_prompts=0, kl_prompts=0
+    ),
     policy_optimizer=functools.partial(optimizers.adamw, 0.02),
     value_optimizer=functools.partial(optimizers.adamw, 0.02),
   )  # fmt: skip

@@ -52,7 +52,13 @@ def train_on_mesh(triplets: str, model_dir: str, steps: int) -> None:
     policy_optimizer=functools.partial(optimizers.adamw, 1e-3),
     mesh=partitioning.MeshSpec(2, 2, 2),
     schedule=functools.partial(
-      schedule.Schedule, steps=steps, log_every=1, eval_every=STEPS, checkpoint_every=0, sample_prompts=1
+      schedule.Schedule,
+      steps=steps,
+      log_every=1,
+      eval_every=STEPS,
+      checkpoint_every=0,
+      sample_prompts=1,
+      kl_prompts=0,
     ),
     batch_size=8,
     num_microbatches=2,

@@ -29,7 +29,9 @@ ALGORITHMS = {
   'dpo': algorithms.dpo,
   'kto': functools.partial(algorithms.kto, beta=0.5),
 }
-TIMING = functools.partial(schedule.Schedule, steps=3, log_every=1, eval_every=3, sample_prompts=0)
+TIMING = functools.partial(
+  schedule.Schedule, steps=3, log_every=1, eval_every=3, sample_prompts=0, kl_prompts=0
+)
 # Only KTO's validation reads more than its training does.
 BRIEF = functools.partial(TIMING, eval_every=0)
 

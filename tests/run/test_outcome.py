@@ -58,7 +58,7 @@ def test_numbers_before_and_after_have_intervals_over_prompts(write):
   result = outcome.read(folder)
   found = rows(result)
   assert list(found) == [
-    'criterion', 'reward of samples', 'KL, nats', 'accuracy of ρ',
+    'criterion', 'reward of samples', 'KL, nats', 'accuracy of ρ', 'explained by τρ',
   ]  # fmt: skip
   assert found['criterion'] == {
     'metric': 'criterion', 'before': 2.0, 'after': 1.0, 'change': -1.0
@@ -101,6 +101,20 @@ def test_without_a_reward_of_own_samples_the_order_of_responses_decides(write, c
 @pytest.mark.parametrize('kl, says', [(0.0, 'has hardly moved'), (20.0, 'has left its reference')])
 def test_the_verdict_says_when_the_policy_stayed_or_left(write, kl, says):
   assert says in outcome.read(write({0: measured(0.5), 9: measured(0.8, kl=kl)})).verdict
+
+
+def test_the_mass_kept_is_shown_with_its_effective_size_and_the_verdict_mentions_a_loss(write):
+  before, after = measured(0.5), measured(0.8, kl=1.0)
+  zeros = np.zeros((PROMPTS, 4))
+  kept = [before._replace(reference_sample_log_ratios=zeros)]
+  kept += [after._replace(reference_sample_log_ratios=zeros + np.log(z)) for z in (0.9, 0.25)]
+  result = outcome.read(write({0: kept[0], 5: kept[1], 9: kept[2]}, (3.0, 2.0, 1.0)), 9)
+  found = rows(result)
+  assert found['mass kept']['before'].value == 1 and found['mass kept']['after'].value == 0.25
+  assert found['effective size']['after'].value == 4 * PROMPTS
+  assert 'The policy has 0.2500 of its probability on answers that its reference gives' in result.verdict
+  assert '--set NEXT_TOKEN_KL=1.0' in result.verdict
+  assert 'probability' not in outcome.read(write({}), 5).verdict
 
 
 @pytest.mark.parametrize(

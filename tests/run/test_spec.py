@@ -6,7 +6,7 @@ import pytest
 from dro_jax import algorithms
 from dro_jax.algorithms.next_token_kl import NextTokenKl
 from dro_jax.errors import UsageError
-from dro_jax.run.spec import Batches, Compute, RunSpec, Value, replace
+from dro_jax.run.spec import Batches, Compute, Keep, RunSpec, Value, replace
 from dro_jax.step import optimizers
 from dro_jax.step.reference import Cached, Frozen, Soft
 
@@ -50,12 +50,34 @@ def test_replace_changes_fields_of_a_part():
       {'next_token_kl': KL, 'algorithm': algorithms.sft, 'compute': Compute(dropout_rate=0.1)},
       'DROPOUT_RATE=0.1 is for supervised fine-tuning',
     ),
+    (
+      {'algorithm': algorithms.dpo, 'value': Value(warmup_steps=5)},
+      'WARMUP_STEPS=5 .* dpo has no value',
+    ),
+    ({'algorithm': algorithms.regression, 'value': Value(warmup_steps=5)}, 'regression trains no policy'),
     ({'algorithm': algorithms.oreo, 'value': Value('batch')}, 'VALUE_READOUT=batch does not give one'),
   ],
 )
 def test_settings_that_no_data_could_mend_are_refused_at_once(changes, message):
   with pytest.raises(UsageError, match=message):
     RunSpec(data=None, **changes)
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'bound': 'eval/kl<2'}, "bound='eval/kl<2' is no bound"),
+    ({'bound': 'eval/kl<=2', 'metric': None}, 'without a metric none is the best'),
+  ],
+)
+def test_a_bound_that_bounds_nothing_is_refused(settings, message):
+  with pytest.raises(UsageError, match=message):
+    Keep(**settings)
+
+
+def test_a_value_is_not_trained_for_less_than_no_steps():
+  with pytest.raises(UsageError, match='warmup_steps=-1: pass 0 or more'):
+    Value(warmup_steps=-1)
 
 
 def test_no_microbatch_is_refused():

@@ -30,6 +30,7 @@ from dro_jax.run import build, loop, schedule
 from dro_jax.run.folder import lock, validation
 from dro_jax.run.folder.configs import Recorded
 from dro_jax.run.trained import load_run
+from dro_jax.statistics import mass
 from dro_jax.step import optimizers
 from dro_jax.step.reference import Hard
 from tests import runs
@@ -79,6 +80,7 @@ def run(triplets, tmp_path_factory):
       eval_every=eval_every,
       checkpoint_every=checkpoint_every,
       sample_prompts=1,
+      kl_prompts=0,
     )
     data = data or functools.partial(
       load_triplets,
@@ -394,6 +396,29 @@ def trust_region(run):
   return train_it
 
 
+def test_a_run_that_trains_its_value_first_resumes_in_the_middle_of_that(run, tmp_path):
+  settings = {
+    'value_warmup_steps': 2,
+    'eval_every': 0,
+    'checkpoint_every': 1,
+    'keep_last': 4,
+    'mesh': one_device,
+  }
+  run(tmp_path / 'parts', steps=1, **settings)
+  with pytest.raises(UsageError, match='value_warmup_steps: 2 → 3'):
+    run(tmp_path / 'parts', steps=4, **settings | {'value_warmup_steps': 3})
+  run(tmp_path / 'parts', steps=4, **settings)
+  run(tmp_path / 'whole', steps=4, **settings)
+  assert_same_run(tmp_path / 'parts', tmp_path / 'whole')
+
+  def policy_moved(step):
+    state = trees.read_tree(tmp_path / 'whole/checkpoints' / str(step) / 'state', (), None)
+    same = jax.tree.map(np.array_equal, state['params']['policy'], state['reference'])
+    return not all(jax.tree.leaves(same))
+
+  assert [policy_moved(step) for step in (1, 2, 3, 4)] == [False, False, True, True]
+
+
 def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region, tmp_path):
   trust_region(tmp_path / 'parts', steps=2)
   trust_region(tmp_path / 'parts', steps=4)
@@ -528,7 +553,7 @@ def letters(prompts, responses, rewards):
 """
 
 
-def test_the_best_checkpoint_is_chosen_by_a_metric_of_ones_own(run, tmp_path):
+def test_the_best_checkpoint_is_chosen_by_a_metric_of_ones_own(run, tmp_path, monkeypatch, capsys):
   (tmp_path / 'own.py').write_text(OWN_METRICS)
   timing = schedule.Schedule(steps=3, eval_every=1, checkpoint_every=1, sample_prompts=0, kl_prompts=4)
   settings = {'schedule': timing, 'metrics': f'{tmp_path / "own.py"}:letters'}
@@ -539,10 +564,22 @@ def test_the_best_checkpoint_is_chosen_by_a_metric_of_ones_own(run, tmp_path):
   assert not (tmp_path / 'wrong').exists()
   with pytest.raises(UsageError, match="best_metric='eval/letters' is not measured"):
     run(tmp_path / 'wrong', best_metric='eval/letters', **settings | {'metrics': None})
-  run(tmp_path / 'own', best_metric='eval/letters', best_mode='max', **settings)
+  with pytest.raises(
+    UsageError, match=r"best_bound='eval/promts' is not measured \(did you mean eval/prompts"
+  ):
+    run(tmp_path / 'wrong', best_bound='eval/promts<=4', **settings)
+  # Half of a policy's probability counts as little here: the run says once that mass has left.
+  monkeypatch.setattr(mass, 'LEAST', 2.0)
+  monkeypatch.setattr(mass, 'EFFECTIVE', 0.0)
+  run(tmp_path / 'own', best_metric='eval/letters', best_mode='max', best_bound='eval/prompts<=4', **settings)
+  said = capsys.readouterr().err
+  assert said.count('of its probability on answers that its reference gives') == 1
+  assert 'the largest eval/letters of those with eval/prompts<=4' in said
   letters = {r['step']: r['eval/letters'] for r in records(tmp_path / 'own') if 'eval/letters' in r}
   assert len({*letters.values()}) == len(letters) == 4
   assert folders.load_metadata(tmp_path / 'own')['step'] == max((1, 2, 3), key=letters.get)
+  run(tmp_path / 'own', best_metric='eval/letters', best_mode='max', best_bound='eval/prompts<=3', **settings)
+  assert 'note: no checkpoint keeps the bound eval/prompts<=3' in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_without_validations_keeps_its_best(whole, run, tmp_path):

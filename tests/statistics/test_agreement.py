@@ -74,6 +74,48 @@ def test_explained_variance_of_known_values():
   assert agreement.explained_variance(-targets, targets, ones) == -3.0
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_variance_within_prompts_equals_brute_force(seed):
+  scores, rewards, prompts = example(seed)
+  names, drawn = np.unique(prompts), np.random.default_rng(seed).integers(0, 3, size=12).astype(float)[:12]
+  drawn = drawn[: len(names)]
+  unexplained = total = xx = xy = 0.0
+  for prompt, times in zip(names, drawn):
+    r, s = rewards[prompts == prompt], scores[prompts == prompt]
+    total += times * ((r - r.mean()) ** 2).sum()
+    unexplained += times * ((r - s - (r - s).mean()) ** 2).sum()
+    xx += times * ((s - s.mean()) ** 2).sum()
+    xy += times * ((s - s.mean()) * (r - r.mean())).sum()
+  explained = agreement.within_prompt_explained_variance(scores, rewards, prompts)
+  correlation = agreement.within_prompt_correlation(scores, rewards, prompts)
+  assert explained(drawn) == pytest.approx(1 - unexplained / total, abs=1e-12)
+  assert correlation(drawn) == pytest.approx(xy / np.sqrt(xx * total), abs=1e-12)
+  # Its square is what the best multiple of the scores explains.
+  best = agreement.within_prompt_explained_variance(scores * xy / xx, rewards, prompts)
+  assert best(drawn) == pytest.approx(correlation(drawn) ** 2, abs=1e-12)
+
+
+def test_the_optimum_explains_all_variance_within_prompts_whatever_the_levels():
+  _, rewards, prompts = example()
+  levels = np.random.default_rng(1).normal(size=prompts.max() + 1)[prompts]
+  tau = 0.3
+  found = agreement.score_statistics(
+    (rewards - levels) / tau, np.ones(60), rewards, prompts, reference_logps=np.zeros(60), temperature=tau
+  )
+  ones = np.ones(len(np.unique(prompts)))
+  assert found['within_prompt_explained_variance'](ones) == pytest.approx(1.0)
+  assert found['within_prompt_correlation'](ones) == pytest.approx(1.0)
+
+
+def test_a_policy_that_stayed_explains_nothing_and_equal_rewards_have_nothing_to_explain():
+  scores, rewards, prompts = example()
+  statistics = agreement.within_prompt_explained_variance, agreement.within_prompt_correlation
+  ones = np.ones(len(np.unique(prompts)))
+  for statistic in statistics:
+    assert statistic(0 * scores, rewards, prompts)(ones) == 0.0
+    assert np.isnan(statistic(scores, prompts * 0.1, prompts)(ones))  # Equal within each prompt.
+
+
 def test_bootstrap_of_a_mean_is_the_textbook_interval():
   x = np.random.default_rng(0).normal(size=400)
   estimate = agreement.bootstrap(lambda weights_P: weights_P @ x / 400, 400, resamples=2000, seed=0)

@@ -203,6 +203,15 @@ def test_rate_at_gives_the_learning_rate_of_each_step():
   assert optimizers.rate_at(optax.sgd(0.1), 3) is None
 
 
+def test_a_policy_that_waits_for_its_value_has_fewer_steps_of_its_own():
+  txs = {'policy': optimizers.adamw(optimizers.warmup_constant(1e-3, 10)), 'value': optimizers.adamw(1e-3)}
+  assert optimizers.notes(txs, 20) == optimizers.notes(txs, 30, {'policy': 10}) == []
+  [rises] = optimizers.notes(txs, 20, {'policy': 15})
+  assert 'still rises when the run ends, after 5 steps' in rises
+  [idle] = optimizers.notes(txs, 20, {'policy': 20})
+  assert 'the policy network does not train: the value is trained alone for 20 steps' in idle
+
+
 def test_a_rate_that_still_rises_when_the_run_ends_is_noted():
   tx = optimizers.adamw(optimizers.warmup_constant(1.0, warmup_steps=4))
   assert [optimizers.still_rises(tx, steps) for steps in (2, 4, 5, 100)] == [True, True, False, False]

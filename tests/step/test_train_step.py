@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from dro_jax import algorithms, losses
+from dro_jax.costs import flops
 from dro_jax.models import policy as models_policy
 from dro_jax.models import scoring
 from dro_jax.models.t5.network import T5
@@ -358,6 +359,52 @@ def test_every_value_learns_the_mean_reward(readout, shared):
   assert abs(output.metrics['value'] - rows.rewards.mean()) < 0.2
   if readout == 'prompt':
     assert output.metrics['value_explained_variance'] > 0.3
+
+
+def value_first(num_microbatches=1, warmup_steps=2):
+  """(the step whose first steps train the value alone, the plain step, the first state)."""
+  policy, value, params = init_params()
+  txs = {name: optimizers.adamw(optimizers.warmup_constant(1e-2, 4)) for name in params}
+  make = functools.partial(
+    train_step.make_train_step, scoring.make_score(policy, value), algorithms.dro_v(),
+    reference=reference.Soft(every=1).build(scoring.make_score(policy)), num_microbatches=num_microbatches,
+  )  # fmt: skip
+  plain, value_step = make(txs), make({'value': txs['value']})
+  state = train_state.create(params, txs, True, keeps_initial=True)
+  return train_step.make_value_first_step(plain, value_step, warmup_steps), plain, state
+
+
+@pytest.mark.parametrize('num_microbatches', [1, 2])
+def test_the_value_trains_alone_before_the_policy(num_microbatches):
+  step, plain, state = value_first(num_microbatches)
+  rows, states, norms, step = ROWS._replace(mismatched=None), [state], [], jax.jit(step)
+  for _ in range(4):
+    state, output = step(states[-1], rows)
+    states.append(state)
+    norms.append(float(output.metrics['gradient_norm/policy']))
+  first, waited, third, last = (
+    jax.tree.map(np.asarray, {'policy': s.params['policy'], 'optimizer': s.opt_state['policy']})
+    for s in (states[0], *states[2:])
+  )
+  for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(waited)):
+    assert a.tobytes() == b.tobytes()
+  assert norms[:2] == [0, 0] and norms[2] > 0
+  values = [s.params['value'] for s in states]
+  assert optax.tree.norm(optax.tree.sub(values[2], values[0])) > 0
+  # The policy's own warm-up begins: its first update has the rate 0, and its second has not.
+  jax.tree.map(np.testing.assert_array_equal, third['policy'], first['policy'])
+  assert optax.tree.norm(optax.tree.sub(last['policy'], third['policy'])) > 0
+  assert_close(jax.jit(plain)(states[2], rows)[0].params, states[3].params)
+
+
+def test_training_the_value_alone_runs_no_backward_pass_of_the_policy():
+  policy, value, params = init_params()
+  txs = {name: optimizers.adamw(1e-2) for name in params}
+  make = functools.partial(train_step.make_train_step, scoring.make_score(policy, value), algorithms.dro_v())
+  frozen = reference.Frozen().build(scoring.make_score(policy))
+  state, rows = train_state.create(params, txs, True), ROWS._replace(mismatched=None)
+  whole, alone = (flops.count(make(own, frozen), state, rows) for own in (txs, {'value': txs['value']}))
+  assert alone < 0.75 * whole
 
 
 def test_the_value_loss_has_a_gradient_in_the_policy_only_with_a_shared_trunk():

@@ -15,7 +15,7 @@ from dro_jax.data.storage import hashes
 from dro_jax.data.table.table import TokenTable
 from dro_jax.run.sampling.policy_samples import OwnSamples, measured_columns
 from dro_jax.run.table_scores import ScoredTable
-from dro_jax.statistics import agreement
+from dro_jax.statistics import agreement, mass
 from dro_jax.step.reference import MOVING
 
 
@@ -39,6 +39,7 @@ class Validation(NamedTuple):
     moving_reference_logps: log-probs under a reference that moves, `[N]`; `reference_logps` are then those of
       the initial reference.
     sample_moving_log_ratios: log-ratios of the samples to the moving reference, `[M]`.
+    reference_sample_log_ratios: log π − log π_ref of K answers of the reference to each prompt, `[M, K]`.
   """
 
   temperature: np.ndarray
@@ -56,6 +57,7 @@ class Validation(NamedTuple):
   sample_rewards: np.ndarray | None = None
   moving_reference_logps: np.ndarray | None = None
   sample_moving_log_ratios: np.ndarray | None = None
+  reference_sample_log_ratios: np.ndarray | None = None
 
 
 def from_table(
@@ -78,6 +80,7 @@ def from_table(
       sample_prompts=drawn.prompts, samples=drawn.responses, sample_lengths=drawn.lengths,
       sample_log_ratios=drawn.log_ratios, sample_rewards=drawn.rewards,
       sample_moving_log_ratios=drawn.moving_log_ratios,
+      reference_sample_log_ratios=drawn.reference_log_ratios,
     )  # fmt: skip
   return found
 
@@ -116,7 +119,9 @@ def sample_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], flo
   columns = measured_columns(
     found.sample_log_ratios, found.sample_moving_log_ratios, found.sample_rewards, found.sample_lengths
   )
-  return {name: agreement.mean_of(column) for name, column in columns.items()}
+  kept = found.reference_sample_log_ratios
+  masses = {} if kept is None else mass.statistics(kept)
+  return {name: agreement.mean_of(column) for name, column in columns.items()} | masses
 
 
 def save(model_dir: pathlib.Path, step: int, found: Validation) -> None:
@@ -157,7 +162,7 @@ def common(found: Sequence[Validation]) -> list[Validation]:
     )),
     ('sample_prompts', (
       'sample_prompts', 'samples', 'sample_lengths', 'sample_log_ratios', 'sample_rewards',
-      'sample_moving_log_ratios',
+      'sample_moving_log_ratios', 'reference_sample_log_ratios',
     )),
   ):  # fmt: skip
     having = [i for i, each in enumerate(result) if getattr(each, key) is not None]

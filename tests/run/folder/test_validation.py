@@ -56,8 +56,11 @@ def test_statistics_of_a_moving_reference_are_named_apart():
   assert {name: both[name] for name in plain} == plain
   assert added.keys() == {
     f'{name}_moving'
-    for name in ('log_ratio', 'log_ratio_std', 'rank_correlation', 'within_prompt_accuracy/log_ratio')
-  }
+    for name in (
+      'log_ratio', 'log_ratio_std', 'rank_correlation', 'within_prompt_accuracy/log_ratio',
+      'within_prompt_explained_variance', 'within_prompt_correlation',
+    )
+  }  # fmt: skip
   assert added['log_ratio_moving'] == 0 and added['within_prompt_accuracy/log_ratio_moving'] == 0.5
   assert validation.sample_statistics(moving)['kl_moving'](np.ones(12)) == 0
 
@@ -118,6 +121,8 @@ def test_records_say_what_was_spent_and_how_far_it_went(run):
   assert {'eval/kl', 'eval/sample_reward', 'eval/sample_tokens', 'examples', 'flops'} <= last.keys()
   drawn = validation.load(run, 3)
   assert last['eval/kl'] == pytest.approx(drawn.sample_log_ratios.mean())
+  assert last['eval/mass_kept'] == pytest.approx(np.exp(drawn.reference_sample_log_ratios).mean())
+  assert records[0]['eval/mass_kept'] == 1 and records[0]['eval/mass_kept_effective_size'] == 12
   assert last['eval/sample_reward'] == pytest.approx(drawn.sample_rewards.mean())
 
 

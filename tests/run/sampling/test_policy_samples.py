@@ -53,7 +53,10 @@ def test_a_policy_is_nothing_away_from_itself(nets, mesh, table):
   drawn = draw(state_of(nets, mesh, 0, 0), table)
   assert (drawn.log_ratios == 0).all()
   assert len(drawn.prompts) == len(np.unique(drawn.prompts)) == 6
-  assert policy_samples.summary(drawn).keys() == {'sample_tokens', 'kl'}
+  assert (drawn.reference_log_ratios == 0).all() and drawn.reference_log_ratios.shape == (6, 4)
+  measured = policy_samples.summary(drawn)
+  assert measured.keys() == {'sample_tokens', 'kl', 'mass_kept', 'mass_kept_effective_size'}
+  assert (measured['mass_kept'], measured['mass_kept_effective_size']) == (1, 24)
   expected = {'prompts': 6, 'temperature': 1.0, 'max_length': 5, 'reward': None, 'reward_code': None}
   assert settings == expected
 
@@ -71,6 +74,28 @@ def test_kl_is_that_of_the_samples_and_rewards_are_the_functions(nets, mesh, tab
   np.testing.assert_allclose(again.log_ratios, drawn.log_ratios, rtol=1e-5)
 
 
+def test_mass_is_measured_on_answers_of_the_reference_that_stay_the_same(nets, mesh, table):
+  draw, _ = make(nets, mesh)
+  apart = draw(state_of(nets, mesh, 0, 1), table)
+  rho = apart.reference_log_ratios
+  # −E_ref[ρ] is KL(π_ref‖π), and E_π[ρ], of the policy's own samples, KL(π‖π_ref).
+  assert rho.mean() < 0 < apart.log_ratios.mean()
+  measured = policy_samples.summary(apart)
+  assert measured['mass_kept'] == pytest.approx(np.exp(rho).mean())
+  assert measured['mass_kept_effective_size'] == pytest.approx(np.exp(rho).sum() ** 2 / np.exp(2 * rho).sum())
+  # Another policy is scored on the same answers, and a process that resumes the run draws them again.
+  assert (draw(state_of(nets, mesh, 1, 1), table).reference_log_ratios == 0).all()
+  resumed = make(nets, mesh)[0](state_of(nets, mesh, 0, 1), table)
+  np.testing.assert_array_equal(resumed.reference_log_ratios, rho)
+
+
+def test_without_the_parameters_of_a_reference_there_is_no_kl_and_no_mass(nets, mesh, table):
+  draw, _ = policy_samples.make_draw(nets, None, mesh, vocabularies.vocabulary('bytes'), 6, max_length=5)
+  drawn = draw(state_of(nets, mesh, 0, 1), table)
+  assert drawn.log_ratios is None and drawn.reference_log_ratios is None
+  assert policy_samples.summary(drawn).keys() == {'sample_tokens'}
+
+
 def test_kl_to_a_reference_that_moves_is_named_apart(nets, mesh, table):
   state = state_of(nets, mesh, 0, 0)._replace(initial=state_of(nets, mesh, 0, 1).reference)
   soft = reference.Soft().build(scoring.make_score(nets.policy))
@@ -82,6 +107,8 @@ def test_kl_to_a_reference_that_moves_is_named_apart(nets, mesh, table):
   )
   assert found['kl_moving'] == 0
   assert found['kl'] == pytest.approx(policy_samples.summary(against_initial)['kl'], rel=1e-5)
+  # Mass is kept on the answers of the initial policy.
+  np.testing.assert_allclose(drawn.reference_log_ratios, against_initial.reference_log_ratios, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,13 @@ def data(triplets, tmp_path_factory):
 def run(data):
   def run(folder, algorithm, *, steps, eval_every=0, **changes):
     timing = functools.partial(
-      schedule.Schedule, steps=steps, log_every=1, eval_every=eval_every, checkpoint_every=0, sample_prompts=0
+      schedule.Schedule,
+      steps=steps,
+      log_every=1,
+      eval_every=eval_every,
+      checkpoint_every=0,
+      sample_prompts=0,
+      kl_prompts=0,
     )
     settings = {
       'model': MODEL, 'batch_size': 8, 'value_readout': 'token', 'schedule': timing, 'mesh': two_devices,
