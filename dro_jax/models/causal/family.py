@@ -67,4 +67,5 @@ FAMILY = Family(
   tokens=lambda config: SpecialTokens(config.pad, config.eos, start=config.start),
   # A response's last token is no input, so that it needs no position.
   most_tokens=lambda config: config.max_positions + 1 if config.positions == 'learned' else None,
+  continues_prompts=True,
 )

@@ -53,8 +53,8 @@ def make_generator(
     temperature: the divisor of the logits; 0 takes the most probable token.
     top_k: the number of most probable tokens to draw from; 0 draws from all.
     top_p: draws from the fewest tokens with a total probability of p; 1 draws from all.
-    repetition_penalty: the penalty on tokens that the response has already (see `models.sampling.penalised`);
-      1 is none.
+    repetition_penalty: the penalty on tokens that the text has already (see `models.sampling.penalised`); 1 is
+      none.
     beams: prefixes kept by a beam search (`models.beam_search.search`), at temperature 0; 1 does not search.
     length_penalty: the exponent of the length that divides a response's log-prob in a beam search.
     batch_size: prompts at once, rounded up to a number that the mesh divides.

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from dro_jax.errors import UsageError
-from dro_jax.models import policy, sampling, scoring, stacks
+from dro_jax.models import beam_search, policy, sampling, scoring, stacks
 from dro_jax.models.attention import splash, ways
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.parallel import partitioning
@@ -168,6 +169,28 @@ def test_greedy_decoding_equals_transformers(kind):
     assert length == min(len(out), 12)
     example = Example(prompt, np.array(samples.tokens[row, :length]), 0.0)
     np.testing.assert_allclose(samples.logps[row], torch_logps(kind, example).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize('beams', [1, 3])
+def test_repetition_penalties_count_the_prompt_as_transformers_does(beams):
+  net, params, prompts = network('llama'), tiny.params('llama'), prompts_of(PROMPTS)
+  sample = functools.partial(sampling.sample, net, params, prompts, 12, jax.random.key(0), temperature=0.0)
+  search = functools.partial(beam_search.search, net, params, prompts, 12, beams=beams)
+  samples = (sample if beams == 1 else search)(repetition_penalty=1.8)
+  differs = False
+  for row, prompt in enumerate(PROMPTS):
+    ids = torch.tensor(prompt[None])
+    generate = functools.partial(
+      tiny.torch_model('llama').generate, ids, attention_mask=torch.ones_like(ids), max_new_tokens=12,
+      do_sample=False, num_beams=beams, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    expected = generate(repetition_penalty=1.8)[0, len(prompt) :].numpy()
+    length = int(samples.lengths[row])
+    np.testing.assert_array_equal(samples.tokens[row, :length], expected[:length])
+    of_response = transformers.RepetitionPenaltyLogitsProcessor(1.8, prompt_ignore_length=len(prompt))
+    other = generate(logits_processor=[of_response])[0, len(prompt) :].numpy()
+    differs |= not np.array_equal(other, expected)
+  assert differs  # Without the prompt's tokens the answers would be others.
 
 
 @pytest.mark.parametrize('kind', ['gemma2', 'qwen3'])
