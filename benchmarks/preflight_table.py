@@ -24,7 +24,7 @@ SLICES = {
   'xxl': ('v5e:16x16', 'v5p:4x4x4', 'v6e:8x8'),
 }
 ALGORITHMS = ('dro_v', 'kto', 'dpo')
-SETTINGS = ('DTYPE=bfloat16', 'REMAT=dots', 'CHUNK_SIZE=None', 'REMEDIES=False')
+SETTINGS = ('DTYPE=bfloat16', 'REMAT=dots', 'CHUNK_SIZE=0', 'REMEDIES=False')
 # Rows are cut by data and fsdp: 32 of them at most 32 ways, what is left of 256 chips cuts matrices.
 LARGEST = 32
 FAMILIES = ('data', 'fsdp', 'data_fsdp', 'model', 'fsdp_model')

@@ -103,8 +103,8 @@ class Family(NamedTuple):
     tokens: from a configuration to the special tokens' ids.
     most_tokens: from a configuration to the most tokens that a prompt and its response have together; `None`
       where nothing bounds them.
-    continues_prompts: whether a response continues its prompt's own text, as in decoder-only models, so that a
-      prompt's tokens count as repeated too (see `models.sampling.penalised`).
+    continues_prompts: whether a response continues its prompt's own text, as in decoder-only models, so that
+      a prompt's tokens count as repeated too (see `models.sampling.penalised`).
   """
 
   name: str

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from dro_jax.models import lora
 from dro_jax.models import policy as models_policy
+from dro_jax.models.chunks import choose_chunk_size
 from dro_jax.ops import logprobs, masked
 from dro_jax.types import Array, Mismatched, Params, Rows, Scores
 
@@ -20,7 +21,8 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
   Args:
     policy: a network of one of `models.policy.FAMILIES`.
     value: takes the rows and the policy's states to values (see `models.value.ValueNetwork`).
-    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    chunk_size: response tokens projected to the vocabulary at once; 0 projects all, `None` as many as
+      `models.chunks` chooses for the rows.
 
   `params` holds the trees `policy` and, if there is one, `value`. Dropout is on exactly where `rng` is
   passed. Mismatched pairs are scored where the rows bring them: a second pass of responses on the same
@@ -37,7 +39,7 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
         states_BTD,
         responses.response_tokens,
         responses.response_segments > 0,
-        chunk_size,
+        choose_chunk_size(chunk_size, *states_BTD.shape[:2], policy.config.vocab_size),
       )
       slots = responses.valid.shape[1]
       return token_logps_BT, masked.segment_sum(token_logps_BT, responses.response_segments, slots)
