@@ -28,8 +28,8 @@ def refuse_unmeasured(metric: str, names: Collection[str]) -> None:
     return
   nearest = did_you_mean(f'{PREFIX}{metric.removeprefix(PREFIX)}', names)
   raise UsageError(
-    f'best_metric={metric!r} is not measured{nearest}: pass one of {", ".join(sorted(names))} (--set '
-    'BEST_METRIC=...), or None to keep the newest checkpoints only.'
+    f'best_metric={metric!r} is not measured{nearest}: pass one of {", ".join(sorted(names))}, as '
+    'Keep(metric=...) or --set BEST_METRIC=..., or None to keep the newest checkpoints only.'
   )
 
 

@@ -40,9 +40,9 @@ def test_replace_changes_fields_of_a_part():
   [
     ({'seed': -1}, 'SEED'),
     ({'algorithm': functools.partial(algorithms.dpo, beta=-1.0)}, 'drives|driven|beta'),
-    ({'compute': Compute(dropout_rate=0.1)}, 'DROPOUT_RATE=0.1 is for supervised fine-tuning'),
+    ({'compute': Compute(dropout_rate=0.1)}, 'dropout_rate=0.1 is for supervised fine-tuning'),
     ({'algorithm': algorithms.oreo}, 'VALUE_READOUT=token'),
-    ({'algorithm': algorithms.oreo, 'value': Value('batch')}, 'VALUE_READOUT=batch does not give one'),
+    ({'algorithm': algorithms.oreo, 'value': Value('batch')}, "readout='batch' does not give one"),
   ],
 )
 def test_settings_that_no_data_could_mend_are_refused_at_once(changes, message):
@@ -53,6 +53,11 @@ def test_settings_that_no_data_could_mend_are_refused_at_once(changes, message):
 def test_no_microbatch_is_refused():
   with pytest.raises(UsageError, match='microbatches=0'):
     Batches(microbatches=0)
+
+
+def test_a_negative_chunk_is_refused():
+  with pytest.raises(UsageError, match='chunk_size=-1: pass a number of response tokens, 0 for all'):
+    Compute(chunk_size=-1)
 
 
 OWN_FILE = """
