@@ -1,5 +1,6 @@
 """A family: the description of one kind of model, which the rest of dro_jax uses."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -71,6 +72,27 @@ def check_config(config: Config, sizes: Sequence[str], activations: Collection[s
     )
   if config.dtype not in DTYPES:
     raise UsageError(f'dtype={config.dtype!r} is not a type for activations: pass one of {DTYPES}.')
+
+
+def freeze(config: Config, *names: str) -> None:
+  """Makes tuples of fields, so that jit can hash the configuration; JSON and gin pass lists."""
+  for name in names:
+    object.__setattr__(config, name, tuple(getattr(config, name)))
+
+
+def num_parameters(tree: Params) -> int:
+  """How many numbers a tree has; shapes will do."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def in_two_passes(encode: Callable[..., Memory], decode: Callable[..., Any]) -> Callable[..., Any]:
+  """`Family.run` of models whose prompts and responses have layers of their own: one pass after the other."""
+
+  def run(network: nn.Module, rows: Rows, dropout: bool) -> tuple[Memory, Float[Array, 'B T D']]:
+    memory = encode(network, rows, dropout)
+    return memory, decode(network, memory, rows, rows, dropout)
+
+  return run
 
 
 class Family(NamedTuple):
