@@ -59,7 +59,7 @@ class Compute:
 
   Args:
     chunk_size: response tokens projected to the vocabulary at once; 0 projects all, `None` all too unless
-      their logits would take more than 1 GiB of a device (see `models.chunks`).
+      their logits would take more than 1.25 GiB of a device (see `models.chunks`).
     dtype: the activations' type, `float32` or `bfloat16`; `None` takes the model's.
     scan_layers: whether one compiled layer is run over all layers' parameters; `None` takes the model's.
     remat: recomputes in the backward pass: True recomputes layers, 'dots' all but matrix products; `None`
