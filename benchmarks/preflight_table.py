@@ -51,6 +51,9 @@ CAUSAL = (
   ),
   ('gemma_3_4b', 'v5e:4x8', ('--set=BATCH=64',)),
   ('qwen3_0_6b', 'v5e:2x4', ('--set=BATCH=16',)),
+  ('qwen3_8b', 'v5e:8x8', ('--set=BATCH=128', '--set=make_mesh.data=2', '--set=make_mesh.fsdp=32')),
+  ('llama_3_8b', 'v5e:2x2', ('--gin_file=adapters/qlora.gin', '--set=BATCH=4')),
+  ('t5gemma2_1b', 'v5e:4x4', ('--set=BATCH=32',)),
 )  # fmt: skip
 
 
