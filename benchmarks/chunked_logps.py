@@ -3,7 +3,8 @@
   python benchmarks/chunked_logps.py [--tpu] [--json]
 
 1. Memory: temporary bytes of the projection alone, forward and backward, as XLA allocates them, over those of
-   one array of full logits. T5-L's width and vocabulary; with --tpu also as compiled for a v5e chip.
+   one array of full logits. T5-L's width and vocabulary, and Gemma 3 1B's, whose vocabulary is eight times as
+   large; with --tpu also as compiled for a v5e chip. The chunk that `models.chunks` chooses is marked.
 2. Time: the full SFT step of T5 1.1 small, a quarter of whose parameters project to the vocabulary (of T5-L's
    a 24th), halved: 4 layers a side, half the vocabulary. Chunks cost most in it.
 3. Gradients of that step's loss against those with full logits: largest difference over the largest entry.
@@ -26,6 +27,7 @@ from flax import linen as nn
 
 from dro_jax import algorithms
 from dro_jax.models import scoring
+from dro_jax.models.chunks import choose_chunk_size
 from dro_jax.models.policy import smallest_rows
 from dro_jax.models.t5.config import T5Config
 from dro_jax.models.t5.network import T5
@@ -35,7 +37,9 @@ from dro_jax.parallel import partitioning
 T5_SMALL = T5Config(
   vocab_size=32128, emb_dim=512, num_heads=6, mlp_dim=1024, num_encoder_layers=8, num_decoder_layers=8
 )
-CHUNKS = 8, 16, 32, 64, 128
+T5_LARGE = steps.T5_LARGE.emb_dim, steps.T5_LARGE.vocab_size
+GEMMA_3_1B = 1152, 262_144
+CHUNKS = 8, 16, 32, 64, 128, 256
 
 
 def projection(hidden, kernel, tokens, weights, *, chunk_size: int | None):
@@ -49,9 +53,9 @@ def projection(hidden, kernel, tokens, weights, *, chunk_size: int | None):
   return jax.value_and_grad(total, (0, 1))(hidden, kernel)
 
 
-def memory(rows: int, length: int, device: Any) -> dict[str, Any]:
-  """Bytes of full logits, and temporary bytes by chunk size, of one device."""
-  width, vocab = steps.T5_LARGE.emb_dim, steps.T5_LARGE.vocab_size
+def memory(rows: int, length: int, sizes: tuple[int, int], device: Any) -> dict[str, Any]:
+  """Bytes of full logits, and temporary bytes by chunk size, of one device, for a width and a vocabulary."""
+  width, vocab = sizes
   where = jax.sharding.SingleDeviceSharding(device)
   shape = functools.partial(jax.ShapeDtypeStruct, sharding=where)
   args = (
@@ -66,6 +70,7 @@ def memory(rows: int, length: int, device: Any) -> dict[str, Any]:
   return {
     'rows': [rows, length], 'logits_bytes': 4 * rows * length * vocab,
     'temporary_bytes': {str(size): temporary(size) for size in (None, *CHUNKS)},
+    'chosen': str(choose_chunk_size(None, rows, length, vocab)),
   }  # fmt: skip
 
 
@@ -121,14 +126,13 @@ def gradient_differences(options: argparse.Namespace) -> dict[str, float]:
 
 
 def show(found: dict[str, Any]) -> None:
-  for device, one in found['memory'].items():
+  for name, one in found['memory'].items():
     rows, length = one['rows']
-    print(
-      f'{device}: {rows} x {length} tokens, full logits {one["logits_bytes"] / 2**20:.0f} MiB; temporary:'
-    )
+    print(f'{name}: {rows} x {length} tokens, full logits {one["logits_bytes"] / 2**20:.0f} MiB; temporary:')
     for size, temporary in one['temporary_bytes'].items():
       print(
         f'  chunk {size:>4} {temporary / 2**20:8.0f} MiB  {temporary / one["logits_bytes"]:6.1%} of logits'
+        f'{" (chosen)" if size == one["chosen"] else ""}'
       )
   print(f"full step (T5-L's FLOPs in chunks: {found['flops_over_full_t5_large']:.3f}):")
   for size, one in found['times'].items():
@@ -150,9 +154,15 @@ def main() -> None:
   parser.add_argument('--json', action='store_true', help='one JSON object on standard output')
   options = parser.parse_args()
   # The batch of the paper on one host; of which a chip of 4 has 8 rows.
-  found = {'memory': {'cpu': memory(32, 512, jax.devices()[0])}}
+  here = jax.devices()[0]
+  found = {
+    'memory': {'T5-L, CPU': memory(32, 512, T5_LARGE, here), 'Gemma, CPU': memory(4, 512, GEMMA_3_1B, here)}
+  }
   if options.tpu:
-    found['memory']['v5e'] = memory(8, 512, tpu_chip())
+    chip = tpu_chip()
+    found['memory'] |= {
+      'T5-L, v5e': memory(8, 512, T5_LARGE, chip), 'Gemma, v5e': memory(4, 512, GEMMA_3_1B, chip)
+    }  # fmt: skip
   found |= {'gradients': gradient_differences(options), 'times': times(options)}
   found['flops_over_full_t5_large'] = more_flops()
   print(json.dumps(found)) if options.json else show(found)

@@ -24,9 +24,11 @@ SLICES = {
   'xxl': ('v5e:16x16', 'v5p:4x4x4', 'v6e:8x8'),
 }
 ALGORITHMS = ('dro_v', 'kto', 'dpo')
-SETTINGS = ('DTYPE=bfloat16', 'REMAT=dots', 'CHUNK_SIZE=None', 'REMEDIES=False')
+SETTINGS = ('DTYPE=bfloat16', 'REMAT=dots', 'CHUNK_SIZE=0', 'REMEDIES=False')
 # Rows are cut by data and fsdp: 32 of them at most 32 ways, what is left of 256 chips cuts matrices.
 LARGEST = 32
+# Kinds of memory that a chip holds between steps.
+STATE = ('parameters', 'optimizer', 'reference', 'initial_policy', 'frozen_base')
 FAMILIES = ('data', 'fsdp', 'data_fsdp', 'model', 'fsdp_model')
 # Decoder-only models: the model, a slice, and the run's own flags.
 TRUST_REGION = (
@@ -36,8 +38,22 @@ CAUSAL = (
   ('pythia_6_9b', 'v5e:4x8', (*TRUST_REGION, '--set=BATCH=32')),
   ('llama_3_8b', 'v5e:8x8', ('--set=BATCH=64',)),
   ('llama_3_8b', 'v5e:8x8', ('--set=BATCH=64', '--set=make_mesh.data=2', '--set=make_mesh.fsdp=32')),
+  (
+    'llama_3_8b', 'v5e:8x8',
+    ('--set=BATCH=64', '--set=make_mesh.data=1', '--set=make_mesh.fsdp=32', '--set=make_mesh.model=2'),
+  ),
+  ('llama_3_8b', 'v5e:8x8', ('--set=BATCH=128', '--set=make_mesh.data=2', '--set=make_mesh.fsdp=32')),
   ('llama_3_8b', 'v5e:4x4', ('--set=BATCH=16', '--set=LORA_RANK=16')),
   ('gemma_3_4b', 'v5e:4x8', ('--set=BATCH=32',)),
+  (
+    'gemma_3_4b', 'v5e:4x8',
+    ('--set=BATCH=32', '--set=make_mesh.data=1', '--set=make_mesh.fsdp=16', '--set=make_mesh.model=2'),
+  ),
+  ('gemma_3_4b', 'v5e:4x8', ('--set=BATCH=64',)),
+  ('qwen3_0_6b', 'v5e:2x4', ('--set=BATCH=16',)),
+  ('qwen3_8b', 'v5e:8x8', ('--set=BATCH=128', '--set=make_mesh.data=2', '--set=make_mesh.fsdp=32')),
+  ('llama_3_8b', 'v5e:2x2', ('--gin_file=adapters/qlora.gin', '--set=BATCH=4')),
+  ('t5gemma2_1b', 'v5e:4x4', ('--set=BATCH=32',)),
 )  # fmt: skip
 
 
@@ -128,6 +144,19 @@ def row(cell: dict) -> dict[str, str]:
   }  # fmt: skip
 
 
+def causal_row(cell: dict) -> dict[str, str]:
+  """What the table of decoder-only models shows of a cell: rows, and what a chip holds between steps, too."""
+  shown = row(cell)
+  if 'seconds' not in cell:
+    return shown
+  held = sum(cell['memory'].get(name, 0) for name in STATE)
+  more = {'rows': str(cell['batch']['rows']), 'state': f'{held / 2**30:.2f}'}
+  floor = {'compute of roofline': f'{cell["seconds"]["compute"] / cell["roofline_seconds"]:.0%}'}
+  names = ('model', 'method', 'slice', 'mesh', 'rows', 'fits', 'GiB a chip', 'state', 'compute', 'hbm', 'ici')
+  names = (*names, 'roofline s', 'bound by', 'sum s', 'MFU', 'compute of roofline')
+  return {name: (shown | more | floor)[name] for name in names}
+
+
 def scaling_row(cell: dict) -> dict[str, str]:
   """What the table of weak scaling shows of a cell."""
   if 'bytes' not in cell:
@@ -181,9 +210,8 @@ def main() -> None:
   for cell in cells:
     print(*cell, file=sys.stderr)
     found.append(kept(args.cache, *cell, arguments=make))
-  print(
-    json.dumps(found) if args.json else markdown([scaling_row(c) if args.scaling else row(c) for c in found])
-  )
+  shown = scaling_row if args.scaling else causal_row if args.causal else row
+  print(json.dumps(found) if args.json else markdown([shown(cell) for cell in found]))
 
 
 if __name__ == '__main__':

@@ -47,7 +47,7 @@ def seed(value: Any) -> None:
   if (
     isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) <= LARGEST_SEED
   ):
-    raise UsageError(f'seed={value} is out of range: pass a whole number from 0 to 2⁶³ − 1 (--set SEED=0).')
+    raise UsageError(f'seed={value} is out of range: pass a whole number from 0 to 2⁶³ − 1, as --set SEED=0.')
 
 
 def _is_known(value: Any) -> bool:
@@ -56,5 +56,6 @@ def _is_known(value: Any) -> bool:
 
 def _remedy(owner: str, name: str) -> str:
   return (
-    f'pass another value with --gin.{owner}.{name}=NUMBER (or --set TAU=NUMBER where a run binds it to TAU)'
+    f'pass another value as {owner}({name}=NUMBER) or --gin.{owner}.{name}=NUMBER (or --set TAU=NUMBER where '
+    'a run binds it to TAU)'
   )

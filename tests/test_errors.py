@@ -1,8 +1,17 @@
+import ast
+import pathlib
+import re
+
 import pytest
 
 from dro_jax import errors
 
 NAMES = ('STEPS', 'LOG_EVERY', 'EVAL_EVERY', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'Beta')
+
+PACKAGE = pathlib.Path(errors.__file__).parent
+TRAIN_GIN = PACKAGE.parent / 'gin_configs/runs/train.gin'
+# What raises while a run is described, built or trained, which a notebook does without gin.
+BUILDS = ('run', 'step', 'algorithms', 'models', 'parallel', 'data/batches', 'limits.py')
 
 
 @pytest.mark.parametrize(
@@ -39,3 +48,27 @@ def test_each_exit_has_its_own_exception():
   assert issubclass(errors.NotFinite, errors.Failed) and issubclass(errors.NotFinite, FloatingPointError)
   assert issubclass(errors.Interrupted, KeyboardInterrupt)
   assert not issubclass(errors.Failed, ValueError) and not issubclass(errors.Stopped, errors.Failed)
+
+
+def _texts(node):
+  """The texts in an expression, joined; what is formatted into them is left out."""
+  if isinstance(node, ast.JoinedStr):
+    return ''.join(part.value for part in node.values if isinstance(part, ast.Constant))
+  return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ''
+
+
+def test_errors_of_a_run_name_the_argument_of_python_beside_the_setting():
+  """`--set BATCH=32` means nothing in a notebook: the message has `size=` too."""
+  fields = {}
+  for field, macro in re.findall(r'^[\w./]+\.(\w+) = %(\w+)', TRAIN_GIN.read_text(encoding='utf-8'), re.M):
+    fields.setdefault(macro, set()).add(field)
+  found, silent = 0, []
+  for path in (file for part in BUILDS for file in sorted({PACKAGE / part, *(PACKAGE / part).rglob('*.py')})):
+    for call in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if path.is_file() else ():
+      for text in map(_texts, call.args if isinstance(call, ast.Call) else ()):
+        for macro in re.findall(r'--set ([A-Z]+(?:_[A-Z]+)*)=', text):
+          found += 1
+          names = fields.get(macro, {macro.lower()})
+          if not any(re.search(rf'\b{name}=', text) for name in names):
+            silent.append(f'{path.relative_to(PACKAGE)}: {macro}')
+  assert found > 40 and not silent

@@ -31,7 +31,7 @@ def _advantages(priority: bool, weigh_again: bool) -> _Advantages:
   if weigh_again and not priority:
     raise UsageError(
       'weigh_again=True with priority=False: responses that are drawn equally often weigh A already. Pass '
-      '--set PRIORITY=true as well, or leave out WEIGH_AGAIN.'
+      'priority=True (--set PRIORITY=true) as well, or leave out weigh_again (WEIGH_AGAIN).'
     )
 
   def read(batch: Batch) -> Array:
@@ -78,8 +78,9 @@ def a_lol_kl(kl_weight: float = 0.1, priority: bool = False, weigh_again: bool =
   if priority and not weigh_again:
     raise UsageError(
       'a_lol_kl with priority=True: responses drawn by their advantages weigh 1, so the penalty only scales '
-      'the gradient, by 1 − kl_weight, and the algorithm is a_lol_ref_free. Pass --set PRIORITY=false, or '
-      '--set WEIGH_AGAIN=true, which weighs by advantages as well.'
+      'the gradient, by 1 − kl_weight, and the algorithm is a_lol_ref_free. Pass '
+      'priority=False (--set PRIORITY=false), or weigh_again=True (--set WEIGH_AGAIN=true), which weighs by '
+      'advantages as well.'
     )
   advantages = _advantages(priority, weigh_again)
   return by_response(

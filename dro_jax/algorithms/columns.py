@@ -248,7 +248,8 @@ def both_kinds(fit: Callable[[Any], Labelling]) -> Callable[[Any], Labelling]:
       kind = 'desirable' if labels[0] == 1 else 'undesirable'
       raise UsageError(
         f'labels: {labelling.description}, and all {len(labels)} training responses are {kind}: the '
-        'algorithm learns from the difference. Add responses of the other kind, or pass --set ALGORITHM=kto.'
+        'algorithm learns from the difference. Add responses of the other kind, or pass '
+        'RunSpec(algorithm=kto), or --set ALGORITHM=kto.'
       )
     return labelling
 
@@ -351,8 +352,9 @@ def propensities(sampler: str | None = None) -> Fit:
       raise UsageError(
         'the logged log-probs are propensities only if the log was sampled from the policy: beam search '
         'and greedy decoding have none. The field behaviour_sampler of the records says how they were made. '
-        'If yours were sampled at temperature 1 without truncation, pass --set BEHAVIOUR_SAMPLER=sampled; '
-        'otherwise choose another algorithm.'
+        'If yours were sampled at temperature 1 without truncation, pass '
+        "the algorithm behaviour_sampler='sampled', or --set BEHAVIOUR_SAMPLER=sampled; otherwise choose "
+        'another algorithm.'
       )
     return lambda table: table.columns['behaviour_logps']
 

@@ -18,8 +18,8 @@ def _on_fresh_groups(algorithm: Algorithm, samples: int, epochs: int = 1) -> Alg
   """An algorithm for groups, with groups sampled from the current policy."""
   if samples < 2:
     raise UsageError(
-      f'{algorithm.name} compares the samples of a prompt, so samples={samples} is too few: pass 2 or more '
-      '(--set GROUP_SAMPLES=4).'
+      f'{algorithm.name} compares the samples of a prompt, so samples={samples} is too few: pass 2 or more, '
+      'as samples=4 or --set GROUP_SAMPLES=4.'
     )
   return algorithm._replace(
     name=f'{algorithm.name}_online', unit='prompt', uses_rewards=False, online=_online(samples, epochs),

@@ -46,7 +46,8 @@ def refuse_one_value(triplets: Any, why: str) -> None:
 def _refuse_one_reward(rewards: np.ndarray, why: str) -> None:
   raise UsageError(
     f'all {len(rewards)} training rewards are {rewards[0]:.6g}, and {why}: add responses with other rewards, '
-    'check the number that each reward has (--map_reward), or imitate the responses (--set ALGORITHM=sft).'
+    'check the number that each reward has (--map_reward), or imitate the responses, as '
+    'RunSpec(algorithm=sft) or --set ALGORITHM=sft.'
   )
 
 
@@ -60,7 +61,7 @@ def refuse_negative_rewards(triplets: Any) -> None:
   if lowest < 0:
     raise UsageError(
       f'the algorithm weighs log-probs by rewards, which must not be negative, and the smallest is '
-      f'{lowest:.4g}: pass --set REWARD_SCALING=minmax.'
+      f"{lowest:.4g}: pass load_triplets(scaling='minmax'), or --set REWARD_SCALING=minmax."
     )
   refuse_zero_rewards(triplets)
 

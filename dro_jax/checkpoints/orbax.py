@@ -84,7 +84,7 @@ class Checkpoints:
     """Starts to save `state` as `step`; a step that is already there is left as it is."""
     if step in self._manager.all_steps():
       return
-    metadata = {**self._metadata, 'step': step, DIGEST: digest.hash_tree(state)}
+    metadata = {**self._metadata, 'step': step, DIGEST: digest.hash_state(state)}
     saved = _without_absent(state)
     arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(saved), metadata=ocp.args.JsonSave(metadata))
     rankable = self._rankable(metrics or {})
@@ -201,7 +201,7 @@ def _read_intact(folder: epath.Path, abstract_state: Any) -> Any:
   if not _all_agree(error is None):
     reason = _first_line(error) if error else 'another process cannot'
     raise Damaged(f'{folder} cannot be read: {reason}') from error
-  if saved.get(DIGEST) not in (None, digest.hash_tree(state)):
+  if (known := saved.get(DIGEST)) is not None and digest.hash_state(state, known) != known:
     raise Damaged(f'{folder} holds other numbers than those that were saved')
   return state
 

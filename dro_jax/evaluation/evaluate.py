@@ -43,7 +43,7 @@ def evaluate(
     init_from: where the checkpoint lies now from which the run started, if its reference was cached.
     mesh: devices' arrangement.
     batch_size: responses scored at once.
-    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    chunk_size: response tokens projected to the vocabulary at once; 0 projects all, `None` chooses by memory.
     resamples: bootstrap draws of prompts for each 95 % interval.
     seed: of those draws.
 

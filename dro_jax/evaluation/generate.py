@@ -68,7 +68,8 @@ def generate(
     temperature: divides the logits; 0 takes the most probable token.
     top_k: keep the k most probable tokens; 0 keeps all.
     top_p: keep the fewest tokens whose mass reaches p; 1 keeps all.
-    repetition_penalty: penalises tokens that the response has already; 1 does not.
+    repetition_penalty: penalises tokens that the response has already, and of a decoder-only model its prompt
+      too; 1 does not.
     beams: prefixes that a beam search keeps, at temperature 0; 1 is no search.
     length_penalty: exponent of the length by which that search divides a response's log-prob.
     num_samples: responses to each prompt.

@@ -32,6 +32,8 @@ _WITHIN = re.compile(
   rf'{_SETTING}(?:=(?P<of_setting>"[^"]*"|\.\.\.|[\w./:-]*\w))?|{_FLAG}'
   r'(?:[ =](?P<of_flag>[^\s;)]*?=[^\s;)]*?(?:,\.\.\.)?(?=[,.]?(?:[\s;)]|$))|numbers\b|stars\b))?'
 )
+# Of a remedy in both spellings, `scaling='none', or --set REWARD_SCALING=none`, the one for the command line.
+_REPEATED = re.compile(rf'(?<=[)\']),? or {_SETTING}=(?:"[^"]*"|\.\.\.|[\w./:-]*\w)')
 
 
 class Spelling(NamedTuple):
@@ -53,7 +55,8 @@ def _setting(text: str) -> str:
 
 def _sentences(text: str) -> str:
   return _WITHIN.sub(
-    lambda match: _argument(match['setting'], match['flag'], match['of_setting'] or match['of_flag']), text
+    lambda match: _argument(match['setting'], match['flag'], match['of_setting'] or match['of_flag']),
+    _REPEATED.sub('', text),
   )
 
 

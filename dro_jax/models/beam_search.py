@@ -124,7 +124,7 @@ def _start(
   tokens_BS, segments_BS = prompts
   batch = len(tokens_BS)
   hidden_ND, cache = policy.start(model, params, prompts, max_length, copies=beams)
-  seen_NV = sampling.start_seen(model, params, hidden_ND, repetition_penalty)
+  seen_NV = sampling.start_seen(model, params, (tokens_BS, segments_BS), hidden_ND, repetition_penalty)
   nothing = _Beams(
     sampling.no_tokens(model, (batch, beams, max_length)), jnp.full((batch, beams), -jnp.inf),
     jnp.zeros((batch, beams)), jnp.zeros((batch, beams), jnp.int32),

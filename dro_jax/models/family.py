@@ -1,5 +1,6 @@
 """A family: the description of one kind of model, which the rest of dro_jax uses."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -73,6 +74,27 @@ def check_config(config: Config, sizes: Sequence[str], activations: Collection[s
     raise UsageError(f'dtype={config.dtype!r} is not a type for activations: pass one of {DTYPES}.')
 
 
+def freeze(config: Config, *names: str) -> None:
+  """Makes tuples of fields, so that jit can hash the configuration; JSON and gin pass lists."""
+  for name in names:
+    object.__setattr__(config, name, tuple(getattr(config, name)))
+
+
+def num_parameters(tree: Params) -> int:
+  """How many numbers a tree has; shapes will do."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def in_two_passes(encode: Callable[..., Memory], decode: Callable[..., Any]) -> Callable[..., Any]:
+  """`Family.run` of models whose prompts and responses have layers of their own: one pass after the other."""
+
+  def run(network: nn.Module, rows: Rows, dropout: bool) -> tuple[Memory, Float[Array, 'B T D']]:
+    memory = encode(network, rows, dropout)
+    return memory, decode(network, memory, rows, rows, dropout)
+
+  return run
+
+
 class Family(NamedTuple):
   """One kind of model: two streams, of prompts and of responses, over one row layout.
 
@@ -103,6 +125,8 @@ class Family(NamedTuple):
     tokens: from a configuration to the special tokens' ids.
     most_tokens: from a configuration to the most tokens that a prompt and its response have together; `None`
       where nothing bounds them.
+    continues_prompts: whether a response continues its prompt's own text, as in decoder-only models, so that
+      a prompt's tokens count as repeated too (see `models.sampling.penalised`).
   """
 
   name: str
@@ -121,3 +145,4 @@ class Family(NamedTuple):
   stacks: tuple[str, ...]
   tokens: Callable[[Any], SpecialTokens]
   most_tokens: Callable[[Any], int | None] = lambda config: None
+  continues_prompts: bool = False

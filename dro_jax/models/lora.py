@@ -80,8 +80,8 @@ class Lora:
     if self.rank is None and idle:
       name, value = next(iter(idle.items()))
       raise UsageError(
-        f'{name}={value} is a setting of adapters, and without a rank there are none: pass --set '
-        'LORA_RANK=16 (or --gin_file=adapters/lora.gin), or remove it.'
+        f'{name}={value} is a setting of adapters, and without a rank there are none: pass '
+        'Lora(rank=16), or --set LORA_RANK=16, or remove it.'
       )
     if self.rank is not None and self.rank < 1:
       raise UsageError(f'LORA_RANK={self.rank}: pass 1 or more, or None to train all parameters.')

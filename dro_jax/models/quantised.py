@@ -51,8 +51,8 @@ def _nf4(kernel: Array) -> Stored:
   inputs, *rest = kernel.shape
   if inputs % 2:
     raise UsageError(
-      f'nf4 stores two inputs in a byte, and a kernel of shape {kernel.shape} has {inputs}: pass --set '
-      'LORA_BASE_KERNELS=int8.'
+      f'nf4 stores two inputs in a byte, and a kernel of shape {kernel.shape} has {inputs}: pass '
+      "Lora(base_kernels='int8'), or --set LORA_BASE_KERNELS=int8."
     )
   blocks = kernel.reshape(-1, nf4_block(inputs), *rest)
   largest = jnp.max(jnp.abs(blocks), axis=1, keepdims=True)

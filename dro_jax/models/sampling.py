@@ -129,7 +129,7 @@ def _start(
     no_tokens(model, (batch, max_length)), jnp.zeros(batch, jnp.float32), jnp.zeros(batch, jnp.int32)
   )
   done_B = ~jnp.any(segments_BS == 1, axis=-1)
-  seen_BV = start_seen(model, params, hidden_BD, repetition_penalty)
+  seen_BV = start_seen(model, params, (tokens_BS, segments_BS), hidden_BD, repetition_penalty)
   return _State(jnp.zeros((), jnp.int32), hidden_BD, cache, done_B, samples, seen_BV)
 
 
@@ -160,10 +160,11 @@ def check_penalty(repetition_penalty: float) -> None:
 def penalised(
   scores: Float[Array, 'B V'], seen: Bool[Array, 'B V'] | None, penalty: float
 ) -> Float[Array, 'B V']:
-  """Scores of the next token, penalised where the response has it: s · penalty if s < 0, else s / penalty.
+  """Scores of the next token, penalised where the text has it: s · penalty if s < 0, else s / penalty.
 
-  CTRL (arXiv 1909.05858), Sect. 4.1, with transformers' sign rule; as there, the start token counts as part
-  of the response. `seen` is `None` where nothing is penalised.
+  CTRL (arXiv 1909.05858), Sect. 4.1, with transformers' sign rule. The text is the one that transformers
+  counts: the response after its start token, and of a decoder-only model the prompt before it too. `seen` is
+  `None` where nothing is penalised.
   """
   if seen is None:
     return scores
@@ -171,13 +172,22 @@ def penalised(
 
 
 def start_seen(
-  model: nn.Module, params: Params, hidden: Float[Array, 'B D'], penalty: float
-) -> Bool[Array, 'B V'] | None:
-  """The tokens of empty responses: the start token alone; `None` where nothing is penalised."""
+  model: nn.Module, params: Params, prompts: Prompts, hidden: Float[Array, 'N D'], penalty: float
+) -> Bool[Array, 'N V'] | None:
+  """The tokens that count as repeated before N / B responses to each prompt begin (see `penalised`).
+
+  Returns:
+    `None` where nothing is penalised.
+  """
   if penalty == 1:
     return None
-  shape = jax.eval_shape(lambda: policy.next_logits(model, params, hidden)).shape
-  return jnp.zeros(shape, bool).at[:, policy.special_tokens(model).start].set(True)
+  num_rows, size = jax.eval_shape(lambda: policy.next_logits(model, params, hidden)).shape
+  if not policy.family_of(model.config).continues_prompts:
+    return jnp.zeros((num_rows, size), bool).at[:, policy.special_tokens(model).start].set(True)
+  tokens_BS, segments_BS = prompts
+  batch = len(tokens_BS)
+  seen_BV = jnp.zeros((batch, size), bool).at[jnp.arange(batch)[:, None], tokens_BS].max(segments_BS == 1)
+  return jnp.repeat(seen_BV, num_rows // batch, axis=0)
 
 
 def with_seen(seen: Bool[Array, 'B V'] | None, tokens_B: Array) -> Bool[Array, 'B V'] | None:

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from dro_jax.models import lora
 from dro_jax.models import policy as models_policy
+from dro_jax.models.chunks import choose_chunk_size
 from dro_jax.ops import logprobs, masked
 from dro_jax.types import Array, Mismatched, Params, Rows, Scores
 
@@ -33,7 +34,8 @@ def make_score(
   Args:
     policy: a network of one of `models.policy.FAMILIES`.
     value: takes the rows and the policy's states to values (see `models.value.ValueNetwork`).
-    chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    chunk_size: response tokens projected to the vocabulary at once; 0 projects all, `None` as many as
+      `models.chunks` chooses for the rows.
     kl_direction: `reverse` or `forward`: takes next-token KL too (see `ops.logprobs.token_kls`), for which
       `reference` must bring the reference's states and `params` its tree `reference`; `None` takes none.
     keeps_states: whether the scores have the states, as the reference's must for next-token KL.
@@ -48,10 +50,13 @@ def make_score(
     memory, states_BTD = models_policy.run(policy, own, rows, rng)
     logits_fn = functools.partial(models_policy.logits, policy, own)
 
+    def chunk_of(states_BTD: Array) -> int | None:
+      return choose_chunk_size(chunk_size, *states_BTD.shape[:2], policy.config.vocab_size)
+
     def project(states_BTD: Array, responses: Rows | Mismatched) -> tuple[Array, Array]:
       mask_BT = responses.response_segments > 0
       token_logps_BT = logprobs.response_token_logps(
-        logits_fn, states_BTD, responses.response_tokens, mask_BT, chunk_size
+        logits_fn, states_BTD, responses.response_tokens, mask_BT, chunk_of(states_BTD)
       )
       return token_logps_BT, _summed(token_logps_BT, responses)
 
@@ -61,7 +66,7 @@ def make_score(
       token_logps_BT, token_kls_BT = logprobs.response_token_logps_and_kls(
         logits_fn, functools.partial(models_policy.logits, policy, params['reference']),
         states_BTD, reference.states, rows.response_tokens, rows.response_segments > 0,
-        kl_direction, chunk_size,
+        kl_direction, chunk_of(states_BTD),
       )  # fmt: skip
       logps_BR = _summed(token_logps_BT, rows)
     mismatched_logps_BR = None

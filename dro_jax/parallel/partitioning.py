@@ -210,7 +210,8 @@ def refuse_length(grid: Mesh, name: str, length: int) -> None:
   if length % _ways(grid, cut):
     raise UsageError(
       f'make_mesh.rules cuts lengths by {" and ".join(_axes(cut))}, {_ways(grid, cut)} ways, which do not '
-      f'divide rows of {length} {name} tokens: pass --set ROW_{name.upper()}_LENGTH=, a multiple.'
+      f'divide rows of {length} {name} tokens: pass a multiple, as RowOptions({name}_length=...) or --set '
+      f'ROW_{name.upper()}_LENGTH=....'
     )
 
 

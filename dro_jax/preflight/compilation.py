@@ -133,7 +133,7 @@ def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
     'parameters': held,
     'batch': {
       'rows': len(rows.valid), 'prompt_length': layout.prompt_length,
-      'response_length': layout.response_length, 'tokens': sum(tokens),
+      'response_length': layout.response_length, 'tokens': sum(tokens), 'chunk_size': run.chunk_size,
     },
     'flops': {
       'step': counted, 'useful': counted, 'rule_of_thumb': estimate, 'ratio': counted / estimate,

@@ -32,7 +32,7 @@ def make_ladder(spec: RunSpec, where: Slice, report: Mapping[str, Any], is_held:
     report: of its first compilation.
     is_held: whether its reference stays as it is, and is scored.
   """
-  parts, chunk_size = spec.batches.microbatches, spec.compute.chunk_size or math.inf
+  parts, chunk_size = spec.batches.microbatches, report['batch']['chunk_size'] or math.inf
   remat, spread = report['model']['remat'], functools.partial(spread_mesh, spec, where, report['mesh'])
   dots = [] if remat else [Remedy('--set REMAT=dots', {'compute': {'remat': 'dots'}})]
   whole = [] if remat is True else [Remedy('--set REMAT=true', {'compute': {'remat': True}})]

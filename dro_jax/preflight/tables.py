@@ -14,6 +14,7 @@ def shown_report(report: dict[str, Any]) -> result.Sections:
       {
         'mesh': summary.mesh(report['mesh']),
         'batch': '{rows} rows of {prompt_length} + {response_length} tokens'.format(**report['batch']),
+        'projected at once': _projected(**report['batch']),
         'parameters': summary.parameters(report['parameters']),
         'fits': 'yes' if report['fits'] else 'no',
       }
@@ -27,6 +28,10 @@ def shown_report(report: dict[str, Any]) -> result.Sections:
   if 'tried' in report:
     sections['changes tried'] = list(map(mesh_row, report['tried']))
   return result.Sections(report, sections, _NOTE if 'seconds' in report else '')
+
+
+def _projected(response_length: int, chunk_size: int | None, **_: int) -> str:
+  return f'{chunk_size or response_length} of {response_length} response tokens to the vocabulary'
 
 
 def _gib(size: float | int | None) -> str | None:

@@ -204,7 +204,7 @@ def _refuse_lone(batch_size: int, algorithm: algorithms.Algorithm, labels: Mappi
   if batch_size < max(algorithm.least_batch, labels.get('least_batch', 1)):
     raise UsageError(
       f'{algorithm.name} compares each reward with the mean of its batch, which in a batch of {batch_size} '
-      'is the reward itself, so it would learn nothing: pass 2 or more (--set BATCH=32).'
+      'is the reward itself, so it would learn nothing: pass Batches(size=32), or --set BATCH=32.'
     )
 
 
@@ -212,8 +212,8 @@ def _refuse_indivisible(batch_size: int, unit: str, packed: bool, multiple: int)
   if batch_size < multiple or (not packed and batch_size % multiple):
     raise UsageError(
       f'a batch of {batch_size} {unit}s does not divide over the {multiple} parts that the mesh and the '
-      f'microbatches cut its rows into: pass a multiple of {multiple} (--set BATCH=...), '
-      'or a smaller mesh.'
+      f'microbatches cut its rows into: pass a multiple of {multiple}, as Batches(size={multiple}) or --set '
+      f'BATCH={multiple}, or a smaller mesh.'
     )
 
 

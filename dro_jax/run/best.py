@@ -38,8 +38,8 @@ def refuse_unmeasured(metric: str, names: Collection[str], setting: str = 'best_
     return
   nearest = did_you_mean(f'{PREFIX}{metric.removeprefix(PREFIX)}', names)
   raise UsageError(
-    f'{setting}={metric!r} is not measured{nearest}: pass one of {", ".join(sorted(names))} (--set '
-    f'{setting.upper()}=...), or {_WITHOUT[setting]}.'
+    f'{setting}={metric!r} is not measured{nearest}: pass one of {", ".join(sorted(names))} as '
+    f'Keep({setting.removeprefix("best_")}=...) or --set {setting.upper()}=..., or {_WITHOUT[setting]}.'
   )
 
 

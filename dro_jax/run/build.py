@@ -14,7 +14,7 @@ from dro_jax.data.batches import groups, loader
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
-from dro_jax.models import scoring
+from dro_jax.models import chunks, scoring
 from dro_jax.models.lora import Base
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
@@ -86,6 +86,14 @@ class Run:
   def rollouts(self) -> rollouts.Rollouts | None:
     """How an online algorithm gets fresh responses; `None` of one that learns from logged ones."""
     return self.validator.rollouts
+
+  @property
+  def chunk_size(self) -> int | None:
+    """Tokens of each logged response row that a step projects to the vocabulary at once; `None` is all."""
+    layout, vocab_size = self.loaders.train.layout, self.networks.policy.config.vocab_size
+    rows = layout.rows // self.spec.batches.microbatches
+    with partitioning.use_mesh(self.mesh):
+      return chunks.choose_chunk_size(self.spec.compute.chunk_size, rows, layout.response_length, vocab_size)
 
   def init(self, base: Base | None = None) -> train_state.TrainState:
     """The first state: shapes first, then shardings, then arrays born sharded.
@@ -173,6 +181,7 @@ class Run:
       *([self._note_of_kl()] if self.spec.next_token_kl.weight else []),
       *optimizers.notes(self.optimizers, self.schedule.steps, {'policy': self.spec.value.warmup_steps}),
       *groups.notes(self.loaders.units),
+      *_notes_on_chunks(self),
       *([best.described(keep)] if validates else []),
     ]
 
@@ -244,6 +253,17 @@ def _make_step(
   if not warmup_steps:
     return step
   return train_step.make_value_first_step(step, make({'value': txs['value']}), warmup_steps)
+
+
+def _notes_on_chunks(run: Run) -> list[str]:
+  """What a run says where it projects to the vocabulary in chunks unasked."""
+  if run.spec.compute.chunk_size is not None or run.rollouts is not None or run.chunk_size is None:
+    return []
+  return [
+    f'note: {run.chunk_size} of the {run.loaders.train.layout.response_length} response tokens of each row '
+    'are projected to the vocabulary at once, because the logits of all would take more than '
+    f'{chunks.MOST_BYTES / 2**30:g} GiB of a device (chunk_size=0, --set CHUNK_SIZE=0, projects all).'
+  ]
 
 
 def _score_all(nets: networks.Networks, compute: Compute, algorithm: algorithms.Algorithm) -> scoring.Score:

@@ -18,6 +18,11 @@ from dro_jax.run.learner import Learner
 from dro_jax.run.schedule import Schedule
 from dro_jax.run.spec import RunSpec
 
+# The settings that bound the texts of triplets, as errors name them.
+_LENGTHS = (
+  'load_triplets(prompt_length=..., response_length=...), or --set PROMPT_LENGTH=... and RESPONSE_LENGTH=...,'
+)
+
 
 class Data(NamedTuple):
   """What a run learns from and is validated on.
@@ -61,7 +66,7 @@ def _refuse_long_texts(config: Config, triplets: Triplets, sampled: int | None) 
   tables = [table for table in (triplets.train, triplets.eval) if table is not None]
   prompt = max(int(table.prompt_lengths.max()) for table in tables)
   response = sampled or max(int(table.response_lengths.max()) for table in tables)
-  refuse_long_texts(config, prompt, response, '--set PROMPT_LENGTH= and RESPONSE_LENGTH=')
+  refuse_long_texts(config, prompt, response, _LENGTHS)
 
 
 def _with_schedule(triplets: Triplets, schedule: Schedule) -> tuple[Triplets, Schedule]:

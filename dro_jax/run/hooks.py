@@ -62,8 +62,8 @@ def _steps(value: str | Sequence[int] | None) -> tuple[int, int] | None:
     first, last = 0, 0
   if not 1 <= first <= last:
     raise UsageError(
-      f'PROFILE_STEPS={value} names no steps: pass the first and the last to record, as in --set '
-      'PROFILE_STEPS=10,20.'
+      f'profile_steps={value} names no steps: pass the first and the last to record, as '
+      'train(profile_steps=(10, 20)) or --set PROFILE_STEPS=10,20.'
     )
   return first, last
 
@@ -76,8 +76,8 @@ def refuse_unsampled(hooks: Hooks, draws: bool) -> None:
   """
   if hooks.metrics and not draws:
     raise UsageError(
-      "METRICS are of the policy's own samples to held-out prompts, and this run draws none: pass --set "
-      'KL_PROMPTS=64, and do not pass EVAL_EVERY=0.'
+      "metrics are of the policy's own samples to held-out prompts, and this run draws none: pass "
+      'Schedule(kl_prompts=64), or --set KL_PROMPTS=64, and do not set eval_every to 0.'
     )
 
 

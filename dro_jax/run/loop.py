@@ -24,7 +24,7 @@ from dro_jax.run.schedule import Clock
 from dro_jax.step import train_step
 from dro_jax.step.state import TrainState
 
-MANY_PROMPTS = 8  # Below it a mean over a batch says little of other prompts.
+MANY_PROMPTS = 8  # With fewer prompts than this, a batch's mean is mostly noise between prompts.
 _DEALT = {'together': "one prompt's dealt together", 'uniform': 'dealt uniformly'}
 
 

@@ -31,8 +31,8 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
   config = policy.config
   if config is None and policy.init_from is None:
     raise UsageError(
-      'no model: start from a checkpoint (--init_from=DIR), or name a size to start at random '
-      '(--gin_file=models/t5_1_1_tiny.gin).'
+      'no model: start from a checkpoint, as Policy(init_from=DIR) or --init_from=DIR, or name a size to '
+      'start at random, as Policy(config=...) or --gin_file=models/t5_1_1_tiny.gin.'
     )
   if policy.init_from is not None:
     saved = saved_policies.config_of(policy.init_from)
@@ -49,8 +49,8 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
   changes = {name: getattr(compute, name) for name in _COMPUTED if getattr(compute, name) is not None}
   if 'attention' in changes and not hasattr(config, 'attention'):
     raise UsageError(
-      f'ATTENTION={compute.attention}: {type(config).__name__} has dense attention only, because T5 adds a '
-      'bias to its scores, which no other way can: remove ATTENTION.'
+      f'attention={compute.attention!r}: {type(config).__name__} has dense attention only, because T5 adds a '
+      'bias to its scores, which no other way can: leave Compute(attention=...), or ATTENTION, unset.'
     )
   return with_ids(dataclasses.replace(config, **changes), vocabulary)
 
@@ -67,7 +67,8 @@ def with_ids(config: Config, vocabulary: vocabularies.Vocabulary) -> Config:
   if eos != vocabulary.special.eos:
     raise UsageError(
       f'the vocabulary {vocabulary.spec!r} ends a text with the id {vocabulary.special.eos}, but a '
-      f'{type(config).__name__} always with {eos}: pass a vocabulary of such models (--set VOCABULARY=...).'
+      f'{type(config).__name__} always with {eos}: pass a vocabulary of such models, as '
+      'Policy(vocabulary=...) or --set VOCABULARY=....'
     )
   return config
 
@@ -102,7 +103,7 @@ def refuse_idle_value(value: Value, legacy: Legacy) -> None:
   """Refuses settings of a network that a scalar value does not read."""
   if value.readout == 'scalar' and (value.shared or value.frozen_trunk) and not legacy.has_scalar_value:
     raise UsageError(
-      'VALUE_READOUT=scalar is one learned number, which reads no network, so that VALUE_SHARED and '
-      'VALUE_FROZEN_TRUNK would change nothing: remove them, or pass --set VALUE_READOUT=batch, which is one '
-      'number for a batch too and reads one.'
+      "readout='scalar' is one learned number, which reads no network, so that shared and frozen_trunk would "
+      "change nothing: remove them (VALUE_SHARED, VALUE_FROZEN_TRUNK), or pass Value(readout='batch'), or "
+      '--set VALUE_READOUT=batch, which is one number for a batch too and reads one.'
     )

@@ -215,7 +215,8 @@ def load_run_base(
   if init_from is None:
     raise UsageError(
       'adapters are trained on a base that lies on disk, since a checkpoint holds them alone: pass '
-      '--init_from=DIR, a checkpoint (of `dro_jax import_checkpoint`, or a run), or leave LORA_RANK unset.'
+      'Policy(init_from=DIR), or --init_from=DIR, a checkpoint (of `dro_jax import_checkpoint`, or a run), '
+      'or no adapter: leave Policy(lora=...), or LORA_RANK, unset.'
     )
   directory = adapters.base_of_run(init_from, networks.lora.base, saved)
   before = saved or adapters.saved_adapter(init_from)

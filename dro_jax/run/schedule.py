@@ -39,7 +39,8 @@ class Schedule:
     for name, value in dataclasses.asdict(self).items():
       if value is not None and value < 0:
         raise UsageError(
-          f'{name}={value}: pass 0 or more (--set {name.upper()}=...); 0 steps between is never.'
+          f'{name}={value}: pass 0 or more, as Schedule({name}=...) or --set {name.upper()}=...; 0 steps '
+          'between is never.'
         )
 
   def is_due(self, every: int, step: int) -> bool:

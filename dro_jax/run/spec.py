@@ -60,7 +60,8 @@ class Compute:
   """How networks are computed.
 
   Args:
-    chunk_size: response tokens projected to the vocabulary at once; `None` projects all.
+    chunk_size: response tokens projected to the vocabulary at once; 0 projects all, `None` all too unless
+      their logits would take more than 1.25 GiB of a device (see `models.chunks`).
     dtype: the activations' type, `float32` or `bfloat16`; `None` takes the model's.
     scan_layers: whether one compiled layer is run over all layers' parameters; `None` takes the model's.
     remat: recomputes in the backward pass: True recomputes layers, 'dots' all but matrix products; `None`
@@ -82,6 +83,13 @@ class Compute:
   attention: Annotated[str | None, SPEED] = None
   dropout_rate: float | int = 0.0
   compiler_options: Annotated[Mapping[str, Any] | None, SPEED] = None
+
+  def __post_init__(self):
+    if self.chunk_size is not None and self.chunk_size < 0:
+      raise UsageError(
+        f'chunk_size={self.chunk_size}: pass a number of response tokens, 0 for all at once, or None, which '
+        'chooses by the size of their logits: Compute(chunk_size=64), or --set CHUNK_SIZE=64.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +172,7 @@ class Batches:
 
   def __post_init__(self):
     if self.microbatches < 1:
-      raise UsageError(f'microbatches={self.microbatches}: pass 1 or more (--set MICROBATCHES=1).')
+      raise UsageError(f'microbatches={self.microbatches}: pass 1 or more, as --set MICROBATCHES=1.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,13 +306,14 @@ def _refuse_settings(spec: RunSpec) -> None:
   if not algorithm.temperature >= 0:  # NaN is refused too.
     raise UsageError(
       f'{algorithm.name} has temperature {algorithm.temperature}, and below 0 it drives the policy away '
-      'from its reference: pass 0 or more, as --set TAU=1.0 or as the setting of the algorithm '
-      '(--set copg.beta=0.06).'
+      'from its reference: pass 0 or more, as dro_v(tau=1.0) or --set TAU=1.0, or as copg(beta=0.06) or '
+      '--set copg.beta=0.06.'
     )
   if spec.compute.dropout_rate > 0 and (algorithm.uses_reference or algorithm.uses_value):
     raise UsageError(
-      f'DROPOUT_RATE={spec.compute.dropout_rate} is for supervised fine-tuning: with dropout, the loss of '
-      f'{algorithm.name} would compare log-probs of two different networks. Pass --set DROPOUT_RATE=0.'
+      f'dropout_rate={spec.compute.dropout_rate} is for supervised fine-tuning: with dropout, the loss of '
+      f'{algorithm.name} would compare log-probs of two different networks. Pass Compute(dropout_rate=0), or '
+      '--set DROPOUT_RATE=0.'
     )
   if isinstance(spec.reference, Cached) and spec.next_token_kl.weight:
     raise UsageError(
@@ -314,8 +323,9 @@ def _refuse_settings(spec: RunSpec) -> None:
     )
   if isinstance(spec.reference, AdapterOff) and spec.policy.lora is None:
     raise UsageError(
-      'the reference is the base with the adapter off, and the run has no adapter: pass --set '
-      'LORA_RANK=16 (or --gin_file=adapters/lora.gin), or --set REFERENCE=@frozen.'
+      'the reference is the base with the adapter off, and the run has no adapter: pass '
+      'Policy(lora=Lora(rank=16)), or --set LORA_RANK=16, or another reference, as '
+      'RunSpec(reference=frozen()) or --set REFERENCE=@frozen.'
     )
   if spec.value.warmup_steps and not (algorithm.uses_value and algorithm.trains_policy):
     lacks = 'trains no policy' if algorithm.uses_value else 'has no value'
@@ -326,8 +336,8 @@ def _refuse_settings(spec: RunSpec) -> None:
     )
   if algorithm.uses_token_values and readout != 'token':
     raise UsageError(
-      f'{algorithm.name} reads a value for each token, but VALUE_READOUT={readout} does not give one: pass '
-      '--set VALUE_READOUT=token (or --gin_file=values/token.gin).'
+      f'{algorithm.name} reads a value for each token, but readout={readout!r} does not give one: pass '
+      "Value(readout='token'), or --set VALUE_READOUT=token."
     )
 
 

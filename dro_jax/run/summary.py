@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-from dro_jax.models import lora
+from dro_jax.models import family, lora
 
 
 def line(run: Any) -> str:
@@ -50,7 +48,7 @@ def mesh(sizes: Mapping[str, int]) -> str:
 
 def num_parameters(state: Any) -> dict[str, int]:
   """How many parameters each network of a state trains, and their base has; shapes will do."""
-  counts = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in state.params.items()}
+  counts = {name: family.num_parameters(tree) for name, tree in state.params.items()}
   return counts if state.base is None else counts | {'frozen base': lora.num_parameters(state.base)}
 
 

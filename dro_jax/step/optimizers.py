@@ -229,7 +229,10 @@ def _require_above_zero(name: str, largest: float | int | None) -> None:
 
 def _require_warmup(steps: int) -> None:
   _require(
-    steps >= 0, 'warmup_steps', steps, 'pass 0 or more (--set WARMUP_STEPS=...); 0 starts at the full rate'
+    steps >= 0,
+    'warmup_steps',
+    steps,
+    'pass 0 or more, as warmup_steps=... or --set WARMUP_STEPS=...; 0 starts at the full rate',
   )
 
 
@@ -241,7 +244,8 @@ def _require_decay(
   if not 0 <= warmup_steps < decay_steps:
     raise UsageError(
       f'warmup_steps={warmup_steps}, decay_steps={decay_steps}: the decay begins where the warm-up ends, so '
-      'pass 0 ≤ warmup_steps < decay_steps (--set WARMUP_STEPS=..., --set STEPS=...).'
+      'pass 0 ≤ warmup_steps < decay_steps, as arguments of the schedule or --set WARMUP_STEPS=... and '
+      '--set STEPS=....'
     )
 
 

@@ -167,7 +167,7 @@ class Cached:
     if self.store is None:
       raise UsageError(
         'a cached reference reads a store: write one with `dro_jax cache_reference`, and pass it as '
-        '--set REFERENCE_STORE=DIR.'
+        'cached(store=DIR) or --set REFERENCE_STORE=DIR.'
       )
     stored = Stored(str(self.store), self.sample, self.tolerance)
     return Reference(_logged_scores, lambda state: state, False, {'scheme': 'cached'}, stored)

@@ -129,7 +129,7 @@ def test_priority_that_cancels_or_weighs_nothing_is_refused():
   ):
     algorithms.a_lol_kl(priority=True)
   for name in ('a_lol', 'a_lol_ref_free', 'a_lol_kl', 'a_lol_sequence'):
-    with pytest.raises(UsageError, match='PRIORITY=true as well'):
+    with pytest.raises(UsageError, match=r'PRIORITY=true\) as well'):
       getattr(algorithms, name)(weigh_again=True)
 
 

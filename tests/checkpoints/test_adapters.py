@@ -218,5 +218,5 @@ def test_adapters_without_a_base_on_disk_and_a_switch_without_adapters_are_refus
   run = settings(init_from=None, model=dataclasses.replace(CONFIG, vocab_size=None))
   with pytest.raises(UsageError, match=r'a base that lies on disk.*--init_from=DIR'):
     build(runs.spec(**run)).init()
-  with pytest.raises(UsageError, match='the run has no adapter: pass --set LORA_RANK=16'):
+  with pytest.raises(UsageError, match=r'the run has no adapter: pass Policy\(lora=.*--set LORA_RANK=16'):
     runs.spec(**settings(lora=Lora(), reference=AdapterOff()))

@@ -20,6 +20,8 @@ from dro_jax.inspection.spelling import COMMAND, PYTHON
     ('--set PACKED=False', 'RowOptions(packed=False)'),
     ('(--set PAIRS=...)', '(UnitOptions(pairs=...))'),
     ('--set kto.labels=column_labels', 'algorithms.kto(labels=algorithms.column_labels)'),
+    ("pass load_triplets(keep='end'), or --set KEEP=end.", "pass load_triplets(keep='end')."),
+    ('as RunSpec(algorithm=sft) or --set ALGORITHM=sft.', 'as RunSpec(algorithm=sft).'),
     ('or pass --set ALGORITHM=kto.', 'or pass RunSpec(algorithm=algorithms.kto()).'),
     ('as in --set copg.beta=0.06).', 'as in algorithms.copg(beta=0.06)).'),
     ('Pass --set MAP_REWARD="{\'a, b\': 1}" or more', "Pass map_reward={'a, b': 1} or more"),

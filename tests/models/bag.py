@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dro_jax.models.family import Family
+from dro_jax.models.family import Family, in_two_passes
 from dro_jax.models.readouts import prompt_means
 from dro_jax.names import SpecialTokens
 from dro_jax.types import Array
@@ -72,11 +72,6 @@ def _decode(network, memory, rows, responses, dropout):
   return network.states(_mean(prompt_BTS, memory.states), _mean(prefix_BTT, inputs_BTD))
 
 
-def _run(network, rows, dropout):
-  memory = _encode(network, rows, dropout)
-  return memory, _decode(network, memory, rows, rows, dropout)
-
-
 def _mean(chosen, states):
   weights = chosen.astype(jnp.float32)
   return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1) @ states
@@ -119,7 +114,7 @@ FAMILY = Family(
   prompt_states=lambda memory: memory.states,
   pool_prompts=prompt_means,
   decode=_decode,
-  run=_run,
+  run=in_two_passes(_encode, _decode),
   logits=lambda network, states: network.logits(states),
   start=_start,
   advance=_advance,

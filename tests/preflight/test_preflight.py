@@ -131,11 +131,11 @@ def test_placeholder_data_have_the_columns_that_algorithms_read(algorithm):
 
 EMPTY = {
   'topology': 'x', 'fits': True, 'mesh': {}, 'parameters': {}, 'model': {'remat': False}, 'memory': {},
-  'batch': {'rows': 1, 'prompt_length': 1, 'response_length': 1},
+  'batch': {'rows': 1, 'prompt_length': 1, 'response_length': 1, 'chunk_size': None},
 }  # fmt: skip
 
 
-def attempted(monkeypatch, fitting, held=1, remat=False, changes=(), **settings):
+def attempted(monkeypatch, fitting, held=1, remat=False, chunk_size=None, changes=(), **settings):
   """What a preflight finds whose compiler knows only which specs fit, and what was tried."""
   tried = []
 
@@ -145,7 +145,9 @@ def attempted(monkeypatch, fitting, held=1, remat=False, changes=(), **settings)
     memory = {'parameters': held, 'optimizer': 1, 'total': None if held > 10 else 2**30, 'available': 10}
     seconds = {'roofline_seconds': float(len(tried))} if fits else {}
     model = {'remat': remat}
-    return compilation.Attempt(fits, EMPTY | {'fits': fits, 'memory': memory, 'model': model} | seconds)
+    batch = {'batch': EMPTY['batch'] | {'chunk_size': chunk_size}}
+    report = EMPTY | batch | {'fits': fits, 'memory': memory, 'model': model} | seconds
+    return compilation.Attempt(fits, report)
 
   monkeypatch.setattr(slices, 'find', lambda name: here())
   monkeypatch.setattr(compilation, 'try_compile', attempt)
@@ -172,7 +174,7 @@ def test_changes_that_change_nothing_or_the_method_are_not_tried(monkeypatch):
     'batches': {'microbatches': 2}, 'compute': {'remat': 'dots', 'chunk_size': 32},
     'reference': reference.Soft,
   }  # fmt: skip
-  found, _ = attempted(monkeypatch, lambda spec: False, remat='dots', changes=changes)
+  found, _ = attempted(monkeypatch, lambda spec: False, remat='dots', chunk_size=32, changes=changes)
   changes = [row['change'] for row in found['tried']]
   mesh = '--gin_file=meshes/fsdp.gin --set make_mesh.fsdp=2 --set make_mesh.model=4'
   assert changes[:3] == [mesh, '--set MICROBATCHES=4', '--set MICROBATCHES=8']

@@ -93,7 +93,7 @@ def test_metrics_of_a_run_that_draws_no_samples_are_refused():
 
 @pytest.mark.parametrize('steps', ['10', '20,10', 'a,b', '0,3', (1, 2, 3), 7])
 def test_profile_steps_that_are_no_first_and_last_are_refused(steps):
-  with pytest.raises(UsageError, match='PROFILE_STEPS=.*--set PROFILE_STEPS=10,20'):
+  with pytest.raises(UsageError, match='profile_steps=.*--set PROFILE_STEPS=10,20'):
     hooks.make_hooks(profile_steps=steps)
   assert hooks.make_hooks(profile_steps='10,20').profile_steps == (10, 20)
   assert hooks.make_hooks(profile_steps=(3, 3)).profile_steps == (3, 3)

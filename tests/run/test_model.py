@@ -100,7 +100,7 @@ def test_a_run_chooses_the_way_of_attention():
 
 def test_t5_has_dense_attention_only():
   t5 = Policy(config=T5Config(**SIZE))
-  with pytest.raises(UsageError, match='ATTENTION=splash: T5Config has dense attention only'):
+  with pytest.raises(UsageError, match="attention='splash': T5Config has dense attention only"):
     find_model_config(t5, Compute(attention='splash'), BYTES)
 
 

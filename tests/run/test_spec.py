@@ -42,20 +42,20 @@ def test_replace_changes_fields_of_a_part():
   [
     ({'seed': -1}, 'SEED'),
     ({'algorithm': functools.partial(algorithms.dpo, beta=-1.0)}, 'drives|driven|beta'),
-    ({'compute': Compute(dropout_rate=0.1)}, 'DROPOUT_RATE=0.1 is for supervised fine-tuning'),
+    ({'compute': Compute(dropout_rate=0.1)}, 'dropout_rate=0.1 is for supervised fine-tuning'),
     ({'algorithm': algorithms.oreo}, 'VALUE_READOUT=token'),
     ({'next_token_kl': KL, 'reference': Cached('store')}, 'cached reference has one log-prob.*frozen.gin'),
     ({'next_token_kl': KL, 'algorithm': algorithms.regression}, 'does not train the policy'),
     (
       {'next_token_kl': KL, 'algorithm': algorithms.sft, 'compute': Compute(dropout_rate=0.1)},
-      'DROPOUT_RATE=0.1 is for supervised fine-tuning',
+      'dropout_rate=0.1 is for supervised fine-tuning',
     ),
     (
       {'algorithm': algorithms.dpo, 'value': Value(warmup_steps=5)},
       'WARMUP_STEPS=5 .* dpo has no value',
     ),
     ({'algorithm': algorithms.regression, 'value': Value(warmup_steps=5)}, 'regression trains no policy'),
-    ({'algorithm': algorithms.oreo, 'value': Value('batch')}, 'VALUE_READOUT=batch does not give one'),
+    ({'algorithm': algorithms.oreo, 'value': Value('batch')}, "readout='batch' does not give one"),
   ],
 )
 def test_settings_that_no_data_could_mend_are_refused_at_once(changes, message):
@@ -83,6 +83,11 @@ def test_a_value_is_not_trained_for_less_than_no_steps():
 def test_no_microbatch_is_refused():
   with pytest.raises(UsageError, match='microbatches=0'):
     Batches(microbatches=0)
+
+
+def test_a_negative_chunk_is_refused():
+  with pytest.raises(UsageError, match='chunk_size=-1: pass a number of response tokens, 0 for all'):
+    Compute(chunk_size=-1)
 
 
 OWN_FILE = """

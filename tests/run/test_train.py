@@ -24,6 +24,7 @@ from dro_jax.data.table import table
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import NotFinite, Stopped, UsageError
+from dro_jax.models import chunks
 from dro_jax.parallel import partitioning
 from dro_jax.run import batches as feeds
 from dro_jax.run import build, loop, schedule
@@ -286,9 +287,9 @@ def test_bad_settings_are_refused_before_anything_is_written(run, triplets, tmp_
       'mesh': functools.partial(partitioning.make_mesh, data=1, fsdp=1, model=8),
       'model': dataclasses.replace(MODEL, num_heads=1),
     },
-    'DROPOUT_RATE=0.1 is for supervised': {'dropout_rate': 0.1},
+    'dropout_rate=0.1 is for supervised': {'dropout_rate': 0.1},
     'microbatches=0': {'num_microbatches': 0},
-    'VALUE_READOUT=scalar is one learned number': {'value_readout': 'scalar', 'value_shared': True},
+    "readout='scalar' is one learned number": {'value_readout': 'scalar', 'value_shared': True},
     'seed=-1 is out of range: pass a whole number': {'seed': -1},
     'dro_v: tau=-1.0 must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=-1.0)},
     'dro_v: tau=nan must be above 0': {'algorithm': functools.partial(algorithms.dro_v, tau=math.nan)},
@@ -671,6 +672,18 @@ def test_a_runs_first_lines_say_what_made_the_labels(run, tmp_path, name):
   np.testing.assert_array_equal(table.columns['derived_label'], table.raw_rewards)
   notes = built.notes()
   assert notes[0] == 'labels: the rewards 0 and 1 are labels themselves; 5 of 8 responses are desirable'
+
+
+def test_a_run_says_where_it_projects_in_chunks_unasked(triplets, tmp_path, monkeypatch):
+  lengths = {'prompt_length': 32, 'response_length': 16, 'validation_fraction': 0.2}
+  loaded = load_triplets(triplets, cache_dir=str(tmp_path), **lengths)
+  built = build.build(runs.spec(loaded, model=MODEL, mesh=one_device, batch_size=8))
+  assert built.chunk_size is None and not any('CHUNK_SIZE' in note for note in built.notes())
+  monkeypatch.setattr(chunks, 'MOST_BYTES', 1)
+  assert built.chunk_size == 1
+  assert any(note.startswith('note: 1 of the ') and 'CHUNK_SIZE=0' in note for note in built.notes())
+  asked = build.build(runs.spec(loaded, model=MODEL, mesh=one_device, batch_size=8, chunk_size=0))
+  assert asked.chunk_size is None and not any('CHUNK_SIZE' in note for note in asked.notes())
 
 
 def test_triplets_of_another_vocabulary_than_the_policys_are_refused(triplets, tmp_path):

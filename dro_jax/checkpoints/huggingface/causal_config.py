@@ -5,7 +5,7 @@ older and have `rope_theta`, `rope_scaling` and the like.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax.errors import UsageError
@@ -19,7 +19,7 @@ _ACTIVATIONS = {
 }  # fmt: skip
 _SLIDING, _FULL = 'sliding_attention', 'full_attention'
 # How a model is computed, and not which model it is.
-_COMPUTED = ('dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate')
+COMPUTED = ('dtype', 'scan_layers', 'remat', 'attention', 'dropout_rate')
 
 
 class Kind(NamedTuple):
@@ -64,9 +64,14 @@ def config_json(config: CausalConfig, dtype: str) -> dict[str, Any]:
     }  # fmt: skip
     if explicit(read_config(raw, 'export')) == explicit(config):
       return raw
-  raise UsageError(
+  raise no_kind(config, KINDS)
+
+
+def no_kind(config: Any, kinds: Iterable[str]) -> UsageError:
+  """The refusal to export a model that no kind of transformers is."""
+  return UsageError(
     'transformers has no model with these switches together, so that it cannot be exported there: '
-    f'{config}. It has {", ".join(KINDS)}.'
+    f'{config}. It has {", ".join(kinds)}.'
   )
 
 
@@ -77,7 +82,7 @@ def explicit(config: CausalConfig) -> CausalConfig:
     query_scale=config.head_dim**-0.5 if config.query_scale is None else config.query_scale,
     window_pattern=config.windowed, rope_pattern=config.rotated,
     max_positions=config.max_positions if config.positions == 'learned' else None,
-    **{field.name: field.default for field in dataclasses.fields(config) if field.name in _COMPUTED},
+    **{field.name: field.default for field in dataclasses.fields(config) if field.name in COMPUTED},
   )  # fmt: skip
 
 

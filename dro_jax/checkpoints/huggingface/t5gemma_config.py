@@ -14,8 +14,6 @@ from dro_jax.models.t5gemma.config import COMMON, SIDED, T5GemmaConfig
 
 Raw = Mapping[str, Any]
 
-# How a model is computed, and not which model it is.
-_COMPUTED = ('dtype', 'scan_layers', 'remat', 'dropout_rate')
 # What only the decoder's part of a config.json decides.
 _DECODERS = ('logits_softcap', 'max_positions', 'pad', 'eos', 'start')
 # Older files leave these out where they are T5Gemma's.
@@ -107,7 +105,7 @@ def read_config(raw: Raw, source: Any) -> T5GemmaConfig:
 
 def _joined(kind: Kind, encoder: CausalConfig, decoder: CausalConfig, source: Any) -> T5GemmaConfig:
   """The model of two sides; these may differ in their sizes, windows and numbers of layers."""
-  common = {name: getattr(decoder, name) for name in COMMON if name not in _COMPUTED}
+  common = {name: getattr(decoder, name) for name in COMMON if name not in causal_config.COMPUTED}
   # The longer side shows all of the pattern.
   common['window_pattern'] = max(encoder, decoder, key=lambda side: side.num_layers).window_pattern
   own = {
@@ -159,10 +157,7 @@ def config_json(config: T5GemmaConfig, dtype: str) -> dict[str, Any]:
     }  # fmt: skip
     if _explicit(read_config(raw, 'export')) == _explicit(config):
       return raw
-  raise UsageError(
-    'transformers has no model with these switches together, so that it cannot be exported there: '
-    f'{config}. It has {", ".join(KINDS)}.'
-  )
+  raise causal_config.no_kind(config, KINDS)
 
 
 def _explicit(config: T5GemmaConfig) -> tuple[Any, ...]:

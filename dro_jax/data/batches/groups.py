@@ -41,7 +41,10 @@ class UnitOptions:
 
   def __post_init__(self):
     if self.pairs is not None and self.pairs not in PAIRS:
-      raise UsageError(f"pairs '{self.pairs}' is unknown; choose from {', '.join(PAIRS)} (--set PAIRS=...)")
+      raise UsageError(
+        f"pairs '{self.pairs}' is unknown; choose from {', '.join(PAIRS)}, as UnitOptions(pairs=...) or "
+        '--set PAIRS=...'
+      )
     if self.margin < 0 or self.group_size < 2:
       raise UsageError(
         f'margin={self.margin}, group_size={self.group_size}: pass a margin of 0 or more, and groups of 2 or '

@@ -193,7 +193,10 @@ class SequentialPlan:
 
   def __init__(self, num_examples: int, batch_size: int):
     if num_examples < 1 or batch_size < 1:
-      raise UsageError(f'{num_examples} records in batches of {batch_size}: pass 1 or more (--set BATCH=32)')
+      raise UsageError(
+        f'{num_examples} records in batches of {batch_size}: pass 1 or more, as Batches(size=32) or --set '
+        'BATCH=32'
+      )
     self.num_examples, self.batch_size = int(num_examples), int(batch_size)
     self.num_batches = -(-self.num_examples // self.batch_size)
 
@@ -279,7 +282,10 @@ class UnitPlan:
 def _checked_deal(deal: str) -> str:
   if deal not in DEALS:
     near = did_you_mean(deal, DEALS)
-    raise UsageError(f"deal '{deal}' is unknown{near}; choose from {', '.join(DEALS)} (--set DEAL=...)")
+    raise UsageError(
+      f"deal '{deal}' is unknown{near}; choose from {', '.join(DEALS)}, as Batches(deal=...) or --set "
+      'DEAL=...'
+    )
   return deal
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from dro_jax.models.attention.spans import Source, Span
+from dro_jax.models.attention.spans import Source, Span, mask
 from dro_jax.models.layers import KeysValues
 from dro_jax.types import Array
 
@@ -118,7 +118,9 @@ def _read_source(
   size = source.keys.shape[2]
 
   def read(state: _Softmax, place: Array, keys_KEC: Array, values_KEC: Array) -> _Softmax:
-    scores_KAE = jnp.where(_mask(span, place, size), _scores(softcap, queries_KAC, keys_KEC)[0], -jnp.inf)
+    scores_KAE = jnp.where(
+      mask(span, size, place)[None], _scores(softcap, queries_KAC, keys_KEC)[0], -jnp.inf
+    )
     maximum_KA = jnp.maximum(state.maximum, scores_KAE.max(axis=-1))
     weights_KAE = jnp.exp(scores_KAE - maximum_KA[..., None])
     factor_KA = jnp.exp(state.maximum - maximum_KA)
@@ -171,7 +173,8 @@ def _pull_source(
 
   def pull(place: Array, keys_KEC: Array, values_KEC: Array) -> tuple[Array, Array, Array]:
     scores_KAE, slope_KAE = _scores(softcap, queries_KAC, keys_KEC)
-    weights_KAE = jnp.where(_mask(span, place, size), jnp.exp(scores_KAE - logsumexp_KA[..., None]), 0.0)
+    mask_1AE = mask(span, size, place)[None]
+    weights_KAE = jnp.where(mask_1AE, jnp.exp(scores_KAE - logsumexp_KA[..., None]), 0.0)
     to_weights_KAE = _product('kac,kec->kae', cotangent_KAC, values_KEC)
     to_scores_KAE = weights_KAE * (to_weights_KAE - mean_KA[..., None]) * slope_KAE
     to_scores_KAE, weights_KAE = to_scores_KAE.astype(keys_KEC.dtype), weights_KAE.astype(keys_KEC.dtype)
@@ -217,11 +220,6 @@ def _scores(
 def _places(source: _Blocks) -> Int[Array, 'J']:
   """The first place of each block of keys."""
   return jnp.arange(source.keys.shape[0]) * source.keys.shape[2]
-
-
-def _mask(span: Span, place: Array, size: int) -> Array:
-  places_11E = place + jnp.arange(size)[None, None]
-  return (places_11E >= span.first[None, :, None]) & (places_11E < span.stop[None, :, None])
 
 
 def _is_read(span: Span, place: Array, size: int) -> Array:

@@ -63,7 +63,8 @@ def around(span: Span, places: Int[Array, 'B T'], earlier: int, later: int) -> S
   return Span(clip(places - earlier), clip(places + later + 1))
 
 
-def mask(span: Span, keys: int) -> Bool[Array, 'B T S']:
-  """The same as booleans, for `keys` keys."""
-  places_11S = jnp.arange(keys)[None, None]
-  return (places_11S >= span.first[:, :, None]) & (places_11S < span.stop[:, :, None])
+def mask(span: Span, keys: int, start: int | Int[Array, ''] = 0) -> Bool[Array, '*B T S']:
+  """The same as booleans, for `keys` keys from place `start` on; spans may be of one row, without B."""
+  first_BT1, stop_BT1 = (jnp.expand_dims(x, -1) for x in span)
+  places_11S = jnp.expand_dims(start + jnp.arange(keys), tuple(range(first_BT1.ndim - 1)))
+  return (places_11S >= first_BT1) & (places_11S < stop_BT1)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dro_jax.errors import UsageError
 from dro_jax.models import layers
 from dro_jax.models.attention.ways import WAYS
-from dro_jax.models.family import check_config
+from dro_jax.models.family import check_config, freeze
 
 NORMS = ('rms', 'rms_plus_one', 'layer')
 NORM_PLACES = ('before', 'after', 'sandwich', 'parallel')
@@ -28,6 +28,13 @@ class RopeScaling(NamedTuple):
   low: float = 1.0
   high: float = 4.0
   original_length: int = 8192
+
+
+def as_scaling(given: Any) -> RopeScaling | None:
+  """A RopeScaling of its fields: in their order, as gin passes them, or by name, as metadata has them."""
+  if given is None:
+    return None
+  return RopeScaling(**given) if isinstance(given, Mapping) else RopeScaling(*given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,13 +129,8 @@ class CausalConfig:
   remat: bool | str = False
 
   def __post_init__(self):
-    # Tuples, so that the configuration can be hashed as a static argument of jit; JSON and gin pass lists.
-    for name in ('mlp_activations', 'rope_pattern', 'window_pattern'):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
-    if self.rope_scaling is not None:
-      given: Any = self.rope_scaling  # A checkpoint's metadata has its fields by name.
-      scaling = RopeScaling(**given) if isinstance(given, Mapping) else RopeScaling(*given)
-      object.__setattr__(self, 'rope_scaling', scaling)
+    freeze(self, 'mlp_activations', 'rope_pattern', 'window_pattern')
+    object.__setattr__(self, 'rope_scaling', as_scaling(self.rope_scaling))
     check_config(self, _SIZES, layers.ACTIVATIONS)
     choices = {'norm': NORMS, 'norm_place': NORM_PLACES, 'qk_norm': QK_NORMS, 'positions': POSITIONS}
     choices['attention'] = WAYS

@@ -1,6 +1,5 @@
 """Decoder-only models as a family: both streams run through the same layers."""
 
-import math
 from collections.abc import Mapping
 
 import jax
@@ -9,7 +8,7 @@ from jaxtyping import Float, Int
 
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.causal.network import Cache, Causal, Memory
-from dro_jax.models.family import Family, Prompts
+from dro_jax.models.family import Family, Prompts, num_parameters
 from dro_jax.models.readouts import last_states
 from dro_jax.names import SpecialTokens
 from dro_jax.types import Array, Params
@@ -36,13 +35,9 @@ def select(cache: Cache, rows: Int[Array, 'N'], same_prompts: bool) -> Cache:
 
 def _parameters_met(params: Mapping[str, Params], projects: bool) -> tuple[int, int]:
   """Both streams meet the layers, and responses the logits' table; a table that is looked up meets none."""
-  head = _size(params['decoder'].get('logits_dense', {}))
-  layers = _size(params['decoder']) - head
-  return layers, layers + ((head or _size(params['token_embedder'])) if projects else 0)
-
-
-def _size(tree: Params) -> int:
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+  head = num_parameters(params['decoder'].get('logits_dense', {}))
+  layers = num_parameters(params['decoder']) - head
+  return layers, layers + ((head or num_parameters(params['token_embedder'])) if projects else 0)
 
 
 def _states(memory: Memory) -> Float[Array, 'B S D']:
@@ -67,4 +62,5 @@ FAMILY = Family(
   tokens=lambda config: SpecialTokens(config.pad, config.eos, start=config.start),
   # A response's last token is no input, so that it needs no position.
   most_tokens=lambda config: config.max_positions + 1 if config.positions == 'learned' else None,
+  continues_prompts=True,
 )

@@ -3,7 +3,7 @@
 import dataclasses
 
 from dro_jax.models import layers
-from dro_jax.models.family import check_config
+from dro_jax.models.family import check_config, freeze
 from dro_jax.names import SpecialTokens
 
 # Of T5's own vocabularies; a response's first input is padding.
@@ -58,8 +58,7 @@ class T5Config:
   remat: bool | str = False
 
   def __post_init__(self):
-    # A tuple, so that the configuration can be hashed as a static argument of jit; JSON and gin pass lists.
-    object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
+    freeze(self, 'mlp_activations')
     check_config(self, _SIZES, layers.ACTIVATIONS)
 
 

@@ -1,13 +1,12 @@
 """T5 as a family: its encoder reads prompts, its decoder responses."""
 
-import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from dro_jax.models.family import Family, Prompts
+from dro_jax.models.family import Family, Prompts, in_two_passes, num_parameters
 from dro_jax.models.readouts import prompt_means
 from dro_jax.models.t5.config import TOKENS, T5Config
 from dro_jax.models.t5.network import T5, Cache
@@ -34,11 +33,6 @@ def _decode(
   )
 
 
-def _run(network: T5, rows: Rows, dropout: bool) -> tuple[Float[Array, 'B S D'], Float[Array, 'B T D']]:
-  encoded = _encode(network, rows, dropout)
-  return encoded, _decode(network, encoded, rows, rows, dropout)
-
-
 def _start(network: T5, prompts: Prompts, max_length: int, copies: int) -> tuple[Float[Array, 'N D'], Cache]:
   """Encodes each prompt once, and decodes the start token of `copies` responses to it."""
   tokens_BS, segments_BS = prompts
@@ -58,11 +52,10 @@ def _select(cache: Cache, rows: Int[Array, 'N'], same_prompts: bool) -> Cache:
 def _parameters_met(params: Mapping[str, Params], projects: bool) -> tuple[int, int]:
   """The encoder's, and the decoder's with the logits' table; an embedding that is looked up meets none."""
   tied = projects and 'logits_dense' not in params['decoder']
-  return _size(params, 'encoder'), _size(params, 'decoder') + (_size(params, 'token_embedder') if tied else 0)
-
-
-def _size(params: Mapping[str, Params], part: str) -> int:
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(params.get(part, {})))
+  encoder, decoder, table = (
+    num_parameters(params.get(part, {})) for part in ('encoder', 'decoder', 'token_embedder')
+  )
+  return encoder, decoder + (table if tied else 0)
 
 
 FAMILY = Family(
@@ -73,7 +66,7 @@ FAMILY = Family(
   prompt_states=lambda encoded: encoded,
   pool_prompts=prompt_means,
   decode=_decode,
-  run=_run,
+  run=in_two_passes(_encode, _decode),
   logits=lambda network, states: network.logits(states),
   start=_start,
   advance=lambda network, cache, tokens, position: network.decode_step(cache, tokens, position),

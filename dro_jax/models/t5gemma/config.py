@@ -1,13 +1,11 @@
 """The configuration of T5Gemma and T5Gemma 2: an encoder's sizes beside a decoder's, and their switches."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers
-from dro_jax.models.causal.config import CausalConfig, RopeScaling
-from dro_jax.models.family import check_config
+from dro_jax.models.causal.config import CausalConfig, RopeScaling, as_scaling
+from dro_jax.models.family import check_config, freeze
 
 _SIZES = ('emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers')
 # Sizes that an encoder may have to itself.
@@ -111,13 +109,8 @@ class T5GemmaConfig:
   attention: str = 'auto'
 
   def __post_init__(self):
-    # Tuples, so that the configuration can be hashed as a static argument of jit; JSON and gin pass lists.
-    for name in ('mlp_activations', 'window_pattern', 'encoder_reach'):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
-    if self.rope_scaling is not None:
-      given: Any = self.rope_scaling  # A checkpoint's metadata may have its fields by name.
-      scaling = RopeScaling(**given) if isinstance(given, Mapping) else RopeScaling(*given)
-      object.__setattr__(self, 'rope_scaling', scaling)
+    freeze(self, 'mlp_activations', 'window_pattern', 'encoder_reach')
+    object.__setattr__(self, 'rope_scaling', as_scaling(self.rope_scaling))
     own = tuple(name for name in map('encoder_{}'.format, SIDED) if getattr(self, name) is not None)
     check_config(self, (*_SIZES, *own), layers.ACTIVATIONS)
     _check_sides(self)

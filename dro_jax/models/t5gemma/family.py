@@ -1,19 +1,17 @@
 """T5Gemma as a family: its encoder reads prompts, its decoder responses."""
 
-import math
 from collections.abc import Mapping
 
-import jax
 from jaxtyping import Float
 
 from dro_jax.models.causal.family import select
 from dro_jax.models.causal.network import Cache
-from dro_jax.models.family import Family, Prompts
+from dro_jax.models.family import Family, Prompts, in_two_passes, num_parameters
 from dro_jax.models.readouts import prompt_means
 from dro_jax.models.t5gemma.config import T5GemmaConfig
 from dro_jax.models.t5gemma.network import T5Gemma
 from dro_jax.names import SpecialTokens
-from dro_jax.types import Array, Params, Rows
+from dro_jax.types import Array, Mismatched, Params, Rows
 
 
 def _start(
@@ -22,30 +20,33 @@ def _start(
   return network.start_decoding(*prompts, max_length, copies)
 
 
-def _run(network: T5Gemma, rows: Rows, dropout: bool) -> tuple[Float[Array, 'B S E'], Float[Array, 'B T D']]:
-  encoded = network.encode(rows, dropout)
-  return encoded, network.decode(encoded, rows, rows, dropout)
+def _encode(network: T5Gemma, rows: Rows, dropout: bool) -> Float[Array, 'B S E']:
+  return network.encode(rows, dropout)
+
+
+def _decode(
+  network: T5Gemma, encoded: Float[Array, 'B S E'], rows: Rows, responses: Rows | Mismatched, dropout: bool
+) -> Float[Array, 'B T D']:
+  return network.decode(encoded, rows, responses, dropout)
 
 
 def _parameters_met(params: Mapping[str, Params], projects: bool) -> tuple[int, int]:
   """The encoder's, and the decoder's with the logits' table; a table that is looked up meets none."""
-  head = _size(params, 'token_embedder') if projects else 0
-  return _size(params, 'encoder'), _size(params, 'decoder') + head
-
-
-def _size(params: Mapping[str, Params], part: str) -> int:
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(params.get(part, {})))
+  encoder, decoder, table = (
+    num_parameters(params.get(part, {})) for part in ('encoder', 'decoder', 'token_embedder')
+  )
+  return encoder, decoder + (table if projects else 0)
 
 
 FAMILY = Family(
   name='t5gemma',
   config=T5GemmaConfig,
   network=T5Gemma,
-  encode=lambda network, rows, dropout: network.encode(rows, dropout),
+  encode=_encode,
   prompt_states=lambda encoded: encoded,
   pool_prompts=prompt_means,
-  decode=lambda network, encoded, rows, responses, dropout: network.decode(encoded, rows, responses, dropout),
-  run=_run,
+  decode=_decode,
+  run=in_two_passes(_encode, _decode),
   logits=lambda network, states: network.logits(states),
   start=_start,
   advance=lambda network, cache, tokens, position: network.decode_step(cache, tokens, position),

@@ -53,8 +53,8 @@ def make_generator(
     temperature: the divisor of the logits; 0 takes the most probable token.
     top_k: the number of most probable tokens to draw from; 0 draws from all.
     top_p: draws from the fewest tokens with a total probability of p; 1 draws from all.
-    repetition_penalty: the penalty on tokens that the response has already (see `models.sampling.penalised`);
-      1 is none.
+    repetition_penalty: the penalty on tokens that the text has already (see `models.sampling.penalised`); 1
+      is none.
     beams: prefixes kept by a beam search (`models.beam_search.search`), at temperature 0; 1 does not search.
     length_penalty: the exponent of the length that divides a response's log-prob in a beam search.
     batch_size: prompts at once, rounded up to a number that the mesh divides.
@@ -66,8 +66,8 @@ def make_generator(
   if beams > 1 and (temperature != 0 or top_k or top_p != 1):
     raise UsageError(
       f'beams={beams} with temperature={temperature}, top_k={top_k}, top_p={top_p}: a beam search looks for '
-      'the most probable response and draws nothing. Pass --set TEMPERATURE=0 and leave TOP_K and TOP_P, or '
-      '--set BEAMS=1 to draw.'
+      'the most probable response and draws nothing. Pass temperature=0 (--set TEMPERATURE=0) and '
+      'leave top_k and top_p, or beams=1 (--set BEAMS=1) to draw.'
     )
   num_rows = partitioning.divisible_rows(mesh, batch_size)
   decoding = _Decoding(max_length, temperature, top_k, top_p, repetition_penalty, beams, length_penalty)
@@ -80,7 +80,10 @@ def make_generator(
     for start in range(0, len(prompts), num_rows):
       chunk = prompts[start : start + num_rows]
       refuse_long_texts(
-        policy.config, max(map(len, chunk)), max_length, '--set PROMPT_LENGTH= and MAX_LENGTH='
+        policy.config,
+        max(map(len, chunk)),
+        max_length,
+        'prompts (PROMPT_LENGTH) and max_length=... (MAX_LENGTH)',
       )
       length = -(-max(map(len, chunk)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
       chunk_ids = ids[start : start + num_rows]

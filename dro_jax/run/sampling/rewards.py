@@ -20,8 +20,8 @@ def _answers(prompts: Sequence[str]) -> list[str]:
     unknown = prompts[answers.index(None)]
     raise UsageError(
       f'no task in the prompt {unknown!r}: this reward knows sort, add and rewrite '
-      '(dro_jax/data/worlds/exercises.py shows their form). Pass a function of your own: '
-      '--set REWARD=FILE.py:FUNCTION.'
+      '(dro_jax/data/worlds/exercises.py shows their form). Pass a function of your own, as '
+      'RolloutOptions(reward=function) or --set REWARD=FILE.py:FUNCTION.'
     )
   return answers
 
@@ -87,8 +87,9 @@ def find(reward: Reward | str | None) -> Reward:
     return reward
   if reward is None:
     raise UsageError(
-      'the algorithm scores its own samples, and REWARD names no function: pass --set REWARD=exact_match, or '
-      f'another of {", ".join(__all__)}, or your own as --set REWARD=FILE.py:FUNCTION or MODULE:FUNCTION.'
+      'the algorithm scores its own samples, and there is no reward function: pass '
+      "RolloutOptions(reward='exact_match'), or --set REWARD=exact_match, or another of "
+      f'{", ".join(__all__)}, or your own as FILE.py:FUNCTION or MODULE:FUNCTION.'
     )
   if reward in __all__:
     return globals()[reward]

@@ -59,8 +59,8 @@ class RolloutOptions:
     if self.temperature <= 0 or (self.max_length is not None and self.max_length < 1):
       raise UsageError(
         f'temperature={self.temperature}, max_length={self.max_length}: pass a temperature above 0, because '
-        'greedy samples of a prompt are all the same, and 1 token or more (--set TEMPERATURE=1, '
-        'SAMPLE_LENGTH=64).'
+        'greedy samples of a prompt are all the same, and 1 token or more, as '
+        'RolloutOptions(temperature=1, max_length=64) or --set TEMPERATURE=1 and SAMPLE_LENGTH=64.'
       )
 
 
@@ -102,7 +102,8 @@ def prompts_only(triplets: Triplets) -> Triplets:
   if triplets.scaling.kind != 'none':
     raise UsageError(
       f'rewards are scaled ({triplets.scaling.kind}) by the logged rewards, which an online algorithm does '
-      'not read: pass --set REWARD_SCALING=none, and scale inside the reward function.'
+      "not read: pass load_triplets(scaling='none'), or --set REWARD_SCALING=none, and scale inside the "
+      'reward function.'
     )
 
   def once(table):
@@ -142,7 +143,7 @@ def make_rollouts(
   if not reference.is_live:
     raise UsageError(
       f'{algorithm.name} learns from fresh responses, and a cached reference has log-probs of logged ones '
-      'only: pass a live reference (--set REFERENCE=frozen).'
+      'only: pass a live one, as RunSpec(reference=frozen()) or --set REFERENCE=frozen.'
     )
   reward, length = rewards.find(options.reward), options.max_length or max_length
   lay_out = _make_lay_out(nets, algorithm, reference, mesh, chunk_size)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from dro_jax.errors import UsageError
-from dro_jax.models import policy, sampling, scoring, stacks
+from dro_jax.models import beam_search, policy, sampling, scoring, stacks
 from dro_jax.models.attention import splash, ways
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.parallel import partitioning
@@ -69,34 +70,45 @@ def score(kind, rows, net=None, params=None):
   return jax.jit(scoring.make_score(net))({'policy': params}, rows, None)
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_log_probs_equal_transformers_in_packed_and_grouped_rows(kind):
-  expected = np.concatenate([torch_logps(kind, example) for example in EXAMPLES])
+def check_packed_and_grouped(score, token_logps):
+  """Holds scores of EXAMPLES, in rows of every layout, to the log-probs of each example's tokens."""
+  expected = np.concatenate(token_logps)
   for rows in (layout(EXAMPLES, 1, 4, (48, 40)), shared_rows()):
-    scores = score(kind, rows)
-    np.testing.assert_allclose(scores.token_logps[0, : len(expected)], expected, rtol=1e-5, atol=1e-5)
-  apart = score(kind, layout(EXAMPLES, 4, 1, (16, 16)))
-  sums = [torch_logps(kind, example).sum() for example in EXAMPLES]
+    np.testing.assert_allclose(score(rows).token_logps[0, : len(expected)], expected, rtol=1e-5, atol=1e-5)
+  apart = score(layout(EXAMPLES, 4, 1, (16, 16)))
+  sums = [logps.sum() for logps in token_logps]
   np.testing.assert_allclose(apart.logps[:, 0], sums, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('kind', ['gemma3', 'smollm3', 'neox', 'gpt2'])
-def test_scanned_and_rematerialised_layers_give_the_same_scores_and_gradients(kind):
+@pytest.mark.parametrize('kind', KINDS)
+def test_log_probs_equal_transformers_in_packed_and_grouped_rows(kind):
+  check_packed_and_grouped(
+    functools.partial(score, kind), [torch_logps(kind, example) for example in EXAMPLES]
+  )
+
+
+def check_ways_to_compute(config, params, changes_of_config):
+  """Holds scores and gradients of other ways to compute a model's layers to its own."""
   rows = shared_rows()
 
-  def loss(net):
-    function = scoring.make_score(net)
+  def loss(config):
+    function = scoring.make_score(policy.make_network(config))
     return jax.jit(jax.value_and_grad(lambda tree: function({'policy': tree}, rows, None).logps.sum()))
 
-  value, gradients = loss(network(kind))(tiny.params(kind))
-  for changes in ({'scan_layers': True}, {'scan_layers': True, 'remat': True}, {'remat': 'dots'}):
+  value, gradients = loss(config)(params)
+  for changes in changes_of_config:
     scan = changes.get('scan_layers', False)
-    net = policy.make_network(dataclasses.replace(tiny.config(kind), **changes))
-    other, others = loss(net)(stacks.convert_layers(tiny.params(kind), scan=scan))
+    other, others = loss(dataclasses.replace(config, **changes))(stacks.convert_layers(params, scan=scan))
     np.testing.assert_allclose(other, value, rtol=1e-6)
     unrolled = stacks.convert_layers(others, scan=False)
     assert jax.tree.structure(unrolled) == jax.tree.structure(gradients)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), unrolled, gradients)
+
+
+@pytest.mark.parametrize('kind', ['gemma3', 'smollm3', 'neox', 'gpt2'])
+def test_scanned_and_rematerialised_layers_give_the_same_scores_and_gradients(kind):
+  changes = {'scan_layers': True}, {'scan_layers': True, 'remat': True}, {'remat': 'dots'}
+  check_ways_to_compute(tiny.config(kind), tiny.params(kind), changes)
 
 
 @pytest.mark.parametrize('kind, way', [('mistral', 'blockwise'), ('gemma2', 'splash')])
@@ -168,6 +180,28 @@ def test_greedy_decoding_equals_transformers(kind):
     assert length == min(len(out), 12)
     example = Example(prompt, np.array(samples.tokens[row, :length]), 0.0)
     np.testing.assert_allclose(samples.logps[row], torch_logps(kind, example).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize('beams', [1, 3])
+def test_repetition_penalties_count_the_prompt_as_transformers_does(beams):
+  net, params, prompts = network('llama'), tiny.params('llama'), prompts_of(PROMPTS)
+  sample = functools.partial(sampling.sample, net, params, prompts, 12, jax.random.key(0), temperature=0.0)
+  search = functools.partial(beam_search.search, net, params, prompts, 12, beams=beams)
+  samples = (sample if beams == 1 else search)(repetition_penalty=1.8)
+  differs = False
+  for row, prompt in enumerate(PROMPTS):
+    ids = torch.tensor(prompt[None])
+    generate = functools.partial(
+      tiny.torch_model('llama').generate, ids, attention_mask=torch.ones_like(ids), max_new_tokens=12,
+      do_sample=False, num_beams=beams, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    expected = generate(repetition_penalty=1.8)[0, len(prompt) :].numpy()
+    length = int(samples.lengths[row])
+    np.testing.assert_array_equal(samples.tokens[row, :length], expected[:length])
+    of_response = transformers.RepetitionPenaltyLogitsProcessor(1.8, prompt_ignore_length=len(prompt))
+    other = generate(logits_processor=[of_response])[0, len(prompt) :].numpy()
+    differs |= not np.array_equal(other, expected)
+  assert differs  # Without the prompt's tokens the answers would be others.
 
 
 @pytest.mark.parametrize('kind', ['gemma2', 'qwen3'])

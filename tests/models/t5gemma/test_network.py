@@ -10,12 +10,19 @@ import pytest
 import torch
 
 from dro_jax.errors import UsageError
-from dro_jax.models import beam_search, policy, sampling, scoring, stacks
+from dro_jax.models import beam_search, policy, sampling, scoring
 from dro_jax.models.t5gemma.config import T5GemmaConfig
 from dro_jax.parallel import partitioning
 from dro_jax.run import networks
 from tests.examples import Example, layout
-from tests.models.causal.test_network import EXAMPLES, PROMPTS, prompts_of, shared_rows
+from tests.models.causal.test_network import (
+  EXAMPLES,
+  PROMPTS,
+  check_packed_and_grouped,
+  check_ways_to_compute,
+  prompts_of,
+  shared_rows,
+)  # fmt: skip
 from tests.models.t5gemma import tiny
 
 KINDS = tuple(tiny.KINDS)
@@ -56,31 +63,16 @@ def score(kind, rows, rng=None, **changes):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_log_probs_equal_transformers_in_packed_and_grouped_rows(kind):
-  expected = np.concatenate([torch_logps(kind, i) for i in range(len(EXAMPLES))])
-  for rows in (layout(EXAMPLES, 1, 4, (48, 40)), shared_rows()):
-    scores = score(kind, rows)
-    np.testing.assert_allclose(scores.token_logps[0, : len(expected)], expected, rtol=1e-5, atol=1e-5)
-  apart = score(kind, layout(EXAMPLES, 4, 1, (16, 16)))
-  sums = [torch_logps(kind, i).sum() for i in range(len(EXAMPLES))]
-  np.testing.assert_allclose(apart.logps[:, 0], sums, rtol=1e-5, atol=1e-5)
+  check_packed_and_grouped(
+    functools.partial(score, kind), [torch_logps(kind, i) for i in range(len(EXAMPLES))]
+  )
 
 
 @pytest.mark.parametrize('kind', BOTH)
 def test_scanned_and_rematerialised_layers_give_the_same_scores_and_gradients(kind):
-  rows = shared_rows()
-
-  def loss(net):
-    function = scoring.make_score(net)
-    return jax.jit(jax.value_and_grad(lambda tree: function({'policy': tree}, rows, None).logps.sum()))
-
-  value, gradients = loss(network(kind))(tiny.params(kind))
-  for changes in ({'scan_layers': True, 'remat': True}, {'remat': 'dots'}):
-    scan = changes.get('scan_layers', False)
-    other, others = loss(network(kind, **changes))(stacks.convert_layers(tiny.params(kind), scan=scan))
-    np.testing.assert_allclose(other, value, rtol=1e-6)
-    unrolled = stacks.convert_layers(others, scan=False)
-    assert jax.tree.structure(unrolled) == jax.tree.structure(gradients)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), unrolled, gradients)
+  check_ways_to_compute(
+    tiny.config(kind), tiny.params(kind), ({'scan_layers': True, 'remat': True}, {'remat': 'dots'})
+  )
 
 
 @pytest.mark.parametrize('kind', BOTH)

@@ -293,9 +293,9 @@ def test_another_step_is_another_sample(data):
 def test_impossible_online_settings_are_refused_before_any_file_is_written(run, data, tmp_path):
   folder = tmp_path / 'never'
   cases = {
-    'REWARD names no function': (algorithms.rloo_online, {'rollouts': online.RolloutOptions}),
+    'there is no reward function': (algorithms.rloo_online, {'rollouts': online.RolloutOptions}),
     'rewards are scaled': (algorithms.rloo_online, {'data': functools.partial(data, scaling='minmax')}),
-    'VALUE_READOUT=prompt does not give one': (algorithms.ppo_online, {'value_readout': 'prompt'}),
+    "readout='prompt' does not give one": (algorithms.ppo_online, {'value_readout': 'prompt'}),
     'a batch of 3 prompts does not divide': (algorithms.rloo_online, {'batch_size': 3}),
     'rloo compares the samples of a prompt': (functools.partial(algorithms.rloo_online, samples=1), {}),
     'samples=1, epochs=0': (functools.partial(algorithms.ppo_online, epochs=0), {}),
