@@ -44,8 +44,8 @@ def make_trials(
     grids: each method's ranges.
     points: values of a range, 2 or more.
     widen: steps by which every range is extended at both ends; the step stays.
-    most: the number of trials at most, spread evenly and counted from the last, where the greatest values are;
-      `None` keeps all.
+    most: the number of trials at most, spread evenly, the last (the greatest values) among them; `None`
+      keeps all.
 
   Raises:
     UsageError: the ranges cannot give every method as many trials.

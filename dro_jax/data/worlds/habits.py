@@ -1,8 +1,8 @@
 """Demonstrations by a hand with habits: it can do an exercise and does not always do it.
 
 A share of its answers is right, a share follows a wrong rule of the exercise's kind, and the rest are right
-answers with a slip of the pen. A policy fitted to them has both the right answer and the habits, which is what
-preference data is about: there is something better to prefer among what the policy already writes.
+answers with a slip of the pen. A policy fitted to them has both the right answer and the habits, which is
+what preference data is about: there is something better to prefer among what the policy already writes.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ def wrong_answers(prompt: str, rule: int = 0) -> list[str]:
 
 
 def slip(text: str, rng: np.random.Generator) -> str:
-  """The text with one letter dropped, doubled or swapped with the next: another text, and not an empty one."""
+  """The text with one letter dropped, doubled or swapped with the next: another text, not an empty one."""
   at = int(rng.integers(len(text)))
   slips = (
     text[:at] + text[at + 1 :],

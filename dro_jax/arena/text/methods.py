@@ -1,0 +1,38 @@
+"""Who competes in the `text` suite: a line for each method."""
+
+from dro_jax import algorithms as a
+from dro_jax.arena.training import OPTIMIZERS, Method
+from dro_jax.arena.trials import Range, Turns
+from dro_jax.run.spec import Value
+
+RATES = Range(3e-4, 1e-3)
+# Of rewards with variance 1, for temperatures in reward units; KTO's and DPO's are in units of their own.
+TAUS = Range(0.1, 0.3)
+
+_RATE = {'learning_rate': RATES, 'optimizer': Turns(tuple(sorted(OPTIMIZERS)))}
+
+
+def _varied(temperatures: Range) -> dict[str, Range | Turns]:
+  return {'temperature': temperatures, **_RATE}
+
+
+METHODS: dict[str, Method] = {
+  'dro_v': Method(lambda t: a.dro_v(tau=t), _varied(TAUS)),
+  'dro_p': Method(lambda t: a.dro_p(tau=t), _varied(TAUS)),
+  'dro_v_binary': Method(lambda t: a.dro_v_binary(tau=t), _varied(TAUS)),
+  'kto': Method(lambda t: a.kto(beta=t), _varied(Range(1.0, 5.0))),
+  'kto_prompt': Method(lambda t: a.kto(beta=t, labels=a.prompt_mean_labels), _varied(Range(1.0, 5.0))),
+  'bco': Method(lambda t: a.bco(beta=t), _varied(Range(0.2, 1.0))),
+  'dpo': Method(lambda t: a.dpo(beta=t), _varied(Range(0.3, 1.0))),
+  'ipo': Method(lambda t: a.ipo(tau=t), _varied(Range(0.3, 1.0))),
+  'copg': Method(lambda t: a.copg(beta=t), _varied(TAUS)),
+  'agro': Method(lambda t: a.agro(beta=t), _varied(TAUS)),
+  'rloo': Method(lambda t: a.rloo(beta=t), _varied(TAUS)),
+  'reinforce': Method(lambda t: a.reinforce(beta=t), _varied(TAUS)),
+  'rebel': Method(lambda t: a.rebel(eta=1 / t, behaviour_sampler='sampled'), _varied(TAUS)),
+  'topr': Method(lambda t: a.topr(behaviour_sampler='sampled'), _RATE),
+  'oreo': Method(lambda t: a.oreo(beta=t), _varied(TAUS), Value('token')),
+  'filtered_sft': Method(lambda t: a.filtered_sft(), _RATE),
+}
+
+USUAL = ('dro_v', 'dro_p', 'kto', 'dpo', 'copg', 'filtered_sft', 'rloo', 'oreo')
