@@ -16,10 +16,11 @@ import numpy as np
 
 from dro_jax import algorithms
 from dro_jax.arena.cells import Cell
-from dro_jax.arena.exact import enumeration
+from dro_jax.arena.exact import enumeration, values
 from dro_jax.arena.exact import in_memory as inmemory
 from dro_jax.arena.exact import world as exact_world
 from dro_jax.arena.exact.report import report
+from dro_jax.arena.exact.values import GROUP_VALUES
 from dro_jax.arena.exact.world import ExactSettings, Lab, Place, Point
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.trials import Grid, Range, steps_within
@@ -56,6 +57,7 @@ class Method(NamedTuple):
     in_rewards: its temperature is in stars per nat, and follows the scaling of the rewards.
     columns: what it reads of the data besides rewards.
     about: one line.
+    values: its V by record of the log in stars, where V is neither learned with the policy nor a column.
   """
 
   algorithm: Callable[[Scalar], algorithms.Algorithm] | None
@@ -63,6 +65,7 @@ class Method(NamedTuple):
   in_rewards: bool = False
   columns: tuple[Column, ...] = ()
   about: str = ''
+  values: Callable[[Place, Hyperparameters], np.ndarray] | None = None
 
 
 def regressed_value(place: Place, source: inmemory.Feed, hyperparameters: Hyperparameters) -> np.ndarray:
@@ -107,6 +110,20 @@ def best_share(place: Place, source: inmemory.Feed, hyperparameters: Hyperparame
   return (rewards >= lowest).astype(np.float64)
 
 
+def group_value(name: str, place: Place, hyperparameters: Hyperparameters) -> np.ndarray:
+  """V̂(x) of the log's records in stars, from the rewards of each prompt's answers."""
+  logged = exact_world.laboratory(place).triplets.train
+  return values.logged_group_values(
+    logged.raw_rewards, logged.prompt_index, name, hyperparameters['temperature']
+  )
+
+
+def constant_value(place: Place, hyperparameters: Hyperparameters) -> np.ndarray:
+  """The one number that is nearest to the V* of all of the log's records: a batch's mean can be no better."""
+  best = oracle_value(place, exact_world.log_feed(place, 'response'), hyperparameters)
+  return np.full(len(best), best.mean())
+
+
 REGRESSED = Column('value', regressed_value, lambda place: _regressed(place)[1])
 ORACLE = Column('value', oracle_value)
 SHARE = Column('label', best_share)
@@ -129,7 +146,8 @@ def methods(tau: float) -> dict[str, Method]:
     'dro_v': Method(lambda t: a.dro_v(tau=t), stars, True, about='V learned with the policy'),
     'dro_oracle_value': Method(_dro_fixed, stars, True, (ORACLE,), 'V = V*, which nobody knows'),
     'dro_regressed_value': Method(_dro_fixed, stars, True, (REGRESSED,), 'V = E[r|x], frozen'),
-    'dro_p': Method(lambda t: a.dro_p(tau=t), stars, True, about='a batch’s mean for V'),
+    'dro_p': Method(lambda t: a.dro_p(tau=t), stars, True, (), 'a batch’s mean for V', constant_value),
+    **{f'dro_group_{name}': _dro_group(name, stars) for name in GROUP_VALUES},
     'dro_v_binary': Method(_dro_binary, vary(0.08, 0.16), about='thumbs for rewards'),
     'kto_value': Method(_kto_value, vary(1.0, 3.0), False, (REGRESSED,), 'thumbs: r > E[r|x]'),
     'kto': Method(lambda t: a.kto(beta=t), vary(1.0, 3.0), about='thumbs: r > the batch’s mean'),
@@ -148,6 +166,13 @@ def _dro_fixed(temperature: Scalar) -> algorithms.Algorithm:
   return algorithms.dro_fixed_value(tau=temperature)
 
 
+def _dro_group(name: str, grid: Grid) -> Method:
+  return Method(
+    lambda t: algorithms.dro_group_value(tau=t, value=name), grid, True, (),
+    f'V̂ = {name.replace("_", " ")} of a prompt’s rewards', functools.partial(group_value, name),
+  )  # fmt: skip
+
+
 def _dro_binary(temperature: Scalar) -> algorithms.Algorithm:
   return algorithms.dro_v_binary(tau=temperature)
 
@@ -160,7 +185,9 @@ def _filtered(temperature: Scalar) -> algorithms.Algorithm:
   return algorithms.filtered_sft(labels=algorithms.column_labels)
 
 
-COMPARING = ('dpo', 'copg', 'agro')
+DEFAULT_GROUP = 'dro_group_leave_one_out_log_mean_exp'
+# They compare answers to one prompt, so one answer to each leaves them nothing.
+COMPARING = ('dpo', 'copg', 'agro', *(f'dro_group_{name}' for name in GROUP_VALUES))
 
 
 # --- a cell -------------------------------------------------------------------------------------------------
@@ -183,8 +210,22 @@ def run_cell(
     'curve': [{name: found[name] for name in ('step', 'validation')} for found in checkpoints],
     'best': best,
     'last': checkpoints[-1],
+    'value_error': value_error(place, method, cell.hyperparameters),
     'world': _landmarks(place),
   }
+
+
+def value_error(place: Place, method: Method, hyperparameters: Hyperparameters) -> float | None:
+  """The root mean square of V − V* on the log, of a V that is not learned with the policy; else `None`."""
+  source = exact_world.log_feed(place, 'response')
+  if method.values is not None:
+    found = method.values(place, hyperparameters)
+  elif method.in_rewards and any(column.name == 'value' for column in method.columns):
+    (column,) = method.columns
+    found = column.make(place, source, hyperparameters)
+  else:
+    return None
+  return values.error(found, oracle_value(place, source, hyperparameters))
 
 
 def _best_of_n(place: Place, number: int) -> list[dict[str, Any]]:
@@ -335,8 +376,6 @@ def exact(
   chosen = settings()
   shared = pathlib.Path(folder).expanduser().absolute() / 'shared'
   competing = methods(chosen.tau)
-  if fewest < 2:
-    competing = {name: method for name, method in competing.items() if name not in COMPARING}
   return Suite(
     name='exact',
     settings=to_json(chosen.to_json()),
@@ -345,6 +384,9 @@ def exact(
     run=functools.partial(run_cell, chosen, competing, shared),
     report=functools.partial(report, {name: method.about for name, method in competing.items()}),
     cost='About 10 s a cell on two cores, and a minute for each seed and point.',
+    skips=lambda cell: cell.algorithm in COMPARING and cell.axes['responses'] < 2,
+    checkpoint='best',
+    usual=[name for name in competing if not name.startswith('dro_group_') or name == DEFAULT_GROUP],
   )
 
 

@@ -141,6 +141,7 @@ def text(
     functools.partial(run_cell, place, budgets, mesh, world_of),
     functools.partial(report, tuple(METHODS)),
     'About 5 minutes for each draw of a world and 2 minutes a cell, on two cores.', USUAL,
+    checkpoint='last',
   )  # fmt: skip
 
 

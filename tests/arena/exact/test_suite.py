@@ -145,6 +145,8 @@ def test_the_suite_runs_resumes_and_reports(tmp_path):
   assert regrets['dro_v']['V − V* (rms)'] > 0 and regrets['best_of_n']['V − V* (rms)'] is None
   assert {row['trials'] for row in tables[f'Trials ({here})']} == {4}
   assert len(tables['Regret over the axes']) == 2
+  (ladder,) = tables['The V ladder']
+  assert ladder['V of'] == 'dro_v' and ladder['V − V* (noise 1)'] == regrets['dro_v']['V − V* (rms)']
   assert (tmp_path / 'arena/frontier-0.png').exists()
 
 
@@ -153,4 +155,29 @@ def test_settings_that_make_no_world_are_refused(tmp_path):
     ExactSettings(letters=['ab', 'c'])
   with pytest.raises(UsageError, match='1 or more responses'):
     exact.exact(str(tmp_path), responses=(0, 2))
-  assert 'dpo' not in exact.exact(str(tmp_path), responses=(1, 4)).grids
+
+
+def test_methods_that_compare_answers_skip_a_log_of_one_answer_to_each_prompt(tmp_path):
+  made = exact.exact(str(tmp_path), responses=(1, 4))
+  assert [axes['responses'] for axes in made.axes] == [1, 4]
+  skipped = [
+    (name, axes['responses'])
+    for name in made.grids
+    for axes in made.axes
+    if made.skips(Cell('exact', name, {}, 0, axes))
+  ]
+  assert sorted(skipped) == sorted((name, 1) for name in exact.COMPARING)
+
+
+def test_the_error_of_a_value_is_the_distance_to_the_best_one(place):
+  trial = {'temperature': 0.3, 'learning_rate': 1e-3}
+  errors = {
+    name: exact.value_error(place, COMPETING[name], trial)
+    for name in ('dro_oracle_value', 'dro_regressed_value', 'dro_p', 'dro_group_mean', 'dro_v', 'kto')
+  }
+  assert errors['dro_oracle_value'] == 0 and errors['dro_v'] is None and errors['kto'] is None
+  best = exact.oracle_value(place, exact_world.log_feed(place, 'response'), trial)
+  assert errors['dro_p'] == pytest.approx(best.std())
+  logged = exact_world.laboratory(place).triplets.train
+  means = [logged.raw_rewards[logged.prompt_index == prompt].mean() for prompt in logged.prompt_index]
+  assert errors['dro_group_mean'] == pytest.approx(np.sqrt(np.mean((means - best) ** 2)))

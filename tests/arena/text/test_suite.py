@@ -6,13 +6,15 @@ import pytest
 
 from dro_jax.arena import arena as run
 from dro_jax.arena import cells, trials
-from dro_jax.arena.text import answers
+from dro_jax.arena.text import answers, worlds
 from dro_jax.arena.text import log as text_log
 from dro_jax.arena.text import suite as text
+from dro_jax.arena.text.methods import METHODS, USUAL
 from dro_jax.arena.text.report import log_of
-from dro_jax.arena.text.worlds import TextWorld
+from dro_jax.arena.text.worlds import Hand, TextWorld
 from dro_jax.data.text import vocabularies
 from dro_jax.data.worlds import exercises
+from dro_jax.errors import UsageError
 from dro_jax.models.t5.config import T5Config
 from dro_jax.statistics import off_policy
 
@@ -164,3 +166,99 @@ def test_a_reward_model_sees_no_answer_and_tells_something():
   rising, falling, sum_ = text_log.features(samples)
   assert (rising != falling).any()
   assert not (sum_ * rising).any()
+
+
+# --- worlds -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def strange(tmp_path_factory, one_device):
+  """A world whose log is by another policy than the reference, at another temperature."""
+  world = WORLD._replace(
+    exercises=exercises.Exercises(kinds=('sort', 'backwards'), letters='abcd', length=(2, 3)), hand=Hand(),
+    logger=Hand(rule=1), logger_temperature=2.0, sft_steps=2, prompts=8, validation_prompts=2, test_prompts=4,
+  )  # fmt: skip
+  place = text_log.Place(tmp_path_factory.mktemp('strange'), world, 0, MODEL, one_device)
+  return place, text_log.prepare(place, 0)
+
+
+def test_the_log_has_the_propensities_of_the_policy_that_wrote_it(strange):
+  place, logged = strange
+  logger = text_log._params(str(place.folder / 'logger'), place)
+  np.testing.assert_allclose(
+    logged.tools.score(text_log.tempered(logger, 2.0), logged.log), logged.log.logps, atol=1e-4
+  )
+  for other in (logger, logged.reference, text_log.tempered(logged.reference, 2.0)):
+    assert np.abs(logged.tools.score(other, logged.log) - logged.log.logps).max() > 0.05
+
+
+def test_the_reference_answers_held_out_prompts_itself(strange):
+  _, logged = strange
+  theirs = logged.heldout['test']
+  np.testing.assert_allclose(logged.tools.score(logged.reference, theirs), theirs.logps, atol=1e-4)
+  assert theirs.prompts == logged.log.prompts and theirs.texts != logged.log.texts
+  about = text.about_world(logged, 4)
+  assert about['reference']['reward'].mean() == pytest.approx(theirs.rewards.mean())
+  assert about['log']['reward'].mean() == pytest.approx(logged.log.rewards.mean())
+
+
+def test_a_world_is_read_again_as_it_was_made(strange):
+  place, logged = strange
+  before = {file: file.stat().st_mtime_ns for file in place.folder.glob('*-0.jsonl')}
+  again = text_log.prepare(place, 0)
+  np.testing.assert_array_equal(again.log.logps, logged.log.logps)
+  assert again.ceilings == logged.ceilings and again.unlikely == logged.unlikely
+  assert before == {file: file.stat().st_mtime_ns for file in place.folder.glob('*-0.jsonl')} and before
+
+
+def test_a_temperature_divides_logits():
+  params = {'decoder': {'logits_dense': {'kernel': np.ones((2, 3))}}, 'encoder': {'kernel': np.ones(2)}}
+  found = text_log.tempered(params, 4.0)
+  np.testing.assert_array_equal(found['decoder']['logits_dense']['kernel'], np.full((2, 3), 0.25))
+  np.testing.assert_array_equal(found['encoder']['kernel'], 1)
+  with pytest.raises(UsageError, match='tied to the embedding'):
+    text_log.tempered({'encoder': {'kernel': np.ones(2)}}, 2.0)
+
+
+def test_junk_is_wrong_and_hardly_ever_given_by_the_reference(logged):
+  logged = logged._replace(unlikely=-5.0)
+  logps, rewards = np.array([-9.0, -9.0, -1.0, -1.0]), np.array([0.5, 1.0, 0.5, 1.0])
+  np.testing.assert_array_equal(text._junk(logged, logps, rewards, 2), [0.5, 0.0])
+
+
+def test_worlds_differ_in_what_they_say():
+  habits, other = worlds.habits(), worlds.another_hand()
+  assert other._replace(logger=None, logger_temperature=1.0) == habits
+  assert other.logger.rule != habits.hand.rule and other.logger_temperature > 1
+  assert habits.exercises.length == (4, 6) and habits.demonstrations == habits.prompts == 4000
+  assert worlds.TextWorld().hand.right == 1
+
+
+def test_every_draw_of_every_world_is_a_point_and_unknown_ones_are_refused(tmp_path):
+  def made(**options):
+    return text.text(str(tmp_path), **options).axes
+
+  assert made(chosen='habits,another_hand', draws=2) == [
+    {'world': name, 'draw': draw} for name in ('habits', 'another_hand') for draw in (0, 1)
+  ]
+  with pytest.raises(UsageError, match=r"no world 'habit' \(did you mean habits\?\)"):
+    made(chosen='habit')
+  with pytest.raises(UsageError, match='draws=0'):
+    made(draws=0)
+
+
+def test_a_folder_takes_more_worlds_and_draws(tmp_path):
+  one, more = text.text(str(tmp_path / 'a')), text.text(str(tmp_path / 'a'), chosen='habits', draws=3)
+  assert one.settings == more.settings
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_every_method_takes_its_temperature_and_as_many_trials(name):
+  method = METHODS[name]
+  algorithm = method.algorithm(0.25)
+  assert len(trials.make_trials({key: each.grid for key, each in METHODS.items()}, 2)[name]) == 4
+  assert 'temperature' not in method.grid or float(np.asarray(algorithm.temperature)) == 0.25
+
+
+def test_the_usual_methods_exist():
+  assert set(USUAL) <= set(METHODS)
