@@ -18,7 +18,7 @@ _MODULES = {
   'RowOptions': 'run.batches', 'UnitOptions': 'data.batches.groups',
   'RolloutOptions': 'run.sampling.rollouts',
   'Frozen': 'step.reference', 'Cached': 'step.reference', 'Soft': 'step.reference', 'Hard': 'step.reference',
-  'AdapterOff': 'step.reference', 'Lora': 'models.lora',
+  'AdapterOff': 'step.reference', 'NextTokenKl': 'algorithms', 'Lora': 'models.lora',
   'adafactor': 'step.optimizers', 'adamw': 'step.optimizers',
   'build': 'run.build', 'train': 'run.train', 'replay': 'run.replay', 'preflight': 'preflight',
   'load': 'api', 'report': 'api', 'algorithms': 'algorithms', 'losses': 'losses',

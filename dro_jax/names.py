@@ -24,3 +24,6 @@ SAMPLED = ('sampled', 'sampling', 'sample')
 
 # The columns in which a store holds the reference's log-probs: by token, and of mismatched pairs.
 TOKEN_LOGPS, MISMATCHED_LOGPS = 'reference_token_logps', 'reference_mismatched_logps'
+
+# The term of a loss that is by response, also where the algorithm's own terms are by pair or group.
+NEXT_TOKEN_KL = 'next_token_kl'

@@ -76,7 +76,8 @@ class Scores(NamedTuple):
   """The log-probs and values that one pass of the networks gives each response: a batch's small vectors.
 
   Log-probs are in nats and float32; `logps` sums `token_logps` over each response. The reference policy's
-  scores have no values. Padding is 0.
+  scores have no values. Padding is 0. Where the algorithm asks for next-token KL, the policy's scores have
+  `token_kls`, in nats, and the reference's the hidden `states` from which its logits are made.
   """
 
   logps: Float[Array, 'B R']
@@ -84,6 +85,8 @@ class Scores(NamedTuple):
   mismatched_logps: Float[Array, 'B R'] | None = None
   values: Float[Array, 'B R'] | None = None
   token_values: Float[Array, 'B T'] | None = None
+  token_kls: Float[Array, 'B T'] | None = None
+  states: Float[Array, 'B T D'] | None = None
 
 
 class LossTerm(NamedTuple):
@@ -99,6 +102,7 @@ class LossTerm(NamedTuple):
 class LossOutput(NamedTuple):
   """An algorithm's losses by name (`policy`, `value`), which the step adds up, and its own metrics.
 
+  Terms are by the algorithm's unit, response, pair or group; `next_token_kl` is always by response.
   `statistics` are the algorithm's running scalars as they stand after this batch (see `Algorithm`).
   """
 

@@ -23,6 +23,7 @@ from dro_jax.algorithms.groups import *
 from dro_jax.algorithms.kto import *
 from dro_jax.algorithms.labels import *
 from dro_jax.algorithms.labels import Baseline, Labels, Thumbs
+from dro_jax.algorithms.next_token_kl import NextTokenKl, with_next_token_kl
 from dro_jax.algorithms.online import *
 from dro_jax.algorithms.oreo import *
 from dro_jax.algorithms.policy_gradient import *
@@ -30,10 +31,9 @@ from dro_jax.algorithms.preference import *
 from dro_jax.algorithms.quantile import *
 from dro_jax.algorithms.weighted import *
 
-# The files' own lists say what is public, so that a new algorithm is named in its file alone. The functions
-# of `base` make algorithms, and are none.
+# The functions of these files make algorithms of others, and are none.
+_MAKERS = ('dro_jax.algorithms.base', 'dro_jax.algorithms.next_token_kl')
+# The files' own lists say what is public, so that a new algorithm is named in its file alone.
 __all__ = sorted(
-  name
-  for name, value in globals().items()
-  if inspect.isfunction(value) and value.__module__ != 'dro_jax.algorithms.base'
+  name for name, value in globals().items() if inspect.isfunction(value) and value.__module__ not in _MAKERS
 )

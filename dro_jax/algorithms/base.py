@@ -45,6 +45,7 @@ class Algorithm(NamedTuple):
     uses_token_values: whether that network must give a value for each token.
     pools_values: whether it reads one value for the whole batch, the mean over its responses.
     uses_mismatched: whether it reads scores of mismatched pairs.
+    kl_direction: the direction of the next-token KL that it reads (see `with_next_token_kl`); `None`: none.
     uses_rewards: whether it reads rewards.
     trains_policy: whether the policy gets a gradient.
     couples: whether one example's loss depends on other examples, so that a microbatch alone cannot give its
@@ -70,6 +71,7 @@ class Algorithm(NamedTuple):
   uses_token_values: bool = False
   pools_values: bool = False
   uses_mismatched: bool = False
+  kl_direction: str | None = None
   uses_rewards: bool = True
   trains_policy: bool = True
   couples: bool = False

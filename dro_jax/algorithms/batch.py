@@ -45,6 +45,12 @@ class Batch(NamedTuple):
     return self.scores.values.reshape(-1)
 
   @property
+  def next_token_kls(self) -> Float[Array, 'N']:
+    """Σ_t KL of policy and reference over the next token, of each response."""
+    slots = self.rows.valid.shape[1]
+    return masked.segment_sum(self.scores.token_kls, self.rows.response_segments, slots).reshape(-1)
+
+  @property
   def lengths(self) -> Float[Array, 'N']:
     """Tokens of each response, at least 1 so that losses can divide by it."""
     tokens_BR = masked.segment_sum(

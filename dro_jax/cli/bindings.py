@@ -30,6 +30,7 @@ from dro_jax.errors import UsageError, did_you_mean
 # Gin names are public and stay when code moves. From the module that defines a configurable to the module
 # under which gin files and command lines know it.
 _GIN_MODULES = {
+  'dro_jax.algorithms.next_token_kl': 'dro_jax.train',
   'dro_jax.arena.arena': 'dro_jax.arena.run',
   'dro_jax.arena.bandit.suite': 'dro_jax.arena.bandit',
   'dro_jax.arena.exact.suite': 'dro_jax.arena.exact',

@@ -43,6 +43,7 @@ _TRAIN = (
   'dro_jax.step.reference:Soft',
   'dro_jax.step.reference:Hard',
   'dro_jax.step.reference:AdapterOff',
+  'dro_jax.algorithms.next_token_kl:NextTokenKl',
   'dro_jax.models.lora:Lora',
   'dro_jax.data.batches.groups:UnitOptions',
   'dro_jax.run.sampling.rollouts:RolloutOptions',

@@ -231,7 +231,7 @@ def _note(runs: Sequence[Run], found: Sequence[Validation]) -> str:
 
 # Of run.json; and what config.gin says too.
 _DESCRIBED = ('temperature', 'value', 'reference', 'model', 'online')
-_BOUND = ('algorithm', 'batch_size', 'seed', 'init_from')
+_BOUND = ('algorithm', 'next_token_kl', 'batch_size', 'seed', 'init_from')
 
 
 def settings(runs: Sequence[Run]) -> tables.Table:

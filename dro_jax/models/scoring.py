@@ -1,7 +1,7 @@
 """Rows to scores: one pass of the networks."""
 
 import functools
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 from flax import linen as nn
@@ -11,38 +11,59 @@ from dro_jax.models import policy as models_policy
 from dro_jax.ops import logprobs, masked
 from dro_jax.types import Array, Mismatched, Params, Rows, Scores
 
-Score = Callable[[Params, Rows, Array | None], Scores]
+
+class Score(Protocol):
+  """From parameters, rows, a random key for dropout and the reference's scores to the rows' scores."""
+
+  def __call__(
+    self, params: Params, rows: Rows, rng: Array | None = None, reference: Scores | None = None, /
+  ) -> Scores: ...
 
 
-def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size: int | None = None) -> Score:
-  """Returns `score(params, rows, rng)`: log-probs of every response, and values where `value` is passed.
+def make_score(
+  policy: nn.Module,
+  value: nn.Module | None = None,
+  *,
+  chunk_size: int | None = None,
+  kl_direction: str | None = None,
+  keeps_states: bool = False,
+) -> Score:
+  """Returns `score(params, rows, rng, reference)`: log-probs of every response, and values if it has `value`.
 
   Args:
     policy: a network of one of `models.policy.FAMILIES`.
     value: takes the rows and the policy's states to values (see `models.value.ValueNetwork`).
     chunk_size: response tokens projected to the vocabulary at once; `None` for all.
+    kl_direction: `reverse` or `forward`: takes next-token KL too (see `ops.logprobs.token_kls`), for which
+      `reference` must bring the reference's states and `params` its tree `reference`; `None` takes none.
+    keeps_states: whether the scores have the states, as the reference's must for next-token KL.
 
   `params` holds the trees `policy` and, if there is one, `value`. Dropout is on exactly where `rng` is
   passed. Mismatched pairs are scored where the rows bring them: a second pass of responses on the same
   memory.
   """
 
-  def score(params: Params, rows: Rows, rng: Array | None = None) -> Scores:
+  def score(params: Params, rows: Rows, rng: Array | None = None, reference: Scores | None = None) -> Scores:
     own = params['policy']
     memory, states_BTD = models_policy.run(policy, own, rows, rng)
+    logits_fn = functools.partial(models_policy.logits, policy, own)
 
     def project(states_BTD: Array, responses: Rows | Mismatched) -> tuple[Array, Array]:
+      mask_BT = responses.response_segments > 0
       token_logps_BT = logprobs.response_token_logps(
-        functools.partial(models_policy.logits, policy, own),
-        states_BTD,
-        responses.response_tokens,
-        responses.response_segments > 0,
-        chunk_size,
+        logits_fn, states_BTD, responses.response_tokens, mask_BT, chunk_size
       )
-      slots = responses.valid.shape[1]
-      return token_logps_BT, masked.segment_sum(token_logps_BT, responses.response_segments, slots)
+      return token_logps_BT, _summed(token_logps_BT, responses)
 
-    token_logps_BT, logps_BR = project(states_BTD, rows)
+    if kl_direction is None:
+      (token_logps_BT, logps_BR), token_kls_BT = project(states_BTD, rows), None
+    else:
+      token_logps_BT, token_kls_BT = logprobs.response_token_logps_and_kls(
+        logits_fn, functools.partial(models_policy.logits, policy, params['reference']),
+        states_BTD, reference.states, rows.response_tokens, rows.response_segments > 0,
+        kl_direction, chunk_size,
+      )  # fmt: skip
+      logps_BR = _summed(token_logps_BT, rows)
     mismatched_logps_BR = None
     if rows.mismatched is not None:
       others_BTD = models_policy.decode(policy, own, memory, rows, rows.mismatched, rng)
@@ -54,6 +75,14 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
       values_BR, token_values_BT = value.apply(
         lora.variables_of(params['value']), rows, prompt_states_BSD, states_BTD
       )
-    return Scores(logps_BR, token_logps_BT, mismatched_logps_BR, values_BR, token_values_BT)
+    states_BTD = states_BTD if keeps_states else None
+    return Scores(
+      logps_BR, token_logps_BT, mismatched_logps_BR, values_BR, token_values_BT, token_kls_BT, states_BTD
+    )
 
   return score
+
+
+def _summed(x_BT: Array, responses: Rows | Mismatched) -> Array:
+  """The sum over each response's tokens, `[B, R]`."""
+  return masked.segment_sum(x_BT, responses.response_segments, responses.valid.shape[1])

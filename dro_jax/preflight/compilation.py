@@ -128,7 +128,7 @@ def _before(run: Run, rows: Rows, where: slices.Slice) -> dict[str, Any]:
   held = summary.num_parameters(state) | summary.num_parameters(state._replace(params=copies, base=None))
   return {
     'topology': where.name, 'chips': len(where.devices), 'mesh': dict(run.mesh.shape),
-    'algorithm': run.algorithm.name,
+    'algorithm': summary.algorithm(run.spec),
     'model': {name: getattr(config, name) for name in _MODEL if hasattr(config, name)},
     'parameters': held,
     'batch': {

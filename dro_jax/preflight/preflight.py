@@ -69,7 +69,7 @@ def preflight(
   first = compilation.try_compile(spec, where)
   if first.fits or not remedies:
     return shown_report(first.report)
-  is_held = algorithm.uses_reference and isinstance(spec.reference, Frozen)
+  is_held = algorithm.uses_reference and isinstance(spec.reference, Frozen) and not spec.next_token_kl.weight
   ladder = make_ladder(spec, where, first.report, is_held)
   tried = list(try_remedies(spec, where, first, ladder))
   fitting = next((row for row in tried if row['fits']), None)

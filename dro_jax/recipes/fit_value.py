@@ -51,7 +51,8 @@ def fit_value(
 
   Args:
     model_dir: the folder of the networks' runs, and of the store.
-    spec: the run of each network; its data is split here, and its algorithm is `regression`.
+    spec: the run of each network; its data is split here, and its algorithm is `regression`, which adds no
+      next-token KL.
     folds: K, 2 or more; K networks are trained.
     held_out: instead of folds, the share of prompts on which one network is fitted. The other prompts get
       values; joining the store to data leaves the fitted prompts out.
@@ -82,7 +83,7 @@ def fit_value(
     return refuse_or_warn(report, min_explained_variance)
   if jax.process_index() == 0:
     column_store.refuse_place(columns_dir, 'columns_dir')
-  spec = dataclasses.replace(spec, algorithm=algorithms.regression)
+  spec = dataclasses.replace(spec, algorithm=algorithms.regression, next_token_kl=algorithms.NextTokenKl())
   fitted = []
   for part in _parts(folds, held_out):
     folder = os.path.join(model_dir, part.name)

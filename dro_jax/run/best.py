@@ -8,6 +8,7 @@ import numpy as np
 from dro_jax.algorithms import Algorithm
 from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.run import table_scores
 from dro_jax.run.folder import validation
 from dro_jax.run.sampling import policy_samples, rollouts
@@ -69,6 +70,7 @@ def measured_names(
     names |= set(rollouts.validation_names(('', MOVING)[: 1 + moves]))
   else:
     losses = ['criterion', 'loss', *(f'loss/{term}' for term in terms)]
+    losses += [] if algorithm.kl_direction is None else [NEXT_TOKEN_KL]
     names |= {name + ending for name in losses for ending in ('', MOVING)[: 1 + moves]}
     names |= _defined(table, algorithm, moves).keys()
   return {PREFIX + name for name in names}

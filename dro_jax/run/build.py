@@ -43,7 +43,8 @@ class Run:
     mesh: its devices.
     vocabulary: the policy's.
     networks: policy and value.
-    algorithm: the spec's, on one value for a batch where the value is read so.
+    algorithm: the spec's, with next-token KL where the run adds it, on one value for a batch where the value
+      is read so.
     value: how the value is read.
     schedule: the spec's; without held-out triplets it never validates.
     reference: the reference policy; `None` where the algorithm has none.
@@ -143,9 +144,8 @@ class Run:
 
   def evaluate_rows(self) -> Callable[..., Any]:
     """Returns `evaluate(state, rows) -> (scores, reference scores, losses)` of a batch, to be jitted."""
-    return train_step.make_evaluate(
-      _score_all(self.networks, self.spec.compute), self.algorithm, self.reference
-    )
+    score = _score_all(self.networks, self.spec.compute, self.algorithm)
+    return train_step.make_evaluate(score, self.algorithm, self.reference)
 
   def measured_names(self) -> set[str]:
     """Names of what a validation measures; nothing where nothing is held out."""
@@ -168,10 +168,15 @@ class Run:
     keep, validates = self.spec.keep, self.loaders.eval is not None
     return [
       *([f'labels: {labels["said"]}'] if labels else []),
+      *([self._note_of_kl()] if self.spec.next_token_kl.weight else []),
       *optimizers.notes(self.optimizers, self.schedule.steps),
       *groups.notes(self.loaders.units),
       *([best.described(keep.metric, keep.mode)] if validates else []),
     ]
+
+  def _note_of_kl(self) -> str:
+    added, name = self.spec.next_token_kl, self.algorithm.name
+    return f"the loss adds {added}, at {name}'s temperature of {self.algorithm.temperature:g}, by response"
 
   def __repr__(self) -> str:
     return summary.line(self)
@@ -208,7 +213,7 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
   txs |= {'value': spec.optimizers.value} if learner.algorithm.uses_value else {}
   abstract_state = _abstract_state(learner, txs)
   pure_step = train_step.make_train_step(
-    _score_all(learner.networks, spec.compute), learner.algorithm, txs, learner.reference,
+    _score_all(learner.networks, spec.compute, learner.algorithm), learner.algorithm, txs, learner.reference,
     seed=spec.seed, num_microbatches=spec.batches.microbatches, dropout=spec.compute.dropout_rate > 0,
   )  # fmt: skip
   validator = make_validator(spec, learner, data, legacy)
@@ -227,8 +232,10 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
   )  # fmt: skip
 
 
-def _score_all(nets: networks.Networks, compute: Compute) -> scoring.Score:
-  return scoring.make_score(nets.policy, nets.value, chunk_size=compute.chunk_size)
+def _score_all(nets: networks.Networks, compute: Compute, algorithm: algorithms.Algorithm) -> scoring.Score:
+  return scoring.make_score(
+    nets.policy, nets.value, chunk_size=compute.chunk_size, kl_direction=algorithm.kl_direction
+  )
 
 
 def _create(

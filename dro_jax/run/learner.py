@@ -20,7 +20,8 @@ class Learner(NamedTuple):
   """An algorithm, and the networks and reference that it reads, on a mesh.
 
   Attributes:
-    algorithm: the spec's, on one value for a batch where the value is read so.
+    algorithm: the spec's, with next-token KL where the run adds it, on one value for a batch where the value
+      is read so.
     networks: policy and value.
     value: how the value is read.
     reference: the reference policy; `None` where the algorithm has none.
@@ -46,19 +47,23 @@ def make_learner(spec: RunSpec, devices: Sequence[Any] | None, legacy: Legacy) -
   config = find_model_config(spec.policy, spec.compute, vocabulary)
   value = dataclasses.replace(spec.value, readout=legacy.readout(spec.value.readout))
   refuse_idle_value(value, legacy)
-  pools = spec.algorithm.uses_value and value.readout == 'batch'
-  algorithm = algorithms.with_batch_value(spec.algorithm) if pools else spec.algorithm
+  algorithm = spec.full_algorithm
+  pools = algorithm.uses_value and value.readout == 'batch'
+  algorithm = algorithms.with_batch_value(algorithm) if pools else algorithm
   nets = networks.build(
     config, uses_value=algorithm.uses_value, lora=spec.policy.lora, **dataclasses.asdict(value)
   )
-  reference = legacy.reference(_build_reference(spec, nets) if algorithm.uses_reference else None)
+  keeps_states = algorithm.kl_direction is not None
+  reference = _build_reference(spec, nets, keeps_states) if algorithm.uses_reference else None
+  reference = legacy.reference(reference)
   return Learner(algorithm, nets, value, reference, vocabulary, spec.mesh.over(devices))
 
 
-def _build_reference(spec: RunSpec, nets: networks.Networks) -> Reference:
+def _build_reference(spec: RunSpec, nets: networks.Networks, keeps_states: bool) -> Reference:
   """The run's reference; the initial policy of a fresh adapter is its base with the adapter off."""
   scheme = spec.reference
   is_fresh = nets.lora is not None and not networks.continues(nets, spec.policy.init_from)
   if scheme == Frozen() and is_fresh:
     scheme = AdapterOff()
-  return scheme.build(scoring.make_score(nets.policy, chunk_size=spec.compute.chunk_size))
+  chunk_size = spec.compute.chunk_size
+  return scheme.build(scoring.make_score(nets.policy, chunk_size=chunk_size, keeps_states=keeps_states))

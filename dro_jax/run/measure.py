@@ -11,6 +11,7 @@ from dro_jax.algorithms import Algorithm
 from dro_jax.algorithms.base import NO_LOSS
 from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import NotFinite
+from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.run import table_scores
 from dro_jax.run.batches import Loaders
 from dro_jax.run.data import Data
@@ -65,16 +66,22 @@ class Validator(NamedTuple):
     if self.score_statistics is not None:
       scored = self.score_statistics(state, every)
     responses = validation.from_table(self.algorithm.temperature, every.table, scored, drawn)
-    criteria = {
-      f'criterion{ending}': losses[f'{self.algorithm.criterion}{ending}']
-      for ending in ('', MOVING)
-      if f'{self.algorithm.criterion}{ending}' in losses
-    }
-    measured = {**losses, **own, **criteria}
+    kls = {f'{NEXT_TOKEN_KL}{ending}': float(x.mean()) for ending, x in scored.next_token_kls.items()}
+    measured = {**losses, **own, **kls, **_criteria(self.algorithm, losses)}
     _refuse_nonfinite(int(state.step), measured, responses, every.table)
     # A statistic may be undefined, as a correlation is where rewards are equal; a loss may not.
     summary = validation.summary(responses)
     return measured | {name: x for name, x in summary.items() if math.isfinite(x)}, responses
+
+
+def _criteria(algorithm: Algorithm, losses: Mapping[str, float]) -> dict[str, float]:
+  """The criterion, by each reference: the algorithm's own, without the next-token KL that a run adds."""
+  criteria = {}
+  for ending in ('', MOVING):
+    if f'{algorithm.criterion}{ending}' in losses:
+      added = losses.get(f'loss/{NEXT_TOKEN_KL}{ending}', 0.0) if algorithm.criterion == 'loss' else 0.0
+      criteria[f'criterion{ending}'] = losses[f'{algorithm.criterion}{ending}'] - added
+  return criteria
 
 
 def _refuse_nonfinite(
@@ -108,7 +115,8 @@ def make_validator(spec: RunSpec, learner: Learner, data: Data, legacy: Legacy) 
     chunk_size=spec.compute.chunk_size, by_batch=legacy.validates_by_batch,
   )  # fmt: skip
   losses = make(algorithm=algorithm)
-  statistics = None if loaders.statistics is None else make(algorithm=NO_LOSS)
+  no_loss = NO_LOSS._replace(kl_direction=algorithm.kl_direction)
+  statistics = None if loaders.statistics is None else make(algorithm=no_loss)
   responder, (draw, decoding) = _make_rollouts(spec, learner, data.longest), _make_draw(spec, learner, data)
   return Validator(algorithm, loaders, losses, statistics, responder, draw, decoding)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import optax
 
 from dro_jax import algorithms, files, limits
+from dro_jax.algorithms.next_token_kl import NextTokenKl
 from dro_jax.configs.effects import KEEPING, PARTS, PLACE, SPEED
 from dro_jax.data.batches.groups import UnitOptions
 from dro_jax.data.text.vocabularies import Vocabulary
@@ -24,7 +25,7 @@ from dro_jax.run.own_algorithm import import_algorithm, refuse_other_kinds
 from dro_jax.run.sampling.rollouts import RolloutOptions
 from dro_jax.run.schedule import Schedule
 from dro_jax.step.optimizers import adafactor
-from dro_jax.step.reference import AdapterOff, Frozen, References
+from dro_jax.step.reference import AdapterOff, Cached, Frozen, References
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +187,7 @@ class RunSpec:
     compute: how networks are computed.
     value: the value network, where the algorithm has one.
     reference: the source of the reference's log-probs, and how the reference moves.
+    next_token_kl: the KL to the reference over each next token, added to any algorithm's loss.
     optimizers: the optimisers of the policy and of the value network.
     batches: the contents of a batch, and their layout.
     rollouts: how an online algorithm gets its responses and rewards.
@@ -209,6 +211,7 @@ class RunSpec:
   compute: Annotated[Compute, PARTS] = Compute()
   value: Annotated[Value, PARTS] = Value()
   reference: References | Callable[[], References] = Frozen()
+  next_token_kl: Annotated[NextTokenKl, PARTS] = NextTokenKl()
   optimizers: Annotated[Optimizers, PARTS] = dataclasses.field(default_factory=Optimizers)
   batches: Annotated[Batches, PARTS] = Batches()
   rollouts: Annotated[RolloutOptions, PARTS] = RolloutOptions()
@@ -227,6 +230,14 @@ class RunSpec:
     refuse_other_kinds(self.algorithm, source)
     object.__setattr__(self, 'algorithm', self.algorithm._replace(code=self.algorithm.code or code))
     _refuse_settings(self)
+
+  @property
+  def full_algorithm(self) -> algorithms.Algorithm:
+    """The algorithm, with next-token KL where the run adds it."""
+    added = self.next_token_kl
+    if not added.weight:
+      return self.algorithm
+    return algorithms.with_next_token_kl(self.algorithm, added.weight, added.direction)
 
 
 def replace(spec: RunSpec, **changes: Any) -> RunSpec:
@@ -253,7 +264,7 @@ def _make_parts(owner: Any, *names: str) -> None:
 
 def _refuse_settings(spec: RunSpec) -> None:
   """Refuses settings that make no run, whatever the data."""
-  algorithm, readout = spec.algorithm, spec.value.readout
+  algorithm, readout = spec.full_algorithm, spec.value.readout
   if not algorithm.temperature >= 0:  # NaN is refused too.
     raise UsageError(
       f'{algorithm.name} has temperature {algorithm.temperature}, and below 0 it drives the policy away '
@@ -264,6 +275,12 @@ def _refuse_settings(spec: RunSpec) -> None:
     raise UsageError(
       f'DROPOUT_RATE={spec.compute.dropout_rate} is for supervised fine-tuning: with dropout, the loss of '
       f'{algorithm.name} would compare log-probs of two different networks. Pass --set DROPOUT_RATE=0.'
+    )
+  if isinstance(spec.reference, Cached) and spec.next_token_kl.weight:
+    raise UsageError(
+      'a cached reference has one log-prob for each logged token, and '
+      f'NEXT_TOKEN_KL={spec.next_token_kl.weight} compares whole distributions over the vocabulary: pass a '
+      'reference that is scored (--gin_file=references/frozen.gin), or --set NEXT_TOKEN_KL=0.'
     )
   if isinstance(spec.reference, AdapterOff) and spec.policy.lora is None:
     raise UsageError(

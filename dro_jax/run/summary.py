@@ -28,7 +28,7 @@ def table(run: Any) -> Any:
 def _facts(run: Any) -> dict[str, str | int]:
   train, layout = run.loaders.train, run.loaders.train.layout
   return {
-    'algorithm': run.algorithm.name,
+    'algorithm': algorithm(run.spec),
     'steps': run.schedule.steps,
     'mesh': mesh(run.mesh.shape),
     'parameters': parameters(num_parameters(run.abstract_state)),
@@ -36,6 +36,11 @@ def _facts(run: Any) -> dict[str, str | int]:
     'a batch': f'{train.plan.batch_size} {run.algorithm.unit}s a batch in {layout.rows} rows of '
     f'{layout.prompt_length} + {layout.response_length} tokens',
   }
+
+
+def algorithm(spec: Any) -> str:
+  """An algorithm, and what a run adds to its loss: `dro_v + 1 × next-token KL (reverse)`."""
+  return f'{spec.algorithm.name} + {spec.next_token_kl}' if spec.next_token_kl.weight else spec.algorithm.name
 
 
 def mesh(sizes: Mapping[str, int]) -> str:

@@ -14,6 +14,7 @@ from dro_jax.algorithms.batch import Batch
 from dro_jax.data.batches.loader import Loader
 from dro_jax.data.batches.rows import place_batch
 from dro_jax.models import scoring
+from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run.networks import Networks
@@ -28,6 +29,7 @@ class ScoredTable(NamedTuple):
 
   Where the reference moves, `reference_logps` and the losses are those of the initial reference, and
   `moving_logps` and the losses with the ending `_moving` those of the current reference.
+  `next_token_kls` are each response's, in nats, by the ending of the reference; empty where none are taken.
   """
 
   logps: np.ndarray
@@ -37,6 +39,7 @@ class ScoredTable(NamedTuple):
   values: np.ndarray | None
   losses: Mapping[str, float]
   moving_logps: np.ndarray | None = None
+  next_token_kls: Mapping[str, np.ndarray] = {}
 
   @property
   def log_ratio(self) -> np.ndarray | None:
@@ -69,18 +72,25 @@ def make_table_scorer(
   """
   pools = networks.value is not None and networks.value.readout == 'batch'
   algorithm = algorithms.with_batch_value(algorithm) if pools else algorithm
-  score = scoring.make_score(networks.policy, networks.value, chunk_size=chunk_size)
+  direction = algorithm.kl_direction
+  score = scoring.make_score(networks.policy, networks.value, chunk_size=chunk_size, kl_direction=direction)
   # The responses of a pair or a group lie in one batch, which therefore gives their loss.
   whole = algorithm.couples and algorithm.unit == 'response' and not by_batch
   yardsticks = {'': None} if reference is None else reference.yardsticks
   losses = functools.partial(_loss_sums, algorithm)
 
   def score_rows(state: train_state.TrainState, rows: Rows):
-    scores, arrays, seen = score(state.networks, rows, None), {}, {}
+    arrays, seen = {}, {}
     for ending, scores_of in yardsticks.items():
       by = scores_of and scores_of(state, rows)
+      if direction is not None:
+        scores = score(reference.beside(state.networks, state, ending), rows, None, by)
+      elif not seen:
+        scores = score(state.networks, rows, None)
+      seen[ending] = Batch(scores, by and by._replace(states=None), rows, state.statistics)
       arrays[f'reference_logps{ending}'] = by and by.logps
-      seen[ending] = Batch(scores, by, rows, state.statistics)
+      if direction is not None:
+        arrays[f'{NEXT_TOKEN_KL}{ending}'] = seen[ending].next_token_kls.reshape(rows.valid.shape)
     arrays |= {'logps': scores.logps, 'values': scores.values}
     return arrays, jax.tree.map(_without_texts if whole else losses, seen, is_leaf=_is_batch)
 
@@ -102,10 +112,11 @@ def make_table_scorer(
       columns['values'][:] = columns['values'].mean()
     sums = of_all(_joined(parts, jax.device_get(state.statistics))) if whole else _added(parts)
     means = {f'{name}{ending}': mean for ending, of in sums.items() for name, mean in _means(of).items()}
+    kls = {ending: columns[f'{NEXT_TOKEN_KL}{ending}'] for ending in yardsticks if direction is not None}
     return ScoredTable(
       columns['logps'], table.response_lengths, table.rewards,
       columns.get('reference_logps'), columns.get('values'), means,
-      columns.get(f'reference_logps{MOVING}'),
+      columns.get(f'reference_logps{MOVING}'), kls,
     )  # fmt: skip
 
   return score_table

@@ -188,9 +188,14 @@ def _metadata(run: Run, folder: pathlib.Path) -> dict[str, Any]:
     online=run.rollouts and run.rollouts.settings, decoding=run.validator.decoding,
     zero_warmup=configs.FULL_RATE,
     init_digest=init_from and folders.init_digest(init_from, saved.get('init_digest')),
-    code={'algorithm_code': run.algorithm.code},
+    code={'algorithm_code': run.algorithm.code}, next_token_kl=_next_token_kl(run),
     **_lora_entry(run, saved),
   )  # fmt: skip
+
+
+def _next_token_kl(run: Run) -> dict[str, Any] | None:
+  added = run.spec.next_token_kl
+  return dataclasses.asdict(added) if added.weight else None
 
 
 def _lora_entry(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:

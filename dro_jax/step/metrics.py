@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import optax
 
+from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.ops import masked
 from dro_jax.types import Array, LossOutput, Params, Rows, Scores
 
@@ -72,9 +73,9 @@ def nonfinite_ids(output: LossOutput, scalars: Mapping[str, Array], rows: Rows) 
   """
   example_id, valid = rows.example_id.reshape(-1), rows.valid.reshape(-1)
   nonfinite = jnp.zeros_like(valid)
-  for term in output.terms.values():
+  for name, term in output.terms.items():
     wrong = ~jnp.isfinite(term.per_example)
-    if rows.units is None:
+    if rows.units is None or name == NEXT_TOKEN_KL:
       nonfinite |= valid & wrong
     else:
       nonfinite = nonfinite.at[rows.units.index].max(rows.units.mask & wrong[:, None])

@@ -48,6 +48,8 @@ class Reference(NamedTuple):
     stored: the store whose log-probs the rows must bring; `None` where the reference is scored.
     initial: the initial policy's scores, by which a run is measured whose reference moves: against that, KL
       and ρ are 0 after each update. `None` where the reference is the initial policy.
+    is_off: whether the reference is the base of adapters without them.
+    policy: the parameters by which it scores; `None` where it scores nothing.
   """
 
   scores: Callable[[TrainState, Rows], Scores]
@@ -57,6 +59,7 @@ class Reference(NamedTuple):
   stored: Stored | None = None
   initial: Callable[[TrainState, Rows], Scores] | None = None
   is_off: bool = False
+  policy: Callable[[TrainState], Params] | None = None
 
   @property
   def is_live(self) -> bool:
@@ -68,19 +71,44 @@ class Reference(NamedTuple):
     """What a run is measured against, by how the measures' names end: '' is the initial policy."""
     return {'': self.scores} if self.initial is None else {'': self.initial, MOVING: self.scores}
 
+  def beside(
+    self, networks: Mapping[str, Params], state: TrainState, ending: str = MOVING
+  ) -> dict[str, Params]:
+    """Networks' parameters with those of a yardstick beside them, for next-token KL.
+
+    Args:
+      networks: by name.
+      state: the run's.
+      ending: of the yardstick's measures; that of a reference that moves is the reference of any run.
+    """
+    policy = self.policy if ending == MOVING or self.initial is None else _initial
+    return {**networks, 'reference': jax.lax.stop_gradient(policy(state))}
+
+
+def _kept(state: TrainState) -> Params:
+  return state.policy_of(state.reference)
+
+
+def _initial(state: TrainState) -> Params:
+  return state.policy_of(state.initial)
+
+
+def _off(state: TrainState) -> Params:
+  return state.policy_of(None)
+
 
 def live_scores(
-  score: Score, params_of: Callable[[TrainState], Params | None] = lambda state: state.reference
+  score: Score, policy: Callable[[TrainState], Params] = _kept
 ) -> Callable[[TrainState, Rows], Scores]:
   """Scores by the state's own reference, afresh at every step.
 
   Args:
     score: the policy's own scoring function, so that policy and reference agree to the bit while equal.
-    params_of: which of the state's parameters; with adapters, `None` is the adapter switched off.
+    policy: the parameters by which it scores.
   """
 
   def scores(state: TrainState, rows: Rows) -> Scores:
-    return jax.lax.stop_gradient(score({'policy': state.policy_of(params_of(state))}, rows, None))
+    return jax.lax.stop_gradient(score({'policy': policy(state)}, rows, None))
 
   return scores
 
@@ -106,7 +134,7 @@ class Frozen:
       UsageError: a store is given.
     """
     _refuse_store(self.store, 'is scored afresh at every step', '; to read the store')
-    return Reference(live_scores(score), lambda state: state, True, {'scheme': 'frozen'})
+    return Reference(live_scores(score), lambda state: state, True, {'scheme': 'frozen'}, policy=_kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +237,8 @@ class Soft:
       return jax.lax.cond(state.step % every == 0, blend, lambda state: state, state)
 
     settings = {'scheme': 'moving', 'alpha': alpha, 'every': every}
-    initial = live_scores(score, lambda state: state.initial)
-    return Reference(live_scores(score), update, True, settings, initial=initial)
+    initial = live_scores(score, _initial)
+    return Reference(live_scores(score), update, True, settings, initial=initial, policy=_kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,8 +291,8 @@ class AdapterOff:
       UsageError: a store is given.
     """
     _refuse_store(self.store, 'is scored afresh at every step', '; to read the store')
-    scores = live_scores(score, lambda state: None)
-    return Reference(scores, lambda state: state, False, {'scheme': 'adapter_off'}, is_off=True)
+    scores = live_scores(score, _off)
+    return Reference(scores, lambda state: state, False, {'scheme': 'adapter_off'}, is_off=True, policy=_off)
 
 
 # What a run may be told: how its reference is scored, and how it moves.

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ import optax
 from dro_jax.algorithms import Algorithm
 from dro_jax.algorithms.batch import Batch
 from dro_jax.models import value
-from dro_jax.models.lora import Base
 from dro_jax.models.scoring import Score
 from dro_jax.step import metrics
 from dro_jax.step.reference import MOVING, Reference
@@ -84,13 +83,13 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
   loss_and_cotangents = jax.value_and_grad(weighted_loss, has_aux=True)
 
   def whole(params: Params, batch: Batch, rng: Array | None) -> tuple[Scores, LossOutput, Params]:
-    scores, pullback = jax.vjp(lambda params: score(params, batch.rows, rng), params)
+    scores, pullback = jax.vjp(lambda params: score(params, batch.rows, rng, batch.reference), params)
     (_, output), cotangents = loss_and_cotangents(scores, batch)
     return scores, output, pullback(cotangents)[0]
 
   def totals_before_scores(params: Params, batch: Batch, rng: Array | None) -> dict[str, Array]:
     """The global batch's total weights; weights never depend on scores, so zeros give them."""
-    shapes = jax.eval_shape(score, params, batch.rows, rng)
+    shapes = jax.eval_shape(score, params, batch.rows, rng, batch.reference)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return total_weights(weighted_loss(zeros, batch)[1])
 
@@ -98,8 +97,13 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
     keys = None if rng is None else jax.random.split(rng, num_microbatches)
     parts = split((batch.rows._replace(units=None), batch.reference), num_microbatches)
     output = cotangents = totals = None
+
+    def score_part(part) -> Scores:
+      (rows, reference), key = part
+      return score(params, rows, key, reference)
+
     if algorithm.couples:
-      scores = merge(jax.lax.map(lambda part: score(params, *part), (parts[0], keys)))
+      scores = merge(jax.lax.map(score_part, (parts, keys)))
       (_, output), cotangents = loss_and_cotangents(scores, batch)
       cotangents = split(cotangents, num_microbatches)
     else:
@@ -107,7 +111,7 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
 
     def pull_back(gradients: Params, part) -> tuple[Params, Scores]:
       (rows, reference), key, cotangents = part
-      scores, pullback = jax.vjp(lambda params: score(params, rows, key), params)
+      scores, pullback = jax.vjp(lambda params: score(params, rows, key, reference), params)
       if cotangents is None:
         part_batch = Batch(None, reference, rows, batch.statistics)
         _, cotangents = loss_and_cotangents(scores, part_batch, totals)
@@ -125,14 +129,14 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
 
 def _with_frozen_policy(score: Score) -> Score:
   """The same scores without a gradient of the policy, so that its backward pass is never run."""
-  return lambda params, rows, rng: score(
-    {**params, 'policy': jax.lax.stop_gradient(params['policy'])}, rows, rng
-  )
+  return lambda params, *args: score({**params, 'policy': jax.lax.stop_gradient(params['policy'])}, *args)
 
 
-def _on_base(score: Score, base: Base | None) -> Score:
-  """The same scores as a function of the networks' own parameters."""
-  return lambda params, rows, rng: score(join(base, params), rows, rng)
+def _beside(
+  networks: Mapping[str, Params], algorithm: Algorithm, reference: Reference | None, state: TrainState
+) -> Mapping[str, Params]:
+  """Networks' parameters, and the reference's where next-token KL needs its logits."""
+  return networks if algorithm.kl_direction is None else reference.beside(networks, state)
 
 
 def apply_optimizers(
@@ -153,7 +157,9 @@ def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | Non
 
   def evaluate(state: TrainState, rows: Rows) -> tuple[Scores, Scores | None, LossOutput]:
     reference_scores = None if reference is None else reference.scores(state, rows)
-    scores = score(state.networks, rows, None)
+    params = _beside(state.networks, algorithm, reference, state)
+    scores = score(params, rows, None, reference_scores)
+    reference_scores = reference_scores and reference_scores._replace(states=None)
     batch = Batch(as_read(algorithm, scores, rows), reference_scores, rows, state.statistics)
     return scores, reference_scores, algorithm.loss(batch)
 
@@ -211,8 +217,12 @@ def make_train_step(
   def update(state: TrainState, rows: Rows, reference_scores: Scores | None) -> tuple[TrainState, StepOutput]:
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
     batch = Batch(None, reference_scores, rows, state.statistics)
-    # Of what is the networks' own: a base that they adapt is a constant.
-    gradient = make_gradient(_on_base(score, state.base), algorithm, num_microbatches)
+
+    def score_own(own: Params, *args: Any) -> Scores:
+      """Of what is the networks' own: a base that they adapt is a constant, and so is the reference."""
+      return score(_beside(join(state.base, own), algorithm, reference, state), *args)
+
+    gradient = make_gradient(score_own, algorithm, num_microbatches)
     scores, output, gradients = gradient(state.params, batch, rng)
     scores = as_read(algorithm, scores, rows)
     new_state = apply_optimizers(state, gradients, optimizers)._replace(statistics=output.statistics)

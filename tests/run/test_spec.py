@@ -12,10 +12,10 @@ from dro_jax.step.reference import Frozen, Soft
 SPEC = RunSpec(data=None)
 
 
-def test_a_run_has_thirteen_fields():
+def test_a_run_has_fourteen_fields():
   assert [field.name for field in dataclasses.fields(RunSpec)] == [
-    'data', 'policy', 'algorithm', 'compute', 'value', 'reference', 'optimizers', 'batches', 'rollouts',
-    'schedule', 'keep', 'mesh', 'seed',
+    'data', 'policy', 'algorithm', 'compute', 'value', 'reference', 'next_token_kl', 'optimizers',
+    'batches', 'rollouts', 'schedule', 'keep', 'mesh', 'seed',
   ]  # fmt: skip
 
 

@@ -283,6 +283,7 @@ def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
   # The contents of the base are compared by their fingerprint, once they are read.
   decisive['lora'] = {name: x for name, x in (metadata.get('lora') or {}).items() if name == 'lora'}
   decisive['deal'] = metadata.get('deal', 'together')  # Runs without the entry did so.
+  decisive['next_token_kl'] = metadata.get('next_token_kl') or {'weight': 0.0}
   # The frequency of samples may change; the code that scores them may not.
   decisive['samples'] = {'reward_code': (metadata.get('decoding') or {}).get('reward_code')}
   return decisive | {'model': model, 'data': data, 'reward scaling': scaling}

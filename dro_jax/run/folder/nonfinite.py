@@ -8,7 +8,7 @@ import os
 import pathlib
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -20,8 +20,9 @@ from dro_jax import files
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
+from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.step.state import TrainState
-from dro_jax.types import Rows
+from dro_jax.types import LossTerm, Rows
 
 FOLDER, _ARRAYS, _EXAMPLES = 'nonfinite', 'arrays.npz', 'examples.jsonl'
 _LISTED = 8  # Ids that an error lists at most.
@@ -128,11 +129,10 @@ def examine(evaluate: Callable, state: TrainState, rows: Rows, table: TokenTable
   columns = {'reward': rows.rewards, 'logp': scores.logps}
   columns |= {} if reference is None else {'reference_logp': reference.logps}
   columns |= {} if scores.values is None else {'value': scores.values}
-  if rows.units is None:
-    shape = rows.valid.shape
-    columns |= {f'loss/{name}': term.per_example.reshape(shape) for name, term in output.terms.items()}
-  else:
-    columns['units'] = _losses_of_units(rows, output)
+  of_units = {} if rows.units is None else {k: x for k, x in output.terms.items() if k != NEXT_TOKEN_KL}
+  of_responses = {name: term for name, term in output.terms.items() if name not in of_units}
+  columns |= {f'loss/{k}': x.per_example.reshape(rows.valid.shape) for k, x in of_responses.items()}
+  columns |= {'units': _losses_of_units(rows, of_units.values())} if of_units else {}
   finite = np.all([np.isfinite(x_BR) for x_BR in columns.values()], axis=0)
   return {
     table.ids[int(rows.example_id[row, slot])]: {name: shown(x[row, slot]) for name, x in columns.items()}
@@ -145,10 +145,10 @@ def shown(x: Any) -> float | str:
   return float(x) if np.isfinite(x) else str(float(x))
 
 
-def _losses_of_units(rows: Rows, output: Any) -> np.ndarray:
+def _losses_of_units(rows: Rows, terms: Iterable[LossTerm]) -> np.ndarray:
   """The summed loss of the pairs or groups that each response is in, `[B, R]`."""
   total = np.zeros(rows.valid.size)
-  per_unit = sum(np.where(term.weights > 0, term.per_example, 0.0) for term in output.terms.values())
+  per_unit = sum(np.where(term.weights > 0, term.per_example, 0.0) for term in terms)
   for index, mask, loss in zip(rows.units.index, rows.units.mask, per_unit):
     np.add.at(total, index[mask], loss)
   return total.reshape(rows.valid.shape)
