@@ -17,6 +17,8 @@ BASELINE = 'dro_v'
 # What changes from the first method to the second, and nothing else.
 LADDER = (
   ('dro_oracle_value', 'dro_v', 'V is learned, not V*'),
+  ('dro_v', 'dro_v+kl1', 'next-token KL is added'),
+  ('dro_oracle_value', 'dro_oracle_value+kl1', 'next-token KL is added'),
   ('dro_v', 'dro_regressed_value', 'V is E[r|x], not learned with π'),
   ('dro_v', 'dro_p', 'V is a batch’s mean'),
   ('dro_v', 'dro_group_mean', 'V̂ is the mean of a prompt’s rewards'),

@@ -144,6 +144,8 @@ def methods(tau: float) -> dict[str, Method]:
   a = algorithms
   return {
     'dro_v': Method(lambda t: a.dro_v(tau=t), stars, True, about='V learned with the policy'),
+    'dro_v+kl1': Method(_dro_held, stars, True, about='and next-token KL'),
+    'dro_oracle_value+kl1': Method(_dro_fixed_held, stars, True, (ORACLE,), 'V = V*, and next-token KL'),
     'dro_oracle_value': Method(_dro_fixed, stars, True, (ORACLE,), 'V = V*, which nobody knows'),
     'dro_regressed_value': Method(_dro_fixed, stars, True, (REGRESSED,), 'V = E[r|x], frozen'),
     'dro_p': Method(lambda t: a.dro_p(tau=t), stars, True, (), 'a batch’s mean for V', constant_value),
@@ -164,6 +166,14 @@ def methods(tau: float) -> dict[str, Method]:
 
 def _dro_fixed(temperature: Scalar) -> algorithms.Algorithm:
   return algorithms.dro_fixed_value(tau=temperature)
+
+
+def _dro_held(temperature: Scalar) -> algorithms.Algorithm:
+  return algorithms.with_next_token_kl(algorithms.dro_v(tau=temperature))
+
+
+def _dro_fixed_held(temperature: Scalar) -> algorithms.Algorithm:
+  return algorithms.with_next_token_kl(_dro_fixed(temperature))
 
 
 def _dro_group(name: str, grid: Grid) -> Method:

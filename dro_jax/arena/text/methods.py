@@ -1,4 +1,4 @@
-"""Who competes in the `text` suite: a line for each method."""
+"""Who competes in the `text` suite: a line for each method; `+kl3` adds next-token KL of weight 3."""
 
 from dro_jax import algorithms as a
 from dro_jax.arena.training import OPTIMIZERS, Method
@@ -16,7 +16,12 @@ def _varied(temperatures: Range) -> dict[str, Range | Turns]:
   return {'temperature': temperatures, **_RATE}
 
 
-METHODS: dict[str, Method] = {
+def _held(method: Method, weight: float) -> Method:
+  """The method with next-token KL, in multiples of its temperature."""
+  return method._replace(algorithm=lambda t: a.with_next_token_kl(method.algorithm(t), weight))
+
+
+_ALONE: dict[str, Method] = {
   'dro_v': Method(lambda t: a.dro_v(tau=t), _varied(TAUS)),
   'dro_p': Method(lambda t: a.dro_p(tau=t), _varied(TAUS)),
   'dro_v_binary': Method(lambda t: a.dro_v_binary(tau=t), _varied(TAUS)),
@@ -35,4 +40,15 @@ METHODS: dict[str, Method] = {
   'filtered_sft': Method(lambda t: a.filtered_sft(), _RATE),
 }
 
-USUAL = ('dro_v', 'dro_p', 'kto', 'dpo', 'copg', 'filtered_sft', 'rloo', 'oreo')
+METHODS: dict[str, Method] = {
+  **_ALONE,
+  'dro_v+kl1': _held(_ALONE['dro_v'], 1.0),
+  'dro_v+kl3': _held(_ALONE['dro_v'], 3.0),
+  'kto+kl.3': _held(_ALONE['kto'], 0.3),
+  'dpo+kl.3': _held(_ALONE['dpo'], 0.3),
+}
+
+USUAL = (
+  'dro_v', 'dro_v+kl1', 'dro_v+kl3', 'dro_p', 'kto', 'kto+kl.3', 'dpo', 'dpo+kl.3', 'copg', 'filtered_sft',
+  'rloo', 'oreo',
+)  # fmt: skip
