@@ -448,7 +448,7 @@ def test_a_setting_of_text_takes_any_text(name):
     ('arena', 'ALGORITHMS=kto', 'kto'),
     ('arena', 'SPREAD=0,1', (0, 1)),
     ('arena', 'WORLDS=habits', 'habits'),
-    ('arena', 'WORLDS=habits,exercises', ('habits', 'exercises')),
+    ('arena', 'WORLDS=habits,exercises', 'habits,exercises'),
     ('arena', 'TRIALS=2', 2),
     ('arena', 'POST_EDIT=text', 'text'),
   ],

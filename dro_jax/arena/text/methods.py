@@ -21,6 +21,11 @@ def _held(method: Method, weight: float) -> Method:
   return method._replace(algorithm=lambda t: a.with_next_token_kl(method.algorithm(t), weight))
 
 
+def _rft() -> a.Algorithm:
+  """Supervised fine-tuning on the right answers only."""
+  return a.sft()._replace(name='rft', select=lambda table: table.raw_rewards >= 1)
+
+
 _ALONE: dict[str, Method] = {
   'dro_v': Method(lambda t: a.dro_v(tau=t), _varied(TAUS)),
   'dro_p': Method(lambda t: a.dro_p(tau=t), _varied(TAUS)),
@@ -38,6 +43,7 @@ _ALONE: dict[str, Method] = {
   'topr': Method(lambda t: a.topr(behaviour_sampler='sampled'), _RATE),
   'oreo': Method(lambda t: a.oreo(beta=t), _varied(TAUS), Value('token')),
   'filtered_sft': Method(lambda t: a.filtered_sft(), _RATE),
+  'rft': Method(lambda t: _rft(), _RATE),
 }
 
 METHODS: dict[str, Method] = {
@@ -49,6 +55,6 @@ METHODS: dict[str, Method] = {
 }
 
 USUAL = (
-  'dro_v', 'dro_v+kl1', 'dro_v+kl3', 'dro_p', 'kto', 'kto+kl.3', 'dpo', 'dpo+kl.3', 'copg', 'filtered_sft',
-  'rloo', 'oreo',
+  'dro_v', 'dro_v+kl1', 'dro_v+kl3', 'dro_p', 'kto', 'kto+kl.3', 'dpo', 'dpo+kl.3', 'copg', 'rft',
+  'filtered_sft', 'rloo', 'oreo',
 )  # fmt: skip
