@@ -190,12 +190,14 @@ def _records(samples: Samples, split: str) -> list[dict]:
 def representable(records: Sequence[dict], words: vocabularies.Vocabulary) -> list[dict]:
   """Records whose text is tokenised as it was sampled; others would not have the logged propensity.
 
-  Random bytes are no text, and a triplet's response is never empty; an SFT policy samples few of either.
+  Random bytes are no text, a triplet's response is never empty, and NUL ends a text for some programs; an SFT
+  policy samples few of these.
   """
   kept = []
   for record in records:
     sampled = [token for token in record['tokens'] if token != words.special.eos]
-    if record['response'].strip() and words.encode(record['response']).tolist() == sampled:
+    text = record['response']
+    if text.strip() and '\0' not in text and words.encode(text).tolist() == sampled:
       kept.append({name: value for name, value in record.items() if name != 'tokens'})
   return kept
 

@@ -142,6 +142,7 @@ def test_answers_that_do_not_encode_to_their_tokens_are_dropped():
     {'response': 'ab', 'tokens': [100, 101]},
     {'response': '', 'tokens': [1]},
     {'response': 'a', 'tokens': [100, 200, 1]},
+    {'response': 'a\0', 'tokens': [100, 3, 1]},
   ]
   kept = text_log.representable(records, words)
   assert kept == [{'response': 'ab'}] * 2
