@@ -48,6 +48,7 @@ class Algorithm(NamedTuple):
     kl_direction: the direction of the next-token KL that it reads (see `with_next_token_kl`); `None`: none.
     uses_rewards: whether it reads rewards.
     trains_policy: whether the policy gets a gradient.
+    whole_groups: whether a group must hold all responses to its prompt.
     couples: whether one example's loss depends on other examples, so that a microbatch alone cannot give its
       gradient.
     requires: columns that the data must have.
@@ -74,6 +75,7 @@ class Algorithm(NamedTuple):
   kl_direction: str | None = None
   uses_rewards: bool = True
   trains_policy: bool = True
+  whole_groups: bool = False
   couples: bool = False
   requires: tuple[str, ...] = ()
   columns: Mapping[str, Fit] = {}
@@ -89,6 +91,13 @@ class Algorithm(NamedTuple):
 def with_batch_value(algorithm: Algorithm) -> Algorithm:
   """The algorithm with one value for the whole batch, which couples the batch's examples."""
   return algorithm._replace(pools_values=True, couples=True)
+
+
+def normalised_by_length(algorithm: Algorithm) -> Algorithm:
+  """The algorithm on means over each response's tokens in place of sums, which is another method."""
+  return algorithm._replace(
+    name=f'{algorithm.name}_by_length', loss=lambda batch: algorithm.loss(batch.by_length())
+  )
 
 
 def by_response(name: str, per_example: Callable[[Batch], Array], **settings: Any) -> Algorithm:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
@@ -53,10 +52,14 @@ class Batch(NamedTuple):
   @property
   def lengths(self) -> Float[Array, 'N']:
     """Tokens of each response, at least 1 so that losses can divide by it."""
-    tokens_BR = masked.segment_sum(
-      jnp.ones_like(self.scores.token_logps), self.rows.response_segments, self.rows.valid.shape[1]
+    return _lengths(self.rows.response_segments, self.rows.valid.shape[1]).reshape(-1)
+
+  def by_length(self) -> 'Batch':
+    """The same batch, with every log-prob divided by the length of its response."""
+    return self._replace(
+      scores=_by_length(self.scores, self.rows),
+      reference=None if self.reference is None else _by_length(self.reference, self.rows),
     )
-    return jax.lax.stop_gradient(jnp.maximum(tokens_BR, 1)).reshape(-1)
 
   def column(self, name: str) -> Float[Array, 'N']:
     return self.rows.columns[name].reshape(-1)
@@ -77,3 +80,21 @@ class Batch(NamedTuple):
   def members(self, x: Shaped[Array, 'N']) -> Shaped[Array, 'U K']:
     """`x` of the members of each pair or group."""
     return x[self.rows.units.index]
+
+
+def _lengths(segments_BT: Array, num_slots: int) -> Float[Array, 'B R']:
+  """Tokens of each slot's response, at least 1."""
+  ones_BT = jnp.ones_like(segments_BT, jnp.float32)
+  return jnp.maximum(masked.segment_sum(ones_BT, segments_BT, num_slots), 1)
+
+
+def _by_length(scores: Scores, rows: Rows) -> Scores:
+  """Log-probs over lengths: a response's sum becomes the mean over its tokens."""
+  segments_BT, num_slots = rows.response_segments, rows.valid.shape[1]
+  lengths_BR = _lengths(segments_BT, num_slots)
+  lengths_BT = jnp.take_along_axis(lengths_BR, jnp.maximum(segments_BT - 1, 0), axis=1)
+  divided = scores._replace(logps=scores.logps / lengths_BR, token_logps=scores.token_logps / lengths_BT)
+  if scores.mismatched_logps is None:
+    return divided
+  mismatched_BR = _lengths(rows.mismatched.response_segments, num_slots)
+  return divided._replace(mismatched_logps=scores.mismatched_logps / mismatched_BR)

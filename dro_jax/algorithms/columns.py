@@ -58,8 +58,7 @@ def binary_labels(triplets: Any) -> Labelling | None:
 
   The training part's raw rewards decide. Their mean would not do: no reward exceeds it where all are 1.
   """
-  values = ties.distinct(triplets.train.raw_rewards)[0]
-  pair = refusals.pair_of_thumbs(values) or (tuple(values) if len(values) == 2 else None)
+  values, pair = ties.distinct(triplets.train.raw_rewards)[0], _binary_pair(triplets)
   if pair is None:
     return None
   listed = ' and '.join(f'{value:.6g}' for value in values)
@@ -68,6 +67,12 @@ def binary_labels(triplets: Any) -> Labelling | None:
   description = f'the {subject.format(listed)} {"themselves" if len(values) == 2 else "itself"}{higher}'
   make = lambda table: _float(table.raw_rewards > sum(pair) / 2)  # noqa: E731
   return Labelling(make, 'binary', description, make)
+
+
+def _binary_pair(triplets: Any) -> tuple[float, float] | None:
+  """The two rewards, low and high, that are labels themselves; `None` where rewards are scalars."""
+  values = ties.distinct(triplets.train.raw_rewards)[0]
+  return refusals.pair_of_thumbs(values) or (tuple(values) if len(values) == 2 else None)
 
 
 def _unless_binary(triplets: Any, scalar: Labelling) -> Labelling:
@@ -170,6 +175,48 @@ def above_threshold(threshold: float | int) -> Callable[[Any], Labelling]:
   return lambda triplets: _refuse_alike(labelling, triplets)
 
 
+def best_of_prompt(threshold: float | int | None, share: float | int) -> Callable[[Any], Labelling]:
+  """1 where the reward is at or above `threshold` and among the top `share` of its prompt's responses.
+
+  Of K responses the top share is the best ⌈share · K⌉, and all that tie with the last of them. Without a
+  threshold binary rewards have the higher one as theirs.
+
+  Raises:
+    UsageError: by the fit, where no threshold is given and every prompt has one response.
+  """
+
+  def fit(triplets: Any) -> Labelling:
+    pair, least = _binary_pair(triplets), threshold
+    if least is None:
+      refusals.refuse_one_value(triplets, 'do not say which responses are best')
+      least = pair[1] if pair else None
+    if least is None:
+      refusals.refuse_single_responses(
+        triplets.train, 'the best responses to a prompt', 'a threshold (--set rft.threshold=NUMBER)'
+      )
+
+    def make(table: Any) -> np.ndarray:
+      cutoffs = _by_prompt(table, lambda rewards: np.sort(rewards)[-_top(len(rewards), share)])
+      kept = ~ties.exceeds(cutoffs, table.raw_rewards)
+      return _float(kept if least is None else kept & ~ties.exceeds(least, table.raw_rewards))
+
+    prompts, index = np.unique(triplets.train.prompt_index, return_inverse=True)
+    skipped = len(prompts) - len(np.unique(index[make(triplets.train) > 0]))
+    above = '' if least is None else f'is at or above {least:.6g} and '
+    description = (
+      f'a response is desirable where its reward {above}is among the top {share:.0%} of its prompt’s '
+      f'responses, ties included; {skipped} of {len(prompts)} prompts have none and are skipped'
+    )
+    return Labelling(make, 'best of prompt', description, make)
+
+  return fit
+
+
+def _top(count: int, share: float | int) -> int:
+  """⌈share · count⌉, at least 1, in spite of rounding."""
+  return max(int(np.ceil(share * count - ties.TOLERANCE)), 1)
+
+
 def above_value(triplets: Any) -> Labelling:
   """1 where the reward exceeds the prompt's value in the column `value`.
 
@@ -227,7 +274,12 @@ def some_desirable(fit: Callable[[Any], Labelling]) -> Callable[[Any], Labelling
 def scaled_value(triplets: Any) -> Column:
   """The column `value`, which has the raw rewards' units, scaled like the rewards."""
   refusals.refuse_without_column(triplets, 'value')
-  return lambda table: triplets.scaling.apply(table.columns['value'])
+
+  def scaled(table: Any) -> np.ndarray:
+    levels = triplets.scaling.levels(table.raw_rewards, table.prompt_index)
+    return triplets.scaling.apply(table.columns['value'], levels)
+
+  return scaled
 
 
 def advantages(triplets: Any) -> Column:

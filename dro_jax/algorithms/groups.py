@@ -1,10 +1,12 @@
-"""Methods for groups of responses to one prompt: CoPG, AGRO, REBEL, RLOO, PRO, NCA."""
+"""Methods for groups of responses to one prompt: CoPG, AGRO, DRO with a group's V, REBEL, RLOO, PRO, NCA."""
 
 from dro_jax import limits, losses
 from dro_jax.algorithms import columns
 from dro_jax.algorithms.base import Algorithm, by_group
 from dro_jax.algorithms.batch import Batch
 from dro_jax.algorithms.settings import STILL, UNHELD
+from dro_jax.errors import UsageError
+from dro_jax.losses.groups import GROUP_VALUES
 from dro_jax.types import Array, Scalar
 
 
@@ -36,6 +38,38 @@ def agro(beta: Scalar = 0.1) -> Algorithm:
   """AGRO (`losses.agro`): half the variance of r − βρ in a group."""
   limits.above_zero('agro', STILL, beta=beta)
   return by_group('agro', lambda batch: losses.agro(**_group(batch), beta=beta), temperature=beta)
+
+
+def dro_group_value(
+  tau: Scalar = 1.0,
+  value: str = 'leave_one_out_log_mean_exp',
+  value_temperature: Scalar | None = None,
+  importance_weighted: bool = False,
+  behaviour_sampler: str | None = None,
+) -> Algorithm:
+  """DRO with V̂ from the group's rewards in place of a value network (`losses.dro_group_value`).
+
+  `importance_weighted` weighs each response by π_ref/μ in V̂, with the logged propensities: without it, a log
+  by another policy than the reference biases V̂.
+  """
+  limits.above_zero('dro_group_value', UNHELD, tau=tau)
+  if value_temperature is not None:
+    limits.above_zero('dro_group_value', 'it divides the rewards', value_temperature=value_temperature)
+  if value not in GROUP_VALUES:
+    raise UsageError(
+      f'dro_group_value: value={value!r} is unknown: pass one of {", ".join(GROUP_VALUES)} (--set '
+      'dro_group_value.value=mean).'
+    )
+
+  def per_group(batch: Batch) -> Array:
+    behaviour_GK = batch.members(batch.column('propensity')) if importance_weighted else None
+    return losses.dro_group_value(
+      **_group(batch), tau=tau, value=value, value_temperature=value_temperature,
+      behaviour_logps=behaviour_GK,
+    )  # fmt: skip
+
+  fits = {'propensity': columns.propensities(behaviour_sampler)} if importance_weighted else {}
+  return by_group('dro_group_value', per_group, temperature=tau, columns=fits)
 
 
 def rebel(eta: Scalar = 1.0, behaviour_sampler: str | None = None) -> Algorithm:
@@ -78,4 +112,4 @@ def nca(beta: Scalar = 0.01, alpha: float = 0.01) -> Algorithm:
   return by_group('nca', lambda batch: losses.nca(**_group(batch), beta=beta, alpha=alpha), temperature=beta)
 
 
-__all__ = ['agro', 'copg', 'nca', 'pro', 'rebel', 'rloo']
+__all__ = ['agro', 'copg', 'dro_group_value', 'nca', 'pro', 'rebel', 'rloo']

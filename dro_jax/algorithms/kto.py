@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dro_jax import limits, losses
-from dro_jax.algorithms.base import Algorithm
+from dro_jax.algorithms.base import Algorithm, normalised_by_length
 from dro_jax.algorithms.batch import Batch
 from dro_jax.algorithms.labels import Labels, minibatch_mean_labels
 from dro_jax.algorithms.settings import STILL
@@ -20,10 +20,12 @@ def kto(
   undesirable_weight: float = 1.0,
   balanced: bool = False,
   labels: Callable[[], Labels] = minibatch_mean_labels,
+  length_normalised: bool = False,
 ) -> Algorithm:
   """KTO (`losses.kto`), with the reference point from mismatched pairs of the global batch.
 
-  `balanced` multiplies λ_D and λ_U so that both kinds of a global batch weigh the same.
+  `balanced` multiplies λ_D and λ_U so that both kinds of a global batch weigh the same. `length_normalised`
+  divides every log-prob, the mismatched ones too, by the length of its response first: another method.
   """
   limits.above_zero('kto', STILL, beta=beta)
   limits.at_least_zero('kto', desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
@@ -53,10 +55,11 @@ def kto(
     }
     return LossOutput({'policy': LossTerm(per_example, labelled)}, metrics)
 
-  return Algorithm(
+  algorithm = Algorithm(
     'kto', loss, beta, uses_mismatched=True, uses_rewards=label.uses_rewards, couples=True,
     requires=label.requires, columns=label.columns,
   )  # fmt: skip
+  return normalised_by_length(algorithm) if length_normalised else algorithm
 
 
 def bco(beta: Scalar = 0.1, labels: Callable[[], Labels] = minibatch_mean_labels) -> Algorithm:

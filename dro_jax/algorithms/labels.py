@@ -47,7 +47,8 @@ def _minibatch_thumbs(batch: Batch) -> Thumbs:
   return Thumbs(above, jnp.full_like(batch.valid, masked.varies(batch.rewards, batch.valid)))
 
 
-def _derived_labels(fit: algorithms_columns.Fit) -> Labels:
+def derived_labels(fit: algorithms_columns.Fit) -> Labels:
+  """Labels that a rule takes from the data before the first step."""
   return Labels(_logged_thumbs, columns={'derived_label': fit})
 
 
@@ -67,17 +68,17 @@ def minibatch_mean_labels() -> Labels:
 
 def column_labels() -> Labels:
   """Desirable when the data's `label` column is positive."""
-  return _derived_labels(algorithms_columns.label_column)._replace(uses_rewards=False, requires=('label',))
+  return derived_labels(algorithms_columns.label_column)._replace(uses_rewards=False, requires=('label',))
 
 
 def threshold_labels(threshold: float = 0.0) -> Labels:
   """Desirable when the reward, in its own units, exceeds a threshold."""
-  return _derived_labels(algorithms_columns.above_threshold(threshold))
+  return derived_labels(algorithms_columns.above_threshold(threshold))
 
 
 def dataset_mean_labels() -> Labels:
   """Desirable when the reward exceeds the training responses' mean; binary rewards are labels themselves."""
-  return _derived_labels(algorithms_columns.above_dataset_mean)
+  return derived_labels(algorithms_columns.above_dataset_mean)
 
 
 def prompt_mean_labels() -> Labels:
@@ -86,7 +87,7 @@ def prompt_mean_labels() -> Labels:
   Binary rewards are labels themselves. Lone answers are compared with the data set's mean; ties have no
   label.
   """
-  return _derived_labels(algorithms_columns.above_prompt_mean)
+  return derived_labels(algorithms_columns.above_prompt_mean)
 
 
 def value_labels() -> Labels:
@@ -94,7 +95,7 @@ def value_labels() -> Labels:
 
   Binary rewards are labels themselves (see `algorithms.columns.binary_labels`).
   """
-  return _derived_labels(algorithms_columns.above_value)
+  return derived_labels(algorithms_columns.above_value)
 
 
 def checked_labels(

@@ -1,13 +1,15 @@
-"""Policy gradients on logged responses: GOLD, REINFORCE, clipped PPO, TOPR."""
+"""Policy gradients on logged responses: GOLD, REINFORCE, clipped PPO, TOPR, DRO by token."""
 
 from collections.abc import Callable
+
+import jax.numpy as jnp
 
 from dro_jax import limits, losses
 from dro_jax.algorithms import columns, refusals
 from dro_jax.algorithms.base import Algorithm, by_response
 from dro_jax.algorithms.batch import Batch
 from dro_jax.algorithms.labels import Baseline, minibatch_mean_baseline, zero_baseline
-from dro_jax.algorithms.settings import CLIPPED, WINDOW
+from dro_jax.algorithms.settings import CLIPPED, UNHELD, WINDOW
 from dro_jax.types import Array, Scalar
 
 
@@ -75,4 +77,27 @@ def topr(baseline: Callable[[], Baseline] = zero_baseline, behaviour_sampler: st
   )  # fmt: skip
 
 
-__all__ = ['gold', 'ppo_clip', 'reinforce', 'topr']
+def dro_token(beta: Scalar = 0.05, baseline: Callable[[], Baseline] = minibatch_mean_baseline) -> Algorithm:
+  """The token loss that some toolkits call DRO (`losses.dro_token`), A = r − baseline for every token.
+
+  It is not DRO-V. The sampler μ is the run's reference, so the responses must be samples of the checkpoint
+  that the run starts from.
+  """
+  limits.above_zero('dro_token', UNHELD, beta=beta)
+  base = baseline()
+
+  def per_example(batch: Batch) -> Array:
+    mask_NT, advantages_N = batch.token_mask, batch.rewards - base.values(batch)
+    return losses.dro_token(
+      policy_logps=batch.tokens(batch.scores.token_logps), mask=mask_NT,
+      behaviour_logps=batch.tokens(batch.reference.token_logps),
+      advantages=jnp.where(mask_NT, advantages_N[:, None], 0.0), beta=beta,
+    )  # fmt: skip
+
+  return by_response(
+    'dro_token', per_example, temperature=beta, couples=base.couples, columns=base.columns, check=base.check,
+    least_batch=base.least_batch,
+  )  # fmt: skip
+
+
+__all__ = ['dro_token', 'gold', 'ppo_clip', 'reinforce', 'topr']

@@ -1,4 +1,4 @@
-"""Imitation, plain and weighted: SFT, weighted behaviour cloning, filtered SFT, AWR."""
+"""Imitation, plain and weighted: SFT, weighted behaviour cloning, filtered SFT, RFT, AWR."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,15 @@ from dro_jax import limits, losses
 from dro_jax.algorithms import columns, refusals
 from dro_jax.algorithms.base import Algorithm, by_response
 from dro_jax.algorithms.batch import Batch
-from dro_jax.algorithms.labels import Baseline, Labels, checked_labels, dataset_mean_labels, value_baseline
+from dro_jax.algorithms.labels import (
+  Baseline,
+  Labels,
+  checked_labels,
+  dataset_mean_labels,
+  derived_labels,
+  value_baseline,
+)
+from dro_jax.errors import UsageError
 from dro_jax.ops import masked
 from dro_jax.types import LossOutput, LossTerm, Scalar
 
@@ -46,6 +54,23 @@ def filtered_sft(labels: Callable[[], Labels] = dataset_mean_labels) -> Algorith
   )  # fmt: skip
 
 
+def rft(threshold: float | int | None = None, share: float | int = 0.25) -> Algorithm:
+  """RFT: supervised fine-tuning on each prompt's best responses (rejection sampling; arXiv 2308.01825).
+
+  Keeps a response whose reward, in its own units, is at or above `threshold` and among the top `share` of its
+  prompt's responses, ties included; prompts without one are skipped and counted. Without a threshold, binary
+  rewards keep the higher one only. It is `filtered_sft` on these responses.
+  """
+  if not 0 < share <= 1:
+    raise UsageError(
+      f'rft: share={share} must be above 0 and at most 1, because it is a share of a prompt’s responses; '
+      'pass another with --set rft.share=0.25.'
+    )
+  fit = columns.best_of_prompt(threshold, share)
+  filtered = filtered_sft(labels=lambda: derived_labels(fit))
+  return filtered._replace(name='rft', select=lambda table: table.columns['derived_label'] == 1)
+
+
 def awr(beta: Scalar = 1.0, baseline: Callable[[], Baseline] = value_baseline) -> Algorithm:
   """Advantage-weighted regression (`losses.awr`), A = r − baseline."""
   limits.above_zero('awr', 'it divides the advantage', beta=beta)
@@ -59,4 +84,4 @@ def awr(beta: Scalar = 1.0, baseline: Callable[[], Baseline] = value_baseline) -
   )  # fmt: skip
 
 
-__all__ = ['awr', 'filtered_sft', 'sft', 'weighted_bc']
+__all__ = ['awr', 'filtered_sft', 'rft', 'sft', 'weighted_bc']

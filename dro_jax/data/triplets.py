@@ -89,8 +89,8 @@ def load_triplets(
     overlong: 'truncate' cuts a longer response, which then has no EOS; 'drop' leaves it out.
     keep: the part of an overlong prompt to keep, 'start' or 'end'; 'auto' keeps the end of a conversation,
       which is the question, and the start of other prompts.
-    scaling: how rewards are scaled, 'none', 'standardise', 'minmax' or 'quantile', fitted on the training
-      part.
+    scaling: how rewards are scaled, 'none', 'standardise', 'standardise_within', 'minmax' or 'quantile',
+      fitted on the training part (see `scaling.fit`).
     validation_fraction: the share of prompts to hold out, in [0, 1), where `eval_triplets` is not given; 0
       holds out none.
     split_salt: a different salt gives a different split.

@@ -61,7 +61,8 @@ def _of_rewards(rewards: Mapping, scaling: Mapping, duplicates: Mapping, judged:
     yield f'All rewards are {text(mean)}: only imitation can learn from them.'
     return
   if abs(mean) > OFF_CENTRE * sd:
-    centred = ': --set REWARD_SCALING=standardise centres it' if scaling['kind'] == 'standardise' else ''
+    kind = scaling['kind']
+    centred = f': --set REWARD_SCALING={kind} centres it' if kind.startswith('standardise') else ''
     yield (
       f'The mean reward, {text(mean)}, is {text(abs(mean) / sd)} sd from 0, where V starts{centred}. Until V '
       'has learnt it, the policy shifts probability to responses that are not in the data.'

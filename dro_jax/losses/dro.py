@@ -164,4 +164,40 @@ def dro_p(
   return jnp.square(residuals - jax.lax.stop_gradient(mean)) / 2
 
 
-__all__ = ['dro_p', 'dro_v_policy', 'dro_v_residual', 'dro_v_token_value', 'dro_v_value']
+def rpo(
+  policy_logps: Float[Array, ' B'],
+  reference_logps: Float[Array, ' B'],
+  rewards: Float[Array, ' B'],
+  values: Float[Array, ' B'],
+  lengths: Float[Array, ' B'],
+  tau: Scalar = 5.0,
+) -> Float[Array, ' B']:
+  """RPO: DRO's residual by token, with V̂ from the rewards of all answers to the prompt.
+
+  L = ½ (ρ̄ − (r − V̂)/τ)²,  ρ̄ = ρ / |y|
+  V̂ = τ log Σ_y π̄_ref(y) e^{r(x, y)/τ},  π̄_ref = e^{log π_ref / |y|}    (arXiv 2506.13702, as its code has it)
+
+  The sum in V̂ is over the answers that the data hold, and is not normalised. With one answer to a prompt the
+  reward cancels, and ρ̄ is driven to −log π̄_ref: imitation. So callers refuse prompts with one answer.
+
+  Args:
+    policy_logps: log π(y|x), nats, summed over tokens.
+    reference_logps: log π_ref(y|x), nats; the caller stops its gradient.
+    rewards: r(x, y).
+    values: V̂(x), reward units; no gradient reaches it.
+    lengths: tokens of each response.
+    tau: temperature τ > 0, reward units per nat.
+
+  Raises:
+    ValueError: the arrays are not all `[B]`.
+  """
+  checks.check_same(
+    policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, values=values,
+    lengths=lengths,
+  )  # fmt: skip
+  mean_rho = (policy_logps - reference_logps) / lengths
+  targets = (rewards - jax.lax.stop_gradient(values)) / tau
+  return jnp.square(mean_rho - targets) / 2
+
+
+__all__ = ['dro_p', 'dro_v_policy', 'dro_v_residual', 'dro_v_token_value', 'dro_v_value', 'rpo']

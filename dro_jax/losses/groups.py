@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float
 from dro_jax.ops import checks, masked
 from dro_jax.types import Array, Scalar
 
+GROUP_VALUES = ('mean', 'leave_one_out_mean', 'log_mean_exp', 'leave_one_out_log_mean_exp')
+
 
 def _pairs(x_GK: Array) -> Array:
   """x_i − x_j of every two members, `[G, K, K]`."""
@@ -85,6 +87,73 @@ def agro(
   (residuals,) = _clean(mask, rewards - beta * (policy_logps - reference_logps))
   centred = residuals - masked.masked_mean(residuals, mask)[:, None]
   return masked.masked_mean(jnp.square(centred), mask) / 2
+
+
+def dro_group_value(
+  policy_logps: Float[Array, 'G K'],
+  reference_logps: Float[Array, 'G K'],
+  rewards: Float[Array, 'G K'],
+  mask: Bool[Array, 'G K'],
+  tau: Scalar = 1.0,
+  value: str = 'leave_one_out_log_mean_exp',
+  value_temperature: Scalar | None = None,
+  behaviour_logps: Float[Array, 'G K'] | None = None,
+) -> Float[Array, ' G']:
+  """DRO's policy loss, whose V̂ is estimated from the rewards of the group and not learnt.
+
+  L = mean_k −(r_k − sg V̂)·log π_k + (τ/2)·ρ_k²        (arXiv 2405.19107, Eq. 8 divided by τ)
+
+  V̂ has four names. `mean` is mean_j r_j (as in arXiv 2602.05933, which divides by the length besides);
+  `log_mean_exp` is β₁ log mean_j e^{r_j/β₁} (as in arXiv 2505.20686); `leave_one_out_mean` and
+  `leave_one_out_log_mean_exp` are the same over all j ≠ k, so that V̂ does not depend on the response itself.
+
+  DRO's V(x) is τ log E_ref[e^{r/τ}], which `log_mean_exp` with β₁ = τ estimates from samples of the
+  reference. Samples of another policy μ bias it, unless `behaviour_logps` weigh each by
+  e^{log π_ref − log μ}, normalised to sum 1.
+
+  Args:
+    policy_logps: log π(y|x), nats.
+    reference_logps: log π_ref(y|x), nats.
+    rewards: r(x, y).
+    mask: members of each group.
+    tau: temperature τ > 0, reward units per nat.
+    value: the name of V̂; no gradient reaches it.
+    value_temperature: β₁ > 0, reward units; None is τ.
+    behaviour_logps: log μ(y|x) of the policy that sampled the log, nats; None weighs all members equally.
+
+  Raises:
+    ValueError: the arrays are not all `[G, K]`, or there is no V̂ of that name.
+  """
+  weighing = {} if behaviour_logps is None else {'behaviour_logps': behaviour_logps}
+  checks.check_groups(
+    mask, policy_logps=policy_logps, reference_logps=reference_logps, rewards=rewards, **weighing
+  )
+  log_weights = jnp.zeros_like(rewards) if behaviour_logps is None else reference_logps - behaviour_logps
+  policy_logps, rho, rewards, log_weights = _clean(
+    mask, policy_logps, policy_logps - reference_logps, rewards, log_weights
+  )
+  beta_1 = tau if value_temperature is None else value_temperature
+  values = jax.lax.stop_gradient(_group_values(rewards, log_weights, mask, value, beta_1))
+  per_member = -(rewards - values) * policy_logps + tau / 2 * jnp.square(rho)
+  enough = jnp.sum(mask, axis=1, keepdims=True) > 1
+  return masked.masked_mean(jnp.where(enough, per_member, 0.0), mask)
+
+
+def _group_values(rewards: Array, log_weights: Array, mask: Array, value: str, beta_1: Scalar) -> Array:
+  """V̂ for each member, `[G, K]`; 0 where no response is left to estimate it from."""
+  if value not in GROUP_VALUES:
+    raise ValueError(f'value={value!r} is unknown: pass one of {", ".join(GROUP_VALUES)}.')
+  members_GKK = jnp.broadcast_to(mask[:, None, :], (*mask.shape, mask.shape[1]))
+  if value.startswith('leave_one_out'):
+    members_GKK &= ~jnp.eye(mask.shape[1], dtype=bool)[None]
+  # Far below any log-weight, and finite: a group without members gets no NaN.
+  log_weights_GKK = jax.nn.log_softmax(jnp.where(members_GKK, log_weights[:, None, :], -1e30), axis=2)
+  rewards_GKK = rewards[:, None, :]
+  if value.endswith('log_mean_exp'):
+    values = beta_1 * jax.nn.logsumexp(rewards_GKK / beta_1 + log_weights_GKK, axis=2)
+  else:
+    values = jnp.sum(jnp.exp(log_weights_GKK) * rewards_GKK, axis=2)
+  return jnp.where(jnp.any(members_GKK, axis=2), values, 0.0)
 
 
 def rebel(
@@ -215,4 +284,4 @@ def nca(
   return jnp.where(enough, -attracted - repelled, 0.0)
 
 
-__all__ = ['agro', 'copg', 'nca', 'pro', 'rebel', 'rloo']
+__all__ = ['agro', 'copg', 'dro_group_value', 'nca', 'pro', 'rebel', 'rloo']

@@ -93,6 +93,37 @@ def ppo_token(
   return masked.masked_mean(_clipped_surrogate(log_ratio, advantages, epsilon), mask)
 
 
+def dro_token(
+  policy_logps: Float[Array, 'B T'],
+  mask: Bool[Array, 'B T'],
+  behaviour_logps: Float[Array, 'B T'],
+  advantages: Float[Array, 'B T'],
+  beta: Scalar = 0.05,
+) -> Float[Array, ' B']:
+  """The loss that Tinker, verl and Tencent Cloud call DRO: it is not DRO-V, for it has no V and no reference.
+
+  L = −Σ_t [A_t log π_t − (β/2)(log π_t − log μ_t)²]
+
+  A policy gradient by token with a quadratic pull to the policy that sampled the response. DRO-V
+  (`dro_v_policy`) squares the log-ratio of the whole response to a reference, and its advantage is r − V(x).
+
+  Args:
+    policy_logps: log π(y_t | x, y_<t), nats.
+    mask: which tokens belong to the response.
+    behaviour_logps: log μ(y_t | x, y_<t) of the policy that sampled the response, nats.
+    advantages: A_t, reward units.
+    beta: β > 0, reward units per nat.
+
+  Raises:
+    ValueError: the arrays are not all `[B, T]`.
+  """
+  checks.check_tokens(
+    mask, per_example={}, policy_logps=policy_logps, behaviour_logps=behaviour_logps, advantages=advantages
+  )
+  gain = advantages * policy_logps - beta / 2 * jnp.square(policy_logps - behaviour_logps)
+  return -jnp.sum(jnp.where(mask, gain, 0.0), axis=-1)
+
+
 def _clipped_surrogate(log_ratio: Array, advantages: Array, epsilon: float) -> Array:
   # Beyond e^40 an optimiser's square of the gradient would overflow.
   ratio = jnp.exp(jnp.minimum(log_ratio, 40.0))
@@ -145,4 +176,4 @@ def gold(
   return -rewards * jnp.sum(weights * logps, axis=-1)
 
 
-__all__ = ['gold', 'ppo_clip', 'ppo_token', 'reinforce', 'topr']
+__all__ = ['dro_token', 'gold', 'ppo_clip', 'ppo_token', 'reinforce', 'topr']

@@ -159,6 +159,7 @@ def make_loaders(
   if algorithm.unit == 'pair':  # The held-out part may be too small to decide.
     unit_options = groups.resolved(unit_options, triplets.train)
   table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
+  _refuse_split(algorithm, triplets.train, report, unit_options)
   if members is None:
     train_loader = load(table, plan.Plan.from_table(table, batch_size, seed, deal=deal))
   else:
@@ -171,7 +172,8 @@ def make_loaders(
     records = by_content(triplets.eval)[:eval_examples]
   held_out = triplets.eval.subset(records)
   every = load(held_out, plan.SequentialPlan(len(held_out), batch_size))
-  table, members, _ = _formed(held_out, algorithm.unit, unit_options)
+  table, members, held_out_report = _formed(held_out, algorithm.unit, unit_options)
+  _refuse_split(algorithm, held_out, held_out_report, unit_options)
   if members is None:
     return Loaders(train_loader, every, report)
   once = plan.UnitPlan(plan.SequentialPlan(len(members), batch_size), members, len(table))
@@ -212,6 +214,20 @@ def _refuse_indivisible(batch_size: int, unit: str, packed: bool, multiple: int)
       f'a batch of {batch_size} {unit}s does not divide over the {multiple} parts that the mesh and the '
       f'microbatches cut its rows into: pass a multiple of {multiple} (--set BATCH=...), '
       'or a smaller mesh.'
+    )
+
+
+def _refuse_split(
+  algorithm: algorithms.Algorithm,
+  table: TokenTable,
+  report: Mapping[str, Any] | None,
+  options: groups.UnitOptions,
+) -> None:
+  if algorithm.whole_groups and report is not None and report['units'] > report['prompts']:
+    most = int(np.unique(table.prompt_index, return_counts=True)[1].max())
+    raise UsageError(
+      f'{algorithm.name} sums over all responses to a prompt, and a group holds {options.group_size} of them '
+      f'at most, while a prompt has {most}: pass --set GROUP_SIZE={most}.'
     )
 
 

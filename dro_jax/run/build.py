@@ -9,6 +9,7 @@ import jax
 import optax
 
 from dro_jax import algorithms
+from dro_jax.data import scaling as scalings
 from dro_jax.data.batches import groups, loader
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
@@ -169,6 +170,7 @@ class Run:
     return [
       *([f'labels: {labels["said"]}'] if labels else []),
       *([self._note_of_kl()] if self.spec.next_token_kl.weight else []),
+      *scalings.notes(self.triplets.scaling),
       *optimizers.notes(self.optimizers, self.schedule.steps),
       *groups.notes(self.loaders.units),
       *([best.described(keep.metric, keep.mode)] if validates else []),

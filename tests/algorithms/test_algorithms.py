@@ -1,6 +1,7 @@
 import inspect
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from dro_jax import algorithms, losses
 from dro_jax.algorithms import columns
 from dro_jax.algorithms.batch import Batch
 from dro_jax.errors import UsageError
-from dro_jax.types import Mismatched, Scores
+from dro_jax.ops import masked
+from dro_jax.types import Mismatched, Scores, Units
 from tests.examples import layout, random_examples
 
 
@@ -206,3 +208,165 @@ def test_algorithms_that_weigh_by_rewards_refuse_rewards_of_zero_only(name):
     getattr(algorithms, name)().check(data)
   data.train.rewards = np.array([0.0, 0.0, 1.0])
   getattr(algorithms, name)().check(data)
+
+
+def scored(seed=0, num=6):
+  """A batch of responses of several lengths with groups of three, or pairs of the first two of each."""
+  rows = layout(random_examples(num, seed), 2, num // 2, lengths=(64, 64))
+  index = jnp.arange(num).reshape(-1, 3)
+  rows = rows._replace(units=Units(index, jnp.ones(index.shape, bool)))
+  rng, shape = np.random.default_rng(seed), rows.response_tokens.shape
+  inside = rows.response_segments > 0
+
+  def scores(**more):
+    tokens_BT = jnp.where(inside, jnp.asarray(-rng.gamma(1.0, 1.0, shape), jnp.float32), 0.0)
+    return Scores(masked.segment_sum(tokens_BT, rows.response_segments, num // 2), tokens_BT, **more)
+
+  return Batch(scores(values=jnp.asarray(rng.normal(size=(2, num // 2)), jnp.float32)), scores(), rows)
+
+
+def as_pairs(batch):
+  units = Units(batch.rows.units.index[:, :2], batch.rows.units.mask[:, :2])
+  return batch._replace(rows=batch.rows._replace(units=units))
+
+
+def loss_of(algorithm, batch):
+  return {name: np.asarray(term.per_example) for name, term in algorithm.loss(batch).terms.items()}
+
+
+def test_length_normalised_losses_read_means_and_are_recorded_by_another_name():
+  batch = scored()
+  rho = np.asarray((batch.policy_logps - batch.reference_logps) / batch.lengths)
+  rewards, values = np.asarray(batch.rewards), np.asarray(batch.values)
+  found = loss_of(algorithms.dro_v(0.7, length_normalised=True), batch)
+  logp = np.asarray(batch.policy_logps / batch.lengths)
+  np.testing.assert_allclose(
+    found['policy'], -(rewards - values) * logp + 0.35 * rho**2, rtol=1e-4, atol=1e-5
+  )
+  np.testing.assert_allclose(found['value'], (values - rewards + 0.7 * rho) ** 2 / 2, rtol=1e-4, atol=1e-5)
+  residual = rewards - 0.7 * rho
+  found = loss_of(algorithms.dro_p(0.7, length_normalised=True), batch)['policy']
+  np.testing.assert_allclose(found, (residual - residual.mean()) ** 2 / 2, rtol=1e-4, atol=1e-5)
+  chosen, rejected = np.asarray(batch.rows.units.index[:, :2]).T
+  margin = 0.7 * (rho[chosen] - rho[rejected])
+  output = algorithms.dpo(0.7, length_normalised=True).loss(as_pairs(batch))
+  np.testing.assert_allclose(output.terms['policy'].per_example, np.log1p(np.exp(-margin)), rtol=1e-4)
+  np.testing.assert_allclose(output.metrics['pair_margin'], margin.mean() / 0.7, rtol=1e-4, atol=1e-5)
+  for name in ('dro_v', 'dro_p', 'kto', 'dpo'):
+    make = getattr(algorithms, name)
+    assert (make().name, make(length_normalised=True).name) == (name, f'{name}_by_length')
+    plain, normalised = make(), make(length_normalised=True)
+    for setting in ('temperature', 'unit', 'criterion', 'uses_value', 'uses_mismatched', 'couples'):
+      assert getattr(normalised, setting) == getattr(plain, setting)
+
+
+def test_length_normalised_kto_divides_mismatched_log_probs_by_their_own_lengths():
+  batch = scored()
+  moved = [jnp.flip(x, axis=0) for x in batch.rows[3:7]]
+  rows = batch.rows._replace(
+    mismatched=Mismatched(*moved, batch.rows.valid),
+    columns={'derived_label': jnp.ones_like(batch.rows.rewards)},
+  )
+  lengths = np.flip(np.asarray(batch.lengths).reshape(2, 3), axis=0)
+  own, other = jnp.asarray(4.0 * lengths, jnp.float32), jnp.asarray(1.0 * lengths, jnp.float32)
+  batch = batch._replace(
+    rows=rows, scores=batch.scores._replace(mismatched_logps=own),
+    reference=batch.reference._replace(mismatched_logps=other),
+  )  # fmt: skip
+  output = algorithms.kto(0.7, length_normalised=True).loss(batch)
+  np.testing.assert_allclose(output.metrics['reference_point'], 3.0, rtol=1e-6)
+  rho = np.asarray((batch.policy_logps - batch.reference_logps) / batch.lengths)
+  expected = 1 / (1 + np.exp(0.7 * (rho - 3.0)))
+  np.testing.assert_allclose(output.terms['policy'].per_example, expected, rtol=1e-5)
+
+
+def test_dpo_without_a_reference_reads_the_policys_margin():
+  batch = as_pairs(scored())._replace(reference=None)
+  algorithm = algorithms.dpo(0.7, reference_free=True)
+  assert not algorithm.uses_reference and algorithm.name == 'dpo_reference_free'
+  logps = np.asarray(batch.policy_logps)
+  chosen, rejected = np.asarray(batch.rows.units.index).T
+  expected = np.log1p(np.exp(-0.7 * (logps[chosen] - logps[rejected])))
+  np.testing.assert_allclose(loss_of(algorithm, batch)['policy'], expected, rtol=1e-4)
+  both = algorithms.dpo(reference_free=True, length_normalised=True)
+  assert both.name == 'dpo_reference_free_by_length' and not both.uses_reference
+
+
+def test_rpo_takes_its_value_from_all_answers_of_the_group():
+  batch = scored()
+  index = np.asarray(batch.rows.units.index)
+  logps, reference, rewards, lengths = (
+    np.asarray(x, np.float64)
+    for x in (batch.policy_logps, batch.reference_logps, batch.rewards, batch.lengths)
+  )
+  mask = jnp.array([[True, True, True], [True, True, False]])
+  batch = batch._replace(rows=batch.rows._replace(units=Units(batch.rows.units.index, mask)))
+  expected = []
+  for group, size in zip(index, (3, 2)):
+    members = group[:size]
+    value = 5 * np.log(np.sum(np.exp(reference[members] / lengths[members]) * np.exp(rewards[members] / 5)))
+    residual = (logps - reference)[members] / lengths[members] - (rewards[members] - value) / 5
+    expected.append(np.mean(residual**2) / 2)
+  found = loss_of(algorithms.rpo(), batch)['policy']
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  # A unit that fills up a batch changes nothing, and gives no NaN.
+  filled = Units(
+    jnp.zeros((3, 3), int).at[:2].set(batch.rows.units.index), jnp.zeros((3, 3), bool).at[:2].set(mask)
+  )
+
+  def total(token_logps):
+    scores = batch.scores._replace(logps=token_logps)
+    output = algorithms.rpo().loss(batch._replace(scores=scores, rows=batch.rows._replace(units=filled)))
+    return jnp.sum(output.terms['policy'].per_example)
+
+  value, slope = jax.value_and_grad(total)(batch.scores.logps)
+  np.testing.assert_allclose(value, np.sum(expected), rtol=1e-5)
+  assert np.isfinite(slope).all()
+
+
+def test_dro_token_takes_the_reference_for_the_sampler():
+  batch = scored()
+  found = loss_of(algorithms.dro_token(0.7), batch)['policy']
+  rewards = np.asarray(batch.rewards)
+  policy_NT, reference_NT = (np.asarray(batch.tokens(x.token_logps)) for x in (batch.scores, batch.reference))
+  advantages = rewards - rewards.mean()
+  expected = -advantages * policy_NT.sum(1) + 0.35 * ((policy_NT - reference_NT) ** 2).sum(1)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_groups_value_may_be_weighted_by_propensities():
+  batch = scored()
+  weighted = algorithms.dro_group_value(importance_weighted=True)
+  assert list(weighted.columns) == ['propensity'] and not algorithms.dro_group_value().columns
+  plain = loss_of(algorithms.dro_group_value(), batch)['policy']
+
+  def at(propensities):
+    rows = batch.rows._replace(columns={'propensity': propensities})
+    return loss_of(weighted, batch._replace(rows=rows))['policy']
+
+  np.testing.assert_allclose(at(batch.reference.logps - 3.0), plain, rtol=1e-4)
+  assert np.abs(at(jnp.zeros_like(batch.reference.logps)) - plain).max() > 1e-3
+  with pytest.raises(
+    UsageError, match='value=.median. is unknown: pass one of mean, .*dro_group_value.value=mean'
+  ):
+    algorithms.dro_group_value(value='median')
+  with pytest.raises(UsageError, match='value_temperature=0.0 must be above 0'):
+    algorithms.dro_group_value(value_temperature=0.0)
+
+
+def test_rft_is_filtered_sft_on_the_best_of_each_prompt():
+  raw = np.array([1.0, 2.0, 3.0, 4.0, 4.0, 0.0])
+  data = types.SimpleNamespace(
+    raw_rewards=raw, rewards=raw, prompt_index=np.array([0, 0, 0, 1, 1, 1]), columns={}
+  )
+  algorithm = algorithms.rft()
+  data.columns['derived_label'] = algorithm.columns['derived_label'](types.SimpleNamespace(train=data))(data)
+  assert algorithm.select(data).tolist() == [False, False, True, True, True, False]
+  batch = scored()
+  rows = batch.rows._replace(columns={'derived_label': jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])})
+  output = algorithm.loss(batch._replace(rows=rows))
+  assert output.terms['policy'].weights.tolist() == [True, False, True, False, True, False]
+  np.testing.assert_array_equal(output.terms['policy'].per_example, -batch.policy_logps)
+  for share in (0.0, 1.5):
+    with pytest.raises(UsageError, match=f'share={share} must be above 0 and at most 1'):
+      algorithms.rft(share=share)

@@ -57,6 +57,29 @@ def test_an_empty_slot_has_a_length_to_divide_by_and_lengths_have_no_gradient():
   assert not jax.grad(total)(found.scores.token_logps).any()
 
 
+def test_a_batch_by_length_has_means_in_place_of_sums_in_every_layout():
+  for num_rows, slots in ((1, 5), (2, 3)):
+    found = batch(num_rows, slots)
+    mismatched = found.rows._replace(response_segments=jnp.flip(found.rows.response_segments, axis=0))
+    rows = found.rows._replace(mismatched=mismatched)
+    scores = found.scores._replace(mismatched_logps=found.scores.logps)
+    divided = found._replace(rows=rows, scores=scores).by_length()
+    np.testing.assert_allclose(by_example(divided, divided.lengths), LENGTHS)
+    for name in ('policy_logps', 'reference_logps'):
+      expected = by_example(found, getattr(found, name)) / LENGTHS
+      np.testing.assert_allclose(by_example(divided, getattr(divided, name)), expected, rtol=1e-6)
+    tokens = by_example(divided, divided.tokens(divided.scores.token_logps))
+    means = [-example.response.mean() for example in EXAMPLES]
+    np.testing.assert_allclose(tokens.sum(axis=1), means, rtol=1e-6)
+    lengths_BR = np.flip(np.asarray(found.lengths).reshape(num_rows, slots), axis=0)
+    np.testing.assert_allclose(divided.scores.mismatched_logps * lengths_BR, found.scores.logps, rtol=1e-6)
+    np.testing.assert_array_equal(divided.values, found.values)
+
+
+def test_a_batch_by_length_needs_no_reference():
+  assert batch(1, 5)._replace(reference=None).by_length().reference is None
+
+
 def test_members_of_units_are_gathered_from_the_examples():
   found = batch(1, 5)
   units = Units(jnp.array([[4, 0], [2, 1]]), jnp.array([[True, True], [True, False]]))

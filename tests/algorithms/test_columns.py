@@ -13,9 +13,9 @@ PROMPTS = np.array([0, 0, 0, 1, 1, 2])
 
 
 def triplets(raw=RAW, prompts=PROMPTS, kind='standardise', **columns):
-  fitted = scaling.fit(kind, raw)
+  fitted = scaling.fit(kind, raw, prompts)
   table = types.SimpleNamespace(
-    raw_rewards=raw, rewards=fitted.apply(raw), prompt_index=prompts,
+    raw_rewards=raw, rewards=fitted.apply(raw, fitted.levels(raw, prompts)), prompt_index=prompts,
     columns={name: np.asarray(column, float) for name, column in columns.items()},
   )  # fmt: skip
   return types.SimpleNamespace(train=table, scaling=fitted)
@@ -194,6 +194,17 @@ def test_values_are_scaled_as_rewards_are():
   np.testing.assert_allclose(made(algorithms_columns.advantages, value=value), (RAW - value) / RAW.std())
 
 
+def test_advantages_do_not_depend_on_the_levels_of_prompts():
+  value = np.array([2.0, 2.0, 2.0, 1.0, 1.0, 7.0])
+  data = triplets(kind='standardise_within', value=value)
+  scaled = algorithms_columns.scaled_value(data)(data.train)
+  np.testing.assert_allclose(data.train.rewards - scaled, (RAW - value) / data.scaling.scale)
+  np.testing.assert_allclose(
+    made(algorithms_columns.advantages, kind='standardise_within', value=value),
+    (RAW - value) / data.scaling.scale,
+  )
+
+
 def test_quantiles_are_shares_of_smaller_rewards():
   np.testing.assert_allclose(made(algorithms_columns.prompt_quantiles), [1 / 6, 3 / 6, 5 / 6, 0.5, 0.5, 0.5])
   expected = [(np.sum(r > RAW) + np.sum(r == RAW) / 2) / 6 for r in RAW]
@@ -254,3 +265,47 @@ def test_columns_that_the_data_cannot_give_are_refused():
   with pytest.raises(UsageError, match='REWARD_SCALING=minmax'):
     refusals.refuse_negative_rewards(triplets())
   refusals.refuse_negative_rewards(triplets(kind='minmax'))
+
+
+@pytest.mark.parametrize(
+  'threshold, share, labels',
+  [
+    (None, 0.25, [0, 0, 1, 1, 1, 1]),  # The best of each prompt, with its ties; a lone answer is the best.
+    (None, 0.5, [0, 1, 1, 1, 1, 1]),  # ⌈1.5⌉ of three.
+    (None, 1.0, [1, 1, 1, 1, 1, 1]),
+    (4, 1.0, [0, 0, 0, 1, 1, 1]),  # At the threshold is enough.
+    (5, 0.25, [0, 0, 0, 0, 0, 1]),
+    (2, 0.25, [0, 0, 1, 1, 1, 1]),
+  ],
+)
+def test_the_best_of_a_prompt_are_its_top_share_at_or_above_a_threshold(threshold, share, labels):
+  found, report = labelled(algorithms_columns.best_of_prompt(threshold, share), RAW, PROMPTS, 'standardise')
+  assert found == labels
+  skipped = sum(not np.array(labels)[prompt == PROMPTS].any() for prompt in range(3))
+  assert f'{skipped} of 3 prompts have none and are skipped' in report['said']
+  assert report['desirable'] == sum(labels)
+
+
+def test_the_top_share_counts_in_spite_of_rounding():
+  raw = np.arange(30.0)
+  found, _ = labelled(algorithms_columns.best_of_prompt(None, 0.1), raw, np.zeros(30))
+  assert sum(found) == 3  # .1 · 30 is 3.0000000000000004.
+  near = [0.3, 0.1 + 0.2, 0.1, 0.0]
+  assert labelled(algorithms_columns.best_of_prompt(None, 0.25), near, np.zeros(4))[0] == [1, 1, 0, 0]
+
+
+def test_binary_rewards_keep_the_higher_and_skip_prompts_without_it():
+  found, report = labelled(algorithms_columns.best_of_prompt(None, 1.0), [1, 0, 0, 0, 1, 1])
+  assert found == [1, 0, 0, 0, 1, 1] and '1 of 3 prompts' in report['said']
+  assert labelled(algorithms_columns.best_of_prompt(None, 0.25), [-1, 1, -1, -1])[0] == [0, 1, 0, 0]
+
+
+def test_the_best_of_lone_answers_needs_a_threshold():
+  fit, lone = algorithms_columns.best_of_prompt(None, 0.25), np.arange(6)
+  with pytest.raises(
+    UsageError, match=r'every prompt here has one: use a threshold .--set rft.threshold=NUMBER'
+  ):
+    labelled(fit, RAW, lone)
+  with pytest.raises(UsageError, match='do not say which responses are best'):
+    labelled(fit, [0.7] * 4)
+  assert labelled(algorithms_columns.best_of_prompt(4, 0.25), RAW, lone)[0] == [0, 0, 0, 1, 1, 1]

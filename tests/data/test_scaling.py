@@ -107,8 +107,58 @@ def test_an_unknown_kind_is_refused():
     scaling.fit('zscore', REWARDS)
 
 
-@pytest.mark.parametrize('kind', scaling.KINDS)
+@pytest.mark.parametrize('kind', [kind for kind in scaling.KINDS if kind != 'standardise_within'])
 def test_inversion_gives_rewards_in_their_own_units(kind):
   rewards = np.random.default_rng(0).normal(3.0, 20.0, 50)
   fitted = scaling.fit(kind, rewards)
   np.testing.assert_allclose(fitted.invert(fitted.apply(rewards)), rewards, rtol=1e-9)
+
+
+RATED = np.array([0.0, 2.0, 10.0, 12.0, 50.0, 0.7, 0.7, 0.7])
+ASKED = np.array([0, 0, 1, 1, 2, 3, 3, 3])
+
+
+def within(fitted, rewards, prompts):
+  return fitted.apply(rewards, fitted.levels(rewards, prompts))
+
+
+def test_rewards_standardised_within_prompts_keep_only_what_a_prompts_responses_differ_by():
+  fitted = scaling.fit('standardise_within', RATED, ASKED)
+  # Four deviations of 1 over 8 − 4 degrees of freedom.
+  assert (fitted.shift, fitted.scale) == (0.0, 1.0)
+  np.testing.assert_allclose(within(fitted, RATED, ASKED)[:4], [-1, 1, -1, 1])
+  # A lone response and equal ones get 0, to the bit.
+  assert not within(fitted, RATED, ASKED)[4:].any()
+  assert fitted.statistics['lone_prompts'] == 1
+  assert scaling.notes(fitted) == ('rewards: 1 prompts have one response, whose scaled reward is 0',)
+  assert scaling.notes(scaling.fit('standardise', RATED, ASKED)) == ()
+
+
+def test_standardising_within_prompts_divides_by_the_spread_within_them():
+  rewards, prompts = np.repeat(100 * np.arange(50.0), 4), np.repeat(np.arange(50), 4)
+  rewards = rewards + np.random.default_rng(0).normal(scale=3, size=200)
+  fitted = scaling.fit('standardise_within', rewards, prompts)
+  scaled = within(fitted, rewards, prompts).reshape(50, 4)
+  np.testing.assert_allclose(scaled.mean(axis=1), 0, atol=1e-12)
+  assert np.sum(scaled**2) / 150 == pytest.approx(1)
+  assert fitted.effective_temperature(0.5) == pytest.approx(0.5 * fitted.statistics['within_prompt_sd'])
+  assert 2.5 < fitted.scale < 3.5
+
+
+def test_other_prompts_have_their_own_mean_and_the_training_parts_spread():
+  fitted = scaling.fit('standardise_within', RATED, ASKED)._replace(scale=2.0)
+  held_out = np.array([7.0, 5.0, 9.0])
+  np.testing.assert_allclose(within(fitted, held_out, np.array([8, 8, 9])), [0.5, -0.5, 0])
+  np.testing.assert_allclose(fitted.invert([0.5, -0.5, 0]), [1, -1, 0])
+
+
+@pytest.mark.parametrize('prompts', [None, np.arange(8), np.array([0, 1, 2, 3, 4, 5, 5, 5])])
+def test_rewards_without_a_spread_within_prompts_cannot_be_standardised_within(prompts):
+  with pytest.raises(UsageError, match="one response or responses of equal reward; pass 'standardise'"):
+    scaling.fit('standardise_within', RATED, prompts)
+
+
+@pytest.mark.parametrize('kind', scaling.KINDS)
+def test_only_scaling_within_prompts_has_levels(kind):
+  fitted = scaling.fit(kind, RATED, ASKED)
+  assert np.any(fitted.levels(RATED, ASKED)) == (kind == 'standardise_within')

@@ -30,7 +30,7 @@ AXES = {
   'quantiles': ('B',),
   'labels': ('B',),
   'weights': ('B',),
-  'lengths': ('G K',),
+  'lengths': ('B', 'G K'),
   'mean': ('',),
   'shift': ('',),
   'reference_point': ('',),

@@ -1,11 +1,12 @@
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dro_jax import losses
-from tests.losses.conftest import FIRST, SECOND, float32, gradients, regret
+from tests.losses.conftest import FIRST, SECOND, check, float32, gradients, regret
 
 TAU = 0.7
 
@@ -145,3 +146,42 @@ def test_a_dropped_value_biases_the_bandit(bandit):
 
   policy, _ = bandit(loss)
   assert np.abs(policy - bandit.optimum).max() > 0.05
+
+
+@pytest.fixture
+def answers(arrays):
+  return arrays | {'lengths': np.array([1.0, 2, 3, 4, 5, 6, 7])}
+
+
+def test_rpo_regresses_the_mean_log_ratio_on_the_advantage(answers):
+  rho = (answers['policy_logps'] - answers['reference_logps']) / answers['lengths']
+  residual = rho - (answers['rewards'] - answers['values']) / TAU
+  check(losses.rpo, answers, residual**2 / 2, residual / answers['lengths'], ('values',), tau=TAU)
+
+
+def rpo_fixed_point(bandit, rewards):
+  """RPO on answers of one token; V̂ over all that `rewards` has."""
+  rewards = jnp.asarray(rewards, jnp.float32)
+  reference_logps = bandit.reference_logps[: len(rewards)]
+  value = bandit.tau * jax.nn.logsumexp(reference_logps + rewards / bandit.tau)
+  ones = jnp.ones(len(rewards))
+
+  def loss(logps, *_):
+    answers = logps[: len(rewards)], reference_logps, rewards, value * ones, ones
+    return jnp.pad(losses.rpo(*answers, tau=bandit.tau), (0, 3 - len(rewards)))
+
+  return bandit(loss)[0]
+
+
+def test_rpo_on_all_answers_of_one_token_has_the_optimum(bandit):
+  np.testing.assert_allclose(rpo_fixed_point(bandit, bandit.rewards), bandit.optimum, atol=1e-4)
+
+
+def test_rpo_on_one_answer_imitates_it_whatever_its_reward(bandit):
+  for reward in (-3.0, 3.0):
+    assert rpo_fixed_point(bandit, [reward])[0] > 0.95
+
+
+def test_rpo_refuses_wrong_shapes(answers):
+  with pytest.raises(ValueError, match='lengths has shape'):
+    losses.rpo.__wrapped__(**(float32(answers) | {'lengths': jnp.ones(1)}))

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from dro_jax import losses
-from tests.losses.conftest import FIRST, SECOND, check, fixed_point, float32, regret
+from dro_jax.losses.groups import GROUP_VALUES
+from tests.losses.conftest import FIRST, SECOND, check, fixed_point, float32, gradients, regret
 
 SIZES = (4, 3, 2, 1)
 REGULARISED = (losses.copg, losses.agro, losses.rloo, losses.nca)
@@ -247,3 +249,94 @@ def test_rloo_on_its_own_samples_climbs_to_the_optimum(bandit):
   np.testing.assert_allclose(slope(logits, on_policy), 0, atol=1e-4)
   # At π* every return is the same, whoever sampled: that is why logged groups serve too.
   np.testing.assert_allclose(slope(logits, off_policy), 0, atol=1e-4)
+
+
+def group_value(value, rewards, weights, beta, k):
+  """V̂ of member k by hand."""
+  others = [j for j in range(len(rewards)) if not (value.startswith('leave_one_out') and j == k)]
+  weights, rewards = np.array(weights)[others] / np.sum(np.array(weights)[others]), rewards[others]
+  if value.endswith('log_mean_exp'):
+    return beta * np.log(np.sum(weights * np.exp(rewards / beta)))
+  return np.sum(weights * rewards)
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('value', GROUP_VALUES)
+def test_the_value_of_a_group_is_estimated_from_its_rewards(groups, value, weighted):
+  behaviour = {'behaviour_logps': groups['reference_logps'] - np.linspace(-1, 1, 16).reshape(4, 4)}
+
+  def of_group(size, policy_logps, reference_logps, rewards, behaviour_logps):
+    weights = np.exp(reference_logps - behaviour_logps) if weighted else np.ones(size)
+    rho = policy_logps - reference_logps
+    advantages = rewards - [group_value(value, rewards, weights, 0.4, k) for k in range(size)]
+    per_member = -advantages * policy_logps + 0.7 / 2 * rho**2
+    return per_member.mean(), (-advantages + 0.7 * rho) / size
+
+  expected = loops(groups | behaviour, of_group)
+  settings = {'tau': 0.7, 'value': value, 'value_temperature': 0.4}
+  check(losses.dro_group_value, groups | (behaviour if weighted else {}), *expected, **settings)
+
+
+@pytest.mark.parametrize('value', GROUP_VALUES)
+def test_no_gradient_reaches_the_value_of_a_group(groups, value):
+  """So that a reward's gradient is −log π / K alone, and propensities have none."""
+  loss = functools.partial(losses.dro_group_value, value=value)
+  arrays = groups | {'behaviour_logps': groups['reference_logps'] - 1}
+  found = gradients(loss, arrays, 'rewards', 'behaviour_logps')
+  sizes = np.array(SIZES)[:, None]
+  expected = np.where(groups['mask'] & (sizes > 1), -groups['policy_logps'] / sizes, 0)
+  np.testing.assert_allclose(found['rewards'], expected, rtol=1e-5)
+  assert not found['behaviour_logps'].any()
+
+
+def test_the_temperature_of_a_groups_value_is_tau_by_default(groups):
+  arrays = {**float32(groups), 'mask': jnp.asarray(groups['mask'])}
+  own = losses.dro_group_value(**arrays, tau=0.7, value_temperature=0.7)
+  np.testing.assert_array_equal(losses.dro_group_value(**arrays, tau=0.7), own)
+  with pytest.raises(ValueError, match='value=.median. is unknown: pass one of mean, '):
+    losses.dro_group_value(**arrays, value='median')
+
+
+@pytest.mark.parametrize('temperature', [1e-3, 1e3])
+def test_a_groups_value_stays_exact_at_extreme_temperatures(groups, temperature):
+  """Where e^{r/β₁} overflows float32, V̂ is the best reward less β₁ log K."""
+  arrays = {**float32(groups), 'mask': jnp.asarray(groups['mask'])}
+  rewards = 50 * arrays['rewards']
+  arrays |= {'reference_logps': jnp.zeros((4, 4)), 'policy_logps': -jnp.ones((4, 4)), 'rewards': rewards}
+  found = losses.dro_group_value(**arrays, tau=0.0, value='log_mean_exp', value_temperature=temperature)
+  for g, size in enumerate(SIZES[:3]):
+    members = np.asarray(rewards[g, :size], np.float64)
+    value = temperature * (special.logsumexp(members / temperature) - np.log(size))
+    np.testing.assert_allclose(found[g], members.mean() - value, atol=1e-3)
+
+
+def whole_answer_set(bandit, reference_logps, behaviour, **settings):
+  """A group with every answer once, as `behaviour` weighs them; the optimum of that reference too."""
+  reference_logps = jnp.log(jnp.asarray(reference_logps))
+
+  def loss(logps, y, other):
+    arrays = logps[None], reference_logps[None], bandit.rewards[None], jnp.ones((1, 3), bool)
+    behaviour_logps = None if behaviour is None else jnp.log(jnp.asarray(behaviour))[None]
+    return losses.dro_group_value(*arrays, tau=bandit.tau, behaviour_logps=behaviour_logps, **settings)
+
+  tilted = np.exp(
+    np.asarray(reference_logps, np.float64) + np.asarray(bandit.rewards, np.float64) / bandit.tau
+  )
+  return fixed_point(bandit, loss), tilted / tilted.sum()
+
+
+def test_a_group_of_all_answers_has_the_optimum(bandit):
+  """V̂ is V* then: under a uniform reference as it is, under another by its propensities."""
+  found, optimum = whole_answer_set(bandit, [1 / 3] * 3, None, value='log_mean_exp')
+  np.testing.assert_allclose(found, optimum, atol=1e-4)
+  np.testing.assert_allclose(optimum, bandit.optimum, atol=1e-4)
+  found, optimum = whole_answer_set(bandit, [0.2, 0.3, 0.5], [1 / 3] * 3, value='log_mean_exp')
+  np.testing.assert_allclose(found, optimum, atol=1e-4)
+  biased, _ = whole_answer_set(bandit, [0.2, 0.3, 0.5], None, value='log_mean_exp')
+  assert np.abs(biased - optimum).max() > 0.01
+
+
+def test_the_mean_of_a_group_is_no_value(bandit):
+  """DRO's Sect. 3.3: any other V than V* biases the policy."""
+  found, optimum = whole_answer_set(bandit, [1 / 3] * 3, None, value='mean')
+  assert np.abs(found - optimum).max() > 0.02

@@ -53,23 +53,50 @@ def test_gold_weighs_tokens_by_the_policys_own_probability(tokens):
   check(losses.gold, inputs, expected, gradient, floor=0.3)
 
 
-def test_ppo_token_is_a_token_mean(tokens):
-  rng = np.random.default_rng(6)
-  advantages = np.where(tokens['mask'], rng.normal(size=(3, 5)), 1e6)
-  inputs = {
+@pytest.fixture
+def sampled(tokens):
+  advantages = np.where(tokens['mask'], np.random.default_rng(6).normal(size=(3, 5)), 1e6)
+  return {
     'policy_logps': tokens['policy_logps'],
     'mask': tokens['mask'],
     'behaviour_logps': tokens['reference_logps'],
     'advantages': advantages,
   }
+
+
+def test_ppo_token_is_a_token_mean(sampled):
   expected, gradient = np.zeros(3), np.zeros((3, 5))
   for b, length in enumerate((4, 2, 1)):
     for t in range(length):
-      w, a = np.exp(tokens['policy_logps'][b, t] - tokens['reference_logps'][b, t]), advantages[b, t]
+      logp, mu, a = (sampled[name][b, t] for name in ('policy_logps', 'behaviour_logps', 'advantages'))
+      w = np.exp(logp - mu)
       expected[b] -= min(w * a, min(max(w, 0.8), 1.2) * a) / length
       outside = (a > 0 and w > 1.2) or (a < 0 and w < 0.8)
       gradient[b, t] = 0 if outside else -w * a / length
-  check(losses.ppo_token, inputs, expected, gradient)
+  check(losses.ppo_token, sampled, expected, gradient)
+
+
+def test_dro_token_pulls_each_token_to_the_sampler(sampled):
+  expected, gradient = np.zeros(3), np.zeros((3, 5))
+  for b, length in enumerate((4, 2, 1)):
+    for t in range(length):
+      logp, mu, a = (sampled[name][b, t] for name in ('policy_logps', 'behaviour_logps', 'advantages'))
+      expected[b] -= logp * a - 0.7 / 2 * (logp - mu) ** 2
+      gradient[b, t] = -(a - 0.7 * (logp - mu))
+  check(losses.dro_token, sampled, expected, gradient, beta=0.7)
+
+
+def test_dro_token_of_one_token_with_the_optimal_value_solves_the_bandit(bandit):
+  """Responses of one token are the only ones for which it is DRO, given V*."""
+  mask, optimal = jnp.ones((3, 1), bool), bandit.rewards - bandit.value
+
+  def loss(logps, _, __):
+    return losses.dro_token(
+      logps[:, None], mask, bandit.reference_logps[:, None], optimal[:, None], bandit.tau
+    )
+
+  policy, _ = bandit(loss)
+  np.testing.assert_allclose(policy, bandit.optimum, atol=1e-4)
 
 
 @pytest.mark.parametrize('log_ratio, bounded', [(30.0, False), (200.0, True)])
@@ -94,6 +121,10 @@ def test_wrong_shapes_raise(arrays, logged):
     losses.topr.__wrapped__(**(float32(logged) | {'rewards': jnp.zeros(1)}))
   with pytest.raises(ValueError, match='rewards has shape'):
     losses.gold.__wrapped__(jnp.zeros((2, 3)), jnp.ones((2, 3), bool), jnp.zeros(3))
+  with pytest.raises(ValueError, match='advantages has shape'):
+    losses.dro_token.__wrapped__(
+      jnp.zeros((2, 3)), jnp.ones((2, 3), bool), jnp.zeros((2, 3)), jnp.zeros((2, 1))
+    )
   with pytest.raises(ValueError, match='advantages has shape'):
     losses.ppo_token.__wrapped__(
       jnp.zeros((2, 3)), jnp.ones((2, 3), bool), jnp.zeros((2, 3)), jnp.zeros((2, 1))

@@ -1,4 +1,4 @@
-"""Held-out numbers do not depend on the order of the held-out file."""
+"""Held-out numbers do not depend on the order of the held-out file; groups and choices of responses."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ from dro_jax import algorithms
 from dro_jax.data.batches import groups
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import load_triplets
+from dro_jax.errors import UsageError
 from dro_jax.models import scoring
 from dro_jax.parallel import partitioning
 from dro_jax.run import batches, networks, table_scores
@@ -79,10 +80,10 @@ def one_device():
   return partitioning.make_mesh(devices=jax.devices()[:1])
 
 
-def fed(triplets, algorithm, **settings):
+def fed(triplets, algorithm, unit_options=groups.UnitOptions(), **settings):
   settings = {'batch_size': 4, 'seed': 0, 'multiple': 1, 'eval_examples': None} | settings
   return batches.make_loaders(
-    batches.admitted(triplets, algorithm), algorithm, batches.RowOptions(), groups.UnitOptions(), **settings
+    batches.admitted(triplets, algorithm), algorithm, batches.RowOptions(), unit_options, **settings
   )
 
 
@@ -165,3 +166,43 @@ def test_a_run_validates_on_the_first_of_that_order(triplets):
   expected = expected.subset(batches.by_content(expected)[:9])
   assert list(found.responses) == list(expected.responses)
   np.testing.assert_array_equal(found.rewards, expected.rewards)
+
+
+def written(tmp_path, answers):
+  """Triplets of prompts with so many answers each, whose rewards differ."""
+  records = [
+    {'prompt': f'say {prompt}', 'response': 'abcdefghi'[answer], 'reward': float(answer)}
+    for prompt, count in enumerate(answers)
+    for answer in range(count)
+  ]
+  (tmp_path / 'some.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+  return load_triplets(
+    str(tmp_path / 'some.jsonl'), validation_fraction=0, vocabulary=WORDS, prompt_length=16,
+    response_length=8, cache_dir=str(tmp_path / 'cache'),
+  )  # fmt: skip
+
+
+def test_groups_that_must_be_whole_are_not_split(tmp_path):
+  some = written(tmp_path, [9, 2, 1])
+  with pytest.raises(UsageError, match=r'rpo sums over .* holds 8 .* has 9: pass --set GROUP_SIZE=9'):
+    fed(some, algorithms.rpo())
+  whole = fed(some, algorithms.rpo(), unit_options=groups.UnitOptions(group_size=9))
+  assert (whole.units['units'], whole.units['prompts_without']) == (2, 1)
+  assert fed(some, algorithms.dro_group_value()).units['units'] == 3
+
+
+@pytest.mark.parametrize('name', ['rpo', 'dro_group_value'])
+def test_one_answer_to_each_prompt_is_refused_by_methods_of_groups(tmp_path, name):
+  with pytest.raises(UsageError, match='responses to each prompt have equal rewards'):
+    fed(written(tmp_path, [1, 1]), getattr(algorithms, name)())
+
+
+def test_rft_trains_on_the_best_answers_alone_and_counts_the_prompts_that_it_skips(tmp_path):
+  some = written(tmp_path, [4, 2, 1])
+  chosen = batches.admitted(some, algorithms.rft(threshold=1))
+  assert sorted(zip(chosen.train.prompt_index.tolist(), chosen.train.raw_rewards.tolist())) == [
+    (0, 3),
+    (1, 1),
+  ]
+  assert chosen.report['selected_records'] == 2
+  assert '1 of 3 prompts have none and are skipped; 2 of 7' in chosen.report['labels']['said']

@@ -10,10 +10,10 @@ from dro_jax import algorithms
 from dro_jax.arena.exact import in_memory as inmemory
 from dro_jax.arena.exact import values
 from dro_jax.arena.exact import world as exact_world
-from dro_jax.arena.exact.values import GROUP_VALUES
 from dro_jax.arena.exact.world import Lab, Place
 from dro_jax.arena.trials import Grid, Range
 from dro_jax.data.worlds import toy
+from dro_jax.losses.groups import GROUP_VALUES
 from dro_jax.types import Scalar
 
 Hyperparameters = Mapping[str, float]

@@ -7,8 +7,6 @@ prompt, a learned V (DRO-V) and V* itself. K answers to a prompt, N records; eve
 import numpy as np
 from scipy import special
 
-GROUP_VALUES = ('mean', 'leave_one_out_mean', 'log_mean_exp', 'leave_one_out_log_mean_exp')
-
 
 def group_values(rewards_K: np.ndarray, name: str, tau: float) -> np.ndarray:
   """V̂ of every one of a prompt's K answers from their rewards, `[K]` (see `losses.dro_group_value`).
@@ -17,7 +15,7 @@ def group_values(rewards_K: np.ndarray, name: str, tau: float) -> np.ndarray:
 
   Args:
     rewards_K: in the units of `tau`.
-    name: one of `GROUP_VALUES`.
+    name: one of `losses.groups.GROUP_VALUES`.
     tau: the temperature.
   """
   count = len(rewards_K)

@@ -3,6 +3,7 @@
 from dro_jax import algorithms as a
 from dro_jax.arena.training import OPTIMIZERS, Method
 from dro_jax.arena.trials import Range, Turns
+from dro_jax.losses.groups import GROUP_VALUES
 from dro_jax.run.spec import Value
 
 RATES = Range(3e-4, 1e-3)
@@ -21,14 +22,14 @@ def _held(method: Method, weight: float) -> Method:
   return method._replace(algorithm=lambda t: a.with_next_token_kl(method.algorithm(t), weight))
 
 
-def _rft() -> a.Algorithm:
-  """Supervised fine-tuning on the right answers only."""
-  return a.sft()._replace(name='rft', select=lambda table: table.raw_rewards >= 1)
+def _dro_group(value: str) -> Method:
+  return Method(lambda t: a.dro_group_value(tau=t, value=value), _varied(TAUS))
 
 
 _ALONE: dict[str, Method] = {
   'dro_v': Method(lambda t: a.dro_v(tau=t), _varied(TAUS)),
   'dro_p': Method(lambda t: a.dro_p(tau=t), _varied(TAUS)),
+  **{f'dro_group_{value}': _dro_group(value) for value in GROUP_VALUES},
   'dro_v_binary': Method(lambda t: a.dro_v_binary(tau=t), _varied(TAUS)),
   'kto': Method(lambda t: a.kto(beta=t), _varied(Range(1.0, 5.0))),
   'kto_prompt': Method(lambda t: a.kto(beta=t, labels=a.prompt_mean_labels), _varied(Range(1.0, 5.0))),
@@ -43,7 +44,8 @@ _ALONE: dict[str, Method] = {
   'topr': Method(lambda t: a.topr(behaviour_sampler='sampled'), _RATE),
   'oreo': Method(lambda t: a.oreo(beta=t), _varied(TAUS), Value('token')),
   'filtered_sft': Method(lambda t: a.filtered_sft(), _RATE),
-  'rft': Method(lambda t: _rft(), _RATE),
+  # All right answers, and nothing else.
+  'rft': Method(lambda t: a.rft(threshold=1.0, share=1.0), _RATE),
 }
 
 METHODS: dict[str, Method] = {
@@ -55,6 +57,6 @@ METHODS: dict[str, Method] = {
 }
 
 USUAL = (
-  'dro_v', 'dro_v+kl1', 'dro_v+kl3', 'dro_p', 'kto', 'kto+kl.3', 'dpo', 'dpo+kl.3', 'copg', 'rft',
+  'dro_v', 'dro_v+kl1', 'dro_v+kl3', 'dro_p', 'dro_group_mean', 'dro_group_leave_one_out_log_mean_exp', 'kto', 'kto+kl.3', 'dpo', 'dpo+kl.3', 'copg', 'rft',
   'filtered_sft', 'rloo', 'oreo',
 )  # fmt: skip

@@ -159,7 +159,8 @@ class TokenTable:
 
   def scaled(self, scaling) -> 'TokenTable':
     """The same table with `rewards` scaled by a `RewardScaling`."""
-    return dataclasses.replace(self, rewards=scaling.apply(self.raw_rewards))
+    levels = scaling.levels(self.raw_rewards, self.prompt_index)
+    return dataclasses.replace(self, rewards=scaling.apply(self.raw_rewards, levels))
 
 
 _PER_RECORD = (
