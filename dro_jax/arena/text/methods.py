@@ -57,6 +57,6 @@ METHODS: dict[str, Method] = {
 }
 
 USUAL = (
-  'dro_v', 'dro_v+kl1', 'dro_v+kl3', 'dro_p', 'dro_group_mean', 'dro_group_leave_one_out_log_mean_exp', 'kto', 'kto+kl.3', 'dpo', 'dpo+kl.3', 'copg', 'rft',
-  'filtered_sft', 'rloo', 'oreo',
+  'dro_v', 'dro_v+kl1', 'dro_v+kl3', 'dro_p', 'dro_group_mean', 'dro_group_leave_one_out_log_mean_exp', 'kto',
+  'kto+kl.3', 'dpo', 'dpo+kl.3', 'copg', 'rft', 'filtered_sft', 'rloo', 'oreo',
 )  # fmt: skip
