@@ -283,7 +283,8 @@ def _where(axes: Mapping[str, Any]) -> str:
 
 def report(order: Sequence[str], finished: Sequence[Finished]) -> Report:
   """The suite's tables and figures for every draw of every world, methods in this order; and one over all."""
-  tables, figures, points = [], {}, results.points(finished)
+  figures, points = {}, results.points(finished)
+  tables = [draws_table(finished, order)]
   for axes in points:
     here = results.at(finished, axes)
     chosen = results.choose(here, order, 'last')
@@ -296,6 +297,4 @@ def report(order: Sequence[str], finished: Sequence[Finished]) -> Report:
     name = f'-{axes["world"]}-{axes["draw"]}' if len(points) > 1 else ''
     figures[f'frontier{name}.png'] = functools.partial(draw_frontier, here, chosen)
     figures[f'values{name}.png'] = functools.partial(draw_values, here)
-  if len(points) > 1:
-    tables.insert(0, draws_table(finished, order))
   return Report([table for table in tables if table.rows], figures)

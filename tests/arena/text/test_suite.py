@@ -75,7 +75,7 @@ def test_answers_are_told_with_intervals(suite, results):
   folder, make = suite
   report = run.save(folder, 'text', make().report(cells.read_all(folder)))
   assert report == ['results.json', 'results.md', 'frontier.png', 'values.png']
-  scores, ceilings, kinds, differences, shapes, values, trust, choices = json.loads(
+  over, scores, ceilings, kinds, differences, shapes, values, trust, choices = json.loads(
     (folder / 'results.json').read_text()
   )['tables']
   methods = ['SFT (reference)', 'dro_v', 'dpo', 'filtered_sft']
@@ -84,6 +84,7 @@ def test_answers_are_told_with_intervals(suite, results):
     assert row['reward']['low'] <= row['reward']['value'] <= row['reward']['high']
     assert 0 <= row['win rate']['value'] <= 1
   assert [row['method'] for row in shapes['rows']] == methods == [row['method'] for row in kinds['rows']]
+  assert [row['method'] for row in over['rows']] == methods[1:]
   assert [row['policy'] for row in ceilings['rows']][:2] == ['greedy decoding', 'best of 4']
   assert set(kinds['rows'][0]) == {'method', 'sort', 'add'}
   assert [row['trials'] for row in choices['rows']] == [1, 1, 4]
