@@ -57,11 +57,12 @@ def make(
 ) -> Subject:
   """The step that `train` makes of these settings; `value` as `run.networks.build` takes it."""
   nets = networks.build(config, uses_value=algorithm.uses_value, **value)
-  score = scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size)
+  direction = algorithm.kl_direction
+  score = scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size, kl_direction=direction)
   txs = {'policy': optimizer()} | ({'value': optimizer()} if algorithm.uses_value else {})
   reference = None
   if algorithm.uses_reference:
-    scored = scoring.make_score(nets.policy, chunk_size=chunk_size)
+    scored = scoring.make_score(nets.policy, chunk_size=chunk_size, keeps_states=direction is not None)
     reference = (step_reference.Cached('rows bring it') if cached else step_reference.Frozen()).build(scored)
 
   def state() -> train_state.TrainState:

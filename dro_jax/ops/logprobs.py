@@ -1,7 +1,7 @@
 """Hidden states to log-probs, at once or in chunks of T, so that `[B, T, V]` never exists in full."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from dro_jax.types import Array
 
+Tree = TypeVar('Tree')
 Project = Callable[[Float[Array, 'B C D']], Float[Array, 'B C V']]
 
 
@@ -93,14 +94,15 @@ def response_token_logps_and_kls(
 
 
 def _by_chunk(
-  score: Callable[..., Any], arrays: tuple[Array, ...], mask: Bool[Array, 'B T'], chunk_size: int | None
-) -> Any:
+  score: Callable[..., Tree], arrays: tuple[Array, ...], mask: Bool[Array, 'B T'], chunk_size: int | None
+) -> Tree:
   """The arrays `[B, T]` that `score` makes of `[B, T, ...]`, chunk by chunk, 0 outside the mask."""
   if chunk_size is not None and chunk_size < 1:
     raise ValueError(f'chunk_size={chunk_size}: pass a positive number of tokens, or None for all at once.')
   num_rows, length = mask.shape
   if chunk_size is None or chunk_size >= length:
-    return jax.tree.map(lambda x_BT: jnp.where(mask, x_BT, 0.0), score(*arrays))
+    whole: Tree = jax.tree.map(lambda x_BT: jnp.where(mask, x_BT, 0.0), score(*arrays))
+    return whole
 
   def split(x: Array) -> Array:
     x = jnp.pad(x, ((0, 0), (0, -length % chunk_size)) + ((0, 0),) * (x.ndim - 2))
@@ -110,4 +112,5 @@ def _by_chunk(
     return jnp.where(mask, jnp.moveaxis(chunks, 0, 1).reshape(num_rows, -1)[:, :length], 0.0)
 
   chunks = jax.lax.map(lambda chunk: jax.checkpoint(score)(*chunk), tuple(map(split, arrays)))
-  return jax.tree.map(join, chunks)
+  joined: Tree = jax.tree.map(join, chunks)
+  return joined

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.run.folder import validation
 from dro_jax.run.sampling import rollouts
 from dro_jax.statistics import agreement
@@ -69,12 +70,20 @@ def names_of_validations():
   return {f'eval/{name}' for name in (*statistics, *own, *online, 'criterion', 'loss')}
 
 
+def names_of_next_token_kl():
+  """Of the term that any algorithm may take."""
+  return {f'loss/{NEXT_TOKEN_KL}', NEXT_TOKEN_KL, f'eval/{NEXT_TOKEN_KL}'}
+
+
 def test_the_names_are_those_of_the_code():
   assert {'log_ratio_max', 'response_fill'} <= names_of_steps()
   assert {'reference_point', 'clipped', 'loss/residual', 'pair_margin'} <= names_of_algorithms()
   assert {'eval/kl', 'eval/criterion', 'eval/within_prompt_accuracy/length'} <= names_of_validations()
 
 
-@pytest.mark.parametrize('name', sorted(names_of_steps() | names_of_algorithms() | names_of_validations()))
+@pytest.mark.parametrize(
+  'name',
+  sorted(names_of_steps() | names_of_algorithms() | names_of_validations() | names_of_next_token_kl()),
+)
 def test_the_glossary_explains(name):
   assert name in TERMS

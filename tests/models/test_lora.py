@@ -14,6 +14,7 @@ from flax import traverse_util
 from dro_jax import algorithms
 from dro_jax.errors import UsageError
 from dro_jax.models import lora, scoring
+from dro_jax.models import policy as models_policy
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.lora import Lora
 from dro_jax.models.policy import make_network, smallest_rows
@@ -175,6 +176,26 @@ def test_dro_v_trains_two_adapters_and_a_head_on_one_base_whatever_the_microbatc
   jax.tree.map(close, jax.device_get(cut.params), jax.device_get(after.params))
   a = cut.params['policy']['decoder']['decoder']['mlp']['wo']['a']
   assert a.sharding.spec[0] == 'model' and a.shape == (32, 2, 3)
+
+
+def test_next_token_kl_is_taken_to_the_base_with_the_adapter_off():
+  nets = networks.build(CAUSAL, uses_value=True, lora=SETTINGS)
+  state, _ = first_state(CAUSAL, nets)
+  algorithm = algorithms.with_next_token_kl(algorithms.dro_v(), 3.0)
+  ref = reference.AdapterOff().build(scoring.make_score(nets.policy, keeps_states=True))
+  score = scoring.make_score(nets.policy, nets.value, kl_direction='reverse', chunk_size=5)
+  _, _, output = jax.jit(train_step.make_evaluate(score, algorithm, ref))(state, ROWS)
+
+  @jax.jit
+  def log_distributions(policy):
+    states = models_policy.run(nets.policy, policy, ROWS)[1]
+    return jax.nn.log_softmax(models_policy.logits(nets.policy, policy, states))
+
+  logps, base_logps = map(log_distributions, (state.networks['policy'], state.policy_of(None)))
+  kls_BT = jnp.sum(jnp.exp(logps) * (logps - base_logps), -1) * (ROWS.response_segments > 0)
+  expected = float(jnp.sum(kls_BT)) / 8
+  assert expected > 0.01
+  np.testing.assert_allclose(output.metrics['next_token_kl'], expected, rtol=1e-4)
 
 
 def test_a_quantised_base_is_cut_over_a_mesh_as_its_kernels_are():

@@ -2,9 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from dro_jax.models import scoring
-from tests.examples import init_params, layout, random_examples
+from dro_jax.models.causal.config import CausalConfig
+from dro_jax.models.policy import make_network, smallest_rows
+from tests.examples import CONFIG, init_params, layout, random_examples
+from tests.models.t5gemma import tiny
 
 EXAMPLES = random_examples(12, seed=3)
 
@@ -58,3 +62,42 @@ def test_a_prompts_value_never_sees_the_response(score):
   other = rows._replace(response_tokens=jnp.where(rows.response_tokens > 0, 5, 0))
   np.testing.assert_array_equal(score(rows).values, score(other).values)
   assert not np.array_equal(score(rows).logps, score(other).logps)
+
+
+FAMILIES = {
+  't5': CONFIG,
+  'causal': CausalConfig(
+    vocab_size=32, emb_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=32, num_layers=2,
+    scan_layers=True, remat=True,
+  ),
+  't5gemma': tiny.config('t5gemma'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_next_token_kls_are_alike_packed_and_padded_in_chunks_and_whole(family):
+  """And each sums, over the response alone, the KL between the two networks' distributions."""
+  network = make_network(FAMILIES[family])
+  init = jax.jit(lambda key: nn.unbox(network.init(key, smallest_rows())['params']))
+  params = {name: init(jax.random.key(seed)) for seed, name in enumerate(('policy', 'reference'))}
+  score_reference = scoring.make_score(network, keeps_states=True)
+
+  def kls(rows, chunk_size):
+    @jax.jit
+    def both(params):
+      reference = score_reference({'policy': params['reference']}, rows)
+      score = scoring.make_score(network, kl_direction='reverse', chunk_size=chunk_size)
+      return score(params, rows, None, reference), reference.states
+
+    scores, states = both(params)
+    assert states.shape[:2] == rows.response_tokens.shape and scores.states is None
+    assert not np.asarray(scores.token_kls)[np.asarray(rows.response_segments) == 0].any()
+    slots = [
+      np.where(rows.response_segments == r + 1, scores.token_kls, 0).sum(1)
+      for r in range(rows.valid.shape[1])
+    ]
+    return by_example(np.stack(slots, 1), rows)
+
+  packed, padded = kls(layout(EXAMPLES, 4, 3), 6), kls(layout(EXAMPLES, 12, 1, lengths=(8, 8)), None)
+  np.testing.assert_allclose(packed, padded, rtol=1e-4)
+  assert packed.min() > 1e-3

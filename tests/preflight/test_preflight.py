@@ -9,6 +9,7 @@ import pytest
 from rich import console
 
 from dro_jax import algorithms
+from dro_jax.algorithms.next_token_kl import NextTokenKl
 from dro_jax.costs import slices
 from dro_jax.data.batches import groups
 from dro_jax.data.text import vocabularies
@@ -20,6 +21,7 @@ from dro_jax.names import TOKEN_LOGPS
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.preflight import compilation, placeholders, preflight, remedies, sweep
+from dro_jax.run import summary
 from dro_jax.run.spec import Batches, Optimizers, Policy, RunSpec, Value, replace
 from dro_jax.step import optimizers, reference, state
 
@@ -178,6 +180,13 @@ def test_changes_that_change_nothing_or_the_method_are_not_tried(monkeypatch):
     not any(word in ' '.join(changes) for word in ('dots', 'CHUNK_SIZE', 'cached'))
     and found['remedy'] is None
   )
+
+
+def test_a_store_is_no_remedy_for_next_token_kl_and_the_report_names_the_term(monkeypatch):
+  changes = {'next_token_kl': NextTokenKl(2.0, 'forward')}
+  found, tried = attempted(monkeypatch, lambda spec: False, changes=changes)
+  assert found['tried'] and not any('cached' in row['change'] for row in found['tried'])
+  assert summary.algorithm(tried[-1]) == 'dpo + 2 × next-token KL (forward)'
 
 
 def test_parameters_that_are_too_large_leave_other_meshes_to_try(monkeypatch):

@@ -4,12 +4,14 @@ import functools
 import pytest
 
 from dro_jax import algorithms
+from dro_jax.algorithms.next_token_kl import NextTokenKl
 from dro_jax.errors import UsageError
 from dro_jax.run.spec import Batches, Compute, RunSpec, Value, replace
 from dro_jax.step import optimizers
-from dro_jax.step.reference import Frozen, Soft
+from dro_jax.step.reference import Cached, Frozen, Soft
 
 SPEC = RunSpec(data=None)
+KL = NextTokenKl(weight=1.0)
 
 
 def test_a_run_has_fourteen_fields():
@@ -42,6 +44,12 @@ def test_replace_changes_fields_of_a_part():
     ({'algorithm': functools.partial(algorithms.dpo, beta=-1.0)}, 'drives|driven|beta'),
     ({'compute': Compute(dropout_rate=0.1)}, 'DROPOUT_RATE=0.1 is for supervised fine-tuning'),
     ({'algorithm': algorithms.oreo}, 'VALUE_READOUT=token'),
+    ({'next_token_kl': KL, 'reference': Cached('store')}, 'cached reference has one log-prob.*frozen.gin'),
+    ({'next_token_kl': KL, 'algorithm': algorithms.regression}, 'does not train the policy'),
+    (
+      {'next_token_kl': KL, 'algorithm': algorithms.sft, 'compute': Compute(dropout_rate=0.1)},
+      'DROPOUT_RATE=0.1 is for supervised fine-tuning',
+    ),
     ({'algorithm': algorithms.oreo, 'value': Value('batch')}, 'VALUE_READOUT=batch does not give one'),
   ],
 )

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from dro_jax import algorithms
+from dro_jax.algorithms.next_token_kl import NextTokenKl
 from dro_jax.checkpoints import folders, orbax, policy, trees
 from dro_jax.checkpoints.metadata import FORMAT, saved_format
 from dro_jax.configs import parameters
@@ -421,6 +422,37 @@ def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region,
   jax.tree.map(np.testing.assert_array_equal, state['reference'], state['params']['policy'])
   np.testing.assert_array_equal(kept.moving_reference_logps, kept.logps)
   assert np.abs(kept.reference_logps - kept.logps).max() > 1e-4
+
+
+def test_a_run_with_next_token_kl_resumes_and_measures_it_apart_from_its_criterion(trust_region, tmp_path):
+  """Against the initial policy, and against the moving reference, which the policy is after each step."""
+  settings = {'algorithm': algorithms.dpo, 'next_token_kl': NextTokenKl(2.0), 'chunk_size': 5}
+  trust_region(tmp_path, steps=2, **settings)
+  for other in (NextTokenKl(), NextTokenKl(1.0), NextTokenKl(2.0, 'forward')):
+    with pytest.raises(UsageError, match='next_token_kl'):
+      trust_region(tmp_path, steps=4, **settings | {'next_token_kl': other})
+  trust_region(tmp_path, steps=4, **settings)
+  validated = [r for r in records(tmp_path) if 'eval/loss' in r]
+  assert [record['step'] for record in validated] == [0, 1, 2, 3, 4]
+  assert validated[0]['eval/next_token_kl'] == 0.0
+  for record in validated[1:]:
+    assert record['eval/next_token_kl'] > 1e-6 and record['eval/next_token_kl_moving'] == 0.0
+    np.testing.assert_allclose(record['eval/criterion'], record['eval/loss/policy'], rtol=1e-6)
+    added = record['eval/loss'] - record['eval/criterion']
+    np.testing.assert_allclose(added, record['eval/loss/next_token_kl'], rtol=1e-3)
+  described = json.loads((tmp_path / 'run.json').read_text())
+  assert described['next_token_kl'] == {'weight': 2.0, 'direction': 'reverse'}
+
+
+def test_a_run_from_before_next_token_kl_resumes_without_it(whole, run, tmp_path):
+  shutil.copytree(whole[0], tmp_path / 'copy')
+  for file in [tmp_path / 'copy/run.json', *(tmp_path / 'copy/checkpoints').glob('*/metadata/metadata')]:
+    saved = json.loads(file.read_text())
+    del saved['next_token_kl']
+    file.write_text(json.dumps(saved))
+  with pytest.raises(UsageError, match='next_token_kl.weight: 0.0 → 1.0'):
+    run(tmp_path / 'copy', next_token_kl=NextTokenKl(1.0))
+  assert run(tmp_path / 'copy')['step'] == 4
 
 
 def test_a_trust_region_run_of_an_earlier_version_is_measured_as_before(trust_region, tmp_path, caplog):

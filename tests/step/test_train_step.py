@@ -8,12 +8,13 @@ import optax
 import pytest
 
 from dro_jax import algorithms, losses
+from dro_jax.models import policy as models_policy
 from dro_jax.models import scoring
 from dro_jax.models.t5.network import T5
 from dro_jax.parallel import partitioning
-from dro_jax.step import optimizers, reference, train_step
+from dro_jax.step import metrics, optimizers, reference, train_step
 from dro_jax.step import state as train_state
-from dro_jax.types import Units
+from dro_jax.types import LossOutput, LossTerm, Units
 from tests.examples import CONFIG, init_params, layout, random_examples
 
 EXAMPLES = random_examples(16)
@@ -39,6 +40,9 @@ ALGORITHMS = {
   'oreo': algorithms.oreo,
   'pro': algorithms.pro,
   'reinforce': algorithms.reinforce,
+  'dro_v_kl': lambda: algorithms.with_next_token_kl(algorithms.dro_v(tau=0.5), 2.0),
+  'kto_kl': lambda: algorithms.with_next_token_kl(algorithms.kto(), 2.0),
+  'dpo_kl': lambda: algorithms.with_next_token_kl(algorithms.dpo(), 2.0, 'forward'),
 }
 
 
@@ -52,8 +56,9 @@ def make(algorithm, *, num_microbatches=1, readout='prompt', shared=False, optim
   algorithm = algorithms.with_batch_value(algorithm) if readout == 'batch' else algorithm
   policy, value, params = init_params(readout=readout if algorithm.uses_value else None, shared=shared)
   txs = {name: optimizer or optimizers.adafactor(1e-2) for name in params}
-  score = scoring.make_score(policy, value)
-  frozen = reference.Frozen().build(scoring.make_score(policy)) if algorithm.uses_reference else None
+  score = scoring.make_score(policy, value, kl_direction=algorithm.kl_direction)
+  score_reference = scoring.make_score(policy, keeps_states=algorithm.kl_direction is not None)
+  frozen = reference.Frozen().build(score_reference) if algorithm.uses_reference else None
   state = train_state.create(params, txs, algorithm.uses_reference, algorithm.statistics)
   if algorithm.uses_reference:
     state = state._replace(reference=distinct_reference(params))
@@ -201,6 +206,38 @@ def test_gradient_is_plain_autodiff_of_the_papers_loss(name):
   assert_close(one_step(name)[0], expected)
 
 
+def test_next_token_kl_is_plain_autodiff_of_whole_distributions():
+  """Against one `grad` of the loss written out by hand, from both policies' logits."""
+  policy, value, params = init_params()
+  rows, other = ROWS._replace(mismatched=None), distinct_reference(params)
+
+  def log_distributions(own):
+    states = models_policy.run(policy, own, rows)[1]
+    return jax.nn.log_softmax(models_policy.logits(policy, own, states))
+
+  reference_BTV = jax.jit(log_distributions)(other)
+
+  def objective(params):
+    logp_BTV = log_distributions(params['policy'])
+    chosen = jnp.take_along_axis(logp_BTV - reference_BTV, rows.response_tokens[:, :, None], -1)[:, :, 0]
+    logps = jnp.take_along_axis(logp_BTV, rows.response_tokens[:, :, None], -1)[:, :, 0]
+    in_slot = [rows.response_segments == r + 1 for r in range(2)]
+    rho, logps = (jnp.stack([jnp.sum(x * slot, 1) for slot in in_slot], 1) for x in (chosen, logps))
+    kl_BT = jnp.sum(jnp.exp(logp_BTV) * (logp_BTV - reference_BTV), -1) * (rows.response_segments > 0)
+    values = scoring.make_score(policy, value)(params, rows, None).values
+    stop = jax.lax.stop_gradient
+    dro = jnp.mean(-(rows.rewards - stop(values)) * logps + 0.25 * jnp.square(rho))
+    dro += jnp.mean(jnp.square(values - stop(rows.rewards - 0.5 * rho))) / 2
+    return dro + 2.0 * 0.5 * jnp.sum(kl_BT) / 16, jnp.sum(kl_BT) / 16
+
+  gradient, kl = jax.jit(jax.grad(objective, has_aux=True))(params)
+  after, metrics = one_step('dro_v_kl')
+  assert_close(after, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient))
+  np.testing.assert_allclose(metrics['next_token_kl'], kl, rtol=1e-4)
+  np.testing.assert_allclose(metrics['loss/next_token_kl'], kl, rtol=1e-4)
+  assert kl > 0.01
+
+
 MESHES = [(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8]
 
 
@@ -247,6 +284,13 @@ def test_microbatches_and_cut_lengths_on_a_mesh():
   cut = tuple((name, 'model') for name in ('activation_heads', 'activation_mlp', 'activation_vocab'))
   rules = (*cut, ('activation_length', 'model'))
   assert_close(steps_on(None, 'kto'), steps_on((4, 1, 2), 'kto', 2, rules), rtol=1e-3, atol=2e-5)
+
+
+def test_next_token_kl_on_a_mesh_that_cuts_lengths_and_vocabulary():
+  cut = tuple((name, 'model') for name in ('activation_heads', 'activation_mlp', 'activation_vocab'))
+  rules = (*cut, ('activation_length', 'model'))
+  one, meshed = steps_on(None, 'kto_kl'), steps_on((2, 2, 2), 'kto_kl', 2, rules)
+  assert_close(one, meshed, rtol=1e-3, atol=2e-5)
 
 
 def test_a_batch_value_is_the_global_batchs_on_a_mesh():
@@ -368,6 +412,17 @@ def test_a_step_calls_the_loss_once(name, num_microbatches):
   step, state = make(algorithm, num_microbatches=num_microbatches)
   jax.eval_shape(step, state, rows_for(algorithm()))
   assert len(batches) == 1
+
+
+def test_a_step_names_the_response_whose_next_token_kl_is_not_finite():
+  """Of pairs too, whose own losses are by pair."""
+  kls = jnp.zeros(16).at[3].set(np.nan)
+  terms = {
+    'policy': LossTerm(jnp.zeros(8), jnp.ones(8, bool)),
+    'next_token_kl': LossTerm(kls, jnp.ones(16, bool)),
+  }
+  ids = np.asarray(metrics.nonfinite_ids(LossOutput(terms), {'loss': kls[3]}, ROWS._replace(units=PAIRS)))
+  assert ids[ids >= 0].tolist() == [ROWS.example_id.reshape(-1)[3]]
 
 
 def test_a_policy_that_is_not_trained_is_left_alone():

@@ -12,6 +12,7 @@ import pytest
 
 from dro_jax import algorithms
 from dro_jax.algorithms.batch import Batch
+from dro_jax.algorithms.next_token_kl import NextTokenKl
 from dro_jax.data.batches import loader, packing, plan
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import load_triplets
@@ -124,6 +125,14 @@ def test_a_trust_region_run_is_measured_against_the_initial_policy(run, tmp_path
   assert abs(result['eval/kl_moving']) < 1e-5 < abs(result['eval/kl'])
   beta = LEARNERS['rloo']().temperature
   assert result['eval/criterion'] == pytest.approx(beta * result['eval/kl'] - result['eval/reward'])
+
+
+@pytest.mark.long
+def test_next_token_kl_is_taken_on_fresh_responses_too(run, tmp_path):
+  result = run(tmp_path, LEARNERS['ppo'], steps=1, next_token_kl=NextTokenKl(1.0))
+  # Of the second epoch on the samples, when the policy has left its reference.
+  assert result['next_token_kl'] > 1e-5
+  np.testing.assert_allclose(result['loss/next_token_kl'], 0.05 * result['next_token_kl'], rtol=1e-5)
 
 
 def test_resume_is_bit_identical(run, tmp_path):
