@@ -28,7 +28,7 @@ class Chosen(NamedTuple):
     edges: hyperparameters at an end of what was tried (see `trials.edges`).
   """
 
-  hyperparameters: Mapping[str, float]
+  hyperparameters: Mapping[str, Any]
   results: Mapping[int, Mapping[str, Any]]
   trials: int
   edges: Sequence[str]

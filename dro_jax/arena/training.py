@@ -47,7 +47,10 @@ class Method(NamedTuple):
   value: Value = Value()
 
 
-OPTIMIZERS = {'adamw': optimizers.adamw, 'adafactor': optimizers.adafactor}
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+  'adamw': optimizers.adamw,
+  'adafactor': optimizers.adafactor,
+}
 _YARDSTICK = Method(algorithms.dro_v, {})  # What a budget's steps are of.
 
 

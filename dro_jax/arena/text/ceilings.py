@@ -54,7 +54,8 @@ def ceilings(
     scale: the rewards' standard deviation in the log: a temperature τ of scaled rewards is τ·scale in theirs.
     taus: temperatures of rewards with variance 1.
   """
-  found = {'greedy decoding': {'reward': greedy_P, 'kl': float(-greedy_logps_P.mean())}}
+  greedy = {'reward': greedy_P, 'kl': float(-greedy_logps_P.mean())}
+  found: dict[str, Mapping[str, Any]] = {'greedy decoding': greedy}
   for number in BEST_OF:
     if number <= rewards_PK.shape[1]:
       found[f'best of {number}'] = {'reward': best_of(rewards_PK, number), 'kl': best_of_kl(number)}
