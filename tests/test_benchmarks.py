@@ -20,6 +20,26 @@ def test_quartiles_lie_between_the_rounds(benchmark, rounds, quartiles):
   assert (found['low'], found['median'], found['high']) == quartiles
 
 
+def test_the_arena_repeats_the_leading_methods_and_dro_v(benchmark, tmp_path):
+  arena = benchmark('arena')
+  assert arena.leading(tmp_path) == ['dro_v']
+  gains = {'rft': (0.2, 0.1), 'dro_v': (0.0, 0.0), 'kto': (-0.1, 0.4), 'dpo': (0.1, 0.0)}
+  rows = [
+    {'method': name, **{f'habits, draw {draw}': {'value': gain} for draw, gain in enumerate(of_method)}}
+    for name, of_method in gains.items()
+  ]
+  tables = [{'title': 'Reward less SFT’s, by world and draw', 'rows': rows}]
+  (tmp_path / 'results.json').write_text(arena.json.dumps({'tables': tables}))
+  assert arena.leading(tmp_path, 2) == ['rft', 'kto', 'dro_v']
+  assert arena.leading(tmp_path) == ['rft', 'kto', 'dpo', 'dro_v']
+
+
+def test_the_arenas_commands_share_no_folder_within_a_stage(benchmark, tmp_path):
+  for stage in benchmark('arena').stages(tmp_path, 2, 2):
+    folders = [argument for command in stage for argument in command if argument.startswith('--model_dir')]
+    assert len(folders) == len(set(folders)) == len(stage)
+
+
 def test_a_step_that_fails_is_a_row_beside_the_others(benchmark, monkeypatch, capsys):
   accelerator = benchmark('accelerator')
   row = {'device': 'd', 'peak': 1.0, 'model': 'm', 'lengths': '1/1', 'step': 'sft', 'fits': False}

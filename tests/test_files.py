@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dro_jax import files
 from dro_jax.arena.text import answers
-from dro_jax.arena.text import suite as arena_text
+from dro_jax.arena.text import log as arena_text
 from dro_jax.data.records import triplets
 from dro_jax.data.table import table
 from dro_jax.errors import UsageError

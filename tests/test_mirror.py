@@ -25,10 +25,14 @@ ELSEWHERE = {
   'arena/bandit/test_suite.py': (
     'arena/bandit/learning', 'arena/bandit/methods', 'arena/bandit/report', 'arena/bandit/world',
   ),
-  'arena/exact/test_suite.py': ('arena/exact/in_memory', 'arena/exact/report', 'arena/exact/world'),
+  'arena/exact/test_suite.py': (
+    'arena/exact/in_memory', 'arena/exact/methods', 'arena/exact/report', 'arena/exact/world',
+  ),
   'arena/human/test_suite.py': ('arena/human/report',),
   'arena/test_arena.py': ('arena/suite',),
-  'arena/text/test_suite.py': ('arena/text/answers', 'arena/text/report'),
+  'arena/text/test_suite.py': (
+    'arena/text/answers', 'arena/text/log', 'arena/text/methods', 'arena/text/worlds',
+  ),
   'checkpoints/huggingface/test_read.py': (
     'checkpoints/huggingface/files', 'checkpoints/huggingface/format', 'checkpoints/huggingface/formats',
     'checkpoints/huggingface/t5', 'checkpoints/huggingface/vocabulary',

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from dro_jax import files
-from dro_jax.arena import cells, trials
+from dro_jax.arena import cells, results
+from dro_jax.arena import trials as arena_trials
 from dro_jax.arena.suite import Report, Suite
 from dro_jax.errors import UsageError, did_you_mean
 from dro_jax.files import json_text
@@ -25,6 +27,9 @@ def arena(
   seeds: int = 2,
   points: int = 2,
   widen: int | bool = 0,
+  trials: int | None = None,
+  repeats: int = 0,
+  dry_run: bool = False,
   configs: Callable[[], Recorded] = Recorded,
 ) -> dict[str, Any]:
   """Compares algorithms on equal budgets, against each other and a known optimum.
@@ -39,6 +44,9 @@ def arena(
     seeds: repetitions, numbered from 0.
     points: values of each hyperparameter's range.
     widen: steps by which every method's ranges are extended at both ends.
+    trials: the number of trials of each method at most, evenly drawn from its grid; `None` is the whole grid.
+    repeats: more seeds, of the trial alone that validation chose for each method: cheaper than more `seeds`.
+    dry_run: tells which cells would run, and about how long, and runs none.
     configs: how the arena is configured, saved with the results.
 
   Returns:
@@ -50,14 +58,23 @@ def arena(
   folder = files.output_folder(model_dir, '--model_dir').absolute()
   world = suite()
   # Of the whole suite, so that the number of trials is the same whoever competes.
-  tried = trials.make_trials(world.grids, points, int(widen))
+  tried = arena_trials.make_trials(world.grids, points, int(widen), trials)
   chosen = {name: tried[name] for name in _names(world, algorithms)}
+  if repeats and world.checkpoint is None:
+    raise UsageError(f'repeats={repeats}: the suite {world.name} chooses no trial. Pass --seeds instead.')
   if seeds < 1:
     raise UsageError(f'seeds={seeds}: pass 1 or more (--seeds=2).')
-  planned = cells.plan(world.name, chosen, seeds, world.axes)
-  cells.claim(folder, world.name, world.settings)
+  planned = [cell for cell in cells.plan(world.name, chosen, seeds, world.axes) if not world.skips(cell)]
+  if not dry_run:
+    cells.claim(folder, world.name, world.settings)
   console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+  if dry_run:
+    _tell_plan(folder, world, planned, console)
+    return {'model_dir': str(folder), 'cells': len(planned), 'cells_run': 0, 'files': ''}
   ran = _run(folder, world, planned, console)
+  if repeats:
+    again = _repeated(folder, world, list(chosen), seeds, repeats)
+    ran, planned = ran + _run(folder, world, again, console), planned + again
   report = world.report(cells.read_all(folder))
   written = save(folder, world.name, report)
   for name, text in configs().texts.items():
@@ -84,6 +101,32 @@ def _names(world: Suite, algorithms: str | Sequence[str] | None) -> list[str]:
         f'the suite {world.name} has no method {name!r}{hint}: choose from {", ".join(world.grids)}.'
       )
   return list(dict.fromkeys(names))
+
+
+def _repeated(
+  folder: pathlib.Path, world: Suite, names: Sequence[str], seeds: int, repeats: int
+) -> list[cells.Cell]:
+  """Cells of further seeds of every method's chosen trial, at each point of the axes."""
+  assert world.checkpoint is not None
+  found = []
+  for axes in world.axes:
+    chosen = results.choose(results.at(cells.read_all(folder), axes), names, world.checkpoint)
+    tried = {name: [each.hyperparameters] for name, each in chosen.items()}
+    planned = cells.plan(world.name, tried, seeds + repeats, [axes])
+    found += [cell for cell in planned if cell.seed >= seeds]
+  return found
+
+
+def _tell_plan(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], console: Console) -> None:
+  """Prints every missing cell, and how long they will take if they are like the finished ones."""
+  todo = cells.missing(folder, planned)
+  for cell in todo:
+    console.print(cells.describe(cell))
+  seconds, told = [finished.seconds for finished in cells.read_all(folder)], world.cost
+  if seconds:
+    each = np.mean(seconds)
+    told = f'About {each * len(todo) / 60:.0f} min at {each:.0f} s a cell, the mean so far.'
+  console.print(f'{world.name}: {len(planned)} cells, {len(todo)} of them missing. {told}')
 
 
 def _run(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], console: Console) -> int:

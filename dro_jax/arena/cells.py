@@ -19,7 +19,7 @@ class Cell(NamedTuple):
 
   suite: str
   algorithm: str
-  hyperparameters: Mapping[str, float]
+  hyperparameters: Mapping[str, Any]
   seed: int
   axes: Mapping[str, Any]
 
@@ -34,7 +34,7 @@ class Finished(NamedTuple):
 
 def plan(
   suite: str,
-  trials: Mapping[str, Sequence[Mapping[str, float | int]]],
+  trials: Mapping[str, Sequence[Mapping[str, Any]]],
   seeds: int,
   axes: Sequence[Mapping[str, Any]],
 ) -> list[Cell]:

@@ -4,6 +4,7 @@ A suite's cells hold `validation`, a number that is smaller for better, and at e
 and `last` their `step` and, under `test`, measures by prompt. Numpy, float64.
 """
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class Chosen(NamedTuple):
     edges: hyperparameters at an end of what was tried (see `trials.edges`).
   """
 
-  hyperparameters: Mapping[str, float]
+  hyperparameters: Mapping[str, Any]
   results: Mapping[int, Mapping[str, Any]]
   trials: int
   edges: Sequence[str]
@@ -47,7 +48,8 @@ def points(finished: Iterable[Finished]) -> list[Mapping[str, Any]]:
 def choose(finished: Iterable[Finished], methods: Iterable[str], checkpoint: str) -> dict[str, Chosen]:
   """Each method's trial with the least mean validation over seeds, at the best or the last checkpoint.
 
-  Only trials that have every seed that some trial of the method has are compared.
+  Trials are compared at the seeds that most of them have, and those that lack one are left out. Further seeds
+  of the chosen trial decide nothing, and are reported.
   """
   by_method: dict[str, list[Finished]] = {}
   for each in finished:
@@ -59,9 +61,10 @@ def _choose(finished: Sequence[Finished], checkpoint: str) -> Chosen:
   tried: dict[tuple, dict[int, Finished]] = {}
   for each in finished:
     tried.setdefault(_key(each.cell), {})[each.cell.seed] = each
-  most = max(map(len, tried.values()))
-  complete = {key: of_seed for key, of_seed in tried.items() if len(of_seed) == most}
-  best = min(complete, key=lambda key: _validation(complete[key].values(), checkpoint))
+  counted = collections.Counter(frozenset(of_seed) for of_seed in tried.values())
+  seeds = max(counted, key=lambda seeds: (counted[seeds], len(seeds)))
+  complete = {key: of_seed for key, of_seed in tried.items() if seeds <= of_seed.keys()}
+  best = min(complete, key=lambda key: _validation((complete[key][seed] for seed in seeds), checkpoint))
   return Chosen(
     dict(best),
     {seed: complete[best][seed].result for seed in sorted(complete[best])},

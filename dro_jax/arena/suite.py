@@ -27,6 +27,8 @@ class Suite(NamedTuple):
     report: from finished cells to tables and figures; a pure function.
     cost: what a run of all cells takes, in words.
     usual: who competes where nobody is named; None is all.
+    checkpoint: the one by whose validation a trial is chosen, 'best' or 'last'; `None` where none is chosen.
+    skips: whether a method cannot run at a point of the axes.
   """
 
   name: str
@@ -37,3 +39,5 @@ class Suite(NamedTuple):
   report: Callable[[Sequence[Finished]], Report]
   cost: str = ''
   usual: Sequence[str] | None = None
+  checkpoint: str | None = None
+  skips: Callable[[Cell], bool] = lambda cell: False

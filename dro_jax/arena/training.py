@@ -23,7 +23,7 @@ from dro_jax.printing.tables import Table
 from dro_jax.recipes.train import train
 from dro_jax.run.build import build
 from dro_jax.run.schedule import Schedule
-from dro_jax.run.spec import Batches, Keep, Optimizers, Policy, RunSpec
+from dro_jax.run.spec import Batches, Keep, Optimizers, Policy, RunSpec, Value
 from dro_jax.step import optimizers
 
 # A policy that two cores can train.
@@ -37,14 +37,21 @@ class Method(NamedTuple):
 
   Attributes:
     algorithm: from its temperature to what is minimised.
-    grid: what it varies; `learning_rate` is also its value network's.
+    grid: what it varies; `learning_rate` is also its value network's, and so is the `optimizer`, by its name
+      in `OPTIMIZERS`.
+    value: the value network, where the algorithm has one.
   """
 
   algorithm: Callable[[float], algorithms.Algorithm]
   grid: trials.Grid
+  value: Value = Value()
 
 
-_YARDSTICK = algorithms.dro_v  # What a budget's steps are of.
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+  'adamw': optimizers.adamw,
+  'adafactor': optimizers.adafactor,
+}
+_YARDSTICK = Method(algorithms.dro_v, {})  # What a budget's steps are of.
 
 
 class Budget(NamedTuple):
@@ -110,14 +117,16 @@ def fit(
   folder: pathlib.Path, method: Method, cell: Cell, data: Data, budget: Budget, mesh: MeshSpec
 ) -> dict[str, Any]:
   """Trains a cell's policy from the reference, or resumes it; returns its run's folder, steps and FLOPs."""
-  algorithm = method.algorithm(cell.hyperparameters.get('temperature', 1.0))
-  per_step = flops_per_step(method.algorithm, data, budget, mesh)
-  whole = budget.steps * flops_per_step(_YARDSTICK, data, budget, mesh)
+  settings = cell.hyperparameters
+  per_step = flops_per_step(method.algorithm, method.value, data, budget, mesh)
+  whole = budget.steps * flops_per_step(_YARDSTICK.algorithm, _YARDSTICK.value, data, budget, mesh)
   steps = trials.steps_within(whole, per_step)
-  optimizer = optimizers.adamw(_schedule(cell.hyperparameters['learning_rate'], steps))
+  make = OPTIMIZERS[settings.get('optimizer', 'adamw')]
+  optimizer = make(_schedule(settings['learning_rate'], steps))
   every = -(-steps // budget.evaluations)
+  algorithm = method.algorithm(settings.get('temperature', 1.0))
   spec = dataclasses.replace(
-    _spec(algorithm, data, budget, mesh),
+    _spec(algorithm, method.value, data, budget, mesh),
     optimizers=Optimizers(optimizer, optimizer),
     schedule=Schedule(
       steps, log_every=every, eval_every=every, checkpoint_every=every, sample_prompts=0, kl_prompts=0
@@ -155,12 +164,15 @@ def fit_and_judge(
   return found | {name: judged[path] for name, path in paths.items()}
 
 
-def _spec(algorithm: algorithms.Algorithm, data: Data, budget: Budget, mesh: MeshSpec) -> RunSpec:
+def _spec(
+  algorithm: algorithms.Algorithm, value: Value, data: Data, budget: Budget, mesh: MeshSpec
+) -> RunSpec:
   """A method's run, but for its optimisers and its length."""
   return RunSpec(
     data=data.load,
     policy=Policy(data.init_from),
     algorithm=algorithm,
+    value=value,
     batches=Batches(_batch_size(algorithm, budget), units=groups.UnitOptions(group_size=budget.group_size)),
     mesh=mesh,
   )
@@ -173,7 +185,7 @@ def _batch_size(algorithm: algorithms.Algorithm, budget: Budget) -> int:
 
 @functools.lru_cache(maxsize=64)
 def flops_per_step(
-  make: Callable[[float], algorithms.Algorithm], data: Data, budget: Budget, mesh: MeshSpec
+  make: Callable[[float], algorithms.Algorithm], value: Value, data: Data, budget: Budget, mesh: MeshSpec
 ) -> float:
   """FLOPs of one optimiser step, with all networks and the reference's pass, from the jaxpr.
 
@@ -182,7 +194,9 @@ def flops_per_step(
   optimizer = optimizers.adamw()
   schedule = Schedule(steps=1, eval_every=0)
   spec = dataclasses.replace(
-    _spec(make(1.0), data, budget, mesh), optimizers=Optimizers(optimizer, optimizer), schedule=schedule
+    _spec(make(1.0), value, data, budget, mesh),
+    optimizers=Optimizers(optimizer, optimizer),
+    schedule=schedule,
   )
   run = build(spec)
   return flops.count(run.pure_step, run.abstract_state, run.loaders.train.rows(0))
@@ -198,6 +212,7 @@ def imitate(
   responses: int,
   learning_rate: float,
   mesh: MeshSpec,
+  seed: int = 0,
 ) -> str:
   """Fits the reference policy by supervised fine-tuning, or resumes that; returns its run's folder."""
   spec = RunSpec(
@@ -209,6 +224,7 @@ def imitate(
     schedule=Schedule(steps, log_every=max(steps // 4, 1), eval_every=0, checkpoint_every=0),
     keep=Keep(metric=None),
     mesh=mesh,
+    seed=seed,
   )
   return train(str(folder), spec)['model_dir']
 
@@ -222,12 +238,12 @@ def saved(model_dir: str) -> dict[str, str]:
   }
 
 
-def choices(chosen: Mapping[str, results.Chosen]) -> Table:
+def choices(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
   """The chosen trial of each method, and its cost."""
   rows = [
     {
       'method': name,
-      **{key: float(value) for key, value in sorted(choice.hyperparameters.items(), reverse=True)},
+      **dict(sorted(choice.hyperparameters.items(), reverse=True)),
       'at an edge': ', '.join(choice.edges),
       'trials': choice.trials,
       'seeds': len(choice.results),
@@ -237,5 +253,7 @@ def choices(chosen: Mapping[str, results.Chosen]) -> Table:
     for name, choice in chosen.items()
   ]
   return Table(
-    'Chosen on validation prompts', rows, '≤, ≥: the best value was at an end of what was tried: --widen.'
+    'Chosen on validation prompts' + (f' ({where})' if where else ''),
+    rows,
+    '≤, ≥: the best value was at an end of what was tried: --widen.',
   )

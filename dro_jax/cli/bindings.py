@@ -37,6 +37,7 @@ _GIN_MODULES = {
   'dro_jax.arena.exact.world': 'dro_jax.arena.exact_world',
   'dro_jax.arena.human.suite': 'dro_jax.arena.human',
   'dro_jax.arena.text.suite': 'dro_jax.arena.text',
+  'dro_jax.arena.text.worlds': 'dro_jax.arena.text',
   'dro_jax.checkpoints.export_checkpoint': 'dro_jax.exporters',
   'dro_jax.checkpoints.import_checkpoint': 'dro_jax.importers',
   'dro_jax.data.batches.groups': 'dro_jax.data.units',

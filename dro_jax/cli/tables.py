@@ -120,6 +120,7 @@ COMMANDS = {
       'dro_jax.arena.exact.suite',
       'dro_jax.arena.exact.world:ExactSettings',
       'dro_jax.arena.text.suite',
+      'dro_jax.arena.text.worlds',
       'dro_jax.arena.human.suite',
     ),
   ),
@@ -194,6 +195,7 @@ FLAGS = {
   'suite': Flag('SUITE', "the arena's suite: bandit, exact, text or human", bare=True),
   'algorithms': Flag('ALGORITHMS', 'the algorithms to compare, separated by commas', joined=True),
   'seeds': Flag('SEEDS', 'repetitions, numbered from 0', bare=True),
+  'dry_run': Flag('DRY_RUN', 'tells what would run, and runs nothing', bare=True, alone='True'),
   'replay': Flag(
     'REPLAY', 're-runs up to a batch with a non-finite loss, MODEL_DIR/nonfinite/STEP, and reports the cause'
   ),

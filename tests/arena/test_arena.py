@@ -98,6 +98,48 @@ def test_unknown_methods_no_seeds_and_other_settings_are_refused(tmp_path):
     run.arena(folder, lambda: world.suite(steps=6), seeds=1)
 
 
+def test_a_dry_run_tells_the_missing_cells_and_touches_nothing(tmp_path, capsys):
+  world, folder = World(), tmp_path / 'arena'
+  told = run.arena(str(folder), world.suite, algorithms='a', seeds=1, dry_run=True)
+  assert told['cells'] == 4 and told['cells_run'] == 0 and not world.ran and not folder.exists()
+  shown = capsys.readouterr().err
+  assert 'a (noise 0, temperature 0.1, learning_rate 0.001, seed 0)' in shown
+  assert '4 cells, 4 of them missing' in shown
+  run.arena(str(folder), world.suite, algorithms='a', seeds=1)
+  run.arena(str(folder), world.suite, algorithms='a', seeds=2, dry_run=True)
+  assert '8 cells, 4 of them missing. About 0 min at 0 s a cell' in capsys.readouterr().err
+
+
+def test_fewer_trials_are_asked_for(tmp_path):
+  world = World()
+  run.arena(str(tmp_path / 'arena'), world.suite, algorithms='a', seeds=1, trials=2)
+  assert [cell.hyperparameters['learning_rate'] for cell in world.ran] == [1e-2, 1e-2]
+
+
+def test_only_the_chosen_trial_is_repeated(tmp_path):
+  world = World()
+
+  def judged(cell):
+    world.ran.append(cell)
+    return {'last': {'validation': abs(cell.hyperparameters['temperature'] - 1) + cell.seed}, 'score': 0.5}
+
+  suite = world.suite(noise=(0, 1))._replace(run=judged, checkpoint='last')
+  told = run.arena(str(tmp_path / 'arena'), lambda: suite, algorithms='a', seeds=1, repeats=2)
+  assert told['cells'] == told['cells_run'] == 2 * (4 + 2)
+  again = [cell for cell in world.ran if cell.seed > 0]
+  assert [(cell.axes['noise'], cell.seed) for cell in again] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+  assert all(cell.hyperparameters == {'temperature': 1.0, 'learning_rate': 1e-3} for cell in again)
+  with pytest.raises(UsageError, match='repeats=2: the suite mine chooses no trial'):
+    run.arena(str(tmp_path / 'other'), world.suite, seeds=1, repeats=2)
+
+
+def test_a_method_that_cannot_run_at_a_point_is_skipped_there(tmp_path):
+  world = World()
+  suite = world.suite(noise=(0, 1))._replace(skips=lambda cell: cell.algorithm == 'b' and cell.axes['noise'])
+  run.arena(str(tmp_path / 'arena'), lambda: suite, seeds=1)
+  assert [cell.axes['noise'] for cell in world.ran if cell.algorithm == 'b'] == [0] * 4
+
+
 def test_without_a_name_the_usual_ones_compete(tmp_path):
   world = World()
   run.arena(str(tmp_path / 'arena'), lambda: world.suite()._replace(usual=['b']), seeds=1)

@@ -33,6 +33,14 @@ def test_a_trial_is_chosen_for_all_seeds_and_incomplete_ones_are_not_compared():
   assert list(chosen.results) == [0, 1] and chosen.trials == 2
 
 
+def test_further_seeds_of_a_trial_are_reported_and_decide_nothing():
+  cells = [finished('a', rate, 0, score, [1.0]) for rate, score in ((0.1, 0.2), (0.2, 0.1), (0.4, 0.3))]
+  cells += [finished('a', 0.2, seed, 9.0, [seed]) for seed in (1, 2)]
+  chosen = results.choose(cells, ['a'], 'best')['a']
+  assert chosen.hyperparameters == {'learning_rate': 0.2}
+  assert list(chosen.results) == [0, 1, 2] and chosen.trials == 3
+
+
 def test_a_diverged_trial_ranks_last():
   cells = [finished('a', 0.1, 0, None, [None]), finished('a', 0.2, 0, 5.0, [1.0])]
   assert results.choose(cells, ['a'], 'best')['a'].hyperparameters == {'learning_rate': 0.2}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dro_jax.arena import trials
-from dro_jax.arena.trials import Range
+from dro_jax.arena.trials import Range, Turns
 from dro_jax.errors import UsageError
 
 RATES = Range(1e-4, 1e-3)
@@ -64,3 +64,29 @@ def test_a_budget_buys_steps():
   assert trials.steps_within(1000, 100, spent=440) == 6
   with pytest.raises(UsageError, match='buys no step'):
     trials.steps_within(1000, 100, spent=960)
+
+
+def test_a_choice_by_name_takes_turns_and_adds_no_trials():
+  turns = {'optimizer': Turns(('adafactor', 'adamw'))}
+  tried = trials.make_trials({name: GRIDS[name] | turns for name in ('dro_v', 'sft')}, 2)
+  assert [trial['optimizer'] for trial in tried['dro_v']] == ['adafactor', 'adamw', 'adamw', 'adafactor']
+  assert [trial['optimizer'] for trial in tried['sft']] == ['adafactor', 'adamw'] * 2
+  for name in ('temperature', 'learning_rate'):
+    pairs = {(trial[name], trial['optimizer']) for trial in tried['dro_v']}
+    assert len(pairs) == 4
+  assert trials.edges(tried['dro_v'][1], tried['dro_v']) == ['temperature ≤ 0.1', 'learning_rate ≥ 0.001']
+
+
+def test_widening_leaves_a_choice_by_name_where_it_was():
+  grids = {'dro_v': GRIDS['dro_v'] | {'optimizer': Turns(('adafactor', 'adamw'))}}
+  before, after = trials.make_trials(grids, 2)['dro_v'], trials.make_trials(grids, 2, 1)['dro_v']
+  assert all(trial in after for trial in before)
+
+
+def test_fewer_trials_are_spread_evenly_and_end_with_the_last():
+  every = trials.make_trials(GRIDS, 2)
+  for most, kept in ((1, [3]), (2, [1, 3]), (3, [1, 2, 3]), (9, [0, 1, 2, 3])):
+    found = trials.make_trials(GRIDS, 2, most=most)
+    assert found == {name: [of_method[i] for i in kept] for name, of_method in every.items()}
+  with pytest.raises(UsageError, match='trials=0'):
+    trials.make_trials(GRIDS, 2, most=0)

@@ -447,6 +447,9 @@ def test_a_setting_of_text_takes_any_text(name):
     ('generate', 'PROMPT="None"', 'None'),
     ('arena', 'ALGORITHMS=kto', 'kto'),
     ('arena', 'SPREAD=0,1', (0, 1)),
+    ('arena', 'WORLDS=habits', 'habits'),
+    ('arena', 'WORLDS=habits,exercises', 'habits,exercises'),
+    ('arena', 'TRIALS=2', 2),
     ('arena', 'POST_EDIT=text', 'text'),
   ],
 )  # fmt: skip
@@ -643,7 +646,7 @@ def _configure(name, *arguments):
   """Binds a command of the house, every flag that it needs given."""
   text = usage.default_text(name, tables.GIN_CONFIGS)
   needed = [
-    f'--{flag}={"1" if about.bare else "x"}'
+    f'--{flag}={(about.alone or "1") if about.bare else "x"}'
     for flag, about in tables.FLAGS.items()
     if f'%{about.macro}' in text
   ]

@@ -186,10 +186,11 @@ def make_step(nets: Networks, factory: Factory, recipe: Recipe) -> Callable[...,
   def step(state: train_state.TrainState, rows: Rows, temperature: Array, learning_rate: Array):
     algorithm = factory(temperature)
     value = nets.value if algorithm.uses_value else None
-    frozen = reference.Frozen().build(scoring.make_score(nets.policy)) if algorithm.uses_reference else None
+    held = algorithm.kl_direction
+    frozen = reference.Frozen().build(scoring.make_score(nets.policy, keeps_states=held is not None))
     one = train_step.make_train_step(
-      scoring.make_score(nets.policy, value), algorithm,
-      _optimizers(state.params, learning_rate, recipe), frozen,
+      scoring.make_score(nets.policy, value, kl_direction=held), algorithm,
+      _optimizers(state.params, learning_rate, recipe), frozen if algorithm.uses_reference else None,
     )  # fmt: skip
     return one(state, rows)[0]
 

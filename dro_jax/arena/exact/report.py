@@ -17,8 +17,14 @@ BASELINE = 'dro_v'
 # What changes from the first method to the second, and nothing else.
 LADDER = (
   ('dro_oracle_value', 'dro_v', 'V is learned, not V*'),
+  ('dro_v', 'dro_v+kl1', 'next-token KL is added'),
+  ('dro_oracle_value', 'dro_oracle_value+kl1', 'next-token KL is added'),
   ('dro_v', 'dro_regressed_value', 'V is E[r|x], not learned with π'),
   ('dro_v', 'dro_p', 'V is a batch’s mean'),
+  ('dro_v', 'dro_group_mean', 'V̂ is the mean of a prompt’s rewards'),
+  ('dro_group_mean', 'dro_group_leave_one_out_mean', 'V̂ leaves the answer itself out'),
+  ('dro_v', 'dro_group_log_mean_exp', 'V̂ is the log-mean-exp of a prompt’s rewards'),
+  ('dro_group_log_mean_exp', 'dro_group_leave_one_out_log_mean_exp', 'V̂ leaves the answer itself out'),
   ('dro_v', 'dro_v_binary', 'rewards become thumbs'),
   ('dro_v_binary', 'kto_value', 'the loss is KTO’s, thumbs are r > E[r|x]'),
   ('kto_value', 'kto', 'the threshold is the batch’s mean'),
@@ -26,6 +32,12 @@ LADDER = (
   ('awr', 'filtered_sft', 'weights are 0 or 1'),
   ('filtered_sft', 'sft', 'nothing is filtered'),
 )
+
+# One loss, every V; from the least to the most that V knows.
+VALUES = (
+  'dro_p', 'dro_regressed_value', 'dro_group_mean', 'dro_group_leave_one_out_mean', 'dro_group_log_mean_exp',
+  'dro_group_leave_one_out_log_mean_exp', 'dro_v', 'dro_oracle_value',
+)  # fmt: skip
 
 Choices = Mapping[str, Mapping[str, Chosen]]
 
@@ -46,6 +58,7 @@ def report(about: Mapping[str, str], finished: Sequence[Finished]) -> Report:
     name = f'frontier-{number}.png' if len(points) > 1 else 'frontier.png'
     figures[name] = functools.partial(draw_frontier, here, chosen['best'], where)
     figures[name.replace('frontier', 'curves')] = functools.partial(draw_curves, chosen['best'], where)
+  tables.insert(0, values_table(finished))
   if len(points) > 1:
     tables.insert(0, axes_table(finished, about))
   return Report([table for table in tables if table.rows], figures)
@@ -144,7 +157,10 @@ def regret_table(chosen: Choices, where: str) -> Table:
 
 
 def _value_error(chosen: Chosen) -> float | None:
-  """Root mean square of V − V* over test prompts and seeds."""
+  """Root mean square of V − V* over seeds: of a learned V over test prompts, of others over the log."""
+  logged = [result.get('value_error') for result in chosen.results.values()]
+  if None not in logged:
+    return float(np.sqrt(np.mean(np.square(logged))))
   values, best = (results.by_prompt(chosen, 'best', name) for name in ('value', 'best_value'))
   if not values:
     return None
@@ -187,6 +203,25 @@ def trials_table(chosen: Mapping[str, Chosen], where: str) -> Table:
     _titled('Trials', where), rows,
     f'{flagged} of {len(rows)} optima lie at an edge of their grid: a better one may lie beyond. --widen '
     'extends every grid alike. FLOPs are of training; best_of_n pays when it answers.',
+  )  # fmt: skip
+
+
+def values_table(finished: Sequence[Finished]) -> Table:
+  """The V ladder: regret and V's error of every V, beside each other at every point of the axes."""
+  points, rows = results.points(finished), {name: {'V of': name} for name in VALUES}
+  differing = [name for name in (points[0] if points else ()) if len({axes[name] for axes in points}) > 1]
+  for axes in points:
+    where = ', '.join(f'{name} {axes[name]:g}' for name in differing)
+    chosen = results.choose(results.at(finished, axes), VALUES, 'best')
+    for name, each in chosen.items():
+      rows[name] |= {
+        _titled('regret', where): results.mean(results.by_prompt(each, 'best', 'regret')),
+        _titled('V − V*', where): _value_error(each),
+      }
+  return Table(
+    'The V ladder', [row for row in rows.values() if len(row) > 1],
+    'Stars. V − V*: root mean square at the temperature of the chosen trial, of a learned V on test prompts, '
+    'of others on the log; for dro_p that of the best constant, and a batch’s mean can be no better.',
   )  # fmt: skip
 
 

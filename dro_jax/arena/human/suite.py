@@ -295,7 +295,7 @@ def human(
   return Suite(
     'human', to_json(settings), {name: method.grid for name, method in competing.items()}, ({},),
     functools.partial(run_cell, place, competing, budget, world_of),
-    functools.partial(human_report.report, tuple(competing)), usual=USUAL,
+    functools.partial(human_report.report, tuple(competing)), usual=USUAL, checkpoint='last',
   )  # fmt: skip
 
 

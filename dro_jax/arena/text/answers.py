@@ -17,7 +17,7 @@ from dro_jax.types import Params
 GRAMS = (1, 2, 3)
 _BATCH = 256  # Prompts answered, and responses scored, at once.
 _DRAWS = 100_000  # Samples of a purpose at most, each with a number of its own.
-_PURPOSES = ('train', 'validation', 'test', 'own validation', 'own test')
+_PURPOSES = ('train', 'validation', 'test', 'own validation', 'own test', 'ceilings')
 
 
 class Samples(NamedTuple):
@@ -35,29 +35,39 @@ class Tools(NamedTuple):
 
   Attributes:
     draw: from parameters, prompts, K, a purpose and a seed to samples.
+    decode: from parameters and prompts to the most probable answer, token by token.
     score: from parameters and samples to log π(y|x), `[N]`.
     mesh: where parameters live.
   """
 
   draw: Callable[..., Samples]
+  decode: Callable[[Params, Sequence[str]], Samples]
   score: Callable[[Params, Samples], np.ndarray]
   mesh: Mesh
 
 
 def make_tools(policy: nn.Module, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int) -> Tools:
   """Functions that answer and score with any policy of this kind, at temperature 1 without truncation."""
-  answer = generation.make_generator(policy, mesh, max_length=response_length, batch_size=_BATCH)
+  sizes: dict[str, Any] = {'max_length': response_length, 'batch_size': _BATCH}
+  answer = generation.make_generator(policy, mesh, **sizes)
+  greedy = generation.make_generator(policy, mesh, temperature=0.0, **sizes)
 
   def draw(params: Params, prompts: Sequence[str], num: int, purpose: str, seed: int) -> Samples:
     asked = [prompt for prompt in prompts for _ in range(num)]
     first = (seed * len(_PURPOSES) + _PURPOSES.index(purpose)) * _DRAWS
-    answers = list(answer(params, _prompt_tokens(words, asked), range(first, first + len(asked))))
+    return rewarded(answer, params, asked, range(first, first + len(asked)))
+
+  def decode(params: Params, prompts: Sequence[str]) -> Samples:
+    return rewarded(greedy, params, list(prompts), range(len(prompts)))
+
+  def rewarded(by: generation.Generator, params: Params, asked: list[str], ids: range) -> Samples:
+    answers = list(by(params, _prompt_tokens(words, asked), ids))
     texts = [words.decode(each.tokens) for each in answers]
     logps = np.array([each.logp for each in answers])
-    rewarded = np.array(rewards.graded_match(asked, texts))
-    return Samples(asked, [each.tokens for each in answers], texts, logps, rewarded)
+    graded = np.array(rewards.graded_match(asked, texts))
+    return Samples(asked, [each.tokens for each in answers], texts, logps, graded)
 
-  return Tools(draw, _make_score(policy, words, mesh, response_length), mesh)
+  return Tools(draw, decode, _make_score(policy, words, mesh, response_length), mesh)
 
 
 def _prompt_tokens(words: vocabularies.Vocabulary, prompts: Sequence[str]) -> list[np.ndarray]:

@@ -37,36 +37,98 @@ def _seeds(choice: results.Chosen) -> Results:
 
 def _policies(chosen: Mapping[str, results.Chosen]) -> dict[str, tuple[Results, tuple[str, ...]]]:
   """The reference and every chosen trial: its results, and the key of its answers in them."""
-  first = _seeds(next(iter(chosen.values())))
-  return {'SFT (reference)': (first, ('log',))} | {
+  most = max(chosen.values(), key=lambda choice: len(choice.results))
+  return {'SFT (reference)': (_seeds(most), ('reference',))} | {
     name: (_seeds(choice), ('last', 'test')) for name, choice in chosen.items()
   }
 
 
-def score_table(chosen: Mapping[str, results.Chosen]) -> Table:
+def _marked(name: str, chosen: Mapping[str, results.Chosen]) -> str:
+  """The method's name, with a mark where its best trial lies at an edge of what was tried."""
+  return f'{name} †' if name in chosen and chosen[name].edges else name
+
+
+def score_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
   """Each method's answers to test prompts, beside the reference's."""
   rows = []
   for name, (found, path) in _policies(chosen).items():
-    is_reference = path == ('log',)
-    rows.append(
-      {
-        'method': name,
-        'reward': _estimate(found, *path, 'reward'),
-        'win rate': 0.5 if is_reference else _estimate(found, *path, 'win'),
-        'right': _mean(found, *path, 'exact'),
-        'KL': 0.0 if is_reference else _estimate(found, *path, 'kl'),
-        'best checkpoint’s reward': None if is_reference else _estimate(found, 'best', 'test', 'reward'),
+    row = {'method': _marked(name, chosen), 'reward': _estimate(found, *path, 'reward')}
+    if name in chosen:
+      row |= {
+        'minus SFT’s': results.crossed_bootstrap(
+          _arrays(found, *path, 'reward') - _arrays(found, 'reference', 'reward')
+        ),
+        'win rate': _estimate(found, *path, 'win'),
       }
-    )
+    row |= {'right': _mean(found, *path, 'exact')}
+    row |= {'KL': _estimate(found, *path, 'kl') if name in chosen else 0.0}
+    row |= {'junk': _mean(found, *path, 'junk')}
+    rows.append(row | (kept(found) if name in chosen else {}))
+  at_edge = [f'{name}: {", ".join(choice.edges)}' for name, choice in chosen.items() if choice.edges]
   return Table(
-    'Answers to test prompts', rows,
-    'reward: 1 − edits to the right answer / length. win rate: against an SFT answer to the same prompt, '
-    'ties half. right: share of answers. KL: log π − log π_ref of own answers, nats. 95 % intervals over '
-    'prompts, and over seeds where there are several.',
+    _titled('Answers to test prompts', where), rows,
+    'reward: 1 − edits to the right answer / length. minus SFT’s: paired by prompt. win rate: against an SFT '
+    'answer to the same prompt, ties half. right: share of answers. KL: log π − log π_ref of own answers, '
+    'nats. junk: share of answers that are wrong and to which π_ref gives less than to 99 % of its own. '
+    'mass kept: mean of π / π_ref over π_ref’s answers, 1 where no probability left them, with its effective '
+    'number of answers. 95 % intervals over prompts, and over seeds where there are several. '
+    + (f'† the best value was at an end of the grid ({"; ".join(at_edge)}): --widen. ' if at_edge else '')
+    + results.unequal(chosen),
   )  # fmt: skip
 
 
-def shape_table(chosen: Mapping[str, results.Chosen]) -> Table:
+def kept(found: Results) -> dict[str, float]:
+  """The mass that a policy keeps where the reference answers, and how many answers effectively say so."""
+  ratios = np.concatenate([np.asarray(each['last']['kept'], np.float64) for each in found])
+  return {
+    'mass kept': float(ratios.mean()),
+    'effective': off_policy.effective_sample_size(ratios),
+  }
+
+
+def ceiling_table(finished: Sequence[Finished], where: str = '') -> Table:
+  """What there is to win without training, from the reference's own answers to the test prompts."""
+  result = finished[0].result
+  rows = [
+    {
+      'policy': name,
+      'reward': results.crossed_bootstrap(np.asarray(ceiling['reward'], np.float64)[None]),
+      'minus SFT’s': results.crossed_bootstrap(
+        (np.asarray(ceiling['reward'], np.float64) - np.asarray(result['reference']['reward']))[None]
+      ),
+      'KL': ceiling['kl'],
+    }
+    for name, ceiling in result['ceilings'].items()
+  ]
+  log = {'policy': 'the policy that wrote the log', 'reward': _estimate([result], 'log', 'reward')}
+  return Table(
+    _titled('Ceilings', where), [*rows, log],
+    'Greedy decoding takes the most probable token of the reference; best of n takes the best of n of its '
+    'answers, which needs the true reward (KL is its upper bound); π* at τ is estimated from its answers, '
+    'self-normalised, τ in standard deviations of the log’s rewards.',
+  )  # fmt: skip
+
+
+def kind_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
+  """The mean reward by kind of task."""
+  rows = []
+  for name, (found, path) in _policies(chosen).items():
+    kinds = np.array(found[0]['kinds'])
+    reward_SP = _arrays(found, *path, 'reward')
+    rows.append(
+      {'method': name}
+      | {
+        kind: results.crossed_bootstrap(reward_SP[:, kinds == kind]) for kind in dict.fromkeys(kinds.tolist())
+      }
+    )
+  return Table(_titled('Reward by kind of task', where), rows)
+
+
+def _titled(title: str, where: str) -> str:
+  return f'{title} ({where})' if where else title
+
+
+def shape_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
   """How long and how different answers are."""
   rows = [
     {
@@ -79,13 +141,13 @@ def shape_table(chosen: Mapping[str, results.Chosen]) -> Table:
     for name, (found, path) in _policies(chosen).items()
   ]
   return Table(
-    'How they differ', rows,
+    _titled('How they differ', where), rows,
     'distinct-n: different n-grams of tokens over all. different of K: of the K answers to a prompt. best of '
     'K: the reward of the best of them.',
   )  # fmt: skip
 
 
-def difference_table(chosen: Mapping[str, results.Chosen]) -> Table:
+def difference_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
   """Rewards less the first method's, paired by seed and prompt."""
   (first, base), *others = chosen.items()
   rewards = {name: results.by_prompt(choice, 'last', 'reward') for name, choice in others}
@@ -97,7 +159,9 @@ def difference_table(chosen: Mapping[str, results.Chosen]) -> Table:
     for name, of_seeds in rewards.items()
   ]
   return Table(
-    f'Against {first}, paired by seed and prompt', rows, 'An interval that holds 0 tells no difference.'
+    _titled(f'Against {first}, paired by seed and prompt', where),
+    rows,
+    'An interval that holds 0 tells no difference.',
   )
 
 
@@ -116,8 +180,8 @@ def log_of(found: Results) -> off_policy.Log:
   )  # fmt: skip
 
 
-def value_table(chosen: Mapping[str, results.Chosen]) -> Table:
-  """Estimates of each policy from the SFT policy's log, beside the truth."""
+def value_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
+  """Estimates of each policy from the log, beside the truth."""
   rows = []
   for name, choice in chosen.items():
     log = log_of(_seeds(choice))
@@ -132,7 +196,7 @@ def value_table(chosen: Mapping[str, results.Chosen]) -> Table:
       }
     )
   return Table(
-    'Value on test prompts, estimated from the SFT policy’s log', rows,
+    _titled('Value on test prompts, estimated from the log', where), rows,
     'truth: mean reward of the policy’s own answers. The reward model is a ridge regression on the training '
     'log, on letters and lengths. Few effective samples: the log says little of this policy.',
   )  # fmt: skip
@@ -146,7 +210,7 @@ _ESTIMATORS = {
 }
 
 
-def trust_table(finished: Sequence[Finished]) -> Table:
+def trust_table(finished: Sequence[Finished], where: str = '') -> Table:
   """The error of each estimate over all trials, and whether it ranks them as the truth does."""
   truths, found = [], {name: [] for name in _ESTIMATORS}
   for each in finished:
@@ -167,7 +231,7 @@ def trust_table(finished: Sequence[Finished]) -> Table:
         ),
       }
     )
-  return Table(f'Estimates of {len(truth)} policies: every trial', rows)
+  return Table(_titled(f'Estimates of {len(truth)} policies: every trial', where), rows)
 
 
 def draw_frontier(finished: Sequence[Finished], chosen: Mapping[str, results.Chosen], figure: Any) -> None:
@@ -181,8 +245,8 @@ def draw_frontier(finished: Sequence[Finished], chosen: Mapping[str, results.Cho
     best = [_mean(_seeds(choice), 'last', 'test', of) for of in ('kl', 'reward')]
     axes.scatter(*best, s=90, color=dots.get_facecolor()[0], alpha=1, label=name)
   log = _seeds(next(iter(chosen.values())))
-  axes.scatter(0, _mean(log, 'log', 'reward'), marker='s', color='0.3', label='SFT (reference)')
-  axes.axhline(_mean(log, 'log', 'best'), color='0.7', linestyle=':', label='SFT, best of K')
+  axes.scatter(0, _mean(log, 'reference', 'reward'), marker='s', color='0.3', label='SFT (reference)')
+  axes.axhline(_mean(log, 'reference', 'best'), color='0.7', linestyle=':', label='SFT, best of K')
   axes.set(xlabel='KL(π‖π_ref), nats', ylabel='mean reward', title='Answers to test prompts')
   axes.legend(fontsize='small')
 
@@ -198,15 +262,39 @@ def draw_values(finished: Sequence[Finished], figure: Any) -> None:
     axes.set(xlabel='true mean reward', title=title)
 
 
+def draws_table(finished: Sequence[Finished], order: Sequence[str]) -> Table:
+  """Each method's reward less the reference's, a column for each draw of each world."""
+  rows: dict[str, dict[str, Any]] = {}
+  for axes in results.points(finished):
+    chosen = results.choose(results.at(finished, axes), order, 'last')
+    for name, choice in chosen.items():
+      found = _seeds(choice)
+      gained = _arrays(found, 'last', 'test', 'reward') - _arrays(found, 'reference', 'reward')
+      rows.setdefault(name, {'method': name})[_where(axes)] = results.crossed_bootstrap(gained)
+  return Table(
+    'Reward less SFT’s, by world and draw', [rows[name] for name in order if name in rows],
+    'Paired by prompt; a draw remakes prompts, demonstrations, SFT policies and log.',
+  )  # fmt: skip
+
+
+def _where(axes: Mapping[str, Any]) -> str:
+  return f'{axes["world"]}, draw {axes["draw"]}'
+
+
 def report(order: Sequence[str], finished: Sequence[Finished]) -> Report:
-  """The suite's tables and figures, methods in this order."""
-  chosen = results.choose(finished, order, 'last')
-  tables = [
-    score_table(chosen), difference_table(chosen), shape_table(chosen), value_table(chosen),
-    trust_table(finished), training.choices(chosen),
-  ]  # fmt: skip
-  figures = {
-    'frontier.png': functools.partial(draw_frontier, finished, chosen),
-    'values.png': functools.partial(draw_values, finished),
-  }
+  """The suite's tables and figures for every draw of every world, methods in this order; and one over all."""
+  figures, points = {}, results.points(finished)
+  tables = [draws_table(finished, order)]
+  for axes in points:
+    here = results.at(finished, axes)
+    chosen = results.choose(here, order, 'last')
+    where = _where(axes) if len(points) > 1 else ''
+    tables += [
+      score_table(chosen, where), ceiling_table(here, where), kind_table(chosen, where),
+      difference_table(chosen, where), shape_table(chosen, where), value_table(chosen, where),
+      trust_table(here, where), training.choices(chosen, where),
+    ]  # fmt: skip
+    name = f'-{axes["world"]}-{axes["draw"]}' if len(points) > 1 else ''
+    figures[f'frontier{name}.png'] = functools.partial(draw_frontier, here, chosen)
+    figures[f'values{name}.png'] = functools.partial(draw_values, here)
   return Report([table for table in tables if table.rows], figures)

@@ -1,276 +1,104 @@
 """The `text` suite: answers that a program can check, on prompts that nothing was trained on.
 
-An SFT policy that has seen few demonstrations answers each prompt K times, and its answers are rewarded: that
-is the log, sampled, so its log-probs are propensities. Every method learns from it, from that policy, and is
+An SFT policy answers each prompt K times, or another policy does, and the answers are rewarded: that is the
+log, sampled, so its log-probs are propensities. Every method learns from it, from the SFT policy, and is
 judged by its own answers to other prompts. The log of those prompts says, without a new answer, what each
 policy would earn (`off_policy`): held to the truth here.
 """
 
 import functools
-import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from dro_jax import files
 from dro_jax.arena import training
 from dro_jax.arena.cells import Cell
 from dro_jax.arena.suite import Suite
-from dro_jax.arena.text import answers
-from dro_jax.arena.text.answers import Samples, Tools
+from dro_jax.arena.text import answers, log
+from dro_jax.arena.text.log import Logged
+from dro_jax.arena.text.methods import METHODS, USUAL
 from dro_jax.arena.text.report import report
-from dro_jax.arena.trials import Range
-from dro_jax.checkpoints.policy import vocabulary_of
-from dro_jax.data.text import vocabularies
-from dro_jax.data.triplets import Triplets, load_triplets
+from dro_jax.arena.text.worlds import WORLDS, TextWorld
 from dro_jax.data.worlds import exercises as verifiable
-from dro_jax.data.worlds.exercises import Exercises as Exercises
+from dro_jax.errors import UsageError, did_you_mean
 from dro_jax.files import to_json
 from dro_jax.models.family import Config
 from dro_jax.parallel.partitioning import MeshSpec
-from dro_jax.run import networks
 from dro_jax.run.trained import load_run
 from dro_jax.statistics import off_policy
-from dro_jax.types import Params
-
-USUAL = ('dro_v', 'kto', 'dpo', 'copg', 'filtered_sft')
-RATES = Range(5e-5, 2.5e-4)
-_PROMPT_LENGTH = 64
-
-
-class TextWorld(NamedTuple):
-  """The exercises, the policy that wrote the log, and all sizes.
-
-  Attributes:
-    exercises: see `data.verifiable`.
-    demonstrations: right answers that the SFT policy is fitted to; few, so that it is mediocre.
-    sft_steps: its optimiser steps.
-    sft_learning_rate: their peak rate.
-    prompts: of the log.
-    samples: logged answers to each.
-    validation_prompts: prompts that choose hyperparameters.
-    test_prompts: prompts that are reported on.
-    own_samples: answers of each policy to each of both, and of the log to compare with.
-    response_length: tokens of an answer at most.
-    seed: of the prompts.
-  """
-
-  exercises: verifiable.Exercises = verifiable.Exercises()
-  demonstrations: int = 2000
-  sft_steps: int = 400
-  sft_learning_rate: float = 2e-3
-  prompts: int = 4000
-  samples: int = 4
-  validation_prompts: int = 96
-  test_prompts: int = 192
-  own_samples: int = 8
-  response_length: int = 12
-  seed: int = 0
-
-
-class Place(NamedTuple):
-  """Folder, world, model and mesh of an arena."""
-
-  folder: pathlib.Path
-  world: TextWorld
-  model: Config
-  mesh: MeshSpec
-
-
-class Logged(NamedTuple):
-  """A seed's world, as cells share it.
-
-  Attributes:
-    data: the files to train on (see `training.fit`).
-    reference: the SFT policy's parameters.
-    tools: what answers and scores.
-    heldout: the SFT policy's answers to validation and test prompts.
-    predict: a reward model, fitted to the training log: from answers to q, `[N]`.
-  """
-
-  data: training.Data
-  reference: Params
-  tools: Tools
-  heldout: Mapping[str, Samples]
-  predict: Callable[[Samples], np.ndarray]
-
-
-# --- the log ------------------------------------------------------------------------------------------------
-
-
-def prepare(place: Place, seed: int) -> Logged:
-  """The world of a seed; reads the parts that exist and makes the others."""
-  reference = _reference(place)
-  trained = load_run(reference, place.mesh.over())
-  params, tools = trained.policy.params, _tools(reference, place.mesh, place.world.response_length)
-  logs = {split: _logged(place, tools, params, split, seed) for split in ('train', 'validation', 'test')}
-  files = {split: place.folder / 'world' / f'{split}-{seed}-triplets.jsonl' for split in logs}
-  for split, file in files.items():
-    _write(file, representable(_records(logs[split], split), trained.vocabulary))
-  load = functools.partial(
-    _load, place, str(files['train']), eval_triplets=str(files['validation']), scaling='standardise'
-  )
-  model = off_policy.ridge(features(logs['train']), logs['train'].rewards)
-  heldout = {split: logs[split] for split in ('validation', 'test')}
-  return Logged(
-    training.Data(load, reference), params, tools, heldout, lambda samples: model(features(samples))
-  )
-
-
-def _reference(place: Place) -> str:
-  """The SFT policy's run, from demonstrations on prompts of their own."""
-  world, file = place.world, place.folder / 'world' / 'demonstrations.jsonl'
-  asked = verifiable.prompts(world.exercises, 'sft', world.demonstrations, world.seed)
-  _write(file, verifiable.demonstrations(asked))
-  return training.imitate(
-    place.folder / 'world' / 'sft', functools.partial(_load, place, str(file), validation_fraction=0),
-    place.model, vocabulary='bytes', steps=world.sft_steps, responses=64,
-    learning_rate=world.sft_learning_rate, mesh=place.mesh,
-  )  # fmt: skip
-
-
-@functools.lru_cache(maxsize=1)
-def _tools(reference: str, mesh: MeshSpec, response_length: int) -> Tools:
-  """Compiled once for all seeds: policies differ in their parameters only."""
-  policy = networks.build_policy(reference).policy
-  return answers.make_tools(policy, vocabulary_of(reference), mesh.over(), response_length)
-
-
-def _logged(place: Place, tools: Tools, params: Params, split: str, seed: int) -> Samples:
-  """The SFT policy's answers to a split's prompts, as they were drawn."""
-  world, file = place.world, place.folder / 'world' / f'{split}-{seed}.jsonl'
-  if not file.exists():
-    count = {'train': world.prompts, 'validation': world.validation_prompts, 'test': world.test_prompts}
-    asked = verifiable.prompts(world.exercises, split, count[split], world.seed)
-    num = world.samples if split == 'train' else world.own_samples
-    _write(file, _records(tools.draw(params, asked, num, split, seed), split))
-  return _read(file)
-
-
-def _load(place: Place, triplets: str, **options: Any) -> Triplets:
-  return load_triplets(
-    triplets, prompt_length=_PROMPT_LENGTH, response_length=place.world.response_length,
-    cache_dir=str(place.folder / 'world' / 'tables'), **options,
-  )  # fmt: skip
-
-
-def _records(samples: Samples, split: str) -> list[dict]:
-  return [
-    {
-      'id': f'{split}-{i}', 'prompt': prompt, 'response': text, 'reward': float(reward),
-      'behaviour_logprob': float(logp), 'behaviour_sampler': 'sampled', 'tokens': tokens.tolist(),
-    }
-    for i, (prompt, tokens, text, logp, reward) in enumerate(zip(*samples))
-  ]  # fmt: skip
-
-
-def representable(records: Sequence[dict], words: vocabularies.Vocabulary) -> list[dict]:
-  """Records whose text is tokenised as it was sampled; others would not have the logged propensity.
-
-  Random bytes are no text, and a triplet's response is never empty; an SFT policy samples few of either.
-  """
-  kept = []
-  for record in records:
-    sampled = [token for token in record['tokens'] if token != words.special.eos]
-    if record['response'].strip() and words.encode(record['response']).tolist() == sampled:
-      kept.append({name: value for name, value in record.items() if name != 'tokens'})
-  return kept
-
-
-def _write(file: pathlib.Path, records: Sequence[dict]) -> None:
-  file.parent.mkdir(parents=True, exist_ok=True)
-  files.write_atomically(file, ''.join(map(files.json_line, records)))
-
-
-def _read(file: pathlib.Path) -> Samples:
-  records = list(files.json_lines(file))
-  return Samples(
-    [record['prompt'] for record in records],
-    [np.array(record['tokens'], np.int32) for record in records],
-    [record['response'] for record in records],
-    np.array([record['behaviour_logprob'] for record in records]),
-    np.array([record['reward'] for record in records]),
-  )
-
-
-def features(samples: Samples) -> np.ndarray:
-  """Features of answers for a reward model, `[N, F]`: their shape beside the prompt's, by exercise."""
-  kinds = ('sort', 'sort down', 'add', 'rewrite without', 'rewrite with', 'rewrite backwards')
-  rows = []
-  for prompt, text in zip(samples.prompts, samples.texts):
-    is_kind = [verifiable.kind_of(prompt) == kind for kind in kinds]
-    rows.append(np.outer(is_kind, _shape(verifiable.subject(prompt), text)).ravel())
-  return np.array(rows)
-
-
-def _shape(subject: str, text: str) -> list[float]:
-  """Letters and lengths, not the answer: what is in common, and in rising, falling or reversed order."""
-  longer, steps = max(len(subject), len(text), 1), list(itertools.pairwise(text))
-  return [
-    1.0,
-    len(text) / longer,
-    abs(len(text) - len(subject)) / longer,
-    sum(min(text.count(letter), subject.count(letter)) for letter in set(text)) / longer,
-    sum(a <= b for a, b in steps) / max(len(steps), 1),
-    sum(a >= b for a, b in steps) / max(len(steps), 1),
-    float(text[:1] == subject[-1:]),
-    float(text[-1:] == subject[:1]),
-  ]
-
-
-# --- a cell -------------------------------------------------------------------------------------------------
 
 
 def run_cell(
-  place: Place,
-  methods: Mapping[str, training.Method],
-  budget: training.Budget,
-  world_of: Callable[[int], Logged],
+  folder: pathlib.Path,
+  budgets: Mapping[str, training.Budget],
+  mesh: MeshSpec,
+  world_of: Callable[[str, int, int], Logged],
   cell: Cell,
 ) -> dict[str, Any]:
   """Runs a cell: trains, and judges its last and best checkpoint on validation and test prompts."""
-  logged, num = world_of(cell.seed), place.world.own_samples
+  logged = world_of(cell.axes['world'], cell.axes['draw'], cell.seed)
+  test = logged.heldout['test']
+  num = len(test.prompts) // len(set(test.prompts))
   result = training.fit_and_judge(
-    place.folder, methods[cell.algorithm], cell, logged.data, budget, place.mesh,
+    folder, METHODS[cell.algorithm], cell, logged.data, budgets[cell.axes['world']], mesh,
     lambda path: judge(logged, path, num, cell.seed),
   )  # fmt: skip
-  log = logged.heldout['test']
-  return result | {
-    'log': answers.about(log, num) | {'rewards': log.rewards, 'predicted': logged.predict(log)}
+  return result | about_world(logged, num)
+
+
+def about_world(logged: Logged, num: int) -> dict[str, Any]:
+  """What a cell's report needs of its world: the reference's answers, the log's, kinds and ceilings."""
+  test, logs = logged.heldout['test'], logged.log
+  return {
+    'reference': answers.about(test, num) | {'junk': _junk(logged, test.logps, test.rewards, num)},
+    'log': answers.about(logs, num) | {'rewards': logs.rewards, 'predicted': logged.predict(logs)},
+    'kinds': [verifiable.kind_of(prompt) for prompt in test.prompts[::num]],
+    'ceilings': logged.ceilings,
   }
 
 
 def judge(logged: Logged, checkpoint: str, num: int, seed: int) -> dict[str, Any]:
-  """Measures of a policy's own answers by test prompt, `[P]`, and its ratios w on the log of these, `[N]`.
+  """Measures of a policy's own answers by test prompt, `[P]`, and ratios `[N]` on answers of others.
 
-  `validation` is less for better: trials are chosen by the mean reward on validation prompts.
+  `validation` is less for better: trials are chosen by the mean reward on validation prompts. `ratios` are w
+  on the log of the test prompts, `kept` e^ρ on the reference's answers to them.
   """
   policy = load_run(checkpoint, logged.tools.mesh).policy.params
   found = {}
-  for split, log in logged.heldout.items():
-    own = logged.tools.draw(policy, list(dict.fromkeys(log.prompts)), num, f'own {split}', seed)
-    kl = own.logps - logged.tools.score(logged.reference, own)
+  for split, theirs in logged.heldout.items():
+    own = logged.tools.draw(policy, list(dict.fromkeys(theirs.prompts)), num, f'own {split}', seed)
+    reference_logps = logged.tools.score(logged.reference, own)
     found[split] = answers.about(own, num) | {
-      'win': answers.wins(own.rewards.reshape(-1, num), log.rewards.reshape(-1, num)),
-      'kl': answers.by_prompt(kl, num),
+      'win': answers.wins(own.rewards.reshape(-1, num), theirs.rewards.reshape(-1, num)),
+      'kl': answers.by_prompt(own.logps - reference_logps, num),
+      'junk': _junk(logged, reference_logps, own.rewards, num),
       'expected': answers.by_prompt(logged.predict(own), num),
     }
-  log = logged.heldout['test']
   return {
     'validation': -float(found['validation']['reward'].mean()),
     'test': found['test'],
-    'ratios': off_policy.ratios(logged.tools.score(policy, log), log.logps),
+    'ratios': off_policy.ratios(logged.tools.score(policy, logged.log), logged.log.logps),
+    'kept': off_policy.ratios(
+      logged.tools.score(policy, logged.heldout['test']), logged.heldout['test'].logps
+    ),
   }
+
+
+def _junk(logged: Logged, reference_logps: np.ndarray, rewards: np.ndarray, num: int) -> np.ndarray:
+  """The share of a prompt's answers that are wrong and that the reference almost never gives, `[P]`."""
+  return answers.by_prompt((reference_logps < logged.unlikely) & (rewards < 1), num)
 
 
 def text(
   folder: str,
-  world: Callable[[], TextWorld] = TextWorld,
+  worlds: Mapping[str, Callable[[], TextWorld]] = WORLDS,
   *,
+  chosen: str | Sequence[str] = 'exercises',
+  draws: int = 1,
   model: Config = training.MODEL,
-  steps: int = 400,
+  steps: int = 800,
   batch_size: int = 64,
   evaluations: int = 4,
   mesh: MeshSpec = MeshSpec(),
@@ -279,28 +107,53 @@ def text(
 
   Args:
     folder: the arena's.
-    world: what is asked, and the log.
+    worlds: all worlds by name: what is asked, and the log.
+    chosen: names of those to run, 'exercises,habits'.
+    draws: how often each is remade, prompts, demonstrations, SFT policies and log; numbered from 0.
     model: the policy's size.
     steps: of DRO-V; other methods take as many as cost the same FLOPs.
     batch_size: responses of a batch.
     evaluations: how often a run validates, to find its best checkpoint.
     mesh: devices' arrangement.
+
+  Raises:
+    UsageError: there is no such world, or no draw.
   """
-  place = Place(pathlib.Path(folder).expanduser().absolute(), world(), model, mesh)
-  competing = training.methods(RATES, 'sampled')
-  budget = training.Budget(steps, batch_size, place.world.samples, evaluations)
-  settings = {
-    'world': place.world._asdict() | {'exercises': place.world.exercises._asdict()},
-    'model': vars(model),
-    'budget': budget._asdict(),
+  names = chosen.split(',') if isinstance(chosen, str) else list(chosen)
+  _refuse(names, worlds, draws)
+  place, made = pathlib.Path(folder).expanduser().absolute(), {name: make() for name, make in worlds.items()}
+  budgets = {
+    name: training.Budget(steps, batch_size, world.samples, evaluations) for name, world in made.items()
   }
-  world_of = functools.lru_cache(maxsize=2)(functools.partial(prepare, place))
+
+  @functools.lru_cache(maxsize=2)
+  def world_of(name: str, draw: int, seed: int) -> Logged:
+    return log.prepare(log.Place(place / 'worlds' / f'{name}-{draw}', made[name], draw, model, mesh), seed)
+
+  settings = {f'world {name}': world._asdict() for name, world in made.items()}
+  for name, world in made.items():
+    hands = {'hand': world.hand._asdict(), 'logger': world.logger and world.logger._asdict()}
+    settings[f'world {name}'] |= {'exercises': world.exercises._asdict(), **hands}
+  settings |= {'model': vars(model), 'budget': [steps, batch_size, evaluations]}
   return Suite(
-    'text', to_json(settings), {name: method.grid for name, method in competing.items()}, ({},),
-    functools.partial(run_cell, place, competing, budget, world_of),
-    functools.partial(report, tuple(competing)),
-    'About 3 minutes for each seed’s log and 1 to 2 minutes a cell, on two cores.', USUAL,
+    'text', to_json(settings), {name: method.grid for name, method in METHODS.items()},
+    [{'world': name, 'draw': draw} for name in names for draw in range(draws)],
+    functools.partial(run_cell, place, budgets, mesh, world_of),
+    functools.partial(report, tuple(METHODS)),
+    'About 5 minutes for each draw of a world and 2 minutes a cell, on two cores.', USUAL,
+    checkpoint='last',
   )  # fmt: skip
 
 
-__all__ = ['Exercises', 'TextWorld', 'text']
+def _refuse(names: Sequence[str], worlds: Mapping[str, Any], draws: int) -> None:
+  for name in names:
+    if name not in worlds:
+      hint = did_you_mean(name, worlds)
+      raise UsageError(
+        f'the suite text has no world {name!r}{hint}: choose from {", ".join(worlds)} (--set WORLDS=habits).'
+      )
+  if draws < 1:
+    raise UsageError(f'draws={draws}: pass 1 or more (--set DRAWS=2).')
+
+
+__all__ = ['text']

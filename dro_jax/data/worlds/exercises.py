@@ -66,14 +66,6 @@ def split_of(prompt: str) -> str:
   return list(SPLITS)[int(np.searchsorted(edges, place, 'right'))]
 
 
-def demonstrations(prompts: list[str]) -> list[dict]:
-  """The right answers, as triplets of reward 1."""
-  return [
-    {'id': f'sft-{i}', 'prompt': prompt, 'response': answer(prompt), 'reward': 1.0}
-    for i, prompt in enumerate(prompts)
-  ]
-
-
 def subject(prompt: str) -> str:
   """The exercise's text without its task: 'kjhba' of 'sort: kjhba'."""
   return prompt.partition(': ')[2]

@@ -9,6 +9,7 @@ from dro_jax import algorithms
 from dro_jax.arena import arena as run
 from dro_jax.arena.cells import Cell
 from dro_jax.arena.exact import enumeration
+from dro_jax.arena.exact import methods as exact_methods
 from dro_jax.arena.exact import suite as exact
 from dro_jax.arena.exact import world as exact_world
 from dro_jax.arena.exact.report import LADDER
@@ -76,36 +77,36 @@ def test_the_reference_of_a_shared_folder_is_read_not_fitted_again(place):
 def test_columns_belong_to_their_records(place):
   lab, feed = exact_world.laboratory(place), exact_world.log_feed(place, 'group')
   logged = feed.triplets.train
-  values = exact.oracle_value(place, feed, {'temperature': 0.3})
+  values = exact_methods.oracle_value(place, feed, {'temperature': 0.3})
   texts = [logged.prompts[i] for i in range(len(logged))]
   prompts = exact_world.prompts_of(lab.world, texts)
   reference = exact_world.enumerate_words(SETTINGS, lab.reference, prompts)
   _, expected = toy.optimum(reference, prompts.rewards_PZ, 0.3)
   np.testing.assert_allclose(values, expected, rtol=1e-5)
-  labels = exact.best_share(place, feed, {'share': 0.25})
+  labels = exact_methods.best_share(place, feed, {'share': 0.25})
   assert labels.min() == 0 and logged.raw_rewards[labels > 0].min() > logged.raw_rewards[labels == 0].max()
-  assert exact.best_share(place, feed, {'share': 3.0}).all()
+  assert exact_methods.best_share(place, feed, {'share': 3.0}).all()
 
 
 def test_a_regressed_value_never_saw_its_own_prompts_rewards(place, monkeypatch):
   lab = exact_world.laboratory(place)
-  found = exact._regressed.__wrapped__(place)[0]
+  found = exact_methods._regressed.__wrapped__(place)[0]
   table = lab.triplets.train
   seen = table.prompt_index[exact_world.log_feed(place, 'response').batch(0).example_id.max()]
   changed = table.rewards - 100 * (table.prompt_index == seen)
   triplets = lab.triplets._replace(train=exact_world.dataclasses.replace(table, rewards=changed))
   feed = exact_world.feed_of(SETTINGS, triplets, 'response', 0, 4)
   monkeypatch.setattr(exact_world, 'log_feed', lambda *_: feed)
-  again = exact._regressed.__wrapped__(place)[0]
+  again = exact_methods._regressed.__wrapped__(place)[0]
   mine = np.searchsorted(np.unique(table.prompt_index), seen)
   assert again[mine] == found[mine]
   assert np.abs(again - found).max() > 0
 
 
-COMPETING = exact.methods(SETTINGS.tau)
+COMPETING = exact_methods.methods(SETTINGS.tau)
 
 
-@pytest.mark.parametrize('name', ['awr', 'filtered_sft', 'dpo'])
+@pytest.mark.parametrize('name', ['awr', 'filtered_sft', 'dpo', 'dro_oracle_value+kl1'])
 def test_methods_spend_one_budget(place, name):
   axes = place.point._asdict()
   trial = {axis: ends.low for axis, ends in COMPETING[name].grid.items()}
@@ -145,6 +146,8 @@ def test_the_suite_runs_resumes_and_reports(tmp_path):
   assert regrets['dro_v']['V − V* (rms)'] > 0 and regrets['best_of_n']['V − V* (rms)'] is None
   assert {row['trials'] for row in tables[f'Trials ({here})']} == {4}
   assert len(tables['Regret over the axes']) == 2
+  (ladder,) = tables['The V ladder']
+  assert ladder['V of'] == 'dro_v' and ladder['V − V* (noise 1)'] == regrets['dro_v']['V − V* (rms)']
   assert (tmp_path / 'arena/frontier-0.png').exists()
 
 
@@ -153,4 +156,29 @@ def test_settings_that_make_no_world_are_refused(tmp_path):
     ExactSettings(letters=['ab', 'c'])
   with pytest.raises(UsageError, match='1 or more responses'):
     exact.exact(str(tmp_path), responses=(0, 2))
-  assert 'dpo' not in exact.exact(str(tmp_path), responses=(1, 4)).grids
+
+
+def test_methods_that_compare_answers_skip_a_log_of_one_answer_to_each_prompt(tmp_path):
+  made = exact.exact(str(tmp_path), responses=(1, 4))
+  assert [axes['responses'] for axes in made.axes] == [1, 4]
+  skipped = [
+    (name, axes['responses'])
+    for name in made.grids
+    for axes in made.axes
+    if made.skips(Cell('exact', name, {}, 0, axes))
+  ]
+  assert sorted(skipped) == sorted((name, 1) for name in exact_methods.COMPARING)
+
+
+def test_the_error_of_a_value_is_the_distance_to_the_best_one(place):
+  trial = {'temperature': 0.3, 'learning_rate': 1e-3}
+  errors = {
+    name: exact_methods.value_error(place, COMPETING[name], trial)
+    for name in ('dro_oracle_value', 'dro_regressed_value', 'dro_p', 'dro_group_mean', 'dro_v', 'kto')
+  }
+  assert errors['dro_oracle_value'] == 0 and errors['dro_v'] is None and errors['kto'] is None
+  best = exact_methods.oracle_value(place, exact_world.log_feed(place, 'response'), trial)
+  assert errors['dro_p'] == pytest.approx(best.std())
+  logged = exact_world.laboratory(place).triplets.train
+  means = [logged.raw_rewards[logged.prompt_index == prompt].mean() for prompt in logged.prompt_index]
+  assert errors['dro_group_mean'] == pytest.approx(np.sqrt(np.mean((means - best) ** 2)))
