@@ -35,19 +35,19 @@ class NextTokenKl:
   def __post_init__(self):
     if not 0 <= self.weight < math.inf:
       raise UsageError(
-        f'NEXT_TOKEN_KL={self.weight} weighs a KL that the loss adds, and below 0 it would drive the policy '
+        f'weight={self.weight} weighs a KL that the loss adds, and below 0 it would drive the policy '
         'away from its reference: pass 0, which adds nothing, or a finite number above 0 '
-        '(--set NEXT_TOKEN_KL=1.0).'
+        '(NextTokenKl(weight=1.0), or --set NEXT_TOKEN_KL=1.0).'
       )
     if self.direction not in _DIRECTIONS:
       raise UsageError(
-        f'NEXT_TOKEN_KL_DIRECTION={self.direction!r} is no direction: pass reverse, which takes KL(π‖π_ref), '
-        'or forward, which takes KL(π_ref‖π).'
+        f'direction={self.direction!r} is no direction of next-token KL (NEXT_TOKEN_KL_DIRECTION): pass reverse, '
+        'which takes KL(π‖π_ref), or forward, which takes KL(π_ref‖π).'
       )
     if not self.weight and self.direction != 'reverse':
       raise UsageError(
-        f'NEXT_TOKEN_KL_DIRECTION={self.direction} changes nothing, because NEXT_TOKEN_KL=0 adds no KL: pass '
-        '--set NEXT_TOKEN_KL=1.0 as well, or leave out NEXT_TOKEN_KL_DIRECTION.'
+        f'direction={self.direction!r} changes nothing, because a weight of 0 adds no KL: pass weight=1.0 '
+        'as well (--set NEXT_TOKEN_KL=1.0), or leave out the direction (NEXT_TOKEN_KL_DIRECTION).'
       )
 
   def __str__(self) -> str:
@@ -77,13 +77,13 @@ def with_next_token_kl(algorithm: Algorithm, weight: float = 1.0, direction: str
   NextTokenKl(weight, direction)
   if not algorithm.trains_policy:
     raise UsageError(
-      f'{algorithm.name} does not train the policy, so NEXT_TOKEN_KL={weight} has nothing to hold: pass '
-      '--set NEXT_TOKEN_KL=0, or an algorithm that trains it.'
+      f'{algorithm.name} does not train the policy, so next-token KL (weight={weight}) has nothing '
+      'to hold: pass weight=0 (--set NEXT_TOKEN_KL=0), or an algorithm that trains it.'
     )
   if isinstance(algorithm.temperature, float | int) and algorithm.temperature == 0:
     raise UsageError(
-      f"NEXT_TOKEN_KL={weight} is in multiples of {algorithm.name}'s temperature, which is 0, so the term "
-      'would be 0: pass a temperature above 0, or --set NEXT_TOKEN_KL=0.'
+      f"next-token KL (weight={weight}) is in multiples of {algorithm.name}'s temperature, which is 0, so "
+      'the term would be 0: pass a temperature above 0, or weight=0 (--set NEXT_TOKEN_KL=0).'
     )
   scale = weight * algorithm.temperature
 

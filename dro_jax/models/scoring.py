@@ -51,7 +51,8 @@ def make_score(
     logits_fn = functools.partial(models_policy.logits, policy, own)
 
     def chunk_of(states_BTD: Array) -> int | None:
-      return choose_chunk_size(chunk_size, *states_BTD.shape[:2], policy.config.vocab_size)
+      rows, length, _ = states_BTD.shape
+      return choose_chunk_size(chunk_size, rows, length, policy.config.vocab_size)
 
     def project(states_BTD: Array, responses: Rows | Mismatched) -> tuple[Array, Array]:
       mask_BT = responses.response_segments > 0

@@ -227,7 +227,7 @@ def _refuse_split(
     most = int(np.unique(table.prompt_index, return_counts=True)[1].max())
     raise UsageError(
       f'{algorithm.name} sums over all responses to a prompt, and a group holds {options.group_size} of them '
-      f'at most, while a prompt has {most}: pass --set GROUP_SIZE={most}.'
+      f'at most, while a prompt has {most}: pass UnitOptions(group_size={most}), or --set GROUP_SIZE={most}.'
     )
 
 

@@ -29,10 +29,11 @@ def warning(step: int, measured: Mapping[str, float], *, uses_value: bool) -> st
     uses_value: whether the algorithm has a value that could be trained first.
   """
   kept, size = (measured[PREFIX + name] for name in (mass.KEPT, mass.SIZE))
-  first = ', or train the value first (--set VALUE_WARMUP_STEPS=100)' if uses_value else ''
+  value_first = ', or train the value first (warmup_steps=100, --set VALUE_WARMUP_STEPS=100)'
   return (
     f'note: after step {step} the policy has {kept:.2f} of its probability on answers that its reference '
     f'gives (eval/mass_kept, an estimate from {size:.0f} answers). The rest has moved to answers that are '
     'neither in the log nor of the reference, which no loss sees. Read samples.jsonl. In a new run, add '
-    f'--set NEXT_TOKEN_KL=1.0, lower POLICY_LEARNING_RATE{first}.'
+    f'NextTokenKl(weight=1.0) (--set NEXT_TOKEN_KL=1.0), or lower '
+    f'POLICY_LEARNING_RATE{value_first if uses_value else ""}.'
   )

@@ -175,7 +175,8 @@ def _verdict(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
   if mass.KEPT in rows and mass.has_left(*(rows[name]['after'].value for name in (mass.KEPT, mass.SIZE))):
     sentences.append(
       f'The policy has {_number(rows[mass.KEPT]["after"].value)} of its probability on answers that its '
-      'reference gives, and the rest where no loss looks: read its answers, and try --set NEXT_TOKEN_KL=1.0.'
+      'reference gives, and the rest where no loss looks: read its answers, and try '
+      'NextTokenKl(weight=1.0) (--set NEXT_TOKEN_KL=1.0).'
     )
   if TOO_FEW_PROMPTS <= num_prompts < FEW_PROMPTS:
     sentences.append(f'{num_prompts} held-out prompts are few, so other prompts may differ.')

@@ -120,7 +120,8 @@ class Value:
   def __post_init__(self):
     if self.warmup_steps < 0:
       raise UsageError(
-        f'warmup_steps={self.warmup_steps}: pass 0 or more steps (--set VALUE_WARMUP_STEPS=100); with 0, '
+        f'warmup_steps={self.warmup_steps}: pass 0 or more steps, as Value(warmup_steps=100) or --set '
+        'VALUE_WARMUP_STEPS=100; with 0, '
         'policy and value start together.'
       )
 
@@ -207,8 +208,9 @@ class Keep:
     parse_bound(self.bound)
     if self.metric is None:
       raise UsageError(
-        f'bound={self.bound!r} bounds the best checkpoint, and without a metric none is the best: pass --set '
-        'BEST_METRIC=eval/criterion, or --set BEST_BOUND=None.'
+        f'bound={self.bound!r} bounds the best checkpoint, and without a metric none is the best: pass '
+        "Keep(metric='eval/criterion') or --set BEST_METRIC=eval/criterion, or bound=None (--set "
+        'BEST_BOUND=None).'
       )
 
 
@@ -318,8 +320,9 @@ def _refuse_settings(spec: RunSpec) -> None:
   if isinstance(spec.reference, Cached) and spec.next_token_kl.weight:
     raise UsageError(
       'a cached reference has one log-prob for each logged token, and '
-      f'NEXT_TOKEN_KL={spec.next_token_kl.weight} compares whole distributions over the vocabulary: pass a '
-      'reference that is scored (--gin_file=references/frozen.gin), or --set NEXT_TOKEN_KL=0.'
+      f'next-token KL (weight={spec.next_token_kl.weight}) compares whole distributions over the vocabulary: '
+      'pass a reference that is scored, as RunSpec(reference=frozen()) or --gin_file=references/frozen.gin, '
+      'or NextTokenKl(weight=0), or --set NEXT_TOKEN_KL=0.'
     )
   if isinstance(spec.reference, AdapterOff) and spec.policy.lora is None:
     raise UsageError(
@@ -330,9 +333,9 @@ def _refuse_settings(spec: RunSpec) -> None:
   if spec.value.warmup_steps and not (algorithm.uses_value and algorithm.trains_policy):
     lacks = 'trains no policy' if algorithm.uses_value else 'has no value'
     raise UsageError(
-      f'VALUE_WARMUP_STEPS={spec.value.warmup_steps} trains the value alone before the policy, and '
-      f'{algorithm.name} {lacks}: pass --set VALUE_WARMUP_STEPS=0, or an algorithm with a policy and a value '
-      '(--gin_file=algorithms/dro_v.gin).'
+      f'warmup_steps={spec.value.warmup_steps} trains the value alone before the policy, and '
+      f'{algorithm.name} {lacks}: pass Value(warmup_steps=0), or --set VALUE_WARMUP_STEPS=0, or an '
+      'algorithm with a policy and a value (--gin_file=algorithms/dro_v.gin).'
     )
   if algorithm.uses_token_values and readout != 'token':
     raise UsageError(

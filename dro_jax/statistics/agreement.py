@@ -7,6 +7,7 @@ Axes: N responses, P prompts. `prompts` numbers the prompt of each response, in 
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ def within_prompt_explained_variance(
   total_P, unexplained_P = (
     np.bincount(prompt_N, ties.deviations(x, prompts) ** 2) for x in (rewards, rewards - advantages)
   )
-  return lambda w_P: 1 - _divide(w_P @ unexplained_P, w_P @ total_P)
+  return lambda w_P: 1 - _divide(float(w_P @ unexplained_P), float(w_P @ total_P))
 
 
 def within_prompt_correlation(
@@ -102,8 +103,8 @@ def within_prompt_correlation(
   xx_P, xy_P, yy_P = (np.bincount(prompt_N, product) for product in (x * x, x * y, y * y))
 
   def correlation(w_P: np.ndarray) -> float:
-    xx, yy = w_P @ xx_P, w_P @ yy_P
-    return _divide(w_P @ xy_P, np.sqrt(xx * yy) if xx > 0 else yy)
+    xx, xy, yy = (float(w_P @ x_P) for x_P in (xx_P, xy_P, yy_P))
+    return _divide(xy, math.sqrt(xx * yy) if xx > 0 else yy)
 
   return correlation
 

@@ -64,10 +64,10 @@ def test_a_loss_without_a_reference_does_not_see_the_one_that_the_kl_needs():
 @pytest.mark.parametrize(
   'settings, message',
   [
-    ({'weight': -1.0}, 'NEXT_TOKEN_KL=-1.0 weighs a KL.*away from its reference'),
-    ({'weight': float('nan')}, 'NEXT_TOKEN_KL=nan'),
-    ({'weight': 1.0, 'direction': 'both'}, "NEXT_TOKEN_KL_DIRECTION='both' is no direction"),
-    ({'direction': 'forward'}, 'NEXT_TOKEN_KL_DIRECTION=forward changes nothing, because NEXT_TOKEN_KL=0'),
+    ({'weight': -1.0}, 'weight=-1.0 weighs a KL.*away from its reference'),
+    ({'weight': float('nan')}, 'weight=nan'),
+    ({'weight': 1.0, 'direction': 'both'}, "direction='both' is no direction"),
+    ({'direction': 'forward'}, "direction='forward' changes nothing, because a weight of 0"),
   ],
 )
 def test_settings_that_add_no_kl_are_refused(settings, message):

@@ -52,7 +52,7 @@ def test_replace_changes_fields_of_a_part():
     ),
     (
       {'algorithm': algorithms.dpo, 'value': Value(warmup_steps=5)},
-      'WARMUP_STEPS=5 .* dpo has no value',
+      'warmup_steps=5 .* dpo has no value',
     ),
     ({'algorithm': algorithms.regression, 'value': Value(warmup_steps=5)}, 'regression trains no policy'),
     ({'algorithm': algorithms.oreo, 'value': Value('batch')}, "readout='batch' does not give one"),
