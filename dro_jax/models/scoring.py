@@ -34,12 +34,13 @@ def make_score(policy: nn.Module, value: nn.Module | None = None, *, chunk_size:
     memory, states_BTD = models_policy.run(policy, own, rows, rng)
 
     def project(states_BTD: Array, responses: Rows | Mismatched) -> tuple[Array, Array]:
+      batch, length, _ = states_BTD.shape
       token_logps_BT = logprobs.response_token_logps(
         functools.partial(models_policy.logits, policy, own),
         states_BTD,
         responses.response_tokens,
         responses.response_segments > 0,
-        choose_chunk_size(chunk_size, *states_BTD.shape[:2], policy.config.vocab_size),
+        choose_chunk_size(chunk_size, batch, length, policy.config.vocab_size),
       )
       slots = responses.valid.shape[1]
       return token_logps_BT, masked.segment_sum(token_logps_BT, responses.response_segments, slots)
