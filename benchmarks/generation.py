@@ -28,7 +28,7 @@ def make_sides(options: argparse.Namespace, batch: int) -> dict:
 
   from dro_jax.models import policy, sampling
 
-  options.batch, options.lengths = batch, (options.prompt, 1)
+  options.batch, options.lengths, options.lora = batch, (options.prompt, 1), None
   case = causal_peers.make_case('kto', options.dtype, 1, options)
   params = causal_peers.policy_params(case)
   # An id beyond the vocabulary ends no response.
