@@ -120,7 +120,7 @@ def how_to_load(folder: epath.Path, config: Config, base: str | None) -> str:
     return (
       f"load it on its base with peft.PeftModel.from_pretrained(model, '{folder}'). {CONFIG} names no base, "
       'because what the base was imported from is not known here. To name it, export again with --set '
-      "BASE_NAME=NAME: a name on the Hugging Face Hub, or a folder that transformers loads"
+      'BASE_NAME=NAME: a name on the Hugging Face Hub, or a folder that transformers loads'
     )
   kind = 'CausalLM' if _is_causal(config) else 'Seq2SeqLM'
   return f"load it with its base, {base}, by peft.AutoPeftModelFor{kind}.from_pretrained('{folder}')"

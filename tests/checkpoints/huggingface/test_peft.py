@@ -192,9 +192,7 @@ def test_an_export_on_a_base_of_unknown_origin_says_how_to_name_it(tmp_path):
   for _ in range(2):  # The base need not be there.
     notes = export_checkpoint(str(tmp_path / 'adapter'), str(out))['notes']
     assert base_named(out) is None
-    assert (
-      f"peft.PeftModel.from_pretrained(model, '{out}')" in notes[0] and 'BASE_NAME=NAME' in notes[0]
-    )
+    assert f"peft.PeftModel.from_pretrained(model, '{out}')" in notes[0] and 'BASE_NAME=NAME' in notes[0]
     for lost in (out, tmp_path / 'base'):
       shutil.rmtree(lost, ignore_errors=True)
 
