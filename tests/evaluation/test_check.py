@@ -39,7 +39,8 @@ def test_a_checkpoint_against_itself(saved):
 
 
 def test_each_kind_of_model_is_asked_what_it_was_made_for():
-  asked = {(goes_on, by_chat): check.prompts_for(goes_on, by_chat) for goes_on in (0, 1) for by_chat in (0, 1)}
+  kinds = [(goes_on, by_chat) for goes_on in (0, 1) for by_chat in (0, 1)]
+  asked = {kind: check.prompts_for(*kind) for kind in kinds}
   assert asked[0, 0] == check.TASKS and asked[1, 0] == check.BEGINNINGS
   assert asked[0, 1] == asked[1, 1] == check.QUESTIONS
   assert {len(texts) for texts in asked.values()} == {5}
