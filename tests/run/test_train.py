@@ -226,6 +226,7 @@ def test_init_from_a_run_starts_at_its_policy_with_a_fresh_reference(whole, cont
   jax.tree.map(np.testing.assert_array_equal, start, reference)
 
 
+@pytest.mark.long
 def test_scanned_layers_start_from_an_unrolled_checkpoint(whole, continued, run, tmp_path):
   scanned = run(tmp_path, init_from=str(whole[0]), model=None, scan_layers=True, steps=1, eval_every=0)
   np.testing.assert_allclose(scanned['loss'], continued[1]['loss'], rtol=1e-5)
@@ -355,10 +356,12 @@ def test_a_run_is_not_resumed_as_another(whole, run, tmp_path):
   assert (whole[0] / 'run.json').read_text() == before
 
 
-def test_a_run_says_that_its_warmup_is_as_long_as_itself(run, tmp_path, capsys):
-  rate = optimizers.warmup_constant(1e-3, warmup_steps=150)
-  run(tmp_path, steps=1, eval_every=0, policy_optimizer=functools.partial(optimizers.adamw, rate))
-  assert "note: the policy network's learning rate still rises when the run ends" in capsys.readouterr().err
+def test_a_run_says_that_its_warmup_is_as_long_as_itself(triplets, tmp_path):
+  optimizer = optimizers.adamw(optimizers.warmup_constant(1e-3, warmup_steps=150))
+  settings = {'model': MODEL, 'mesh': one_device, 'batch_size': 8, 'policy_optimizer': optimizer}
+  data = load_triplets(triplets, prompt_length=32, response_length=16, cache_dir=str(tmp_path))
+  notes = build.build(runs.spec(data, schedule=schedule.Schedule(steps=1), **settings)).notes()
+  assert any("the policy network's learning rate still rises when the run ends" in note for note in notes)
 
 
 def test_a_resumed_run_keeps_its_configuration_and_records_the_next(whole, run, tmp_path):
@@ -743,6 +746,7 @@ def test_a_run_dealt_uniformly_says_so_and_is_not_resumed_otherwise(run, tmp_pat
   assert not (tmp_path / 'other').exists()
 
 
+@pytest.mark.long
 def test_a_run_that_kept_the_start_of_prompts_goes_on_with_it(run, triplets, tmp_path):
   """Runs of before KEEP did."""
   reading = {'prompt_length': 5, 'response_length': 16, 'validation_fraction': 0.2}
