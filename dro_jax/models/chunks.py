@@ -7,8 +7,8 @@ from dro_jax.models import layers
 # Most bytes of the float32 logits of one device that are projected at once, unless a number is asked for: a
 # twelfth of the memory of the smallest chip that preflight knows. So two rows of 512 tokens of the largest
 # vocabulary, Gemma's, are one chunk. Each chunk costs its forward pass again, and a mesh that cuts parameters
-# reduces the gradient of the vocabulary's table once a chunk, so that few large chunks are best
-# (benchmarks/chunked_logps.py, docs/results/performance.md).
+# gathers the vocabulary's table and reduces its gradient once a chunk, so that few large chunks are best
+# (docs/results/performance.md).
 MOST_BYTES = 5 * 2**28
 
 

@@ -383,7 +383,7 @@ def test_a_resumed_run_keeps_its_configuration_and_records_the_next(whole, run, 
 
 def listed_metrics(error):
   """The metrics that a refusal of another names."""
-  return set(re.search(r'pass one of (.*) \(--set', str(error))[1].split(', '))
+  return set(re.search(r'pass one of (.*), as Keep', str(error))[1].split(', '))
 
 
 @pytest.fixture(scope='module')

@@ -93,7 +93,7 @@ def test_a_name_says_nothing_of_this_process():
 @pytest.mark.parametrize(
   'spec, message',
   [
-    (None, 'names no function: pass --set REWARD=exact_match'),
+    (None, 'there is no reward function: pass .*--set REWARD=exact_match'),
     ('exactmatch', 'is no reward function'),
     ('nowhere.py:f', 'cannot import nowhere.py'),
     ('no_such_module:f', 'cannot import no_such_module'),
