@@ -73,14 +73,16 @@ def run(triplets, tmp_path_factory):
   """Trains with small settings; keyword arguments change them."""
   cache = str(tmp_path_factory.mktemp('cache'))
 
-  def run(folder, *, steps=4, eval_every=2, checkpoint_every=2, files=triplets, data=None, **changes):
+  def run(
+    folder, *, steps=4, eval_every=2, checkpoint_every=2, samples=0, files=triplets, data=None, **changes
+  ):
     timing = functools.partial(
       schedule.Schedule,
       steps=steps,
       log_every=1,
       eval_every=eval_every,
       checkpoint_every=checkpoint_every,
-      sample_prompts=1,
+      sample_prompts=samples,
       kl_prompts=0,
     )
     data = data or functools.partial(
@@ -108,7 +110,7 @@ def run(triplets, tmp_path_factory):
 def whole(run, tmp_path_factory):
   """An undisturbed run of four steps: (folder, result)."""
   folder = tmp_path_factory.mktemp('whole')
-  return folder, run(folder)
+  return folder, run(folder, samples=1)
 
 
 def records(folder):
