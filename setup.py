@@ -59,6 +59,7 @@ _EXTRAS = {
     'hypothesis',
     'jsonschema',
     'mypy',
+    'peft',
     'pytest',
     'pytest-xdist',
     'pyyaml',

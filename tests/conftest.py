@@ -1,5 +1,6 @@
 """What every test runs under: 8 CPU devices, rank promotion raises, shapes checked, warnings are errors."""
 
+import gc
 import hashlib
 import os
 import pathlib
@@ -77,6 +78,13 @@ def pytest_configure(config):
   config.addinivalue_line('filterwarnings', 'error')
   for line in _THIRD_PARTIES:
     config.addinivalue_line('filterwarnings', line)
+
+
+def pytest_collection_finish(session):
+  """Modules live to the end, so that no garbage collection need look at their millions of objects again."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope='session')

@@ -23,6 +23,7 @@ def source(tmp_path_factory):
   return str(tiny_tokenizer.write(folder))
 
 
+@pytest.mark.long
 def test_the_demo_collects_a_log_trains_adapters_and_judges_both_policies(source, tmp_path, monkeypatch):
   settings = dataclasses.replace(SETTINGS, source=source)
   # A random model's answers are neither short sentences nor end: their letters' mean is a reward that varies.

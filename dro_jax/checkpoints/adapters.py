@@ -16,6 +16,7 @@ from flax import traverse_util
 from flax.core import meta
 
 from dro_jax.checkpoints import digest, folders, orbax, policy, trees
+from dro_jax.checkpoints.metadata import TRANSFORMERS_NAME
 from dro_jax.errors import UsageError
 from dro_jax.models import lora, quantised
 from dro_jax.models.family import Config
@@ -81,6 +82,18 @@ def find_base(directory: str | epath.PathLike, base: str | None = None) -> str:
   if saved is not None and saved_adapter(found) is not None:
     raise UsageError(f'LORA_BASE={place} holds an adapter: pass the folder of the whole model below it.')
   return found
+
+
+def transformers_name(directory: str) -> str | None:
+  """What transformers loads a base by, a name on the hub or a folder; `None` where that is not known.
+
+  Args:
+    directory: where the base lies. It need not be there any more.
+  """
+  try:
+    return folders.load_metadata(directory).get(TRANSFORMERS_NAME)
+  except UsageError:
+    return None
 
 
 def base_of_run(init_from: str, base: str | None, saved: Saved | None = None) -> str:

@@ -34,6 +34,7 @@ def export_checkpoint(
   vocabulary: str | None = None,
   merged: bool = False,
   base: str | None = None,
+  base_name: str | None = None,
 ) -> dict[str, Any]:
   """The `export_checkpoint` command: writes a policy as another project's checkpoint.
 
@@ -47,6 +48,8 @@ def export_checkpoint(
     merged: of an adapter's checkpoint, write its base with the adapter merged into it, a whole model; False
       writes the adapter alone, for PEFT.
     base: of an adapter's checkpoint, where its base lies now; `None` reads it where it lay.
+    base_name: of an adapter that is written alone, what transformers loads its base by: a name on the hub or
+      a folder. `None` takes what the base was imported from.
 
   Returns:
     The folder, and `notes`: parts that were left out, and facts that a reader of the folder needs.
@@ -62,7 +65,13 @@ def export_checkpoint(
       f'{init_from} holds a whole model, and MERGED and LORA_BASE are of adapters: remove them.'
     )
   if adapter is not None and not merged:
-    return _export_adapter(init_from, output, format, adapter)
+    name = base_name or adapters.transformers_name(base or adapter.base)
+    return _export_adapter(init_from, output, format, adapter, name)
+  if base_name is not None:
+    raise UsageError(
+      f'BASE_NAME={base_name} names the base of an adapter that is written alone, and this export is a whole '
+      'model: remove it.'
+    )
   config, dtype = saved_config(saved), dtype or saved.get('stored_dtype', 'float32')
   writer = _writer(format, dtype, config, scan_layers, saved.get('step', 0))
   target = files.absolute(output)
@@ -79,7 +88,9 @@ def export_checkpoint(
   return {'output': str(target), 'parameters': count, 'dtype': dtype, 'notes': notes}
 
 
-def _export_adapter(init_from: str, output: str, format: str, adapter: adapters.Saved) -> dict[str, Any]:
+def _export_adapter(
+  init_from: str, output: str, format: str, adapter: adapters.Saved, base_name: str | None
+) -> dict[str, Any]:
   """Writes an adapter alone, in PEFT's layout."""
   if format != 'huggingface':
     raise UsageError(
@@ -91,7 +102,8 @@ def _export_adapter(init_from: str, output: str, format: str, adapter: adapters.
   params, config = adapters.read_unrolled(init_from)
   with files.replacing(target) as staged:
     staged.mkdir(parents=True)
-    notes = peft.write(staged, params, adapter.lora, config, adapter.base)
+    notes = peft.write(staged, params, adapter.lora, config, base_name)
+  notes = [peft.how_to_load(target, config, base_name), *notes]
   for note in notes:
     _log.info('%s: %s', target, note)
   count = sum(x.size for x in jax.tree.leaves(params))

@@ -16,7 +16,7 @@ from dro_jax.checkpoints.gguf import read as gguf
 from dro_jax.checkpoints.huggingface import peft
 from dro_jax.checkpoints.huggingface import read as huggingface
 from dro_jax.checkpoints.huggingface import vocabulary as vocabulary_of
-from dro_jax.checkpoints.metadata import REWARD_MODEL
+from dro_jax.checkpoints.metadata import REWARD_MODEL, TRANSFORMERS_NAME
 from dro_jax.checkpoints.t5x import read as t5x
 from dro_jax.data.text import gguf_tokenizers, model_files, tokenizer_folders, vocabularies
 from dro_jax.errors import UsageError
@@ -40,13 +40,23 @@ _log = logging.getLogger(__name__)
 
 
 class _Imported(NamedTuple):
-  """Another project's model, the dtype of its stored weights, and its vocabulary, if known."""
+  """Another project's model.
+
+  Attributes:
+    config: its configuration.
+    params: its parameters.
+    stored_dtype: of its stored weights.
+    vocabulary: if known.
+    is_reward_model: whether it gives scores instead of text.
+    name: what transformers' `from_pretrained` takes: a folder or a name on the hub; `None` if it takes none.
+  """
 
   config: Config
   params: Params
   stored_dtype: str
   vocabulary: vocabulary_of.Tokenizer | None
   is_reward_model: bool = False
+  name: str | None = None
 
 
 def import_checkpoint(
@@ -87,6 +97,8 @@ def import_checkpoint(
   }  # fmt: skip
   if imported.is_reward_model:
     metadata[REWARD_MODEL] = True
+  if imported.name is not None:
+    metadata[TRANSFORMERS_NAME] = imported.name
   with files.replacing(target) as staged:
     orbax.save_params(staged, imported.params, metadata)
     for name, content in record.files.items():
@@ -140,7 +152,9 @@ def _load(source: str, vocabulary: str | None, mlp_activations: Sequence[str] | 
   if (path / 'config.json').is_file() or not path.exists():
     if '://' in source:
       raise UsageError(f'{source}: there is no T5X checkpoint. Pass {_ACCEPTED}.')
-    return _load_huggingface(huggingface.find_folder(source))
+    # A folder's place, from wherever it is asked for later; the hub's names stay.
+    name = str(path.resolve()) if path.exists() else source
+    return _load_huggingface(huggingface.find_folder(source))._replace(name=name)
   file = t5x.find(path)
   if file is None:
     raise UsageError(f'{source} {_contents(path)}. Pass {_ACCEPTED}.')

@@ -10,6 +10,8 @@ from etils import epath
 BEST_METRIC, BEST_MODE, BEST_BOUND, DIGEST = 'best_metric', 'best_mode', 'best_bound', 'digest'
 # True of a model with one score instead of logits (see `reward_models`).
 REWARD_MODEL = 'reward_model'
+# What transformers loads an imported model by: a name on the hub, or a folder.
+TRANSFORMERS_NAME = 'transformers_name'
 # The version of the metadata. In 1, which was not written down, a value `batch` was today's `scalar`, and
 # statistics that couple held-out responses were taken over each batch, in the order of the file.
 FORMAT = 2

@@ -11,6 +11,7 @@ from dro_jax.data.batches.rows import single_rows
 from dro_jax.data.records import triplets
 from dro_jax.data.text import tokenise
 from dro_jax.models import scoring
+from dro_jax.models.policy import family_of
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import networks
@@ -20,13 +21,30 @@ from dro_jax.step import reference, train_step
 from dro_jax.step import state as train_state
 from dro_jax.types import Params, Rows
 
-# Prompts of the tasks on which T5 and FLAN were trained.
-PROMPTS = (
+# What each kind of model is used for. Tasks that T5 and FLAN were trained on:
+TASKS = (
   'translate English to German: The house is wonderful.',
   'summarize: The river rose by two metres overnight. The bridge was closed, and children stayed at home.',
   'cola sentence: The course is jumping well.',
   'stsb sentence1: A man plays a flute. sentence2: A man is playing the flute.',
   'Question: Which city is the capital of France? Answer:',
+)
+# A person's turn, for a model with a chat template.
+QUESTIONS = (
+  'Which city is the capital of France?',
+  'How many legs do two spiders have? Think step by step.',
+  'Summarise in one sentence: The river rose by two metres overnight. The bridge was closed, and children '
+  'stayed at home.',
+  'Translate into German: The house is wonderful.',
+  'Write two lines of verse about rain.',
+)
+# Texts to go on with, for a decoder-only model without one.
+BEGINNINGS = (
+  'The capital of France is',
+  'Once upon a time, in a house by the sea,',
+  'To make a cup of tea, first',
+  'Question: How many legs does a spider have?\nAnswer:',
+  'English: The house is wonderful.\nGerman:',
 )
 
 
@@ -45,7 +63,8 @@ def check(
 
   Args:
     init_from: an imported folder, a run's folder, or one checkpoint of it.
-    prompts: a file of which the first five prompts are answered; `None` takes `PROMPTS`.
+    prompts: a file of which the first five prompts are answered; `None` takes `QUESTIONS` for a model with a
+      chat template, `BEGINNINGS` for another decoder-only model, and `TASKS` for an encoder-decoder.
     columns: names of the fields in the file: `prompt=question`.
     max_length: most tokens of an answer.
     dtype: activations' type; `None` takes the model's.
@@ -71,7 +90,8 @@ def check(
   params = networks.load_policy(nets, init_from, device_mesh, base)
   by_chat = tokenise.uses_chat(loaded_vocabulary, None)
   turn = tokenise.turn_template(by_chat, None)
-  texts = _first_prompts(prompts, columns, turn) if prompts else PROMPTS
+  own_kind = prompts_for(family_of(nets.policy.config).continues_prompts, by_chat)
+  texts = _first_prompts(prompts, columns, turn) if prompts else own_kind
   tokens = tokenise_prompts(texts, loaded_vocabulary, {}, by_chat=by_chat)
   answer_prompts = generation.make_generator(
     nets.policy, device_mesh, max_length=max_length, temperature=0.0, batch_size=len(tokens)
@@ -91,6 +111,18 @@ def check(
       text: loaded_vocabulary.decode(answer.tokens) for text, answer in zip(texts, answers, strict=True)
     },
   }
+
+
+def prompts_for(continues_prompts: bool, by_chat: bool) -> tuple[str, ...]:
+  """Five prompts of the kind that a model was made for.
+
+  Args:
+    continues_prompts: see `Family`.
+    by_chat: whether a chat template writes its prompts.
+  """
+  if by_chat:
+    return QUESTIONS
+  return BEGINNINGS if continues_prompts else TASKS
 
 
 def _first_prompts(file: str, columns: str | None, turn: str | None, count: int = 5) -> list[str]:

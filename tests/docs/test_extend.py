@@ -92,6 +92,7 @@ def test_a_loss(place, capsys):
   assert "the algorithm's file, or a file that it imports, holds other code" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_data_set(place, capsys):
   write_files('data_set')
   run_all('data_set')
@@ -99,6 +100,7 @@ def test_a_data_set(place, capsys):
   assert json.loads(pathlib.Path('runs/support/run.json').read_text())['data']['train_records'] <= 80
 
 
+@pytest.mark.long
 def test_a_metric(place):
   write_files('metric')
   run_all('metric')
@@ -121,6 +123,7 @@ def test_a_command(place, capsys):
   assert len(json.loads(capsys.readouterr().out)['longest']) == 2
 
 
+@pytest.mark.long
 def test_a_model(place, capsys, monkeypatch):
   monkeypatch.setattr(policy, 'FAMILIES', dict(policy.FAMILIES))
   write_files('model')

@@ -33,9 +33,17 @@ def test_a_checkpoint_against_itself(saved):
   assert report['log_ratio'] == 0.0
   assert 0 <= report['sampled_and_scored'] < 1e-4
   assert report['vocabulary'] == 'bytes'
-  assert list(report['answers']) == list(check.PROMPTS)
+  assert list(report['answers']) == list(check.TASKS)
   params, _ = orbax.load_params(saved)
   assert report['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_each_kind_of_model_is_asked_what_it_was_made_for():
+  kinds = [(goes_on, by_chat) for goes_on in (0, 1) for by_chat in (0, 1)]
+  asked = {kind: check.prompts_for(*kind) for kind in kinds}
+  assert asked[0, 0] == check.TASKS and asked[1, 0] == check.BEGINNINGS
+  assert asked[0, 1] == asked[1, 1] == check.QUESTIONS
+  assert {len(texts) for texts in asked.values()} == {5}
 
 
 def test_first_prompts_of_a_file(tmp_path):

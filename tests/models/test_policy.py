@@ -74,7 +74,7 @@ def decoded(decode):
     Example(example.prompt, np.asarray(tokens[:length]), 0.0)
     for example, tokens, length in zip(EXAMPLES, samples.tokens, samples.lengths)
   ]
-  return samples, scoring.make_score(nets.policy)(params, layout(answers, 8, 1), None).logps[:, 0]
+  return samples, jax.jit(scoring.make_score(nets.policy))(params, layout(answers, 8, 1), None).logps[:, 0]
 
 
 @pytest.mark.usefixtures('added')

@@ -107,15 +107,11 @@ def test_a_frozen_shared_trunk_has_no_gradient_in_the_policy():
 def test_a_prompt_value_is_the_read_out_of_the_mean_state():
   network, params = make('prompt')
   rows = layout(EXAMPLES[:1], 1, 1, (len(EXAMPLES[0].prompt), 6))
-  states = T5(CONFIG).apply(
-    {'params': params['trunk']},
-    rows.prompt_tokens,
-    rows.prompt_segments,
-    rows.prompt_positions,
-    method='encode',
-  )
+  encode = jax.jit(functools.partial(T5(CONFIG).apply, method='encode'))
+  prompts = rows.prompt_tokens, rows.prompt_segments, rows.prompt_positions
+  states = encode({'params': params['trunk']}, *prompts)
   expected = np.mean(states[0], axis=0) @ np.asarray(params['head']['kernel']) + params['head']['bias']
-  values, tokens = network.apply({'params': params}, rows)
+  values, tokens = jax.jit(network.apply)({'params': params}, rows)
   np.testing.assert_allclose(values[0, 0], expected, rtol=1e-5)
   assert tokens is None
 

@@ -116,6 +116,7 @@ def test_a_second_interrupt_ends_any_program_at_once(start):
   assert 'ended at once' in text and 'Traceback' not in text
 
 
+@pytest.mark.long
 def test_ctrl_c_while_a_run_compiles_saves_its_first_step(start, tmp_path):
   folder, files = tmp_path / 'run', write_triplets(tmp_path / 'triplets.jsonl')
   settings = (

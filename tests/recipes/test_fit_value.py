@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -113,7 +114,7 @@ def rewritten(path, change):
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
-@pytest.mark.parametrize('field', ['reward', 'label'])
+@pytest.mark.parametrize('field', [pytest.param('reward', marks=pytest.mark.long), 'label'])
 def test_a_complete_store_is_none_of_other_rewards_or_columns(field, tmp_path):
   path = tmp_path / 't.jsonl'
   write_triplets(path)
@@ -147,6 +148,7 @@ def test_a_killed_fit_resumes(fitted, data, tmp_path, monkeypatch):
       raise KeyboardInterrupt
     return train(model_dir, spec, **options)
 
+  shutil.copytree(fitted[0] / 'fold_0', tmp_path / 'fold_0')
   with monkeypatch.context() as patch:
     patch.setattr(fit_value, 'train', killed)
     with pytest.raises(KeyboardInterrupt):

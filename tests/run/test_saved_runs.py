@@ -69,7 +69,10 @@ def train(name, steps, *more):
   return main.main(['train', *arguments, *more])
 
 
-@pytest.mark.parametrize('name', [name for name in RUNS if name != 'kto'])
+_LATE = [pytest.param(name, marks=pytest.mark.long) for name in ('batch_value', 'online')]
+
+
+@pytest.mark.parametrize('name', ['dro_v', 'tr_dpo', *_LATE])
 def test_a_saved_run_resumes_to_the_numbers_of_its_own_version(name, folder):
   assert folders.newest_step(name) == 4
   assert train(name, 8) == 0

@@ -95,7 +95,17 @@ def one_step(name, num_microbatches=1, readout='prompt', shared=False):
   return jax.device_get((state.params, output.metrics))
 
 
-@pytest.mark.parametrize('name', ALGORITHMS)
+def _tiers(quick, all_of_them):
+  """All values of a parameter, of which `make test` takes the quick ones."""
+  return [pytest.param(each, marks=[] if each in quick else pytest.mark.long) for each in all_of_them]
+
+
+# One of each coupling: single responses, thumbs with mismatched pairs, a running mean, groups, pairs, token
+# values, rankings, next-token KL.
+COUPLED = ('dro_v', 'kto', 'bco', 'copg', 'dpo', 'oreo', 'pro', 'dro_v_kl')
+
+
+@pytest.mark.parametrize('name', _tiers(COUPLED, ALGORITHMS))
 def test_microbatches_change_no_number(name):
   for num_microbatches in (2, 4) if name in ('dro_v', 'kto') else (2,):
     assert_close(one_step(name), one_step(name, num_microbatches))
@@ -128,8 +138,8 @@ def scored(params, shared):
   """(log-probs, reference log-probs, values by prompt) of the batch's 16 responses."""
   policy, value, start = init_params(readout='batch', shared=shared)
   rows = ROWS._replace(mismatched=None)
-  scores = scoring.make_score(policy, value)(params, rows, None)
-  reference_scores = scoring.make_score(policy)({'policy': distinct_reference(start)}, rows, None)
+  scores = jax.jit(scoring.make_score(policy, value))(params, rows, None)
+  reference_scores = jax.jit(scoring.make_score(policy))({'policy': distinct_reference(start)}, rows, None)
   return scores.logps, reference_scores.logps, scores.values
 
 
@@ -276,7 +286,7 @@ def steps_on(mesh_shape, name='dro_v', num_microbatches=1, rules=(), readout='pr
   return jax.device_get(state.params), outputs
 
 
-@pytest.mark.parametrize('mesh_shape', MESHES)
+@pytest.mark.parametrize('mesh_shape', _tiers([(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)], MESHES))
 def test_every_mesh_gives_the_numbers_of_one_device(mesh_shape):
   assert_close(steps_on(None), steps_on(mesh_shape), rtol=1e-3, atol=2e-5)
 
@@ -334,11 +344,11 @@ def test_log_ratio_is_exactly_zero_in_bfloat16_without_excess_precision():
   'readout, shared',
   [
     ('scalar', False),
-    ('batch', False),
+    pytest.param('batch', False, marks=pytest.mark.long),
     ('batch', True),
     ('prompt', False),
-    ('prompt', True),
-    ('token', False),
+    pytest.param('prompt', True, marks=pytest.mark.long),
+    pytest.param('token', False, marks=pytest.mark.long),
     ('token', True),
   ],
 )
@@ -374,7 +384,7 @@ def value_first(num_microbatches=1, warmup_steps=2):
   return train_step.make_value_first_step(plain, value_step, warmup_steps), plain, state
 
 
-@pytest.mark.parametrize('num_microbatches', [1, 2])
+@pytest.mark.parametrize('num_microbatches', [pytest.param(1, marks=pytest.mark.long), 2])
 def test_the_value_trains_alone_before_the_policy(num_microbatches):
   step, plain, state = value_first(num_microbatches)
   rows, states, norms, step = ROWS._replace(mismatched=None), [state], [], jax.jit(step)

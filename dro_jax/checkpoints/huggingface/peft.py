@@ -73,7 +73,7 @@ def _module(stored: Any, config: CausalConfig) -> Module:
 # --- out ----------------------------------------------------------------------------------------------------
 
 
-def write(folder: epath.Path, adapter: Params, settings: Lora, config: Config, base: str) -> list[str]:
+def write(folder: epath.Path, adapter: Params, settings: Lora, config: Config, base: str | None) -> list[str]:
   """Writes an adapter, whose layers are not scanned, for `peft.PeftModel.from_pretrained(model, folder)`.
 
   Args:
@@ -81,7 +81,7 @@ def write(folder: epath.Path, adapter: Params, settings: Lora, config: Config, b
     adapter: `a` and `b` by product, b without its scale.
     settings: the adapter's.
     config: the model's.
-    base: the name or the folder of the model in transformers, for adapter_config.json.
+    base: the name or the folder of the base in transformers, for adapter_config.json; `None` if unknown.
 
   Returns:
     Facts that a reader of the folder needs.
@@ -101,7 +101,7 @@ def write(folder: epath.Path, adapter: Params, settings: Lora, config: Config, b
   description = _config_json(settings, config, [name[len(_PREFIX) :] for name in arrays], fused, base)
   (folder / CONFIG).write_text(json_text(description, indent=2) + '\n')
   save_file(arrays, str(folder / WEIGHTS), metadata={'format': 'pt'})
-  notes = [f"load it on its base with peft.PeftModel.from_pretrained(model, '{folder.name}')"]
+  notes = []
   if fused:
     notes.append(
       'adapters of queries, keys and values are one of their joint product, of the sum of their ranks'
@@ -112,6 +112,22 @@ def write(folder: epath.Path, adapter: Params, settings: Lora, config: Config, b
       'slightly other policy'
     )
   return notes
+
+
+def how_to_load(folder: epath.Path, config: Config, base: str | None) -> str:
+  """The line of Python that loads a written adapter, where its base is known and where it is not."""
+  if base is None:
+    return (
+      f"load it on its base with peft.PeftModel.from_pretrained(model, '{folder}'). {CONFIG} names no base, "
+      'because what the base was imported from is not known here. To name it, export again with --set '
+      'BASE_NAME=NAME: a name on the Hugging Face Hub, or a folder that transformers loads'
+    )
+  kind = 'CausalLM' if _is_causal(config) else 'Seq2SeqLM'
+  return f"load it with its base, {base}, by peft.AutoPeftModelFor{kind}.from_pretrained('{folder}')"
+
+
+def _is_causal(config: Config) -> bool:
+  return isinstance(config, CausalConfig)
 
 
 def _joined(pairs: Sequence[tuple[Any, Any] | None], order: Sequence[np.ndarray]) -> tuple[Any, Any]:
@@ -126,12 +142,12 @@ def _joined(pairs: Sequence[tuple[Any, Any] | None], order: Sequence[np.ndarray]
 
 
 def _config_json(
-  settings: Lora, config: Config, keys: Sequence[str], fused: Mapping[str, int], base: str
+  settings: Lora, config: Config, keys: Sequence[str], fused: Mapping[str, int], base: str | None
 ) -> dict[str, Any]:
   targets = sorted({key.rpartition('.lora_')[0] for key in keys})
   return {
     'peft_type': 'LORA',
-    'task_type': 'CAUSAL_LM' if isinstance(config, CausalConfig) else 'SEQ_2_SEQ_LM',
+    'task_type': 'CAUSAL_LM' if _is_causal(config) else 'SEQ_2_SEQ_LM',
     'base_model_name_or_path': base,
     'r': settings.rank,
     'lora_alpha': settings.scale * settings.rank,

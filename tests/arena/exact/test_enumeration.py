@@ -32,7 +32,7 @@ def test_word_logps_are_those_of_scoring_each_word():
     xs, (xs > 0).astype(np.int32), np.zeros_like(xs), ys, ones, positions, ones,
     np.zeros((B, 1), np.float32), np.zeros((B, 1), np.int32), np.ones((B, 1), bool),
   )  # fmt: skip
-  expected = scoring.make_score(policy)(params, jax.tree.map(jnp.asarray, rows), None).logps
+  expected = jax.jit(scoring.make_score(policy))(params, jax.tree.map(jnp.asarray, rows), None).logps
   np.testing.assert_allclose(got.reshape(-1), expected[:, 0], rtol=1e-4)
 
 

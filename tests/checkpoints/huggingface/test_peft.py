@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,12 @@ from dro_jax.models import lora, scoring
 from dro_jax.models.causal import names
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.lora import Lora
-from dro_jax.models.policy import config_metadata, make_network
+from dro_jax.models.policy import config_metadata, make_network, saved_config
 from dro_jax.models.stacks import convert_layers
+from tests.checkpoints import tiny_tokenizer
 from tests.examples import layout as rows_of
 from tests.examples import random_examples
+from tests.models.causal import tiny
 
 LLAMA = CausalConfig(
   vocab_size=32, emb_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, num_layers=2,
@@ -151,6 +154,49 @@ def test_a_folder_that_our_adapters_cannot_be_is_refused(tmp_path):
     export_checkpoint(str(tmp_path / 'base'), str(tmp_path / 'out'), merged=True)
 
 
+@pytest.fixture(scope='module')
+def on_an_import(tmp_path_factory):
+  """An adapter on a Llama that was imported from a folder: (folder, source, parts of the policy)."""
+  folder = tmp_path_factory.mktemp('imported')
+  tiny.torch_model('llama').save_pretrained(folder / 'source')
+  tiny_tokenizer.write(folder / 'source')
+  import_checkpoint(str(folder / 'source'), str(folder / 'base'))
+  params, metadata = orbax.load_params(folder / 'base')
+  settings, config = Lora(rank=2), saved_config(metadata)
+  own = drawn(lora.abstract_adapter(adapters.abstract_policy(config), settings), 0)
+  entry = adapters.Saved(settings, str(folder / 'base'), adapters.fingerprint_of(str(folder / 'base')))
+  kept = {name: metadata[name] for name in ('family', 'model', 'vocabulary')}
+  orbax.save_params(folder / 'adapter', own, kept | {'lora': entry.to_json()})
+  return folder, folder / 'source', (config, params, own)
+
+
+def base_named(folder):
+  return json.loads((folder / 'adapter_config.json').read_text())['base_model_name_or_path']
+
+
+def test_an_export_names_what_its_base_was_imported_from_and_where_it_lies(on_an_import, tmp_path):
+  folder, source, _ = on_an_import
+  out = tmp_path / 'peft'
+  notes = export_checkpoint(str(folder / 'adapter'), str(out))['notes']
+  assert base_named(out) == str(source)
+  assert f"peft.AutoPeftModelForCausalLM.from_pretrained('{out}')" in notes[0]
+  export_checkpoint(str(folder / 'adapter'), str(tmp_path / 'named'), base_name='maker/llama')
+  assert base_named(tmp_path / 'named') == 'maker/llama'
+  with pytest.raises(UsageError, match='BASE_NAME=maker/llama names the base of an adapter'):
+    export_checkpoint(str(folder / 'base'), str(tmp_path / 'whole'), base_name='maker/llama')
+
+
+def test_an_export_on_a_base_of_unknown_origin_says_how_to_name_it(tmp_path):
+  save(tmp_path, LLAMA, Lora(rank=2))
+  out = tmp_path / 'peft'
+  for _ in range(2):  # The base need not be there.
+    notes = export_checkpoint(str(tmp_path / 'adapter'), str(out))['notes']
+    assert base_named(out) is None
+    assert f"peft.PeftModel.from_pretrained(model, '{out}')" in notes[0] and 'BASE_NAME=NAME' in notes[0]
+    for lost in (out, tmp_path / 'base'):
+      shutil.rmtree(lost, ignore_errors=True)
+
+
 # --- peft itself --------------------------------------------------------------------------------------------
 
 
@@ -212,3 +258,22 @@ def test_peft_loads_an_export_and_agrees_in_logits_and_in_gradients(tmp_path):
       if (*module.paths[0], ours) in flat:
         theirs = gradients[f'base_model.model.{module.name}.lora_{which}.default.weight']
         np.testing.assert_allclose(flat[*module.paths[0], ours], theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings('ignore:`is_gradient_checkpointing` is deprecated:FutureWarning')
+def test_peft_finds_the_base_of_an_export_by_itself(on_an_import, tmp_path):
+  peft, torch = pytest.importorskip('peft'), pytest.importorskip('torch')
+  folder, _, (config, params, own) = on_an_import
+  export_checkpoint(str(folder / 'adapter'), str(tmp_path / 'peft'))
+  model = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / 'peft')).eval()
+  [example] = random_examples(1)
+  tokens = torch.tensor(np.concatenate([example.prompt, example.response]))[None]
+  with torch.no_grad():
+    logits = model(input_ids=tokens).logits[0].log_softmax(-1)
+  places = torch.arange(len(example.prompt) - 1, tokens.shape[1] - 1)
+  expected = float(logits[places, tokens[0, places + 1]].sum())
+  base = lora.Base({'params': jax.tree.map(jnp.asarray, params)}, Lora(rank=2).scale)
+  score = jax.jit(lambda own: scoring.make_score(make_network(config))(
+    {'policy': lora.join_policy(base, own)}, rows_of([example], 1, 1)
+  ).logps)  # fmt: skip
+  np.testing.assert_allclose(score(own)[0, 0], expected, rtol=1e-4, atol=1e-4)

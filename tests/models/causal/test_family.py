@@ -33,8 +33,8 @@ def test_a_prompts_value_is_read_at_its_last_token():
   network = value.ValueNetwork(config, 'prompt')
   params = nn.unbox(jax.jit(network.init)(jax.random.key(0), rows)['params'])
   params['head'] = {'kernel': jnp.arange(32.0), 'bias': jnp.float32(0.5)}
-  values, _ = network.apply({'params': params}, rows)
-  token_values, by_token = value.ValueNetwork(config, 'token').apply({'params': params}, rows)
+  values, _ = jax.jit(network.apply)({'params': params}, rows)
+  token_values, by_token = jax.jit(value.ValueNetwork(config, 'token').apply)({'params': params}, rows)
   # A response's first input is that token, so that V(x) is the token read-out's V_0 in a decoder-only model.
   np.testing.assert_allclose(values, token_values, rtol=1e-4, atol=1e-4)
   assert by_token.shape == rows.response_tokens.shape and np.ptp(np.asarray(values)) > 0.1

@@ -105,7 +105,9 @@ def check_ways_to_compute(config, params, changes_of_config):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), unrolled, gradients)
 
 
-@pytest.mark.parametrize('kind', ['gemma3', 'smollm3', 'neox', 'gpt2'])
+@pytest.mark.parametrize(
+  'kind', ['gemma3', *(pytest.param(kind, marks=pytest.mark.long) for kind in ('smollm3', 'neox', 'gpt2'))]
+)
 def test_scanned_and_rematerialised_layers_give_the_same_scores_and_gradients(kind):
   changes = {'scan_layers': True}, {'scan_layers': True, 'remat': True}, {'remat': 'dots'}
   check_ways_to_compute(tiny.config(kind), tiny.params(kind), changes)

@@ -63,8 +63,8 @@ def _long(*pair):
 
 
 @pytest.mark.parametrize('kind, name', [
-  _long('t5gemma', 'dro_v'), ('t5gemma', 'kto'), ('t5gemma2', 'dro_v'), _long('t5gemma2', 'kto'),
-  _long('t5gemma2', 'copg'), _long('t5gemma2', 'sft'),
+  _long('t5gemma', 'dro_v'), _long('t5gemma', 'kto'), _long('t5gemma', 'copg'), _long('t5gemma', 'sft'),
+  ('t5gemma2', 'dro_v'), _long('t5gemma2', 'kto'), _long('t5gemma2', 'copg'), _long('t5gemma2', 'sft'),
 ])  # fmt: skip
 def test_algorithms_train(triplets, tmp_path, kind, name):
   model = dataclasses.replace(tiny.config(kind), vocab_size=None, scan_layers=True)
