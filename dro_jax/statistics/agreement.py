@@ -16,6 +16,9 @@ import numpy as np
 from dro_jax.statistics import ties
 
 
+_LARGEST_CORRELATION = 1 - 1e-12  # Of which arctanh is finite.
+
+
 class Estimate(NamedTuple):
   """A statistic and its 95 % interval over prompts; `nan` where the data cannot give it."""
 
@@ -64,6 +67,17 @@ def rank_correlation(scores: np.ndarray, rewards: np.ndarray, weights: np.ndarra
   x, y = _mean_ranks(scores, weights), _mean_ranks(rewards, weights)
   x, y = x - weights @ x / weights.sum(), y - weights @ y / weights.sum()
   return _divide(weights @ (x * y), np.sqrt((weights @ x**2) * (weights @ y**2)))
+
+
+class RankCorrelation(NamedTuple):
+  """`rank_correlation` of N responses as a function of how often each prompt was drawn; see `bootstrap`."""
+
+  scores: np.ndarray
+  rewards: np.ndarray
+  prompt_N: np.ndarray
+
+  def __call__(self, weights_P: np.ndarray) -> float:
+    return rank_correlation(self.scores, self.rewards, weights_P[self.prompt_N])
 
 
 def explained_variance(values: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
@@ -115,6 +129,11 @@ def bootstrap(
   """A statistic of `weights_P`, and its 2.5 % and 97.5 % quantiles over prompts drawn with replacement.
 
   Draws on which the statistic is undefined are left out; one prompt alone has no interval.
+
+  A prompt that is drawn twice has the same ranks twice, so the responses that it ties with are more than in
+  the data, and all draws of a rank correlation are too low (or too high) by about 1/P. Its interval is
+  therefore moved so that the median of the draws lies at the estimate, on Fisher's scale arctanh, where no
+  end passes ±1.
   """
   rng = np.random.default_rng(seed)
   value = statistic(np.ones(num_prompts))
@@ -122,8 +141,21 @@ def bootstrap(
     return Estimate(float(value), np.nan, np.nan)
   even = np.full(num_prompts, 1 / num_prompts)
   draws = [statistic(rng.multinomial(num_prompts, even).astype(np.float64)) for _ in range(resamples)]
-  low, high = np.nanquantile(draws, (0.025, 0.975))
+  interval = _around if isinstance(statistic, RankCorrelation) else _quantiles
+  low, high = interval(value, np.asarray(draws))
   return Estimate(float(value), float(low), float(high))
+
+
+def _quantiles(value: float, draws: np.ndarray) -> np.ndarray:
+  return np.nanquantile(draws, (0.025, 0.975))
+
+
+def _around(value: float, draws: np.ndarray) -> np.ndarray:
+  """The quantiles of correlations, moved so that the median of the draws is the value."""
+  z = np.arctanh(np.clip(np.append(draws, value), -_LARGEST_CORRELATION, _LARGEST_CORRELATION))
+  low, median, high = np.nanquantile(z[:-1], (0.025, 0.5, 0.975))
+  ends = np.tanh(z[-1] + np.array([low - median, high - median]))
+  return np.array([min(ends[0], value), max(ends[1], value)])  # The value itself, not what rounding made.
 
 
 def baselines(logps: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
@@ -163,8 +195,7 @@ def score_statistics(
     )
     result['within_prompt_correlation'] = within_prompt_correlation(rho, rewards, prompts)
     if values is not None:
-      level = values + temperature * rho
-      result['rank_correlation'] = lambda w_P: rank_correlation(level, rewards, w_P[prompt_N])
+      result['rank_correlation'] = RankCorrelation(values + temperature * rho, rewards, prompt_N)
   counts = {name: count_pairs(score, rewards, prompts) for name, score in scores.items()}
   return result | {
     f'within_prompt_accuracy/{name}': functools.partial(pairwise_accuracy, pairs)
@@ -218,9 +249,7 @@ def across_prompts(
   prompt_N, num_prompts = _number(prompts)
 
   def correlation(score: np.ndarray) -> Estimate:
-    return bootstrap(
-      lambda weights_P: rank_correlation(score, rewards, weights_P[prompt_N]), num_prompts, resamples, seed
-    )
+    return bootstrap(RankCorrelation(score, rewards, prompt_N), num_prompts, resamples, seed)
 
   return {name: correlation(score) for name, score in scores.items()}
 

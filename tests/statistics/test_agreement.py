@@ -133,6 +133,23 @@ def test_intervals_resample_prompts_not_responses():
   np.testing.assert_allclose(one['s'], other['s'], atol=1e-9)
 
 
+@pytest.mark.parametrize('seed', range(6))
+def test_the_interval_of_a_rank_correlation_contains_it(seed):
+  """Two draws of one prompt tie with each other, which lowers every draw."""
+  rng = np.random.default_rng(seed)
+  prompts = np.repeat(np.arange(5), 4)
+  rewards = rng.normal(size=5)[prompts] + 0.05 * rng.normal(size=20)
+  scores = {'good': rewards + 0.05 * rng.normal(size=20), 'bad': -rewards + 0.05 * rng.normal(size=20)}
+  for value, low, high in agreement.across_prompts(scores, rewards, prompts, resamples=200).values():
+    assert -1 <= low < value < high <= 1
+
+
+def test_the_interval_of_a_perfect_rank_correlation_ends_at_one():
+  rewards, prompts = np.arange(6.0), np.arange(6)
+  found = agreement.across_prompts({'s': rewards}, rewards, prompts, resamples=50)['s']
+  assert found == pytest.approx((1, 1, 1), abs=1e-9) and found.low <= found.value <= found.high
+
+
 def test_intervals_are_seeded():
   scores, rewards, prompts = example()
   runs = [
