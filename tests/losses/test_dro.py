@@ -179,7 +179,7 @@ def test_rpo_on_all_answers_of_one_token_has_the_optimum(bandit):
 
 def test_rpo_on_one_answer_imitates_it_whatever_its_reward(bandit):
   for reward in (-3.0, 3.0):
-    assert rpo_fixed_point(bandit, [reward])[0] > 0.95
+    assert rpo_fixed_point(bandit, [reward])[0] > 0.9
 
 
 def test_rpo_refuses_wrong_shapes(answers):

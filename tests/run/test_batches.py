@@ -171,7 +171,7 @@ def test_a_run_validates_on_the_first_of_that_order(triplets):
 def written(tmp_path, answers):
   """Triplets of prompts with so many answers each, whose rewards differ."""
   records = [
-    {'prompt': f'say {prompt}', 'response': 'abcdefghi'[answer], 'reward': float(answer)}
+    {'prompt': f'say {prompt}', 'response': 'abcdefghi'[answer], 'reward': float(answer - prompt)}
     for prompt, count in enumerate(answers)
     for answer in range(count)
   ]
@@ -199,10 +199,8 @@ def test_one_answer_to_each_prompt_is_refused_by_methods_of_groups(tmp_path, nam
 
 def test_rft_trains_on_the_best_answers_alone_and_counts_the_prompts_that_it_skips(tmp_path):
   some = written(tmp_path, [4, 2, 1])
-  chosen = batches.admitted(some, algorithms.rft(threshold=1))
-  assert sorted(zip(chosen.train.prompt_index.tolist(), chosen.train.raw_rewards.tolist())) == [
-    (0, 3),
-    (1, 1),
-  ]
+  chosen = batches.admitted(some, algorithms.rft(threshold=0))
+  kept = zip(chosen.train.prompt_index.tolist(), chosen.train.raw_rewards.tolist())
+  assert sorted(kept) == [(0, 3), (1, 0)]
   assert chosen.report['selected_records'] == 2
   assert '1 of 3 prompts have none and are skipped; 2 of 7' in chosen.report['labels']['said']
