@@ -52,18 +52,18 @@ def score_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
   """Each method's answers to test prompts, beside the reference's."""
   rows = []
   for name, (found, path) in _policies(chosen).items():
-    row = {'method': _marked(name, chosen), 'reward': _estimate(found, *path, 'reward')}
-    if name in chosen:
-      row |= {
-        'minus SFT’s': results.crossed_bootstrap(
-          _arrays(found, *path, 'reward') - _arrays(found, 'reference', 'reward')
-        ),
-        'win rate': _estimate(found, *path, 'win'),
-      }
-    row |= {'right': _mean(found, *path, 'exact')}
-    row |= {'KL': _estimate(found, *path, 'kl') if name in chosen else 0.0}
-    row |= {'junk': _mean(found, *path, 'junk')}
-    rows.append(row | (kept(found) if name in chosen else {}))
+    reward_SP, trained = _arrays(found, *path, 'reward'), name in chosen
+    gain_SP = reward_SP - _arrays(found, 'reference', 'reward')
+    row = {
+      'method': _marked(name, chosen),
+      'reward': results.crossed_bootstrap(reward_SP),
+      'minus SFT’s': results.crossed_bootstrap(gain_SP) if trained else None,
+      'win rate': _estimate(found, *path, 'win') if trained else 0.5,
+      'right': _mean(found, *path, 'exact'),
+      'KL': _estimate(found, *path, 'kl') if trained else 0.0,
+      'junk': _mean(found, *path, 'junk'),
+    }
+    rows.append(row | (kept(found) if trained else {}))
   at_edge = [f'{name}: {", ".join(choice.edges)}' for name, choice in chosen.items() if choice.edges]
   return Table(
     _titled('Answers to test prompts', where), rows,
