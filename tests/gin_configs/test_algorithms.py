@@ -137,7 +137,7 @@ def _tiers(name):
   return pytest.param(name, marks=[] if name in TRAINED else pytest.mark.long)
 
 
-@pytest.mark.parametrize('name', map(_tiers, OFFLINE))
+@pytest.mark.parametrize('name', [*map(_tiers, OFFLINE)])
 def test_a_gin_file_is_a_run(world, name):
   code, records = world.train(name, f'--gin_file=algorithms/{name}.gin', *BESIDES.get(name, ()))
   assert code == 0
