@@ -1,9 +1,14 @@
 """Errors that end a run with a message and an exit code instead of a traceback."""
 
+import dataclasses
 import difflib
+import functools
+import inspect
 import reprlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar('_T')
 
 
 class UsageError(ValueError):
@@ -43,3 +48,21 @@ _brief.maxstring = _brief.maxother = 80
 def shown(value: Any) -> str:
   """A value as errors show it, shortened however long or deep it is."""
   return _brief.repr(value)
+
+
+def suggests_fields(kind: type[_T]) -> type[_T]:
+  """The dataclass, which refuses a name that is none of its fields with the nearest one."""
+  init, names = kind.__init__, [field.name for field in dataclasses.fields(kind)]  # type: ignore
+
+  @functools.wraps(init)
+  def checked(self, *args: Any, **fields: Any) -> None:
+    if unknown := [name for name in fields if name not in names]:
+      raise UsageError(
+        f'{kind.__name__} has no field {unknown[0]}{did_you_mean(unknown[0], names)}: it has '
+        f'{", ".join(names)}.'
+      )
+    init(self, *args, **fields)
+
+  checked.__signature__ = inspect.signature(init)  # type: ignore  # Gin does not look behind the wrapper.
+  kind.__init__ = checked  # type: ignore
+  return kind

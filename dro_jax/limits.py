@@ -42,6 +42,18 @@ def within(owner: str, low: float | int, high: float | int, why: str, /, **value
       )
 
 
+def whole(owner: str, **values: Any) -> None:
+  """Refuses what is no whole number, such as text.
+
+  Args:
+    owner: the class of Python that has the settings.
+    values: the settings by name.
+  """
+  for name, value in values.items():
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+      raise UsageError(f'{name}={value!r}: pass a whole number, as {owner}({name}=10).')
+
+
 def seed(value: Any) -> None:
   """Refuses a seed that jax cannot make a random key from."""
   if (

@@ -14,6 +14,7 @@ from dro_jax.cli import tables
 from dro_jax.cli.checks import (
   refuse_settings_of_other_algorithms,
   refuse_undefined_macros,
+  refuse_unread_settings,
   refuse_unused_macros,
   refuse_wrong_types,
 )
@@ -108,8 +109,9 @@ def configure(
     refuse_wrong_types(origins)
     refuse_settings_of_other_algorithms(origins)
     if complete:
-      refuse_undefined_macros()
+      refuse_undefined_macros(name, command.bare)
       gin.finalize()
+      refuse_unread_settings(name, origins)
   return function
 
 

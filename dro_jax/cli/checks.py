@@ -21,13 +21,16 @@ from dro_jax.errors import UsageError, did_you_mean
 _ALGORITHMS = 'dro_jax.algorithms'
 
 
-def refuse_undefined_macros() -> None:
+def refuse_undefined_macros(name: str, bare: str | None) -> None:
   for macro, reader in used_macros().items():
     if macro not in defined_macros():
-      raise UsageError(f'{reader} needs {macro}, which has no value: {how_to_set(macro)}')
+      raise UsageError(f'{reader} needs {macro}, which has no value: {how_to_set(macro, name, bare)}')
 
 
-def how_to_set(macro: str) -> str:
+def how_to_set(macro: str, name: str = '', bare: str | None = None) -> str:
+  """What to pass for a macro of the command `name`, whose arguments without a flag belong to `bare`."""
+  if bare and macro == tables.FLAGS[bare].macro:
+    return f'pass it without a flag, as `dro_jax {name} {macro} ...`, or as --{bare}={macro}'
   flag = next((f'--{flag}' for flag, about in tables.FLAGS.items() if about.macro == macro), None)
   return f'pass {flag}' if flag else f'pass --set {macro}=VALUE{did_you_mean(macro, defined_macros())}'
 
@@ -80,3 +83,14 @@ def refuse_settings_of_other_algorithms(origins: Mapping[str, str]) -> None:
         else 'it has no settings of its own'
       )
       raise UsageError(f'{origin}: {macro} is a setting of {others}, and {name} does not read it; {remedy}')
+
+
+def refuse_unread_settings(name: str, origins: Mapping[str, str]) -> None:
+  """A setting that the run does not read would change nothing; only what --set asked for is refused."""
+  asked = [(macro, origin) for macro, origin in origins.items() if origin.startswith('--set')]
+  if name not in ('train', 'preflight') or not asked:  # Other commands have stages that read more.
+    return
+  from dro_jax.run import readers
+
+  if any(readers.is_conditional(macro) for macro, _ in asked):
+    readers.refuse_unread(gin.get_configurable('RunSpec')(), asked)

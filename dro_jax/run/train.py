@@ -19,7 +19,7 @@ from dro_jax.checkpoints.metadata import FORMAT, saved_format
 from dro_jax.errors import UsageError
 from dro_jax.models.lora import Base
 from dro_jax.parallel import machine
-from dro_jax.run import best, networks
+from dro_jax.run import best, networks, readers
 from dro_jax.run import hooks as hooking
 from dro_jax.run.build import Run, build
 from dro_jax.run.folder import configs, legacy, lock
@@ -54,6 +54,7 @@ def train(
     >>> metrics['step']
     2
   """
+  refuse_unbuilt(run)
   run = _by_rules_of(local_folder(folder), run)
   hooking.refuse_unsampled(hooks, run.validator.draw is not None)
   _refuse_unmeasured(run, hooks)
@@ -61,6 +62,19 @@ def train(
     if jax.process_index() == 0:
       _describe(own, configs().texts)
     return run_loop(own.run, own.folder, own.checkpoints, own.state, hooks)
+
+
+def refuse_unbuilt(run: Any) -> None:
+  """Refuses what is no built run, such as its spec.
+
+  Raises:
+    UsageError: says how to build one.
+  """
+  if not isinstance(run, Run):
+    raise UsageError(
+      f'a {type(run).__name__} is no run that is built: pass dro.build(spec), as dro.train(dro.build(spec), '
+      "'runs/mine')."
+    )
 
 
 def _by_rules_of(folder: pathlib.Path, run: Run) -> Run:
@@ -113,7 +127,7 @@ def opened(
     base = None if resumes else _load_base(run, metadata)
     state = None if resumes else _first_state(run, folder, writes, base)
     if resumes:
-      _refuse_other_run(folder, metadata, configs())
+      _refuse_other_run(run, folder, metadata, configs())
       base = _load_base(run, metadata)
     else:
       chunk_size = run.spec.compute.chunk_size
@@ -150,8 +164,11 @@ def _first_policy(run: Run, state: TrainState) -> Params:
   return state.networks['policy'] if state.base is None else state.policy_of(own)
 
 
-def _refuse_other_run(folder: pathlib.Path, metadata: Mapping[str, Any], recorded: Recorded) -> None:
-  configs.refuse_other_run(folder, folders.run_metadata(folder), metadata, recorded)
+def _refuse_other_run(
+  run: Run, folder: pathlib.Path, metadata: Mapping[str, Any], recorded: Recorded
+) -> None:
+  saved, unread = folders.run_metadata(folder), readers.unread(run.spec)
+  configs.refuse_other_run(folder, saved, metadata, recorded, unread)
 
 
 def local_folder(folder: str | os.PathLike) -> pathlib.Path:

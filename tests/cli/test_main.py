@@ -767,3 +767,16 @@ def test_a_setting_that_the_chosen_algorithm_does_not_read_is_refused():
   for algorithm in ('dro_v', 'kto'):
     assert callable(_configure('train', f'--set=ALGORITHM={algorithm}', '--set=TAU=0.3'))
   assert callable(_configure('train', '--set=ALGORITHM=dpo', '--set=dpo.beta=0.3', '--set=PAIRS=all'))
+
+
+def test_a_command_that_lacks_its_arguments_shows_how_they_are_passed():
+  with pytest.raises(UsageError, match='pass it without a flag, as `dro_jax report RUNS ...`, or as --runs='):
+    configure('report', tables.COMMANDS['report'], flags.parse_flags('report', []))
+
+
+def test_a_setting_that_the_run_does_not_read_is_refused_where_it_was_asked_for():
+  with pytest.raises(UsageError, match='--set VALUE_SHARED=true: kto has no value network'):
+    _configure('train', '--set=ALGORITHM=kto', '--set=VALUE_SHARED=true')
+  # A gin file may set it for several algorithms; another command has stages that read it.
+  assert callable(_configure('train', '--gin_file=values/shared.gin', '--set=ALGORITHM=kto'))
+  assert callable(_configure('a_lol', '--set=VALUE_SHARED=false'))

@@ -9,12 +9,13 @@ import numpy as np
 from dro_jax.configs.effects import COMPARED
 from dro_jax.data.records import comparisons
 from dro_jax.data.table.table import TokenTable
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, suggests_fields
 from dro_jax.statistics import ties
 
 PAIRS = ('logged', 'best_worst', 'all')
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class UnitOptions:
   """How pairs and groups are formed from responses to one prompt.
@@ -109,7 +110,8 @@ def form(table: TokenTable, unit: str, options: UnitOptions) -> Formed:
     'ties_dropped': sum(ties for _, ties in made),
     **dataclasses.asdict(options),
   }
-  report |= {'pairs': None} if unit == 'group' else {}
+  # Settings that the unit does not read are not compared when a run resumes.
+  report |= dict.fromkeys(('pairs', 'margin') if unit == 'group' else ('group_size', 'ranked'))
   if not units:
     raise _none_formed(unit, table, report)
   members = np.full((len(units), max(map(len, units))), -1)
@@ -215,6 +217,8 @@ def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
     'comparisons_left_out': logged.broken,
     'equal_sides': int((judged & same).sum()),
     **dataclasses.asdict(options),
+    'group_size': None,
+    'ranked': None,
   }
   return _without_unused(table, members, report)
 

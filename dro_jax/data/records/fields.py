@@ -1,9 +1,11 @@
 """Our names for a file's fields, and the errors that name a field."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from dro_jax.data.records import comparisons, field_paths
+from dro_jax.data.text import chat
 from dro_jax.errors import UsageError, did_you_mean, shown
 
 FIELDS = ('prompt', 'response', 'reward', 'id', 'messages')
@@ -63,6 +65,9 @@ def missing(fields: Mapping[str, Any], names: Mapping[str, str], name: str, wher
   listed = ', '.join(map(short, list(fields)[:_LISTED])) or 'no fields'
   listed += ', ...' if len(fields) > _LISTED else ''
   hint = did_you_mean(names.get(name, name), [str(field) for field in fields if str(field) not in FIELDS])
+  own = [ours for ours in names if ours not in (*FIELDS, *comparisons.SIDES)]
+  if name not in names and (typed := difflib.get_close_matches(name, own, n=1, cutoff=0.7)):
+    hint = f'; --columns {typed[0]}={names[typed[0]]} names another column (did you mean {name}?)'
   path = names.get(name, name)
   if path not in fields and field_paths.is_path(path):
     hint = field_paths.how_far(fields, path)
@@ -83,6 +88,7 @@ def _in_a_field(fields: Mapping[str, Any], where: str) -> str:
   lists = [
     name for name, value in fields.items()
     if isinstance(value, list) and value and isinstance(value[0], dict) and 'role' not in value[0]
+    and not chat.is_sharegpt(value[0])
   ]  # fmt: skip
   if number != '1' or not path.endswith('.json') or len(lists) != 1:
     return ''

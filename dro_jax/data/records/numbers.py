@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from dro_jax.data.records import field_paths, fields, reward_words
+from dro_jax.data.records.comparisons import SIDES
 from dro_jax.data.records.fields import ALIASES, FIELDS, NUMERIC
-from dro_jax.errors import UsageError, shown
+from dro_jax.errors import UsageError, did_you_mean, shown
 from dro_jax.names import SAMPLED
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -112,7 +113,8 @@ def read_columns(
       columns[name] = number
     elif name in NUMERIC or field in names.values():
       raise UsageError(
-        f"{where}: field '{field}' is {shown(value)}; it must be a finite number{_ignore(field, names)}"
+        f"{where}: field '{field}' is {shown(value)}; it must be a finite number"
+        f'{_ignore(field, names) or _misspelt(name)}'
       )
   if columns.get('label', 0) not in (0, 1):
     field = names.get('label', 'label')
@@ -135,6 +137,12 @@ def _named_and_own(record: Mapping[str, Any], names: Mapping[str, str], where: s
     if value is None:
       raise fields.missing(record, names, name, where)
   return {**record, **{names[name]: value for name, value in named.items()}}
+
+
+def _misspelt(name: str) -> str:
+  """The hint for a column of the user's that has nearly the name of a field that every triplet has."""
+  near = did_you_mean(name, [*FIELDS, *SIDES])
+  return f", because '{name}' is a column of your own, of numbers{near}" if near else ''
 
 
 def _ignore(field: str, names: Mapping[str, str]) -> str:

@@ -7,6 +7,17 @@ from dro_jax.data.records import comparisons, field_paths, fields
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError, shown
 
+SHAREGPT = 'conversations'  # Its field with the turns.
+
+
+def with_sharegpt(record: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, str]:
+  """Our names of fields; where a record has no `messages` but ShareGPT's `conversations`, these are it."""
+  talk = record.get(SHAREGPT)
+  talk = field_paths.structured(talk) if isinstance(talk, str) else talk
+  if 'messages' in names or 'messages' in record or not isinstance(talk, list) or not talk:
+    return names
+  return {**names, 'messages': SHAREGPT} if chat.is_sharegpt(talk[0]) else names
+
 
 def prompt_and_response(
   record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str | None

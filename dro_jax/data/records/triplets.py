@@ -67,8 +67,8 @@ def read_triplets(
   """Records of triplet files, one after the other.
 
   A prompt may be a conversation (see `chat`), and a response its one turn. A record without these two may
-  have `messages`, whose last turn, the assistant's, is the response. A record with `chosen` and `rejected` is
-  two: ID/chosen with reward 1 and ID/rejected with reward 0.
+  have `messages`, or ShareGPT's `conversations`, whose last turn, the assistant's, is the response. A record
+  with `chosen` and `rejected` is two: ID/chosen with reward 1 and ID/rejected with reward 0.
 
   Ids must differ, because errors, samples and replays name an example by its id. (Columns are joined to
   examples by their texts.)
@@ -138,8 +138,8 @@ def read_prompts(
       record_id = read_id(record, names, where, ids)
       if comparisons.is_one(record, names):
         yield record_id, texts.read_sides(record, names, where, chat_template)['chosen'][0]
-      elif texts.is_conversation(record, names, ('prompt',)):
-        yield record_id, texts.read_messages(chat.question, record, names, where, chat_template)
+      elif texts.is_conversation(record, spoken := texts.with_sharegpt(record, names), ('prompt',)):
+        yield record_id, texts.read_messages(chat.question, record, spoken, where, chat_template)
       else:
         yield record_id, texts.read_text(record, names, 'prompt', where, chat_template)
 
@@ -160,7 +160,7 @@ def from_mappings(
 
 def _wanted_fields(names: Mapping[str, str]) -> set[str]:
   """The file's fields that may be read as something other than a number."""
-  known = (*FIELDS, *comparisons.SIDES, *chat.BESIDE, *NUMERIC, *ALIASES, SAMPLER)
+  known = (*FIELDS, *comparisons.SIDES, *chat.BESIDE, *NUMERIC, *ALIASES, SAMPLER, texts.SHAREGPT)
   paths = [path for name in {*known, *names} if (path := names.get(name, name))]
   return {step for path in paths for step in field_paths.first_steps(path)}
 
@@ -201,7 +201,8 @@ def _records(
     if comparisons.is_one(record, names):
       yield from _compared(record, names, where, record_id, textual, chat_template)
       continue
-    prompt, response = texts.prompt_and_response(record, names, where, chat_template)
+    text_names = texts.with_sharegpt(record, names)
+    prompt, response = texts.prompt_and_response(record, text_names, where, chat_template)
     number = numbers.read_reward(record, names, rewards, textual)
     reward, problem = (number if number is not None and numbers.is_finite(number) else None), ''
     if reward is None and (rewards_required or not has_problem):

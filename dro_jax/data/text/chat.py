@@ -7,6 +7,8 @@ the assistant, without its role.
 A model with a chat template of its own renders the turns itself (see `tokenise`). Then a prompt stays a list,
 as JSON, or, of one turn of the user, its text; such a text reads back as the turns.
 
+A turn may be ShareGPT's {"from": "human" or "gpt" or "system", "value": ...} too.
+
 A conversation may be a list; text that spells the list, in JSON or as Python writes it; an object with such a
 list as `messages`; or an object that is one turn.
 
@@ -28,6 +30,7 @@ from dro_jax.errors import UsageError, did_you_mean, shown
 TEMPLATE = '{role}: {content}'
 ANSWERS, ASKS = '\n\nAssistant:', '\n\nHuman:'  # How turns begin in a dialogue of HH.
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
+_SHAREGPT = {'human': 'user', 'gpt': 'assistant'}  # Its names of roles; others are ours.
 _OPTIONAL = ('system', 'developer')  # Roles whose empty turns are left out.
 # The author of a turn, its time, its cost and its rating.
 METADATA = frozenset((
@@ -245,6 +248,7 @@ def turns(value: Any, place: str) -> list[Turn]:
   Raises:
     UsageError: the value is not a list, a turn is malformed or empty, or a role is unknown.
   """
+  value = (field_paths.structured(value) or value) if isinstance(value, str) else value
   if not isinstance(value, list | tuple):
     raise UsageError(
       f'{place} is {shown(value)}, a {type(value).__name__}; a conversation is a list of '
@@ -259,7 +263,23 @@ def turns(value: Any, place: str) -> list[Turn]:
   return kept
 
 
+def is_sharegpt(turn: Any) -> bool:
+  """Whether a turn is {"from": ..., "value": ...}."""
+  return isinstance(turn, dict) and {'from', 'value'} <= turn.keys() and not {'role', 'content'} & turn.keys()
+
+
+def _in_our_names(turn: dict) -> dict:
+  """ShareGPT's turn as {"role": ..., "content": ...}."""
+  others = {name: value for name, value in turn.items() if name not in ('from', 'value')}
+  role = turn['from']
+  return {
+    'role': _SHAREGPT.get(role, role) if isinstance(role, str) else role,
+    'content': turn['value'],
+  } | others
+
+
 def _turn(turn: Any, place: str) -> Turn:
+  turn = _in_our_names(turn) if is_sharegpt(turn) else turn
   if not isinstance(turn, dict) or 'role' not in turn or 'content' not in turn:
     raise UsageError(f'{place} is {shown(turn)}; it must be {{"role": ..., "content": ...}}')
   role = turn['role']
@@ -303,7 +323,7 @@ def _has_content(value: Any) -> bool:
 def lost_beside(fields: Mapping[str, Any], messages: Any, ignored: Collection[str] = ()) -> str | None:
   """The first field of `BESIDE` with content in a record; a `system` text may also be a turn."""
   turns = messages if isinstance(messages, list | tuple) else ()
-  contents = [turn.get('content') for turn in turns if isinstance(turn, dict)]
+  contents = [turn.get('content', turn.get('value')) for turn in turns if isinstance(turn, dict)]
   for key in BESIDE:
     value = fields.get(key)
     if key not in ignored and _has_content(value) and not (key == 'system' and value in contents):

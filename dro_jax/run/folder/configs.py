@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from dro_jax import files
@@ -175,6 +175,7 @@ def refuse_other_run(
   saved: Mapping[str, Any],
   metadata: Mapping[str, Any],
   recorded: Recorded,
+  unread: Set[str] = frozenset(),
 ) -> None:
   """Refuses to resume with settings that would alter the results.
 
@@ -183,12 +184,13 @@ def refuse_other_run(
     saved: the metadata of its newest checkpoint.
     metadata: the metadata of this start, with the contents of data and vocabularies.
     recorded: the configuration of this start.
+    unread: settings, by their names in capitals, that the run does not read: they are not compared.
 
   Raises:
     UsageError: the runs differ; names each setting with both values, and the remedy.
   """
   _refuse_unmoved(folder, saved)
-  differences = differing(folder, recorded.texts)
+  differences = [each for each in differing(folder, recorded.texts) if each.macro not in unread]
   starts = [described.get('init_digest') for described in (saved, metadata)]
   if starts[0] is not None and starts[0] == starts[1]:  # The same parameters under another name.
     differences = [each for each in differences if split(each.name)[2] != 'init_from']

@@ -107,6 +107,19 @@ def test_errors_in_a_column_say_how_to_ignore_it(tmp_path, field, value):
     read(path)
 
 
+@pytest.mark.parametrize(
+  'field, message',
+  [
+    ('prompt', "'promt' is a column of your own, of numbers .did you mean prompt"),
+    ('question', '--columns promt=question names another column .did you mean prompt'),
+  ],
+)
+def test_a_misspelt_name_of_a_column_is_suggested(tmp_path, field, message):
+  record = {field: 'How?', 'response': 'so', 'reward': 1}
+  with pytest.raises(UsageError, match=message):
+    read(write(tmp_path / 't.jsonl', [record]), columns=f'promt={field}')
+
+
 def test_a_column_of_numbers_can_be_ignored(tmp_path):
   path = write(tmp_path / 't.jsonl', RECORDS)
   assert read(path, 'hter=')[0].columns == {}

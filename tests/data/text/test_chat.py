@@ -39,6 +39,32 @@ def test_the_last_turn_of_messages_is_the_response(tmp_path, name):
   assert record[1:4] == (TEXT, '2', 1.0)
 
 
+@pytest.mark.parametrize('name', ['t.jsonl', 't.parquet', 't.csv'])
+def test_sharegpts_conversations_are_read_as_messages(tmp_path, name):
+  said = [('system', 'Be brief.'), ('human', 'Hi'), ('gpt', 'Yes?'), ('human', '1 + 1?'), ('gpt', '2')]
+  record = {'conversations': [{'from': who, 'value': text} for who, text in said], 'reward': 1}
+  if name == 't.csv':
+    with open(tmp_path / name, 'w', newline='') as file:
+      csv.writer(file).writerows([['conversations', 'reward'], [json.dumps(record['conversations']), 1]])
+    (read_back,) = triplets.read_triplets(str(tmp_path / name))
+  else:
+    (read_back,) = read(tmp_path, record, name)
+  text = 'system: Be brief.\nuser: Hi\nassistant: Yes?\nuser: 1 + 1?'
+  assert read_back[1:4] == (text, '2', 1.0)
+  assert next(triplets.read_prompts(str(tmp_path / name)))[1] == text
+
+
+def test_a_list_of_sharegpts_turns_is_no_list_of_records(tmp_path):
+  record = {'talk': [{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Yes?'}], 'reward': 1}
+  with pytest.raises(UsageError, match='whole conversation, --columns messages=FIELD') as error:
+    read(tmp_path, record, 't.json')
+  assert 'jq' not in str(error.value)
+  assert read(tmp_path, record, 't.json', columns='messages=talk')[0][1:3] == ('user: Hi', 'Yes?')
+  record['talk'][1]['from'] = 'observation'
+  with pytest.raises(UsageError, match="turn 2, has the role 'observation'"):
+    read(tmp_path, record, 't.json', columns='messages=talk')
+
+
 def test_named_messages_take_precedence_over_a_prompt(tmp_path):
   record = {'talk': [*TALK, turn('assistant', '2')], 'prompt': 'not this', 'reward': 1}
   (found,) = read(tmp_path, record, columns='messages=talk')
@@ -73,7 +99,7 @@ BAD = {
     [turn('User', 'x')],
     r"turn 1, has the role 'User' \(did you mean user\?\)",
   ),
-  'no role': ([{'from': 'human', 'value': 'x'}], 'it must be {"role"'),
+  'no role': ([{'name': 'human', 'value': 'x'}], 'it must be {"role"'),
   'no turn': (['x', 'y'], r"'prompt' is \['x', 'y'\], a list; it must be text"),
   'later no turn': ([TALK[0], 'x'], "turn 2, is 'x'"),
   'tool call': ([turn('assistant', None)], 'has the content None.*must be text'),

@@ -86,6 +86,14 @@ def test_a_longer_run_is_another_where_its_learning_rate_decays_to_the_end(refus
   assert 'STEPS: 10 → 20  (the learning rates so far decayed towards the earlier end)' in message
 
 
+def test_a_setting_that_the_run_does_not_read_is_not_compared(tmp_path, refusal):
+  shared = [texts(more=f'SHARED = {x}\nRunSpec.value = @Value()\nValue.shared = %SHARED') for x in (0, 1)]
+  assert 'SHARED: 0 → 1' in refusal(*shared)
+  configs.refuse_other_run(
+    tmp_path, metadata(), metadata(), configs.Recorded(shared[1], EFFECTS), unread={'SHARED'}
+  )
+
+
 @pytest.mark.parametrize('more', ['RunSpec.unheard_of = 1', 'policy/adam.b1 = 0.5', 'adam.b1 = 0.5'])
 def test_resume_refuses_a_change_of_an_unclassified_setting(refusal, more):
   name = more.split(' ')[0].replace('policy/', '').replace('adam', 'policy/adam')
@@ -305,7 +313,8 @@ def test_every_setting_of_a_run_says_what_changing_it_does():
   assert decisive == {
     'RunSpec.data', 'RunSpec.algorithm', 'RunSpec.reference', 'RunSpec.seed', 'Policy.init_from',
     'Policy.config', 'Compute.dtype', 'Compute.scan_layers', 'Compute.dropout_rate', 'Value.readout',
-    'Value.shared', 'Value.frozen_trunk', 'Optimizers.policy', 'Optimizers.value', 'Batches.size',
+    'Value.shared', 'Value.frozen_trunk', 'Value.warmup_steps',
+    'Optimizers.policy', 'Optimizers.value', 'Batches.size',
     'Batches.deal', 'UnitOptions.margin', 'UnitOptions.group_size', 'UnitOptions.ranked',
     'RolloutOptions.reward', 'RolloutOptions.temperature', 'RolloutOptions.max_length', 'Cached.sample',
     'Soft.alpha', 'Soft.every', 'Hard.every',
