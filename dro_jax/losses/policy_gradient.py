@@ -120,8 +120,10 @@ def dro_token(
   checks.check_tokens(
     mask, per_example={}, policy_logps=policy_logps, behaviour_logps=behaviour_logps, advantages=advantages
   )
-  gain = advantages * policy_logps - beta / 2 * jnp.square(policy_logps - behaviour_logps)
-  return -jnp.sum(jnp.where(mask, gain, 0.0), axis=-1)
+  # Masked before the products: the gradient of a masked product has the other factor, which may be infinite.
+  arrays = policy_logps, behaviour_logps, advantages
+  policy_BT, behaviour_BT, advantages_BT = (jnp.where(mask, x_BT, 0.0) for x_BT in arrays)
+  return -jnp.sum(advantages_BT * policy_BT - beta / 2 * jnp.square(policy_BT - behaviour_BT), axis=-1)
 
 
 def _clipped_surrogate(log_ratio: Array, advantages: Array, epsilon: float) -> Array:
