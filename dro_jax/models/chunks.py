@@ -12,7 +12,9 @@ from dro_jax.models import layers
 MOST_BYTES = 5 * 2**28
 
 
-def choose_chunk_size(asked: int | None, rows: int, length: int, vocab_size: int) -> int | None:
+def choose_chunk_size(
+  asked: int | None, rows: int, length: int, vocab_size: int, policies: int = 1
+) -> int | None:
   """The response tokens of each row that are projected at once, on the mesh in use.
 
   Args:
@@ -21,6 +23,7 @@ def choose_chunk_size(asked: int | None, rows: int, length: int, vocab_size: int
     rows: rows of the batch, over all devices.
     length: response tokens of a row.
     vocab_size: logits of a token.
+    policies: how many have their logits there at once: 2 with next-token KL, whose reference has them too.
 
   Returns:
     `None` where all are projected at once.
@@ -28,6 +31,6 @@ def choose_chunk_size(asked: int | None, rows: int, length: int, vocab_size: int
   if asked is not None:
     return asked or None
   row_shards, vocab_shards = layers.num_parts('activation_batch', 'activation_vocab')
-  token_bytes = 4 * math.ceil(rows / row_shards) * math.ceil(vocab_size / vocab_shards)
+  token_bytes = 4 * policies * math.ceil(rows / row_shards) * math.ceil(vocab_size / vocab_shards)
   chunks = math.ceil(length / max(MOST_BYTES // token_bytes, 1))
   return None if chunks <= 1 else math.ceil(length / chunks)

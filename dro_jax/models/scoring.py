@@ -50,9 +50,9 @@ def make_score(
     memory, states_BTD = models_policy.run(policy, own, rows, rng)
     logits_fn = functools.partial(models_policy.logits, policy, own)
 
-    def chunk_of(states_BTD: Array) -> int | None:
+    def chunk_of(states_BTD: Array, policies: int = 1) -> int | None:
       rows, length, _ = states_BTD.shape
-      return choose_chunk_size(chunk_size, rows, length, policy.config.vocab_size)
+      return choose_chunk_size(chunk_size, rows, length, policy.config.vocab_size, policies)
 
     def project(states_BTD: Array, responses: Rows | Mismatched) -> tuple[Array, Array]:
       mask_BT = responses.response_segments > 0
@@ -67,7 +67,7 @@ def make_score(
       token_logps_BT, token_kls_BT = logprobs.response_token_logps_and_kls(
         logits_fn, functools.partial(models_policy.logits, policy, params['reference']),
         states_BTD, reference.states, rows.response_tokens, rows.response_segments > 0,
-        kl_direction, chunk_of(states_BTD),
+        kl_direction, chunk_of(states_BTD, policies=2),
       )  # fmt: skip
       logps_BR = _summed(token_logps_BT, rows)
     mismatched_logps_BR = None

@@ -93,7 +93,10 @@ class Run:
     layout, vocab_size = self.loaders.train.layout, self.networks.policy.config.vocab_size
     rows = layout.rows // self.spec.batches.microbatches
     with partitioning.use_mesh(self.mesh):
-      return chunks.choose_chunk_size(self.spec.compute.chunk_size, rows, layout.response_length, vocab_size)
+      return chunks.choose_chunk_size(
+        self.spec.compute.chunk_size, rows, layout.response_length, vocab_size,
+        policies=1 if self.algorithm.kl_direction is None else 2,
+      )  # fmt: skip
 
   def init(self, base: Base | None = None) -> train_state.TrainState:
     """The first state: shapes first, then shardings, then arrays born sharded.

@@ -30,6 +30,10 @@ def test_a_number_is_taken_and_0_is_all_at_once(asked, expected):
   assert chunks.choose_chunk_size(asked, 32, 512, 262_144) == expected
 
 
+def test_the_references_logits_count_beside_the_policys():
+  assert chunks.choose_chunk_size(None, 32, 512, 262_144, policies=2) == 20
+
+
 @pytest.mark.parametrize('sizes, expected', [((1, 1, 1), 40), ((2, 2, 1), 128), ((1, 2, 2), 128)])
 def test_only_the_part_of_one_device_counts(sizes, expected):
   """16 GiB on one device; rows are cut by data and fsdp, the vocabulary by model."""
