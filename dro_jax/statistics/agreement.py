@@ -15,7 +15,6 @@ import numpy as np
 
 from dro_jax.statistics import ties
 
-
 _LARGEST_CORRELATION = 1 - 1e-12  # Of which arctanh is finite.
 
 
