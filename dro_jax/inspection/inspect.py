@@ -226,7 +226,8 @@ def _positions(triplets: Triplets, init_from: str | None) -> dict[str, Any] | No
   if sum(fitting) == sum(longest):
     return None
   limits = {'prompt_length': fitting[0], 'response_length': fitting[1]}
-  return {'learned': config.max_positions, 'longest': longest, 'limits': limits}
+  # The last token is only predicted, and needs no position.
+  return {'learned': sum(fitting) - 1, 'longest': longest, 'limits': limits}
 
 
 def _chosen_scaling(read: Read, requested: str | None) -> tuple[str, str | None]:
