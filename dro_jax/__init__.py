@@ -7,6 +7,8 @@ line answers before jax is imported.
 import importlib
 from typing import Any
 
+from dro_jax.errors import did_you_mean
+
 __version__ = '0.1.0'
 
 # The public names, each with the module that has it; a module of that name stands for itself.
@@ -29,7 +31,7 @@ __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> Any:
   if name not in _MODULES:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}{did_you_mean(name, _MODULES)}')
   module = importlib.import_module(f'{__name__}.{_MODULES[name]}')
   return module if name == _MODULES[name] else getattr(module, name)
 

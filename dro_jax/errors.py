@@ -55,7 +55,7 @@ def suggests_fields(kind: type[_T]) -> type[_T]:
   init, names = kind.__init__, [field.name for field in dataclasses.fields(kind)]  # type: ignore
 
   @functools.wraps(init)
-  def checked(self, *args: Any, **fields: Any) -> None:
+  def checked(self: _T, *args: Any, **fields: Any) -> None:
     if unknown := [name for name in fields if name not in names]:
       raise UsageError(
         f'{kind.__name__} has no field {unknown[0]}{did_you_mean(unknown[0], names)}: it has '

@@ -6,6 +6,7 @@ Example:
 """
 
 import inspect
+from typing import Any
 
 from dro_jax.algorithms.a_lol import *
 from dro_jax.algorithms.base import (
@@ -30,10 +31,15 @@ from dro_jax.algorithms.policy_gradient import *
 from dro_jax.algorithms.preference import *
 from dro_jax.algorithms.quantile import *
 from dro_jax.algorithms.weighted import *
+from dro_jax.errors import did_you_mean
 
 # The functions of these files make algorithms of others, and are none.
-_MAKERS = ('dro_jax.algorithms.base', 'dro_jax.algorithms.next_token_kl')
+_MAKERS = ('dro_jax.algorithms.base', 'dro_jax.algorithms.next_token_kl', 'dro_jax.errors')
 # The files' own lists say what is public, so that a new algorithm is named in its file alone.
 __all__ = sorted(
   name for name, value in globals().items() if inspect.isfunction(value) and value.__module__ not in _MAKERS
 )
+
+
+def __getattr__(name: str) -> Any:
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}{did_you_mean(name, __all__)}')

@@ -5,7 +5,7 @@ import math
 
 from dro_jax.algorithms.base import Algorithm
 from dro_jax.algorithms.batch import Batch
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, suggests_fields
 from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.ops import masked
 from dro_jax.types import LossOutput, LossTerm
@@ -13,6 +13,7 @@ from dro_jax.types import LossOutput, LossTerm
 _DIRECTIONS = ('reverse', 'forward')
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class NextTokenKl:
   """The KL between policy and reference over each next token of the logged responses, added to the loss.

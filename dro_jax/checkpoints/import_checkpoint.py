@@ -34,6 +34,7 @@ _ACCEPTED = (
 TOKENIZER_FOLDER = 'tokenizer'
 
 # The part of its base's metadata that an imported adapter has.
+SOURCE = 'imported_from'  # What a checkpoint was imported from, in its metadata.
 _OF_BASE = ('family', 'model', 'vocabulary', 'vocabulary_fingerprint')
 
 _log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def import_checkpoint(
   metadata = {
     **config_metadata(_with_ids(imported.config, record.special)), 'vocabulary': spec,
     'vocabulary_fingerprint': record.fingerprint, 'stored_dtype': imported.stored_dtype,
+    SOURCE: source,
   }  # fmt: skip
   if imported.is_reward_model:
     metadata[REWARD_MODEL] = True
@@ -116,6 +118,11 @@ def import_checkpoint(
 def _import_adapter(source: str, base: str, target: epath.Path) -> dict[str, Any]:
   """Writes a PEFT adapter as a folder that `--init_from` takes, with the place of its base."""
   folder, base = epath.Path(source).expanduser(), str(folders.find_checkpoint(base))
+  if not folder.exists():
+    raise UsageError(
+      f'--init_from={source} does not exist: pass the folder of the adapter that peft wrote '
+      '(model.save_pretrained(DIR)), and that of its base as --set LORA_BASE=DIR.'
+    )
   if not (folder / peft.CONFIG).exists():
     raise UsageError(
       f'{source} has no {peft.CONFIG}, and LORA_BASE={base} is the base of an adapter: remove LORA_BASE, or '
@@ -125,6 +132,7 @@ def _import_adapter(source: str, base: str, target: epath.Path) -> dict[str, Any
     raise UsageError(f'LORA_BASE={base} holds an adapter: pass the folder of a whole model.')
   saved = folders.load_metadata(base)
   settings, params = peft.read(folder, saved_config(saved))
+  _warn_of_other_base(peft.named_base(folder), base, saved.get(SOURCE))
   kept = {name: saved[name] for name in _OF_BASE if name in saved}
   kept['model'] = {**saved['model'], 'scan_layers': False}
   entry = adapters.Saved(settings, base, adapters.fingerprint_of(base), continues=True)
@@ -137,6 +145,21 @@ def _import_adapter(source: str, base: str, target: epath.Path) -> dict[str, Any
     'base': base,
     'check': f'dro_jax check --init_from={target}',
   }  # fmt: skip
+
+
+def _warn_of_other_base(named: str | None, base: str, source: str | None) -> None:
+  """Warns where the adapter names another base than LORA_BASE, or one that LORA_BASE cannot be told to be."""
+  if named is None or _last_name(named) in (_last_name(base), source and _last_name(source)):
+    return
+  imported = f', which was imported from {source}' if source else ''
+  _log.warning(
+    'note: the adapter was trained on %s (in its %s), and LORA_BASE is %s%s. On other weights of the same '
+    'shape it is another policy: make sure that both are the same model.', named, peft.CONFIG, base, imported,
+  )  # fmt: skip
+
+
+def _last_name(path: str) -> str:
+  return path.rstrip('/').rpartition('/')[2].lower()
 
 
 def _load(source: str, vocabulary: str | None, mlp_activations: Sequence[str] | None) -> _Imported:

@@ -110,8 +110,8 @@ def configure(
     refuse_settings_of_other_algorithms(origins)
     if complete:
       refuse_undefined_macros(name, command.bare)
-      gin.finalize()
       refuse_unread_settings(name, origins)
+      gin.finalize()
   return function
 
 

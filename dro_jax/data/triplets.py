@@ -1,5 +1,6 @@
 """Triplets for a run: read, split, scaled, and joined with column stores."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -18,6 +19,8 @@ from dro_jax.data.text import tokenise, vocabularies
 from dro_jax.data.text.chat import TEMPLATE
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
+
+FEW_HELD_OUT = 10  # Statistics of fewer held-out prompts decide nothing.
 
 
 class Triplets(NamedTuple):
@@ -192,6 +195,22 @@ def with_missing_rewards_zero(triplets: Triplets) -> Triplets:
   """The triplets with the reward 0 where a record has none, for algorithms that read no rewards."""
   tables = [table and table.with_missing_rewards_zero(triplets.scaling) for table in triplets[:2]]
   return triplets._replace(train=tables[0], eval=tables[1])
+
+
+def few_held_out(held_out: int, prompts: int) -> str:
+  """A sentence where so few of a file's prompts are held out that they decide nothing, or ''.
+
+  Args:
+    held_out: prompts held out; 0 of them is no validation at all, which others say.
+    prompts: all prompts, held out or not.
+  """
+  if not 0 < held_out < FEW_HELD_OUT:
+    return ''
+  share = math.ceil(20 * FEW_HELD_OUT / prompts) / 20
+  remedy = f'--set VALIDATION_FRACTION={share:g} holds out about {round(share * prompts)}'
+  remedy = remedy if share <= 0.5 else 'gather more prompts, or pass others as --eval_triplets'
+  some = f'{held_out} of {prompts} prompts {"is" if held_out == 1 else "are"} held out'
+  return f'{some}, and validation on fewer than {FEW_HELD_OUT} decides nothing: {remedy}.'
 
 
 def _counts(part: str, table: TokenTable | None) -> dict[str, Any]:

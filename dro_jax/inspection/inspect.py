@@ -25,6 +25,7 @@ from dro_jax.inspection.packing import packing
 from dro_jax.inspection.spelling import PYTHON
 from dro_jax.inspection.tables import tables
 from dro_jax.inspection.warnings import OFF_CENTRE, warnings
+from dro_jax.models.policy import fitting_lengths
 from dro_jax.printing.result import Sections
 from dro_jax.statistics import ties
 
@@ -106,9 +107,14 @@ def inspect_triplets(
     'cache_dir': cache_dir,
   }  # fmt: skip
   limits = {'prompt_length': prompt_length, 'response_length': response_length}
-  read = _read(
-    triplets, loaded_vocabulary, eval_triplets=eval_triplets, keep=keep, **files, **texts, **limits, **modules
+  load = functools.partial(
+    _read, triplets, loaded_vocabulary, eval_triplets=eval_triplets, keep=keep, **files, **texts, **modules
   )
+  read = load(**limits)
+  positions = _positions(read.triplets, init_from)
+  if positions:
+    limits = positions['limits']
+    read = load(**limits)
   files |= {'map_reward': read.proposed.map_reward} if read.proposed else {}
   chosen, unscaled = _chosen_scaling(read, scaling)
   batch_size = min(batch_size, len(read.triplets.train))  # A larger batch would repeat records.
@@ -116,6 +122,7 @@ def inspect_triplets(
   by_chat = tokenise.uses_chat(loaded_vocabulary, chat)
   content = describe_table(read, loaded_vocabulary, by_chat=by_chat, **limits) | {
     'init_from': init_from,
+    'positions': positions,
     'scaling': read.problem is None and _scaling(read.triplets, chosen, temperature),
     'batch': {'size': batch_size, 'batches_an_epoch': len(read.triplets.train) / batch_size},
     'rows': packing(read.triplets.train, batch_size),
@@ -206,6 +213,23 @@ def _reward_words(triplets: Any, options: Mapping[str, Any]) -> dict[str, int]:
   return dict(counts)
 
 
+def _positions(triplets: Triplets, init_from: str | None) -> dict[str, Any] | None:
+  """The learned positions of a checkpoint that has too few for the texts, and limits that fit; else None."""
+  if init_from is None:
+    return None
+  config = policy.config_of(init_from)
+  tables = [table for table in (triplets.train, triplets.eval) if table is not None]
+  longest = [
+    max(int(getattr(table, f'{side}_lengths').max()) for table in tables) for side in ('prompt', 'response')
+  ]
+  fitting = fitting_lengths(config, *longest)
+  if sum(fitting) == sum(longest):
+    return None
+  limits = {'prompt_length': fitting[0], 'response_length': fitting[1]}
+  # The last token is only predicted, and needs no position.
+  return {'learned': sum(fitting) - 1, 'longest': longest, 'limits': limits}
+
+
 def _chosen_scaling(read: Read, requested: str | None) -> tuple[str, str | None]:
   """The requested scaling, or one that suits the rewards; and why the requested one is impossible, if so."""
   rewards = read.triplets.train.raw_rewards
@@ -245,7 +269,10 @@ def describe_table(
   return {
     'records': len(table),
     'prompts': table.report['prompts'],
-    'held_out': {'fraction': read.fraction, 'records': len(read.triplets.eval) if read.triplets.eval else 0},
+    'held_out': {
+      'fraction': read.fraction, 'records': len(read.triplets.eval) if read.triplets.eval else 0,
+      'prompts': len(np.unique(read.triplets.eval.prompt_index)) if read.triplets.eval else 0,
+    },
     'rewards_problem': read.problem,
     'without_reward': table.report['without_reward'],
     'eval_prompts_in_train': read.triplets.report.get('eval_prompts_in_train', 0),
@@ -267,7 +294,7 @@ def describe_table(
     **rewarded,
     'tokenised_apart': table.report.get('tokenised_apart', 0),
     'duplicates': describe.duplicates(table),
-  }
+  }  # fmt: skip
 
 
 def proposed_scaling(rewards: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dro_jax.data.triplets import few_held_out
 from dro_jax.inspection.spelling import COMMAND, Spelling
 from dro_jax.printing.tables import text
 
@@ -126,19 +127,33 @@ def _of_prompts(content: Mapping[str, Any]) -> Iterator[str]:
       'There are too few prompts to hold some out and keep different rewards to train on: the run does not '
       'validate.'
     )
+  if content['held_out']['fraction'] and (few := few_held_out(content['held_out']['prompts'], prompts)):
+    yield few
   if shared := content['eval_prompts_in_train']:
     yield f'{shared} prompts of the held-out files are in the training files too.'
   if content['batch']['batches_an_epoch'] == 1:
     yield f'A batch holds every record to train on ({content["batch"]["size"]}).'
 
 
+def _of_positions(positions: Mapping[str, Any]) -> str:
+  (prompt, response), limits = positions['longest'], positions['limits']
+  return (
+    f'The model has {positions["learned"]} learned positions, too few for a prompt of {prompt} tokens with a '
+    f'response of {response}: texts are cut at --set PROMPT_LENGTH={limits["prompt_length"]} and --set '
+    f'RESPONSE_LENGTH={limits["response_length"]}, which fit. A model with rotary positions reads them whole.'
+  )
+
+
 def _of_texts(content: Mapping[str, Any]) -> Iterator[str]:
+  if positions := content.get('positions'):
+    yield _of_positions(positions)
   for side, cut in content['truncation'].items():
     if cut['share_cut'] > _CUT:
       loss = ', and lose their EOS' if side == 'response' else ''
+      more = f' --set {side.upper()}_LENGTH={cut["limit_for_99_percent"]} keeps 99 %.'
       yield (
         f'{cut["share_cut"]:.1%} of the {side}s are cut at {cut["limit"]} tokens{loss}, though a reward '
-        f'is for the whole text. --set {side.upper()}_LENGTH={cut["limit_for_99_percent"]} keeps 99 %.'
+        f'is for the whole text.{"" if positions else more}'
       )
   vocabulary = content['vocabulary']
   yield from vocabulary['losses']

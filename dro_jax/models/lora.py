@@ -21,7 +21,7 @@ from flax.core import meta
 from jax.tree_util import tree_leaves_with_path
 
 from dro_jax.configs.effects import PLACE
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, suggests_fields
 from dro_jax.models import quantised
 from dro_jax.models.layers import ADAPTER, FROZEN
 from dro_jax.models.stacks import Path
@@ -34,6 +34,7 @@ MLP = ('wi', 'wi_0', 'wi_1', 'wo')
 GROUPS = {'all': (*ATTENTION, *MLP), 'attention': ATTENTION, 'mlp': MLP}
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class Lora:
   """Adapters of the policy, and of the value network where it has a trunk of its own, on one frozen base.
@@ -229,7 +230,7 @@ def abstract_adapter(boxed: Params, lora: Lora) -> Params:
     if not present & set(GROUPS.get(target, (target,))):
       raise UsageError(
         f'LORA_TARGETS={",".join(lora.targets)}: the model has no product {target!r}. Pass names of '
-        f'{", ".join(sorted(present))}, between commas, or one of {", ".join(GROUPS)}.'
+        f'{", ".join(sorted(present & {*GROUPS["all"]}))}, between commas, or one of {", ".join(GROUPS)}.'
       )
   adapter = {}
   for path, box in kernels.items():

@@ -110,9 +110,21 @@ def refuse_long_texts(config: Config, prompt: int, response: int, settings: str)
   if most is not None and prompt + response > most:
     raise UsageError(
       f'a prompt of {prompt} tokens and a response of {response} are {prompt + response} together, and the '
-      f'model has learned positions for {most}: pass {settings} whose sum is at most {most}, or a model with '
-      'rotary positions.'
+      f'model has {most - 1} learned positions, which hold {most} tokens, because the last one is only '
+      f'predicted: pass {settings} whose sum is at most {most}, or a model with rotary positions.'
     )
+
+
+def fitting_lengths(config: Config, prompt: int, response: int) -> tuple[int, int]:
+  """The lengths of prompt and response that fit the model's positions: as given, or cut where too long.
+
+  A side that is longer than half of the positions gives way to the other; both do where both are.
+  """
+  most = family_of(config).most_tokens(config)
+  if most is None or prompt + response <= most:
+    return prompt, response
+  response = min(response, max(most // 2, most - prompt))
+  return most - response, response
 
 
 # --- with a network's parameters ----------------------------------------------------------------------------

@@ -13,12 +13,15 @@ from dro_jax.data.batches import groups, loader, packing, plan
 from dro_jax.data.records import comparisons
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.triplets import Triplets, require_rewards, with_missing_rewards_zero
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, suggests_fields
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run.sampling import rollouts
 
+_MOST_EPOCHS = 100  # In one batch.
 
+
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class RowOptions:
   """How a batch is laid out in rows; changes speed, never a number (see `data.batches.packing.Layout.fit`).
@@ -160,6 +163,7 @@ def make_loaders(
     unit_options = groups.resolved(unit_options, triplets.train)
   table, members, report = _formed(triplets.train, algorithm.unit, unit_options)
   _refuse_split(algorithm, triplets.train, report, unit_options)
+  _refuse_many_epochs(batch_size, algorithm.unit, len(table) if members is None else len(members))
   if members is None:
     train_loader = load(table, plan.Plan.from_table(table, batch_size, seed, deal=deal))
   else:
@@ -205,6 +209,16 @@ def _refuse_lone(batch_size: int, algorithm: algorithms.Algorithm, labels: Mappi
     raise UsageError(
       f'{algorithm.name} compares each reward with the mean of its batch, which in a batch of {batch_size} '
       'is the reward itself, so it would learn nothing: pass Batches(size=32), or --set BATCH=32.'
+    )
+
+
+def _refuse_many_epochs(batch_size: int, unit: str, count: int) -> None:
+  """A batch of very many epochs takes minutes to deal, and is the same batch again and again."""
+  if batch_size > _MOST_EPOCHS * count:
+    raise UsageError(
+      f'a batch of {batch_size} {unit}s would hold each of the {count} {unit}s to train on about '
+      f'{batch_size // count} times, and a batch may hold them {_MOST_EPOCHS} times at most: pass '
+      f'Batches(size={count}), or --set BATCH={count}, or fewer, or more data.'
     )
 
 

@@ -221,6 +221,10 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
     >>> int(state.step), float(output.metrics['loss/value']) > 0
     (1, True)
   """
+  if not isinstance(spec, RunSpec):
+    raise UsageError(
+      f'{spec!r} is no spec, and build needs a spec: pass dro.RunSpec(data=..., policy=..., algorithm=...).'
+    )
   learner = make_learner(spec, devices, legacy)
   data = prepare_data(spec, learner, legacy)
   txs = {'policy': spec.optimizers.policy if learner.algorithm.trains_policy else optax.set_to_zero()}

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from dro_jax import algorithms
 from dro_jax.checkpoints import folders, orbax
 from dro_jax.data.batches import loader
+from dro_jax.data.triplets import Triplets, few_held_out
 from dro_jax.errors import Interrupted, NotFinite, Stopped
 from dro_jax.parallel import interrupts, partitioning
 from dro_jax.run import best, lost_mass, outcome, summary
@@ -141,7 +142,10 @@ def _announce(loop: _Loop, state: TrainState) -> None:
       'each prompt gets {samples} fresh responses of {max_length} tokens at most, rewarded by {reward}; '
       'optimiser steps on each batch of them: {epochs}'.format(**run.rollouts.settings)
     )
-  about_batches = (few_prompts(train, run.algorithm, first), repeated(train.plan, run.algorithm))
+  about_batches = (
+    few_prompts(train, run.algorithm, first), repeated(train.plan, run.algorithm),
+    few_to_validate(run.triplets),
+  )  # fmt: skip
   for note in filter(None, (*about_batches, *run.notes())):
     say(note)
 
@@ -160,6 +164,15 @@ def few_prompts(batches: loader.Loader, algorithm: algorithms.Algorithm, step: i
     f"note: a batch holds the responses to {prompts} prompts{why}: {algorithm.name}'s statistics of a batch "
     f'are nearly those of a prompt. A larger BATCH helps{remedy}.'
   )
+
+
+def few_to_validate(triplets: Triplets) -> str:
+  """A note where so few prompts are held out that validation decides nothing, or ''."""
+  if triplets.eval is None or 'split' not in triplets.report:
+    return ''
+  held_out, trained = (len(np.unique(table.prompt_index)) for table in (triplets.eval, triplets.train))
+  few = few_held_out(held_out, held_out + trained)
+  return few and f'note: {few}'
 
 
 def repeated(plan: Any, algorithm: algorithms.Algorithm) -> str:

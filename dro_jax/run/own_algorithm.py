@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from dro_jax import files
+from dro_jax import algorithms, files
 from dro_jax.algorithms import Algorithm
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, did_you_mean
 
 
 def import_algorithm(text: str) -> Callable[..., Any]:
@@ -15,8 +15,14 @@ def import_algorithm(text: str) -> Callable[..., Any]:
     UsageError: the text has another form, the module cannot be imported, or it has no such function.
   """
   if ':' not in text:
+    if text in algorithms.__all__:
+      raise UsageError(
+        f'algorithm={text!r} is a name, and a run needs the algorithm: pass dro.algorithms.{text}(), or '
+        f'--set ALGORITHM={text} on the command line.'
+      )
+    near = did_you_mean(text, algorithms.__all__)
     raise UsageError(
-      f'ALGORITHM={text!r} names no algorithm: pass FILE.py:NAME or MODULE:NAME for your own, a name '
+      f'ALGORITHM={text!r} names no algorithm{near}: pass FILE.py:NAME or MODULE:NAME for your own, a name '
       'listed by `dro_jax configs list algorithms` on the command line, or a function in Python.'
     )
   return files.import_function(text, 'ALGORITHM', 'function that returns a dro_jax.algorithms.Algorithm')

@@ -12,7 +12,7 @@ from dro_jax.parallel import partitioning
 from dro_jax.run.build import Run
 from dro_jax.run.folder import nonfinite
 from dro_jax.run.folder.configs import Recorded
-from dro_jax.run.train import opened
+from dro_jax.run.train import opened, refuse_unbuilt
 
 
 def replay(
@@ -42,6 +42,7 @@ def replay(
     Traceback (most recent call last):
     dro_jax.errors.UsageError: --replay=...: pass a folder MODEL_DIR/nonfinite/STEP, which has arrays.npz.
   """
+  refuse_unbuilt(run)
   with opened(run, folder, configs, writes=False) as own:
     return _replay(own.run, own.state, batch)
 

@@ -4,10 +4,12 @@ import dataclasses
 import time
 from typing import Annotated
 
+from dro_jax import limits
 from dro_jax.configs.effects import LENGTH
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, suggests_fields
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class Schedule:
   """The times at which a run logs, validates and saves, in optimiser steps; 0 is never.
@@ -37,6 +39,8 @@ class Schedule:
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
+      if value is not None or name != 'eval_examples':
+        limits.whole('Schedule', **{name: value})
       if value is not None and value < 0:
         raise UsageError(
           f'{name}={value}: pass 0 or more, as Schedule({name}=...) or --set {name.upper()}=...; 0 steps '

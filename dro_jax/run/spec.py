@@ -17,10 +17,12 @@ from dro_jax.configs.effects import KEEPING, PARTS, PLACE, SPEED
 from dro_jax.data.batches.groups import UnitOptions
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, did_you_mean, suggests_fields
+from dro_jax.models.attention.ways import WAYS
 from dro_jax.models.family import Config
 from dro_jax.models.lora import Lora
 from dro_jax.parallel.partitioning import MeshSpec
+from dro_jax.run import kinds
 from dro_jax.run.batches import RowOptions
 from dro_jax.run.own_algorithm import import_algorithm, refuse_other_kinds
 from dro_jax.run.sampling.rollouts import RolloutOptions
@@ -29,6 +31,7 @@ from dro_jax.step.optimizers import adafactor
 from dro_jax.step.reference import AdapterOff, Cached, Frozen, References
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class Policy:
   """The policy that a run starts from, which is its reference too.
@@ -55,6 +58,7 @@ class Policy:
       object.__setattr__(self, 'lora', None)
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class Compute:
   """How networks are computed.
@@ -85,13 +89,22 @@ class Compute:
   compiler_options: Annotated[Mapping[str, Any] | None, SPEED] = None
 
   def __post_init__(self):
+    if self.chunk_size is not None:
+      limits.whole('Compute', chunk_size=self.chunk_size)
     if self.chunk_size is not None and self.chunk_size < 0:
       raise UsageError(
         f'chunk_size={self.chunk_size}: pass a number of response tokens, 0 for all at once, or None, which '
         'chooses by the size of their logits: Compute(chunk_size=64), or --set CHUNK_SIZE=64.'
       )
+    if self.attention not in (None, *WAYS):
+      raise UsageError(
+        f'attention={self.attention!r} is unknown{did_you_mean(str(self.attention), WAYS)}: pass one of '
+        f'{", ".join(WAYS)}, as Compute(attention=...) or --set ATTENTION=..., or None for that of '
+        'the model.'
+      )
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class Value:
   """The value network of an algorithm that has one.
@@ -118,6 +131,7 @@ class Value:
   warmup_steps: int = 0
 
   def __post_init__(self):
+    limits.whole('Value', warmup_steps=self.warmup_steps)
     if self.warmup_steps < 0:
       raise UsageError(
         f'warmup_steps={self.warmup_steps}: pass 0 or more steps, as Value(warmup_steps=100) or --set '
@@ -126,6 +140,7 @@ class Value:
       )
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
   """One optimiser for each network: nothing couples them.
@@ -147,6 +162,7 @@ class Optimizers:
     _make_parts(self, 'policy', 'value')
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class Batches:
   """The contents of a batch, and their layout.
@@ -172,10 +188,17 @@ class Batches:
   units: Annotated[UnitOptions, PARTS] = UnitOptions()
 
   def __post_init__(self):
+    limits.whole('Batches', size=self.size, microbatches=self.microbatches)
+    if self.size < 1:
+      raise UsageError(
+        f'size={self.size}: a batch must hold something to learn from: pass 1 or more, as Batches(size=32) '
+        'or --set BATCH=32.'
+      )
     if self.microbatches < 1:
       raise UsageError(f'microbatches={self.microbatches}: pass 1 or more, as --set MICROBATCHES=1.')
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class Keep:
   """Which checkpoints are kept.
@@ -214,6 +237,13 @@ class Keep:
       )
 
 
+_PARTS = {
+  'compute': Compute, 'value': Value, 'next_token_kl': NextTokenKl, 'optimizers': Optimizers,
+  'batches': Batches, 'rollouts': RolloutOptions, 'schedule': Schedule, 'keep': Keep, 'mesh': MeshSpec,
+}  # fmt: skip
+
+
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
   """The description of a run, before any part of the run exists.
@@ -262,11 +292,16 @@ class RunSpec:
 
   def __post_init__(self):
     limits.seed(self.seed)
+    kinds.refuse_other_data(self.data)
+    kinds.refuse_other_policy(self.policy, Policy)
+    for name, kind in _PARTS.items():
+      kinds.refuse_other_part(name, getattr(self, name), kind)
     source = self.algorithm
     if isinstance(source, str):
       object.__setattr__(self, 'algorithm', import_algorithm(source))
     code = files.source_of(self.algorithm if callable(self.algorithm) else getattr(source, 'loss', None))
     _make_parts(self, 'algorithm', 'reference')
+    kinds.refuse_other_reference(self.reference)
     refuse_other_kinds(self.algorithm, source)
     object.__setattr__(self, 'algorithm', self.algorithm._replace(code=self.algorithm.code or code))
     _refuse_settings(self)

@@ -6,6 +6,7 @@ statistic is therefore a function of how often each prompt was drawn.
 Axes: N responses, P prompts. `prompts` numbers the prompt of each response, in any order and with any gaps.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -68,7 +69,8 @@ def rank_correlation(scores: np.ndarray, rewards: np.ndarray, weights: np.ndarra
   return _divide(weights @ (x * y), np.sqrt((weights @ x**2) * (weights @ y**2)))
 
 
-class RankCorrelation(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class RankCorrelation:
   """`rank_correlation` of N responses as a function of how often each prompt was drawn; see `bootstrap`."""
 
   scores: np.ndarray
@@ -146,7 +148,7 @@ def bootstrap(
 
 
 def _quantiles(value: float, draws: np.ndarray) -> np.ndarray:
-  return np.nanquantile(draws, (0.025, 0.975))
+  return np.asarray(np.nanquantile(draws, (0.025, 0.975)))
 
 
 def _around(value: float, draws: np.ndarray) -> np.ndarray:

@@ -48,6 +48,8 @@ def notes(
         f'note: the {name} network does not train: the value is trained alone for {wait} steps, and the run '
         f'has {steps}. Lower VALUE_WARMUP_STEPS, or raise STEPS.'
       )
+    elif own <= 0:
+      continue  # A run without steps trains nothing, whatever its rate.
     elif still_rises(tx, own):
       texts.append(
         f"note: the {name} network's learning rate still rises when the run ends, after {own} steps: its "

@@ -777,6 +777,9 @@ def test_a_command_that_lacks_its_arguments_shows_how_they_are_passed():
 def test_a_setting_that_the_run_does_not_read_is_refused_where_it_was_asked_for():
   with pytest.raises(UsageError, match='--set VALUE_SHARED=true: kto has no value network'):
     _configure('train', '--set=ALGORITHM=kto', '--set=VALUE_SHARED=true')
-  # A gin file may set it for several algorithms; another command has stages that read it.
+  # A gin file may set it for several algorithms.
   assert callable(_configure('train', '--gin_file=values/shared.gin', '--set=ALGORITHM=kto'))
+
+
+def test_a_setting_that_only_a_stage_of_another_command_reads_passes():
   assert callable(_configure('a_lol', '--set=VALUE_SHARED=false'))

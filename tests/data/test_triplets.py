@@ -12,7 +12,13 @@ from dro_jax.data.table import cache as table_cache
 from dro_jax.data.table import table
 from dro_jax.data.text import tokenise
 from dro_jax.data.text.vocabularies import vocabulary
-from dro_jax.data.triplets import Triplets, load_triplets, require_rewards, with_missing_rewards_zero
+from dro_jax.data.triplets import (
+  Triplets,
+  few_held_out,
+  load_triplets,
+  require_rewards,
+  with_missing_rewards_zero,
+)
 from dro_jax.errors import UsageError
 from dro_jax.run import batches
 from tests.data.generated import ratings, records
@@ -218,6 +224,13 @@ def test_a_damaged_cached_table_is_built_again(files, cache):
   rewards = cache / folder / 'rewards.npy'
   rewards.write_bytes(rewards.read_bytes()[:-8] + bytes(8))
   np.testing.assert_array_equal(load(files[0], validation_fraction=0).train.rewards, before.rewards)
+
+
+def test_few_held_out_prompts_are_said_to_decide_nothing():
+  said = few_held_out(1, 60)
+  assert '1 of 60 prompts is held out' in said and '--set VALIDATION_FRACTION=0.2 holds out about 12' in said
+  assert 'gather more prompts' in few_held_out(2, 15)
+  assert few_held_out(0, 60) == few_held_out(10, 60) == ''
 
 
 def test_conversations_are_rendered_by_the_runs_template(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 import dro_jax as dro
 from dro_jax import main
+from dro_jax.checkpoints import orbax
 from dro_jax.cli import bindings, flags, registry
 from dro_jax.cli import help as usage
 from dro_jax.cli import tables as command_tables
@@ -19,6 +20,8 @@ from dro_jax.inspection import inspect, warnings
 from dro_jax.inspection import methods as admission
 from dro_jax.inspection import packing as inspection_packing
 from dro_jax.inspection.command import DEFAULTS, train_command
+from dro_jax.models.causal.config import CausalConfig
+from dro_jax.models.policy import config_metadata
 from tests.data.text import tiny_tokenizers
 
 _CONFIGS = command_tables.GIN_CONFIGS
@@ -189,6 +192,30 @@ def test_the_rule_that_makes_labels_is_shown(write, inspected, capsys):
   assert 'the rewards 0 and 1 are labels themselves' in ' '.join(capsys.readouterr().out.split())
   down = inspected(thumbs(write, [-1.0] * 9))
   assert 'only push them away' in ' '.join(down['warnings'])
+
+
+def test_a_validation_of_few_prompts_is_warned_of(write, inspected):
+  [few] = [said for said in inspected(write())['warnings'] if 'held out' in said]
+  assert 'of 40 prompts' in few and 'decides nothing: --set VALIDATION_FRACTION=0.25 holds' in few
+  assert not any('held out' in said for said in inspected(write('many.jsonl', records=800))['warnings'])
+
+
+def test_a_model_of_few_positions_gets_lengths_that_fit(write, inspected, tmp_path):
+  config = CausalConfig(
+    vocab_size=384, emb_dim=4, num_heads=1, num_layers=1, head_dim=4, mlp_dim=4, positions='learned',
+    max_positions=32,
+  )  # fmt: skip
+  orbax.save_params(tmp_path / 'short', {'x': np.zeros(1)}, config_metadata(config) | {'vocabulary': 'bytes'})
+  found = inspected(write(prompt=lambda i: f'{i // 2}' * 40), f'--init_from={tmp_path / "short"}')
+  [said] = [said for said in found['warnings'] if 'learned positions' in said]
+  settings = bound(found['command'])
+  lengths = settings['PROMPT_LENGTH'], settings['RESPONSE_LENGTH']
+  assert (
+    sum(lengths) == 33 and f'--set PROMPT_LENGTH={lengths[0]} and --set RESPONSE_LENGTH={lengths[1]}' in said
+  )
+  assert 'The model has 32 learned positions' in said and 'keeps 99 %' not in ' '.join(found['warnings'])
+  short = inspected(write('short.jsonl', response=lambda i: 'ab'), f'--init_from={tmp_path / "short"}')
+  assert short['positions'] is None and 'PROMPT_LENGTH' not in short['command']
 
 
 def test_few_records_make_a_command_that_runs(write, inspected):

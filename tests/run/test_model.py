@@ -13,7 +13,7 @@ from dro_jax.data.worlds import placeholder
 from dro_jax.errors import UsageError
 from dro_jax.models import policy as policies
 from dro_jax.models.causal.config import CausalConfig
-from dro_jax.models.policy import config_metadata
+from dro_jax.models.policy import config_metadata, fitting_lengths
 from dro_jax.models.t5.config import T5Config
 from dro_jax.run import reference_store
 from dro_jax.run.build import build
@@ -60,8 +60,15 @@ def spec(prompt_length, response_length, algorithm=algorithms.sft):
 def test_texts_longer_than_the_learned_positions_are_refused_before_anything_is_compiled():
   # A response's last token is no input.
   assert build(spec(25, 8)).networks.policy.config.max_positions == 32
-  with pytest.raises(UsageError, match='are 34 together, and the model has learned positions for 33: pass'):
+  with pytest.raises(UsageError, match='are 34 together, .* 32 learned positions, which hold 33 t'):
     build(spec(26, 8))
+
+
+@pytest.mark.parametrize(
+  'longest, fitting', [((25, 8), (25, 8)), ((40, 8), (25, 8)), ((8, 40), (8, 25)), ((40, 40), (17, 16))]
+)
+def test_lengths_fit_the_learned_positions(longest, fitting):
+  assert fitting_lengths(NAMED, *longest) == fitting and sum(fitting) <= 33
 
 
 @pytest.fixture

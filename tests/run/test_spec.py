@@ -75,6 +75,17 @@ def test_a_bound_that_bounds_nothing_is_refused(settings, message):
     Keep(**settings)
 
 
+def test_an_unknown_way_of_attention_is_refused_before_there_is_a_model():
+  with pytest.raises(UsageError, match="attention='flash' is unknown.*pass one of auto, dense"):
+    Compute(attention='flash')
+
+
+def test_an_empty_batch_is_refused_whatever_the_algorithm():
+  for size in (0, -3):
+    with pytest.raises(UsageError, match=f'size={size}: .*pass 1 or more.*--set BATCH=32'):
+      Batches(size=size)
+
+
 def test_a_value_is_not_trained_for_less_than_no_steps():
   with pytest.raises(UsageError, match='warmup_steps=-1: pass 0 or more'):
     Value(warmup_steps=-1)
@@ -119,7 +130,7 @@ def test_a_text_names_an_algorithm_in_a_file_of_the_user(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   'text, message',
   [
-    ('dro_v', r"ALGORITHM='dro_v' names no algorithm: pass FILE.py:NAME or MODULE:NAME"),
+    ('drov', r"ALGORITHM='drov' names no algorithm .did you mean dro_v\?.: pass FILE.py:NAME or MODULE:NAME"),
     ('absent.py:mild_dro', r'ALGORITHM=absent.py:mild_dro: cannot import absent.py \(.*pass a .py file'),
     ('no.such.module:mild_dro', r"cannot import no.such.module \(No module named 'no'\)"),
     ('own.py:milder', r"own.py has no function 'milder': pass the name of a function that returns"),

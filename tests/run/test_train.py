@@ -715,6 +715,12 @@ def test_a_batch_of_one_is_refused_where_it_is_compared_with_its_mean(run, tmp_p
       run(tmp_path / 'run', algorithm=algorithm, batch_size=1, mesh=one_device)
 
 
+def test_a_batch_of_very_many_epochs_is_refused_before_it_is_dealt(run, tmp_path):
+  for algorithm, unit in ((algorithms.dro_v, 'response'), (algorithms.dpo, 'pair')):
+    with pytest.raises(UsageError, match=f'a batch of 100000 {unit}s would hold each of the .* --set BATCH='):
+      run(tmp_path / 'run', algorithm=algorithm, batch_size=100_000, mesh=one_device)
+
+
 def test_a_thread_can_train(run, tmp_path):
   """Signals belong to the main thread; a notebook's worker may train too."""
   thread = threading.Thread(target=run, args=(tmp_path,), kwargs={'steps': 1, 'eval_every': 0})

@@ -212,6 +212,12 @@ def test_a_policy_that_waits_for_its_value_has_fewer_steps_of_its_own():
   assert 'the policy network does not train: the value is trained alone for 20 steps' in idle
 
 
+def test_a_run_without_steps_is_not_blamed_on_its_learning_rate():
+  tx = {'policy': optimizers.adamw(optimizers.warmup_constant(1e-3, 10))}
+  assert optimizers.notes(tx, 0) == []
+  assert 'its learning rate is 0' in optimizers.notes({'policy': optimizers.adamw(0.0)}, 5)[0]
+
+
 def test_a_rate_that_still_rises_when_the_run_ends_is_noted():
   tx = optimizers.adamw(optimizers.warmup_constant(1.0, warmup_steps=4))
   assert [optimizers.still_rises(tx, steps) for steps in (2, 4, 5, 100)] == [True, True, False, False]

@@ -199,6 +199,11 @@ def read(folder: epath.Path, config: Config) -> tuple[Lora, Params]:
   return _settings(folder, flat, scales, config), traverse_util.unflatten_dict(flat)
 
 
+def named_base(folder: epath.Path) -> str | None:
+  """The model that an adapter says it was trained on, a name or a folder; `None` where it says none."""
+  return json.loads((folder / CONFIG).read_text()).get('base_model_name_or_path') or None
+
+
 def _refuse_unknown(folder: epath.Path, described: Mapping[str, Any]) -> None:
   kind, extra = described.get('peft_type'), [name for name in _UNKNOWN if described.get(name)]
   if kind != 'LORA' or extra or described.get('bias', 'none') != 'none':

@@ -39,6 +39,11 @@ def find(
   options = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
   if not name:
     raise UsageError('there are no triplets; pass --triplets FILE')
+  if isinstance(name, Mapping) or any(isinstance(part, Mapping) for part in name):
+    raise UsageError(
+      'these are records in memory, and triplets are read from files: write them with json.dumps, one JSON '
+      "object a line, and pass the file's path, as load_triplets('feedback.jsonl')."
+    )
   if not triplets.is_files(name):
     names = [part.strip() for text in as_names(name) for part in text.split(',')]
     return _joined([_find_task(part, split, options, data_dir) for part in names])

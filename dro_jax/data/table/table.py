@@ -344,7 +344,7 @@ def replacing(directory: str, mark: str) -> folders.Replacing:
   """A temporary directory to build a table in, which then replaces `directory`."""
   return folders.Replacing(
     directory, what='token table', description=DESCRIPTION, version=VERSION, mark=mark,
-    elsewhere='another cache_dir',
+    elsewhere='another cache_dir (--set CACHE_DIR=DIR)',
   )  # fmt: skip
 
 

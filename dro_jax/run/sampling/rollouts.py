@@ -20,7 +20,7 @@ from dro_jax.data.batches.loader import Loader
 from dro_jax.data.batches.rows import place_batch
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, suggests_fields
 from dro_jax.models import sampling, scoring
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
@@ -33,6 +33,7 @@ from dro_jax.types import Array, Params, Rows, Scalar, Units
 _TRAINING, _VALIDATION = 0, 1  # Random keys of their own.
 
 
+@suggests_fields
 @dataclasses.dataclass(frozen=True)
 class RolloutOptions:
   """How an online algorithm gets its responses and rewards.

@@ -132,6 +132,19 @@ def test_an_adapter_of_a_joint_product_is_three_of_ours_exactly(tmp_path, kind):
     np.testing.assert_allclose(delta, 4.0 * flat[*path, 'a'] @ flat[*path, 'b'], rtol=1e-5, atol=1e-6)
 
 
+def test_an_adapter_that_names_another_base_is_imported_with_a_warning(tmp_path, caplog):
+  save(tmp_path, LLAMA, Lora(rank=2, targets='query'))
+  export_checkpoint(str(tmp_path / 'adapter'), str(tmp_path / 'peft'))
+  file = epath.Path(tmp_path / 'peft' / 'adapter_config.json')
+  for i, (named, warns) in enumerate((('hub/Base', False), ('hub/other', True), (None, False))):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {'base_model_name_or_path': named}))
+    caplog.clear()
+    import_checkpoint(str(tmp_path / 'peft'), str(tmp_path / f'new{i}'), base=str(tmp_path / 'base'))
+    notes = [said for said in caplog.messages if said.startswith('note: the adapter')]
+    assert len(notes) == warns
+    assert not warns or ('hub/other' in notes[0] and f'LORA_BASE is {tmp_path / "base"}' in notes[0])
+
+
 def test_a_folder_that_our_adapters_cannot_be_is_refused(tmp_path):
   save(tmp_path, LLAMA, Lora(rank=2, targets='query'))
   export_checkpoint(str(tmp_path / 'adapter'), str(tmp_path / 'peft'))
@@ -148,6 +161,8 @@ def test_a_folder_that_our_adapters_cannot_be_is_refused(tmp_path):
   file.write_text(json.dumps(described))
   with pytest.raises(UsageError, match='modules that the base does not have'):
     layout.read(file.parent, dataclasses.replace(LLAMA, num_layers=1))
+  with pytest.raises(UsageError, match='--init_from=absent does not exist'):
+    import_checkpoint('absent', str(tmp_path / 'new'), base=str(tmp_path / 'base'))
   with pytest.raises(UsageError, match='has no adapter_config.json, and LORA_BASE'):
     import_checkpoint(str(tmp_path / 'base'), str(tmp_path / 'new'), base=str(tmp_path / 'base'))
   with pytest.raises(UsageError, match='MERGED and LORA_BASE are of adapters'):
