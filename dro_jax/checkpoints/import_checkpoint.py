@@ -34,7 +34,6 @@ _ACCEPTED = (
 TOKENIZER_FOLDER = 'tokenizer'
 
 # The part of its base's metadata that an imported adapter has.
-SOURCE = 'imported_from'  # What a checkpoint was imported from, in its metadata.
 _OF_BASE = ('family', 'model', 'vocabulary', 'vocabulary_fingerprint')
 
 _log = logging.getLogger(__name__)
@@ -95,7 +94,6 @@ def import_checkpoint(
   metadata = {
     **config_metadata(_with_ids(imported.config, record.special)), 'vocabulary': spec,
     'vocabulary_fingerprint': record.fingerprint, 'stored_dtype': imported.stored_dtype,
-    SOURCE: source,
   }  # fmt: skip
   if imported.is_reward_model:
     metadata[REWARD_MODEL] = True
@@ -132,7 +130,7 @@ def _import_adapter(source: str, base: str, target: epath.Path) -> dict[str, Any
     raise UsageError(f'LORA_BASE={base} holds an adapter: pass the folder of a whole model.')
   saved = folders.load_metadata(base)
   settings, params = peft.read(folder, saved_config(saved))
-  _warn_of_other_base(peft.named_base(folder), base, saved.get(SOURCE))
+  _warn_of_other_base(peft.named_base(folder), base, saved.get(TRANSFORMERS_NAME))
   kept = {name: saved[name] for name in _OF_BASE if name in saved}
   kept['model'] = {**saved['model'], 'scan_layers': False}
   entry = adapters.Saved(settings, base, adapters.fingerprint_of(base), continues=True)
