@@ -82,7 +82,7 @@ def test_beams_find_more_probable_answers_than_greedy_ones(policy, prompts, tmp_
   'settings, message',
   [
     ({'beams': 2}, r'beams=2 with temperature=1.0, .* TEMPERATURE=0'),
-    ({'beams': 2, 'temperature': 0.0, 'top_k': 3}, 'leave TOP_K'),
+    ({'beams': 2, 'temperature': 0.0, 'top_k': 3}, 'leave top_k'),
     ({'beams': 2, 'temperature': 0.0, 'num_samples': 2}, 'one answer to a prompt'),
     ({'beams': 0}, 'beams=0'),
     ({'repetition_penalty': 0.0}, 'repetition_penalty=0.0: pass more than 0'),
