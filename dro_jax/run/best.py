@@ -38,7 +38,7 @@ def refuse_unmeasured(metric: str, names: Collection[str], setting: str = 'best_
     return
   nearest = did_you_mean(f'{PREFIX}{metric.removeprefix(PREFIX)}', names)
   raise UsageError(
-    f'{setting}={metric!r} is not measured{nearest}: pass one of {", ".join(sorted(names))} as '
+    f'{setting}={metric!r} is not measured{nearest}: pass one of {", ".join(sorted(names))}, as '
     f'Keep({setting.removeprefix("best_")}=...) or --set {setting.upper()}=..., or {_WITHOUT[setting]}.'
   )
 
