@@ -184,7 +184,7 @@ def written(tmp_path, answers):
 
 def test_groups_that_must_be_whole_are_not_split(tmp_path):
   some = written(tmp_path, [9, 2, 1])
-  with pytest.raises(UsageError, match=r'rpo sums over .* holds 8 .* has 9: pass --set GROUP_SIZE=9'):
+  with pytest.raises(UsageError, match=r'rpo sums over .* has 9: pass UnitOptions\(group_size=9\)'):
     fed(some, algorithms.rpo())
   whole = fed(some, algorithms.rpo(), unit_options=groups.UnitOptions(group_size=9))
   assert (whole.units['units'], whole.units['prompts_without']) == (2, 1)
