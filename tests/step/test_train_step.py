@@ -99,9 +99,8 @@ def _tiers(quick, all_of_them):
   return [pytest.param(each, marks=[] if each in quick else pytest.mark.long) for each in all_of_them]
 
 
-# One of each coupling: single responses, thumbs with mismatched pairs, a running mean, groups, pairs, token
-# values, rankings, next-token KL.
-COUPLED = ('dro_v', 'kto', 'bco', 'copg', 'dpo', 'oreo', 'pro', 'dro_v_kl')
+# One of each coupling: single responses, thumbs with mismatched pairs, groups, pairs, next-token KL.
+COUPLED = ('dro_v', 'kto', 'copg', 'dpo', 'dro_v_kl')
 
 
 @pytest.mark.parametrize('name', _tiers(COUPLED, ALGORITHMS))
