@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+import dro_jax
 from dro_jax import errors
 
 NAMES = ('STEPS', 'LOG_EVERY', 'EVAL_EVERY', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'Beta')
@@ -72,3 +73,12 @@ def test_errors_of_a_run_name_the_argument_of_python_beside_the_setting():
           if not any(re.search(rf'\b{name}=', text) for name in names):
             silent.append(f'{path.relative_to(PACKAGE)}: {macro}')
   assert found > 40 and not silent
+
+
+def test_what_errors_spell_in_python_is_there():
+  """`RunSpec(reference=frozen())` would send a reader to a name that Python does not have."""
+  paths = [path for part in BUILDS for path in (PACKAGE / part, *(PACKAGE / part).rglob('*.py'))]
+  texts = [_texts(node) for path in paths if path.is_file() for node in ast.walk(ast.parse(path.read_text()))]
+  spelt = {name for text in texts for name in re.findall(r'\breference=(?:dro\.)?(\w+)\(', text)}
+  spelt |= {name for text in texts for name in re.findall(r'(?:as|or) ([A-Z]\w+)\(\w+=', text)}
+  assert len(spelt) > 8 and spelt <= {*dro_jax.__all__}

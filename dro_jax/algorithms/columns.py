@@ -58,7 +58,8 @@ def binary_labels(triplets: Any) -> Labelling | None:
 
   The training part's raw rewards decide. Their mean would not do: no reward exceeds it where all are 1.
   """
-  values, pair = ties.distinct(triplets.train.raw_rewards)[0], _binary_pair(triplets)
+  values = ties.distinct(triplets.train.raw_rewards)[0]
+  pair = _binary_pair(values)
   if pair is None:
     return None
   listed = ' and '.join(f'{value:.6g}' for value in values)
@@ -69,9 +70,8 @@ def binary_labels(triplets: Any) -> Labelling | None:
   return Labelling(make, 'binary', description, make)
 
 
-def _binary_pair(triplets: Any) -> tuple[float, float] | None:
-  """The two rewards, low and high, that are labels themselves; `None` where rewards are scalars."""
-  values = ties.distinct(triplets.train.raw_rewards)[0]
+def _binary_pair(values: np.ndarray) -> tuple[float, float] | None:
+  """The two of distinct rewards, low and high, that are labels themselves; `None` where they are scalars."""
   return refusals.pair_of_thumbs(values) or (tuple(values) if len(values) == 2 else None)
 
 
@@ -186,9 +186,10 @@ def best_of_prompt(threshold: float | int | None, share: float | int) -> Callabl
   """
 
   def fit(triplets: Any) -> Labelling:
-    pair, least = _binary_pair(triplets), threshold
+    least = threshold
     if least is None:
       refusals.refuse_one_value(triplets, 'do not say which responses are best')
+      pair = _binary_pair(ties.distinct(triplets.train.raw_rewards)[0])
       least = pair[1] if pair else None
     if least is None:
       refusals.refuse_single_responses(
@@ -352,9 +353,9 @@ def propensities(sampler: str | None = None) -> Fit:
       raise UsageError(
         'the logged log-probs are propensities only if the log was sampled from the policy: beam search '
         'and greedy decoding have none. The field behaviour_sampler of the records says how they were made. '
-        'If yours were sampled at temperature 1 without truncation, pass '
-        "the algorithm behaviour_sampler='sampled', or --set BEHAVIOUR_SAMPLER=sampled; otherwise choose "
-        'another algorithm.'
+        'If yours were sampled at temperature 1 without truncation, give the algorithm '
+        "behaviour_sampler='sampled', or pass --set BEHAVIOUR_SAMPLER=sampled; otherwise choose another "
+        'algorithm.'
       )
     return lambda table: table.columns['behaviour_logps']
 

@@ -20,7 +20,7 @@ from dro_jax.data.text.chat import TEMPLATE
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
-FEW_HELD_OUT = 10  # Statistics of fewer held-out prompts decide nothing.
+FEW_HELD_OUT = 10  # Statistics of fewer decide nothing: draws of so few make intervals too narrow.
 
 
 class Triplets(NamedTuple):

@@ -7,8 +7,6 @@ Example:
   [1.5, 0.5]
 """
 
-from typing import Any
-
 from dro_jax import errors
 from dro_jax.losses.a_lol import *
 from dro_jax.losses.dro import *
@@ -21,8 +19,8 @@ from dro_jax.losses.quantile import *
 from dro_jax.losses.weighted import *
 
 # The files' own lists say what is public, so that a new loss is named in its file alone.
-__all__ = sorted(name for name, value in globals().items() if callable(value) and value is not Any)
+__all__ = sorted(name for name, value in globals().items() if callable(value))
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}{errors.did_you_mean(name, __all__)}')

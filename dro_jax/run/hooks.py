@@ -63,7 +63,7 @@ def _steps(value: str | Sequence[int] | None) -> tuple[int, int] | None:
   if not 1 <= first <= last:
     raise UsageError(
       f'profile_steps={value} names no steps: pass the first and the last to record, as '
-      'train(profile_steps=(10, 20)) or --set PROFILE_STEPS=10,20.'
+      'make_hooks(profile_steps=(10, 20)) or --set PROFILE_STEPS=10,20.'
     )
   return first, last
 

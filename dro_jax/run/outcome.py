@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax import files
+from dro_jax.data.triplets import FEW_HELD_OUT
 from dro_jax.printing import tables
 from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
@@ -14,7 +15,6 @@ from dro_jax.statistics import agreement, mass
 from dro_jax.statistics.agreement import Estimate
 
 RESAMPLES, SEED = 1000, 0
-TOO_FEW_PROMPTS = 10  # Draws of so few prompts make intervals that are too narrow.
 FEW_PROMPTS = 50  # Below it the interval of an accuracy is wider than ±.14.
 NEAR, FAR = 0.01, 10.0  # nats of KL: a policy that has hardly moved, and one that has left its reference.
 ANSWERS = 3
@@ -178,7 +178,7 @@ def _verdict(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
       'reference gives, and the rest where no loss looks: read its answers, and try '
       'NextTokenKl(weight=1.0) (--set NEXT_TOKEN_KL=1.0).'
     )
-  if TOO_FEW_PROMPTS <= num_prompts < FEW_PROMPTS:
+  if FEW_HELD_OUT <= num_prompts < FEW_PROMPTS:
     sentences.append(f'{num_prompts} held-out prompts are few, so other prompts may differ.')
   return ' '.join(sentences)
 
@@ -197,7 +197,7 @@ def _judged(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
 
 def _judged_by(phrase: str, change: Estimate, num_prompts: int) -> str:
   shown = ' '.join(_entry(change).split('\n'))
-  if num_prompts < TOO_FEW_PROMPTS:
+  if num_prompts < FEW_HELD_OUT:
     return f'Undecided: {num_prompts} held-out prompts are too few (the {phrase} changed by {shown}).'
   if change.low > 0:
     return f'It worked: the {phrase} rose by {shown}.'

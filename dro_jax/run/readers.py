@@ -25,6 +25,13 @@ class Reader(NamedTuple):
 # Every run reads it, or its own part refuses it, or it is a parameter of algorithms, which the command line
 # compares with the chosen one.
 EVERY = None
+
+
+def _has_reference(*kinds: type) -> Callable[[RunSpec], bool]:
+  """Whether a run has a reference of one of these kinds."""
+  return lambda spec: spec.full_algorithm.uses_reference and isinstance(spec.reference, kinds)
+
+
 _VALUE = Reader(
   lambda spec: spec.full_algorithm.uses_value,
   '{algorithm} has no value network',
@@ -36,17 +43,17 @@ _REFERENCE = Reader(
   'RunSpec(algorithm=dro_v()), or --set ALGORITHM=dro_v',
 )
 _SOFT = Reader(
-  lambda spec: spec.full_algorithm.uses_reference and isinstance(spec.reference, Soft),
+  _has_reference(Soft),
   'the reference is {reference}, and only soft mixes the policy in',
   'RunSpec(reference=Soft()), or --set REFERENCE=soft',
 )
 _MOVING = Reader(
-  lambda spec: spec.full_algorithm.uses_reference and isinstance(spec.reference, Soft | Hard),
+  _has_reference(Soft, Hard),
   'the reference is {reference}, which does not move',
   'RunSpec(reference=Soft()), or --set REFERENCE=soft, or hard',
 )
 _CACHED = Reader(
-  lambda spec: spec.full_algorithm.uses_reference and isinstance(spec.reference, Cached),
+  _has_reference(Cached),
   'the reference is {reference}, which reads no store',
   'RunSpec(reference=Cached(STORE)), or --gin_file=references/cached.gin',
 )
@@ -145,10 +152,9 @@ def refuse_unread(spec: RunSpec, asked: Iterable[tuple[str, str]]) -> None:
   Raises:
     UsageError: a setting would change nothing; names it, why, and what to pass.
   """
-  ignored = unread(spec)
   for setting, typed in asked:
     reader = READERS.get(setting)
-    if reader is not None and setting in ignored:
+    if reader is not None and not reader.reads(spec):
       lacks = reader.lacks.format(
         algorithm=spec.full_algorithm.name, reference=type(spec.reference).__name__.lower()
       )

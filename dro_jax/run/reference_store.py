@@ -159,7 +159,7 @@ class Opened(NamedTuple):
       raise UsageError(
         f'the reference store {self.store.directory}: {len(sample)} responses were scored again, and a token '
         f'differs by {largest:.3g} nats, more than {tolerance:g}. The store is damaged, or another kind of '
-        'device or precision made it: make it again, or accept it by cached(tolerance=...) or --set '
+        'device or precision made it: make it again, or accept it by Cached(tolerance=...) or --set '
         'REFERENCE_TOLERANCE=....'
       )
     logging.getLogger(__name__).info(
@@ -187,7 +187,7 @@ def open_for(
   if algorithm.online is not None:
     raise UsageError(
       f'{algorithm.name} learns from fresh responses, which a store cannot hold: pass '
-      'RunSpec(reference=frozen()), or --gin_file=references/frozen.gin.'
+      'RunSpec(reference=Frozen()), or --gin_file=references/frozen.gin.'
     )
   store = column_store.read(reference.stored.directory)
   if 'parameters' not in store.fingerprint or TOKEN_LOGPS not in store.token_columns:

@@ -135,8 +135,7 @@ class Value:
     if self.warmup_steps < 0:
       raise UsageError(
         f'warmup_steps={self.warmup_steps}: pass 0 or more steps, as Value(warmup_steps=100) or --set '
-        'VALUE_WARMUP_STEPS=100; with 0, '
-        'policy and value start together.'
+        'VALUE_WARMUP_STEPS=100; with 0, policy and value start together.'
       )
 
 
@@ -195,7 +194,10 @@ class Batches:
         'or --set BATCH=32.'
       )
     if self.microbatches < 1:
-      raise UsageError(f'microbatches={self.microbatches}: pass 1 or more, as --set MICROBATCHES=1.')
+      raise UsageError(
+        f'microbatches={self.microbatches}: pass 1 or more, as Batches(microbatches=1) or --set '
+        'MICROBATCHES=1.'
+      )
 
 
 @suggests_fields
@@ -356,14 +358,14 @@ def _refuse_settings(spec: RunSpec) -> None:
     raise UsageError(
       'a cached reference has one log-prob for each logged token, and '
       f'next-token KL (weight={spec.next_token_kl.weight}) compares whole distributions over the vocabulary: '
-      'pass a reference that is scored, as RunSpec(reference=frozen()) or --gin_file=references/frozen.gin, '
+      'pass a reference that is scored, as RunSpec(reference=Frozen()) or --gin_file=references/frozen.gin, '
       'or NextTokenKl(weight=0), or --set NEXT_TOKEN_KL=0.'
     )
   if isinstance(spec.reference, AdapterOff) and spec.policy.lora is None:
     raise UsageError(
       'the reference is the base with the adapter off, and the run has no adapter: pass '
       'Policy(lora=Lora(rank=16)), or --set LORA_RANK=16, or another reference, as '
-      'RunSpec(reference=frozen()) or --set REFERENCE=@frozen.'
+      'RunSpec(reference=Frozen()) or --set REFERENCE=@frozen.'
     )
   if spec.value.warmup_steps and not (algorithm.uses_value and algorithm.trains_policy):
     lacks = 'trains no policy' if algorithm.uses_value else 'has no value'

@@ -48,7 +48,6 @@ class Reference(NamedTuple):
     stored: the store whose log-probs the rows must bring; `None` where the reference is scored.
     initial: the initial policy's scores, by which a run is measured whose reference moves: against that, KL
       and ρ are 0 after each update. `None` where the reference is the initial policy.
-    is_off: whether the reference is the base of adapters without them.
     policy: the parameters by which it scores; `None` where it scores nothing.
   """
 
@@ -58,13 +57,12 @@ class Reference(NamedTuple):
   settings: Mapping[str, Any]
   stored: Stored | None = None
   initial: Callable[[TrainState, Rows], Scores] | None = None
-  is_off: bool = False
   policy: Callable[[TrainState], Params] | None = None
 
   @property
   def is_live(self) -> bool:
     """Whether any responses can be scored, and not only those that a store has."""
-    return self.is_kept or self.is_off
+    return self.policy is not None
 
   @property
   def yardsticks(self) -> dict[str, Callable[[TrainState, Rows], Scores]]:
@@ -167,7 +165,7 @@ class Cached:
     if self.store is None:
       raise UsageError(
         'a cached reference reads a store: write one with `dro_jax cache_reference`, and pass it as '
-        'cached(store=DIR) or --set REFERENCE_STORE=DIR.'
+        'Cached(store=DIR) or --set REFERENCE_STORE=DIR.'
       )
     stored = Stored(str(self.store), self.sample, self.tolerance)
     return Reference(_logged_scores, lambda state: state, False, {'scheme': 'cached'}, stored)
@@ -292,7 +290,7 @@ class AdapterOff:
     """
     _refuse_store(self.store, 'is scored afresh at every step', '; to read the store')
     scores = live_scores(score, _off)
-    return Reference(scores, lambda state: state, False, {'scheme': 'adapter_off'}, is_off=True, policy=_off)
+    return Reference(scores, lambda state: state, False, {'scheme': 'adapter_off'}, policy=_off)
 
 
 # What a run may be told: how its reference is scored, and how it moves.

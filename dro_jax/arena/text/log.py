@@ -83,7 +83,10 @@ def prepare(place: Place, seed: int) -> Logged:
     name, logger = 'logger', tempered(_params(other, place), world.logger_temperature)
   answer = functools.partial(_answers, place, tools, seed)
   log = {split: answer(name, logger, split) for split in ('train', 'validation', 'test')}
-  heldout = {split: answer('sft', reference, split) for split in ('validation', 'test')}
+  by_reference = world.logger is None
+  heldout = {
+    split: log[split] if by_reference else answer('sft', reference, split) for split in ('validation', 'test')
+  }
   triplets = {split: _triplets(place, log[split], split, seed, words) for split in ('train', 'validation')}
   load = functools.partial(
     _load, place, triplets['train'], eval_triplets=triplets['validation'], scaling='standardise'

@@ -17,6 +17,7 @@ from dro_jax.arena import training
 from dro_jax.arena.cells import Cell
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.text import answers, log
+from dro_jax.arena.text.answers import Samples
 from dro_jax.arena.text.log import Logged
 from dro_jax.arena.text.methods import METHODS, USUAL
 from dro_jax.arena.text.report import report
@@ -76,13 +77,17 @@ def judge(logged: Logged, checkpoint: str, num: int, seed: int) -> dict[str, Any
       'junk': _junk(logged, reference_logps, own.rewards, num),
       'expected': answers.by_prompt(logged.predict(own), num),
     }
+
+  def ratios(answered: Samples) -> np.ndarray:
+    return off_policy.ratios(logged.tools.score(policy, answered), answered.logps)
+
+  test = logged.heldout['test']
+  kept = ratios(test)
   return {
     'validation': -float(found['validation']['reward'].mean()),
     'test': found['test'],
-    'ratios': off_policy.ratios(logged.tools.score(policy, logged.log), logged.log.logps),
-    'kept': off_policy.ratios(
-      logged.tools.score(policy, logged.heldout['test']), logged.heldout['test'].logps
-    ),
+    'ratios': kept if logged.log is test else ratios(logged.log),  # The reference may have written the log.
+    'kept': kept,
   }
 
 

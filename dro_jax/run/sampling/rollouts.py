@@ -144,7 +144,7 @@ def make_rollouts(
   if not reference.is_live:
     raise UsageError(
       f'{algorithm.name} learns from fresh responses, and a cached reference has log-probs of logged ones '
-      'only: pass a live one, as RunSpec(reference=frozen()) or --set REFERENCE=frozen.'
+      'only: pass a live one, as RunSpec(reference=Frozen()) or --set REFERENCE=frozen.'
     )
   reward, length = rewards.find(options.reward), options.max_length or max_length
   lay_out = _make_lay_out(nets, algorithm, reference, mesh, chunk_size)
