@@ -36,9 +36,9 @@ WORDS = vocabularies.vocabulary('bytes')
 LENGTH = 3
 
 
-class Unkept(step_reference.Frozen):
+class OfTheLogOnly(step_reference.Frozen):
   def build(self, score):
-    return super().build(score)._replace(is_kept=False)
+    return super().build(score)._replace(is_kept=False, policy=None)
 
 
 def low_letters(prompts, responses):
@@ -305,7 +305,7 @@ def test_impossible_online_settings_are_refused_before_any_file_is_written(run, 
     'samples=1, epochs=0': (functools.partial(algorithms.ppo_online, epochs=0), {}),
     'has log-probs of logged ones only': (
       algorithms.rloo_online,
-      {'reference': Unkept},
+      {'reference': OfTheLogOnly},
     ),
   }
   for message, (algorithm, changes) in cases.items():
