@@ -122,6 +122,7 @@ def test_a_loaded_run_scores_against_its_base_and_checks_and_answers(trained, se
   assert check(str(trained), max_length=2, mesh=runs.LaidOut(make=one_device))['log_ratio'] == 0
 
 
+@pytest.mark.long
 def test_another_base_is_refused_and_a_moved_one_is_found(settings, trained, base, tmp_path):
   moved, other = tmp_path / 'moved', save_base(tmp_path / 'other', change=1e-6)
   shutil.copytree(trained, moved)
@@ -139,6 +140,7 @@ def test_another_base_is_refused_and_a_moved_one_is_found(settings, trained, bas
     runs.train(tmp_path / 'new', **settings(lora=dataclasses.replace(LORA, base=base)))
 
 
+@pytest.mark.long
 def test_a_run_that_trains_on_an_adapter_has_it_as_its_reference_or_the_base(settings, trained):
   first = saved_state(trained)['params']['policy']
   run = build(runs.spec(**settings(init_from=str(trained))))
@@ -172,6 +174,7 @@ def run_score(nets, policy, rows):
   return scoring.make_score(nets.policy)({'policy': policy}, rows).logps
 
 
+@pytest.mark.long
 def test_a_store_of_the_bases_log_probs_is_the_adapter_off(settings, trained, tmp_path):
   store = str(tmp_path / 'store')
   cache_reference(store, runs.spec(**settings()))

@@ -14,6 +14,7 @@ from dro_jax.cli.flags import parse_flags
 from dro_jax.inspection import methods
 from dro_jax.parallel import partitioning
 from dro_jax.run import train as training
+from tests.tiers import tiers
 
 FOLDER = tables.GIN_CONFIGS / 'algorithms'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.gin'))
@@ -21,7 +22,7 @@ OFFLINE = [name for name in NAMES if not name.endswith('_online')]
 # What an algorithm's file does not say: these choose among ways that DRO's other algorithms go, too.
 BESIDES = {'oreo': ['--gin_file=values/token.gin']}
 # What `make test` trains: single responses, thumbs, pairs, groups, no reference. Other steps are traced.
-TRAINED = ('dro_v', 'kto', 'dpo', 'copg', 'sft')
+TRAINED = ('dro_v', 'kto', 'dpo')
 
 
 TINY = """
@@ -133,11 +134,7 @@ def test_a_gin_file_makes_a_step_of_its_first_batch(world, name, monkeypatch):
   assert made[0].metrics['loss'].shape == made[0].metrics['gradient_norm/policy'].shape == ()
 
 
-def _tiers(name):
-  return pytest.param(name, marks=[] if name in TRAINED else pytest.mark.long)
-
-
-@pytest.mark.parametrize('name', [*map(_tiers, OFFLINE)])
+@pytest.mark.parametrize('name', tiers(TRAINED, OFFLINE))
 def test_a_gin_file_is_a_run(world, name):
   code, records = world.train(name, f'--gin_file=algorithms/{name}.gin', *BESIDES.get(name, ()))
   assert code == 0

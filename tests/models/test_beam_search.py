@@ -143,6 +143,7 @@ def test_one_beam_is_greedy():
   np.testing.assert_allclose(found.logps, greedy.logps, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_batches_meshes_and_rows_of_padding_change_no_answer(loaded):
   _, config, tree = loaded
   together = by_beams(config, tree, beams=3, repetition_penalty=1.3)

@@ -24,6 +24,7 @@ from dro_jax.run import networks
 from dro_jax.step import optimizers, reference, train_step
 from dro_jax.step import state as train_state
 from tests.examples import CONFIG, layout, random_examples
+from tests.tiers import long
 
 T5 = dataclasses.replace(CONFIG, num_encoder_layers=2, num_decoder_layers=2, scan_layers=True)
 CAUSAL = CausalConfig(
@@ -33,6 +34,8 @@ CAUSAL = CausalConfig(
 ROWS = layout(random_examples(8), 4, 2)
 SETTINGS = Lora(rank=3, alpha=12)
 families = pytest.mark.parametrize('config', [T5, CAUSAL], ids=['t5', 'causal'])
+# Where each compiles for seconds.
+slow_families = pytest.mark.parametrize('config', [*long(T5), CAUSAL], ids=['t5', 'causal'])
 
 
 @functools.cache
@@ -59,7 +62,7 @@ def scorer(config):
   return jax.jit(lambda policy: score({'policy': policy}, ROWS).logps)
 
 
-@families
+@slow_families
 def test_an_adapter_that_is_off_or_fresh_leaves_the_base_to_the_bit(config):
   plain = scorer(config)(whole(config))
   np.testing.assert_array_equal(scorer(config)(lora.join_policy(base_of(config), None)), plain)
@@ -94,7 +97,7 @@ def test_scanned_layers_are_those_one_after_the_other(config):
   np.testing.assert_allclose(scorer(unrolled)(policy), scorer(config)(joined), rtol=1e-5, atol=1e-5)
 
 
-@families
+@slow_families
 def test_an_adapters_gradient_is_that_of_the_merged_kernels_pulled_through_a_and_b(config):
   """dA = s dW Bᵀ and dB = s Aᵀ dW, in float64, with dW of a network without adapters."""
   score = scoring.make_score(make_network(config))
@@ -110,7 +113,7 @@ def test_an_adapters_gradient_is_that_of_the_merged_kernels_pulled_through_a_and
     np.testing.assert_allclose(gradient, 4.0 * expected, rtol=2e-4, atol=1e-4, err_msg=str(path))
 
 
-@pytest.mark.parametrize('kind', ['bfloat16', 'int8', 'nf4'])
+@pytest.mark.parametrize('kind', [*long('bfloat16', 'int8'), 'nf4'])
 def test_a_base_in_fewer_bits_is_its_dequantised_kernels_with_their_gradient(kind):
   settings = dataclasses.replace(SETTINGS, base_kernels=kind)
   base, own = base_of(CAUSAL, settings), adapter(CAUSAL)
@@ -160,7 +163,7 @@ def stepped(config, num_microbatches=1, mesh=None, settings=SETTINGS):
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('config', [pytest.param(T5, marks=pytest.mark.long), CAUSAL], ids=['t5', 'causal'])
+@slow_families
 def test_dro_v_trains_two_adapters_and_a_head_on_one_base_whatever_the_microbatches_and_the_mesh(config):
   before, after = stepped(config)
   assert jax.tree.structure(after) == jax.tree.structure(before)

@@ -9,6 +9,7 @@ from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.policy import make_network, smallest_rows
 from tests.examples import CONFIG, init_params, layout, random_examples
 from tests.models.t5gemma import tiny
+from tests.tiers import long
 
 EXAMPLES = random_examples(12, seed=3)
 
@@ -74,7 +75,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('family', ['t5', 'causal', pytest.param('t5gemma', marks=pytest.mark.long)])
+@pytest.mark.parametrize('family', ['t5', 'causal', *long('t5gemma')])
 def test_next_token_kls_are_alike_packed_and_padded_in_chunks_and_whole(family):
   """And each sums, over the response alone, the KL between the two networks' distributions."""
   network = make_network(FAMILIES[family])

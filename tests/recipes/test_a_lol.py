@@ -11,6 +11,7 @@ from dro_jax.recipes import a_lol, fit_value
 from dro_jax.step import optimizers
 from tests import runs
 from tests.recipes.test_fit_value import data, settings
+from tests.tiers import long
 
 __all__ = ['data']
 
@@ -19,10 +20,6 @@ VARIANTS = {
   'a_lol_kl': algorithms.a_lol_kl,
   'a_lol_sequence': functools.partial(algorithms.a_lol_sequence, priority=True),
 }
-
-
-def _long(name):
-  return pytest.param(name, marks=pytest.mark.long)
 
 
 def stages(folder, data, algorithm=algorithms.a_lol):
@@ -51,7 +48,7 @@ def test_stages_end_in_a_policy_of_positive_advantages(done, data):
 
 
 # The fixture is A-LoL itself.
-@pytest.mark.parametrize('name', ['a_lol_ref_free', *map(_long, ('a_lol_kl', 'a_lol_sequence'))])
+@pytest.mark.parametrize('name', ['a_lol_ref_free', *long('a_lol_kl', 'a_lol_sequence')])
 def test_every_variant_takes_the_same_values(name, done, data, tmp_path, monkeypatch):
   for stage in ('value', 'columns'):
     (tmp_path / stage).symlink_to(done[0] / stage)

@@ -21,6 +21,7 @@ from dro_jax.step import optimizers, reference
 from tests import runs
 from tests.examples import CONFIG
 from tests.run.test_train import final_state, records, write_triplets
+from tests.tiers import long
 
 WORDS = vocabularies.vocabulary('bytes')
 MODEL = dataclasses.replace(CONFIG, vocab_size=384)
@@ -113,7 +114,7 @@ def finished(store, data, policy, tmp_path_factory):
   return folder
 
 
-@pytest.mark.parametrize('name', ['dro_v', pytest.param('dpo', marks=pytest.mark.long), 'kto'])
+@pytest.mark.parametrize('name', ['dro_v', *long('dpo', 'kto')])
 def test_a_cached_reference_trains_as_the_live_one(name, finished, data, policy, tmp_path):
   run(tmp_path / 'live', data, policy, name)
   (tmp_path / 'cached').symlink_to(finished(name))

@@ -18,6 +18,7 @@ from dro_jax.run.spec import replace
 from dro_jax.step import optimizers
 from tests import runs
 from tests.examples import CONFIG
+from tests.tiers import long
 
 
 def one_device():
@@ -114,7 +115,7 @@ def rewritten(path, change):
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
-@pytest.mark.parametrize('field', [pytest.param('reward', marks=pytest.mark.long), 'label'])
+@pytest.mark.parametrize('field', [*long('reward'), 'label'])
 def test_a_complete_store_is_none_of_other_rewards_or_columns(field, tmp_path):
   path = tmp_path / 't.jsonl'
   write_triplets(path)
@@ -161,6 +162,7 @@ def test_a_killed_fit_resumes(fitted, data, tmp_path, monkeypatch):
   assert first['step'] == 40
 
 
+@pytest.mark.long
 def test_held_out_prompts_get_values_and_the_others_leave_the_data(data, tmp_path):
   report = fit(tmp_path, data, steps=2, held_out=0.5)
   plain, joined = data(), data(columns_from=str(tmp_path))

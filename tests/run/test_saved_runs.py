@@ -13,6 +13,7 @@ import pytest
 
 from dro_jax import main
 from dro_jax.checkpoints import folders
+from tests.tiers import long
 
 ARCHIVE = pathlib.Path(__file__).with_name('saved_runs') / '9c2e7b0.tar.gz'
 _TINY = {
@@ -69,10 +70,7 @@ def train(name, steps, *more):
   return main.main(['train', *arguments, *more])
 
 
-_LATE = [pytest.param(name, marks=pytest.mark.long) for name in ('batch_value', 'online')]
-
-
-@pytest.mark.parametrize('name', ['dro_v', 'tr_dpo', *_LATE])
+@pytest.mark.parametrize('name', ['dro_v', *long('tr_dpo', 'batch_value', 'online')])
 def test_a_saved_run_resumes_to_the_numbers_of_its_own_version(name, folder):
   assert folders.newest_step(name) == 4
   assert train(name, 8) == 0

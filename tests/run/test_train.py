@@ -36,6 +36,7 @@ from dro_jax.step import optimizers
 from dro_jax.step.reference import Hard
 from tests import runs
 from tests.examples import CONFIG
+from tests.tiers import long
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=None)
 
@@ -411,6 +412,7 @@ def trust_region(run):
   return train_it
 
 
+@pytest.mark.long
 def test_a_run_that_trains_its_value_first_resumes_in_the_middle_of_that(run, tmp_path):
   settings = {
     'value_warmup_steps': 2,
@@ -463,6 +465,7 @@ def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region,
   assert np.abs(kept.reference_logps - kept.logps).max() > 1e-4
 
 
+@pytest.mark.long
 def test_a_run_with_next_token_kl_resumes_and_measures_it_apart_from_its_criterion(trust_region, tmp_path):
   """Against the initial policy, and against the moving reference, which the policy is after each step."""
   settings = {'algorithm': algorithms.dpo, 'next_token_kl': NextTokenKl(2.0), 'chunk_size': 5}
@@ -569,6 +572,7 @@ def letters(prompts, responses, rewards):
 """
 
 
+@pytest.mark.long
 def test_the_best_checkpoint_is_chosen_by_a_metric_of_ones_own(run, tmp_path, monkeypatch, capsys):
   (tmp_path / 'own.py').write_text(OWN_METRICS)
   timing = schedule.Schedule(steps=3, eval_every=1, checkpoint_every=1, sample_prompts=0, kl_prompts=4)
@@ -598,6 +602,7 @@ def test_the_best_checkpoint_is_chosen_by_a_metric_of_ones_own(run, tmp_path, mo
   assert 'note: no checkpoint keeps the bound eval/prompts<=0' in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_without_validations_keeps_its_best(whole, run, tmp_path):
   folder = tmp_path / 'run'
   shutil.copytree(whole[0], folder)
@@ -669,7 +674,7 @@ def test_a_step_lasts_as_long_as_the_wait_for_it(monkeypatch):
   assert [clock.lap(), clock.lap()] == [0.5, 1.0]
 
 
-@pytest.mark.parametrize('name', ['kto', 'bco', 'filtered_sft', 'dro_v_binary'])
+@pytest.mark.parametrize('name', ['kto', *long('bco', 'filtered_sft', 'dro_v_binary')])
 def test_a_runs_first_lines_say_what_made_the_labels(run, tmp_path, name):
   """The reward is a file's boolean `label`, as in README."""
   thumbs = tmp_path / 'thumbs.jsonl'

@@ -13,6 +13,7 @@ from dro_jax.step import reference, train_step
 from dro_jax.step import state as train_state
 from dro_jax.types import Units
 from tests.examples import init_params, layout, random_examples
+from tests.tiers import tiers
 
 ROWS = layout(random_examples(8), 4, 2, mismatches=[4 * (1 - i // 4) + (i % 4 - 1) % 4 for i in range(8)])
 PAIRS = Units(jnp.array([[0, 1], [2, 3], [4, 5], [6, 7]]), jnp.ones((4, 2), bool))
@@ -82,7 +83,7 @@ def test_a_hard_update_is_the_policy():
   jax.tree.map(np.testing.assert_array_equal, states[1].reference, states[0].reference)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', tiers(('dpo', 'dro_v'), METHODS))
 def test_every_method_takes_a_moving_reference(method):
   """α = 1 after every step: the policy is always its own reference, and every log-ratio is zero."""
   _, measured = run(method, functools.partial(reference.Soft, alpha=1.0, every=1))

@@ -55,6 +55,7 @@ def arena(tmp_path_factory, one_device):
   return folder, make
 
 
+@pytest.mark.long
 def test_agreement_is_told_with_intervals_beside_baselines(arena):
   folder, make = arena
   assert run.arena(str(folder), make, algorithms='filtered_sft', seeds=1)['cells_run'] == 0
@@ -71,6 +72,7 @@ def test_agreement_is_told_with_intervals_beside_baselines(arena):
   assert (folder / 'agreement.png').exists()
 
 
+@pytest.mark.long
 def test_a_value_is_scored_where_there_is_one(arena):
   results = {each.cell.algorithm: each.result for each in cells.read_all(arena[0])}
   assert 'values' in results['dro_v']['last']['test']
@@ -89,6 +91,7 @@ def test_cells_of_other_scores_are_not_taken_for_these(tmp_path, one_device):
     cells.claim(tmp_path / 'arena', 'human', make().settings)
 
 
+@pytest.mark.long
 def test_no_prompt_is_in_two_parts_and_corrections_are_in_the_responses_order(arena):
   place = arena[1]().run.args[0]
   words = vocabularies.vocabulary('bytes')

@@ -54,6 +54,7 @@ def logged(suite, results):
   return suite[1]().run.args[-1]('exercises', 0, 0)
 
 
+@pytest.mark.long
 def test_all_algorithms_spend_equal_flops(suite, results):
   """Up to half a step."""
   finished = cells.read_all(suite[0])
@@ -65,12 +66,14 @@ def test_all_algorithms_spend_equal_flops(suite, results):
   assert spent['filtered_sft']['steps'] > spent['dpo']['steps'] >= spent['dro_v']['steps'] == 3
 
 
+@pytest.mark.long
 def test_a_finished_cell_is_never_run_again(suite, results, monkeypatch):
   folder, make = suite
   monkeypatch.setattr(text.training, 'fit', None)
   assert run.arena(str(folder), make, algorithms='filtered_sft', seeds=1)['cells_run'] == 0
 
 
+@pytest.mark.long
 def test_answers_are_told_with_intervals(suite, results):
   folder, make = suite
   report = run.save(folder, 'text', make().report(cells.read_all(folder)))
@@ -94,6 +97,7 @@ def test_answers_are_told_with_intervals(suite, results):
   assert '6 policies' in trust['title']
 
 
+@pytest.mark.long
 def test_no_prompt_is_in_two_splits(suite, logged):
   folder, _ = suite
   asked = {
@@ -106,6 +110,7 @@ def test_no_prompt_is_in_two_splits(suite, logged):
   assert sum(map(len, asked.values())) == len(set().union(*asked.values()))
 
 
+@pytest.mark.long
 def test_the_training_log_has_its_propensities(suite, logged):
   """The column that a method reads is what the policy gives the text that it trains on."""
   words = vocabularies.vocabulary('bytes')
@@ -119,6 +124,7 @@ def test_the_training_log_has_its_propensities(suite, logged):
   np.testing.assert_allclose(scored, table.columns['behaviour_logps'], atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_reference_itself_is_no_better_than_its_log(suite, logged):
   """KL 0, every w 1, and then every estimate but the reward model's own is the log's mean reward."""
   judged = text.judge(logged, logged.data.init_from, 4, 0)
@@ -131,6 +137,7 @@ def test_the_reference_itself_is_no_better_than_its_log(suite, logged):
   assert estimates['ips'].value == pytest.approx(log.rewards.mean(), abs=1e-3)
 
 
+@pytest.mark.long
 def test_judging_a_policy_twice_gives_the_same_answers(logged):
   one, other = (text.judge(logged, logged.data.init_from, 4, 0) for _ in range(2))
   np.testing.assert_array_equal(one['test']['reward'], other['test']['reward'])
@@ -222,6 +229,7 @@ def test_a_temperature_divides_logits():
     text_log.tempered({'encoder': {'kernel': np.ones(2)}}, 2.0)
 
 
+@pytest.mark.long
 def test_junk_is_wrong_and_hardly_ever_given_by_the_reference(logged):
   logged = logged._replace(unlikely=-5.0)
   logps, rewards = np.array([-9.0, -9.0, -1.0, -1.0]), np.array([0.5, 1.0, 0.5, 1.0])

@@ -17,6 +17,7 @@ from dro_jax.models.causal.config import CausalConfig
 from dro_jax.parallel import partitioning
 from tests.examples import Example, layout
 from tests.models.causal import tiny
+from tests.tiers import long
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(3, 99, n) for n in (12, 1, 7)]
@@ -105,15 +106,15 @@ def check_ways_to_compute(config, params, changes_of_config):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), unrolled, gradients)
 
 
-@pytest.mark.parametrize(
-  'kind', ['gemma3', *(pytest.param(kind, marks=pytest.mark.long) for kind in ('smollm3', 'neox', 'gpt2'))]
-)
+@pytest.mark.parametrize('kind', ['gemma3', *long('smollm3', 'neox', 'gpt2')])
 def test_scanned_and_rematerialised_layers_give_the_same_scores_and_gradients(kind):
   changes = {'scan_layers': True}, {'scan_layers': True, 'remat': True}, {'remat': 'dots'}
   check_ways_to_compute(tiny.config(kind), tiny.params(kind), changes)
 
 
-@pytest.mark.parametrize('kind, way', [('mistral', 'blockwise'), ('gemma2', 'splash')])
+@pytest.mark.parametrize(
+  'kind, way', [pytest.param('mistral', 'blockwise', marks=pytest.mark.long), ('gemma2', 'splash')]
+)
 def test_every_way_of_attention_gives_the_same_scores_and_gradients(kind, way, monkeypatch):
   rows = jax.tree.map(lambda x: jnp.concatenate([x, x]), shared_rows())
   # The kernel's own program, run by jax instead of a TPU.
@@ -206,7 +207,7 @@ def test_repetition_penalties_count_the_prompt_as_transformers_does(beams):
   assert differs  # Without the prompt's tokens the answers would be others.
 
 
-@pytest.mark.parametrize('kind', ['gemma2', 'qwen3'])
+@pytest.mark.parametrize('kind', [*long('gemma2'), 'qwen3'])
 def test_copies_share_their_prompts_keys_and_score_like_whole_responses(kind):
   net, params, prompts = network(kind), tiny.params(kind), prompts_of(PROMPTS)
   tokens = RNG.integers(3, 99, (6, 5))

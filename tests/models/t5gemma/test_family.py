@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 import json
 
 import jax
@@ -16,6 +17,7 @@ from dro_jax.step import optimizers
 from tests import runs
 from tests.models.t5gemma import test_network, tiny
 from tests.run.test_train import one_device, write_triplets
+from tests.tiers import tiers
 
 
 def sizes(tree):
@@ -58,15 +60,14 @@ def triplets(tmp_path_factory):
   return load
 
 
-def _long(*pair):
-  return pytest.param(*pair, marks=pytest.mark.long)
+ALGORITHMS = ('dro_v', 'kto', 'copg', 'sft')
 
 
-@pytest.mark.parametrize('kind, name', [
-  _long('t5gemma', 'dro_v'), _long('t5gemma', 'kto'), _long('t5gemma', 'copg'), _long('t5gemma', 'sft'),
-  ('t5gemma2', 'dro_v'), _long('t5gemma2', 'kto'), _long('t5gemma2', 'copg'), _long('t5gemma2', 'sft'),
-])  # fmt: skip
-def test_algorithms_train(triplets, tmp_path, kind, name):
+@pytest.mark.parametrize(
+  'case', tiers([('t5gemma2', 'dro_v')], itertools.product(('t5gemma', 't5gemma2'), ALGORITHMS)), ids='-'.join
+)
+def test_algorithms_train(triplets, tmp_path, case):
+  kind, name = case
   model = dataclasses.replace(tiny.config(kind), vocab_size=None, scan_layers=True)
   result = runs.train(
     tmp_path, triplets, getattr(algorithms, name), model=model, mesh=one_device, batch_size=8,

@@ -27,6 +27,7 @@ from dro_jax.step import state as train_state
 from tests import runs
 from tests.examples import CONFIG
 from tests.run.test_train import assert_same_run, records, two_devices
+from tests.tiers import long
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=None)
 NETS = networks.build(
@@ -101,7 +102,7 @@ LEARNERS = {
 # CoPG also has a toy problem of its own, and PPO's epochs take long.
 @pytest.mark.parametrize(
   'algorithm',
-  [LEARNERS['rloo'], *(pytest.param(LEARNERS[name], marks=pytest.mark.long) for name in ('copg', 'ppo'))],
+  [LEARNERS['rloo'], *long(LEARNERS['copg'], LEARNERS['ppo'])],
   ids=LEARNERS,
 )
 def test_online_algorithms_raise_the_reward_within_twenty_steps(run, algorithm, tmp_path):
@@ -254,6 +255,7 @@ def test_rows_hold_the_samples_and_their_rewards(data):
   assert len({response for _, response in asked}) > 6
 
 
+@pytest.mark.long
 def test_microbatches_change_no_number(data):
   """Groups of fresh rows may lie in several."""
   algorithm, score = algorithms.rloo_online(samples=3), scoring.make_score(NETS.policy)
