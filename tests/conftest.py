@@ -17,6 +17,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_cpu_multi_thread_eigen=false',
     '--xla_backend_optimization_level=0',
     '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1',
   )
 )
 os.environ.setdefault('OMP_NUM_THREADS', '1')
