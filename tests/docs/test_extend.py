@@ -76,6 +76,7 @@ def run_all(page):
     assert main.main(arguments) == 0, arguments
 
 
+@pytest.mark.long
 def test_a_loss(place, capsys):
   write_files('loss')
   import test_my_loss

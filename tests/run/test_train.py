@@ -235,6 +235,7 @@ def test_scanned_layers_start_from_an_unrolled_checkpoint(whole, continued, run,
   np.testing.assert_allclose(scanned['loss'], continued[1]['loss'], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_examples(run, triplets, tmp_path):
   def data(**kwargs):
     loaded = load_triplets(
@@ -436,6 +437,7 @@ def test_a_run_that_trains_its_value_first_resumes_in_the_middle_of_that(run, tm
   assert [policy_moved(step) for step in (1, 2, 3, 4)] == [False, False, True, True]
 
 
+@pytest.mark.long
 def test_a_trust_region_run_is_measured_against_the_initial_policy(trust_region, tmp_path):
   trust_region(tmp_path / 'whole', steps=4)
   trust_region(cut_back(tmp_path / 'whole', tmp_path / 'parts', 2), steps=4)

@@ -286,6 +286,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(mesh_shape):
   assert_close(steps_on(None), steps_on(mesh_shape), rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.long
 def test_microbatches_and_cut_lengths_on_a_mesh():
   cut = tuple((name, 'model') for name in ('activation_heads', 'activation_mlp', 'activation_vocab'))
   rules = (*cut, ('activation_length', 'model'))
