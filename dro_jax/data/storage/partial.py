@@ -2,7 +2,7 @@
 
     OUTPUT.partial         while it is made: what decides the records on the first line, then the records
     OUTPUT                 all records: there whole or not at all
-    OUTPUT.settings.json   what decided them, and a hash of OUTPUT
+    OUTPUT.settings        what decided them, and a hash of OUTPUT
 
 A maker that was killed goes on after the last whole record. Records that other settings decided are never
 mixed with its own.
@@ -51,6 +51,7 @@ class Partial:
     self._settings = json.loads(files.json_text(settings))
     self._path = _beside(target, 'partial')
     self._file: BinaryIO | None = None
+    self._is_empty = False
     if self._is_made():
       self.count = len(ids)
     else:
@@ -66,6 +67,7 @@ class Partial:
     """Adds records, which are on the disk when this returns."""
     if text := ''.join(map(files.json_line, records)):
       self._write(text.encode())
+      self._is_empty = False
       self._sync()
 
   def finish(self) -> None:
@@ -90,9 +92,12 @@ class Partial:
 
   def close(self) -> None:
     """Leaves the records so far to whoever goes on."""
-    if self._file is not None:
-      self._file.close()
-      self._file = None
+    if self._file is None:
+      return
+    if self._is_empty and self._path.exists():
+      self._path.unlink()
+    self._file.close()
+    self._file = None
 
   def _is_made(self) -> bool:
     """Whether the file was made by these settings; says so where others made it, and it is replaced."""
@@ -128,6 +133,7 @@ class Partial:
         self._begin(header)
       elif first != header:
         self._refuse(first)
+        self._begin(header)
       else:
         self._skip(ids)
     except BaseException:
@@ -138,6 +144,7 @@ class Partial:
     """Begins anew: there is no record yet."""
     self._cut(0)
     self._write(header)
+    self._is_empty = True
     self._sync()
 
   def _skip(self, ids: Iterable[str]) -> None:
@@ -149,16 +156,20 @@ class Partial:
       if record is None or record.get('id') != record_id:
         break
       self.count, end = self.count + 1, end + len(line)
+    self._is_empty = self.count == 0
     self._cut(end)
 
   def _refuse(self, first: bytes) -> None:
+    """Refuses to go on with records that other settings made, if there are any."""
     settings = (files.parsed(first) or {}).get('settings')
     if not isinstance(settings, dict):
       raise UsageError(
         f'{self._path} holds something else than unfinished {self._what}: pass another --output.'
       )
+    if not (count := sum(line.endswith(b'\n') for line in self._file)):
+      return
     raise UsageError(
-      f'{self._path} holds {sum(1 for _ in self._file)} {self._what} that other settings made '
+      f'{self._path} holds {count} {self._what} that other settings made '
       f'({self._different(settings)}), and the new ones would be mixed with them: pass those settings to go '
       'on, remove the file to begin anew, or pass another --output.'
     )
@@ -190,6 +201,12 @@ class Partial:
       os.fsync(self._file.fileno())
 
 
+def settings_of(target: pathlib.Path) -> dict[str, Any] | None:
+  """The settings that made a file, whether or not it was changed since; `None` where that is not known."""
+  described = _described(target)
+  return None if described is None else described['settings']
+
+
 def _beside(target: pathlib.Path, ending: str) -> pathlib.Path:
   return target.with_name(f'{target.name}.{ending}')
 
@@ -199,7 +216,7 @@ def _header(settings: Mapping[str, Any]) -> bytes:
 
 
 def _settings_of(target: pathlib.Path) -> pathlib.Path:
-  return _beside(target, 'settings.json')
+  return _beside(target, 'settings')
 
 
 def _described(target: pathlib.Path) -> dict[str, Any] | None:

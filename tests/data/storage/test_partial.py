@@ -44,9 +44,9 @@ def test_a_file_is_there_once_all_of_it_is(tmp_path):
   make(target, until=2)
   assert names(tmp_path) == ['a.jsonl.partial']
   make(target)
-  assert names(tmp_path) == ['a.jsonl', 'a.jsonl.settings.json']
+  assert names(tmp_path) == ['a.jsonl', 'a.jsonl.settings']
   assert [json.loads(line) for line in target.read_text().split('\n')[:-1]] == RECORDS
-  assert json.loads((tmp_path / 'a.jsonl.settings.json').read_text())['settings'] == SETTINGS
+  assert json.loads((tmp_path / 'a.jsonl.settings').read_text())['settings'] == SETTINGS
 
 
 def test_what_was_made_is_not_made_again(tmp_path):
@@ -55,7 +55,7 @@ def test_what_was_made_is_not_made_again(tmp_path):
   before = target.stat().st_mtime_ns
   assert count_of(target) == 5
   make(target)
-  assert target.stat().st_mtime_ns == before and names(tmp_path) == ['a.jsonl', 'a.jsonl.settings.json']
+  assert target.stat().st_mtime_ns == before and names(tmp_path) == ['a.jsonl', 'a.jsonl.settings']
 
 
 def test_cut_anywhere_it_goes_on_to_the_same_bytes(tmp_path):
@@ -85,7 +85,7 @@ def test_killed_as_it_finishes_it_finishes_again(tmp_path, monkeypatch):
     assert (target.read_bytes() != before) == is_replaced
   assert count_of(target) == 5
   make(target)
-  assert names(tmp_path) == ['a.jsonl', 'a.jsonl.settings.json'] and count_of(target) == 5
+  assert names(tmp_path) == ['a.jsonl', 'a.jsonl.settings'] and count_of(target) == 5
 
 
 def test_records_of_other_settings_are_refused_and_stay(tmp_path):
@@ -96,6 +96,14 @@ def test_records_of_other_settings_are_refused_and_stay(tmp_path):
     begin(target, changed)
   assert (tmp_path / 'a.jsonl.partial').read_bytes() == before
   assert count_of(target) == 2
+
+
+def test_nothing_is_left_of_a_maker_that_made_nothing(tmp_path):
+  assert count_of(tmp_path / 'a.jsonl') == 0 and names(tmp_path) == []
+  # Killed after its first line, it has made nothing that others could mix with.
+  (tmp_path / 'a.jsonl.partial').write_bytes(partial._header({'seed': 1}) + b'{"id": "r0", "te')
+  make(tmp_path / 'a.jsonl')
+  assert names(tmp_path) == ['a.jsonl', 'a.jsonl.settings']
 
 
 def test_a_file_of_other_settings_is_replaced_once_it_is_made_and_that_is_said(tmp_path, caplog):
