@@ -60,10 +60,10 @@ def is_first() -> bool:
 
 
 def from_first(make: Callable[[], int]) -> int:
-  """The number that the first process makes, in every process; what it refuses is refused in all.
+  """The whole number, below 2³¹, that the first process makes, in every process.
 
   Raises:
-    UsageError: the first process raised one.
+    UsageError: in every process, where the first one raised one.
   """
   import jax
 
