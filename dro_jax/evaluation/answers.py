@@ -15,7 +15,7 @@ from dro_jax.printing import tables
 from dro_jax.run.sampling import rewards
 from dro_jax.run.sampling.rewards import Reward
 from dro_jax.statistics import diversity
-from dro_jax.statistics.bootstrap import Estimate, bootstrap, jackknife, mean_of
+from dro_jax.statistics.bootstrap import bootstrap_means, jackknife
 
 _DISTINCT = (1, 2, 3)
 # What is measured of every file, and how it is called; fields that are not here have their own names.
@@ -54,12 +54,6 @@ class Measured(NamedTuple):
   @property
   def value(self) -> float:
     return float(self.by_prompt.mean()) if self.whole is None else self.whole.value
-
-  def estimate(self, resamples: int, seed: int) -> Estimate:
-    """The value and its 95 % interval over prompts."""
-    if self.whole is not None:
-      return jackknife(*self.whole)
-    return bootstrap(mean_of(self.by_prompt), len(self.by_prompt), resamples, seed)
 
 
 def compare_answers(
@@ -103,7 +97,7 @@ def compare_answers(
   for each in found:
     sides.setdefault(each.name, []).append(each)
   measured = {name: [_measure(each, functions) for each in of] for name, of in sides.items()}
-  shown = [_about(sides, every), *_compared(measured, sides, resamples, seed)]
+  shown = [_about(sides, every), *_compared(measured, resamples, seed)]
   if any(len(of) > 1 for of in measured.values()):
     shown.append(_between_files(measured))
   by_file = {name: [{m: x.value for m, x in each.items()} for each in of] for name, of in measured.items()}
@@ -207,32 +201,38 @@ def _notes_on_decoding(sides: Mapping[str, Sequence[Answers]]) -> list[str]:
 
 
 def _compared(
-  measured: Mapping[str, Sequence[Mapping[str, Measured]]],
-  sides: Mapping[str, Sequence[Answers]],
-  resamples: int,
-  seed: int,
+  measured: Mapping[str, Sequence[Mapping[str, Measured]]], resamples: int, seed: int
 ) -> list[tables.Table]:
   """Each measure of each side, and differences from the first."""
-  values, differences = [], []
-  first = next(iter(measured))
-  for metric in _metrics(measured):
-    of = {name: _pooled(parts, metric) for name, parts in measured.items()}
-    meaning = {'metric': MEANINGS.get(metric, metric)}
-    values.append(meaning | {name: x and x.estimate(resamples, seed) for name, x in of.items()})
-    differences.append(
-      meaning
-      | {
-        name: x and of[first] and x.less(of[first]).estimate(resamples, seed)
-        for name, x in of.items()
-        if name != first
-      }
-    )
+  first, *others = measured
+  pooled = {
+    metric: {name: _pooled(of, metric) for name, of in measured.items()} for metric in _metrics(measured)
+  }
+  differences = {
+    metric: {name: of[name] and of[first] and of[name].less(of[first]) for name in others}
+    for metric, of in pooled.items()
+  }
+  rows, compared = (_estimated(each, resamples, seed) for each in (pooled, differences))
   note = '95 % intervals over prompts: bootstrap, and of distinct-n the jackknife.'
-  shown = [tables.Table('Measures', values, note)]
-  if len(measured) > 1:
+  shown = [tables.Table('Measures', rows, note)]
+  if others:
     paired = 'Paired: each interval is over prompts, drawn alike for both. One that spans 0 decides nothing.'
-    shown.append(tables.Table(f'Difference from {first}', differences, paired))
+    shown.append(tables.Table(f'Difference from {first}', compared, paired))
   return shown
+
+
+def _estimated(
+  measures: Mapping[str, Mapping[str, Measured | None]], resamples: int, seed: int
+) -> list[dict[str, Any]]:
+  """A row for each measure: the value of each side and its interval, all on the same draws of prompts."""
+  every = [x for of in measures.values() for x in of.values() if x is not None]
+  columns = [x.by_prompt for x in every if x.whole is None]
+  means = iter(bootstrap_means(np.stack(columns, axis=1), resamples, seed) if columns else ())
+  found = iter([next(means) if x.whole is None else jackknife(*x.whole) for x in every])
+  return [
+    {'metric': MEANINGS.get(metric, metric)} | {name: x and next(found) for name, x in of.items()}
+    for metric, of in measures.items()
+  ]
 
 
 def _metrics(measured: Mapping[str, Sequence[Mapping[str, Measured]]]) -> list[str]:

@@ -66,6 +66,25 @@ def bootstrap(
   return Estimate(value, float(low), float(high))
 
 
+def bootstrap_means(x_PC: np.ndarray, resamples: int, seed: int) -> list[Estimate]:
+  """The mean of each column over prompts, and its interval: `bootstrap` of `mean_of`, with the draws shared.
+
+  Args:
+    x_PC: a number for each prompt, in C columns.
+    resamples: draws.
+    seed: of the draws.
+  """
+  num_prompts = len(x_PC)
+  values_C = x_PC.mean(axis=0)
+  if num_prompts < 2:
+    return [Estimate(float(value), math.nan, math.nan) for value in values_C]
+  draws_RC = np.stack([weights_P @ x_PC for weights_P in weights(num_prompts, resamples, seed)]) / num_prompts
+  low_C, high_C = np.quantile(draws_RC, (0.025, 0.975), axis=0)
+  return [
+    Estimate(float(value), float(low), float(high)) for value, low, high in zip(values_C, low_C, high_C)
+  ]
+
+
 def jackknife(value: float, without_P: np.ndarray) -> Estimate:
   """A statistic and its 95 % interval over prompts, from its values without each prompt.
 

@@ -32,6 +32,14 @@ def test_a_difference_on_the_same_draws_is_paired():
   assert paired.low > 0.09 and paired.high < 0.11 and alone.high - alone.low > 0.2
 
 
+def test_means_of_many_columns_are_those_of_each_alone():
+  x_PC = np.random.default_rng(0).normal(size=(30, 4))
+  found = bootstrap.bootstrap_means(x_PC, 50, 3)
+  want = [bootstrap.bootstrap(bootstrap.mean_of(x_P), 30, 50, 3) for x_P in x_PC.T]
+  np.testing.assert_allclose(found, want, rtol=1e-12)
+  assert np.isnan(bootstrap.bootstrap_means(x_PC[:1], 50, 3)[0][1:]).all()
+
+
 def test_draws_without_a_value_are_left_out_and_one_prompt_has_no_interval():
   x = np.array([1.0, np.nan, 3.0])
   first = bootstrap.bootstrap(lambda w_P: w_P[0] / w_P[0] if w_P[0] else math.nan, 3, 100, 0)
