@@ -121,7 +121,7 @@ def _bleu(
   lengths: Sequence[int],
 ) -> float:
   """BLEU of response k, whose n-grams are counted, against all others."""
-  logs = []
+  logs: list[float] = []
   for of, largest in zip(counts, most):
     entries = ((count, largest[gram]) for gram, count in of.items())
     # No n-gram counts more often than in the reference that has it most often.
