@@ -114,6 +114,11 @@ def test_files_of_one_name_are_averaged_and_no_more_diverse(write):
     assert row(pooled, metric)['m']['value'] == pytest.approx(np.mean(values)), metric
     spread = row(pooled, metric, 'Spread between files')['m']
     assert spread == pytest.approx(np.std(values, ddof=1)), metric
+  interval = [row(found, 'distinct_1')[f'm{i}'] for i, found in enumerate(alone)]
+  widths = [each['high'] - each['low'] for each in interval]
+  own = row(pooled, 'distinct_1')['m']
+  # Of one method's seeds, the mean has a narrower interval than the seeds, by no more than √3.
+  assert min(widths) / 3 < own['high'] - own['low'] < max(widths)
   assert [each['reward'] for each in pooled['by_file']['m']] == [
     row(found, 'reward')[f'm{i}']['value'] for i, found in enumerate(alone)
   ]

@@ -132,6 +132,15 @@ def test_a_file_that_was_changed_is_not_replaced(tmp_path):
   assert target.read_text() == 'mine'
 
 
+def test_records_that_were_never_to_be_there_are_made_anew(tmp_path):
+  whole = make(tmp_path / 'whole').read_bytes()
+  make(tmp_path / 'a.jsonl', until=4)
+  path = tmp_path / 'a.jsonl.partial'
+  path.write_bytes(path.read_bytes().replace(b'"r2"', b'"x2"'))
+  assert count_of(tmp_path / 'a.jsonl') == 2
+  assert make(tmp_path / 'a.jsonl').read_bytes() == whole
+
+
 def test_a_file_of_another_kind_is_not_touched(tmp_path):
   (tmp_path / 'a.jsonl.partial').write_text('my notes\n')
   with pytest.raises(UsageError, match='holds something else than unfinished answers'):
