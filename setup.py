@@ -59,6 +59,7 @@ _EXTRAS = {
     'hypothesis',
     'jsonschema',
     'mypy',
+    'nltk',
     'peft',
     'pytest',
     'pytest-xdist',

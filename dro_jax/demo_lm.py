@@ -27,7 +27,7 @@ from dro_jax.run.schedule import Schedule
 from dro_jax.run.spec import Batches, Keep, Optimizers, RunSpec
 from dro_jax.run.train import train
 from dro_jax.run.trained import Response, TrainedRun
-from dro_jax.statistics import agreement
+from dro_jax.statistics import bootstrap
 from dro_jax.step import optimizers
 
 SHOWN = 3  # Requests whose answers are printed side by side.
@@ -222,7 +222,7 @@ def read(
 
 def interval(values: np.ndarray) -> str:
   """A mean with its interval over requests."""
-  found = agreement.bootstrap(agreement.mean_of(values), len(values), resamples=1000, seed=0)
+  found = bootstrap.bootstrap(bootstrap.mean_of(values), len(values), resamples=1000, seed=0)
   return f'{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]'
 
 

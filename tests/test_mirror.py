@@ -67,7 +67,10 @@ ELSEWHERE = {
   'data/table/test_table.py': ('data/storage/fingerprints', 'data/table/flat'),
   'data/table/test_beam.py': ('data/table/parts', 'data/table/writer'),
   'data/test_triplets.py': ('data/sources/task_modules', 'data/table/cache'),
-  'evaluation/test_generate.py': ('run/sampling/generation', 'run/sampling/prompts'),
+  'evaluation/test_answers.py': ('evaluation/answer_files',),
+  'evaluation/test_generate.py': (
+    'evaluation/answering', 'run/sampling/generation', 'run/sampling/prompts',
+  ),
   'inspection/test_inspect.py': (
     'inspection/command', 'inspection/packing', 'inspection/tables', 'inspection/warnings',
   ),

@@ -12,7 +12,7 @@ import numpy as np
 
 from dro_jax.arena import trials
 from dro_jax.arena.cells import Cell, Finished
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate
 
 RESAMPLES = 1000
 CHECKPOINTS = ('best', 'last')

@@ -268,6 +268,7 @@ def load_adapted(
   config: Config,
   shardings: Callable[[Params], Params],
   base: str | None = None,
+  loaded: Base | None = None,
 ) -> Adapted:
   """The policy of an adapter's checkpoint: its base, checked, with the adapter on.
 
@@ -276,19 +277,29 @@ def load_adapted(
     config: the model's.
     shardings: of a tree of boxed shapes.
     base: where the base lies now; `None` takes it from where it lay.
+    loaded: the base itself, where it is loaded already (see `load_own_base`).
 
   Raises:
     UsageError: the base is missing, or is another one.
   """
-  saved, boxed = saved_adapter(directory), abstract_policy(config)
-  parts = boxed, lora.abstract_adapter(boxed, saved.lora)
-  whole, own = (
-    jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      meta.unbox(part),
-      shardings(part),
-    )
-    for part in parts
-  )
+  loaded = loaded or load_own_base(directory, config, shardings, base)
+  own = lora.abstract_adapter(abstract_policy(config), saved_adapter(directory).lora)
+  return lora.join_policy(loaded, load_adapter(directory, config, _on_shards(own, shardings)))
+
+
+def load_own_base(
+  directory: str, config: Config, shardings: Callable[[Params], Params], base: str | None = None
+) -> Base:
+  """The base of an adapter's checkpoint, checked; arguments and errors as `load_adapted`."""
+  saved, whole = saved_adapter(directory), _on_shards(abstract_policy(config), shardings)
   loaded, _ = load_base(find_base(directory, base), config, saved.lora, whole, saved.fingerprint)
-  return lora.join_policy(loaded, load_adapter(directory, config, own))
+  return loaded
+
+
+def _on_shards(boxed: Params, shardings: Callable[[Params], Params]) -> Params:
+  """Shapes with their shardings."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    meta.unbox(boxed),
+    shardings(boxed),
+  )

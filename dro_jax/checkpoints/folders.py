@@ -1,6 +1,7 @@
 """Where checkpoints lie: the steps of a run, imported folders, and what is neither."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -84,6 +85,33 @@ def find_checkpoint(directory: str | epath.PathLike) -> epath.Path:
     f"no checkpoint in {directory}: {hint}. Pass a run's model_dir, one of its checkpoints/STEP folders, "
     'or a folder written by `dro_jax import_checkpoint`'
   )
+
+
+def find_steps(directory: str | epath.PathLike, steps: Sequence[int] | None = None) -> dict[int, epath.Path]:
+  """The checkpoints of a run by their steps, in order.
+
+  Args:
+    directory: a run's folder, or its folder `checkpoints`.
+    steps: those to find, in any order; `None` finds all that there are.
+
+  Raises:
+    UsageError: the folder holds no checkpoints of a run, or not those.
+  """
+  folder = absolute_path(directory)
+  folder = folder / 'checkpoints' if (folder / 'checkpoints').is_dir() else folder
+  found = _steps(folder)
+  if not found:
+    raise UsageError(
+      f'{directory} holds no checkpoints of a run, of which steps=... (STEPS) chooses: pass the --model_dir '
+      'of `dro_jax train`, or leave STEPS.'
+    )
+  if missing := sorted(set(steps or ()) - set(found)):
+    raise UsageError(
+      f'{directory} has no checkpoint of step {", ".join(map(str, missing))}: it has '
+      f'{", ".join(map(str, found))}. A run keeps the newest and best: Keep(last=...) or --set KEEP_LAST=... '
+      'of `dro_jax train` keeps more.'
+    )
+  return {step: folder / str(step) for step in (found if steps is None else sorted(set(steps)))}
 
 
 def _other_projects(path: epath.Path) -> str | None:

@@ -109,7 +109,19 @@ COMMANDS = {
     'tokenises triplets once for later runs, on this machine or with Apache Beam on many',
     bare='triplets',
   ),
+  'export_split': Command(
+    'dro_jax.evaluation.export_split',
+    'export_split',
+    'writes the train, validation and test parts of the triplets of a run',
+    bare='model_dir',
+  ),
   'generate': Command('dro_jax.evaluation.generate', 'generate', 'samples responses to prompts', _MODEL),
+  'answers': Command(
+    'dro_jax.evaluation.answers',
+    'compare_answers',
+    'compares files of answers: rewards, diversity, repetition, length, KL, with paired intervals',
+    bare='answers',
+  ),
   'arena': Command(
     'dro_jax.arena.arena',
     'arena',
@@ -189,6 +201,11 @@ FLAGS = {
   ),
   'map_reward': Flag('MAP_REWARD', 'numbers for rewards that are words: up=1,down=0', joined=True),
   'runs': Flag('RUNS', "runs' folders; `dro_jax report RUN ...` takes them without the flag", joined=True),
+  'answers': Flag(
+    'ANSWERS',
+    'files of answers, each FILE or NAME=FILE; `dro_jax answers FILE ...` needs no flag',
+    joined=True,
+  ),
   'words': Flag('WORDS', 'the arguments of `dro_jax configs`, which takes them without the flag'),
   'beam_options': Flag('BEAM_OPTIONS', "Apache Beam's own flags: '--runner=DataflowRunner --project=...'"),
   'output': Flag('OUTPUT', 'the file or folder to write'),

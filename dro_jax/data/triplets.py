@@ -40,6 +40,22 @@ class Triplets(NamedTuple):
   report: dict
 
 
+class Parts(NamedTuple):
+  """The three parts of triplets, by prompt; rewards are as they came.
+
+  Attributes:
+    train: to train on.
+    eval: to validate on; None where nothing is held out.
+    test: neither trains nor validates; None where nothing is kept for tests.
+    report: see `Triplets`.
+  """
+
+  train: TokenTable
+  eval: TokenTable | None
+  test: TokenTable | None
+  report: dict
+
+
 def load_triplets(
   triplets: Annotated[str | Sequence[str], PLACE],
   *,
@@ -56,6 +72,7 @@ def load_triplets(
   keep: str = 'auto',
   scaling: str = 'none',
   validation_fraction: float | int = 0.05,
+  test_fraction: float | int = 0.0,
   split_salt: str = '',
   task_split: str = 'train',
   eval_task_split: str = 'validation',
@@ -96,6 +113,8 @@ def load_triplets(
       fitted on the training part (see `scaling.fit`).
     validation_fraction: the share of prompts to hold out, in [0, 1), where `eval_triplets` is not given; 0
       holds out none.
+    test_fraction: the share of prompts of `triplets` to keep for tests, in [0, 1): they neither train nor
+      validate, and a run does not read them; `dro_jax export_split` writes them.
     split_salt: a different salt gives a different split.
     task_split: a seqio task's split to train on.
     eval_task_split: the split of `eval_triplets`, if that is a seqio task.
@@ -116,23 +135,57 @@ def load_triplets(
     >>> len(data.train) + len(data.eval)
     120
   """
+  train, held_out, _, report = read_parts(
+    triplets, eval_triplets=eval_triplets, columns=columns, map_reward=map_reward, template=template,
+    chat_template=chat_template, chat=chat, vocabulary=vocabulary, prompt_length=prompt_length,
+    response_length=response_length, overlong=overlong, keep=keep, validation_fraction=validation_fraction,
+    test_fraction=test_fraction, split_salt=split_salt, task_split=task_split,
+    eval_task_split=eval_task_split, task_modules=task_modules, data_dir=data_dir, cache_dir=cache_dir,
+    inherited=inherited,
+  )  # fmt: skip
+  loaded = scaled(train, held_out, scaling, report)
+  return with_columns(loaded, columns_from) if columns_from else loaded
+
+
+def read_parts(
+  triplets: str | Sequence[str],
+  *,
+  eval_triplets: str | Sequence[str] | None = None,
+  columns: str | Mapping[str, str] | None = None,
+  map_reward: str | Mapping[str, float | int] | None = None,
+  chat_template: str = TEMPLATE,
+  chat: bool | None = None,
+  vocabulary: str | Vocabulary = 'bytes',
+  validation_fraction: float | int = 0.05,
+  test_fraction: float | int = 0.0,
+  split_salt: str = '',
+  task_split: str = 'train',
+  eval_task_split: str = 'validation',
+  task_modules: str | Sequence[str] = (),
+  data_dir: str | None = None,
+  cache_dir: str | None = None,
+  inherited: Mapping[str, Any] | None = None,
+  **options: Any,
+) -> Parts:
+  """The parts of triplets, before rewards are scaled; arguments and errors as `load_triplets`.
+
+  `options` are those of a table: template, prompt_length, response_length, overlong, keep.
+  """
   import_modules(task_modules)
   vocabulary = vocabularies.vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary
   by_chat = tokenise.uses_chat(vocabulary, chat, chat_template)
   turn, by = tokenise.turn_template(by_chat, chat_template), tokenise.chat_option(vocabulary, by_chat)
 
   def build(name, task_split: str) -> TokenTable:
-    options = inheritance.options(inherited, name, columns, map_reward)
-    source = find(name, chat_template=turn, split=task_split, data_dir=data_dir, **options)
-    return build_table(
-      source, vocabulary, cache_dir, prompt_length=prompt_length, response_length=response_length,
-      overlong=overlong, keep=keep, template=template, **by,
-    )  # fmt: skip
+    named = inheritance.options(inherited, name, columns, map_reward)
+    source = find(name, chat_template=turn, split=task_split, data_dir=data_dir, **named)
+    return build_table(source, vocabulary, cache_dir, **options, **by)
 
   train = build(triplets, task_split)
   report = {'triplets': as_names(triplets), 'train_table': train.report}
+  train, test = _keep_for_tests(train, test_fraction, split_salt)
   if eval_triplets:
-    held_out = build(eval_triplets, eval_task_split)
+    held_out = _without(build(eval_triplets, eval_task_split), test, as_names(eval_triplets))
     shared = int(np.isin(np.unique(held_out.prompt_digests), train.prompt_digests).sum())
     report |= {
       'eval_triplets': as_names(eval_triplets),
@@ -142,14 +195,18 @@ def load_triplets(
   else:
     train, held_out = hold_out(train, validation_fraction, split_salt)
     report['split'] = {'by': 'prompt hash', 'fraction': validation_fraction, 'salt': split_salt}
-  report['options'] = {
-    'template': template, 'prompt_length': prompt_length, 'response_length': response_length,
-    'overlong': overlong, 'keep': keep, 'chat_template': chat_template, **by,
-  }  # fmt: skip
+  if test is not None:
+    # Runs without a test part say nothing of one, as those of earlier versions.
+    report['test_split'] = {'by': 'prompt hash', 'fraction': test_fraction, 'salt': split_salt}
+    report |= _counts('test', test)
+  report['options'] = {**options, 'chat_template': chat_template, **by}
   report['vocabulary'] = vocabulary.fingerprint
   report['read'] = {'columns': _plain(columns), 'map_reward': _plain(map_reward)}
-  loaded = scaled(train, held_out, scaling, report)
-  return with_columns(loaded, columns_from) if columns_from else loaded
+  report['sources'] = {
+    'task_split': task_split, 'eval_task_split': eval_task_split, 'task_modules': as_names(task_modules),
+    'data_dir': data_dir,
+  }  # fmt: skip
+  return Parts(train, held_out, test, report)
 
 
 def _plain(pairs: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
@@ -250,22 +307,47 @@ def with_columns(triplets: Triplets, stores: str | Sequence[str]) -> Triplets:
 
 
 def hold_out(
-  whole: TokenTable, fraction: float | int, salt: str = ''
+  whole: TokenTable, fraction: float | int, salt: str = '', setting: str = 'validation_fraction'
 ) -> tuple[TokenTable, TokenTable | None]:
-  """Splits a table by prompt hash into (train, held out).
+  """Splits a table by prompt hash into (the rest, held out).
+
+  Args:
+    whole: the table.
+    fraction: share of prompts to hold out, in [0, 1); 0 holds out none.
+    salt: a different salt gives a different split.
+    setting: that has the fraction, for errors.
 
   Raises:
     UsageError: a bad fraction, or a side without records.
   """
   if not 0 <= fraction < 1:
-    raise UsageError(f'validation_fraction must be at least 0 and below 1, got {fraction}')
+    raise UsageError(f'{setting} must be at least 0 and below 1, got {fraction}')
   if fraction == 0:
     return whole, None
   held = hashes.by_prompt_hash(whole.prompt_digests, fraction, salt)
   if held.all() or not held.any():
     prompts = len(np.unique(whole.prompt_index))
+    instead = '--eval_triplets, ' if setting == 'validation_fraction' else ''
     raise UsageError(
       f'holding out {fraction:.0%} of {prompts} prompts by their hash leaves no record on one side; pass '
-      '--eval_triplets, another share (--set VALIDATION_FRACTION=0.2; 0 holds out none) or another split_salt'
+      f'{instead}another share (--set {setting.upper()}=0.2; 0 holds out none) or another split_salt'
     )
   return whole.subset(~held), whole.subset(held)
+
+
+def _keep_for_tests(
+  whole: TokenTable, fraction: float | int, salt: str
+) -> tuple[TokenTable, TokenTable | None]:
+  """(what trains and validates, what is kept for tests); validation is chosen independently of it."""
+  return hold_out(whole, fraction, f'{salt}/test', 'test_fraction')
+
+
+def _without(held_out: TokenTable, test: TokenTable | None, names: Sequence[str]) -> TokenTable:
+  """The held-out records whose prompts are not kept for tests."""
+  tested = np.isin(held_out.prompt_digests, [] if test is None else test.prompt_digests)
+  if tested.all():
+    raise UsageError(
+      f'{", ".join(names)}: all of its prompts are among those that test_fraction (TEST_FRACTION) keeps for '
+      'tests: pass other eval_triplets (--eval_triplets), or another split_salt'
+    )
+  return held_out.subset(~tested) if tested.any() else held_out

@@ -1,20 +1,24 @@
 """The `generate` command: responses to a file's prompts."""
 
-import contextlib
+import functools
+import itertools
 import logging
-import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from dro_jax import files, limits
 from dro_jax.checkpoints import folders, policy
 from dro_jax.data.records import inheritance, triplets
+from dro_jax.data.storage.partial import Partial
 from dro_jax.data.text import tokenise
 from dro_jax.errors import UsageError
+from dro_jax.evaluation import answering
+from dro_jax.parallel import partitioning, processes
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run import networks
 from dro_jax.run.folder import configs
@@ -28,6 +32,7 @@ def generate(
   *,
   prompt: str | None = None,
   output: str | None = None,
+  steps: str | Sequence[int] | None = None,
   columns: str | None = None,
   template: str | None = None,
   chat_template: str | None = None,
@@ -45,11 +50,18 @@ def generate(
   batch_size: int = 32,
   seed: int = 0,
   base: str | None = None,
+  reference_logp: str | None = None,
+  init_from: str | None = None,
 ) -> dict[str, Any]:
   """Answers prompts and writes one JSON object a line: id, prompt, response, logp, tokens, ended.
 
   The prompts are those of the file, without the template. Several samples get the ids ID#0, ID#1 and so on.
-  With a reward added to each line, the output is a file of triplets.
+  With a reward added to each line, the output is a file of triplets. Answers of chosen steps have `step`, and
+  the ids ID@STEP.
+
+  A call that was killed goes on where it stopped, once it is made again: the answers so far lie in
+  OUTPUT.partial. The file is then the same, to the byte, as that of an undisturbed call on the same machine
+  and with the same batches. Of several processes each answers its part of a batch, and the first writes.
 
   Args:
     model_dir: a run's folder (its best step, or the newest), one checkpoint, or an imported folder.
@@ -57,6 +69,8 @@ def generate(
       is answered once, however often it occurs.
     prompt: one prompt as text, instead of a file.
     output: the file to write, `None` for standard output.
+    steps: the run's steps to answer with, one after the other: '100,200', or 'all' that it kept; `None` takes
+      the best or newest alone.
     columns: names of the fields in the file: `prompt=question`; `None` takes the run's, if the
       file has those.
     template: the prompt's text around the file's; `None` takes the run's.
@@ -76,48 +90,100 @@ def generate(
     batch_size: prompts at once.
     seed: decides the samples.
     base: of a run with adapters, where their base lies now; `None` takes it from where it lay.
+    reference_logp: the policy under which each answer is scored too, as `reference_logp` in nats: `run` is
+      the run's own reference (its initial policy, where that moves), anything else a checkpoint's folder;
+      `None` scores none.
+    init_from: with `run`, where the policy lies now from which the run started, if its reference was cached.
 
   Raises:
-    UsageError: there are no prompts or no checkpoint, or settings exclude each other.
+    UsageError: there are no prompts or no checkpoint, settings exclude each other, or the answers so far are
+      those of other settings.
   """
   limits.seed(seed)
+  _refuse_settings(beams, num_samples, reference_logp, init_from)
+  target = None if output is None else _target(output)
+  _refuse_input(target, prompts)
+  checkpoints = _checkpoints(model_dir, steps)
+  first, grid = next(iter(checkpoints.values())), mesh.over()
+  loaded_vocabulary = policy.vocabulary_of(first, vocabulary)
+  options = _options(folders.load_metadata(first))
+  by_chat = uses_chat(loaded_vocabulary, options, chat, chat_template)
+  turn = tokenise.turn_template(by_chat, chat_template or options.get('chat_template'))
+  questions = _questions(first, prompts, prompt, columns, turn)
+  tokens = tokenise_prompts([text for _, text in questions], loaded_vocabulary, options, template, by_chat)
+  nets = networks.build_policy(first)
+  decoding: dict[str, Any] = {
+    'max_length': max_length, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p,
+    'repetition_penalty': repetition_penalty, 'beams': beams, 'length_penalty': length_penalty, 'seed': seed,
+  }  # fmt: skip
+  run = make_generator(nets.policy, grid, batch_size=batch_size, **decoding)
+  work = answering.Work(
+    checkpoints, questions, tokens, num_samples, partitioning.divisible_rows(grid, batch_size)
+  )
+  policies = answering.Policies(nets, grid, base)
+  reference = reference_logp and functools.partial(
+    answering.make_reference, reference_logp, first, policies, loaded_vocabulary, init_from=init_from,
+    max_length=max_length, batch_size=batch_size,
+  )  # fmt: skip
+  answer = functools.partial(answering.answer, work, run, policies, reference, loaded_vocabulary)
+  if target is None:
+    # Standard output holds the answers, or what was written to a file: never both.
+    _print(_warn_of_unusable(itertools.chain.from_iterable(answer())))
+    return {}
+  settings = {
+    **decoding, 'samples': num_samples, 'vocabulary': loaded_vocabulary.fingerprint,
+    'checkpoints': {str(step): answering.digest_of(folder) for step, folder in checkpoints.items()},
+    'prompts': _digest_of_prompts(questions, tokens),
+    'reference': answering.reference_digest(reference_logp, first),
+  }  # fmt: skip
+  drawn = _write(target, settings, work.ids, answer)
+  chosen = {} if steps is None else {'steps': list(checkpoints)}
+  return {
+    'prompts': len(tokens), 'responses': len(work.ids), **chosen, 'drawn': drawn, 'output': str(target)
+  }  # fmt: skip
+
+
+# --- what decides the answers -------------------------------------------------------------------------------
+
+
+def _refuse_settings(beams: int, num_samples: int, reference_logp: str | None, init_from: str | None) -> None:
   if beams > 1 and num_samples > 1:
     raise UsageError(
       f'num_samples={num_samples} with beams={beams}: a beam search gives one answer to a prompt. Pass --set '
       'SAMPLES=1, or --set BEAMS=1 and a temperature above 0 to draw several.'
     )
-  target = None if output is None else _target(output)
-  _refuse_input(target, prompts)
-  grid = mesh.over()
-  model_dir = str(folders.find_checkpoint(model_dir))
-  loaded_vocabulary = policy.vocabulary_of(model_dir, vocabulary)
-  saved = folders.load_metadata(model_dir)
-  by_chat = uses_chat(loaded_vocabulary, _options(saved), chat, chat_template)
-  turn = tokenise.turn_template(by_chat, chat_template or _options(saved).get('chat_template'))
-  questions = _questions(model_dir, prompts, prompt, columns, turn)
-  tokens = tokenise_prompts(
-    [text for _, text in questions], loaded_vocabulary, _options(saved), template, by_chat
+  if init_from is not None and reference_logp != answering.OWN:
+    raise UsageError(
+      f'--init_from={init_from} says where the reference of the run lies now, which only --set '
+      'REFERENCE_LOGP=run reads: pass that too, or leave --init_from.'
+    )
+
+
+def _checkpoints(model_dir: str, steps: str | Sequence[int] | None) -> dict[int | None, str]:
+  """The checkpoints to answer with, by their steps; one that was not chosen by its step has none."""
+  if steps is None:
+    return {None: str(folders.find_checkpoint(model_dir))}
+  chosen = None if steps == 'all' else _numbers(steps)
+  return {step: str(folder) for step, folder in folders.find_steps(model_dir, chosen).items()}
+
+
+def _numbers(steps: str | Sequence[int]) -> list[int]:
+  parts = steps.split(',') if isinstance(steps, str) else steps
+  try:
+    numbers = [int(part) for part in parts]
+  except ValueError:
+    numbers = []
+  if not numbers:
+    raise UsageError(f"steps={steps!r} (STEPS) names no steps: pass them as '100,200', or 'all'.")
+  return numbers
+
+
+def _digest_of_prompts(questions: Sequence[tuple[str, str]], tokens: Sequence[np.ndarray]) -> str:
+  """A hash of the prompts: ids, texts, and the tokens that the model reads."""
+  texts = (files.json_text(question).encode() for question in questions)
+  return files.hash_parts(
+    part for text, ids in zip(texts, tokens) for part in (text, np.ascontiguousarray(ids, '<i4').tobytes())
   )
-  nets = networks.build_policy(model_dir)
-  params = networks.load_policy(nets, model_dir, grid, base)
-  run = make_generator(
-    nets.policy, grid, max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p,
-    repetition_penalty=repetition_penalty, beams=beams, length_penalty=length_penalty, batch_size=batch_size,
-    seed=seed,
-  )  # fmt: skip
-  order = [(i, k) for i in range(len(tokens)) for k in range(num_samples)]
-  answers = run(params, [tokens[i] for i, _ in order], range(len(order)))
-  records = (
-    {
-      'id': questions[i][0] if num_samples == 1 else f'{questions[i][0]}#{k}', 'prompt': questions[i][1],
-      'response': loaded_vocabulary.decode(answer.tokens), 'logp': answer.logp, 'tokens': len(answer.tokens),
-      'ended': bool(answer.tokens[-1] == loaded_vocabulary.special.eos),
-    }
-    for (i, k), answer in zip(order, answers)
-  )  # fmt: skip
-  count = _write(_warn_of_unusable(records), target)
-  # Standard output holds the answers, or what was written to a file: never both.
-  return {} if output is None else {'prompts': len(tokens), 'responses': count, 'output': str(target)}
 
 
 def _target(output: str) -> pathlib.Path:
@@ -159,6 +225,42 @@ def _options(saved: Mapping[str, Any]) -> dict[str, Any]:
   return saved.get('data', {}).get('options', {})
 
 
+# --- where they go ------------------------------------------------------------------------------------------
+
+
+def _write(
+  target: pathlib.Path,
+  settings: Mapping[str, Any],
+  ids: Sequence[str],
+  batches: Callable[[int], Iterable[list[dict[str, Any]]]],
+) -> int:
+  """Writes what is missing of a file, which is there whole or not at all; returns how much was missing.
+
+  The first process writes, and tells the others how many records there are.
+  """
+  made: list[Partial] = []
+
+  def begin() -> int:
+    made.append(Partial(target, settings, ids, 'answers'))
+    return made[0].count
+
+  count = processes.from_first(begin)
+  if count and made:
+    logging.getLogger(__name__).info('%s: %d of %d answers are there already', target, count, len(ids))
+  try:
+    for records in batches(count):
+      for each in made:
+        each.add(records)
+    for each in made:
+      each.finish()
+      for _ in _warn_of_unusable(files.json_lines(target)):
+        pass
+  finally:
+    for each in made:
+      each.close()
+  return len(ids) - count
+
+
 def _warn_of_unusable(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
   """Yields the records; warns at the end of those that a file of triplets may not have."""
   unusable = []
@@ -174,15 +276,11 @@ def _warn_of_unusable(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, A
     )  # fmt: skip
 
 
-def _write(records: Iterable[dict[str, Any]], target: pathlib.Path | None) -> int:
-  """Writes JSON lines, a file whole or not at all; returns their number."""
-  lines = map(files.json_line, records)
-  primary = jax.process_index() == 0
-  if target is None:
-    return sum(sys.__stdout__.write(line) > 0 if primary else 1 for line in lines)
-  place = files.replacing(target) if primary else contextlib.nullcontext(os.devnull)
-  with place as path, open(path, 'w', encoding='utf-8') as file:
-    return sum(file.write(line) > 0 for line in lines)
+def _print(records: Iterable[dict[str, Any]]) -> None:
+  """Writes JSON lines to standard output."""
+  for line in map(files.json_line, records):
+    if jax.process_index() == 0:
+      sys.__stdout__.write(line)
 
 
 __all__ = ['generate']

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dro_jax.errors import UsageError
@@ -57,6 +57,32 @@ def is_first() -> bool:
   import jax
 
   return jax.process_index() == 0
+
+
+def from_first(make: Callable[[], int]) -> int:
+  """The whole number, below 2³¹, that the first process makes, in every process.
+
+  Raises:
+    UsageError: in every process, where the first one raised one.
+  """
+  import jax
+
+  number, error = 0, None
+  if jax.process_index() == 0:
+    try:
+      number = make()
+    except UsageError as refusal:
+      error = refusal
+  if jax.process_count() > 1:
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    refused, number = multihost_utils.broadcast_one_to_all(np.asarray([error is not None, number])).tolist()
+    if refused and error is None:
+      error = UsageError('the first process refused to go on. Its message has the cause.')
+  if error is not None:
+    raise error
+  return number
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from rich import box, markup
 from rich import table as rich_tables
 from rich import text as rich_text
 
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate
 
 
 class Table(NamedTuple):

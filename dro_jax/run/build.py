@@ -176,9 +176,10 @@ class Run:
 
   def notes(self) -> list[str]:
     """Lines that a reader of the run's first lines should know."""
-    labels = self.triplets.report.get('labels')
+    labels, tests = (self.triplets.report.get(name) for name in ('labels', 'test_prompts'))
     keep, validates = self.spec.keep, self.loaders.eval is not None
     return [
+      *([f'{tests} prompts are kept for tests: they neither train nor validate'] if tests else []),
       *([f'labels: {labels["said"]}'] if labels else []),
       *scalings.notes(self.triplets.scaling),
       *([self._note_of_kl()] if self.spec.next_token_kl.weight else []),

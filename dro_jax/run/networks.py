@@ -250,7 +250,9 @@ def first_policy(networks: Networks, init_from: str, mesh: Mesh) -> Params:
   return lora_of.join_policy(base, own)
 
 
-def load_policy(networks: Networks, directory: str, mesh: Mesh, base: str | None = None) -> Params:
+def load_policy(
+  networks: Networks, directory: str, mesh: Mesh, base: str | None = None, loaded: Base | None = None
+) -> Params:
   """The parameters of a checkpoint's policy, each on its shard, in layers as the networks have them.
 
   Args:
@@ -258,6 +260,7 @@ def load_policy(networks: Networks, directory: str, mesh: Mesh, base: str | None
     directory: a checkpoint.
     mesh: where to.
     base: of an adapter's checkpoint, where its base lies now; `None` takes it from where it lay.
+    loaded: that base itself, where it is loaded already (see `load_own_base`).
 
   Raises:
     UsageError: the checkpoint is missing or does not fit, or the base of its adapter is another one.
@@ -265,8 +268,16 @@ def load_policy(networks: Networks, directory: str, mesh: Mesh, base: str | None
   config = networks.policy.config
   if adapters.saved_adapter(directory) is None:
     return policy.load_policy(directory, config, abstract_on(networks._replace(lora=None), mesh)['policy'])
-  on_mesh = lambda boxed: partitioning.parameter_shardings(boxed, mesh)  # noqa: E731
-  return adapters.load_adapted(directory, config, on_mesh, base)
+  on_mesh = functools.partial(partitioning.parameter_shardings, grid=mesh)
+  return adapters.load_adapted(directory, config, on_mesh, base, loaded)
+
+
+def load_own_base(networks: Networks, directory: str, mesh: Mesh, base: str | None = None) -> Base | None:
+  """The base of an adapter's checkpoint; `None` of a whole model. Arguments and errors as `load_policy`."""
+  if adapters.saved_adapter(directory) is None:
+    return None
+  on_mesh = functools.partial(partitioning.parameter_shardings, grid=mesh)
+  return adapters.load_own_base(directory, networks.policy.config, on_mesh, base)
 
 
 def _describe_start(value: Params, init_from: str, has_adapters: bool = False) -> str:

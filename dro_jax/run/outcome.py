@@ -12,7 +12,7 @@ from dro_jax.printing import tables
 from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
 from dro_jax.statistics import agreement, mass
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate
 
 RESAMPLES, SEED = 1000, 0
 FEW_PROMPTS = 50  # Below it the interval of an accuracy is wider than ±.14.

@@ -13,6 +13,7 @@ from dro_jax import algorithms
 from dro_jax.checkpoints import digest
 from dro_jax.data.batches import loader
 from dro_jax.data.batches.rows import place_batch
+from dro_jax.data.storage import fingerprints
 from dro_jax.data.table import column_store
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
@@ -125,7 +126,7 @@ class Opened(NamedTuple):
     self._refuse('was made for the mismatched pairs of another plan', now, saved)
 
   def _refuse(self, problem: str, now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    if differences := list(column_store.differences(now, saved)):
+    if differences := list(fingerprints.differences(now, saved)):
       raise UsageError(
         f'the reference store {self.store.directory} {problem}: {"; ".join(differences)}. Set these back, '
         'or run `dro_jax cache_reference` again with this run’s settings.'

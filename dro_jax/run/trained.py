@@ -15,6 +15,7 @@ from dro_jax.data import scaling
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
+from dro_jax.errors import UsageError
 from dro_jax.models import lora, scoring
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import batches, networks, reference_store, table_scores
@@ -154,6 +155,33 @@ def load_run(
     nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}),
     configs.read_options(saved, pathlib.Path(model_dir)), mesh, saved.get('reference') is not None,
   )  # fmt: skip
+
+
+def load_reference(
+  model_dir: str, mesh: Mesh, init_from: str | None = None, base: lora.Base | None = None
+) -> Network:
+  """The policy against which a run is measured: its reference, or its initial policy where that moves.
+
+  Args:
+    model_dir: one of the run's checkpoints.
+    mesh: where to.
+    init_from: where the policy lies now from which the run started, if its reference was cached.
+    base: of a run with adapters, its base, which is loaded already.
+
+  Raises:
+    UsageError: the run has no reference, or did not keep it.
+  """
+  saved = folders.load_metadata(model_dir)
+  settings, entry = saved.get('reference'), adapters.entry_of(saved)
+  if settings is None or (settings.get('scheme') == 'moving' and not saved.get('keeps_initial')):
+    lacks = 'has no reference policy' if settings is None else 'did not keep the policy from which it started'
+    raise UsageError(
+      f'the run of {model_dir} {lacks}: pass the folder of a policy to compare with, reference_logp=FOLDER '
+      '(--set REFERENCE_LOGP=FOLDER).'
+    )
+  nets = networks.build(policy.config_of(model_dir), uses_value=False, lora=entry and entry.lora)
+  own = _reference(model_dir, saved, init_from, nets, mesh)
+  return Network(nets.policy, lora.join_policy(base, own))
 
 
 def _reference(

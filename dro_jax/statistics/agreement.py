@@ -14,17 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dro_jax.statistics import bootstrap as resampling
 from dro_jax.statistics import ties
+from dro_jax.statistics.bootstrap import Estimate, Statistic, mean_of, quantiles, ratio
 
 _LARGEST_CORRELATION = 1 - 1e-12  # Of which arctanh is finite.
-
-
-class Estimate(NamedTuple):
-  """A statistic and its 95 % interval over prompts; `nan` where the data cannot give it."""
-
-  value: float
-  low: float
-  high: float
 
 
 class PairCounts(NamedTuple):
@@ -59,14 +53,14 @@ def count_pairs(scores: np.ndarray, rewards: np.ndarray, prompts: np.ndarray) ->
 
 def pairwise_accuracy(counts: PairCounts, weights_P: np.ndarray) -> float:
   """Share of pairs with different rewards that the score orders as the reward does; .5 is chance."""
-  return _divide(weights_P @ counts.wins, weights_P @ counts.pairs)
+  return ratio(weights_P @ counts.wins, weights_P @ counts.pairs)
 
 
 def rank_correlation(scores: np.ndarray, rewards: np.ndarray, weights: np.ndarray) -> float:
   """Spearman's rank correlation, ties at their mean rank; each response counts `weights` times."""
   x, y = _mean_ranks(scores, weights), _mean_ranks(rewards, weights)
   x, y = x - weights @ x / weights.sum(), y - weights @ y / weights.sum()
-  return _divide(weights @ (x * y), np.sqrt((weights @ x**2) * (weights @ y**2)))
+  return ratio(weights @ (x * y), np.sqrt((weights @ x**2) * (weights @ y**2)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +79,7 @@ def explained_variance(values: np.ndarray, targets: np.ndarray, weights: np.ndar
   """1 − Var(target − value) / Var(target): 1 is perfect, 0 a constant; `nan` where targets are equal."""
   if ties.is_constant(targets[weights > 0]):
     return np.nan
-  return 1 - _divide(_variance(targets - values, weights), _variance(targets, weights))
+  return 1 - ratio(_variance(targets - values, weights), _variance(targets, weights))
 
 
 def within_prompt_explained_variance(
@@ -102,7 +96,7 @@ def within_prompt_explained_variance(
   total_P, unexplained_P = (
     np.bincount(prompt_N, ties.deviations(x, prompts) ** 2) for x in (rewards, rewards - advantages)
   )
-  return lambda w_P: 1 - _divide(float(w_P @ unexplained_P), float(w_P @ total_P))
+  return lambda w_P: 1 - ratio(float(w_P @ unexplained_P), float(w_P @ total_P))
 
 
 def within_prompt_correlation(
@@ -119,36 +113,21 @@ def within_prompt_correlation(
 
   def correlation(w_P: np.ndarray) -> float:
     xx, xy, yy = (float(w_P @ x_P) for x_P in (xx_P, xy_P, yy_P))
-    return _divide(xy, math.sqrt(xx * yy) if xx > 0 else yy)
+    return ratio(xy, math.sqrt(xx * yy) if xx > 0 else yy)
 
   return correlation
 
 
-def bootstrap(
-  statistic: Callable[[np.ndarray], float], num_prompts: int, resamples: int, seed: int
-) -> Estimate:
-  """A statistic of `weights_P`, and its 2.5 % and 97.5 % quantiles over prompts drawn with replacement.
-
-  Draws on which the statistic is undefined are left out; one prompt alone has no interval.
+def bootstrap(statistic: Statistic, num_prompts: int, resamples: int, seed: int) -> Estimate:
+  """A statistic of `weights_P` and its 95 % interval over prompts (see `statistics.bootstrap`).
 
   A prompt that is drawn twice has the same ranks twice, so the responses that it ties with are more than in
   the data, and all draws of a rank correlation are too low (or too high) by about 1/P. Its interval is
   therefore moved so that the median of the draws lies at the estimate, on Fisher's scale arctanh, where no
   end passes ±1.
   """
-  rng = np.random.default_rng(seed)
-  value = statistic(np.ones(num_prompts))
-  if num_prompts < 2 or not np.isfinite(value):
-    return Estimate(float(value), np.nan, np.nan)
-  even = np.full(num_prompts, 1 / num_prompts)
-  draws = [statistic(rng.multinomial(num_prompts, even).astype(np.float64)) for _ in range(resamples)]
-  interval = _around if isinstance(statistic, RankCorrelation) else _quantiles
-  low, high = interval(value, np.asarray(draws))
-  return Estimate(float(value), float(low), float(high))
-
-
-def _quantiles(value: float, draws: np.ndarray) -> np.ndarray:
-  return np.asarray(np.nanquantile(draws, (0.025, 0.975)))
+  interval = _around if isinstance(statistic, RankCorrelation) else quantiles
+  return resampling.bootstrap(statistic, num_prompts, resamples, seed, interval)
 
 
 def _around(value: float, draws: np.ndarray) -> np.ndarray:
@@ -202,11 +181,6 @@ def score_statistics(
     f'within_prompt_accuracy/{name}': functools.partial(pairwise_accuracy, pairs)
     for name, pairs in counts.items()
   }
-
-
-def mean_of(x: np.ndarray, prompt_N: np.ndarray | slice = slice(None)) -> Callable[[np.ndarray], float]:
-  """The mean of `x` as a function of how often each prompt was drawn; `prompt_N` numbers their prompts."""
-  return lambda weights_P: _divide(weights_P[prompt_N] @ x, weights_P[prompt_N].sum())
 
 
 def within_prompts(
@@ -281,7 +255,3 @@ def _mean_ranks(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _variance(x: np.ndarray, weights: np.ndarray) -> float:
   mean = weights @ x / weights.sum()
   return float(weights @ (x - mean) ** 2 / weights.sum())
-
-
-def _divide(numerator: float, denominator: float) -> float:
-  return float(numerator / denominator) if denominator > 0 else np.nan

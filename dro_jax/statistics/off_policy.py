@@ -8,7 +8,7 @@ and q̄(x) = E_{y~π}[q(x, y)], the estimates of E[r] under π are
   direct          (1/N) Σ q̄(x_i)                           arXiv 1103.4601
   doubly robust   (1/N) Σ q̄(x_i) + w_i (r_i − q(x_i, y_i)) arXiv 1103.4601
 
-Each response counts `counts` times, by which `agreement.bootstrap` resamples whole prompts. Rewards are in
+Each response counts `counts` times, by which `bootstrap.bootstrap` resamples whole prompts. Rewards are in
 any unit, log-probs in nats. N responses, F features.
 """
 
@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dro_jax.errors import UsageError
-from dro_jax.statistics import agreement, ties
+from dro_jax.statistics import ties
+from dro_jax.statistics.bootstrap import Estimate, bootstrap
 
 
 class Log(NamedTuple):
@@ -86,12 +87,12 @@ def effective_sample_size(ratios: np.ndarray) -> float:
   return float(np.square(np.sum(ratios)) / total) if total > 0 else 0.0
 
 
-def estimates(log: Log, *, resamples: int = 1000, seed: int = 0) -> dict[str, agreement.Estimate]:
+def estimates(log: Log, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
   """Every estimate of the policy's value, with intervals over prompts."""
   unique, prompt_N = np.unique(log.prompts, return_inverse=True)
 
-  def resampled(estimate: Callable[[np.ndarray], float]) -> agreement.Estimate:
-    return agreement.bootstrap(lambda weights_P: estimate(weights_P[prompt_N]), len(unique), resamples, seed)
+  def resampled(estimate: Callable[[np.ndarray], float]) -> Estimate:
+    return bootstrap(lambda weights_P: estimate(weights_P[prompt_N]), len(unique), resamples, seed)
 
   return {
     'ips': resampled(lambda counts: ips(log.ratios, log.rewards, counts)),

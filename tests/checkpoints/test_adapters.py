@@ -17,6 +17,7 @@ from dro_jax.costs import roofline
 from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.evaluation.check import check
+from dro_jax.evaluation.generate import generate
 from dro_jax.models.lora import Lora
 from dro_jax.models.policy import config_metadata
 from dro_jax.models.stacks import convert_layers
@@ -120,6 +121,23 @@ def test_a_loaded_run_scores_against_its_base_and_checks_and_answers(trained, se
   [answer] = run.generate('say 1', temperature=0.0, max_length=4)
   assert len(answer.tokens) <= 4
   assert check(str(trained), max_length=2, mesh=runs.LaidOut(make=one_device))['log_ratio'] == 0
+
+
+def test_several_steps_answer_on_one_base_which_is_their_reference(trained, base, tmp_path, monkeypatch):
+  loaded, load_base = [], adapters.load_base
+  monkeypatch.setattr(adapters, 'load_base', lambda *args: (loaded.append(args[0]), load_base(*args))[1])
+
+  def records(name, **settings):
+    mesh = runs.LaidOut(make=one_device)
+    options = {'prompt': '1', 'num_samples': 8, 'max_length': 4, 'mesh': mesh, 'steps': 'all'} | settings
+    generate(str(trained), output=str(tmp_path / name), **options)
+    return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+  found = records('own', reference_logp='run')
+  assert loaded == [base] and [record['step'] for record in found] == [2] * 8 + [4] * 8
+  # The adapter off is the base itself.
+  assert found == records('base', reference_logp=base)
+  assert max(abs(record['logp'] - record['reference_logp']) for record in found) > 0.01
 
 
 @pytest.mark.long

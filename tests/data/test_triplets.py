@@ -16,6 +16,7 @@ from dro_jax.data.triplets import (
   Triplets,
   few_held_out,
   load_triplets,
+  read_parts,
   require_rewards,
   with_missing_rewards_zero,
 )
@@ -92,6 +93,64 @@ def test_eval_triplets_replace_the_split(files):
 
 def test_a_validation_fraction_of_0_holds_out_nothing(files):
   assert load(files[0], validation_fraction=0).eval is None
+
+
+def parts(*args, **options):
+  options = {'prompt_length': 64, 'response_length': 96, 'overlong': 'truncate', 'keep': 'auto'} | options
+  return read_parts(*args, **{'template': '{prompt}', **options})
+
+
+def test_prompts_kept_for_tests_neither_train_nor_validate(files):
+  train, held_out, test, report = parts(files[0], validation_fraction=0.25, test_fraction=0.3)
+  prompts = [set(table.prompts) for table in (train, held_out, test)]
+  assert not prompts[0] & prompts[1] and not prompts[2] & (prompts[0] | prompts[1])
+  ids = sorted([*train.ids, *held_out.ids, *test.ids])
+  assert ids == sorted(record['id'] for record in records(ratings(60)))
+  run = load(files[0], validation_fraction=0.25, test_fraction=0.3)
+  assert [*run.train.ids] == [*train.ids] and [*run.eval.ids] == [*held_out.ids]
+  assert run.report['test_split'] == {'by': 'prompt hash', 'fraction': 0.3, 'salt': ''}
+  assert run.report['test_prompts'] == len(prompts[2])
+  assert run.report['test_fingerprint'] == test.fingerprint()
+  assert report['options'] == run.report['options'] and json.loads(json.dumps(report)) == report
+
+
+def test_a_test_part_takes_prompts_from_both_other_parts_and_moves_none(files):
+  without = parts(files[0], validation_fraction=0.25)
+  train, held_out, test, _ = parts(files[0], validation_fraction=0.25, test_fraction=0.3)
+  tested = set(test.prompts)
+  for before, now in ((without.train, train), (without.eval, held_out)):
+    assert set(now.prompts) == set(before.prompts) - tested
+    assert set(before.prompts) & tested
+  assert without.test is None and not any(name.startswith('test') for name in without.report)
+
+
+def test_the_test_part_is_decided_by_contents_and_the_salt(files, tmp_path):
+  test = parts(files[0], test_fraction=0.2).test
+  again = write(tmp_path / 'again.jsonl', records(ratings(60))[::-1])
+  assert set(parts(again, test_fraction=0.2, template='Say: {prompt}').test.ids) == set(test.ids)
+  assert set(test.ids) < set(parts(files[0], test_fraction=0.4).test.ids)
+  assert set(parts(files[0], test_fraction=0.2, split_salt='x').test.ids) != set(test.ids)
+
+
+def test_held_out_files_lose_the_prompts_that_are_kept_for_tests(files):
+  train, held_out, test, _ = parts(files[0], eval_triplets=files[0], test_fraction=0.3)
+  assert set(held_out.ids) == set(train.ids) and not set(test.ids) & set(held_out.ids)
+  only_tests = [record for record in records(ratings(60)) if record['id'] in set(test.ids)]
+  path = write(pathlib.Path(files[0]).with_name('tests.jsonl'), only_tests)
+  with pytest.raises(UsageError, match='all of its prompts are among those that test_fraction'):
+    load(files[0], eval_triplets=path, test_fraction=0.3)
+
+
+@pytest.mark.parametrize('fraction', [-0.1, 1.0])
+def test_a_test_fraction_out_of_range_is_refused(fraction, files):
+  with pytest.raises(UsageError, match='test_fraction must be at least 0 and below 1'):
+    load(files[0], test_fraction=fraction)
+
+
+def test_a_test_part_without_records_is_refused(tmp_path):
+  path = write(tmp_path / 'one.jsonl', [{'prompt': 'p', 'response': 'r', 'reward': 1}])
+  with pytest.raises(UsageError, match=r'pass another share \(--set TEST_FRACTION=0.2'):
+    load(path, validation_fraction=0, test_fraction=0.2)
 
 
 def test_scaling_is_fitted_on_training_rewards_alone(files):

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from dro_jax.evaluation import answers
 from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.run.folder import validation
 from dro_jax.run.sampling import rollouts
@@ -78,6 +79,11 @@ def names_of_next_token_kl():
   return {f'loss/{NEXT_TOKEN_KL}', NEXT_TOKEN_KL, f'eval/{NEXT_TOKEN_KL}'}
 
 
+def names_of_answers():
+  """Of `answers`; rewards have the names that their files or functions give them."""
+  return {name for name in answers.MEANINGS if name not in ('reward', 'logp')}
+
+
 def test_the_names_are_those_of_the_code():
   assert {'log_ratio_max', 'response_fill'} <= names_of_steps()
   assert {'reference_point', 'clipped', 'loss/residual', 'pair_margin'} <= names_of_algorithms()
@@ -86,7 +92,13 @@ def test_the_names_are_those_of_the_code():
 
 @pytest.mark.parametrize(
   'name',
-  sorted(names_of_steps() | names_of_algorithms() | names_of_validations() | names_of_next_token_kl()),
+  sorted(
+    names_of_steps()
+    | names_of_algorithms()
+    | names_of_validations()
+    | names_of_next_token_kl()
+    | names_of_answers()
+  ),
 )
 def test_the_glossary_explains(name):
   assert name in TERMS

@@ -13,6 +13,7 @@ import pytest
 FOLDER = pathlib.Path(__file__).resolve().parent
 # What each is started with, and the minutes after which it hangs.
 RUNS = {
+  'answers.py': 20,
   'faults.py kill=10': 15,
   'faults.py counts': 25,
   'faults.py peer': 10,

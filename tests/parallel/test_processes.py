@@ -1,3 +1,4 @@
+import socket
 import subprocess
 import sys
 
@@ -64,3 +65,54 @@ def test_a_process_that_fails_does_not_wait_for_the_others(ending, code, waits):
   )
   assert (done.returncode, 'waited' in done.stdout) == (code, waits)
   assert ('ZeroDivisionError' in done.stderr) == (ending == '1/0')
+
+
+def refuse():
+  raise UsageError('no place to write')
+
+
+def test_a_process_alone_is_the_first():
+  assert processes.from_first(lambda: 7) == 7
+  with pytest.raises(UsageError, match='no place to write'):
+    processes.from_first(refuse)
+
+
+TOLD = """
+import jax
+from dro_jax.errors import UsageError
+from dro_jax.parallel import processes
+processes.join()
+
+def refuse():
+  raise UsageError('no place to write')
+
+def other():
+  return 1 / 0 if jax.process_index() else 2**30 + 7
+
+print(processes.from_first(other))
+try:
+  processes.from_first(refuse)
+except UsageError as error:
+  print(error)
+"""
+
+
+def test_the_first_process_tells_the_others_its_number_and_its_refusal():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  environment = {
+    'PYTHONPATH': ':'.join(sys.path), 'JAX_PLATFORMS': 'cpu', 'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+  }  # fmt: skip
+  both = [
+    subprocess.Popen(
+      [sys.executable, '-c', TOLD], env=environment | {processes.VARIABLE: f'{i}/2@{address}'},
+      stdout=subprocess.PIPE, text=True,
+    )
+    for i in range(2)
+  ]  # fmt: skip
+  said = [process.communicate(timeout=120)[0].splitlines()[-2:] for process in both]
+  assert said == [
+    [str(2**30 + 7), 'no place to write'],
+    [str(2**30 + 7), 'the first process refused to go on. Its message has the cause.'],
+  ]

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from dro_jax.printing import tables
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate
 
 TABLE = tables.Table(
   'Regret',

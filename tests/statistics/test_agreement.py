@@ -116,14 +116,6 @@ def test_a_policy_that_stayed_explains_nothing_and_equal_rewards_have_nothing_to
     assert np.isnan(statistic(scores, prompts * 0.1, prompts)(ones))  # Equal within each prompt.
 
 
-def test_bootstrap_of_a_mean_is_the_textbook_interval():
-  x = np.random.default_rng(0).normal(size=400)
-  estimate = agreement.bootstrap(lambda weights_P: weights_P @ x / 400, 400, resamples=2000, seed=0)
-  half = 1.96 * x.std() / 20
-  assert estimate.value == pytest.approx(x.mean())
-  np.testing.assert_allclose([estimate.low, estimate.high], [x.mean() - half, x.mean() + half], atol=0.01)
-
-
 def test_intervals_resample_prompts_not_responses():
   """Ten copies of every response say nothing new: the same interval."""
   scores, rewards, prompts = example()

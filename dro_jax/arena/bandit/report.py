@@ -12,7 +12,7 @@ from dro_jax.arena.bandit.world import Bandit, optimum, reference, regret
 from dro_jax.arena.cells import Finished
 from dro_jax.arena.suite import Report
 from dro_jax.printing.tables import Table
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate
 
 AGREEMENT = 1e-4
 

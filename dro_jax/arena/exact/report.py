@@ -11,7 +11,7 @@ from dro_jax.arena.cells import Finished
 from dro_jax.arena.results import CHECKPOINTS, Chosen
 from dro_jax.arena.suite import Report
 from dro_jax.printing.tables import Table
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate
 
 BASELINE = 'dro_v'
 # What changes from the first method to the second, and nothing else.

@@ -11,7 +11,7 @@ from dro_jax.arena.cells import Finished
 from dro_jax.arena.suite import Report
 from dro_jax.printing.tables import Table
 from dro_jax.statistics import agreement as statistics
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate
 
 DRAWS = 1000
 # A score of every response, by a run's scores and what is known of the responses, all `[N]`.

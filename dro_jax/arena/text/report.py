@@ -12,7 +12,7 @@ from dro_jax.arena.suite import Report
 from dro_jax.arena.text.answers import GRAMS
 from dro_jax.printing.tables import Table
 from dro_jax.statistics import agreement, off_policy
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate
 
 DRAWS = 1000
 Results = Sequence[Mapping[str, Any]]

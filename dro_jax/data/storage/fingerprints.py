@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -36,3 +36,13 @@ def file_hash(path: str) -> tuple[str, str]:
   except OSError as error:
     raise UsageError(f'{path}: cannot read it ({error})') from error
   return os.path.basename(path), digest.hexdigest()
+
+
+def differences(ours: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterable[str]:
+  """The differences between two fingerprints, each as `name: STORED there, OURS here`."""
+  for name in sorted(ours.keys() | stored.keys()):
+    here, there = ours.get(name), stored.get(name)
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+      yield from (f'{name}.{line}' for line in differences(here, there))
+    elif here != there:
+      yield f'{name}: {there!r} there, {here!r} here'

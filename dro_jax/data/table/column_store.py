@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -255,13 +255,3 @@ class _Lookup(NamedTuple):
 
 def _lookup(store: Store, name: str) -> _Lookup:
   return _Lookup(store.pairs.keys, store.pairs.columns[name], store.directory)
-
-
-def differences(ours: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterable[str]:
-  """The differences between two fingerprints, each as `name: STORED there, OURS here`."""
-  for name in sorted(ours.keys() | stored.keys()):
-    here, there = ours.get(name), stored.get(name)
-    if isinstance(here, Mapping) and isinstance(there, Mapping):
-      yield from (f'{name}.{line}' for line in differences(here, there))
-    elif here != there:
-      yield f'{name}: {there!r} there, {here!r} here'

@@ -16,6 +16,7 @@ from dro_jax.data.table.table import TokenTable
 from dro_jax.run.sampling.policy_samples import OwnSamples, measured_columns
 from dro_jax.run.table_scores import ScoredTable
 from dro_jax.statistics import agreement, mass
+from dro_jax.statistics.bootstrap import mean_of
 from dro_jax.step.reference import MOVING
 
 
@@ -121,7 +122,7 @@ def sample_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], flo
   )
   kept = found.reference_sample_log_ratios
   masses = {} if kept is None else mass.statistics(kept)
-  return {name: agreement.mean_of(column) for name, column in columns.items()} | masses
+  return {name: mean_of(column) for name, column in columns.items()} | masses
 
 
 def save(model_dir: pathlib.Path, step: int, found: Validation) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import UInt32
 
 from dro_jax.data.batches.rows import single_rows
 from dro_jax.errors import UsageError
-from dro_jax.models import beam_search, sampling
+from dro_jax.models import beam_search, sampling, scoring
 from dro_jax.models.policy import refuse_long_texts
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
@@ -79,13 +79,7 @@ def make_generator(
   def generate(params: Params, prompts: Sequence[np.ndarray], ids: Sequence[int]) -> Iterator[Answer]:
     for start in range(0, len(prompts), num_rows):
       chunk = prompts[start : start + num_rows]
-      refuse_long_texts(
-        policy.config,
-        max(map(len, chunk)),
-        max_length,
-        'prompts (PROMPT_LENGTH) and max_length=... (MAX_LENGTH)',
-      )
-      length = -(-max(map(len, chunk)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
+      length = _padded_length(policy, chunk, max_length)
       chunk_ids = ids[start : start + num_rows]
       rows = single_rows(chunk, num_rows=num_rows, prompt_length=length, ids=chunk_ids)
       samples = jax.device_get(sample(params, partitioning.place_rows(mesh, rows), key))
@@ -93,6 +87,53 @@ def make_generator(
         yield Answer(samples.tokens[row, : samples.lengths[row]], float(samples.logps[row]))
 
   return generate
+
+
+Scorer = Callable[[Params, Sequence[np.ndarray], Sequence[np.ndarray]], np.ndarray]
+
+
+def make_scorer(policy: nn.Module, mesh: Mesh, *, max_length: int, batch_size: int = 32) -> Scorer:
+  """Returns `score(params, prompts, responses)`: log π(y|x) of each response's tokens, in nats, `[N]`.
+
+  Args:
+    policy: the model, which need not be the one that answered.
+    mesh: rows are split over it.
+    max_length: tokens of a response at most.
+    batch_size: responses at once, rounded up to a number that the mesh divides.
+  """
+  num_rows, on_mesh = partitioning.divisible_rows(mesh, batch_size), _make_score(policy, mesh)
+
+  def score(params: Params, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> np.ndarray:
+    logps = []
+    for start in range(0, len(prompts), num_rows):
+      some, answered = (texts[start : start + num_rows] for texts in (prompts, responses))
+      length = _padded_length(policy, some, max_length)
+      rows = single_rows(some, answered, num_rows=num_rows, prompt_length=length, response_length=max_length)
+      scored = jax.device_get(on_mesh(params, partitioning.place_rows(mesh, rows)))
+      logps.append(scored[: len(some)])
+    return np.concatenate(logps or [np.zeros(0)])
+
+  return score
+
+
+@functools.lru_cache(maxsize=16)
+def _make_score(policy: nn.Module, mesh: Mesh) -> Callable[[Params, Rows], Array]:
+  """Returns `score(params, rows)`, `[B]`, compiled for the mesh."""
+  score = scoring.make_score(policy)
+  return partitioning.jit_on(mesh, lambda params, rows: score({'policy': params}, rows).logps[:, 0])
+
+
+def _padded_length(policy: nn.Module, prompts: Sequence[np.ndarray], max_length: int) -> int:
+  """The prompt tokens of rows that hold these prompts.
+
+  Raises:
+    UsageError: the model has no positions for prompts of this length and responses of `max_length`.
+  """
+  longest = max(map(len, prompts))
+  refuse_long_texts(
+    policy.config, longest, max_length, 'prompts (PROMPT_LENGTH) and max_length=... (MAX_LENGTH)'
+  )
+  return -(-longest // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
 
 
 class _Decoding(NamedTuple):

@@ -5,7 +5,7 @@ import pytest
 
 from dro_jax.data import triplets
 from dro_jax.data.batches import loader, packing, plan
-from dro_jax.data.storage import hashes
+from dro_jax.data.storage import fingerprints, hashes
 from dro_jax.data.table import column_store
 from dro_jax.errors import UsageError
 from tests.data.generated import ratings, records, small_table
@@ -158,7 +158,7 @@ def test_folds_divide_prompts_and_are_independent_of_the_split(table):
 
 def test_differences_names_the_changed_inputs():
   ours, theirs = {'a': 1, 'model': {'width': 8, 'depth': 2}}, {'a': 1, 'model': {'width': 16, 'depth': 2}}
-  assert list(column_store.differences(ours, theirs)) == ['model.width: 16 there, 8 here']
+  assert list(fingerprints.differences(ours, theirs)) == ['model.width: 16 there, 8 here']
 
 
 def test_a_damaged_store_is_refused(table, store):
