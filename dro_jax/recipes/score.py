@@ -17,6 +17,7 @@ from dro_jax.data.records import comparisons, file_names, scored
 from dro_jax.data.records.answers import Answer, read_answers
 from dro_jax.data.sources.find import find, refuse_changed, stamps
 from dro_jax.data.sources.task_modules import import_modules
+from dro_jax.data.storage.fingerprints import differences
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
 from dro_jax.parallel.partitioning import MeshSpec
@@ -46,7 +47,7 @@ def score(
   """Scores the answers of files and writes them, with all of their fields, as JSON lines to train on.
 
   What was scored is kept at once in OUTPUT.partial, by the texts of prompt and response. So the same command,
-  killed at any instant, goes on where it was, and scores equal texts once. Another reward begins anew.
+  killed at any instant, goes on where it was, and scores equal texts once. Another reward is refused there.
 
   Args:
     triplets: files of any triplet format, in which rewards are not needed, or names of data sets, of which
@@ -70,7 +71,8 @@ def score(
     How many answers there are, and how many of them were scored now; mean and standard deviation by field.
 
   Raises:
-    UsageError: there is no file or no reward, a reward fails, or the output is one of the files.
+    UsageError: there is no file or no reward, a reward fails, the output is one of the files, or scores of
+      other rewards are kept beside it.
   """
   limits.whole('score', batch_size=batch_size, model_batch_size=model_batch_size)
   if min(batch_size, model_batch_size) < 1:
@@ -180,15 +182,20 @@ class _Kept:
       self._resume(json.loads(files.json_text({'identity': identity})))
 
   def _resume(self, head: Mapping[str, Any]) -> None:
-    lines = iter(files.json_lines(self._path) if self._path.exists() else ())
-    if next(lines, None) == head:
-      for line in lines:
+    lines = list(files.json_lines(self._path)) if self._path.exists() else []
+    if lines[:1] == [head]:
+      for line in lines[1:]:
         self._scores[line['key']] = [line['scores'][name] for name in self._names]
       self._cut_torn_line()
       _log.info('%s: goes on after %d scored answers', self._path, len(self._scores))
       return
-    if self._path.exists():
-      _log.warning('%s holds scores of other rewards (or of another CHAT_TEMPLATE): begins anew', self._path)
+    if len(lines) > 1:  # They may have cost hours, or money.
+      changed = '; '.join(differences(head['identity'], lines[0].get('identity') or {}))
+      raise UsageError(
+        f'{self._path} holds {len(lines) - 1} scores of other rewards or settings ({changed}), and the '
+        'new ones would be mixed with them: pass those to go on, remove the file to begin anew, or pass '
+        'another --output.'
+      )
     files.write_atomically(self._path, files.json_line(head))
 
   def _cut_torn_line(self) -> None:
