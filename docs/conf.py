@@ -76,7 +76,7 @@ def commands() -> str:
   parts = []
   for name, command in tables.COMMANDS.items():
     text = usage.default_text(name, tables.GIN_CONFIGS)
-    flags = [flag for flag, about in tables.FLAGS.items() if f'%{about.macro}' in text]
+    flags = [flag for flag, about in tables.FLAGS.items() if usage.reads(text, about.macro)]
     bare = [f'Arguments without a flag are read as `--{command.bare}`.'] if command.bare else []
     rows = [f'| `--{flag}` | {_cell(tables.FLAGS[flag].help)} |' for flag in flags]
     table = ['| flag | meaning |', '| --- | --- |', *rows] if rows else []

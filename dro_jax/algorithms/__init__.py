@@ -30,6 +30,7 @@ from dro_jax.algorithms.oreo import *
 from dro_jax.algorithms.policy_gradient import *
 from dro_jax.algorithms.preference import *
 from dro_jax.algorithms.quantile import *
+from dro_jax.algorithms.reward_models import *
 from dro_jax.algorithms.weighted import *
 from dro_jax.errors import did_you_mean
 

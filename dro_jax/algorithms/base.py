@@ -14,6 +14,9 @@ from dro_jax.errors import UsageError
 from dro_jax.ops import masked
 from dro_jax.types import Array, LossOutput, LossTerm
 
+# What a reward model's scores are: rewards in their own units, or logits of preferences.
+REWARDS, PREFERENCES = 'rewards', 'preferences'
+
 
 class Online(NamedTuple):
   """How an algorithm that learns from fresh responses samples them, and how often it uses them.
@@ -43,11 +46,13 @@ class Algorithm(NamedTuple):
     uses_reference: whether it reads the reference policy's scores.
     uses_value: whether it reads, and trains, a value network.
     uses_token_values: whether that network must give a value for each token.
+    uses_response_values: whether that network must score each response, which it then reads to the end.
     pools_values: whether it reads one value for the whole batch, the mean over its responses.
     uses_mismatched: whether it reads scores of mismatched pairs.
     kl_direction: the direction of the next-token KL that it reads (see `with_next_token_kl`); `None`: none.
     uses_rewards: whether it reads rewards.
     trains_policy: whether the policy gets a gradient.
+    scores_policy: whether a step takes the policy's log-probs; without, no pass of the policy is made.
     whole_groups: whether a group must hold all responses to its prompt.
     couples: whether one example's loss depends on other examples, so that a microbatch alone cannot give its
       gradient.
@@ -60,6 +65,8 @@ class Algorithm(NamedTuple):
     statistics: running scalars, checkpointed, with their first values.
     online: how it gets fresh responses; `None` where it learns from the logged ones.
     code: a hash of the code that defines it, where that is not dro_jax's own: recorded with a run.
+    reward_model: of a reward model, its `role` ('proxy' or 'gold') and what its `scores` are ('rewards' or
+      'preferences', whose differences are logits): recorded with a run.
   """
 
   name: str
@@ -70,11 +77,13 @@ class Algorithm(NamedTuple):
   uses_reference: bool = True
   uses_value: bool = False
   uses_token_values: bool = False
+  uses_response_values: bool = False
   pools_values: bool = False
   uses_mismatched: bool = False
   kl_direction: str | None = None
   uses_rewards: bool = True
   trains_policy: bool = True
+  scores_policy: bool = True
   whole_groups: bool = False
   couples: bool = False
   requires: tuple[str, ...] = ()
@@ -86,6 +95,12 @@ class Algorithm(NamedTuple):
   statistics: Mapping[str, float] = {}
   online: Online | None = None
   code: str | None = None
+  reward_model: Mapping[str, str] | None = None
+
+  @property
+  def scores(self) -> str | None:
+    """What a reward model's scores are, REWARDS or PREFERENCES; `None` of other algorithms."""
+    return None if self.reward_model is None else self.reward_model['scores']
 
 
 def with_batch_value(algorithm: Algorithm) -> Algorithm:

@@ -60,6 +60,7 @@ _GIN_MODULES = {
   'dro_jax.recipes.build_table': 'dro_jax.build_table',
   'dro_jax.recipes.cache_reference': 'dro_jax.cache_reference',
   'dro_jax.recipes.fit_value': 'dro_jax.fit_value',
+  'dro_jax.recipes.score': 'dro_jax.score',
   'dro_jax.recipes.train': 'dro_jax.train',
   'dro_jax.recipes.train_vocabulary': 'dro_jax.train_vocabulary',
   'dro_jax.run.batches': 'dro_jax.feeds',

@@ -26,7 +26,7 @@ def command_help(name: str, command: Any, flags: Mapping[str, Any], packaged: pa
   """The text of `dro_jax COMMAND --help`."""
   text = default_text(name, packaged)
   takes_all_flags = not (text or command.own)
-  shown = {flag: about for flag, about in flags.items() if f'%{about.macro}' in text or takes_all_flags}
+  shown = {flag: about for flag, about in flags.items() if takes_all_flags or reads(text, about.macro)}
   flag_rows = ''.join(f'  --{flag:22} {about.help}\n' for flag, about in shown.items())
   rows = ''.join(f'  {line}\n' for line in command.usage) + flag_rows
   return f"""dro_jax {name}: {command.summary}
@@ -38,6 +38,11 @@ def command_help(name: str, command: Any, flags: Mapping[str, Any], packaged: pa
   --gin.NAME=VALUE         any gin binding, in gin's own syntax
   --json                   the result as one JSON object on standard output
 {_settings(text)}"""
+
+
+def reads(text: str, macro: str) -> bool:
+  """Whether a gin file's text reads a macro, and not only one whose name begins alike."""
+  return bool(re.search(rf'%{macro}\b', text))
 
 
 def default_text(name: str, packaged: pathlib.Path) -> str:

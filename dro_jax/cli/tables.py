@@ -122,6 +122,13 @@ COMMANDS = {
     'compares files of answers: rewards, diversity, repetition, length, KL, with paired intervals',
     bare='answers',
   ),
+  'score': Command(
+    'dro_jax.recipes.score',
+    'score',
+    'rewards the answers of a file by a reward model, a function or a program',
+    ('dro_jax.parallel.partitioning:MeshSpec',),
+    bare='triplets',
+  ),
   'arena': Command(
     'dro_jax.arena.arena',
     'arena',
@@ -200,6 +207,14 @@ FLAGS = {
     'COLUMNS_FROM', 'folders written by fit_value, whose values join the data', joined=True
   ),
   'map_reward': Flag('MAP_REWARD', 'numbers for rewards that are words: up=1,down=0', joined=True),
+  'reward': Flag(
+    'REWARD',
+    "a name, FILE.py:FUNCTION, a reward model's folder or command:PROGRAM; of score several: a=SPEC,b=SPEC",
+    joined=True,
+  ),
+  'rewards': Flag(
+    'REWARDS', 'weights of reward columns, whose sum is the reward: helpful=1,safe=0.5', joined=True
+  ),
   'runs': Flag('RUNS', "runs' folders; `dro_jax report RUN ...` takes them without the flag", joined=True),
   'answers': Flag(
     'ANSWERS',

@@ -148,11 +148,13 @@ def rule_of_thumb(
     trunk = trunk and {side: policy[side] for side in trunk}
   met = family.parameters_met
   passes = [(trained if algorithm.trains_policy else 2, *met(policy, True))]
+  if not algorithm.scores_policy:  # Only a value that shares its states needs a pass of the policy.
+    passes = [(2, *met(policy, False))] if value is not None and value.shared else []
   passes += [] if reference is None else [(2, *met(reference, True))]
   if value is not None and trunk:
     by_prompt, by_response = met(trunk, False)
     factor = 2 if value.frozen_trunk else trained
-    passes.append((factor, by_prompt, by_response if value.readout == 'token' else 0))
+    passes.append((factor, by_prompt, by_response if value.readout in ('token', 'response') else 0))
   if algorithm.uses_mismatched:
     passes += [(2, 0, met(tree, True)[1]) for tree in (policy, reference) if tree is not None]
   return float(

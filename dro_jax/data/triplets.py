@@ -7,8 +7,11 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from dro_jax.configs.effects import ELSEWHERE, PLACE
+from dro_jax.data import reward_columns
 from dro_jax.data import scaling as scalings
 from dro_jax.data.records import inheritance
+from dro_jax.data.records import scored as scored_files
+from dro_jax.data.records.file_names import expand, is_files
 from dro_jax.data.sources.find import as_names, find
 from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.storage import hashes
@@ -62,6 +65,7 @@ def load_triplets(
   eval_triplets: Annotated[str | Sequence[str] | None, PLACE] = None,
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
+  rewards: str | Mapping[str, float | int] | None = None,
   template: str = '{prompt}',
   chat_template: str = TEMPLATE,
   chat: bool | None = None,
@@ -98,6 +102,8 @@ def load_triplets(
       nested fields, 'prompt=chat.messages', and nothing, 'label=', ignores a column.
     map_reward: numbers for rewards that are words: 'up=1,down=0'; or a rule, 'numbers' or 'stars' (see
       `records.reward_words`).
+    rewards: weights of several rewards, which are columns, 'helpful=1,safe=0.5': their weighted sum is the
+      reward. `reward` is the records' own (see `reward_columns`).
     template: the text around every prompt: 'Translate: {prompt}'.
     chat_template: the text of each turn, with {role} and {content}, where a file's prompts are conversations
       (see `text.chat`).
@@ -124,8 +130,8 @@ def load_triplets(
     data_dir: a folder that holds the public data sets' folders; None downloads them.
     cache_dir: the folder of token tables; None is ~/.cache/dro_jax, or XDG_CACHE_HOME/dro_jax. Tables in a
       bucket (gs://...) serve all machines, and each copies those it needs to the default folder.
-    inherited: the `columns` and `map_reward` of a run, which replace None here for files that have the run's
-      fields (see `records.inheritance`).
+    inherited: the `columns`, `map_reward` and `rewards` of a run, which replace None here for files that have
+      the run's fields (see `records.inheritance`).
 
   Raises:
     UsageError: the files, fields or options are wrong; names the place and the remedy.
@@ -136,7 +142,8 @@ def load_triplets(
     120
   """
   train, held_out, _, report = read_parts(
-    triplets, eval_triplets=eval_triplets, columns=columns, map_reward=map_reward, template=template,
+    triplets, eval_triplets=eval_triplets, columns=columns, map_reward=map_reward, rewards=rewards,
+    template=template,
     chat_template=chat_template, chat=chat, vocabulary=vocabulary, prompt_length=prompt_length,
     response_length=response_length, overlong=overlong, keep=keep, validation_fraction=validation_fraction,
     test_fraction=test_fraction, split_salt=split_salt, task_split=task_split,
@@ -153,6 +160,7 @@ def read_parts(
   eval_triplets: str | Sequence[str] | None = None,
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
+  rewards: str | Mapping[str, float | int] | None = None,
   chat_template: str = TEMPLATE,
   chat: bool | None = None,
   vocabulary: str | Vocabulary = 'bytes',
@@ -173,13 +181,15 @@ def read_parts(
   """
   import_modules(task_modules)
   vocabulary = vocabularies.vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary
+  weights = reward_columns.parse_weights(rewards)
   by_chat = tokenise.uses_chat(vocabulary, chat, chat_template)
   turn, by = tokenise.turn_template(by_chat, chat_template), tokenise.chat_option(vocabulary, by_chat)
 
   def build(name, task_split: str) -> TokenTable:
     named = inheritance.options(inherited, name, columns, map_reward)
     source = find(name, chat_template=turn, split=task_split, data_dir=data_dir, **named)
-    return build_table(source, vocabulary, cache_dir, **options, **by)
+    table = build_table(source, vocabulary, cache_dir, **options, **by)
+    return reward_columns.weighted(table, reward_columns.inherited(table, weights, inherited))
 
   train = build(triplets, task_split)
   report = {'triplets': as_names(triplets), 'train_table': train.report}
@@ -201,12 +211,20 @@ def read_parts(
     report |= _counts('test', test)
   report['options'] = {**options, 'chat_template': chat_template, **by}
   report['vocabulary'] = vocabulary.fingerprint
-  report['read'] = {'columns': _plain(columns), 'map_reward': _plain(map_reward)}
+  weighed = {'rewards': weights} if weights else {}
+  report['read'] = {'columns': _plain(columns), 'map_reward': _plain(map_reward), **weighed}
+  if scored_by := _scored_by(triplets, [*weights] or [reward_columns.OWN]):
+    report['scored_by'] = scored_by
   report['sources'] = {
     'task_split': task_split, 'eval_task_split': eval_task_split, 'task_modules': as_names(task_modules),
     'data_dir': data_dir,
   }  # fmt: skip
   return Parts(train, held_out, test, report)
+
+
+def _scored_by(triplets: str | Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+  """What scored the files of a run, as `dro_jax score` recorded it beside them."""
+  return scored_files.read(expand(triplets), columns) if is_files(triplets) else []
 
 
 def _plain(pairs: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:

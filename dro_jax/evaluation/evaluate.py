@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 
 from dro_jax import limits
+from dro_jax.algorithms.base import PREFERENCES, REWARDS
+from dro_jax.data.batches import groups
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.triplets import Triplets, load_triplets, require_rewards
+from dro_jax.errors import UsageError
 from dro_jax.files import to_json
-from dro_jax.parallel.partitioning import MeshSpec
+from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import table_scores
-from dro_jax.run.trained import load_run, score_table
-from dro_jax.statistics import agreement
+from dro_jax.run.trained import TrainedRun, load_run, score_table
+from dro_jax.statistics import agreement, preferences
 
 
 def evaluate(
@@ -49,7 +52,8 @@ def evaluate(
 
   Returns:
     `statistics` as in training; `within_prompts` and `across_prompts` with intervals, for the run's own score
-    and for the baselines log-prob, log-prob by token and length.
+    and for the baselines log-prob, log-prob by token and length; of a reward model `pairs`, its accuracy,
+    margin and calibration on pairs.
 
   Raises:
     UsageError: the checkpoint does not exist, or the data cannot be read as the run read its own.
@@ -61,7 +65,7 @@ def evaluate(
   options = dict(run.data_options) | {name: text for name, text in texts.items() if text is not None}
   if any(run.read_options.values()):
     options['inherited'] = run.read_options
-  triplets = data(vocabulary=run.vocabulary, **options)
+  triplets, draws = data(vocabulary=run.vocabulary, **options), {'resamples': resamples, 'seed': seed}
   require_rewards(triplets, 'evaluate')
   table = triplets.train.scaled(run.scaling)
   scored = score_table(run, table, device_mesh, batch_size=batch_size, chunk_size=chunk_size)
@@ -73,9 +77,31 @@ def evaluate(
       'prompts': len(np.unique(table.prompt_index)),
       'temperature': run.temperature,
       'effective_temperature': run.scaling.effective_temperature(run.temperature),
-      **report(scored, table, run.temperature, resamples=resamples, seed=seed),
+      **report(scored, table, run.temperature, **draws, scores=run.scores),
+      **({} if run.scores is None else _of_pairs(run, table, device_mesh, batch_size, **draws)),
     }
   )
+
+
+def _of_pairs(
+  run: TrainedRun, table: TokenTable, mesh: Mesh, batch_size: int, **draws: int
+) -> dict[str, Any]:
+  """How well a reward model's scores predict the table's pairs: as judged, or each prompt's best and worst.
+
+  A model that was fitted to rewards has an accuracy and a margin in its (scaled) units, and no calibration.
+  `draws` are `resamples` and `seed`.
+  """
+  try:
+    formed = groups.form(table, 'pair', groups.UnitOptions())
+  except UsageError:  # Every prompt has one response, or all rewards tie.
+    return {}
+  scores = score_table(run, formed.table, mesh, batch_size=batch_size).values
+  chosen, rejected = formed.members.T
+  prompts, prompt_P = np.unique(formed.table.prompt_index[chosen], return_inverse=True)
+  measures = preferences.statistics(scores[chosen] - scores[rejected], prompt_P)
+  names = preferences.NAMES if run.scores == PREFERENCES else preferences.NAMES[:2]
+  estimates = {name: agreement.bootstrap(measures[name], len(prompts), **draws) for name in names}
+  return {'pairs': {'pairs': len(formed.members), 'formed': formed.report['pairs'], **estimates}}
 
 
 def report(
@@ -85,11 +111,13 @@ def report(
   *,
   resamples: int = 1000,
   seed: int = 0,
+  scores: str | None = None,
 ) -> dict[str, Any]:
   """Statistics of a scored table.
 
   Within a prompt, τρ ranks responses, which at DRO's optimum is an advantage; across prompts, V(x) + τρ ranks
-  them. A run without a value ranks nothing across prompts.
+  them. A run without a value ranks nothing across prompts. A reward model's `scores`, rewards or
+  preferences, are its values, and rank responses to one prompt; rewards rank across prompts too.
   """
   draws = {'resamples': resamples, 'seed': seed}
   rewards, prompts, values = table.raw_rewards, table.prompt_index, scored.values
@@ -100,6 +128,10 @@ def report(
     'response_tokens': scored.lengths.mean(),
   }
   own_scores, across_scores = {}, {}
+  if scores is not None:
+    own_scores = {'score': values}
+    # Only differences of a model of preferences count, within a prompt.
+    across_scores = own_scores if scores == REWARDS else {}
   if scored.reference_logps is not None:
     rho = scored.logps - scored.reference_logps
     own_scores = {'tau_rho': temperature * rho}
@@ -110,7 +142,9 @@ def report(
     summary |= {'value': values.mean()}
     if scored.reference_logps is not None:
       summary |= {'residual': np.mean((scored.rewards - values - temperature * rho) ** 2) / 2}
-    summary |= {'value_explained_variance': agreement.value_fit(values, scored.rewards, prompts, **draws)}
+    if scores != PREFERENCES:  # Logits explain no rewards.
+      fit = agreement.value_fit(values, scored.rewards, prompts, **draws)
+      summary |= {'value_explained_variance': fit}
   return {
     'statistics': summary,
     'within_prompts': agreement.within_prompts(own_scores | baselines, rewards, prompts, **draws),

@@ -65,6 +65,7 @@ def inspect_triplets(
   eval_triplets: str | Sequence[str] | None = None,
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
+  rewards: str | Mapping[str, float | int] | None = None,
   template: str = '{prompt}',
   chat_template: str = TEMPLATE,
   chat: bool | None = None,
@@ -84,9 +85,9 @@ def inspect_triplets(
   """Describes triplets as `train` would read them, from the same token table.
 
   Args:
-    triplets: as `data.triplets.load_triplets`; so are `eval_triplets`, `columns`, `map_reward`, `template`,
-      `chat_template`, `chat`, `prompt_length`, `response_length`, `keep`, `columns_from`, `data_dir`,
-      `cache_dir` and `task_modules`.
+    triplets: as `data.triplets.load_triplets`; so are `eval_triplets`, `columns`, `map_reward`, `rewards`,
+      `template`, `chat_template`, `chat`, `prompt_length`, `response_length`, `keep`, `columns_from`,
+      `data_dir`, `cache_dir` and `task_modules`.
     init_from: a checkpoint to start from; its vocabulary is the default.
     vocabulary: as `load_triplets`; None takes the checkpoint's, or else bytes.
     batch_size: responses of a batch.
@@ -100,7 +101,7 @@ def inspect_triplets(
     UsageError: prompts or responses cannot be read. Unreadable rewards are reported in the result.
   """
   loaded_vocabulary = policy.find_vocabulary(vocabulary, init_from)
-  files = {'columns': columns, 'map_reward': map_reward, 'columns_from': columns_from}
+  files = {'columns': columns, 'map_reward': map_reward, 'rewards': rewards, 'columns_from': columns_from}
   modules = {'task_modules': task_modules}
   texts = {
     'template': template, 'chat_template': chat_template, 'chat': chat, 'data_dir': data_dir,

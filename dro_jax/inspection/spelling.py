@@ -22,7 +22,7 @@ ARGUMENTS = {
   'GROUP_SIZE': ('UnitOptions', 'group_size'),
 }
 # The flags that are arguments of `inspect` too.
-FLAGS = ('columns_from', 'columns', 'eval_triplets', 'init_from', 'map_reward')
+FLAGS = ('columns_from', 'columns', 'eval_triplets', 'init_from', 'map_reward', 'rewards')
 
 _SETTING = r'--set (?P<setting>[A-Za-z_]+(?:\.\w+)?)'
 _FLAG = rf'--(?P<flag>{"|".join(FLAGS)})\b'

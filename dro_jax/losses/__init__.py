@@ -16,6 +16,7 @@ from dro_jax.losses.oreo import *
 from dro_jax.losses.policy_gradient import *
 from dro_jax.losses.preference import *
 from dro_jax.losses.quantile import *
+from dro_jax.losses.reward_models import *
 from dro_jax.losses.weighted import *
 
 # The files' own lists say what is public, so that a new loss is named in its file alone.

@@ -127,6 +127,9 @@ class Family(NamedTuple):
       where nothing bounds them.
     continues_prompts: whether a response continues its prompt's own text, as in decoder-only models, so that
       a prompt's tokens count as repeated too (see `models.sampling.penalised`).
+    read: `(network, rows, dropout)`: states of the responses' tokens, each of which has read its own token
+      besides those before it, `[B, T, D]`; `None` where a token is an input only to the next one's state. A
+      response's score is then read from the state that predicts its last token, as T5's classifiers do.
   """
 
   name: str
@@ -146,3 +149,8 @@ class Family(NamedTuple):
   tokens: Callable[[Any], SpecialTokens]
   most_tokens: Callable[[Any], int | None] = lambda config: None
   continues_prompts: bool = False
+  read: Callable[[nn.Module, Rows, bool], Float[Array, 'B T D']] | None = None
+
+  def read_responses(self, network: nn.Module, rows: Rows, dropout: bool) -> Float[Array, 'B T D']:
+    """States of the responses' tokens, the last of which has read its response as far as the family does."""
+    return self.run(network, rows, dropout)[1] if self.read is None else self.read(network, rows, dropout)

@@ -94,7 +94,9 @@ def special_tokens(network: nn.Module) -> SpecialTokens:
   return family_of(network.config).tokens(network.config)
 
 
-def refuse_long_texts(config: Config, prompt: int, response: int, settings: str) -> None:
+def refuse_long_texts(
+  config: Config, prompt: int, response: int, settings: str, *, is_read: bool = False
+) -> None:
   """Refuses texts that are longer than a model has positions for.
 
   Args:
@@ -102,17 +104,22 @@ def refuse_long_texts(config: Config, prompt: int, response: int, settings: str)
     prompt: tokens of the longest prompt.
     response: tokens of the longest response.
     settings: the settings that bound these, to be named.
+    is_read: whether the response's last token is read too, as reward models do, and not only predicted.
 
   Raises:
     UsageError: together they are too long.
   """
   most = family_of(config).most_tokens(config)
-  if most is not None and prompt + response > most:
-    raise UsageError(
-      f'a prompt of {prompt} tokens and a response of {response} are {prompt + response} together, and the '
-      f'model has {most - 1} learned positions, which hold {most} tokens, because the last one is only '
-      f'predicted: pass {settings} whose sum is at most {most}, or a model with rotary positions.'
-    )
+  if most is None or prompt + response <= most - is_read:
+    return
+  held = f'{most} tokens, because the last one is only predicted'
+  if is_read:
+    most, held = most - 1, 'as many tokens, because a score reads the last one too'
+  raise UsageError(
+    f'a prompt of {prompt} tokens and a response of {response} are {prompt + response} together, and the '
+    f'model has {most - 1 + is_read} learned positions, which hold {held}: pass {settings} whose sum is at '
+    f'most {most}, or a model with rotary positions.'
+  )
 
 
 def fitting_lengths(config: Config, prompt: int, response: int) -> tuple[int, int]:
@@ -152,6 +159,11 @@ def run(
 ) -> tuple[Memory, Float[Array, 'B T D']]:
   """The memory of the rows' prompts, and the states that predict the tokens of the rows' own responses."""
   return _apply(network, params, 'run', rows, rng is not None, rng=rng)
+
+
+def read(network: nn.Module, params: Params, rows: Rows, rng: Array | None = None) -> Float[Array, 'B T D']:
+  """States of the tokens of the rows' own responses, which have read them; see `Family.read`."""
+  return _apply(network, params, 'read_responses', rows, rng is not None, rng=rng)
 
 
 def logits(network: nn.Module, params: Params, states: Float[Array, 'B T D']) -> Float[Array, 'B T V']:

@@ -1,4 +1,4 @@
-"""Value networks: V(x) for a response's prompt, V(x, y_<t) for each token, or one number for a batch."""
+"""Value networks: V(x) for a prompt, V(x, y_<t) for a token, one number for a batch, or a score R(x, y)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from dro_jax.models.family import Config
 from dro_jax.ops import masked
 from dro_jax.types import Array, Params, Rows
 
-READOUTS = ('prompt', 'attention', 'token', 'batch', 'scalar')
+READOUTS = ('prompt', 'attention', 'token', 'batch', 'scalar', 'response')
 _POOLED = ('prompt', 'batch')  # Read-outs of one state that the family makes of a prompt's states.
 
 
@@ -86,7 +86,10 @@ class ValueNetwork(nn.Module):
       same of an attention pool over those states (A-LoL's). `token`: w · (response's state at t) + b =
       V(x, y_<t); the response's value is V_0, which sees no response token. `batch`: as `prompt` here; the
       step then takes the mean over the global batch's responses, one value for all of them (see
-      `models.value.batch_mean`). `scalar`: one learned number, which reads no network.
+      `models.value.batch_mean`). `scalar`: one learned number, which reads no network. `response`: a reward
+      model's score R(x, y), w · h + b of the response's last token, once the network has read that token too,
+      as the classifiers of transformers do. A decoder-only model reads it as the end of one text; an
+      encoder-decoder's state is the one that predicts that token, its EOS where the response was not cut.
     shared: read the policy's own states, and train its parameters too, instead of a trunk's.
     frozen_trunk: no gradient reaches those states: only the read-out is fitted.
 
@@ -118,6 +121,8 @@ class ValueNetwork(nn.Module):
     if self.shared:
       return policy_states_BTD
     family = policy.family_of(self.config)
+    if self.readout == 'response':
+      return family.read_responses(self.trunk, rows, False)
     return family.run(self.trunk, rows, False)[1]
 
   def _fitted(self, states: Array) -> Array:
@@ -131,6 +136,8 @@ class ValueNetwork(nn.Module):
   ) -> tuple[Float[Array, 'B R'], Float[Array, 'B T'] | None]:
     """Values of the responses, and of the tokens with the `token` read-out; 0 on padding.
 
+    A policy's states that a `response` read-out shares must have read each token (`models.policy.read`).
+
     Args:
       rows: prompts and responses.
       prompt_states_BSE: the policy's states of the prompts, read when shared; an encoder's may have a width
@@ -140,7 +147,7 @@ class ValueNetwork(nn.Module):
     slots = rows.valid.shape[1]
     if self.readout == 'scalar':
       return jnp.where(rows.valid, self.head(), 0.0), None
-    if self.readout != 'token':
+    if self.readout in ('prompt', 'attention', 'batch'):
       prompts_BR = masked.segment_first(rows.response_prompt, rows.response_segments, slots)
       pool = policy.family_of(self.config).pool_prompts if self.readout in _POOLED else self.pool
       pooled_BRD = pool(
@@ -148,6 +155,9 @@ class ValueNetwork(nn.Module):
       )
       return jnp.where(rows.valid, self.head(pooled_BRD), 0.0), None
     token_values_BT = self.head(self._fitted(self._response_states(rows, response_states_BTD)))
+    if self.readout == 'response':
+      last_BR = masked.segment_last(token_values_BT, rows.response_segments, slots)
+      return jnp.where(rows.valid, last_BR, 0.0), None
     token_values_BT = jnp.where(rows.response_segments > 0, token_values_BT, 0.0)
     first_BR = masked.segment_first(token_values_BT, rows.response_segments, slots)
     return jnp.where(rows.valid, first_BR, 0.0), token_values_BT

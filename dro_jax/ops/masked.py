@@ -51,6 +51,12 @@ def segment_first(x: Num[Array, 'B T'], segments: Int[Array, 'B T'], num_segment
   return segment_sum(jnp.where(starts, x, 0), segments, num_segments)
 
 
+def segment_last(x: Num[Array, 'B T'], segments: Int[Array, 'B T'], num_segments: int) -> Num[Array, 'B R']:
+  """`x` at each segment's last position; 0 for a segment with no token."""
+  ends = jnp.concatenate([segments[:, 1:] - segments[:, :-1], jnp.ones_like(segments[:, :1])], axis=-1) != 0
+  return segment_sum(jnp.where(ends, x, 0), segments, num_segments)
+
+
 def unpack(
   x: Num[Array, 'B T'], segments: Int[Array, 'B T'], num_segments: int
 ) -> tuple[Num[Array, 'N T'], Bool[Array, 'N T']]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from dro_jax.algorithms import Algorithm
+from dro_jax.algorithms.base import PREFERENCES
 from dro_jax.checkpoints.bound import parse as parse_bound
 from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import UsageError, did_you_mean
@@ -14,6 +15,7 @@ from dro_jax.run import table_scores
 from dro_jax.run.folder import validation
 from dro_jax.run.sampling import policy_samples, rollouts
 from dro_jax.run.spec import Keep
+from dro_jax.statistics import preferences
 from dro_jax.step.reference import MOVING
 
 PREFIX = 'eval/'
@@ -110,5 +112,9 @@ def _defined(table: TokenTable, algorithm: Algorithm, moves: bool) -> Mapping[st
     logps, table.response_lengths, table.rewards, reference_logps if algorithm.uses_reference else None,
     values if algorithm.uses_value else None, losses={}, moving_logps=moving_logps if moves else None,
   )  # fmt: skip
-  summary = validation.summary(validation.from_table(algorithm.temperature, table, scored))
+  summary = validation.summary(
+    validation.from_table(algorithm.temperature, table, scored, scores=algorithm.scores)
+  )
+  if algorithm.scores == PREFERENCES:
+    summary |= dict.fromkeys(preferences.NAMES, 0.0)
   return {name: value for name, value in summary.items() if math.isfinite(value)}

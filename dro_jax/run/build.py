@@ -19,7 +19,7 @@ from dro_jax.models.lora import Base
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.printing.result import to_html
-from dro_jax.run import batches, best, networks, reference_store, summary
+from dro_jax.run import batches, best, networks, reference_store, reward_records, summary
 from dro_jax.run.data import prepare_data
 from dro_jax.run.folder.legacy import Legacy
 from dro_jax.run.learner import Learner, make_learner
@@ -187,6 +187,7 @@ class Run:
       *groups.notes(self.loaders.units),
       *_notes_on_chunks(self),
       *([best.described(keep)] if validates else []),
+      *filter(None, [reward_records.note(self.spec, self.algorithm, self.triplets)]),
     ]
 
   def _note_of_kl(self) -> str:
@@ -276,8 +277,9 @@ def _notes_on_chunks(run: Run) -> list[str]:
 
 def _score_all(nets: networks.Networks, compute: Compute, algorithm: algorithms.Algorithm) -> scoring.Score:
   return scoring.make_score(
-    nets.policy, nets.value, chunk_size=compute.chunk_size, kl_direction=algorithm.kl_direction
-  )
+    nets.policy, nets.value, chunk_size=compute.chunk_size, kl_direction=algorithm.kl_direction,
+    scores_policy=algorithm.scores_policy,
+  )  # fmt: skip
 
 
 def _create(

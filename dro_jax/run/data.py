@@ -53,7 +53,8 @@ def prepare_data(spec: RunSpec, learner: Learner, legacy: Legacy) -> Data:
   longest = int(triplets.train.response_lengths.max())
   triplets, schedule = _with_schedule(batches.admitted(triplets, algorithm), spec.schedule)
   config = learner.networks.policy.config
-  _refuse_long_texts(config, triplets, None if algorithm.online is None else spec.rollouts.max_length)
+  sampled = None if algorithm.online is None else spec.rollouts.max_length
+  _refuse_long_texts(config, triplets, sampled, is_read=algorithm.uses_response_values)
   store = reference_store.open_for(learner.reference, algorithm, config, vocabulary, triplets)
   loaders = make_loaders(spec, algorithm, store.triplets, schedule, learner.mesh, legacy)
   if store.store is not None and algorithm.uses_mismatched:
@@ -61,12 +62,12 @@ def prepare_data(spec: RunSpec, learner: Learner, legacy: Legacy) -> Data:
   return Data(triplets, store, schedule, loaders, longest)
 
 
-def _refuse_long_texts(config: Config, triplets: Triplets, sampled: int | None) -> None:
+def _refuse_long_texts(config: Config, triplets: Triplets, sampled: int | None, *, is_read: bool) -> None:
   """Refuses triplets that are longer than the model has positions for; `sampled` is the longest sample's."""
   tables = [table for table in (triplets.train, triplets.eval) if table is not None]
   prompt = max(int(table.prompt_lengths.max()) for table in tables)
   response = sampled or max(int(table.response_lengths.max()) for table in tables)
-  refuse_long_texts(config, prompt, response, _LENGTHS)
+  refuse_long_texts(config, prompt, response, _LENGTHS, is_read=is_read)
 
 
 def _with_schedule(triplets: Triplets, schedule: Schedule) -> tuple[Triplets, Schedule]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dro_jax.algorithms import Algorithm
-from dro_jax.algorithms.base import NO_LOSS
+from dro_jax.algorithms.base import NO_LOSS, PREFERENCES
 from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import NotFinite
 from dro_jax.names import NEXT_TOKEN_KL
@@ -61,11 +61,16 @@ class Validator(NamedTuple):
       measured = own | self.rollouts.validate(state, self.loaders.eval)
       _refuse_nonfinite(int(state.step), measured, responses, every.table)
       return measured, responses
-    scored = self.score_losses(state, self.loaders.eval)
+    scored = of_units = self.score_losses(state, self.loaders.eval)
     losses = scored.losses
     if self.score_statistics is not None:
       scored = self.score_statistics(state, every)
-    responses = validation.from_table(self.algorithm.temperature, every.table, scored, drawn)
+    responses = validation.from_table(
+      self.algorithm.temperature, every.table, scored, drawn, scores=self.algorithm.scores
+    )
+    if self.algorithm.scores == PREFERENCES:
+      members = self.loaders.eval.plan.members
+      responses = validation.with_pairs(responses, self.loaders.eval.table, of_units.values, members)
     kls = {f'{NEXT_TOKEN_KL}{ending}': float(x.mean()) for ending, x in scored.next_token_kls.items()}
     measured = {**losses, **own, **kls, **_criteria(self.algorithm, losses)}
     _refuse_nonfinite(int(state.step), measured, responses, every.table)

@@ -21,6 +21,7 @@ ANSWERS = 3
 _LONGEST = 300  # Characters of a text that the terminal shows.
 
 _RHO, _LOGP = 'within_prompt_accuracy/log_ratio', 'within_prompt_accuracy/logp'
+_PAIRS, _SCORE = 'pair_accuracy', 'within_prompt_accuracy/score'  # Of a reward model.
 # As the table calls a metric, which fits a terminal's width, and as a sentence does.
 _LABELS = {
   'criterion': 'criterion',
@@ -29,11 +30,16 @@ _LABELS = {
   mass.KEPT: 'mass kept',
   mass.SIZE: 'effective size',
   _RHO: 'accuracy of ρ',
+  _PAIRS: 'accuracy on pairs',
+  'pair_calibration_error': 'calibration error',
+  _SCORE: 'accuracy of R',
   _LOGP: 'accuracy of log π',
   'within_prompt_explained_variance': 'explained by τρ',
 }
 _PHRASES = {
   'sample_reward': 'reward of own samples',
+  _PAIRS: 'accuracy on held-out pairs',
+  _SCORE: 'within-prompt accuracy of the score',
   _RHO: 'within-prompt accuracy of ρ',
   _LOGP: 'within-prompt accuracy of log π',
 }
@@ -113,6 +119,8 @@ def _measured_rows(before: Validation, after: Validation) -> dict[str, dict[str,
     first, last = validation.make_statistics(before), validation.make_statistics(after)
     if _RHO in last:  # At first ρ is 0 but for rounding, which would decide each pair.
       first[_RHO] = lambda weights_P: 0.5
+      last.pop(_LOGP)
+    if _SCORE in last:  # The policy of a reward model's run stays as it is.
       last.pop(_LOGP)
     rows |= _rows(first, last, len(np.unique(after.prompts)))
   return rows

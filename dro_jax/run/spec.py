@@ -110,8 +110,8 @@ class Value:
   """The value network of an algorithm that has one.
 
   Args:
-    readout: one value for each prompt (`prompt`, `attention`), token (`token`) or batch (`batch`), or one
-      number for all (`scalar`); see `models.value.ValueNetwork`.
+    readout: one value for each prompt (`prompt`, `attention`), token (`token`) or batch (`batch`), one number
+      for all (`scalar`), or a reward model's score (`response`); see `models.value.ValueNetwork`.
     shared: whether the value reads the policy's own trunk.
     frozen_trunk: whether only the layers above the trunk are fitted, not the trunk.
     warmup_steps: steps in which the value alone is trained. Then the policy starts, with its own warm-up of
@@ -378,6 +378,18 @@ def _refuse_settings(spec: RunSpec) -> None:
     raise UsageError(
       f'{algorithm.name} reads a value for each token, but readout={readout!r} does not give one: pass '
       "Value(readout='token'), or --set VALUE_READOUT=token."
+    )
+  if algorithm.uses_response_values and readout != 'response':
+    raise UsageError(
+      f'{algorithm.name} scores responses, and readout={readout!r} does not read them: pass '
+      "Value(readout='response'), or --set VALUE_READOUT=response "
+      f'(--gin_file=algorithms/{algorithm.name}.gin sets it).'
+    )
+  if algorithm.uses_value and readout == 'response' and not algorithm.uses_response_values:
+    raise UsageError(
+      f"readout='response' sees the response, and {algorithm.name} reads a value that must not: pass "
+      "Value(readout='prompt'), or --set VALUE_READOUT=prompt, or an algorithm that trains a reward model "
+      '(--gin_file=algorithms/bradley_terry.gin).'
     )
 
 

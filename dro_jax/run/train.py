@@ -19,7 +19,7 @@ from dro_jax.checkpoints.metadata import FORMAT, saved_format
 from dro_jax.errors import UsageError
 from dro_jax.models.lora import Base
 from dro_jax.parallel import machine
-from dro_jax.run import best, networks, readers
+from dro_jax.run import best, networks, readers, reward_records
 from dro_jax.run import hooks as hooking
 from dro_jax.run.build import Run, build
 from dro_jax.run.folder import configs, legacy, lock
@@ -210,6 +210,7 @@ def _metadata(run: Run, folder: pathlib.Path) -> dict[str, Any]:
     init_digest=init_from and folders.init_digest(init_from, saved.get('init_digest')),
     code={'algorithm_code': run.algorithm.code}, next_token_kl=_next_token_kl(run),
     **_lora_entry(run, saved),
+    **reward_records.entries(spec, run.algorithm, triplets),
   )  # fmt: skip
 
 

@@ -52,7 +52,10 @@ class Response(NamedTuple):
 
 
 class TrainedRun(NamedTuple):
-  """A run's networks at one of its steps, and how it read its data."""
+  """A run's networks at one of its steps, and how it read its data.
+
+  `scores` says of a reward model what its values are (see `algorithms.reward_models`); `None` of other runs.
+  """
 
   networks: networks.Networks
   state: train_state.TrainState
@@ -63,6 +66,7 @@ class TrainedRun(NamedTuple):
   read_options: Mapping[str, Any] = {}
   mesh: Mesh | None = None
   has_reference: bool = False
+  scores: str | None = None
 
   @property
   def policy(self) -> Network:
@@ -154,6 +158,7 @@ def load_run(
   return TrainedRun(
     nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}),
     configs.read_options(saved, pathlib.Path(model_dir)), mesh, saved.get('reference') is not None,
+    saved.get('scores'),
   )  # fmt: skip
 
 

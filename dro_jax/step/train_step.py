@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from dro_jax.algorithms import Algorithm
+from dro_jax.algorithms.base import PREFERENCES
 from dro_jax.algorithms.batch import Batch
 from dro_jax.models import value
 from dro_jax.models.scoring import Score
@@ -224,10 +225,15 @@ def make_train_step(
     scores, output, gradients = gradient(state.params, batch, rng)
     scores = as_read(algorithm, scores, rows)
     new_state = apply_optimizers(state, gradients, optimizers)._replace(statistics=output.statistics)
+    measured = metrics.score_metrics(scores, reference_scores, rows, MOVING if moves else '')
+    if not algorithm.scores_policy:
+      del measured['logp']
+    if algorithm.scores == PREFERENCES:  # Logits explain no rewards.
+      del measured['value_explained_variance']
     scalars = {
       **metrics.losses(weighted_losses(output, total_weights(output))),
       **output.metrics,
-      **metrics.score_metrics(scores, reference_scores, rows, MOVING if moves else ''),
+      **measured,
       **metrics.norms('gradient_norm', gradients),
       **metrics.norms('parameter_norm', new_state.params),
     }

@@ -639,6 +639,13 @@ def test_help_lists_flags_and_settings(commands, packaged, capsys):
   assert 'optimiser steps' in text
 
 
+def test_help_lists_no_flag_whose_setting_only_begins_like_one_that_is_read(capsys):
+  """REWARD_SCALING is no REWARD."""
+  assert main.main(['inspect', '--help']) == 0
+  text = capsys.readouterr().out
+  assert '  --rewards ' in text and '  --reward ' not in text
+
+
 # The house's own commands and gin files
 
 
@@ -648,7 +655,7 @@ def _configure(name, *arguments):
   needed = [
     f'--{flag}={(about.alone or "1") if about.bare else "x"}'
     for flag, about in tables.FLAGS.items()
-    if f'%{about.macro}' in text
+    if usage.reads(text, about.macro)
   ]
   return configure(name, tables.COMMANDS[name], flags.parse_flags(name, [*needed, *arguments]))
 

@@ -63,6 +63,16 @@ def test_a_moving_reference_holds_the_initial_policy_too():
   assert moving['initial_policy'] == moving['reference'] == frozen['reference'] == 128
 
 
+@pytest.mark.parametrize('shared', [False, True])
+def test_a_reward_model_counts_its_own_pass_and_none_of_the_policy(shared):
+  nets = networks.build(CONFIG, uses_value=True, readout='response', shared=shared)
+  params = nn.unbox(networks.abstract_params(nets))
+  state = TrainState(np.zeros(()), params, {}, None)
+  found = roofline.rule_of_thumb(state, (3, 5), algorithms.bradley_terry(), FAMILIES['t5'], nets.value)
+  trunk = sizes(params['policy'] if shared else params['value']['trunk'])
+  assert found == (2 if shared else 6) * (3 * trunk['encoder'] + 5 * trunk['decoder'])
+
+
 TIED = dataclasses.replace(CONFIG, logits_via_embedding=True)
 
 

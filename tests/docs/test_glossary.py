@@ -11,7 +11,7 @@ from dro_jax.evaluation import answers
 from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.run.folder import validation
 from dro_jax.run.sampling import rollouts
-from dro_jax.statistics import agreement
+from dro_jax.statistics import agreement, preferences
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GLOSSARY = (ROOT / 'docs/reference/glossary.md').read_text()
@@ -70,8 +70,14 @@ def names_of_validations():
       reference_sample_log_ratios=scores[:, None],
     )
   )  # fmt: skip
+  scored = validation._of_scores(
+    validation.Validation(
+      np.ones(()), scores=scores, rewards=scores, prompts=scores, pair_prompts=scores, pair_margins=scores
+    )
+  )
+  assert set(preferences.NAMES) < set(scored)
   online = rollouts._summary(*np.zeros((4, 1, 2)), {'': np.zeros((1, 2))}, temperature=1.0)
-  return {f'eval/{name}' for name in (*statistics, *own, *online, 'criterion', 'loss')}
+  return {f'eval/{name}' for name in (*statistics, *own, *scored, *online, 'criterion', 'loss')}
 
 
 def names_of_next_token_kl():

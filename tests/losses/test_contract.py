@@ -18,6 +18,9 @@ AXES = {
   'policy_logps': ('B', 'B T', 'G K'),
   'reference_logps': ('B', 'B T', 'G K'),
   'behaviour_logps': ('B', 'B T', 'G K'),
+  'chosen_scores': ('P',),
+  'rejected_scores': ('P',),
+  'predictions': ('B',),
   'policy_chosen_logps': ('P',),
   'policy_rejected_logps': ('P',),
   'reference_chosen_logps': ('P',),
@@ -82,7 +85,8 @@ def values_and_gradients(name, arrays):
 @pytest.mark.parametrize('name', losses.__all__)
 def test_arrays_have_the_names_and_axes_that_all_losses_share(name):
   assert {argument: axes for argument, axes in ARRAYS[name].items() if axes not in AXES[argument]} == {}
-  assert next(iter(ARRAYS[name])).startswith('policy')
+  # What is trained comes first: a policy's log-probs, or a reward model's scores.
+  assert next(iter(ARRAYS[name])).startswith(('policy', 'chosen_scores', 'predictions'))
 
 
 def test_every_file_lists_the_losses_that_it_defines():

@@ -132,6 +132,35 @@ def test_token_values_see_only_earlier_tokens():
   assert np.abs(other - tokens)[positions == 2].max() > 1e-3
 
 
+def test_a_score_is_read_from_the_state_that_predicts_the_last_token_of_a_t5():
+  """Which has read the prompt, the start token and all tokens before the last, as T5's classifiers have."""
+  network, params = make('response')
+  rows = layout(EXAMPLES[:1], 1, 1)
+  t5, variables = T5(CONFIG), {'params': params['trunk']}
+  sides = rows.prompt_tokens, rows.prompt_segments, rows.prompt_positions
+  encoded = jax.jit(functools.partial(t5.apply, method='encode'))(variables, *sides)
+  states = jax.jit(functools.partial(t5.apply, method='decode'))(
+    variables, encoded, rows.prompt_segments, *rows[3:7]
+  )
+  last = states[0, len(EXAMPLES[0].response) - 1]
+  expected = np.asarray(last) @ np.asarray(params['head']['kernel']) + params['head']['bias']
+  scores, tokens = jax.jit(network.apply)({'params': params}, rows)
+  np.testing.assert_allclose(scores[0, 0], expected, rtol=1e-5)
+  assert tokens is None
+
+
+def test_a_score_reads_the_prompt_and_the_response_of_its_own():
+  found = apply('response', PACKED)[0]
+  for side in ('prompt', 'response'):
+    segments, tokens = getattr(PACKED, f'{side}_segments'), getattr(PACKED, f'{side}_tokens')
+    # The first token of the row's first text alone: the other response does not see it.
+    changed = PACKED._replace(**{f'{side}_tokens': tokens.at[:, 0].set((tokens[:, 0] + 7) % 32)})
+    other = apply('response', changed)[0]
+    long_enough = np.asarray((segments == 1).sum(axis=1)) > 1
+    assert (np.abs(other - found)[long_enough, 0] > 1e-4).all() and long_enough.any()
+    np.testing.assert_array_equal(other[:, 1], found[:, 1])
+
+
 def test_missing_responses_have_value_0():
   rows = layout(EXAMPLES[:3], 2, 2)
   for readout in READOUTS:
@@ -141,7 +170,7 @@ def test_missing_responses_have_value_0():
 
 
 def test_initial_values_are_0():
-  for readout in ('prompt', 'token', 'batch', 'scalar'):
+  for readout in ('prompt', 'token', 'batch', 'scalar', 'response'):
     network, params = make(readout)
     shapes = {'params': {'head': params['head']}}
     head = nn.unbox(
@@ -152,7 +181,7 @@ def test_initial_values_are_0():
     assert network.readout == readout
 
 
-@pytest.mark.parametrize('readout', ['prompt', 'token', 'batch'])
+@pytest.mark.parametrize('readout', ['prompt', 'token', 'batch', 'response'])
 def test_shared_values_have_a_gradient_in_the_policys_states(readout):
   network, params = make(readout, shared=True)
   assert set(params) == {'head'}
@@ -162,7 +191,7 @@ def test_shared_values_have_a_gradient_in_the_policys_states(readout):
   pulled = jax.grad(lambda states: jnp.sum(network.apply({'params': params}, PACKED, *states)[0]), argnums=0)(
     (encoded, hidden)
   )
-  seen, unseen = pulled[::-1] if readout == 'token' else pulled
+  seen, unseen = pulled[::-1] if readout in ('token', 'response') else pulled
   assert jnp.abs(seen).max() > 0
   assert jnp.abs(unseen).max() == 0
 

@@ -22,9 +22,10 @@ def test_a_masked_mean_leaves_out_masked_entries():
   np.testing.assert_allclose(masked.masked_mean(X, mask), [1.5, 0.0])
 
 
-def test_segment_sum_and_first_of_each_segment():
+def test_segment_sum_first_and_last_of_each_segment():
   np.testing.assert_allclose(masked.segment_sum(X, SEGMENTS, 3), [[3.0, 3.0, 0.0], [4.0, 18.0, 0.0]])
   np.testing.assert_allclose(masked.segment_first(X, SEGMENTS, 3), [[1.0, 3.0, 0.0], [4.0, 5.0, 0.0]])
+  np.testing.assert_allclose(masked.segment_last(X, SEGMENTS, 3), [[2.0, 3.0, 0.0], [4.0, 7.0, 0.0]])
 
 
 def test_unpack_moves_each_response_to_its_own_row():

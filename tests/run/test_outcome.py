@@ -98,6 +98,24 @@ def test_without_a_reward_of_own_samples_the_order_of_responses_decides(write, c
   assert re.search(says, result.verdict)
 
 
+def test_a_reward_model_is_judged_by_its_accuracy_on_pairs(write):
+  def scored(right):
+    """A model that orders this share of the pairs right; 0.5 are the ties of a model that knows nothing."""
+    base = measured(0.5, samples=False)._replace(reference_logps=None)
+    prompts = np.unique(base.prompts)
+    margins = np.where(np.arange(PROMPTS) < right * PROMPTS, 2.0, -2.0) * (right != 0.5)
+    scores = np.zeros(2 * PROMPTS)
+    scores[1::2] = margins
+    return base._replace(scores=scores, pairs=prompts, pair_prompts=prompts, pair_margins=margins)
+
+  result = outcome.read(write({0: scored(0.5), 9: scored(0.9)}))
+  found = rows(result)
+  assert found['accuracy on pairs']['before'].value == 0.5
+  assert found['accuracy on pairs']['after'].value == pytest.approx(0.9)
+  assert 'calibration error' in found and 'accuracy of R' in found and 'accuracy of log π' not in found
+  assert result.verdict.startswith('It worked: the accuracy on held-out pairs rose by 0.4')
+
+
 @pytest.mark.parametrize('kl, says', [(0.0, 'has hardly moved'), (20.0, 'has left its reference')])
 def test_the_verdict_says_when_the_policy_stayed_or_left(write, kl, says):
   assert says in outcome.read(write({0: measured(0.5), 9: measured(0.8, kl=kl)})).verdict

@@ -56,6 +56,11 @@ def test_replace_changes_fields_of_a_part():
     ),
     ({'algorithm': algorithms.regression, 'value': Value(warmup_steps=5)}, 'regression trains no policy'),
     ({'algorithm': algorithms.oreo, 'value': Value('batch')}, "readout='batch' does not give one"),
+    ({'algorithm': algorithms.bradley_terry}, "readout='prompt' does not read them.*VALUE_READOUT=response"),
+    (
+      {'value': Value('response')},
+      "readout='response' sees the response, and dro_v reads a value that must not",
+    ),
   ],
 )
 def test_settings_that_no_data_could_mend_are_refused_at_once(changes, message):

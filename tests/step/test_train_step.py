@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from dro_jax import algorithms, losses
+from dro_jax.algorithms.batch import Batch
 from dro_jax.costs import flops
 from dro_jax.models import policy as models_policy
 from dro_jax.models import scoring
@@ -478,6 +479,41 @@ def test_a_step_names_the_response_whose_next_token_kl_is_not_finite():
   }
   ids = np.asarray(metrics.nonfinite_ids(LossOutput(terms), {'loss': kls[3]}, ROWS._replace(units=PAIRS)))
   assert ids[ids >= 0].tolist() == [ROWS.example_id.reshape(-1)[3]]
+
+
+@pytest.mark.parametrize('name', ['bradley_terry', 'reward_regression'])
+def test_a_reward_models_step_makes_no_pass_of_the_policy_and_microbatches_change_nothing(name):
+  algorithm = getattr(algorithms, name)
+  rows = rows_for(algorithm())
+  policy, value, params = init_params(readout='response')
+  # A head away from 0, without which the trunk has no gradient.
+  head = {
+    'kernel': jax.random.normal(jax.random.key(3), params['value']['head']['kernel'].shape),
+    'bias': jnp.zeros(()),
+  }
+  params = params | {'value': params['value'] | {'head': head}}
+  found = []
+  for num_microbatches in (1, 4):
+    txs = {'policy': optax.set_to_zero(), 'value': optax.sgd(1e-3)}
+    score = scoring.make_score(policy, value, scores_policy=False)
+    step = train_step.make_train_step(score, algorithm(), txs, num_microbatches=num_microbatches)
+    state = train_state.create(params, txs, False)
+    after, output = jax.jit(step)(state, rows)
+    found.append((after.params['value'], output.metrics['loss']))
+    jax.tree.map(np.testing.assert_array_equal, after.params['policy'], params['policy'])
+    assert 'logp' not in output.metrics and float(output.metrics['gradient_norm/value']) > 0
+  assert_close(*found)
+  # The step goes downhill, and costs less than one that scores the policy too.
+  loss = lambda params: step_loss(score, algorithm(), params, rows)  # noqa: E731
+  moved = params | {'value': found[0][0]}
+  assert loss(moved) < loss(params)
+  products = flops.count(score, params, rows)
+  assert products < flops.count(scoring.make_score(policy, value), params, rows)
+
+
+def step_loss(score, algorithm, params, rows):
+  output = algorithm.loss(Batch(jax.jit(score)(params, rows), None, rows))
+  return float(sum(train_step.weighted_losses(output, train_step.total_weights(output)).values()))
 
 
 def test_a_policy_that_is_not_trained_is_left_alone():

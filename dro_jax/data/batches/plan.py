@@ -259,6 +259,11 @@ class UnitPlan:
     return self._plan.batches_per_epoch
 
   @property
+  def members(self) -> np.ndarray:
+    """Record numbers of every unit, `[U, K]`."""
+    return self._members
+
+  @property
   def most_responses(self) -> int:
     return self.batch_size * self._members.shape[1]
 

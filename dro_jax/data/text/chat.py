@@ -214,6 +214,12 @@ def render(turns: Sequence[Turn], template: str | None) -> str:
   return Rendered('\n'.join(template.format(role=turn.role, content=turn.content) for turn in turns))
 
 
+def rendered_by(prompt: str, template: str | None) -> str:
+  """A prompt, whose turns are by the template where it is a conversation as JSON; other text unchanged."""
+  messages = None if template is None else conversation(prompt, 'the prompt')
+  return prompt if messages is None else render(turns(messages, 'the prompt'), template)
+
+
 def _as_text(turns: Sequence[Turn]) -> str:
   if len(turns) == 1 and _reads_as(turns[0].content, turns[0]):
     return turns[0].content

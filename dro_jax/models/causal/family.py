@@ -63,4 +63,5 @@ FAMILY = Family(
   # A response's last token is no input, so that it needs no position.
   most_tokens=lambda config: config.max_positions + 1 if config.positions == 'learned' else None,
   continues_prompts=True,
+  read=lambda network, rows, dropout: network.read(rows, dropout),
 )

@@ -116,22 +116,32 @@ class Causal(nn.Module):
     x_BSD = self._embed(rows.prompt_tokens, rows.prompt_positions)
     return Memory(*self.decoder(x_BSD, Own(), context, deterministic=not enable_dropout, keep=True))
 
-  def _inputs(self, rows: Rows, responses: Rows | Mismatched) -> tuple[Array, Array, Spans, Spans]:
-    """Of a response stream: tokens and positions, and their spans in their own stream and in prompts."""
+  def _inputs(
+    self, rows: Rows, responses: Rows | Mismatched, reads: bool = False
+  ) -> tuple[Array, Array, Spans, Spans]:
+    """Of a response stream: tokens and positions, and their spans in their own stream and in prompts.
+
+    One that `reads` has the responses' own tokens as inputs, and reads all of the prompt from its stream.
+    """
     ends_BT = prompt_ends(rows.prompt_segments, responses.response_prompt)
     at_end = lambda x_BS: jnp.take_along_axis(x_BS, ends_BT, axis=1)  # noqa: E731
-    tokens_BT = jnp.where(
+    previous_BT = jnp.where(
       responses.response_positions == 0,
       at_end(rows.prompt_tokens),
       jnp.pad(responses.response_tokens[:, :-1], ((0, 0), (1, 0))),
     )
     # All of the prompt but its last token; padding, whose prompt is 0, reads nothing.
     starts_BT = at_end(spans.segment_starts(rows.prompt_segments))
-    prompt = Span(starts_BT, jnp.where(responses.response_prompt > 0, ends_BT, starts_BT))
+    behind_BT = responses.response_positions
+    if reads:
+      stops_BT, behind_BT = ends_BT + 1, behind_BT + 1
+    else:
+      stops_BT = ends_BT
+    prompt = Span(starts_BT, jnp.where(responses.response_prompt > 0, stops_BT, starts_BT))
     return (
-      tokens_BT, at_end(rows.prompt_positions) + responses.response_positions,
+      responses.response_tokens if reads else previous_BT, at_end(rows.prompt_positions) + behind_BT,
       self._own_spans(responses.response_segments),
-      self._spans(prompt, ends_BT + responses.response_positions),
+      self._spans(prompt, ends_BT + behind_BT),
     )  # fmt: skip
 
   def decode(
@@ -146,7 +156,16 @@ class Causal(nn.Module):
   def run(self, rows: Rows, enable_dropout: bool = False) -> tuple[Memory, Float[Array, 'B T D']]:
     """`encode`, and `decode` of the rows' own responses, in one pass: the same numbers, and a mesh that cuts
     parameters by `fsdp` gathers each layer's once for both streams, and reduces its gradient once."""
-    tokens_BT, positions_BT, own, prompt = self._inputs(rows, rows)
+    return self._run(rows, self._inputs(rows, rows), enable_dropout)
+
+  def read(self, rows: Rows, enable_dropout: bool = False) -> Float[Array, 'B T D']:
+    """States of the rows' own responses, each of which has read its own token, as one text has them."""
+    return self._run(rows, self._inputs(rows, rows, reads=True), enable_dropout)[1]
+
+  def _run(
+    self, rows: Rows, inputs: tuple[Array, Array, Spans, Spans], enable_dropout: bool
+  ) -> tuple[Memory, Float[Array, 'B T D']]:
+    tokens_BT, positions_BT, own, prompt = inputs
     join = lambda x_BS, x_BT: jnp.concatenate([x_BS, x_BT], axis=1)  # noqa: E731
     positions = join(rows.prompt_positions, positions_BT)
     context = self._context(positions, own, prompt, self._own_spans(rows.prompt_segments))

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dro_jax import files
+from dro_jax.algorithms.base import PREFERENCES
 from dro_jax.data.storage import hashes
 from dro_jax.data.table.table import TokenTable
 from dro_jax.run.sampling.policy_samples import OwnSamples, measured_columns
 from dro_jax.run.table_scores import ScoredTable
-from dro_jax.statistics import agreement, mass
+from dro_jax.statistics import agreement, mass, preferences
 from dro_jax.statistics.bootstrap import mean_of
 from dro_jax.step.reference import MOVING
 
@@ -41,6 +42,10 @@ class Validation(NamedTuple):
       the initial reference.
     sample_moving_log_ratios: log-ratios of the samples to the moving reference, `[M]`.
     reference_sample_log_ratios: log π − log π_ref of K answers of the reference to each prompt, `[M, K]`.
+    scores: a reward model's R(x, y), `[N]`.
+    pairs: digests of the held-out pairs on which a model of preferences is measured, `[P]`.
+    pair_prompts: digests of the pairs' prompts, `[P]`.
+    pair_margins: R(x, y_chosen) − R(x, y_rejected), `[P]`.
   """
 
   temperature: np.ndarray
@@ -59,6 +64,10 @@ class Validation(NamedTuple):
   moving_reference_logps: np.ndarray | None = None
   sample_moving_log_ratios: np.ndarray | None = None
   reference_sample_log_ratios: np.ndarray | None = None
+  scores: np.ndarray | None = None
+  pairs: np.ndarray | None = None
+  pair_prompts: np.ndarray | None = None
+  pair_margins: np.ndarray | None = None
 
 
 def from_table(
@@ -66,15 +75,22 @@ def from_table(
   table: TokenTable,
   scored: ScoredTable | None = None,
   drawn: OwnSamples | None = None,
+  *,
+  scores: str | None = None,
 ) -> Validation:
-  """The results of a validation, of a scored table and of samples."""
+  """The results of a validation, of a scored table and of samples.
+
+  A reward model's values are its `scores` (see `Algorithm.scores`); those of preferences are no
+  rewards, which they could explain.
+  """
   found = Validation(np.asarray(float(temperature)))
   if scored is not None:
     texts = (f'{prompt}\0{response}' for prompt, response in zip(table.prompts, table.responses))
     found = found._replace(
       examples=hashes.digests(texts), prompts=table.prompt_digests, rewards=scored.rewards,
       lengths=scored.lengths, logps=scored.logps, reference_logps=scored.reference_logps,
-      values=scored.values, moving_reference_logps=scored.moving_logps,
+      values=None if scores == PREFERENCES else scored.values, moving_reference_logps=scored.moving_logps,
+      scores=None if scores is None else scored.values,
     )  # fmt: skip
   if drawn is not None:
     found = found._replace(
@@ -84,6 +100,22 @@ def from_table(
       reference_sample_log_ratios=drawn.reference_log_ratios,
     )  # fmt: skip
   return found
+
+
+def with_pairs(found: Validation, table: TokenTable, scores: np.ndarray, members: np.ndarray) -> Validation:
+  """The validation with the margins of pairs.
+
+  Args:
+    found: the validation.
+    table: the pairs' responses.
+    scores: a reward model's R(x, y) of each of these.
+    members: records of the table, chosen and rejected, `[P, 2]`.
+  """
+  texts = (f'{table.prompts[a]}\0{table.responses[a]}\0{table.responses[b]}' for a, b in members.tolist())
+  return found._replace(
+    pairs=hashes.digests(texts), pair_prompts=table.prompt_digests[members[:, 0]],
+    pair_margins=scores[members[:, 0]] - scores[members[:, 1]],
+  )  # fmt: skip
 
 
 def make_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], float]]:
@@ -105,7 +137,19 @@ def make_statistics(found: Validation) -> dict[str, Callable[[np.ndarray], float
       for name, function in from_table(reference_logps=found.moving_reference_logps).items()
       if name not in alone
     }
-  return from_table(reference_logps=found.reference_logps) | moving
+  return from_table(reference_logps=found.reference_logps) | moving | _of_scores(found)
+
+
+def _of_scores(found: Validation) -> dict[str, Callable[[np.ndarray], float]]:
+  """Statistics of a reward model's scores."""
+  result: dict[str, Callable[[np.ndarray], float]] = {}
+  if found.scores is not None:
+    counts = agreement.count_pairs(found.scores, found.rewards, found.prompts)
+    result['within_prompt_accuracy/score'] = functools.partial(agreement.pairwise_accuracy, counts)
+  if found.pair_margins is not None:
+    prompt_P = np.searchsorted(np.unique(found.prompts), found.pair_prompts)
+    result |= preferences.statistics(found.pair_margins, prompt_P)
+  return result
 
 
 def summary(found: Validation) -> dict[str, float]:
@@ -159,8 +203,9 @@ def common(found: Sequence[Validation]) -> list[Validation]:
   for key, fields in (
     ('examples', (
       'examples', 'prompts', 'rewards', 'lengths', 'logps', 'reference_logps', 'values',
-      'moving_reference_logps',
+      'moving_reference_logps', 'scores',
     )),
+    ('pairs', ('pairs', 'pair_prompts', 'pair_margins')),
     ('sample_prompts', (
       'sample_prompts', 'samples', 'sample_lengths', 'sample_log_ratios', 'sample_rewards',
       'sample_moving_log_ratios', 'reference_sample_log_ratios',

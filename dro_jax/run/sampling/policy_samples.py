@@ -84,7 +84,7 @@ def make_draw(
   measure = _make_measure(nets, reference, mesh, chunk_size)
   measure_reference = _make_measure_reference(sample, measure, reference, seed)
   key = _key_data(jax.random.key(seed))
-  reward, code = reward and rewards.find(reward), rewards.code_of(reward)
+  reward, code = reward and rewards.find(reward, mesh=mesh), rewards.code_of(reward)
 
   def draw(state: TrainState, table: TokenTable) -> OwnSamples:
     records = chosen(table, count)

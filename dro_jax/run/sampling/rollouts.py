@@ -40,7 +40,7 @@ class RolloutOptions:
 
   Args:
     reward: the reward function, from prompts and responses to numbers, or its name: exact_match, contains,
-      FILE.py:FUNCTION or MODULE:FUNCTION.
+      FILE.py:FUNCTION, MODULE:FUNCTION, the folder of a reward model, or 'command:PROGRAM'.
     temperature: the divisor of the logits of training samples. At another temperature than 1 the samples are
       not the policy's own, and its gradient is biased.
     max_length: tokens of a response at most; `None` takes the length of the longest logged response.
@@ -146,7 +146,7 @@ def make_rollouts(
       f'{algorithm.name} learns from fresh responses, and a cached reference has log-probs of logged ones '
       'only: pass a live one, as RunSpec(reference=Frozen()) or --set REFERENCE=frozen.'
     )
-  reward, length = rewards.find(options.reward), options.max_length or max_length
+  reward, length = rewards.find(options.reward, mesh=mesh), options.max_length or max_length
   lay_out = _make_lay_out(nets, algorithm, reference, mesh, chunk_size)
 
   def make_answer(temperature: float | int, purpose: int) -> _Answer:

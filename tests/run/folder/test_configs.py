@@ -321,7 +321,7 @@ def test_every_setting_of_a_run_says_what_changing_it_does():
     *(
       f'load_triplets.{name}'
       for name in (
-        'columns', 'map_reward', 'template', 'chat_template', 'chat', 'prompt_length',
+        'columns', 'map_reward', 'rewards', 'template', 'chat_template', 'chat', 'prompt_length',
         'response_length', 'overlong', 'keep', 'scaling', 'validation_fraction', 'test_fraction',
         'split_salt', 'task_split', 'eval_task_split', 'task_modules',
       )

@@ -113,7 +113,10 @@ def test_kl_to_a_reference_that_moves_is_named_apart(nets, mesh, table):
 
 @pytest.mark.parametrize(
   'reward, said',
-  [('exactmatch', 'is no reward function: pass one of'), ('absent.py:f', 'cannot import absent.py')],
+  [
+    ('exactmatch', r'is no reward function \(did you mean exact_match\?\): pass one of'),
+    ('absent.py:f', 'cannot import absent.py'),
+  ],
 )
 def test_a_reward_that_is_not_there_is_refused_in_words(nets, mesh, reward, said):
   with pytest.raises(UsageError, match=said):

@@ -94,7 +94,11 @@ def test_a_name_says_nothing_of_this_process():
   'spec, message',
   [
     (None, 'there is no reward function: pass .*--set REWARD=exact_match'),
-    ('exactmatch', 'is no reward function'),
+    ('exactmatch', r'is no reward function \(did you mean exact_match\?\)'),
+    (
+      'helpful=runs/a,safe=contains',
+      'names columns, .* a run takes one reward: .*--rewards helpful=1,safe=0.5',
+    ),
     ('nowhere.py:f', 'cannot import nowhere.py'),
     ('no_such_module:f', 'cannot import no_such_module'),
     ('dro_jax.run.sampling.rewards:nothing', "has no function 'nothing'"),

@@ -1,0 +1,90 @@
+"""Answers of files to be scored: each with its text, and with its record's fields under our names."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dro_jax.data.records import comparisons, field_paths, numbers, products, readers, texts
+from dro_jax.data.records.fields import FIELDS, checked_names
+from dro_jax.data.records.file_names import expand
+from dro_jax.data.records.ids import Ids, read_id
+
+
+class Answer(NamedTuple):
+  """One answer.
+
+  Attributes:
+    prompt, response: texts; a prompt that is a conversation is its turns as JSON (see `text.chat`).
+    fields: all that its record holds, which makes the same triplet when it is read again.
+    where: file:line, for errors.
+  """
+
+  prompt: str
+  response: str
+  fields: dict[str, Any]
+  where: str
+
+
+def read_answers(
+  paths: str | Sequence[str], columns: str | Mapping[str, str] | None = None
+) -> Iterator[Answer]:
+  """The answers of triplet files, with or without rewards; a comparison is two, as in `read_triplets`.
+
+  Fields that the user named have our names, and those that he ignores are left out. A field's number that a
+  format without types holds as text is a number.
+
+  Args:
+    paths: of any triplet format.
+    columns: our name to the file's: 'prompt=question,response=answer'.
+
+  Raises:
+    UsageError: names file:line and field.
+  """
+  names, ids = checked_names(columns), Ids()
+  for path in expand(paths):
+    is_textual = readers.format_of(path) in ('csv', 'tsv')
+    for where, record in _located(path, names):
+      record_id = read_id(record, names, where, ids)
+      fields = _in_our_names(record, names, is_textual) | {'id': record_id}
+      if comparisons.is_one(record, names):
+        yield from _compared(record, names, where, fields)
+        continue
+      spoken = texts.with_sharegpt(record, names)
+      prompt, response = texts.prompt_and_response(record, spoken, where, None)
+      yield Answer(prompt, response, fields, where)
+
+
+def _located(path: str, names: Mapping[str, str]) -> Iterator[tuple[str, dict]]:
+  """(file:line, fields) of a file, with all of its fields; of a chat product's export its rated answers."""
+  records = readers.located(path)
+  named = any(names.get(name) for name in ('prompt', 'response', 'messages', *comparisons.SIDES))
+  return records if named or readers.format_of(path) != 'json' else products.opened(path, records)
+
+
+def _in_our_names(record: Mapping[str, Any], names: Mapping[str, str], is_textual: bool) -> dict[str, Any]:
+  kept = {
+    name: _typed(name, value, is_textual)
+    for name, value in record.items()
+    if name not in names.values() and names.get(name) != ''
+  }
+  named = {name: field_paths.reach(record, path) for name, path in names.items() if path}
+  return kept | {name: _typed(name, value, is_textual) for name, value in named.items() if value is not None}
+
+
+def _typed(name: str, value: Any, is_textual: bool) -> Any:
+  if not is_textual or name in ('prompt', 'response', 'id', *comparisons.SIDES):
+    return value
+  number = numbers.plain_number(value, True)
+  return value if number is None else number
+
+
+def _compared(
+  record: Mapping[str, Any], names: Mapping[str, str], where: str, fields: Mapping[str, Any]
+) -> Iterator[Answer]:
+  """The two answers of a comparison."""
+  others = {name: value for name, value in fields.items() if name not in (*FIELDS, *comparisons.SIDES)}
+  for side, (prompt, response) in texts.read_sides(record, names, where, None).items():
+    own = {'id': f'{fields["id"]}/{side}', 'prompt': prompt, 'response': response}
+    yield Answer(prompt, response, {**own, 'reward': comparisons.REWARDS[side], **others}, where)
+
+
+__all__ = ['Answer', 'read_answers']

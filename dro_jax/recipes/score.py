@@ -1,0 +1,310 @@
+"""The `score` command: rewards for the answers of a file, by reward models, functions and programs."""
+
+import functools
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dro_jax import files, limits
+from dro_jax.data.records import comparisons, file_names, scored
+from dro_jax.data.records.answers import Answer, read_answers
+from dro_jax.data.sources.find import find, refuse_changed, stamps
+from dro_jax.data.sources.task_modules import import_modules
+from dro_jax.data.storage.fingerprints import differences
+from dro_jax.data.text import chat
+from dro_jax.errors import UsageError
+from dro_jax.parallel.partitioning import MeshSpec
+from dro_jax.run.sampling import rewards
+from dro_jax.run.sampling.reward_models import RewardModel
+from dro_jax.run.sampling.rewards import Reward
+
+OWN, LOGGED = 'reward', 'logged_reward'  # The field that one reward fills, and where the file's own goes.
+_LONGEST_NAME = 200  # Bytes; file systems allow 255, and the files beside the output have longer names.
+_log = logging.getLogger(__name__)
+
+
+def score(
+  triplets: str | Sequence[str],
+  reward: str,
+  output: str,
+  *,
+  columns: str | Mapping[str, str] | None = None,
+  chat_template: str = chat.TEMPLATE,
+  batch_size: int = 256,
+  model_batch_size: int = 32,
+  timeout: float | int = 600.0,
+  task_modules: str | Sequence[str] = (),
+  data_dir: str | None = None,
+  mesh: MeshSpec = MeshSpec(),
+) -> dict[str, Any]:
+  """Scores the answers of files and writes them, with all of their fields, as JSON lines to train on.
+
+  What was scored is kept at once in OUTPUT.partial, by the texts of prompt and response. So the same command,
+  killed at any instant, goes on where it was, and scores equal texts once. Another reward is refused there.
+
+  Args:
+    triplets: files of any triplet format, in which rewards are not needed, or names of data sets, of which
+      the training part is read. A comparison is two answers.
+    reward: the name of a built-in reward, FILE.py:FUNCTION or MODULE:FUNCTION, the folder of a reward model,
+      or 'command:PROGRAM' (see `run.sampling.rewards.find`), which fills the field `reward`; the file's own
+      reward becomes `logged_reward`. Several are 'helpful=SPEC,safe=SPEC', which fill the fields of these
+      names and leave `reward` as it is.
+    output: the file to write, .jsonl.
+    columns: names of the fields in the files: 'prompt=question,response=answer'.
+    chat_template: the text of each turn where a prompt is a conversation, for functions and programs; a
+      reward model reads turns as it was trained to.
+    batch_size: answers that are given to a reward, and then kept, at once.
+    model_batch_size: answers that a reward model computes at once.
+    timeout: seconds that a program may take for a batch.
+    task_modules: modules to import first, which register seqio tasks.
+    data_dir: a folder that holds the public data sets' folders; `None` downloads them.
+    mesh: devices' arrangement, over which a reward model splits its batches.
+
+  Returns:
+    How many answers there are, and how many of them were scored now; mean and standard deviation by field.
+
+  Raises:
+    UsageError: there is no file or no reward, a reward fails, the output is one of the files, or scores of
+      other rewards are kept beside it.
+  """
+  limits.whole('score', batch_size=batch_size, model_batch_size=model_batch_size)
+  if min(batch_size, model_batch_size) < 1:
+    raise UsageError(
+      f'batch_size={batch_size}, model_batch_size={model_batch_size}: pass 1 or more, as --set BATCH=256 and '
+      '--set MODEL_BATCH=32.'
+    )
+  import_modules(task_modules)
+  paths = file_names.expand(triplets) if file_names.is_files(triplets) else []
+  answers = functools.partial(_answers, paths or triplets, columns, data_dir)
+  target = _target(output, paths)
+  chat.check_template(chat_template)
+  named = rewards.find_named(reward, mesh=mesh.over(), batch_size=model_batch_size, timeout=timeout)
+  specs = {name or OWN: spec for name, spec in rewards.parse_named(reward).items()}
+  records = {name: rewards.record_of(spec) for name, spec in specs.items()}
+  kept = _Kept(target, {'rewards': records, 'chat_template': chat_template}, list(specs))
+  before = stamps(paths)
+  functions = [_Scorer(function, chat_template) for function in named.values()]
+  new = 0
+  for chunk in _chunks(answers(), batch_size):
+    new += _score_chunk(chunk, functions, kept)
+  refuse_changed(before)
+  numbers = _Numbers(list(specs))
+  if jax.process_index() == 0:
+    scored.write(target, records)
+    with files.replacing(target) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+      for answer in answers():
+        file.write(files.json_line(_written(answer, numbers.noted(kept.of(answer)), None in named)))
+    kept.remove()
+  return {'output': str(target), 'answers': numbers.count, 'scored': new, **numbers.summary()}
+
+
+def _answers(
+  triplets: str | Sequence[str], columns: str | Mapping[str, str] | None, data_dir: str | None
+) -> Iterator[Answer]:
+  """The answers of files with all their fields, or of data sets by name with their numbers."""
+  if file_names.is_files(triplets):
+    yield from read_answers(triplets, columns)
+    return
+  for record in find(triplets, columns=columns, chat_template=None, data_dir=data_dir).records():
+    texts = {'id': record.id, 'prompt': record.prompt, 'response': record.response}
+    own = {} if record.reward is None else {OWN: record.reward}
+    yield Answer(
+      record.prompt, record.response, texts | own | comparisons.without(record.columns), record.where
+    )
+
+
+def _target(output: str, paths: Sequence[str]) -> pathlib.Path:
+  """The file to write, checked before anything is scored."""
+  target = files.output_file(output)
+  if not target.name.endswith('.jsonl'):
+    raise UsageError(
+      f'--output={output}: scored answers are JSON lines, so that the name must end in .jsonl: pass '
+      f'--output={target.with_suffix(".jsonl")}.'
+    )
+  if len(os.fsencode(target.name)) > _LONGEST_NAME:
+    raise UsageError(
+      f'--output={output}: its name is too long for the files that are written beside it: pass a name of at '
+      f'most {_LONGEST_NAME} letters.'
+    )
+  if any(target.resolve() == pathlib.Path(path).resolve() for path in paths):
+    raise UsageError(
+      f'--output={output} is among the files to score, and would be replaced: pass another file.'
+    )
+  return target
+
+
+class _Scorer:
+  """A reward with the texts as it reads them."""
+
+  def __init__(self, function: Reward, chat_template: str):
+    self._function, self._template = function, chat_template
+
+  def __call__(self, answers: Sequence[Answer]) -> list[float] | None:
+    """One number for each answer; `None` in a process that leaves it to the first one.
+
+    A reward model computes on all processes' devices. What a function or a program costs is paid once.
+    """
+    if isinstance(self._function, RewardModel):
+      prompts = [answer.prompt for answer in answers]
+    elif jax.process_index() == 0:
+      prompts = [chat.rendered_by(answer.prompt, self._template) for answer in answers]
+    else:
+      return None
+    return rewards.reward_responses(self._function, prompts, [answer.response for answer in answers])
+
+
+def _key(answer: Answer) -> str:
+  return files.hash_parts([answer.prompt.encode(), b'\0', answer.response.encode()])
+
+
+class _Kept:
+  """The scores so far, by the texts' digest: in memory, and in OUTPUT.partial, to which each batch is added.
+
+  The first of several processes alone reads and writes the file.
+
+  Args:
+    target: the output.
+    identity: all on which scores depend; the scores of another identity are not used.
+    names: of the scores of an answer.
+  """
+
+  def __init__(self, target: pathlib.Path, identity: Mapping[str, Any], names: Sequence[str]):
+    self._path, self._names = target.with_name(f'{target.name}.partial'), names
+    self._scores: dict[str, list[float]] = {}
+    if jax.process_index() == 0:
+      self._resume(json.loads(files.json_text({'identity': identity})))
+
+  def _resume(self, head: Mapping[str, Any]) -> None:
+    lines = list(files.json_lines(self._path)) if self._path.exists() else []
+    if lines[:1] == [head]:
+      for line in lines[1:]:
+        self._scores[line['key']] = [line['scores'][name] for name in self._names]
+      self._cut_torn_line()
+      _log.info('%s: goes on after %d scored answers', self._path, len(self._scores))
+      return
+    if len(lines) > 1:  # They may have cost hours, or money.
+      changed = '; '.join(differences(head['identity'], lines[0].get('identity') or {}))
+      raise UsageError(
+        f'{self._path} holds {len(lines) - 1} scores of other rewards or settings ({changed}), and the '
+        'new ones would be mixed with them: pass those to go on, remove the file to begin anew, or pass '
+        'another --output.'
+      )
+    files.write_atomically(self._path, files.json_line(head))
+
+  def _cut_torn_line(self) -> None:
+    """Cuts off the end of a line that a killed process wrote in part, after which no line could be added."""
+    with open(self._path, 'rb+') as file:
+      content = file.read()
+      file.truncate(content.rfind(b'\n') + 1)
+
+  def __contains__(self, answer: Answer) -> bool:
+    return _key(answer) in self._scores
+
+  def of(self, answer: Answer) -> dict[str, float]:
+    """The scores of an answer, by their names."""
+    return dict(zip(self._names, self._scores[_key(answer)]))
+
+  def add(self, answers: Sequence[Answer], scores: np.ndarray) -> None:
+    """Keeps scores `[answers, names]`: they are on disk when this returns."""
+    rows = {_key(answer): row.tolist() for answer, row in zip(answers, scores)}
+    self._scores |= rows
+    if jax.process_index() != 0:
+      return
+    with open(self._path, 'a', encoding='utf-8') as file:
+      for key, row in rows.items():
+        file.write(files.json_line({'key': key, 'scores': dict(zip(self._names, row))}))
+      file.flush()
+      os.fsync(file.fileno())
+
+  def share(self, answers: Sequence[Answer]) -> list[Answer]:
+    """The answers that are still to be scored, the same in every process."""
+    if jax.process_count() > 1:
+      table = np.full((len(answers), len(self._names)), np.nan)
+      for row, answer in zip(table, answers):
+        row[:] = self._scores.get(_key(answer), np.nan)
+      table = np.asarray(multihost_utils.broadcast_one_to_all(table), np.float64)
+      for row, answer in zip(table, answers):
+        if not np.isnan(row).any():
+          self._scores[_key(answer)] = row.tolist()
+    return [answer for answer in answers if answer not in self]
+
+  def remove(self) -> None:
+    self._path.unlink(missing_ok=True)
+
+
+def _chunks(answers: Iterator[Answer], size: int) -> Iterator[list[Answer]]:
+  """Answers of different texts, `size` at a time; equal texts once."""
+  seen: set[str] = set()
+  chunk: list[Answer] = []
+  for answer in answers:
+    if (key := _key(answer)) not in seen:
+      seen.add(key)
+      chunk.append(answer)
+    if len(chunk) == size:
+      yield chunk
+      chunk = []
+  if chunk:
+    yield chunk
+
+
+def _score_chunk(chunk: Sequence[Answer], functions: Sequence[_Scorer], kept: _Kept) -> int:
+  """Scores those of some answers that have no scores yet; returns how many these are."""
+  missing = kept.share(chunk)
+  if not missing:
+    return 0
+  columns = [function(missing) for function in functions]
+  scores = np.array([[np.nan] * len(missing) if x is None else x for x in columns], np.float64).T
+  if jax.process_count() > 1:
+    scores = np.asarray(multihost_utils.broadcast_one_to_all(scores), np.float64)
+  kept.add(missing, scores)
+  return len(missing)
+
+
+def _written(answer: Answer, scores: Mapping[str, float], replaces: bool) -> dict[str, Any]:
+  """A record as the output has it; a reward without a name `replaces` the record's own."""
+  fields = dict(answer.fields)
+  if replaces and fields.get(OWN) is not None:
+    fields.setdefault(LOGGED, fields[OWN])
+  return {name: _plain(value) for name, value in fields.items()} | scores
+
+
+def _plain(value: Any) -> Any:
+  """A field's value as JSON can hold it; a date of a parquet file is its text."""
+  try:
+    json.dumps(value)
+  except TypeError:
+    return value.tolist() if hasattr(value, 'tolist') else str(value)
+  return value
+
+
+class _Numbers:
+  """Counts, means and deviations of the scores that are written."""
+
+  def __init__(self, names: Sequence[str]):
+    self.count = 0
+    self._sums = {name: np.zeros(2) for name in names}
+
+  def noted(self, scores: Mapping[str, float]) -> Mapping[str, float]:
+    self.count += 1
+    for name, score in scores.items():
+      self._sums[name] += score, score**2
+    return scores
+
+  def summary(self) -> dict[str, float]:
+    """The mean and the standard deviation of each score."""
+    result = {}
+    for name, (total, squares) in self._sums.items():
+      mean = total / max(self.count, 1)
+      result[f'{name}_mean'] = float(mean)
+      result[f'{name}_sd'] = float(np.sqrt(max(squares / max(self.count, 1) - mean**2, 0.0)))
+    return result
+
+
+__all__ = ['score']
