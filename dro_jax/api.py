@@ -18,7 +18,7 @@ from dro_jax.run.spec import Policy
 from dro_jax.run.trained import TrainedRun, load_run
 
 
-def pretrained(folder: str | os.PathLike, vocabulary: str | None = None) -> Policy:
+def pretrained(folder: str | os.PathLike[str], vocabulary: str | None = None) -> Policy:
   """The policy of a checkpoint: its configuration and vocabulary are read now, its weights when a run starts.
 
   Args:
@@ -99,7 +99,7 @@ def _reading(triplets: Triplets) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def load(folder: str | os.PathLike, mesh: MeshSpec = MeshSpec(), **options: Any) -> TrainedRun:
+def load(folder: str | os.PathLike[str], mesh: MeshSpec = MeshSpec(), **options: Any) -> TrainedRun:
   """A trained run: its best checkpoint, or the newest, to answer and to score with.
 
   Args:
@@ -121,7 +121,7 @@ def load(folder: str | os.PathLike, mesh: MeshSpec = MeshSpec(), **options: Any)
   return load_run(os.fspath(folder), mesh.over(), **options)
 
 
-def report(*runs: str | os.PathLike, **options: Any) -> Result:
+def report(*runs: str | os.PathLike[str], **options: Any) -> Result:
   """Compares runs on the prompts that all held out: settings, spending, metrics with intervals.
 
   Args:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import optax
 import rich.table
 from rich.console import Console
 
@@ -177,7 +178,7 @@ def fit(
 ) -> str:
   """Trains one policy, or resumes it, and returns its run's folder."""
 
-  def optimizer(rate: float):
+  def optimizer(rate: float) -> optax.GradientTransformation:
     return optimizers.adamw(optimizers.warmup_cosine(rate, steps, min(30, steps // 2)))
 
   # V starts at 0. Were ratings not centred, every logged response would first be pushed the same way, until V

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import numpy as np
+import optax
 from rich.console import Console
 
 from dro_jax import algorithms, api
@@ -146,7 +147,7 @@ def described(log: pathlib.Path) -> str:
 def fit(folder: pathlib.Path, log: pathlib.Path, settings: Settings) -> None:
   """Trains adapters of the policy and of its value by DRO-V on the log, or resumes them."""
 
-  def optimizer():
+  def optimizer() -> optax.GradientTransformation:
     rate = optimizers.warmup_cosine(settings.learning_rate, settings.steps, max(1, settings.steps // 10))
     return optimizers.adamw(rate)
 

@@ -9,22 +9,23 @@ import inspect
 from typing import Any
 
 from dro_jax.algorithms.a_lol import *
-from dro_jax.algorithms.base import (
-  NO_LOSS,
-  Algorithm,
-  Online,
-  by_group,
-  by_pair,
-  by_response,
-  check_columns,
-  with_batch_value,
-)
+from dro_jax.algorithms.base import NO_LOSS as NO_LOSS
+from dro_jax.algorithms.base import Algorithm as Algorithm
+from dro_jax.algorithms.base import Online as Online
+from dro_jax.algorithms.base import by_group as by_group
+from dro_jax.algorithms.base import by_pair as by_pair
+from dro_jax.algorithms.base import by_response as by_response
+from dro_jax.algorithms.base import check_columns as check_columns
+from dro_jax.algorithms.base import with_batch_value as with_batch_value
 from dro_jax.algorithms.dro import *
 from dro_jax.algorithms.groups import *
 from dro_jax.algorithms.kto import *
 from dro_jax.algorithms.labels import *
-from dro_jax.algorithms.labels import Baseline, Labels, Thumbs
-from dro_jax.algorithms.next_token_kl import NextTokenKl, with_next_token_kl
+from dro_jax.algorithms.labels import Baseline as Baseline
+from dro_jax.algorithms.labels import Labels as Labels
+from dro_jax.algorithms.labels import Thumbs as Thumbs
+from dro_jax.algorithms.next_token_kl import NextTokenKl as NextTokenKl
+from dro_jax.algorithms.next_token_kl import with_next_token_kl as with_next_token_kl
 from dro_jax.algorithms.online import *
 from dro_jax.algorithms.oreo import *
 from dro_jax.algorithms.policy_gradient import *

@@ -33,7 +33,7 @@ class NextTokenKl:
   weight: float | int = 0.0
   direction: str = 'reverse'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 <= self.weight < math.inf:
       raise UsageError(
         f'weight={self.weight} weighs a KL that the loss adds, and below 0 it would drive the policy '

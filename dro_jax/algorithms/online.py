@@ -1,6 +1,6 @@
 """Methods on fresh responses of the current policy: RLOO, CoPG, PPO."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 
@@ -27,7 +27,9 @@ def _on_fresh_groups(algorithm: Algorithm, samples: int, epochs: int = 1) -> Alg
   )  # fmt: skip
 
 
-def _online(samples: int, epochs: int, token_columns: Callable | None = None) -> Online:
+def _online(
+  samples: int, epochs: int, token_columns: Callable[[Batch], Mapping[str, Array]] | None = None
+) -> Online:
   if samples < 1 or epochs < 1:
     raise UsageError(f'samples={samples}, epochs={epochs}: pass 1 or more of each.')
   return Online(samples, epochs, token_columns)

@@ -58,7 +58,7 @@ def choose(finished: Iterable[Finished], methods: Iterable[str], checkpoint: str
 
 
 def _choose(finished: Sequence[Finished], checkpoint: str) -> Chosen:
-  tried: dict[tuple, dict[int, Finished]] = {}
+  tried: dict[tuple[tuple[str, Any], ...], dict[int, Finished]] = {}
   for each in finished:
     tried.setdefault(_key(each.cell), {})[each.cell.seed] = each
   counted = collections.Counter(frozenset(of_seed) for of_seed in tried.values())
@@ -73,7 +73,7 @@ def _choose(finished: Sequence[Finished], checkpoint: str) -> Chosen:
   )
 
 
-def _key(cell: Cell) -> tuple:
+def _key(cell: Cell) -> tuple[tuple[str, Any], ...]:
   return tuple(sorted(cell.hyperparameters.items()))
 
 

@@ -10,7 +10,7 @@ folder, a run's folder, or one STEP of it, and reads the policy's parameters onl
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -248,7 +248,12 @@ def _make_score(metric: str | None, mode: str, bound: Bound | None) -> Score:
 class _BestN(checkpoint_managers.BestN):
   """Keeps the best, but none that can never be the best, though there be no other."""
 
-  def should_preserve(self, checkpoints, *, context):
+  def should_preserve(
+    self,
+    checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+    *,
+    context: checkpoint_managers.PreservationContext,
+  ) -> Sequence[bool]:
     kept = super().should_preserve(checkpoints, context=context)
     return [
       keeps and info.metrics is not None and self.get_metric_fn(info.metrics) > -math.inf

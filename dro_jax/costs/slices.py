@@ -232,11 +232,12 @@ def _wraps(length: int, where: Slice) -> bool:
   return whole and length % where.chip.wraps == 0 and length > 2
 
 
-def route(source: Any, target: Any, where: Slice) -> list[tuple]:
+def route(source: Any, target: Any, where: Slice) -> list[tuple[str | int, ...]]:
   """The links (chip, axis, direction) from one chip to another, one axis after the other, the shorter way."""
   if slice_of(source) != slice_of(target):
     return [('dcn', source.id)]
-  at, end, links = list(place_of(source)), place_of(target), []
+  links: list[tuple[str | int, ...]] = []
+  at, end = list(place_of(source)), place_of(target)
   for axis, length in enumerate(where.shape):
     ahead: float | int = end[axis] - at[axis]
     if _wraps(length, where) and abs(ahead) > length / 2:

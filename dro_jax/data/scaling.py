@@ -1,7 +1,7 @@
 """Reward scaling, fitted once on the training rewards, saved with the run, and applied to every table."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class RewardScaling(NamedTuple):
   knots: tuple[tuple[float, float], ...] = ()
   statistics: dict[str, float] = {}
 
-  def apply(self, rewards: np.ndarray | Sequence, levels: np.ndarray | float = 0.0) -> np.ndarray:
+  def apply(self, rewards: np.ndarray | Sequence[float], levels: np.ndarray | float = 0.0) -> np.ndarray:
     """Scaled rewards, float64. Quantiles lie in [0, 1]; rewards outside the range get its end's quantile.
 
     Args:
@@ -51,7 +51,7 @@ class RewardScaling(NamedTuple):
     # A lone reward is its own level, and so are equal ones, to the bit.
     return rewards - ties.deviations(rewards, prompt_index) if self.kind == 'standardise_within' else 0.0
 
-  def invert(self, scaled: np.ndarray | Sequence) -> np.ndarray:
+  def invert(self, scaled: np.ndarray | Sequence[float]) -> np.ndarray:
     """Rewards in their own units, float64; for quantiles, the reward at each quantile.
 
     Of rewards that are standardised within prompts these are deviations from their prompt's mean.
@@ -66,7 +66,7 @@ class RewardScaling(NamedTuple):
     """τ in the reward's own units; None for quantiles, which stretch rewards unevenly."""
     return None if self.kind == 'quantile' else temperature * self.scale
 
-  def to_json(self, temperature: float | int | None = None) -> dict:
+  def to_json(self, temperature: float | int | None = None) -> dict[str, Any]:
     """A plain dict; with a temperature it also holds the effective temperature."""
     fields = self._asdict() | {'knots': [list(knot) for knot in self.knots]}
     if temperature is not None:
@@ -74,7 +74,7 @@ class RewardScaling(NamedTuple):
     return fields
 
 
-def from_json(fields: dict) -> RewardScaling:
+def from_json(fields: dict[str, Any]) -> RewardScaling:
   """The scaling that `to_json` described."""
   knots = tuple((float(value), float(quantile)) for value, quantile in fields['knots'])
   return RewardScaling(fields['kind'], fields['shift'], fields['scale'], knots, fields['statistics'])
@@ -86,7 +86,9 @@ def notes(scaling: RewardScaling) -> tuple[str, ...]:
   return (f'rewards: {lone} prompts have one response, whose scaled reward is 0',) if lone else ()
 
 
-def fit(kind: str, rewards: np.ndarray | Sequence, prompt_index: np.ndarray | None = None) -> RewardScaling:
+def fit(
+  kind: str, rewards: np.ndarray | Sequence[float], prompt_index: np.ndarray | None = None
+) -> RewardScaling:
   """Fits a scaling.
 
   Args:

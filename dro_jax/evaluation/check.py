@@ -19,7 +19,7 @@ from dro_jax.run.sampling import generation
 from dro_jax.run.sampling.prompts import tokenise_prompts
 from dro_jax.step import reference, train_step
 from dro_jax.step import state as train_state
-from dro_jax.types import Params, Rows
+from dro_jax.types import Array, Params, Rows
 
 # What each kind of model is used for. Tasks that T5 and FLAN were trained on:
 TASKS = (
@@ -142,7 +142,7 @@ def _score(
   score = scoring.make_score(nets.policy)
   evaluate = train_step.make_evaluate(score, NO_LOSS, reference.Frozen().build(score))
 
-  def logps(state: train_state.TrainState, rows: Rows):
+  def logps(state: train_state.TrainState, rows: Rows) -> tuple[Array, Array]:
     scores, reference_scores, _ = evaluate(state, rows)
     return scores.logps, reference_scores.logps
 

@@ -206,7 +206,7 @@ def compared(
   )  # fmt: skip
 
 
-def _measured(found: Sequence[Validation]) -> Iterator[tuple[list[dict], int]]:
+def _measured(found: Sequence[Validation]) -> Iterator[tuple[list[dict[str, Any]], int]]:
   """(each run's statistics, the number of prompts that they are functions of): logged responses, samples."""
   prompts = next((len(np.unique(x.prompts)) for x in found if x.prompts is not None), 0)
   samples = next((len(x.sample_prompts) for x in found if x.sample_prompts is not None), 0)
@@ -216,7 +216,9 @@ def _measured(found: Sequence[Validation]) -> Iterator[tuple[list[dict], int]]:
     yield [validation.make_statistics(x) for x in found], prompts
 
 
-def _less(f: Callable[[np.ndarray], float], g: Callable[[np.ndarray], float]):
+def _less(
+  f: Callable[[np.ndarray], float], g: Callable[[np.ndarray], float]
+) -> Callable[[np.ndarray], float]:
   return lambda weights_P: f(weights_P) - g(weights_P)
 
 

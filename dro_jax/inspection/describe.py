@@ -3,7 +3,7 @@
 Axes: N responses, P distinct prompts. Everything returned is plain JSON.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +63,7 @@ def _first_of_prompts(table: TokenTable) -> np.ndarray:
   return np.unique(table.prompt_index, return_index=True)[1]
 
 
-def _characters(texts, records: np.ndarray) -> np.ndarray:
+def _characters(texts: Sequence[str], records: np.ndarray) -> np.ndarray:
   return np.fromiter((len(texts[i]) for i in records.tolist()), np.int64, len(records))
 
 

@@ -32,6 +32,10 @@ class Admission(NamedTuple):
   units: Mapping[str, Any] | None = None
 
 
+# From an algorithm and a scaling to its units, if it has any; raises where it cannot learn.
+_Check = Callable[[algorithms.Algorithm, str], Mapping[str, Any] | None]
+
+
 class _Variant(NamedTuple):
   """One way to make an algorithm, and the settings that say so."""
 
@@ -76,7 +80,9 @@ def admissions(
   return [_admission(name, make, kinds, check) for name, make in methods().items()]
 
 
-def _admission(name: str, make: Callable, kinds: Sequence[str], check: Callable) -> Admission:
+def _admission(
+  name: str, make: Callable[..., algorithms.Algorithm], kinds: Sequence[str], check: _Check
+) -> Admission:
   """The first variant that can learn from the data; else the refusal of the default."""
   reason = ''
   for kind, variant in itertools.product(kinds, _variants(name, make)):
@@ -112,7 +118,7 @@ def _variants(name: str, make: Callable[..., algorithms.Algorithm]) -> Iterator[
         )
 
 
-def _returns(function: Callable) -> Any:
+def _returns(function: Callable[..., Any]) -> Any:
   return inspect.signature(function).return_annotation
 
 

@@ -60,7 +60,12 @@ def _promising(table: TokenTable, batches: Sequence[np.ndarray]) -> list[tuple[i
 
 
 def _packed(
-  table: TokenTable, order: plan.Plan, batches: list, default: Mapping, changes: Mapping, **options
+  table: TokenTable,
+  order: plan.Plan,
+  batches: Sequence[np.ndarray],
+  default: Mapping[str, Any],
+  changes: Mapping[str, Any],
+  **options: int,
 ) -> dict[str, Any]:
   rows = layout.Layout.fit(table, order, **{**default, **changes}, **options)
   fill = layout.fill(table, rows, batches)

@@ -37,7 +37,7 @@ def _of_content(content: Mapping[str, Any]) -> Iterator[str]:
   yield from _of_texts(content)
 
 
-def _of_words(words: Mapping | None, spelling: Spelling) -> Iterator[str]:
+def _of_words(words: Mapping[str, Any] | None, spelling: Spelling) -> Iterator[str]:
   if not words:
     return
   counted = ', '.join(f'{word} ({count})' for word, count in words['words'].items())
@@ -49,14 +49,16 @@ def _of_words(words: Mapping | None, spelling: Spelling) -> Iterator[str]:
   yield f'Rewards are words: {counted}. Pass {spelling.setting(setting)}, {guess}.'
 
 
-def _of_one_kind(labels: Mapping) -> Iterator[str]:
+def _of_one_kind(labels: Mapping[str, Any]) -> Iterator[str]:
   if labels['rule'] == 'binary' and labels['desirable'] in (0, labels['labels']):
     up = labels['desirable']
     kind, does = ('desirable', 'only imitate them') if up else ('undesirable', 'only push them away')
     yield f'All {labels["labels"]} responses to train on are {kind}: kto and bco can {does}.'
 
 
-def _of_rewards(rewards: Mapping, scaling: Mapping, duplicates: Mapping, judged: bool) -> Iterator[str]:
+def _of_rewards(
+  rewards: Mapping[str, Any], scaling: Mapping[str, Any], duplicates: Mapping[str, Any], judged: bool
+) -> Iterator[str]:
   mean, sd = rewards['mean'], rewards['sd']
   if sd == 0:
     yield f'All rewards are {text(mean)}: only imitation can learn from them.'
@@ -91,7 +93,9 @@ def _of_rewards(rewards: Mapping, scaling: Mapping, duplicates: Mapping, judged:
     )
 
 
-def _of_comparisons(comparisons: Mapping, variance: Mapping, records: int, judged: bool) -> Iterator[str]:
+def _of_comparisons(
+  comparisons: Mapping[str, Any], variance: Mapping[str, Any], records: int, judged: bool
+) -> Iterator[str]:
   watch = 'watch the length of samples (eval/sample_tokens).'
   correlation, longer = comparisons['length_correlation'] or 0.0, comparisons['longer_is_better']
   if abs(correlation) > max(_LENGTH, 2 / records**0.5):

@@ -199,7 +199,7 @@ class Embedding(nn.Module):
   dtype: Any = jnp.float32
   stddev: float = 1.0
 
-  def setup(self):
+  def setup(self) -> None:
     init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), ('vocab', 'embed'))
     self.embedding = self.param('embedding', init, (self.vocab_size, self.features), jnp.float32)
 
@@ -289,7 +289,7 @@ class Attention(nn.Module):
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
 
-  def setup(self):
+  def setup(self) -> None:
     def query_init(*args: Any) -> Array:
       return _fan_in_normal(*args) / np.sqrt(self.head_dim).astype(np.float32)
 
@@ -362,7 +362,7 @@ class RelativeBias(nn.Module):
   max_distance: int
   bidirectional: bool
 
-  def setup(self):
+  def setup(self) -> None:
     init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
     init = nn.with_logical_partitioning(init, ('heads', 'relpos_buckets'))
     self.rel_embedding = self.param('rel_embedding', init, (self.num_heads, self.num_buckets), jnp.float32)

@@ -66,7 +66,7 @@ class Lora:
   base_kernels: str = 'float32'
   base: Annotated[str | None, PLACE] = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     names = self.targets.split(',') if isinstance(self.targets, str) else self.targets
     object.__setattr__(self, 'targets', tuple(name.strip() for name in names))
     self._refuse()

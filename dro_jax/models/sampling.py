@@ -232,7 +232,7 @@ def _nucleus_threshold(probabilities_BV: Array, top_p: float) -> Array:
   """
   bits_BV = jax.lax.bitcast_convert_type(probabilities_BV, jnp.int32)
 
-  def halve(_, bounds):
+  def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     low_B1, high_B1 = bounds
     middle_B1 = low_B1 + (high_B1 - low_B1) // 2
     mass_B1 = jnp.sum(jnp.where(bits_BV >= middle_B1, probabilities_BV, 0.0), axis=-1, keepdims=True)

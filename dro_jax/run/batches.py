@@ -154,7 +154,7 @@ def make_loaders(
   _refuse_lone(batch_size, algorithm, triplets.report.get('labels', {}))
   _refuse_indivisible(batch_size, algorithm.unit, rows.packed, multiple)
 
-  def load(table, batches) -> loader.Loader:
+  def load(table: TokenTable, batches: plan.Plan | plan.SequentialPlan | plan.UnitPlan) -> loader.Loader:
     table = dataclasses.replace(table, columns=comparisons.without(table.columns))
     fitted = packing.Layout.fit(table, batches, row_multiple=multiple, **dataclasses.asdict(rows))
     return loader.Loader(table, batches, fitted, mismatched=algorithm.uses_mismatched)

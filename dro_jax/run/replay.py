@@ -17,8 +17,8 @@ from dro_jax.run.train import opened, refuse_unbuilt
 
 def replay(
   run: Run,
-  folder: str | os.PathLike,
-  batch: str | os.PathLike,
+  folder: str | os.PathLike[str],
+  batch: str | os.PathLike[str],
   configs: Callable[[], Recorded] = Recorded,
 ) -> dict[str, Any]:
   """Runs from the newest checkpoint to a saved batch, and reports the cause of its loss that is not finite.
@@ -47,7 +47,7 @@ def replay(
     return _replay(own.run, own.state, batch)
 
 
-def _replay(run: Run, state: Any, batch: str | os.PathLike) -> dict[str, Any]:
+def _replay(run: Run, state: Any, batch: str | os.PathLike[str]) -> dict[str, Any]:
   last, first = nonfinite.step_of(batch), int(state.step)
   if first >= last:
     raise UsageError(

@@ -37,7 +37,7 @@ class Schedule:
   sample_prompts: Annotated[int, LENGTH] = 3
   kl_prompts: Annotated[int, LENGTH] = 64
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, value in dataclasses.asdict(self).items():
       if value is not None or name != 'eval_examples':
         limits.whole('Schedule', **{name: value})
@@ -54,7 +54,7 @@ class Schedule:
 class Clock:
   """Seconds between two moments at which the devices were waited for."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._last = time.monotonic()
 
   def lap(self) -> float:

@@ -21,7 +21,7 @@ from dro_jax.run.networks import Networks
 from dro_jax.step import state as train_state
 from dro_jax.step import train_step
 from dro_jax.step.reference import MOVING, Reference
-from dro_jax.types import Mismatched, Params, Rows
+from dro_jax.types import Array, Mismatched, Params, Rows
 
 
 class ScoredTable(NamedTuple):
@@ -79,7 +79,9 @@ def make_table_scorer(
   yardsticks = {'': None} if reference is None else reference.yardsticks
   losses = functools.partial(_loss_sums, algorithm)
 
-  def score_rows(state: train_state.TrainState, rows: Rows):
+  def score_rows(
+    state: train_state.TrainState, rows: Rows
+  ) -> tuple[dict[str, Array | None], dict[str, Batch | _Sums]]:
     arrays, seen = {}, {}
     for ending, scores_of in yardsticks.items():
       by = scores_of and scores_of(state, rows)

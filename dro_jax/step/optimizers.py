@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TypeAlias
 
 import jax
@@ -60,12 +60,12 @@ def notes(
   return texts
 
 
-def path_names(path: tuple) -> tuple[str, ...]:
+def path_names(path: tuple[Hashable, ...]) -> tuple[str, ...]:
   """A parameter's path as names."""
   return tuple(str(key.key) if isinstance(key, DictKey) else str(key) for key in path)
 
 
-def kind_of_parameter(path: tuple) -> str:
+def kind_of_parameter(path: tuple[Hashable, ...]) -> str:
   """The rule that a parameter follows: `head` (a value's read-out), `plain`, or a scanned stack's name.
 
   nn.scan's module is named like its parent, `encoder/encoder` and `decoder/decoder`: two rules, because the
@@ -87,7 +87,9 @@ def over_layers(tx: optax.GradientTransformation, axis: int = LAYER_AXIS) -> opt
   def init(params: Params) -> optax.OptState:
     return jax.vmap(tx.init, in_axes=axis)(params) if jax.tree.leaves(params) else tx.init(params)
 
-  def update(updates: Params, state: optax.OptState, params: Params | None = None):
+  def update(
+    updates: Params, state: optax.OptState, params: Params | None = None
+  ) -> tuple[Params, optax.OptState]:
     if not jax.tree.leaves(updates):
       return tx.update(updates, state, params)
     return jax.vmap(tx.update, in_axes=(axis, 0, axis), out_axes=(axis, 0))(updates, state, params)

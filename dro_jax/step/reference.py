@@ -16,7 +16,7 @@ from dro_jax.models.scoring import Score
 from dro_jax.names import MISMATCHED_LOGPS, TOKEN_LOGPS
 from dro_jax.ops import masked
 from dro_jax.step.state import TrainState
-from dro_jax.types import Params, Rows, Scores
+from dro_jax.types import Array, Params, Rows, Scores
 
 # How measures end that are taken against a reference that moves.
 MOVING = '_moving'
@@ -224,7 +224,7 @@ class Soft:
       )
 
     def blend(state: TrainState) -> TrainState:
-      def mix(policy, reference):
+      def mix(policy: Array, reference: Array) -> Array:
         return policy if alpha == 1 else alpha * policy + (1 - alpha) * reference
 
       # A copy where α = 1: two names for one buffer could not both be donated.

@@ -13,6 +13,7 @@ from dro_jax.arena.bandit.world import Bandit, Pairs, population
 from dro_jax.types import Array
 
 SETTLING_STEPS = 6000
+_Carry = tuple[dict[str, Array], optax.OptState]  # Of a scan over updates.
 
 
 class Recipe(NamedTuple):
@@ -39,7 +40,7 @@ def settle(method: str, bandit: Bandit, logits: Array) -> dict[str, Array]:
   def loss(params: dict[str, Array]) -> Array:
     return METHODS[method].loss(bandit, _state(params), pairs)
 
-  def step(carry, _):
+  def step(carry: _Carry, _: None) -> tuple[_Carry, None]:
     params, opt_state = carry
     updates, opt_state = tx.update(jax.grad(loss)(params), opt_state)
     return (optax.apply_updates(params, updates), opt_state), None
@@ -60,14 +61,14 @@ def learn(method: str, bandit: Bandit, recipe: Recipe, pairs: Pairs, key: Array)
   order = jax.vmap(lambda key: jax.random.permutation(key, len(pairs.first)))(jax.random.split(key, epochs))
   batches = order.reshape(-1)[: recipe.steps * recipe.batch_size]
 
-  def step(carry, chosen: Array):
+  def step(carry: _Carry, chosen: Array) -> tuple[_Carry, None]:
     params, opt_state = carry
     batch = jax.tree.map(lambda x: x[chosen], pairs)
     gradient = jax.grad(lambda params: METHODS[method].loss(bandit, _state(params), batch))(params)
     updates, opt_state = tx.update(gradient, opt_state)
     return (optax.apply_updates(params, updates), opt_state), None
 
-  def stretch(carry, chosen: Array):
+  def stretch(carry: _Carry, chosen: Array) -> tuple[_Carry, dict[str, Array]]:
     carry, _ = jax.lax.scan(step, carry, chosen)
     return carry, {'logps': jax.nn.log_softmax(carry[0]['logits']), 'value': carry[0]['value']}
 

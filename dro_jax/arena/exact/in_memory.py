@@ -183,7 +183,9 @@ def _optimizers(
 def make_step(nets: Networks, factory: Factory, recipe: Recipe) -> Callable[..., train_state.TrainState]:
   """Returns `step(state, rows, temperature, learning_rate) -> state`, its hyperparameters traced."""
 
-  def step(state: train_state.TrainState, rows: Rows, temperature: Array, learning_rate: Array):
+  def step(
+    state: train_state.TrainState, rows: Rows, temperature: Array, learning_rate: Array
+  ) -> train_state.TrainState:
     algorithm = factory(temperature)
     value = nets.value if algorithm.uses_value else None
     held = algorithm.kl_direction
@@ -203,7 +205,9 @@ def make_stretch(nets: Networks, factory: Factory, recipe: Recipe) -> Callable[.
   step = make_step(nets, factory, recipe)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def stretch(state: train_state.TrainState, rows: Rows, temperature: Array, learning_rate: Array):
+  def stretch(
+    state: train_state.TrainState, rows: Rows, temperature: Array, learning_rate: Array
+  ) -> train_state.TrainState:
     return jax.lax.scan(
       lambda state, rows: (step(state, rows, temperature, learning_rate), None), state, rows
     )[0]
@@ -279,7 +283,7 @@ def _fit_value(
     errors_BR = jnp.where(mine_BR, jnp.square(values_BR - rows.rewards) / 2, 0.0)
     return jnp.sum(errors_BR) / jnp.maximum(jnp.sum(mine_BR), 1)
 
-  def step(carry, rows: Rows):
+  def step(carry: tuple[Params, optax.OptState], rows: Rows) -> tuple[tuple[Params, optax.OptState], None]:
     params, opt_state = carry
     updates, opt_state = tx.update(jax.grad(loss)(params, rows), opt_state, params)
     return (optax.apply_updates(params, updates), opt_state), None

@@ -87,7 +87,7 @@ class ExactSettings:
   measurements: int = 4
   model: Config = MODEL
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     # Hashable, for what is shared is kept by settings; gin hands lists in.
     object.__setattr__(self, 'letters', tuple(self.letters))
     if len(set(map(len, self.letters))) > 1:

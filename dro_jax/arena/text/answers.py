@@ -76,7 +76,7 @@ def _prompt_tokens(words: vocabularies.Vocabulary, prompts: Sequence[str]) -> li
 
 def _make_score(
   policy: nn.Module, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int
-) -> Callable:
+) -> Callable[[Params, Samples], np.ndarray]:
   """Scores tokens as they were sampled: tokenising the text again may give others."""
   score = table_scores.make_token_scorer(policy, mesh)
 

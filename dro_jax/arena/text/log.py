@@ -180,7 +180,7 @@ def _load(place: Place, triplets: str, **options: Any) -> Triplets:
   )  # fmt: skip
 
 
-def _records(samples: Samples, split: str) -> list[dict]:
+def _records(samples: Samples, split: str) -> list[dict[str, Any]]:
   return [
     {
       'id': f'{split}-{i}', 'prompt': prompt, 'response': text, 'reward': float(reward),
@@ -190,7 +190,7 @@ def _records(samples: Samples, split: str) -> list[dict]:
   ]  # fmt: skip
 
 
-def representable(records: Sequence[dict], words: vocabularies.Vocabulary) -> list[dict]:
+def representable(records: Sequence[dict[str, Any]], words: vocabularies.Vocabulary) -> list[dict[str, Any]]:
   """Records whose text is tokenised as it was sampled; others would not have the logged propensity.
 
   Random bytes are no text, a triplet's response is never empty, and NUL ends a text for some programs; an SFT
@@ -205,7 +205,7 @@ def representable(records: Sequence[dict], words: vocabularies.Vocabulary) -> li
   return kept
 
 
-def _write(file: pathlib.Path, records: Sequence[dict]) -> None:
+def _write(file: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
   file.parent.mkdir(parents=True, exist_ok=True)
   files.write_atomically(file, ''.join(map(files.json_line, records)))
 

@@ -111,7 +111,11 @@ def _constant(computation: Computation, name: str | None) -> int | None:
 
 
 def _evaluate(
-  module: Module, computation: Computation, name: str, elements: Mapping[int, int], arguments: Sequence = ()
+  module: Module,
+  computation: Computation,
+  name: str,
+  elements: Mapping[int, int],
+  arguments: Sequence[int | None] = (),
 ) -> int | None:
   """The value of a scalar integer that follows from constants and a loop's counter.
 

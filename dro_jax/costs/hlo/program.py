@@ -122,7 +122,7 @@ def _closing(text: str, start: int) -> int:
   raise ValueError(f'unbalanced parentheses in {text[:80]!r}')
 
 
-def _shape(match: re.Match) -> Shape:
+def _shape(match: re.Match[str]) -> Shape:
   dims = tuple(int(size.removeprefix('<=')) for size in match[2].split(',') if size)
   space = re.search(r'S\((\d+)\)', match[3] or '')
   return Shape(match[1], dims, int(space[1]) if space else 0)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+# From where pieces start and stop to their loads, `[pieces, kinds of load]`.
+Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _SWEEPS = 40  # Rounds of swaps at most; they end when a round takes less than 2 % off the squared excess.
 _LITTLE = 0.02
 
@@ -18,7 +20,7 @@ class Pieces(NamedTuple):
   batch: np.ndarray
 
 
-def deal(edges: np.ndarray, measure: Callable, capacities: np.ndarray, rng: np.random.Generator) -> Pieces:
+def deal(edges: np.ndarray, measure: Measure, capacities: np.ndarray, rng: np.random.Generator) -> Pieces:
   """Deals a window's pieces to batches of exact capacities, then balances the batches' loads."""
   dealt = _deal_out(edges, measure(edges[:-1], edges[1:]).sum(1), capacities, rng)
   sizes = dealt.stop - dealt.start
@@ -66,7 +68,9 @@ def _deal_out(
   return Pieces(*np.asarray(dealt, np.int64).T)
 
 
-def _even_out(batch, sizes, loads, capacities, rng: np.random.Generator) -> np.ndarray:
+def _even_out(
+  batch: np.ndarray, sizes: np.ndarray, loads: np.ndarray, capacities: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
   """Swaps pieces of one stratum (same size, neighbours in length) while that balances the batches."""
   batch = batch.copy()
   excess = -np.asarray(capacities, np.float64)[:, None] * np.ones(loads.shape[1])
@@ -92,7 +96,9 @@ def _strata(sizes: np.ndarray, width: int) -> list[np.ndarray]:
   return [part for members in classes for part in np.split(members, np.arange(width, len(members), width))]
 
 
-def _swap(batch: np.ndarray, excess: np.ndarray, loads: np.ndarray, members: np.ndarray, rng) -> None:
+def _swap(
+  batch: np.ndarray, excess: np.ndarray, loads: np.ndarray, members: np.ndarray, rng: np.random.Generator
+) -> None:
   """Pairs up pieces of a stratum, one of each batch, and swaps the pairs that gain by it, in place."""
   members = rng.permutation(members)
   members = rng.permutation(members[np.unique(batch[members], return_index=True)[1]])

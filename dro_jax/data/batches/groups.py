@@ -40,7 +40,7 @@ class UnitOptions:
   group_size: int = 8
   ranked: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.pairs is not None and self.pairs not in PAIRS:
       raise UsageError(
         f"pairs '{self.pairs}' is unknown; choose from {', '.join(PAIRS)}, as UnitOptions(pairs=...) or "
@@ -65,7 +65,7 @@ class Formed(NamedTuple):
 
   table: TokenTable
   members: np.ndarray
-  report: dict
+  report: dict[str, Any]
 
 
 def resolved(options: UnitOptions, table: TokenTable) -> UnitOptions:
@@ -120,7 +120,7 @@ def form(table: TokenTable, unit: str, options: UnitOptions) -> Formed:
   return _without_unused(merged, members, report)
 
 
-def _without_unused(table: TokenTable, members: np.ndarray, report: dict) -> Formed:
+def _without_unused(table: TokenTable, members: np.ndarray, report: dict[str, Any]) -> Formed:
   """The units of a table, which then holds only the records that are in a unit."""
   used = np.unique(members[members >= 0])
   numbered = np.where(members >= 0, np.searchsorted(used, members), -1)
@@ -223,7 +223,7 @@ def _formed_as_logged(table: TokenTable, options: UnitOptions) -> Formed:
   return _without_unused(table, members, report)
 
 
-def _none_formed(unit: str, table: TokenTable, report: dict) -> UsageError:
+def _none_formed(unit: str, table: TokenTable, report: dict[str, Any]) -> UsageError:
   prompts = len(np.unique(table.prompt_index))
   reason = (
     'every prompt has one response'

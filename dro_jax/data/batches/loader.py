@@ -8,12 +8,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from dro_jax.data.batches import packing
 from dro_jax.data.batches.mismatched import Mismatch, mismatch
 from dro_jax.data.batches.placement import Placement
-from dro_jax.data.table.table import Ragged
+from dro_jax.data.batches.plan import Plan, SequentialPlan, UnitPlan
+from dro_jax.data.table.flat import Ragged
+from dro_jax.data.table.table import TokenTable
 from dro_jax.types import Mismatched, Rows, Units
+
+# A step, its rows and no error; the error alone; or nothing, at the end.
+_Loaded = tuple[int | None, Rows | None, BaseException | None]
 
 
 class _Batch(NamedTuple):
@@ -38,13 +44,20 @@ class Loader:
   (and of the rows whose responses these decode, for mismatched pairs).
 
   Args:
-    table: a `TokenTable`.
-    plan: a `Plan` or `SequentialPlan` over its records.
-    layout: a `Layout`.
+    table: of the records.
+    plan: over its records.
+    layout: of the rows.
     mismatched: add KTO's mismatched decoder side to the rows.
   """
 
-  def __init__(self, table, plan, layout: packing.Layout, *, mismatched: bool = False):
+  def __init__(
+    self,
+    table: TokenTable,
+    plan: Plan | SequentialPlan | UnitPlan,
+    layout: packing.Layout,
+    *,
+    mismatched: bool = False,
+  ):
     if plan.num_examples != len(table):
       raise ValueError(f'the plan is for {plan.num_examples} records, and the table has {len(table)}')
     self.table, self.plan, self.layout, self.mismatched = table, plan, layout, mismatched
@@ -120,7 +133,9 @@ class Loader:
     shape = len(here), self.layout.prompt_length
     return tuple(_spread(texts, rows, place.prompt_start[mine], shape, place.prompt_segment[mine]))
 
-  def _responses(self, batch: _Batch, here: np.ndarray, sources: np.ndarray, prompts: np.ndarray):
+  def _responses(
+    self, batch: _Batch, here: np.ndarray, sources: np.ndarray, prompts: np.ndarray
+  ) -> np.ndarray:
     """Tokens, segments, positions and prompts of responses of rows `sources`, in rows `here`, `[B, T]`."""
     place = batch.placement
     row_of = np.full(place.rows, -1)
@@ -132,14 +147,16 @@ class Loader:
     segments = place.response_segment[mine], prompts[mine]
     return _spread(texts, rows[mine], place.response_start[mine], shape, *segments)
 
-  def _per_response(self, batch: _Batch, here: np.ndarray):
+  def _per_response(
+    self, batch: _Batch, here: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Rewards, example ids, validity and columns, each `[B, R]`."""
     place = batch.placement
     mine = np.flatnonzero(np.isin(place.response_row, here))
     where = place.response_row[mine] - (here[0] if len(here) else 0), place.response_segment[mine] - 1
     examples = batch.examples[mine]
 
-    def spread(values: np.ndarray, dtype) -> np.ndarray:
+    def spread(values: np.ndarray, dtype: DTypeLike) -> np.ndarray:
       values_BR = np.zeros((len(here), self.layout.slots), dtype)
       values_BR[where] = values
       return values_BR
@@ -247,10 +264,10 @@ def prefetch(
     host_rows: from the number of rows of a batch to the range [start, stop) that this host holds; None: all.
     size: batches loaded ahead.
   """
-  ready = queue.Queue(maxsize=size)
+  ready: queue.Queue[_Loaded] = queue.Queue(maxsize=size)
   closed = threading.Event()
 
-  def put(item) -> None:
+  def put(item: _Loaded) -> None:
     while not closed.is_set():
       try:
         return ready.put(item, timeout=0.1)

@@ -5,8 +5,8 @@ A layout changes speed, never membership and never a number.
 
 import collections
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,6 +25,30 @@ _MULTIPLE = 8  # Chosen lengths and slots are multiples of this.
 _ROW_LENGTHS = 512, 1024, 2048  # Lengths of a row's side to try, where no text is longer.
 _PROMPT_ROOMS = 1.0, 1.25, 1.5  # Least room for a row's prompts, in longest prompts.
 _WORTH = 0.9  # Larger rows must save a tenth, because attention in them takes more memory.
+
+
+class Measured(Protocol):
+  """The part of a table that decides its layout: `[N]` each."""
+
+  @property
+  def prompt_lengths(self) -> np.ndarray: ...
+
+  @property
+  def response_lengths(self) -> np.ndarray: ...
+
+  @property
+  def prompt_index(self) -> np.ndarray: ...
+
+
+class Batches(Protocol):
+  """The part of a plan that decides its layout; `num_batches` is None where there is no end."""
+
+  num_batches: int | None
+
+  @property
+  def most_responses(self) -> int: ...
+
+  def batch(self, step: int) -> np.ndarray: ...
 
 
 class Layout(NamedTuple):
@@ -51,8 +75,8 @@ class Layout(NamedTuple):
   @classmethod
   def fit(
     cls,
-    table,
-    plan,
+    table: Measured,
+    plan: Batches,
     *,
     prompt_length: int | None = None,
     response_length: int | None = None,
@@ -65,7 +89,7 @@ class Layout(NamedTuple):
     """The smallest layout that holds the plan's batches.
 
     Args:
-      table: anything with `prompt_lengths`, `response_lengths` and `prompt_index`.
+      table: the texts' lengths and prompts.
       plan: the plan of the batches.
       prompt_length: prompt tokens of a row; None takes the longest prompt (padded) or the length that fills
         the rows best.
@@ -124,7 +148,7 @@ class Fill(NamedTuple):
   rows: Mapping[int, int]
 
 
-def fill(table, layout: Layout, batches: Iterable[np.ndarray]) -> Fill:
+def fill(table: Measured, layout: Layout, batches: Iterable[np.ndarray]) -> Fill:
   """How full rows are with batches of record numbers; table as for `Layout.fit`."""
   lengths = Lengths(table.prompt_lengths, table.response_lengths, table.prompt_index)
   tokens, rows = np.zeros(2, np.int64), collections.Counter()
@@ -152,7 +176,9 @@ def _check_lengths(layout: Layout, lengths: Lengths) -> None:
 # --- choosing a layout --------------------------------------------------------------------------------------
 
 
-def _fit_padded(lengths, batch_size: int, prompt_length, response_length, row_multiple: int) -> Layout:
+def _fit_padded(
+  lengths: Lengths, batch_size: int, prompt_length: int | None, response_length: int | None, row_multiple: int
+) -> Layout:
   layout = Layout(
     prompt_length or round_up(lengths.prompt.max(), _MULTIPLE),
     response_length or round_up(lengths.response.max(), _MULTIPLE),
@@ -162,7 +188,13 @@ def _fit_padded(lengths, batch_size: int, prompt_length, response_length, row_mu
   return layout
 
 
-def _fit_rows(layout: Layout, lengths: Lengths, batches: list, coverage: float | int, placed=None) -> Layout:
+def _fit_rows(
+  layout: Layout,
+  lengths: Lengths,
+  batches: Sequence[np.ndarray],
+  coverage: float | int,
+  placed: Sequence[Placement | None] | None = None,
+) -> Layout:
   """The fewest rows that hold the share `coverage` of the batches; `placed` holds earlier placements.
 
   Slots: a quarter more than the fullest row takes, because slots are cheap and another shape is not.
@@ -175,12 +207,19 @@ def _fit_rows(layout: Layout, lengths: Lengths, batches: list, coverage: float |
   return layout._replace(rows=needed[-1 - _misfits(batches, coverage)], slots=slots)
 
 
-def _misfits(batches: list, coverage: float | int) -> int:
+def _misfits(batches: Sequence[np.ndarray], coverage: float | int) -> int:
   """The number of batches that may take more rows."""
   return min(int((1 - coverage) * len(batches) + 1e-9), len(batches) - 1)
 
 
-def _fit_lengths(layout, lengths, batches, prompt_length, response_length, coverage: float | int) -> Layout:
+def _fit_lengths(
+  layout: Layout,
+  lengths: Lengths,
+  batches: Sequence[np.ndarray],
+  prompt_length: int | None,
+  response_length: int | None,
+  coverage: float | int,
+) -> Layout:
   """Rows of about 512 tokens a side, or larger ones where those save a tenth of the work.
 
   Larger rows save work where texts are so long that few share a row: each response then needs its own copy of
@@ -209,13 +248,21 @@ def _fit_lengths(layout, lengths, batches, prompt_length, response_length, cover
   return best if least_work <= _WORTH * tried[0][0] else tried[0][1]
 
 
-def _work(rows: int, lengths: Iterable) -> float:
+def _work(rows: int, lengths: Iterable[float]) -> float:
   """The cost of rows, in tokens: attention to 2048 positions costs as much as the rest of the network."""
   prompt, response = map(float, lengths)
   return rows * (prompt + response + (prompt**2 + response**2 + prompt * response) / 2048)
 
 
-def _shortest_rows(layout, lengths, batches, least, totals, fixed_lengths, coverage: float | int) -> Layout:
+def _shortest_rows(
+  layout: Layout,
+  lengths: Lengths,
+  batches: Sequence[np.ndarray],
+  least: np.ndarray,
+  totals: np.ndarray,
+  fixed_lengths: tuple[int | None, int | None],
+  coverage: float | int,
+) -> Layout:
   """The shortest rows, at least `least` long, that hold the batches in the layout's number of rows."""
   allowed, rows = _misfits(batches, coverage), layout.rows
   # Texts of one length may fill rows to the last token.
@@ -231,7 +278,9 @@ def _shortest_rows(layout, lengths, batches, least, totals, fixed_lengths, cover
   return _fit_rows(layout, lengths, batches, coverage, placed)
 
 
-def _place_all(layout: Layout, lengths: Lengths, batches: list, allowed: int) -> list | None:
+def _place_all(
+  layout: Layout, lengths: Lengths, batches: Sequence[np.ndarray], allowed: int
+) -> list[Placement | None] | None:
   """A placement of each batch in the layout's rows, None for a misfit; None if more than `allowed` misfit."""
   placed, misfits = [], 0
   for batch in batches:

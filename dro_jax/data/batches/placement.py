@@ -72,7 +72,7 @@ def place_padded(lengths: Lengths, num_rows: int) -> Placement:
 class _Units(NamedTuple):
   """Units that must share a row: a prompt copy and its responses (`members`); loads as shares of a row."""
 
-  members: list
+  members: list[list[int]]
   loads: np.ndarray  # [n, 3]: prompt tokens, response tokens, slots
 
 
@@ -124,7 +124,7 @@ def _cut(group: list[int], parts: int, lengths: Lengths, capacity: Capacity) -> 
   return chunks
 
 
-def _units(members: list, lengths: Lengths, capacity: Capacity) -> _Units:
+def _units(members: list[list[int]], lengths: Lengths, capacity: Capacity) -> _Units:
   sizes = [(lengths.prompt[chunk[0]], lengths.response[chunk].sum(), len(chunk)) for chunk in members]
   return _Units(members, np.asarray(sizes, np.float64) / np.array(capacity, np.float64))
 
@@ -150,7 +150,7 @@ def _assign(loads: np.ndarray, rows: int) -> np.ndarray | None:
   return _repair(loads, *_greedy(loads, np.argsort(-loads.max(1), kind='stable'), rows, True))
 
 
-def _greedy(loads, order, rows: int, level: bool) -> tuple[np.ndarray, np.ndarray]:
+def _greedy(loads: np.ndarray, order: np.ndarray, rows: int, level: bool) -> tuple[np.ndarray, np.ndarray]:
   """Puts each unit into the emptiest row (`level`), or into the fullest row with room, else the emptiest."""
   assignment = np.zeros(len(loads), np.int64)
   filled = np.zeros((rows, loads.shape[1]))
@@ -189,7 +189,7 @@ def _repair(loads: np.ndarray, assignment: np.ndarray, filled: np.ndarray) -> np
   return None
 
 
-def _lay_out(members: list, assignment: np.ndarray, lengths: Lengths, rows: int) -> Placement:
+def _lay_out(members: list[list[int]], assignment: np.ndarray, lengths: Lengths, rows: int) -> Placement:
   """Numbers segments and positions, row by row, in the batch's own order."""
   order = sorted(range(len(members)), key=lambda unit: (assignment[unit], members[unit][0]))
   responses = np.array([i for unit in order for i in members[unit]])

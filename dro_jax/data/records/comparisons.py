@@ -92,7 +92,7 @@ def _split_dialogue(text: str, place: str) -> tuple[str, str]:
   return prompt + turn, response.strip()
 
 
-def split_turns(turns: list, prompt: Any, template: str | None, place: str) -> tuple[str, str]:
+def split_turns(turns: list[Any], prompt: Any, template: str | None, place: str) -> tuple[str, str]:
   """(prompt, response) of a side that is a whole conversation.
 
   Args:

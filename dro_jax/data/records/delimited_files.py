@@ -6,13 +6,13 @@ A .tsv has a record a line and no quoting, unless it was written by csv's rules 
 import collections
 import csv
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dro_jax.data.records import text_files
 from dro_jax.errors import UsageError, shown
 
 
-def read_csv(path: str, delimiter: str = ',') -> Iterator[tuple[int, dict]]:
+def read_csv(path: str, delimiter: str = ',') -> Iterator[tuple[int, dict[str, Any]]]:
   csv.field_size_limit(text_files.LINE_LIMIT)
   reader = csv.reader((line for _, line in text_files.lines(path)), delimiter=delimiter, strict=True)
   begins = 1
@@ -38,7 +38,7 @@ def read_csv(path: str, delimiter: str = ',') -> Iterator[tuple[int, dict]]:
     ) from error
 
 
-def read_tsv(path: str) -> Iterator[tuple[int, dict]]:
+def read_tsv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
   return read_csv(path, '\t') if _is_quoted(path) else _read_unquoted(path)
 
 
@@ -126,7 +126,7 @@ def _parses(path: str) -> bool:
     return False
 
 
-def _read_unquoted(path: str) -> Iterator[tuple[int, dict]]:
+def _read_unquoted(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
   header: list[str] = []
   for number, cells in _cells(path):
     if any('\r' in cell for cell in cells):

@@ -96,7 +96,7 @@ def _step(item: Any, steps: list[str]) -> tuple[int, Any]:
   return 0, None
 
 
-def structured(text: str) -> list | dict | None:
+def structured(text: str) -> list[Any] | dict[Any, Any] | None:
   """The list or object that a text spells, in JSON or as Python writes it; None for other texts."""
   stripped = text.strip()
   if stripped[:1] + stripped[-1:] not in ('[]', '{}'):

@@ -14,7 +14,7 @@ _LINES = 2**40  # More than a file has.
 class Ids:
   """The ids so far and where each stands, in memory that does not grow with their number."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._places, self._files = DiskIndex(), {}
 
   def __contains__(self, text: str) -> bool:

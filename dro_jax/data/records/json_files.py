@@ -19,7 +19,7 @@ class Repeated(ValueError):
   """A key that one JSON object has twice."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   fields = dict(pairs)
   if len(fields) < len(pairs):
     counts = collections.Counter(key for key, _ in pairs)
@@ -77,7 +77,7 @@ class _Text:
         return ''
 
 
-def objects(blocks: Iterable[str], path: str, limit: int) -> Iterator[dict]:
+def objects(blocks: Iterable[str], path: str, limit: int) -> Iterator[dict[str, Any]]:
   """The objects of a file's text: the items of its one array, or one after the other.
 
   Args:
@@ -118,7 +118,7 @@ def _check_end(text: _Text, path: str, number: int, in_array: bool, character: s
     )
 
 
-def _next(text: _Text, where: str, limit: int) -> dict:
+def _next(text: _Text, where: str, limit: int) -> dict[str, Any]:
   """The next object."""
   remedy = 'write the file again'
   while True:

@@ -83,7 +83,7 @@ def _structure(value: Any, path: str) -> str:
 # --- other columns ------------------------------------------------------------------------------------------
 
 
-class OurNames(dict):
+class OurNames(dict[str, str | None]):
   """From the file's name of a column to ours; None for the fields that every triplet has."""
 
   def __init__(self, names: Mapping[str, str]):

@@ -11,7 +11,7 @@ from dro_jax.errors import UsageError, shown
 _BATCH = 1024  # Rows read at a time.
 
 
-def read_parquet(path: str, wanted: Collection[str] | None = None) -> Iterator[tuple[int, dict]]:
+def read_parquet(path: str, wanted: Collection[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
   import pyarrow as pa
   import pyarrow.parquet as pq
 
@@ -71,7 +71,7 @@ def _content(kind: Any) -> Any:
   return kind.value_type if hasattr(kind, 'index_type') else kind
 
 
-def _rows(batch: Any, where: str) -> Iterator[dict]:
+def _rows(batch: Any, where: str) -> Iterator[dict[str, Any]]:
   if not batch.num_columns:
     yield from ({} for _ in range(batch.num_rows))
     return
@@ -100,7 +100,7 @@ def _numbered(kind: Any) -> Any:
   return kind
 
 
-def _values(field: Any, column: Any, where: str) -> list:
+def _values(field: Any, column: Any, where: str) -> list[Any]:
   import pyarrow as pa
 
   try:

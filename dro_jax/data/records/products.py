@@ -40,7 +40,7 @@ class _Answer(NamedTuple):
 
   id: Any
   reward: Any
-  turns: list[dict]
+  turns: list[dict[str, Any]]
   fields: Mapping[str, Any]
 
 
@@ -49,10 +49,10 @@ class _Product(NamedTuple):
 
   name: str
   fits: Callable[[Mapping[str, Any]], bool]
-  answers: Callable[[Iterable[dict], str], Iterator[_Answer]]
+  answers: Callable[[Iterable[dict[str, Any]], str], Iterator[_Answer]]
 
 
-def opened(path: str, located: Iterator[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
+def opened(path: str, located: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
   """(file:number, fields) of the rated answers of a product's export; other files' records unchanged."""
   # The first object may be incomplete: a chat without messages, feedback without its snapshot.
   first = list(itertools.islice(located, _SAMPLE))
@@ -61,7 +61,9 @@ def opened(path: str, located: Iterator[tuple[str, dict]]) -> Iterator[tuple[str
   return objects if product is None else _rated(path, product, (fields for _, fields in objects))
 
 
-def _rated(path: str, product: _Product, objects: Iterable[dict]) -> Iterator[tuple[str, dict]]:
+def _rated(
+  path: str, product: _Product, objects: Iterable[dict[str, Any]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
   number = unrated = 0
   left_out = []
   for answer in product.answers(objects, path):
@@ -86,7 +88,7 @@ def _rated(path: str, product: _Product, objects: Iterable[dict]) -> Iterator[tu
     )  # fmt: skip
 
 
-def _why_unusable(turns: list[dict], where: str) -> str:
+def _why_unusable(turns: list[dict[str, Any]], where: str) -> str:
   """Why an answer's turns make no prompt and response; '' where they do."""
   if len(turns) < 2:
     return f'{where}: the file lacks the question'
@@ -98,9 +100,11 @@ def _why_unusable(turns: list[dict], where: str) -> str:
   return ''
 
 
-def _chain(last: Any, parent: Callable[[Mapping[str, Any]], Any], messages: Mapping[Any, Any]) -> list[dict]:
+def _chain(
+  last: Any, parent: Callable[[Mapping[str, Any]], Any], messages: Mapping[Any, Any]
+) -> list[dict[str, Any]]:
   """The messages from the first to the one with the id `last`; [] where one of them is missing."""
-  chain: dict[Any, dict] = {}
+  chain: dict[Any, dict[str, Any]] = {}
   while last is not None:
     message = messages.get(last) if isinstance(last, str) and last not in chain else None
     if not isinstance(message, dict):
@@ -110,7 +114,7 @@ def _chain(last: Any, parent: Callable[[Mapping[str, Any]], Any], messages: Mapp
   return list(chain.values())[::-1]
 
 
-def _with_system(text: Any, turns: list[dict]) -> list[dict]:
+def _with_system(text: Any, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
   has_text = isinstance(text, str) and text.strip() and turns
   return [{'role': 'system', 'content': text}, *turns] if has_text else turns
 
@@ -118,7 +122,7 @@ def _with_system(text: Any, turns: list[dict]) -> list[dict]:
 # --- Open WebUI ---------------------------------------------------------------------------------------------
 
 
-def _thread(conversation: Any, last: Any) -> list[dict]:
+def _thread(conversation: Any, last: Any) -> list[dict[str, Any]]:
   """The turns of a chat up to a message."""
   messages = field_paths.reach({'chat': conversation}, 'chat.history.messages')
   if not isinstance(messages, dict):
@@ -127,7 +131,7 @@ def _thread(conversation: Any, last: Any) -> list[dict]:
   return _with_system(conversation.get('system') or field_paths.reach(conversation, 'params.system'), turns)
 
 
-def _feedback_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
+def _feedback_answers(objects: Iterable[dict[str, Any]], path: str) -> Iterator[_Answer]:
   for fields in objects:
     turns = _thread(
       field_paths.reach(fields, 'snapshot.chat.chat'), field_paths.reach(fields, 'meta.message_id')
@@ -136,7 +140,7 @@ def _feedback_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
     yield _Answer(fields.get('id'), field_paths.reach(fields, 'data.rating'), turns, others)
 
 
-def _chat_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
+def _chat_answers(objects: Iterable[dict[str, Any]], path: str) -> Iterator[_Answer]:
   for fields in objects:
     messages = field_paths.reach(fields, 'chat.history.messages')
     for name, message in messages.items() if isinstance(messages, dict) else ():
@@ -149,7 +153,7 @@ def _chat_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
 # --- LibreChat ----------------------------------------------------------------------------------------------
 
 
-def _conversation_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
+def _conversation_answers(objects: Iterable[dict[str, Any]], path: str) -> Iterator[_Answer]:
   for fields in objects:
     options = fields.get('options')
     system = [options.get(name) for name in ('promptPrefix', 'system')] if isinstance(options, dict) else []
@@ -157,7 +161,7 @@ def _conversation_answers(objects: Iterable[dict], path: str) -> Iterator[_Answe
     yield from _answers(messages, next(filter(None, system), None))
 
 
-def _message_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
+def _message_answers(objects: Iterable[dict[str, Any]], path: str) -> Iterator[_Answer]:
   if os.path.getsize(path) * (_ZIPPED if path.endswith('.gz') else 1) > _LARGEST:
     raise UsageError(
       f'{path}: more than {_LARGEST // 2**30} GiB of messages. All messages of a file are held in memory, '
@@ -166,7 +170,7 @@ def _message_answers(objects: Iterable[dict], path: str) -> Iterator[_Answer]:
   yield from _answers(list(objects), None)
 
 
-def _flat(messages: list) -> list[dict]:
+def _flat(messages: list[Any]) -> list[dict[str, Any]]:
   """All messages of a list, and of their `children`."""
   flat, left = [], messages[::-1]
   while left:
@@ -177,11 +181,11 @@ def _flat(messages: list) -> list[dict]:
   return flat
 
 
-def _list(value: Any) -> list:
+def _list(value: Any) -> list[Any]:
   return value if isinstance(value, list) else []
 
 
-def _answers(messages: list[dict], system: Any) -> Iterator[_Answer]:
+def _answers(messages: list[dict[str, Any]], system: Any) -> Iterator[_Answer]:
   known = {name: message for message in messages if isinstance(name := message.get('messageId'), str)}
   for message in messages:
     if message.get('isCreatedByUser'):
@@ -201,7 +205,7 @@ def _parent(message: Mapping[str, Any]) -> Any:
   return None if parent in (None, '', _ROOT) else parent
 
 
-def _turn(message: Mapping[str, Any]) -> dict:
+def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
   """A message as a turn, with the files, attachments and quotes that it holds."""
   parts = message.get('content')
   content = (

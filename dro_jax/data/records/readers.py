@@ -17,7 +17,7 @@ FORMATS = (
 )  # fmt: skip
 
 
-def located(path: str, wanted: Collection[str] | None = None) -> Iterator[tuple[str, dict]]:
+def located(path: str, wanted: Collection[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
   """(file:line, fields) of one file, unchecked; the file must hold a record.
 
   Of a parquet file only numbers and the `wanted` columns are read, and the others are None; by default all
@@ -36,13 +36,13 @@ def located(path: str, wanted: Collection[str] | None = None) -> Iterator[tuple[
     raise UsageError(f'{path}: the file holds no records; pass one that does')
 
 
-def spanned(path: str, span: Span) -> Iterator[tuple[str, dict]]:
+def spanned(path: str, span: Span) -> Iterator[tuple[str, dict[str, Any]]]:
   """(file:line, fields) of one span of a .jsonl, which may be empty."""
   for line, fields in _read_jsonl(path, span):
     yield f'{path}:{line}', fields
 
 
-def _read_jsonl(path: str, span: Span | None = None) -> Iterator[tuple[int, dict]]:
+def _read_jsonl(path: str, span: Span | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
   for number, line in text_files.lines(path, span=span):
     if not line.strip():
       continue
@@ -63,7 +63,7 @@ def _parsed(text: str, where: str, remedy: str) -> Any:
     raise json_files.refusal(error, where, remedy) from error
 
 
-def _read_json(path: str) -> Iterator[tuple[int, dict]]:
+def _read_json(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
   yield from enumerate(json_files.objects(text_files.blocks(path), path, text_files.LINE_LIMIT), 1)
 
 

@@ -37,7 +37,11 @@ def is_conversation(record: Mapping[str, Any], names: Mapping[str, str], replace
 
 
 def read_messages(
-  read: Callable, record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str | None
+  read: Callable[[Any, str | None, str], str | tuple[str, str]],
+  record: Mapping[str, Any],
+  names: Mapping[str, str],
+  where: str,
+  template: str | None,
 ) -> Any:
   """The field `messages`, read by `chat.split` or `chat.question`."""
   value = field_paths.value(record, names, 'messages')
@@ -80,7 +84,7 @@ def read_text(
 
 
 def _refuse_lost(
-  record: Mapping[str, Any], names: Mapping[str, str], name: str, messages: list, where: str
+  record: Mapping[str, Any], names: Mapping[str, str], name: str, messages: list[Any], where: str
 ) -> None:
   """Refuses content beside a conversation, in the record or in an object on the path to the conversation."""
   for holder in field_paths.holders(record, names.get(name, name)):
@@ -121,7 +125,7 @@ def read_sides(
   return {side: _side(record, names, side, turns[side], prompt, where, template) for side in values}
 
 
-def _turns(record: Mapping[str, Any], names: Mapping[str, str], side: str, where: str) -> list | None:
+def _turns(record: Mapping[str, Any], names: Mapping[str, str], side: str, where: str) -> list[Any] | None:
   """A side's turns, where it is a conversation."""
   place = f'{where}: field {fields.described(side, names)}'
   return chat.conversation(field_paths.value(record, names, side), place, names)
@@ -131,7 +135,7 @@ def _side(
   record: Mapping[str, Any],
   names: Mapping[str, str],
   side: str,
-  turns: list | None,
+  turns: list[Any] | None,
   prompt: Any,
   where: str,
   template: str | None,

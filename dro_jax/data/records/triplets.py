@@ -20,13 +20,14 @@ from dro_jax.data.records import (
   reward_words,
   texts,
 )
-from dro_jax.data.records.fields import ALIASES, FIELDS, NUMERIC, SAMPLER, checked_names
+from dro_jax.data.records.fields import ALIASES, FIELDS, SAMPLER, checked_names
+from dro_jax.data.records.fields import NUMERIC as NUMERIC
 from dro_jax.data.records.fields import parse_columns as parse_columns
-from dro_jax.data.records.file_names import expand
+from dro_jax.data.records.file_names import expand as expand
 from dro_jax.data.records.file_names import is_files as is_files
 from dro_jax.data.records.ids import Ids, read_id
 from dro_jax.data.records.readers import FORMATS as FORMATS
-from dro_jax.data.records.readers import located
+from dro_jax.data.records.readers import located as located
 from dro_jax.data.text import chat
 
 READING = 2  # Increase it where the same files give other records, so that older tables are not used.
@@ -145,14 +146,18 @@ def read_prompts(
 
 
 def from_located(
-  located: Iterable[tuple[str, Mapping[str, Any]]], name: str, *, typeless: Collection[str] = (), **options
+  located: Iterable[tuple[str, Mapping[str, Any]]],
+  name: str,
+  *,
+  typeless: Collection[str] = (),
+  **options: Any,
 ) -> Iterator[Record]:
   """Records of (file:line, fields); `typeless` files know text only; options as `read_triplets`."""
   return _records(located, name=name, typeless=typeless, **options)
 
 
 def from_mappings(
-  mappings: Iterable[Mapping[str, Any]], where: str = 'record', **options
+  mappings: Iterable[Mapping[str, Any]], where: str = 'record', **options: Any
 ) -> Iterator[Record]:
   """Records from dicts in memory, checked like those of files; options as `read_triplets`."""
   return _records(((f'{where}:{i}', record) for i, record in enumerate(mappings, 1)), name=where, **options)
@@ -165,7 +170,7 @@ def _wanted_fields(names: Mapping[str, str]) -> set[str]:
   return {step for path in paths for step in field_paths.first_steps(path)}
 
 
-def _located(path: str, names: Mapping[str, str]) -> Iterator[tuple[str, dict]]:
+def _located(path: str, names: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
   """(file:line, fields) of a file; of a chat product's export only its rated answers.
 
   Where the user named fields, an export is read like any other file.

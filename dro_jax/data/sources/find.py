@@ -147,7 +147,7 @@ def _find_task(name: str, split: str, options: Mapping[str, Any], data_dir: str 
   return Source(name, records, mark, rates)
 
 
-def _rates(mixture) -> dict[str, float]:
+def _rates(mixture: Any) -> dict[str, float]:
   try:
     return {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
   except (AssertionError, TypeError, ValueError) as error:
@@ -158,7 +158,7 @@ def _rates(mixture) -> dict[str, float]:
     ) from error
 
 
-def _examples(task, split: str) -> Iterator[dict]:
+def _examples(task: Any, split: str) -> Iterator[dict[str, Any]]:
   """A task's examples in order, with text as str; the original text where a task tokenises."""
   import tensorflow as tf
 
@@ -172,14 +172,14 @@ def _examples(task, split: str) -> Iterator[dict]:
     raise
 
 
-def _fields(example: Mapping[str, Any]) -> dict:
+def _fields(example: Mapping[str, Any]) -> dict[str, Any]:
   fields = {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
   for side in ('prompt', 'response'):
     fields[side] = fields.pop(f'{side}_pretokenized', fields.get(side))
   return {name: value for name, value in fields.items() if np.ndim(value) == 0}
 
 
-def _task_fingerprint(task, split: str) -> str:
+def _task_fingerprint(task: Any, split: str) -> str:
   """A fingerprint of a task's examples as far as it can be known: source, files, code of functions."""
   source = task.source
   named = getattr(source, '_split_to_filepattern', {}).get(split, [])

@@ -39,7 +39,7 @@ class DataSet(NamedTuple):
   """
 
   files: Mapping[str, tuple[str, ...]]
-  triplets: Callable[[Mapping[str, Any], str], Iterator[Triplet | Gap]]
+  triplets: public_records.Read
   folder: str
   origin: str
   repo: str | None = None
@@ -51,7 +51,7 @@ class DataSet(NamedTuple):
 # --- the data sets ------------------------------------------------------------------------------------------
 
 
-def _ultrafeedback_set(score: Callable) -> DataSet:
+def _ultrafeedback_set(score: Callable[[Mapping[str, Any], str], float | None]) -> DataSet:
   return DataSet(
     {'train': ('*.jsonl',)}, public_records.ultrafeedback(score), 'UltraFeedback',
     'huggingface.co/datasets/openbmb/UltraFeedback', repo='openbmb/UltraFeedback',
@@ -71,8 +71,8 @@ def _tldr_set(
   part: str,
   authors_part: str,
   splits: tuple[str, ...],
-  triplets: Callable,
-  columns=(),
+  triplets: Callable[[Mapping[str, Any]], Iterator[Triplet | Gap]],
+  columns: tuple[str, ...] = (),
   compares: bool = False,
 ) -> DataSet:
   """A part of the TL;DR data, by the Hub's name (`part`) and the authors' name."""

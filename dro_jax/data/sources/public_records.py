@@ -35,6 +35,10 @@ class Gap(NamedTuple):
   reason: str
 
 
+# From a record and its split to triplets.
+Read = Callable[[Mapping[str, Any], str], Iterator[Triplet | Gap]]
+
+
 class Malformed(Exception):
   """A field of a record is wrong; the message names it."""
 
@@ -99,7 +103,7 @@ def fine_grained(completion: Mapping[str, Any], path: str) -> float | None:
   return sum(ratings) / len(ratings) if ratings else None
 
 
-def ultrafeedback(score: Callable[[Mapping[str, Any], str], float | None]) -> Callable:
+def ultrafeedback(score: Callable[[Mapping[str, Any], str], float | None]) -> Read:
   def triplets(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
     del split
     prompt = _get(record, 'instruction', str)
@@ -141,7 +145,7 @@ def _tldr_prompt(record: Mapping[str, Any]) -> str:
   return f'SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:'
 
 
-def on_posts(triplets: Callable[[Mapping[str, Any]], Iterator[Triplet | Gap]]) -> Callable:
+def on_posts(triplets: Callable[[Mapping[str, Any]], Iterator[Triplet | Gap]]) -> Read:
   """Keeps a split's records on Reddit posts; the others are on news articles."""
 
   def chosen(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
@@ -199,7 +203,7 @@ def reddit(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
     yield Triplet('0', prompt, response, float(votes > 0), _numbers(record, ('score', 'parent_score'), ''))
 
 
-def a_lol(names: tuple[str, ...]) -> Callable:
+def a_lol(names: tuple[str, ...]) -> Read:
   """A-LoL's own files: the reward is the sum of its classifiers' scores, which become columns."""
 
   def triplets(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:

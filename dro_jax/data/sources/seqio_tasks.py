@@ -13,12 +13,12 @@ from dro_jax.errors import UsageError
 _TEXTS = ('id', 'prompt', 'response')
 
 
-def text_features() -> dict:
+def text_features() -> dict[str, Any]:
   """`output_features` for a seqio task of triplets: texts and a number, which the token table tokenises."""
   import seqio
   import tensorflow as tf
 
-  def feature(dtype) -> Any:
+  def feature(dtype: tf.DType) -> Any:
     return seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, rank=0, dtype=dtype)
 
   return {'prompt': feature(tf.string), 'response': feature(tf.string), 'reward': feature(tf.float32)}
@@ -31,7 +31,7 @@ def register(
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
   chat_template: str | None = chat.TEMPLATE,
-  preprocessors: Sequence[Callable] = (),
+  preprocessors: Sequence[Callable[..., Any]] = (),
 ) -> Any:
   """Registers triplet files as a seqio task, for mixtures and preprocessors.
 
@@ -45,7 +45,7 @@ def register(
   """
   options = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
 
-  def triplets(split: str) -> Iterator[dict]:
+  def triplets(split: str) -> Iterator[dict[str, Any]]:
     for record in sources.read_triplets(files[split], **options):
       fields = {field: getattr(record, field) for field in (*_TEXTS, 'reward')}
       yield fields | {comparisons.COLUMN: record.columns.get(comparisons.COLUMN, math.nan)}
@@ -72,7 +72,7 @@ def add(
   *,
   splits: Sequence[str],
   columns: Sequence[str] = (),
-  preprocessors: Sequence[Callable] = (),
+  preprocessors: Sequence[Callable[..., Any]] = (),
 ) -> Any:
   """Registers a stream of triplets as a seqio task.
 
@@ -94,7 +94,11 @@ def add(
   )
 
 
-def _dataset(triplets: Callable, fingerprint: Callable, columns: Sequence[str]) -> Callable:
+def _dataset(
+  triplets: Callable[[str], Iterator[Mapping[str, Any]]],
+  fingerprint: Callable[[str], str],
+  columns: Sequence[str],
+) -> Callable[..., Any]:
   """A function that makes the tf.data.Dataset of a split, for seqio."""
   import tensorflow as tf
 
@@ -103,7 +107,7 @@ def _dataset(triplets: Callable, fingerprint: Callable, columns: Sequence[str]) 
   types = {comparisons.COLUMN: tf.float64}
   signature |= {field: tf.TensorSpec((), types.get(field, tf.float32)) for field in ('reward', *columns)}
 
-  def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
+  def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> Any:
     del shuffle_files, seed  # The plan shuffles.
     dataset.error = None  # type: ignore[attr-defined]
 

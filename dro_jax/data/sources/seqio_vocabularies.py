@@ -35,7 +35,7 @@ def _class() -> type:
   import seqio
   import tensorflow as tf
 
-  def mapped(function: Callable, x: Any, dtype: Any) -> Any:
+  def mapped(function: Callable[[Any], Any], x: Any, dtype: Any) -> Any:
     return tf.numpy_function(function, [x], dtype, stateful=False)
 
   class SeqioVocabulary(seqio.Vocabulary):
@@ -85,7 +85,7 @@ def _class() -> type:
     def __hash__(self) -> int:
       return hash(self._vocabulary.fingerprint)
 
-    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
       return seqio_vocabulary, (self._vocabulary.spec,)
 
   return SeqioVocabulary

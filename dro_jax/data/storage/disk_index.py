@@ -25,7 +25,7 @@ _HALVES = struct.Struct('>QQ').unpack
 class DiskIndex:
   """A number for each text: the first that was set."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._count, self._bits = 0, _FIRST_BITS
     self._map = mapped(2**self._bits * _ENTRY)
     self._cells = memoryview(self._map).cast('Q')

@@ -17,6 +17,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 from dro_jax.errors import UsageError
@@ -55,7 +56,9 @@ class Replacing:
       raise UsageError(f'{self._what}: cannot write there ({error}); pass {self._elsewhere}') from error
     return self._building
 
-  def __exit__(self, kind, error, trace) -> None:
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
     try:
       if kind is None:
         self._take_place()
@@ -179,7 +182,7 @@ def seal(directory: str, description: str, meta: Mapping[str, Any]) -> None:
     file.write(json_text({**sealed, 'seal': _seal(sealed)}, indent=1))
 
 
-def describe(directory: str, description: str, version: int) -> Mapping | None:
+def describe(directory: str, description: str, version: int) -> Mapping[str, Any] | None:
   """The description of a complete folder of this version, or None; does not check the files' bytes."""
   try:
     with open(os.path.join(directory, description)) as file:
@@ -191,13 +194,13 @@ def describe(directory: str, description: str, version: int) -> Mapping | None:
     return None
 
 
-def damaged(directory: str, meta: Mapping) -> list[str]:
+def damaged(directory: str, meta: Mapping[str, Any]) -> list[str]:
   """The files of a described folder whose checksums differ."""
   checksums = meta['checksums'].items()
   return [name for name, checksum in checksums if _checksum(os.path.join(directory, name)) != checksum]
 
 
-def _seal(meta: Mapping) -> int:
+def _seal(meta: Mapping[str, Any]) -> int:
   return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ def build(
   read: Mapping[str, Any],
   beam_options: str | Sequence[str],
   piece_bytes: int = PIECE_BYTES,
-  **options,
+  **options: Any,
 ) -> TokenTable:
   """The table that `cache.build_table` would build from triplet files, in the same place.
 
@@ -260,7 +261,7 @@ def _raise_first(job: Job) -> None:
 # --- the pipelines ------------------------------------------------------------------------------------------
 
 
-def _pipeline(beam_options: str | Sequence[str]):
+def _pipeline(beam_options: str | Sequence[str]) -> tuple[ModuleType, Any]:
   try:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions

@@ -18,7 +18,7 @@ _NAME_LENGTH = 100  # Characters of a source that name its folder; file systems 
 
 
 def build_table(
-  source: Source, spec: str | Vocabulary, cache_dir: str | None = None, **options
+  source: Source, spec: str | Vocabulary, cache_dir: str | None = None, **options: Any
 ) -> TokenTable:
   """The source's token table in the cache, built if it is not there; options as `table.build`."""
   vocabulary = vocabularies.vocabulary(spec) if isinstance(spec, str) else spec

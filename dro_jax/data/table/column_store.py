@@ -68,7 +68,7 @@ def keys(table: TokenTable) -> np.ndarray:
   return keys_of(table.prompt_digests, table.response_digests())
 
 
-def refuse_place(directory: str | os.PathLike, flag: str) -> None:
+def refuse_place(directory: str | os.PathLike[str], flag: str) -> None:
   """Refuses a folder in which no store can be written, before the numbers are computed.
 
   Raises:
@@ -82,7 +82,7 @@ def refuse_place(directory: str | os.PathLike, flag: str) -> None:
 
 
 def write(
-  directory: str | os.PathLike,
+  directory: str | os.PathLike[str],
   keys: np.ndarray,
   columns: Mapping[str, np.ndarray] = {},
   *,
@@ -149,12 +149,12 @@ def _mark(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> s
   return files.hash_parts(itertools.chain([described], columns))
 
 
-def exists(directory: str | os.PathLike) -> bool:
+def exists(directory: str | os.PathLike[str]) -> bool:
   """Whether the folder holds a complete store."""
   return _find(directory) is not None
 
 
-def read(directory: str | os.PathLike) -> Store:
+def read(directory: str | os.PathLike[str]) -> Store:
   """The store in a folder, or in its subfolder `columns`, so that a run's folder can be passed.
 
   Raises:
@@ -184,7 +184,7 @@ def read(directory: str | os.PathLike) -> Store:
   )  # fmt: skip
 
 
-def _find(directory: str | os.PathLike) -> tuple[str, Mapping] | None:
+def _find(directory: str | os.PathLike[str]) -> tuple[str, Mapping[str, Any]] | None:
   directory = os.path.abspath(os.path.expanduser(directory))
   for folder in (directory, os.path.join(directory, 'columns')):
     if (meta := folders.describe(folder, _DESCRIPTION, _VERSION)) is not None:

@@ -1,12 +1,12 @@
 """Texts and numbers one after the other in flat arrays, which may be memory-mapped files."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
 
-class Texts(Sequence):
+class Texts(Sequence[str]):
   """Texts in a memory-mapped file, decoded when they are read."""
 
   def __init__(self, data: np.ndarray, offsets: np.ndarray, picked: np.ndarray):
@@ -15,7 +15,13 @@ class Texts(Sequence):
   def __len__(self) -> int:
     return len(self._picked)
 
-  def __getitem__(self, i):
+  @overload
+  def __getitem__(self, i: int) -> str: ...
+
+  @overload
+  def __getitem__(self, i: slice) -> list[str]: ...
+
+  def __getitem__(self, i: int | slice) -> str | list[str]:
     if isinstance(i, slice):
       return [self[j] for j in range(*i.indices(len(self)))]
     record = int(self._picked[i])

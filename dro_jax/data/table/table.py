@@ -10,22 +10,28 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dro_jax.data.records.triplets import Record, from_mappings
+from dro_jax.data.scaling import RewardScaling
 from dro_jax.data.storage import buckets, folders, hashes
 from dro_jax.data.storage.fingerprints import fingerprint
-from dro_jax.data.table.flat import Ragged, Texts, gather, pick_texts
-from dro_jax.data.table.writer import DESCRIPTION, VERSION
+from dro_jax.data.table.flat import Ragged as Ragged
+from dro_jax.data.table.flat import Texts as Texts
+from dro_jax.data.table.flat import gather, pick_texts
+from dro_jax.data.table.writer import DESCRIPTION as DESCRIPTION
+from dro_jax.data.table.writer import VERSION
 from dro_jax.data.table.writer import Writer as _Writer
 from dro_jax.data.text import lost_text, templates, tokenise
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 from dro_jax.files import hash_parts
 
+# From digests of responses and of prompts to numbers, see `column_store`.
+Lookup = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _CHUNK = 2048  # Records tokenised at a time.
 
 
@@ -54,20 +60,20 @@ class TokenTable:
   response_lengths: np.ndarray
   rewards: np.ndarray
   raw_rewards: np.ndarray
-  columns: dict
+  columns: dict[str, np.ndarray]
   ids: Texts
   prompts: Texts
   responses: Texts
   prompt_digests: np.ndarray
   truncated: np.ndarray
   weights: np.ndarray | None
-  report: dict
+  report: dict[str, Any]
   vocabulary: str
   directory: str
   _records: np.ndarray = dataclasses.field(repr=False)
   _tokens: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(repr=False)
-  token_columns: dict = dataclasses.field(default_factory=dict)
-  pair_columns: dict = dataclasses.field(default_factory=dict)
+  token_columns: dict[str, Ragged] = dataclasses.field(default_factory=dict[str, Any])
+  pair_columns: dict[str, Lookup] = dataclasses.field(default_factory=dict[str, Any])
 
   def __len__(self) -> int:
     return len(self.rewards)
@@ -136,7 +142,7 @@ class TokenTable:
     self,
     columns: Mapping[str, np.ndarray] = {},
     token_columns: Mapping[str, Ragged] = {},
-    pair_columns: Mapping[str, Any] = {},
+    pair_columns: Mapping[str, Lookup] = {},
   ) -> 'TokenTable':
     """The same table with more columns, which replace those of the same names."""
     return dataclasses.replace(
@@ -153,11 +159,11 @@ class TokenTable:
       problem = self.report.get('reward_problem') or f'{self.directory}: records without a reward'
       raise UsageError(f'{problem}. {reader} needs rewards, and {missing} of {len(self)} records have none.')
 
-  def with_missing_rewards_zero(self, scaling) -> 'TokenTable':
+  def with_missing_rewards_zero(self, scaling: RewardScaling) -> 'TokenTable':
     """The same table with the reward 0 where a record has none, scaled by a `RewardScaling`."""
     return dataclasses.replace(self, raw_rewards=np.nan_to_num(self.raw_rewards)).scaled(scaling)
 
-  def scaled(self, scaling) -> 'TokenTable':
+  def scaled(self, scaling: RewardScaling) -> 'TokenTable':
     """The same table with `rewards` scaled by a `RewardScaling`."""
     levels = scaling.levels(self.raw_rewards, self.prompt_index)
     return dataclasses.replace(self, rewards=scaling.apply(self.raw_rewards, levels))
@@ -172,7 +178,7 @@ _PER_RECORD = (
 def build(
   records: Iterable[Record | Mapping[str, Any]],
   vocabulary: Vocabulary,
-  directory: str | os.PathLike,
+  directory: str | os.PathLike[str],
   *,
   prompt_length: int,
   response_length: int,
@@ -251,7 +257,7 @@ def description(
   }  # fmt: skip
 
 
-def load(directory: str | os.PathLike) -> TokenTable:
+def load(directory: str | os.PathLike[str]) -> TokenTable:
   """The table in a directory.
 
   Raises:
@@ -276,7 +282,7 @@ def fetch(url: str, directory: str) -> bool:
   return buckets.fetch(url, directory, description=DESCRIPTION, version=VERSION, what='token table')
 
 
-def _open(directory: str, meta: Mapping) -> TokenTable:
+def _open(directory: str, meta: Mapping[str, Any]) -> TokenTable:
   read = {name: _array(directory, name) for name in meta['arrays']}
   # Plain arrays of the same memory map: slices of a memmap cost ten times as much.
   flat = {
@@ -348,7 +354,7 @@ def replacing(directory: str, mark: str) -> folders.Replacing:
   )  # fmt: skip
 
 
-def _read_meta(directory: str) -> Mapping | None:
+def _read_meta(directory: str) -> Mapping[str, Any] | None:
   """The description of a complete table of this version, or None."""
   return folders.describe(directory, DESCRIPTION, VERSION)
 

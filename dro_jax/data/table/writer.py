@@ -138,7 +138,7 @@ def incomplete(name: str, where: str) -> UsageError:
 class Tally:
   """The number of examples of a kind, and the first few."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.count, self.first = 0, []
 
   def add(self, ids: list[str]) -> None:

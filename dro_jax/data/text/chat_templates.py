@@ -134,8 +134,11 @@ def response_text(prompt: str, whole: str, end: str, where: str) -> str:
 class _Worker:
   """A process that renders templates, for one process of ours."""
 
-  def __init__(self):
-    self._lock, self._process, self._owner, self._left = threading.Lock(), None, None, None
+  def __init__(self) -> None:
+    self._lock = threading.Lock()
+    self._process: subprocess.Popen[bytes] | None = None
+    self._owner: int | None = None
+    self._left: subprocess.Popen[bytes] | None = None
 
   def ask(self, batch: Mapping[str, Any]) -> list[dict[str, str]]:
     """A batch's answers; starts the process where there is none, and ends it where it takes too long."""

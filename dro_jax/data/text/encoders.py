@@ -38,13 +38,13 @@ class Encoder(NamedTuple):
   decode: Callable[[Iterable[int]], str]
 
 
-def any_of(names: Collection[str]) -> re.Pattern:
+def any_of(names: Collection[str]) -> re.Pattern[str]:
   """A pattern that finds the longest of these names; of no names it finds nothing."""
   return _any_of(tuple(names))
 
 
 @functools.lru_cache(maxsize=32)
-def _any_of(names: tuple[str, ...]) -> re.Pattern:
+def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
   longest_first = sorted(names, key=len, reverse=True)
   return re.compile(f'(?:{"|".join(map(re.escape, longest_first))})' if names else '(?!)')
 

@@ -31,7 +31,7 @@ _LLAMA3 = ('llama3', 'llama-v3', 'llama-bpe', 'falcon3', 'pixtral')
 _QWEN2 = ('qwen2', 'deepseek-r1-qwen', 'megrez')
 
 
-def read_metadata(file: str | os.PathLike) -> dict[str, Any]:
+def read_metadata(file: str | os.PathLike[str]) -> dict[str, Any]:
   """What a GGUF file says of its model and tokenizer, by key.
 
   Raises:

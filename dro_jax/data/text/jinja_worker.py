@@ -46,10 +46,10 @@ class _Generation(jinja2.ext.Extension):
 class _Dict:
   """`dict(...)` for templates, without the class."""
 
-  def __call__(self, *args: Any, **items: Any) -> dict:
+  def __call__(self, *args: Any, **items: Any) -> dict[str, Any]:
     return dict(*args, **items)
 
-  def fromkeys(self, *args: Any) -> dict:
+  def fromkeys(self, *args: Any) -> dict[str, Any]:
     return dict.fromkeys(*args)
 
 

@@ -42,7 +42,7 @@ class Vocabulary(NamedTuple):
   size: int
   fingerprint: str
   encode_batch: Callable[[Sequence[str]], list[np.ndarray]]
-  decode: Callable[[Iterable], str]
+  decode: Callable[[Iterable[int]], str]
   special: SpecialTokens = _T5
   prefix: tuple[int, ...] = ()
   ends_prompts: bool = True
@@ -120,12 +120,12 @@ def _encode_bytes(texts: Sequence[str]) -> list[np.ndarray]:
   return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + _BYTE_OFFSET for text in texts]
 
 
-def _decode_bytes(ids: Iterable) -> str:
+def _decode_bytes(ids: Iterable[int]) -> str:
   kept = [i - _BYTE_OFFSET for i in _to_eos(ids) if _BYTE_OFFSET <= i < 256 + _BYTE_OFFSET]
   return bytes(kept).decode(errors='ignore')
 
 
-def _to_eos(ids: Iterable, eos: int = _T5.eos) -> list[int]:
+def _to_eos(ids: Iterable[int], eos: int = _T5.eos) -> list[int]:
   ids = [int(i) for i in ids]
   return ids[: ids.index(eos)] if eos in ids else ids
 
@@ -140,7 +140,7 @@ def _folder(spec: str, folder: str) -> Vocabulary:
     return _sentencepiece(posixpath.join(folder, _T5_PIECES), posixpath.join(folder, _T5_PIECES), _EXTRA_IDS)
   tokenizer = tokenizer_folders.read(found, folder)
 
-  def decode(ids: Iterable) -> str:
+  def decode(ids: Iterable[int]) -> str:
     return tokenizer.decode(_to_eos(ids, tokenizer.special.eos))
 
   return Vocabulary(
@@ -188,7 +188,7 @@ def _sentencepiece(spec: str, path: str, extra_ids: int) -> Vocabulary:
   def encode_batch(texts: Sequence[str]) -> list[np.ndarray]:
     return [np.asarray(ids, np.int32) for ids in processor.encode(list(texts))]
 
-  def decode(ids: Iterable) -> str:
+  def decode(ids: Iterable[int]) -> str:
     return processor.decode([i if i < size else _T5.unknown for i in _to_eos(ids)])
 
   return Vocabulary(spec, size, hash_parts([model]), encode_batch, decode)
@@ -205,7 +205,7 @@ def from_json(read: Mapping[str, Any], spec: str) -> Vocabulary:
     encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
 
-  def decode(ids: Iterable) -> str:
+  def decode(ids: Iterable[int]) -> str:
     kept = [i if i < size else _T5.unknown for i in _to_eos(ids) if i != _T5.pad]
     return tokenizer.decode(kept, skip_special_tokens=False)
 

@@ -6,7 +6,7 @@ what preference data is about: there is something better to prefer among what th
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,7 +38,7 @@ RULES: dict[str, tuple[Callable[[str], str], ...]] = {
 }
 
 
-def demonstrations(prompts: Sequence[str], hand: Hand = PERFECT, seed: int = 0) -> list[dict]:
+def demonstrations(prompts: Sequence[str], hand: Hand = PERFECT, seed: int = 0) -> list[dict[str, Any]]:
   """One answer of a hand to each prompt, as triplets of reward 1.
 
   Args:

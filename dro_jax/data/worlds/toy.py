@@ -21,7 +21,8 @@ Everything is float64.
 """
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def demonstration_logps(world: World, prompts: list[str]) -> np.ndarray:
   return _word_logps(world, np.where(np.eye(_choices(world))[wanted_PI], world.right, wrong))
 
 
-def sample_log(world: World, n: int, seed: int, split: str = 'feedback') -> list[dict]:
+def sample_log(world: World, n: int, seed: int, split: str = 'feedback') -> list[dict[str, Any]]:
   """Draws n triplets: a prompt of the split by any user, the logging policy's response, the noisy rating.
 
   The log is sampled, so `behaviour_logprob` (nats, the whole response) is a true propensity.
@@ -132,7 +133,7 @@ def sample_log(world: World, n: int, seed: int, split: str = 'feedback') -> list
   ]
 
 
-def sft_records(world: World, n: int, seed: int) -> list[dict]:
+def sft_records(world: World, n: int, seed: int) -> list[dict[str, Any]]:
   """Draws n demonstrations on the `sft` prompts, which get no feedback; all have reward 1."""
   rng = np.random.default_rng((world.seed, seed, SPLITS.index('sft'), 1))
   xs, ys = prompts(world, 'sft'), responses(world)
@@ -189,11 +190,11 @@ def regret(
   return values_P - objective(logps_PZ, reference_logps_PZ, rewards_PZ, tau)
 
 
-def _choices(world):
+def _choices(world: World) -> int:
   return len(world.alphabets[0])
 
 
-def _scale(world):
+def _scale(world: World) -> tuple[float, int]:
   """The lowest rating and the number of votes added to it."""
   scales = {'stars': (1.0, 4), 'thumbs': (0.0, 1)}
   if world.feedback not in scales:
@@ -201,30 +202,30 @@ def _scale(world):
   return scales[world.feedback]
 
 
-def _letters(world):
+def _letters(world: World) -> np.ndarray:
   """The letters of every response as numbers, [Y, I]."""
   return np.array(list(itertools.product(range(_choices(world)), repeat=len(world.alphabets))))
 
 
-def _read(world, prompts):
+def _read(world: World, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
   """The letters that each prompt asks for, as numbers [P, I], and its mood, [P]."""
   words, moods = zip(*map(parse, prompts))
   wanted = [[alphabet.index(letter) for alphabet, letter in zip(world.alphabets, word)] for word in words]
   return np.array(wanted), np.array(moods)
 
 
-def _word_logps(world, letters_PIC):
+def _word_logps(world: World, letters_PIC: np.ndarray) -> np.ndarray:
   """log-probs of whole words from independent letters: [P, I, C] to [P, Y]."""
   positions = np.arange(len(world.alphabets))
   return np.log(letters_PIC[:, positions, _letters(world)]).sum(-1)
 
 
-def _users(rng, n):
+def _users(rng: np.random.Generator, n: int) -> list[str]:
   """The initials of n users."""
   return [chr(97 + a) + chr(97 + b) for a, b in rng.integers(26, size=(n, 2)).tolist()]
 
 
-def _draw(rng, logps_PY, n):
+def _draw(rng: np.random.Generator, logps_PY: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
   """n uniform prompts, and a response to each by inversion."""
   x_N = rng.integers(len(logps_PY), size=n)
   cdf_NY = np.cumsum(np.exp(logps_PY), -1)[x_N]
@@ -232,6 +233,6 @@ def _draw(rng, logps_PY, n):
   return x_N, y_N
 
 
-def _logsumexp(x_PZ):
+def _logsumexp(x_PZ: np.ndarray) -> np.ndarray:
   top_P1 = x_PZ.max(-1, keepdims=True)
   return (top_P1 + np.log(np.exp(x_PZ - top_P1).sum(-1, keepdims=True)))[:, 0]

@@ -128,7 +128,7 @@ class CausalConfig:
   scan_layers: bool = False
   remat: bool | str = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     freeze(self, 'mlp_activations', 'rope_pattern', 'window_pattern')
     object.__setattr__(self, 'rope_scaling', as_scaling(self.rope_scaling))
     check_config(self, _SIZES, layers.ACTIVATIONS)

@@ -76,7 +76,7 @@ class Attention(nn.Module):
   rotated: Array | bool
   prompt_length: int | None = None
 
-  def setup(self):
+  def setup(self) -> None:
     cfg = self.config
     dense = lambda features, axes, bias: layers.Dense(features, axes, cfg.dtype, kernel_init, bias)  # noqa: E731
     self.query = dense(cfg.num_heads * cfg.head_dim, ('embed', 'joined_kv'), cfg.qkv_bias)

@@ -57,7 +57,7 @@ class T5Config:
   scan_layers: bool = False
   remat: bool | str = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     freeze(self, 'mlp_activations')
     check_config(self, _SIZES, layers.ACTIVATIONS)
 

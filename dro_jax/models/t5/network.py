@@ -71,8 +71,12 @@ def _relative_bias(
   return relative(keys, keys) if position is None else relative.at(position, keys)
 
 
-def _shared_bias(config: T5Config, *args, **kwargs) -> Array | None:
-  return None if config.relative_bias_per_layer else _relative_bias(config, *args, **kwargs)
+def _shared_bias(
+  config: T5Config, keys: int, position: Array | None = None, *, bidirectional: bool
+) -> Float[Array, '1 H T S'] | None:
+  if config.relative_bias_per_layer:
+    return None
+  return _relative_bias(config, keys, position, bidirectional=bidirectional)
 
 
 class EncoderLayer(nn.Module):
@@ -157,7 +161,7 @@ class Decoder(nn.Module):
 
   config: T5Config
 
-  def setup(self):
+  def setup(self) -> None:
     if not self.config.logits_via_embedding:
       self.logits_dense = layers.Dense(self.config.vocab_size, ('embed', 'vocab'), jnp.float32)
 
@@ -199,7 +203,7 @@ class T5(nn.Module):
 
   config: T5Config
 
-  def setup(self):
+  def setup(self) -> None:
     cfg = self.config
     if cfg.vocab_size is None:
       raise UsageError(

@@ -108,7 +108,7 @@ class T5GemmaConfig:
   remat: bool | str = False
   attention: str = 'auto'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     freeze(self, 'mlp_activations', 'window_pattern', 'encoder_reach')
     object.__setattr__(self, 'rope_scaling', as_scaling(self.rope_scaling))
     own = tuple(name for name in map('encoder_{}'.format, SIDED) if getattr(self, name) is not None)

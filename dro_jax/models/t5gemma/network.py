@@ -150,7 +150,7 @@ class T5Gemma(nn.Module):
 
   config: T5GemmaConfig
 
-  def setup(self):
+  def setup(self) -> None:
     cfg = self.config
     if cfg.vocab_size is None:
       raise UsageError(

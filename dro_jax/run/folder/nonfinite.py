@@ -22,7 +22,7 @@ from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 from dro_jax.names import NEXT_TOKEN_KL
 from dro_jax.step.state import TrainState
-from dro_jax.types import LossTerm, Rows
+from dro_jax.types import LossOutput, LossTerm, Rows, Scores
 
 FOLDER, _ARRAYS, _EXAMPLES = 'nonfinite', 'arrays.npz', 'examples.jsonl'
 _LISTED = 8  # Ids that an error lists at most.
@@ -77,7 +77,7 @@ def listed(bad: np.ndarray, table: TokenTable) -> str:
   return ', '.join(table.ids[int(i)] for i in bad[:_LISTED]) + (', ...' if len(bad) > _LISTED else '')
 
 
-def step_of(folder: str | os.PathLike) -> int:
+def step_of(folder: str | os.PathLike[str]) -> int:
   """The step of a kept batch.
 
   Raises:
@@ -91,7 +91,7 @@ def step_of(folder: str | os.PathLike) -> int:
   return int(path.name)
 
 
-def load(folder: str | os.PathLike, like: Rows) -> Rows:
+def load(folder: str | os.PathLike[str], like: Rows) -> Rows:
   """A kept batch, placed on the devices like `like`.
 
   Raises:
@@ -119,7 +119,12 @@ def load(folder: str | os.PathLike, like: Rows) -> Rows:
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def examine(evaluate: Callable, state: TrainState, rows: Rows, table: TokenTable) -> dict[str, Any]:
+def examine(
+  evaluate: Callable[[TrainState, Rows], tuple[Scores, Scores | None, LossOutput]],
+  state: TrainState,
+  rows: Rows,
+  table: TokenTable,
+) -> dict[str, Any]:
   """Scores, values and losses of each example with a non-finite loss: id -> numbers.
 
   `evaluate(state, rows)` comes from `step.train_step.make_evaluate`; its results are on every host.
@@ -154,7 +159,7 @@ def _losses_of_units(rows: Rows, terms: Iterable[LossTerm]) -> np.ndarray:
   return total.reshape(rows.valid.shape)
 
 
-def origin(step: Callable, state: TrainState, rows: Rows) -> str | None:
+def origin(step: Callable[[TrainState, Rows], Any], state: TrainState, rows: Rows) -> str | None:
   """The innermost line of dro_jax at which the first NaN of `step(state, rows)` arises; `None` if none does.
 
   Runs the step operation by operation, which is slow and takes memory. With several processes it returns

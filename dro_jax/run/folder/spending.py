@@ -35,7 +35,9 @@ class ComputeCounter:
     self._rows = sum(map(num_rows, range(step, first))) if counts_flops else 0
     self._per_row: float | None = None
 
-  def add(self, step_function: Callable, step: int, *arguments: Any, num_rows: int) -> dict[str, float]:
+  def add(
+    self, step_function: Callable[..., Any], step: int, *arguments: Any, num_rows: int
+  ) -> dict[str, float]:
     """The totals after one more step, from its function and the arguments of that."""
     so_far = {'examples': float((step + 1) * self._batch_size)}
     if not self._counts_flops:
@@ -45,7 +47,7 @@ class ComputeCounter:
     self._rows += num_rows
     return so_far | {'flops': self._rows * self._per_row}
 
-  def _count(self, step_function: Callable, arguments: tuple, num_rows: int) -> None:
+  def _count(self, step_function: Callable[..., Any], arguments: tuple[Any, ...], num_rows: int) -> None:
     self._per_row = flops.count(step_function, *arguments) / num_rows
     # Rows are exact however often a run is resumed.
     self._rows += round(self._flops / self._per_row) if self._per_row else 0
