@@ -89,7 +89,7 @@ def judge(
   comparing.meetings(len(found), against)
   who.check(found)
   folder = files.output_folder(output)
-  with locked(folder, '--output'):
+  with locked(folder, '--output'), files.disk_of(folder):
     by = judges.make_judge(
       folder, endpoint=endpoint, command=command, function=function, reward=reward, template=judge_prompt
     )

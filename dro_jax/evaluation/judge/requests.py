@@ -63,7 +63,7 @@ class Requests:
 
   def __init__(self, folder: pathlib.Path, max_requests: int | None = None, max_tokens: int | None = None):
     self._journal = Journal(folder / FILE)
-    self._lock = threading.Lock()
+    self._settled = threading.Condition()
     self._max_requests, self._max_tokens = max_requests, max_tokens
     self.answers: dict[str, Mapping[str, Any]] = {}
     self._in_flight: dict[str, int] = {}
@@ -73,6 +73,7 @@ class Requests:
       self._count(record)
     self._journal.records.clear()  # The texts of all requests need not stay in memory.
     self.lost = frozenset(self._in_flight)
+    self._live: set[str] = set()  # Those in flight of this call.
 
   def send(self, key: str, contents: Mapping[str, Any], tokens: int) -> bool:
     """Records that a request is about to be sent; `False`, and nothing recorded, where the budget ends.
@@ -82,12 +83,13 @@ class Requests:
       contents: what is sent.
       tokens: the most that it can cost.
     """
-    with self._lock:
-      if self._max_requests is not None and self.spent.requests + 1 > self._max_requests:
-        return False
-      if self._max_tokens is not None and self.spent.tokens + tokens > self._max_tokens:
+    with self._settled:
+      while self._lacks_tokens(tokens) and self._live:
+        self._settled.wait()  # What is in flight may cost less than it might.
+      if self._lacks_tokens(tokens) or self._lacks_requests():
         return False
       described = {} if key in self._known else {'contents': contents}
+      self._live.add(key)
       self._record({'key': key, 'event': SENT, 'tokens': tokens} | described)
       return True
 
@@ -95,7 +97,7 @@ class Requests:
     """Records a reply, and the tokens (of input, of output) that the endpoint counted."""
     counted = {} if usage is None else {'input_tokens': usage[0], 'output_tokens': usage[1]}
     marked = {'labels': list(labels)} if labels else {}
-    with self._lock:
+    with self._settled:
       self._record({'key': key, 'event': ANSWERED, 'text': text} | marked | counted)
 
   def failed(self, key: str, why: str, *, charged: bool) -> None:
@@ -106,8 +108,20 @@ class Requests:
       why: in words.
       charged: whether it may have cost tokens all the same.
     """
-    with self._lock:
+    with self._settled:
       self._record({'key': key, 'event': FAILED, 'why': why, 'charged': charged})
+
+  def release(self) -> None:
+    """Lets nobody wait for what is in flight: the call ends."""
+    with self._settled:
+      self._live.clear()
+      self._settled.notify_all()
+
+  def _lacks_tokens(self, tokens: int) -> bool:
+    return self._max_tokens is not None and self.spent.tokens + tokens > self._max_tokens
+
+  def _lacks_requests(self) -> bool:
+    return self._max_requests is not None and self.spent.requests >= self._max_requests
 
   def close(self) -> None:
     self._journal.close()
@@ -116,6 +130,9 @@ class Requests:
     self._journal.append(record)
     self._journal.records.clear()
     self._count(record)
+    if record['event'] != SENT:
+      self._live.discard(record['key'])
+      self._settled.notify_all()
 
   def _count(self, record: Mapping[str, Any]) -> None:
     key, spent = record['key'], self.spent

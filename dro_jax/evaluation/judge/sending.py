@@ -150,6 +150,7 @@ class Sender:
     with self._lock:
       self._error = self._error or error
     self._pace.stopped.set()
+    self._requests.release()
 
 
 def spent_of(requests: Requests, endpoint: Endpoint) -> dict[str, Any]:

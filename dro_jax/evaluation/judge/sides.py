@@ -125,7 +125,7 @@ def _response(fields: Mapping[str, Any], names: Mapping[str, str], where: str) -
       f'{where}: there is no "{name}": a file of answers has a prompt and a response on each line. '
       'Name the field by --columns response=FIELD.'
     )
-  return chat.response(value, f'{where}: "{name}"')
+  return chat.response([value] if isinstance(value, dict) else value, f'{where}: "{name}"')
 
 
 def checkpoint_digest(side: Side) -> str:
