@@ -65,7 +65,7 @@ def test_the_interval_covers_the_truth_with_the_fits_error_and_not_without():
     numbers = np.arange(120)
     found = length_control.estimate(scores, differences, numbers, 120, resamples=120, seed=seed)
     hits += found.low <= truth <= found.high
-    # AlpacaEval's interval: the spread of the fitted probabilities at equal lengths, as if the fit were known.
+    # An interval that takes the fit for known has the binomial error alone.
     error = math.sqrt(found.value * (1 - found.value) / 120)
     hits_of_known += abs(found.value - truth) <= 1.96 * error
   assert 0.89 <= hits / 120 <= 0.99

@@ -13,8 +13,10 @@ from dro_jax.data.records import field_paths, inheritance, triplets
 from dro_jax.data.records.fields import checked_names
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
+from dro_jax.run.folder.configs import RUN
 
 FILE, POLICY, REFERENCE = 'file', 'policy', 'reference'
+_DIGEST = re.compile('[0-9a-f]{20}')
 _NAMED = re.compile(r'([\w.+-]+)=(.+)', re.DOTALL)
 
 
@@ -78,6 +80,9 @@ def _names(found: Sequence[tuple[str | None, str, str]]) -> list[str]:
 
 def _stem(path: str) -> str:
   name = pathlib.PurePath(path).name
+  description = pathlib.Path(path).expanduser() / RUN
+  if _DIGEST.fullmatch(name) and description.exists():  # The arena calls its runs so.
+    return str(json.loads(description.read_text(encoding='utf-8')).get('algorithm', name))
   return next((name.removesuffix(ending) for ending in triplets.FORMATS if name.endswith(ending)), name)
 
 

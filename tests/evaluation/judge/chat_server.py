@@ -97,7 +97,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     message = body['messages'][-1]['content']
     with self.server.lock:
       number = len(self.server.asked)
-      self.server.asked.append(Asked(time.monotonic(), message, body, {k.lower(): v for k, v in self.headers.items()}))
+      self.server.asked.append(
+        Asked(time.monotonic(), message, body, {k.lower(): v for k, v in self.headers.items()})
+      )
     assert self.path == '/v1/chat/completions'
     reply = self.server.answer(number, message)
     if callable(reply):

@@ -60,7 +60,11 @@ def test_more_samples_keep_those_that_are_there(run, asked, tmp_path):
 
 
 def test_what_decides_an_answer_decides_where_it_is_kept(run, asked, tmp_path):
-  for decoding in (DECODING, Decoding(max_length=4, batch_size=8, seed=1), Decoding(max_length=3, batch_size=8)):
+  for decoding in (
+    DECODING,
+    Decoding(max_length=4, batch_size=8, seed=1),
+    Decoding(max_length=3, batch_size=8),
+  ):
     drawn(run, asked[:1], tmp_path, decoding)
   drawn(f'{run}/checkpoints/2', asked[:1], tmp_path)
   drawn(run, asked[:1], tmp_path, Decoding(max_length=4, batch_size=16))
@@ -103,5 +107,3 @@ def test_a_file_answers_the_prompts_that_it_has(asked, tmp_path):
 def test_decoding_that_gives_no_answer_is_refused(name):
   with pytest.raises(UsageError, match=f'{name}=0 must be above 0'):
     answers.check(Decoding(**{name: 0}))
-
-

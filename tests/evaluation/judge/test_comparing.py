@@ -33,7 +33,9 @@ def longer(shown):
 
 def test_both_orders_are_shown_and_scores_are_the_first_sides():
   by, seen = judge(longer)
-  [pair], records, _ = comparing.compare(by, PROMPTS, [answers('aa', 'b', 'c'), answers('b', 'cc', 'd')], [(0, 1)])
+  [pair], records, _ = comparing.compare(
+    by, PROMPTS, [answers('aa', 'b', 'c'), answers('b', 'cc', 'd')], [(0, 1)]
+  )
   np.testing.assert_array_equal(pair.scores_N2, [[1, 1], [0, 0], [0.5, 0.5]])
   np.testing.assert_array_equal(pair.differences_N, [1, -1, 0])
   assert [(shown.first, shown.second) for shown in seen[:2]] == [('aa', 'b'), ('b', 'aa')]
@@ -76,7 +78,12 @@ def test_several_answers_meet_in_order_and_a_single_one_meets_each():
   by, seen = judge(longer, sees_order=False)
   one, two, single = answers(*[['a', 'bb']] * 3), answers(*[['x', 'yy', 'zz']] * 3), answers(*'rst')
   [pair, of_single], _, _ = comparing.compare(by, PROMPTS[:1], [one, two, single], [(0, 1), (0, 2)])
-  assert [(shown.first, shown.second) for shown in seen] == [('a', 'x'), ('bb', 'yy'), ('a', 'r'), ('bb', 'r')]
+  assert [(shown.first, shown.second) for shown in seen] == [
+    ('a', 'x'),
+    ('bb', 'yy'),
+    ('a', 'r'),
+    ('bb', 'r'),
+  ]
   assert len(pair.scores_N2) == len(of_single.scores_N2) == 2
   np.testing.assert_array_equal(of_single.rates(1), [0.75])
 

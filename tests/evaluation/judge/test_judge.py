@@ -69,7 +69,16 @@ def test_the_folder_holds_no_key_and_no_log_line_does(sides, tmp_path, monkeypat
 
 def test_the_command_judges_files_by_a_reward(sides, tmp_path, capsys):
   out = tmp_path / 'out'
-  line = ['judge', *sides[:2], f'--output={out}', '--set', 'REWARD=exact_match', '--set', 'RESAMPLES=20', '--json']
+  line = [
+    'judge',
+    *sides[:2],
+    f'--output={out}',
+    '--set',
+    'REWARD=exact_match',
+    '--set',
+    'RESAMPLES=20',
+    '--json',
+  ]
   assert main.main(line) == main.DONE
   printed = json.loads(capsys.readouterr().out)
   assert printed['pairs']['sft against kto']['win_rate']['value'] == pytest.approx(0.5 - 13 / 80)
@@ -104,7 +113,10 @@ def test_a_run_its_reference_and_its_checkpoints_meet_on_its_held_out_prompts(ru
 
 
 def test_the_best_checkpoint_is_chosen_on_other_prompts_than_those_reported_on(run, triplets, tmp_path):
-  out, options = tmp_path / 'out', {'reward': 'length_reward', 'decoding': DECODING, 'resamples': 20, 'folds': 2}
+  out, options = (
+    tmp_path / 'out',
+    {'reward': 'length_reward', 'decoding': DECODING, 'resamples': 20, 'folds': 2},
+  )
   found = judge(['reference', run], str(out), prompts=triplets, choose=0.4, **options)
   [table] = [each for each in found['tables'] if each['title'].startswith('Checkpoints')]
   steps = [row['checkpoint'] for row in table['rows']]
@@ -117,7 +129,9 @@ def test_the_best_checkpoint_is_chosen_on_other_prompts_than_those_reported_on(r
   # All candidates have answered the prompts that choose, and none but the chosen one those reported on.
   files = [path.read_text().splitlines() for path in (out / 'answers').iterdir()]
   answered = [{json.loads(line)['prompt'] for line in lines} for lines in files]
-  assert sum(reported <= each for each in answered) == 2 and sum(not reported & each for each in answered) == 1
+  assert (
+    sum(reported <= each for each in answered) == 2 and sum(not reported & each for each in answered) == 1
+  )
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_worlds_exact_reward_judges_by_its_name(tmp_path):
 def test_a_function_of_ones_own_judges_and_is_asked_once(tmp_path):
   file = tmp_path / 'mine.py'
   file.write_text(
-    'calls = []\ndef shorter(prompt, first, second):\n  with open(__file__ + ".log", "a") as log:\n    log.write("x")\n'
+    'def shorter(prompt, first, second):\n  with open(__file__ + ".log", "a") as log:\n    log.write("x")\n'
     '  return "tie" if len(first) == len(second) else 0.75 if len(first) < len(second) else "Verdict: B"\n'
   )
   asked = [Comparison('p', 'a', 'bb'), Comparison('p', 'bb', 'a'), Comparison('p', 'a', 'b')]
@@ -142,7 +142,10 @@ def test_an_endpoints_verdicts_are_read_from_the_kept_replies(tmp_path):
   [
     ({}, 'there is no judge: pass one of'),
     ({'reward': 'exact_match', 'command': 'cat'}, r'command \(COMMAND\) and reward \(REWARD\) name 2 judges'),
-    ({'reward': 'exact_match', 'endpoint': Endpoint(soft=True)}, 'soft is a setting of a judge behind an end'),
+    (
+      {'reward': 'exact_match', 'endpoint': Endpoint(soft=True)},
+      'soft is a setting of a judge behind an end',
+    ),
     ({'command': 'cat', 'template': 'safety'}, r'template \(--judge_prompt\) is a setting'),
     ({'reward': 'exact_mtch'}, 'is no reward function'),
     ({'function': 'mine'}, "FUNCTION='mine' names no function"),

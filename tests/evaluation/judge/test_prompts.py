@@ -15,12 +15,18 @@ def write(path, *records):
 
 
 def test_each_prompt_is_read_once_whatever_else_its_record_has(tmp_path):
-  file = write(tmp_path / 'a.jsonl', {'id': 'x', 'q': 'one'}, {'id': 'y', 'q': 'two', 'r': 1}, {'id': 'z', 'q': 'one'})
+  file = write(
+    tmp_path / 'a.jsonl', {'id': 'x', 'q': 'one'}, {'id': 'y', 'q': 'two', 'r': 1}, {'id': 'z', 'q': 'one'}
+  )
   assert prompts.read(file, 'prompt=q') == [Prompt('x', 'one', 'one'), Prompt('y', 'two', 'two')]
 
 
 def test_a_conversation_is_text_for_a_judge_and_turns_for_a_model(tmp_path):
-  turns = [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'ho'}, {'role': 'user', 'content': 'so'}]
+  turns = [
+    {'role': 'user', 'content': 'hi'},
+    {'role': 'assistant', 'content': 'ho'},
+    {'role': 'user', 'content': 'so'},
+  ]
   single = [{'role': 'user', 'content': 'well'}]
   file = write(tmp_path / 'a.jsonl', {'prompt': turns}, {'prompt': single}, {'prompt': 'plain'})
   several, one, plain = prompts.read(file)

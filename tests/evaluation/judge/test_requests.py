@@ -40,7 +40,11 @@ def test_the_contents_are_written_once(tmp_path):
   again.send('a', {'message': 'hello'}, 1)
   again.close()
   lines = [json.loads(line) for line in (tmp_path / 'requests.jsonl').read_text().splitlines()]
-  assert [line.get('contents') for line in lines if line['event'] == 'sent'] == [{'message': 'hello'}, None, None]
+  assert [line.get('contents') for line in lines if line['event'] == 'sent'] == [
+    {'message': 'hello'},
+    None,
+    None,
+  ]
   assert again.spent == Spent(requests=3, unknown=3)
 
 

@@ -33,6 +33,14 @@ def test_names_may_be_given_and_equal_ones_become_paths(tmp_path):
     sides.parse('a=x,a=y')
 
 
+def test_a_run_of_the_arena_is_called_by_its_algorithm(tmp_path):
+  for digest, algorithm in (('0' * 20, 'kto'), ('a' * 20, 'dro_v')):
+    (tmp_path / digest).mkdir()
+    (tmp_path / digest / 'run.json').write_text(json.dumps({'algorithm': algorithm}))
+  found = sides.parse([str(path) for path in sorted(tmp_path.iterdir())])
+  assert [side.name for side in found] == ['kto', 'dro_v']
+
+
 @pytest.mark.parametrize(
   'text, message',
   [
