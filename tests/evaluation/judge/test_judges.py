@@ -1,6 +1,9 @@
 import json
+import os
+import pathlib
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -9,6 +12,7 @@ from dro_jax.evaluation.judge import judges
 from dro_jax.evaluation.judge.endpoint import Endpoint
 from dro_jax.evaluation.judge.judges import Comparison, make_judge
 from dro_jax.evaluation.judge.verdicts import Verdict
+from tests.evaluation.judge import kills
 from tests.evaluation.judge.chat_server import by_exact_reward, serving, soft
 
 SORT = Comparison('sort: cab', 'abc', 'cab')
@@ -135,6 +139,40 @@ def test_an_endpoints_verdicts_are_read_from_the_kept_replies(tmp_path):
   assert first.verdicts[1].score != first.verdicts[1].score
   assert str(again.verdicts) == str(first.verdicts) and len(server.asked) == 2
   assert '1 of 3 requests have no reply' in again.note and 'REQUEST_BUDGET' in again.note
+
+
+_JUDGE = """
+import pathlib, sys
+from dro_jax.evaluation.judge.endpoint import Endpoint
+from dro_jax.evaluation.judge.judges import Comparison, make_judge
+
+url, folder = sys.argv[1:]
+judge = make_judge(pathlib.Path(folder), endpoint=Endpoint(model='m', base_url=url, concurrency=4))
+judge.judge([Comparison(f'sort: ba{i}', f'ab{i}', f'{i}ab') for i in range(160)])
+"""
+
+
+def test_kills_lose_no_reply_and_pay_nothing_twice(tmp_path):
+  pytest.importorskip('openai')
+  comparisons = [Comparison(f'sort: ba{i}', f'ab{i}', f'{i}ab') for i in range(160)]
+  root = pathlib.Path(__file__).resolve().parents[3]
+  environment = {**os.environ, 'PYTHONPATH': str(root)}
+
+  def answer(number, message):
+    time.sleep(0.02)
+    return by_exact_reward(message)
+
+  with serving(answer) as server:
+    command = [sys.executable, '-c', _JUDGE, server.url, str(tmp_path)]
+    kills.kill_often(command, server, 2, environment=environment, longest=0.2)
+    options = {'model': 'm', 'base_url': server.url, 'concurrency': 4}
+    rest = make_judge(tmp_path, endpoint=Endpoint(**options)).judge(comparisons)
+    lost = kills.check(server, tmp_path, 4, 2)
+    assert rest.verdicts.count(None) == len(lost)
+    whole = make_judge(tmp_path, endpoint=Endpoint(**options, resend=True)).judge(comparisons)
+  exact = make_judge(tmp_path, reward='exact_match').judge(comparisons)
+  assert whole.verdicts == exact.verdicts
+  assert {message for message, count in kills.counted(server).items() if count > 1} <= lost
 
 
 @pytest.mark.parametrize(
