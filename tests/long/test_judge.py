@@ -123,8 +123,8 @@ def test_a_language_model_behind_a_server_judges_from_end_to_end(tmp_path):
   short = write(tmp_path / 'short.jsonl', requests.requests()[:8], lambda i, prompt: 'Yes.')
   template = tmp_path / 'template.txt'
   template.write_text(
-    'Question: {prompt}\nAnswer A: {first}\nAnswer B: {second}\nWhich answer is better? Say only "Verdict: A" '
-    'or "Verdict: B".'
+    'Question: {prompt}\nAnswer A: {first}\nAnswer B: {second}\nWhich answer is better? Say only '
+    '"Verdict: A" or "Verdict: B".'
   )
 
   def reply(number, message):

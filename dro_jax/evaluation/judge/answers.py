@@ -39,6 +39,10 @@ class Decoding:
     samples: answers to each prompt.
     batch_size: prompts at once; changes no answer.
     seed: decides, with the prompt, the answers.
+
+  Example:
+    >>> dro.Decoding(temperature=0.0).max_length
+    128
   """
 
   max_length: int = 128

@@ -42,6 +42,10 @@ class Endpoint:
     input_price: of a million tokens of input, in any currency.
     output_price: of a million tokens of output.
     resend: sends again what was in flight when an earlier call was killed, and may have been paid for.
+
+  Example:
+    >>> dro.Endpoint(model='qwen3-8b', base_url='http://localhost:8000/v1', max_requests=500).temperature
+    0.0
   """
 
   model: str | None = None

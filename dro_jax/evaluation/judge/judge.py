@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from dro_jax import files, limits
+from dro_jax.data.records import inheritance
 from dro_jax.errors import UsageError
 from dro_jax.evaluation.judge import answers as answering
 from dro_jax.evaluation.judge import choosing, comparing, judges, report
@@ -78,6 +79,12 @@ def judge(
     Failed: the judge failed; what it said before is saved.
     Stopped: SIGTERM came, likewise.
     Interrupted: Ctrl-C came, likewise.
+
+  Example:
+    >>> short = dro.Decoding(max_length=4)
+    >>> found = dro.judge(['runs/dro_v', 'runs/other'], 'judged', reward='length_reward', decoding=short)
+    >>> found.pairs['dro_v against other']['win_rate'].value
+    0.5
   """
   limits.seed(seed)
   limits.within('judge', 0, 1, 'the others are reported on', choose=choose)
@@ -113,7 +120,9 @@ def _prompts(
 ) -> list[Prompt]:
   """Those of a file or data set, those that a run held out, or those of a file of answers."""
   if prompts is not None:
-    return asking.read(prompts, columns, data_dir=data_dir)
+    # The names may be those of the files of answers only.
+    own = inheritance.options({'columns': columns}, prompts, None)['columns'] if columns else None
+    return asking.read(prompts, own, data_dir=data_dir)
   if runs := [side for side in sides if side.kind != who.FILE]:
     return asking.held_out(runs[0].path, data_dir)
   return asking.read(sides[0].path, columns)
