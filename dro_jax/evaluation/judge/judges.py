@@ -95,7 +95,7 @@ def make_judge(
   if endpoint.model is None:
     _refuse_unread(endpoint, template, named[0])
   if reward is not None:
-    return by_reward(rewards.find(reward))
+    return by_reward(rewards.find(reward), reward if isinstance(reward, str) else None)
   if function is not None:
     return by_function(folder, function)
   if command is not None:
@@ -279,8 +279,13 @@ def _local_verdict(text: str) -> Verdict:
 # --- a reward -----------------------------------------------------------------------------------------------
 
 
-def by_reward(reward: rewards.Reward) -> Judge:
-  """A reward of single answers as a judge: the higher wins, equal ones tie. Every reward comes in here."""
+def by_reward(reward: rewards.Reward, name: str | None = None) -> Judge:
+  """A reward of single answers as a judge: the higher wins, equal ones tie. Every reward comes in here.
+
+  Args:
+    reward: of (prompts, answers).
+    name: as reports call it; `None` takes the function's.
+  """
 
   def judge(comparisons: Sequence[Comparison]) -> Judged:
     pairs = list(dict.fromkeys(_answers(comparisons)))
@@ -290,7 +295,7 @@ def by_reward(reward: rewards.Reward) -> Judge:
       _higher(by_pair[prompt, first], by_pair[prompt, second]) for prompt, first, second in comparisons
     ])  # fmt: skip
 
-  return Judge(rewards.name_of(reward), False, judge)
+  return Judge(name or rewards.name_of(reward), False, judge)
 
 
 def _answers(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str]]:
