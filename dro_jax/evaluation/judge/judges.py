@@ -259,8 +259,7 @@ def _recorded(
   try:
     for key, content, comparison in zip(keys, contents, comparisons):
       if key not in requests.answers:
-        requests.send(key, content, 0)
-        requests.answered(key, ask(comparison))
+        requests.answered(key, ask(comparison), contents=content)
   finally:
     requests.close()
   return Judged([_local_verdict(requests.answers[key]['text']) for key in keys])

@@ -93,12 +93,30 @@ class Requests:
       self._record({'key': key, 'event': SENT, 'tokens': tokens} | described)
       return True
 
-  def answered(self, key: str, text: str, *, labels: Any = (), usage: tuple[int, int] | None = None) -> None:
-    """Records a reply, and the tokens (of input, of output) that the endpoint counted."""
-    counted = {} if usage is None else {'input_tokens': usage[0], 'output_tokens': usage[1]}
-    marked = {'labels': list(labels)} if labels else {}
+  def answered(
+    self,
+    key: str,
+    text: str,
+    *,
+    labels: Any = (),
+    usage: tuple[int, int] | None = None,
+    contents: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Records a reply.
+
+    Args:
+      key: the request's.
+      text: the reply.
+      labels: its tokens that are labels.
+      usage: tokens (of input, of output) as the endpoint counted them.
+      contents: of a request that was sent nowhere and spends no budget, as a program's and a function's.
+    """
+    record = {'key': key, 'event': ANSWERED, 'text': text}
+    record |= {} if contents is None else {'contents': contents}
+    record |= {'labels': list(labels)} if labels else {}
+    record |= {} if usage is None else {'input_tokens': usage[0], 'output_tokens': usage[1]}
     with self._settled:
-      self._record({'key': key, 'event': ANSWERED, 'text': text} | marked | counted)
+      self._record(record)
 
   def failed(self, key: str, why: str, *, charged: bool) -> None:
     """Records that an attempt has no reply.

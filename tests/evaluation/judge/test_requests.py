@@ -48,6 +48,13 @@ def test_the_contents_are_written_once(tmp_path):
   assert again.spent == Spent(requests=3, unknown=3)
 
 
+def test_a_reply_that_nobody_was_paid_for_spends_no_budget(tmp_path):
+  requests = Requests(tmp_path, max_requests=0)
+  requests.answered('a', 'A', contents={'function': 'f'})
+  requests.close()
+  assert requests.spent == Spent() and reopened(tmp_path).answers['a']['text'] == 'A'
+
+
 def test_nothing_beyond_the_budget_is_recorded_as_sent(tmp_path):
   requests = Requests(tmp_path, max_requests=2, max_tokens=250)
   assert requests.send('a', {}, 200)
