@@ -47,5 +47,6 @@ class Journal:
     if content[whole:] and files.parsed(content[whole:]) is not None:
       content, whole = content + b'\n', len(content) + 1
       os.pwrite(self._file, b'\n', len(content) - 1)
-    os.ftruncate(self._file, whole)
+    if whole < len(content):
+      os.ftruncate(self._file, whole)
     os.lseek(self._file, 0, os.SEEK_END)

@@ -33,7 +33,7 @@ def sides(tmp_path):
   """Files of answers: a third are right, two thirds, and all."""
   return [
     write(tmp_path / 'sft.jsonl', lambda i, text: right(text) if i % 3 == 0 else text + 'x'),
-    write(tmp_path / 'kto.jsonl', lambda i, text: right(text) if i % 3 < 2 else text),
+    write(tmp_path / 'kto.jsonl', lambda i, text: right(text) if i % 3 < 2 else text + 'y'),
     write(tmp_path / 'dro.jsonl', lambda i, text: right(text)),
   ]
 
