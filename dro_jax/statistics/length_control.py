@@ -5,7 +5,7 @@ probability that the first side wins is modelled as
 
   P(win) = σ(θ + φ tanh(Δ / sd(Δ)))
 
-and the controlled rate is σ(θ), the model's rate at Δ = 0 (Dubois et al. 2024, arXiv 2404.04475, Eq. 2).
+and the controlled rate is σ(θ), the model's rate at Δ = 0 (Dubois et al. 2024, arXiv 2404.04475).
 Their third term, the difficulty of each prompt, is fitted on the verdicts of many models; here it is left
 out. A weak prior N(0, 2.5²) on φ keeps the fit finite where the longer answer always wins.
 
@@ -20,8 +20,8 @@ import numpy as np
 from dro_jax.statistics import agreement, ties, win_rates
 from dro_jax.statistics.agreement import Estimate
 
-# Each side must have the longer answer in this share of comparisons, and in this number of them: the rate at
-# Δ = 0 is else read off a curve beyond the data.
+# Neither side may have the longer answer in more than all comparisons but this share, and but this number: the
+# rate at Δ = 0 would be read off a curve beyond the data.
 LEAST_SHARE, LEAST = 0.1, 10
 _PRECISION = 2.5**-2  # Of the prior on φ.
 _LARGEST = 20.0  # σ of it is 1 up to rounding, as of a side that always wins.

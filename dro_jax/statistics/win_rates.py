@@ -134,7 +134,7 @@ def orders(scores_N2: np.ndarray) -> Orders:
 
 
 def folds(rates_P: np.ndarray, num: int, seed: int = 0) -> Folds | None:
-  """The rate as mean ± sd over folds of prompts, as DRO's paper reports it (arXiv 2405.19107, Sect. 5).
+  """The rate as mean ± sd over folds of prompts, as DRO's paper reports it (arXiv 2405.19107).
 
   The folds are equal parts of the shuffled prompts; up to `num − 1` prompts that are left over are in none.
 
