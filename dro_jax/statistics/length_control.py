@@ -20,8 +20,8 @@ import numpy as np
 from dro_jax.statistics import agreement, ties, win_rates
 from dro_jax.statistics.agreement import Estimate
 
-# Each side must have an answer that is not the shorter one in this share of comparisons, and in this number of
-# them: the rate at Δ = 0 would else be read off a curve beyond the data.
+# Each side must have an answer that is not the shorter one in this share of comparisons, and in this
+# number of them: the rate at Δ = 0 would else be read off a curve beyond the data.
 LEAST_SHARE, LEAST = 0.1, 10
 _PRECISION = 2.5**-2  # Of the prior on φ.
 _LARGEST = 20.0  # σ of it is 1 up to rounding, as of a side that always wins.
