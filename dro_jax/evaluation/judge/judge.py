@@ -123,8 +123,9 @@ def _prompts(
     # The names may be those of the files of answers only.
     own = inheritance.options({'columns': columns}, prompts, None)['columns'] if columns else None
     return asking.read(prompts, own, data_dir=data_dir)
-  if runs := [side for side in sides if side.kind != who.FILE]:
-    return asking.held_out(runs[0].path, data_dir)
+  if policies := [side for side in sides if side.kind != who.FILE]:
+    first = next((side for side in policies if asking.is_run(side.path)), policies[0])
+    return asking.held_out(first.path, data_dir)
   return asking.read(sides[0].path, columns)
 
 

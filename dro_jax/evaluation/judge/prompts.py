@@ -79,6 +79,11 @@ def _pairs(
     yield record.id, record.prompt
 
 
+def is_run(model_dir: str) -> bool:
+  """Whether a checkpoint is a run's, which says what it learnt from; an imported one says nothing."""
+  return bool(folders.load_metadata(model_dir).get('data', {}).get('triplets'))
+
+
 def held_out(model_dir: str, data_dir: str | None = None) -> list[Prompt]:
   """The prompts that a run held out for validation.
 

@@ -11,6 +11,7 @@ from dro_jax.step import optimizers
 from tests import runs
 from tests.examples import CONFIG
 
+MODEL = dataclasses.replace(CONFIG, vocab_size=384)
 PROMPTS = exercises.prompts(exercises.Exercises(kinds=('sort',), length=(3, 4)), 'train', 40)
 
 
@@ -39,7 +40,7 @@ def run(triplets, tmp_path_factory):
     steps=4, log_every=4, eval_every=2, checkpoint_every=2, sample_prompts=0, kl_prompts=0
   )
   runs.train(
-    folder, data, model=dataclasses.replace(CONFIG, vocab_size=384), batch_size=8, schedule=timing,
+    folder, data, model=MODEL, batch_size=8, schedule=timing,
     keep_last=3, policy_optimizer=functools.partial(optimizers.adamw, 0.1),
     value_optimizer=functools.partial(optimizers.adamw, 0.1),
   )  # fmt: skip

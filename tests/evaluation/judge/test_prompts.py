@@ -1,12 +1,17 @@
+import dataclasses
 import json
 
 import pytest
 
+from dro_jax.checkpoints import orbax
 from dro_jax.data.text import chat
 from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.evaluation.judge import prompts
 from dro_jax.evaluation.judge.prompts import Prompt
+from dro_jax.parallel.partitioning import make_mesh
+from dro_jax.run import networks
+from tests.evaluation.judge.conftest import MODEL
 
 
 def write(path, *records):
@@ -40,12 +45,18 @@ def test_the_prompts_that_a_run_held_out_are_those_of_its_table(run, triplets, t
     triplets, prompt_length=16, response_length=8, validation_fraction=0.4, cache_dir=str(tmp_path)
   ).eval
   found = [prompt.text for prompt in prompts.held_out(run)]
+  assert prompts.is_run(run)
   assert sorted(found) == sorted({held.prompts[i] for i in range(len(held))}) and 8 < len(found) < 24
 
 
 def test_a_checkpoint_that_held_out_nothing_asks_for_prompts(tmp_path):
-  with pytest.raises(UsageError, match='no checkpoint'):
-    prompts.held_out(str(tmp_path))
+  nets = networks.build(MODEL, uses_value=False)
+  params = networks.initial_params(nets, make_mesh(), 0, None)['policy']
+  described = {'model': dataclasses.asdict(MODEL), 'vocabulary': 'bytes'}
+  orbax.save_params(tmp_path / 'imported', params, described)
+  assert not prompts.is_run(str(tmp_path / 'imported'))
+  with pytest.raises(UsageError, match='imported does not say which prompts it held out: .* --triplets=FILE'):
+    prompts.held_out(str(tmp_path / 'imported'))
 
 
 def test_a_part_of_the_prompts_is_the_same_from_any_file():
