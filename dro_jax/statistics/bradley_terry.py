@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.sparse import csgraph
 
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate, weights
 
 _ITERATIONS, _STEP = 100, 2.0
 
@@ -69,7 +69,7 @@ def estimates(
     rates: of pairs (i, j) of sides, the rate of i against j on each prompt, `[P]`; NaN where it has none.
     num_sides: K.
     resamples: draws of prompts.
-    seed: of the draws; the same draws as `agreement.bootstrap` with these arguments.
+    seed: of the draws; the same draws as `bootstrap.bootstrap` with these arguments.
   """
   num_prompts = len(next(iter(rates.values())))
   sums = {pair: (np.nan_to_num(of), np.where(np.isfinite(of), 1 - np.nan_to_num(of), 0.0))
@@ -82,11 +82,8 @@ def estimates(
       wins_KK[j, i] += weights_P @ lost_P
     return strengths(wins_KK)
 
-  rng, even = np.random.default_rng(seed), np.full(num_prompts, 1 / num_prompts)
   value_K = fitted(np.ones(num_prompts))
-  draws_RK = np.array(
-    [fitted(rng.multinomial(num_prompts, even).astype(np.float64)) for _ in range(resamples)]
-  )
+  draws_RK = np.array([fitted(weights_P) for weights_P in weights(num_prompts, resamples, seed)])
   return [Estimate(float(value), *_interval(draws_R)) for value, draws_R in zip(value_K, draws_RK.T)]
 
 

@@ -17,8 +17,8 @@ N comparisons, P prompts.
 
 import numpy as np
 
-from dro_jax.statistics import agreement, ties, win_rates
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics import ties, win_rates
+from dro_jax.statistics.bootstrap import Estimate, bootstrap
 
 # Each side must have an answer that is not the shorter one in this share of comparisons, and in this
 # number of them: the rate at Δ = 0 would else be read off a curve beyond the data.
@@ -83,9 +83,7 @@ def estimate(
     rates_P = win_rates.by_prompt(scores_N, prompt_N, num_prompts)
     return win_rates.win_rate(rates_P, resamples=resamples, seed=seed)
   kept = scores_N[scored_N], np.asarray(differences_N, np.float64)[scored_N], prompt_N[scored_N]
-  return agreement.bootstrap(
-    lambda weights_P: controlled_rate(*kept, weights_P), num_prompts, resamples, seed
-  )
+  return bootstrap(lambda weights_P: controlled_rate(*kept, weights_P), num_prompts, resamples, seed)
 
 
 def _fit(x_N: np.ndarray, y_N: np.ndarray, weights_N: np.ndarray) -> tuple[float, float]:

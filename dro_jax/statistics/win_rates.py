@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dro_jax.statistics import agreement, ties
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics import ties
+from dro_jax.statistics.bootstrap import Estimate, bootstrap
 
 _Z = 1.959963984540054  # The 97.5 % quantile of the normal distribution.
 
@@ -89,7 +89,7 @@ def win_rate(rates_P: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Es
     count = weights_P @ rated_P
     return float(weights_P @ filled_P / count) if count > 0 else math.nan
 
-  return agreement.bootstrap(mean, len(rates_P), resamples, seed)
+  return bootstrap(mean, len(rates_P), resamples, seed)
 
 
 def difference(
@@ -103,7 +103,7 @@ def difference(
     count = weights_P @ both_P
     return float(weights_P @ change_P / count) if count > 0 else math.nan
 
-  return agreement.bootstrap(mean, len(rates_P), resamples, seed)
+  return bootstrap(mean, len(rates_P), resamples, seed)
 
 
 def wilson(rate: float, num: int) -> tuple[float, float]:

@@ -48,6 +48,6 @@ def test_the_page_names_the_settings_that_there_are():
   gin = (PAGE.parents[2] / 'gin_configs/runs/judge.gin').read_text()
   named = set(re.findall(r'`([A-Z][A-Z0-9_]{3,})(?:=[^`]*)?`', PAGE.read_text()))
   known = set(re.findall(r'^([A-Z][A-Z0-9_]*) *=', gin, re.MULTILINE)) | {
-    'NAME', 'SIGTERM', 'SIGKILL', 'KEEP_LAST',
+    'NAME', 'SIGTERM', 'SIGKILL', 'KEEP_LAST', 'TEST_FRACTION',
   }  # fmt: skip
   assert len(named) > 15 and named <= known, named - known

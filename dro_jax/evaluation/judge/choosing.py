@@ -11,7 +11,7 @@ from dro_jax.evaluation.judge import sides
 from dro_jax.evaluation.judge.sides import Side
 from dro_jax.printing.tables import Table
 from dro_jax.statistics import win_rates
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate
 
 
 class Candidates(NamedTuple):

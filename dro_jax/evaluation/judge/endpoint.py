@@ -239,15 +239,8 @@ def _tokens(choice: Any) -> Iterator[verdicts.Token]:
   listed = getattr(getattr(choice, 'logprobs', None), 'content', None) or ()
   for entry in listed:
     size = len(entry.token.encode()) if entry.bytes is None else len(entry.bytes)
-    top: dict[str, float] = {}
-    for other in entry.top_logprobs or ():
-      # Two tokens may have the same text.
-      top[other.token] = float(_log_sum(top.get(other.token), other.logprob))
+    top = {other.token: float(other.logprob) for other in entry.top_logprobs or ()}
     yield verdicts.Token(entry.token, size, top)
-
-
-def _log_sum(one: float | None, other: float) -> float:
-  return other if one is None else max(one, other) + math.log1p(math.exp(-abs(one - other)))
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:

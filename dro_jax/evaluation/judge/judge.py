@@ -54,8 +54,8 @@ def judge(
     sides: two or more, or their names separated by commas: a run's folder, a checkpoint, a file of answers,
       `reference` (of the first run) or `reference:RUN`; each may be NAME=SIDE.
     output: the folder of answers, requests, verdicts and the report.
-    prompts: files or names of data sets; `None` takes those that the first run held out, or else those that
-      the first file answers.
+    prompts: files or names of data sets; `None` takes those that the first run kept for tests or
+      else held out, or, without a run, those that the first file answers.
     columns: the files' names of fields: `prompt=question,response=answer`.
     data_dir: the folder that holds the public data sets' folders; `None` downloads them.
     num_prompts: prompts at most, those with the least hashes.
@@ -100,7 +100,7 @@ def judge(
     by = judges.make_judge(
       folder, endpoint=endpoint, command=command, function=function, reward=reward, template=judge_prompt
     )
-    asked = asking.fewest(_prompts(found, prompts, columns, data_dir), num_prompts)
+    asked = asking.fewest(_prompts(folder, found, prompts, columns, data_dir), num_prompts)
     draw = functools.partial(
       answering.of_side, folder=folder, mesh=functools.cache(mesh.over), decoding=decoding, columns=columns
     )
@@ -113,6 +113,7 @@ def judge(
 
 
 def _prompts(
+  folder: pathlib.Path,
   sides: Sequence[Side],
   prompts: str | Sequence[str] | None,
   columns: str | Mapping[str, str] | None,
@@ -125,7 +126,7 @@ def _prompts(
     return asking.read(prompts, own, data_dir=data_dir)
   if policies := [side for side in sides if side.kind != who.FILE]:
     first = next((side for side in policies if asking.is_run(side.path)), policies[0])
-    return asking.held_out(first.path, data_dir)
+    return asking.held_out(first.path, folder / 'split', data_dir)
   return asking.read(sides[0].path, columns)
 
 

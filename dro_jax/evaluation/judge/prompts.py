@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dro_jax.checkpoints import folders
-from dro_jax.data.records import inheritance, triplets
+from dro_jax.data.records import triplets
 from dro_jax.data.sources.find import find
 from dro_jax.data.storage import hashes
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
-from dro_jax.run.folder import configs
+from dro_jax.evaluation.export_split import export_split
 
 
 class Prompt(NamedTuple):
@@ -84,35 +84,26 @@ def is_run(model_dir: str) -> bool:
   return bool(folders.load_metadata(model_dir).get('data', {}).get('triplets'))
 
 
-def held_out(model_dir: str, data_dir: str | None = None) -> list[Prompt]:
-  """The prompts that a run held out for validation.
+def held_out(model_dir: str, folder: pathlib.Path, data_dir: str | None = None) -> list[Prompt]:
+  """The prompts that a run kept for tests, or else those that it held out for validation.
 
   Args:
     model_dir: a run's folder or one of its checkpoints.
-    data_dir: the folder that holds the public data sets' folders.
+    folder: where the prompts are written.
+    data_dir: where the public data sets lie now.
 
   Raises:
-    UsageError: the run held out none, or its data is not where it was.
+    UsageError: the run kept none, or its triplets are not where they were, or changed.
   """
-  checkpoint = folders.find_checkpoint(model_dir)
-  saved = folders.load_metadata(model_dir)
-  data = saved.get('data', {})
-  if not data.get('triplets'):
+  if not is_run(model_dir):
     raise UsageError(
       f'{model_dir} does not say which prompts it held out: pass the prompts to judge on, as --triplets=FILE.'
     )
-  names = configs.read_options(saved, pathlib.Path(checkpoint))['columns']
-  if data.get('eval_triplets'):
-    own = inheritance.options({'columns': names}, data['eval_triplets'], None)['columns']
-    return read(data['eval_triplets'], own, split='validation', data_dir=data_dir)
-  fraction = data.get('split', {}).get('fraction', 0)
-  if not fraction:
+  written = export_split(model_dir, str(folder), responses=False, data_dir=data_dir)
+  part = next((written[name] for name in ('test', 'validation') if name in written), None)
+  if part is None:
     raise UsageError(f'{model_dir} held out no prompts: pass those to judge on, as --triplets=FILE.')
-  whole = read(data['triplets'], names, data_dir=data_dir)
-  options = data.get('options', {})
-  turn = None if options.get('chat') else options.get('chat_template') or chat.TEMPLATE
-  held = hashes.by_prompt_hash([prompt.by(turn) for prompt in whole], fraction, data['split'].get('salt', ''))
-  return list(itertools.compress(whole, held))
+  return read(part['file'])
 
 
 def fewest(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:

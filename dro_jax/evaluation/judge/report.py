@@ -12,7 +12,7 @@ from dro_jax.printing import tables
 from dro_jax.printing.result import Shown
 from dro_jax.printing.tables import Table
 from dro_jax.statistics import bradley_terry, length_control, win_rates
-from dro_jax.statistics.agreement import Estimate
+from dro_jax.statistics.bootstrap import Estimate
 
 
 class Draws(NamedTuple):

@@ -73,7 +73,7 @@ def test_log_probs_make_a_verdict_a_probability():
   assert parse(hard.text, hard.labels) == (1.0, False)
 
 
-def test_two_tokens_of_one_text_are_added():
+def test_a_label_with_and_without_a_blank_is_one():
   tokens = [('Verdict:', {}), (' A', {' A': math.log(0.3), 'A': math.log(0.2), 'B': math.log(0.5)})]
   reply, _ = attempt(chat_server.completion('Verdict: A', tokens=tokens), soft=True)
   assert parse(reply.text, reply.labels).score == pytest.approx(0.5)

@@ -44,7 +44,7 @@ def test_the_prompts_that_a_run_held_out_are_those_of_its_table(run, triplets, t
   held = load_triplets(
     triplets, prompt_length=16, response_length=8, validation_fraction=0.4, cache_dir=str(tmp_path)
   ).eval
-  found = [prompt.text for prompt in prompts.held_out(run)]
+  found = [prompt.text for prompt in prompts.held_out(run, tmp_path / 'split')]
   assert prompts.is_run(run)
   assert sorted(found) == sorted({held.prompts[i] for i in range(len(held))}) and 8 < len(found) < 24
 
@@ -56,7 +56,7 @@ def test_a_checkpoint_that_held_out_nothing_asks_for_prompts(tmp_path):
   orbax.save_params(tmp_path / 'imported', params, described)
   assert not prompts.is_run(str(tmp_path / 'imported'))
   with pytest.raises(UsageError, match='imported does not say which prompts it held out: .* --triplets=FILE'):
-    prompts.held_out(str(tmp_path / 'imported'))
+    prompts.held_out(str(tmp_path / 'imported'), tmp_path)
 
 
 def test_a_part_of_the_prompts_is_the_same_from_any_file():

@@ -7,7 +7,7 @@ import pytest
 from dro_jax.evaluation.judge import report
 from dro_jax.evaluation.judge.comparing import Pair
 from dro_jax.printing import result as printing
-from dro_jax.statistics import agreement, win_rates
+from dro_jax.statistics import bootstrap, win_rates
 
 DRAWS = report.Draws(resamples=100, seed=3, folds=4)
 
@@ -23,7 +23,7 @@ def test_a_pairs_numbers_are_those_of_the_statistics():
   found = pair((1, 0), 0.7, malformed=3, unjudged=2, identical=1)
   summary = report.summary(found, 80, DRAWS, sees_order=True)
   rates_P = found.scores_N2.mean(1)
-  assert summary['win_rate'] == agreement.bootstrap(agreement.mean_of(rates_P), 80, 100, 3)
+  assert summary['win_rate'] == bootstrap.bootstrap(bootstrap.mean_of(rates_P), 80, 100, 3)
   assert summary['binomial_error'] == win_rates.binomial_error(rates_P.mean(), 80)
   assert summary['folds'] == win_rates.folds(rates_P, 4, 3)._asdict()
   assert (summary['malformed'], summary['unjudged'], summary['identical']) == (3, 2, 1)
