@@ -1,3 +1,5 @@
+import gzip
+import json
 import math
 
 import numpy as np
@@ -96,11 +98,32 @@ def test_a_unanimous_rate_has_wilsons_interval():
   assert found == (1.0, *win_rates.wilson(1.0, 20))
 
 
+def test_rates_on_alpaca_evals_public_verdicts_are_the_published_ones(data_dir):
+  """Where lengths overlap, within the interval; the published fit has a term for each prompt besides."""
+  with gzip.open(data_dir / 'alpaca_eval' / 'preferences.json.gz') as file:
+    models = json.load(file)
+  controlled = {}
+  for model in models:
+    scores, published = np.array(model['preferences']), model['published']
+    num, numbers = len(scores), np.arange(len(scores))
+    found = win_rates.win_rate(scores)
+    assert 100 * found.value == pytest.approx(published['win_rate'], abs=1e-4)
+    differences = np.subtract(model['length_model'], model['length_baseline']).astype(float)
+    if scores.std() > 0:
+      width = 100 * (found.high - found.low) / 2 / 1.96
+      assert width == pytest.approx(published['standard_error'], rel=0.1)
+    if not length_control.refusal(differences):
+      rate = length_control.estimate(scores, differences, numbers, num, resamples=100)
+      controlled[model['model']] = published['length_controlled'] / 100, rate
+  assert len(controlled) >= 7
+  assert all(low <= truth <= high for truth, (_, low, high) in controlled.values())
+
+
 @pytest.mark.parametrize(
   'differences, refused',
   [
     (np.full(50, 7.0), 'the first side has the longer answer in 50 of 50'),
-    (np.repeat([-7.0, 7.0], [96, 4]), 'the second side has the longer answer in 96 of 100'),
+    (np.repeat([-7.0, 7.0], [85, 15]), 'the second side has the longer answer in 85 of 100'),
     (np.repeat([-7.0, 7.0], [75, 25]), ''),
     (np.zeros(30), ''),
     (np.array([-1.0, 1.0]), ''),

@@ -44,7 +44,7 @@ def test_a_reward_is_a_judge_by_which_the_higher_wins(tmp_path):
 
   def reward(prompts, responses):
     calls.append(len(responses))
-    return [len(response) / 10 + 0.1 * 3 - 0.3 for response in responses]
+    return [{'aa': 1.0, 'b': 0.3, 'c': 0.1 + 0.2}[response] for response in responses]
 
   judge = make_judge(tmp_path, reward=reward)
   judged = judge.judge([Comparison('p', 'aa', 'b'), Comparison('p', 'b', 'aa'), Comparison('p', 'b', 'c')])
