@@ -97,9 +97,10 @@ def test_retry_after_holds_back_all_requests(tmp_path):
 def test_requests_keep_to_a_rate(tmp_path, monkeypatch):
   monkeypatch.setattr('dro_jax.evaluation.judge.pace._WINDOW', 0.3)
   with serving(echo) as server:
-    Sent(tmp_path, server, [f'm{i}' for i in range(7)], requests_per_minute=3)
-  times = [asked.seconds for asked in server.asked]
-  assert all(later - earlier > 0.28 for earlier, later in zip(times, times[3:]))
+    began = time.monotonic()
+    sent = Sent(tmp_path, server, [f'm{i}' for i in range(7)], requests_per_minute=3)
+  # Two whole windows pass before the seventh (test_pace.py holds every window to the limit).
+  assert None not in sent.replies and time.monotonic() - began > 0.6
 
 
 @pytest.mark.parametrize('concurrency', [1, 8])
