@@ -91,7 +91,7 @@ def test_retry_after_holds_back_all_requests(tmp_path):
     sent = Sent(tmp_path, server, [f'm{i}' for i in range(6)], concurrency=1)
   assert None not in sent.replies
   waited = server.asked[1].seconds - server.asked[0].seconds
-  assert 0.4 <= waited < 2
+  assert waited >= 0.4
 
 
 def test_requests_keep_to_a_rate(tmp_path, monkeypatch):
