@@ -47,8 +47,9 @@ def test_a_reward_is_a_judge_by_which_the_higher_wins(tmp_path):
     return [{'aa': 1.0, 'b': 0.3, 'c': 0.1 + 0.2}[response] for response in responses]
 
   judge = make_judge(tmp_path, reward=reward)
-  judged = judge.judge([Comparison('p', 'aa', 'b'), Comparison('p', 'b', 'aa'), Comparison('p', 'b', 'c')])
-  assert judged.verdicts == [(1.0, False), (0.0, False), (0.5, False)]  # Rounding breaks no tie.
+  pairs = (('aa', 'b'), ('b', 'aa'), ('b', 'c'), ('c', 'b'))
+  judged = judge.judge([Comparison('p', *pair) for pair in pairs])
+  assert [verdict.score for verdict in judged.verdicts] == [1.0, 0.0, 0.5, 0.5]  # Rounding breaks no tie.
   assert calls == [3] and not judge.sees_order  # Each answer is scored once.
   assert make_judge(tmp_path, reward=reward).judge([]).verdicts == []
 
