@@ -12,6 +12,7 @@ PACKAGE = TESTS.parent / 'dro_jax'
 
 # Modules without a test file of their own, by the file that tests them.
 ELSEWHERE = {
+  'evaluation/judge/test_judge.py': ('evaluation/judge/choosing',),
   'evaluation/test_report.py': ('evaluation/compared_run',),
   'checkpoints/test_orbax.py': ('checkpoints/folders', 'checkpoints/metadata', 'checkpoints/trees'),
   'data/text/test_vocabularies.py': ('data/text/model_files', 'names'),

@@ -58,12 +58,14 @@ def installed(wheel, tmp_path_factory):
   return environment / 'bin'
 
 
-def test_the_wheel_has_every_module_and_gin_file_and_the_licence(wheel):
+def test_the_wheel_has_every_module_gin_file_and_text_and_the_licence(wheel):
   names = set(zipfile.ZipFile(wheel).namelist())
   modules = {str(path.relative_to(ROOT)) for path in (ROOT / 'dro_jax').rglob('*.py')}
   assert {name for name in names if name.endswith('.py')} == modules
   gin_files = {f'dro_jax/{path.relative_to(ROOT)}' for path in (ROOT / 'gin_configs').rglob('*.gin')}
   assert {name for name in names if name.endswith('.gin')} == gin_files
+  texts = {str(path.relative_to(ROOT)) for path in (ROOT / 'dro_jax').rglob('*.txt')}
+  assert texts and {name for name in names if name.startswith('dro_jax/') and name.endswith('.txt')} == texts
   assert any(re.fullmatch(r'dro_jax-[^/]+\.dist-info/licenses/LICENSE', name) for name in names)
 
 

@@ -129,6 +129,17 @@ COMMANDS = {
     ('dro_jax.parallel.partitioning:MeshSpec',),
     bare='triplets',
   ),
+  'judge': Command(
+    'dro_jax.evaluation.judge.judge',
+    'judge',
+    'compares the answers of runs, checkpoints and files side by side, and says who wins how often',
+    (
+      'dro_jax.parallel.partitioning:MeshSpec',
+      'dro_jax.evaluation.judge.answers:Decoding',
+      'dro_jax.evaluation.judge.endpoint:Endpoint',
+    ),
+    bare='sides',
+  ),
   'arena': Command(
     'dro_jax.arena.arena',
     'arena',
@@ -220,6 +231,12 @@ FLAGS = {
     'ANSWERS',
     'files of answers, each FILE or NAME=FILE; `dro_jax answers FILE ...` needs no flag',
     joined=True,
+  ),
+  'sides': Flag(
+    'SIDES', 'who is compared; `dro_jax judge SIDE SIDE ...` takes them without the flag', joined=True
+  ),
+  'judge_prompt': Flag(
+    'JUDGE_PROMPT', "the judge's instructions: helpfulness, safety, summary, or a file of your own"
   ),
   'words': Flag('WORDS', 'the arguments of `dro_jax configs`, which takes them without the flag'),
   'beam_options': Flag('BEAM_OPTIONS', "Apache Beam's own flags: '--runner=DataflowRunner --project=...'"),

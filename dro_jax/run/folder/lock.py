@@ -19,7 +19,7 @@ LOCK = '.lock'
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path, flag: str = '--model_dir') -> Iterator[None]:
   """Makes the folder if it is missing, and keeps other runs out of it until the block ends.
 
   The operating system holds the lock (`flock`) on `.lock`, so the lock ends with the process in every case.
@@ -33,7 +33,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   if jax.process_index() == 0:
     try:
       made = not folder.exists()
-      lock = _lock(folder)
+      lock = _lock(folder, flag)
     except UsageError as refusal:
       error = refusal
   _refuse_together(folder, error)
@@ -47,18 +47,18 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
       os.close(lock)
 
 
-def _lock(folder: pathlib.Path) -> int:
+def _lock(folder: pathlib.Path, flag: str) -> int:
   try:
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
   except OSError as error:
-    raise UsageError(f'cannot write to {folder}: {error.strerror}. Pass another --model_dir.') from error
+    raise UsageError(f'cannot write to {folder}: {error.strerror}. Pass another {flag}.') from error
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     os.close(lock)
     raise UsageError(
-      f'{folder} is in use by another run{_holder(folder)}. Wait, stop it, or pass another --model_dir.'
+      f'{folder} is in use by another run{_holder(folder)}. Wait, stop it, or pass another {flag}.'
     ) from error
   os.truncate(lock, 0)
   os.write(lock, json_text({'host': platform.node(), 'process': os.getpid()}).encode())

@@ -1,0 +1,315 @@
+"""Judges: an endpoint, a command, a Python function, or a reward. Each gives verdicts on comparisons."""
+
+import json
+import logging
+import math
+import pathlib
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dro_jax import files
+from dro_jax.errors import Failed, UsageError
+from dro_jax.evaluation.judge import endpoint as endpoints
+from dro_jax.evaluation.judge import templates, verdicts
+from dro_jax.evaluation.judge.endpoint import Endpoint
+from dro_jax.evaluation.judge.requests import Requests, key_of
+from dro_jax.evaluation.judge.sending import LOST, Sender, spent_of
+from dro_jax.evaluation.judge.verdicts import MALFORMED, Verdict
+from dro_jax.run.sampling import rewards
+from dro_jax.statistics import ties
+
+_TIE = Verdict(0.5)
+
+
+class Comparison(NamedTuple):
+  """A prompt and two answers, as texts, in the order in which the judge sees them."""
+
+  prompt: str
+  first: str
+  second: str
+
+
+class Judged(NamedTuple):
+  """A verdict for each comparison, or `None` where the judge was not asked or gave no reply.
+
+  Attributes:
+    verdicts: in the order of the comparisons.
+    spent: what the folder's requests have spent, as plain values; empty for a judge that costs nothing.
+    note: why some comparisons have no verdict, as a sentence, or ''.
+  """
+
+  verdicts: list[Verdict | None]
+  spent: Mapping[str, Any] = {}
+  note: str = ''
+
+
+class Judge(NamedTuple):
+  """A judge.
+
+  Attributes:
+    name: as reports call it.
+    sees_order: whether the order of two answers may change its verdict; if not, it is asked once.
+    judge: gives verdicts.
+  """
+
+  name: str
+  sees_order: bool
+  judge: Callable[[Sequence[Comparison]], Judged]
+
+
+def make_judge(
+  folder: pathlib.Path,
+  *,
+  endpoint: Endpoint = Endpoint(),
+  command: str | None = None,
+  function: str | Callable[..., Any] | None = None,
+  reward: rewards.Reward | str | None = None,
+  template: str = 'helpfulness',
+) -> Judge:
+  """The judge that was chosen.
+
+  Args:
+    folder: where requests and replies are kept.
+    endpoint: with a model, an endpoint.
+    command: a program that reads comparisons and writes verdicts as lines.
+    function: of prompt, first and second answer, which returns 'A', 'B', 'tie', or the probability of 'A'.
+    reward: a reward of (prompts, answers), by which the higher wins.
+    template: of an endpoint's instructions, by name or as a file.
+
+  Raises:
+    UsageError: none or several are chosen, or one cannot work.
+  """
+  chosen = {
+    'endpoint.model (JUDGE_MODEL)': endpoint.model, 'command (COMMAND)': command,
+    'function (FUNCTION)': function, 'reward (REWARD)': reward,
+  }  # fmt: skip
+  named = [name for name, value in chosen.items() if value is not None]
+  if len(named) != 1:
+    given = f'{" and ".join(named)} name {len(named)} judges' if named else 'there is no judge'
+    raise UsageError(
+      f'{given}: pass one of --set JUDGE_MODEL=NAME (with BASE_URL for a server of your own), '
+      "--set COMMAND='PROGRAM', --set FUNCTION=FILE.py:NAME and --set REWARD=NAME."
+    )
+  if endpoint.model is None:
+    _refuse_unread(endpoint, template, named[0])
+  if reward is not None:
+    return by_reward(rewards.find(reward), reward if isinstance(reward, str) else None)
+  if function is not None:
+    return by_function(folder, function)
+  if command is not None:
+    return by_command(folder, command)
+  return by_endpoint(folder, endpoint, templates.load(template))
+
+
+def _refuse_unread(endpoint: Endpoint, template: str, judge: str) -> None:
+  """A setting of the endpoint would change nothing, silently."""
+  plain = Endpoint()
+  unread = [name for name, value in vars(endpoint).items() if value != getattr(plain, name)]
+  unread += ['template (--judge_prompt)'] if template != 'helpfulness' else []
+  if unread:
+    raise UsageError(
+      f'{unread[0]} is a setting of a judge behind an endpoint, and the judge is {judge}: leave the setting '
+      'out, or choose the endpoint by --set JUDGE_MODEL=NAME.'
+    )
+
+
+# --- an endpoint --------------------------------------------------------------------------------------------
+
+
+def by_endpoint(folder: pathlib.Path, endpoint: Endpoint, template: str) -> Judge:
+  """A model behind an endpoint, asked by a template."""
+  endpoints.check(endpoint)
+  client = endpoints.Client(endpoint)
+
+  def judge(comparisons: Sequence[Comparison]) -> Judged:
+    messages = [templates.fill(template, *comparison) for comparison in comparisons]
+    keys = [key_of(endpoint.contents(message)) for message in messages]
+    requests = Requests(folder, endpoint.max_requests, endpoint.max_tokens)
+    try:
+      sender = Sender(endpoint, requests, client)
+      sender.send(dict(zip(keys, messages)))
+    finally:
+      requests.close()
+    found = [_parsed(requests.answers.get(key)) for key in keys]
+    note = _note(sender, {key for key in keys if key not in requests.answers}, len(set(keys)))
+    return Judged(found, spent_of(requests, endpoint), note)
+
+  return Judge(str(endpoint.model), True, judge)
+
+
+def _parsed(answer: Mapping[str, Any] | None) -> Verdict | None:
+  return None if answer is None else verdicts.parse(answer['text'], answer['labels'])
+
+
+def _note(sender: Sender, missing: set[str], total: int) -> str:
+  """Why some of the requests have no reply."""
+  if not missing:
+    return ''
+  problems = [sender.problems[key] for key in missing if key in sender.problems]
+  failed = [why for why in problems if why != LOST]
+  parts = [f'{len(missing)} of {total} requests have no reply.']
+  if lost := len(problems) - len(failed):
+    parts.append(
+      f'{lost} of them were {LOST}, and may have been paid for: --set RESEND=true sends them again.'
+    )
+  if sender.budget_ended:
+    parts.append('The budget ended: raise REQUEST_BUDGET or TOKEN_BUDGET, and the same command goes on.')
+  if failed:
+    parts.append(f'{len(failed)} failed ({failed[0]}): the same command tries them again.')
+  return ' '.join(parts)
+
+
+# --- a program and a function -------------------------------------------------------------------------------
+
+
+def by_command(folder: pathlib.Path, command: str) -> Judge:
+  """A program that is started once: it reads a comparison a line, as JSON, and writes a verdict a line."""
+
+  def judge(comparisons: Sequence[Comparison]) -> Judged:
+    with _Program(command) as program:
+      return _recorded(folder, {'command': command}, comparisons, program.ask)
+
+  return Judge(command, True, judge)
+
+
+class _Program:
+  """A user's program that answers lines by lines; started with the first question."""
+
+  def __init__(self, command: str):
+    self._command, self._process = command, None
+
+  def __enter__(self) -> '_Program':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    if self._process is not None:
+      self._process.stdin.close()
+      self._process.stdout.close()
+      self._process.wait()
+
+  def ask(self, comparison: Comparison) -> str:
+    if self._process is None:
+      self._process = self._start()
+    try:
+      self._process.stdin.write(files.json_line(comparison._asdict()))
+      self._process.stdin.flush()
+      line = self._process.stdout.readline()
+    except BrokenPipeError:
+      line = ''
+    if not line.endswith('\n'):
+      code = self._process.wait()
+      raise Failed(
+        f'COMMAND={self._command}: the program ended with exit code {code} and left a comparison without a '
+        'verdict. It must read lines of JSON with prompt, first and second until its input ends, and write '
+        'one line for each: A, B or tie.'
+      )
+    return line.strip()
+
+  def _start(self) -> Any:
+    try:
+      return subprocess.Popen(
+        shlex.split(self._command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding='utf-8'
+      )
+    except (OSError, ValueError, IndexError) as error:
+      raise UsageError(f'COMMAND={self._command}: cannot start it ({error}). Pass a program.') from error
+
+
+def by_function(folder: pathlib.Path, function: str | Callable[..., Any]) -> Judge:
+  """A user's Python function of one comparison."""
+  call = files.import_function(function, 'FUNCTION') if isinstance(function, str) else function
+  name = function if isinstance(function, str) else rewards.name_of(call)
+  described = {'function': name, 'code': rewards.code_of(function)}
+
+  def ask(comparison: Comparison) -> str:
+    try:
+      returned = call(*comparison)
+    except (Exception, SystemExit) as error:
+      raise UsageError(
+        f'FUNCTION={name} raised {files.raised(error)} on the prompt {comparison.prompt[:80]!r}. It gets a '
+        'prompt and two answers as texts, and must return A, B, tie, or the probability that the first wins.'
+      ) from error
+    return returned if isinstance(returned, str) else _probability(returned, name)
+
+  return Judge(name, True, lambda comparisons: _recorded(folder, described, comparisons, ask))
+
+
+def _probability(value: Any, name: str) -> str:
+  """A number that a function returned, as text that is read back as it is."""
+  number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+  if not 0 <= number <= 1:
+    raise UsageError(
+      f'FUNCTION={name} returned {value!r}: it must return A, B, tie, or a number from 0 to 1, the '
+      'probability that the first answer wins.'
+    )
+  return json.dumps({'first': number})
+
+
+def _recorded(
+  folder: pathlib.Path,
+  described: Mapping[str, Any],
+  comparisons: Sequence[Comparison],
+  ask: Callable[[Comparison], str],
+) -> Judged:
+  """Asks what was not asked before, one by one, and keeps each reply."""
+  requests = Requests(folder)
+  contents = [{**described, **comparison._asdict()} for comparison in comparisons]
+  keys = [key_of(content) for content in contents]
+  try:
+    for key, content, comparison in zip(keys, contents, comparisons):
+      if key not in requests.answers:
+        requests.answered(key, ask(comparison), contents=content)
+  finally:
+    requests.close()
+  return Judged([_local_verdict(requests.answers[key]['text']) for key in keys])
+
+
+def _local_verdict(text: str) -> Verdict:
+  """A verdict in words, or the probability that the first answer wins as JSON: {"first": 0.7}."""
+  record = files.parsed(text.encode())
+  if record is None:
+    return verdicts.parse(text)
+  value = record.get('first')
+  in_range = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+  return Verdict(float(value), soft=True) if in_range else MALFORMED
+
+
+# --- a reward -----------------------------------------------------------------------------------------------
+
+
+def by_reward(reward: rewards.Reward, name: str | None = None) -> Judge:
+  """A reward of single answers as a judge: the higher wins, equal ones tie. Every reward comes in here.
+
+  Args:
+    reward: of (prompts, answers).
+    name: as reports call it; `None` takes the function's.
+  """
+
+  def judge(comparisons: Sequence[Comparison]) -> Judged:
+    pairs = list(dict.fromkeys(_answers(comparisons)))
+    values = rewards.reward_responses(reward, *map(list, zip(*pairs))) if pairs else []
+    by_pair = dict(zip(pairs, values))
+    return Judged([
+      _higher(by_pair[prompt, first], by_pair[prompt, second]) for prompt, first, second in comparisons
+    ])  # fmt: skip
+
+  return Judge(name or rewards.name_of(reward), False, judge)
+
+
+def _answers(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str]]:
+  for prompt, first, second in comparisons:
+    yield prompt, first
+    yield prompt, second
+
+
+def _higher(one: float, other: float) -> Verdict:
+  if ties.exceeds(one, other):
+    return Verdict(1.0)
+  return Verdict(0.0) if ties.exceeds(other, one) else _TIE
+
+
+def log_note(note: str) -> None:
+  """Says on the log why verdicts are missing."""
+  if note:
+    logging.getLogger(__name__).warning('%s', note)

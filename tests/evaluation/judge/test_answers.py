@@ -1,0 +1,109 @@
+import json
+
+import pytest
+
+from dro_jax.errors import UsageError
+from dro_jax.evaluation.generate import generate
+from dro_jax.evaluation.judge import answers, prompts, sides
+from dro_jax.evaluation.judge.answers import Decoding
+from dro_jax.parallel import partitioning
+from dro_jax.run import trained
+
+DECODING = Decoding(max_length=4, batch_size=8)
+
+
+@pytest.fixture(scope='module')
+def asked(triplets):
+  return prompts.read(triplets)[:10]
+
+
+def side(run, kind=sides.POLICY):
+  return sides.Side('x', kind, run)
+
+
+def drawn(run, asked, folder, decoding=DECODING, kind=sides.POLICY):
+  return answers.of_side(side(run, kind), asked, folder, partitioning.make_mesh, decoding)
+
+
+def files_of(folder):
+  return sorted((folder / 'answers').iterdir())
+
+
+def test_answers_are_those_of_generate(run, asked, triplets, tmp_path):
+  """Greedy ones, which no seed decides."""
+  found = drawn(run, asked, tmp_path, Decoding(max_length=4, temperature=0.0, batch_size=8))
+  generate(run, triplets, output=str(tmp_path / 'a'), temperature=0.0, max_length=4, batch_size=8)
+  lines = [json.loads(line) for line in (tmp_path / 'a').read_text().splitlines()]
+  expected = {line['prompt']: [line['response']] for line in lines}
+  assert found == {prompt.text: expected[prompt.text] for prompt in asked}
+
+
+def test_answers_are_drawn_once_and_go_on_where_a_kill_left_them(run, asked, tmp_path, monkeypatch):
+  whole = drawn(run, asked, tmp_path)
+  [file] = files_of(tmp_path)
+  lines = file.read_bytes().splitlines(keepends=True)
+  assert len(lines) == 10
+  file.write_bytes(b''.join(lines[:4]) + lines[4][:20])
+  # Others come first now, in other batches: an answer depends on its prompt alone.
+  assert drawn(run, asked[::-1], tmp_path) == whole
+  assert len(file.read_bytes().splitlines()) == 10
+  monkeypatch.setattr(answers, 'make_generator', None)
+  assert drawn(run, asked[2:7], tmp_path) == {prompt.text: whole[prompt.text] for prompt in asked[2:7]}
+
+
+def test_more_samples_keep_those_that_are_there(run, asked, tmp_path):
+  one = drawn(run, asked, tmp_path)
+  two = drawn(run, asked, tmp_path, Decoding(max_length=4, batch_size=8, samples=2))
+  assert len(files_of(tmp_path)) == 1
+  assert {text: found[:1] for text, found in two.items()} == one
+  assert any(a != b for a, b in two.values())
+
+
+def test_what_decides_an_answer_decides_where_it_is_kept(run, asked, tmp_path):
+  for decoding in (
+    DECODING,
+    Decoding(max_length=4, batch_size=8, seed=1),
+    Decoding(max_length=3, batch_size=8),
+  ):
+    drawn(run, asked[:1], tmp_path, decoding)
+  drawn(f'{run}/checkpoints/2', asked[:1], tmp_path)
+  drawn(run, asked[:1], tmp_path, Decoding(max_length=4, batch_size=16))
+  assert len(files_of(tmp_path)) == 4
+
+
+def test_the_reference_is_the_policy_that_the_run_started_from(run, asked, tmp_path):
+  found = drawn(run, asked, tmp_path, Decoding(max_length=4, temperature=0.0, batch_size=8), sides.REFERENCE)
+  loaded = trained.load_run(run, partitioning.make_mesh())
+  start = loaded._replace(
+    state=loaded.state._replace(params={**loaded.state.params, 'policy': loaded.state.reference})
+  )
+  texts = [prompt.text for prompt in asked]
+  expected = start.generate(texts, temperature=0.0, max_length=4, batch_size=8)
+  assert found == {text: [response.text] for text, response in zip(texts, expected)}
+  own = drawn(run, asked, tmp_path, Decoding(max_length=4, temperature=0.0, batch_size=8))
+  assert own != found and len(files_of(tmp_path)) == 2
+
+
+def test_a_run_without_a_reference_is_named(run, asked, tmp_path, monkeypatch):
+  load = trained.load_run
+
+  def without(*arguments):
+    loaded = load(*arguments)
+    return loaded._replace(state=loaded.state._replace(reference=None))
+
+  monkeypatch.setattr(trained, 'load_run', without)
+  with pytest.raises(UsageError, match='reference: the run .*dro_v has none'):
+    drawn(run, asked, tmp_path, kind=sides.REFERENCE)
+
+
+def test_a_file_answers_the_prompts_that_it_has(asked, tmp_path):
+  file = tmp_path / 'a.jsonl'
+  file.write_text(json.dumps({'prompt': asked[1].text, 'response': 'r'}) + '\n')
+  found = answers.of_side(side(str(file), sides.FILE), asked, tmp_path, None, DECODING)
+  assert found == {asked[1].text: ['r']} and not (tmp_path / 'answers').exists()
+
+
+@pytest.mark.parametrize('name', ['max_length', 'samples', 'batch_size'])
+def test_decoding_that_gives_no_answer_is_refused(name):
+  with pytest.raises(UsageError, match=f'{name}=0 must be above 0'):
+    answers.check(Decoding(**{name: 0}))

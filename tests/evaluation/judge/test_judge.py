@@ -1,0 +1,168 @@
+import json
+import logging
+
+import pytest
+
+from dro_jax import main
+from dro_jax.errors import UsageError
+from dro_jax.evaluation.judge.answers import Decoding
+from dro_jax.evaluation.judge.endpoint import Endpoint
+from dro_jax.evaluation.judge.judge import judge
+from tests.evaluation.judge.chat_server import by_exact_reward, serving
+from tests.evaluation.judge.conftest import PROMPTS
+
+DECODING = Decoding(max_length=4, batch_size=8)
+
+
+def write(path, answer, prompts=PROMPTS):
+  """A file of answers by a function of the prompt's number and its letters."""
+  records = [
+    {'id': f'p{i}', 'prompt': prompt, 'response': answer(i, prompt.partition(': ')[2])}
+    for i, prompt in enumerate(prompts)
+  ]
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+  return str(path)
+
+
+def right(text):
+  return ''.join(sorted(text))
+
+
+@pytest.fixture
+def sides(tmp_path):
+  """Files of answers: a third are right, two thirds, and all."""
+  return [
+    write(tmp_path / 'sft.jsonl', lambda i, text: right(text) if i % 3 == 0 else text + 'x'),
+    write(tmp_path / 'kto.jsonl', lambda i, text: right(text) if i % 3 < 2 else text + 'y'),
+    write(tmp_path / 'dro.jsonl', lambda i, text: right(text)),
+  ]
+
+
+def test_the_exact_reward_and_a_server_that_judges_by_it_agree(sides, tmp_path):
+  pytest.importorskip('openai')
+  exact = judge(sides, str(tmp_path / 'exact'), reward='exact_match', resamples=50)
+  with serving(lambda number, message: by_exact_reward(message)) as server:
+    endpoint = Endpoint(model='local', base_url=server.url)
+    served = judge(sides, str(tmp_path / 'served'), endpoint=endpoint, resamples=50)
+    asked = len(server.asked)
+    again = judge(sides, str(tmp_path / 'served'), endpoint=endpoint, resamples=50)
+    assert len(server.asked) == asked == served['spent']['requests']
+  assert again == served
+  for pair, found in served['pairs'].items():
+    assert found['win_rate'] == exact['pairs'][pair]['win_rate'] and found['flips'] == 0
+  rate = exact['pairs']['sft against dro']['win_rate'].value
+  assert rate == pytest.approx((14 / 40) / 2, abs=1e-9) and exact['prompts'] == 40
+  assert exact['strengths']['dro'].value > exact['strengths']['kto'].value > 0
+
+
+def test_the_folder_holds_no_key_and_no_log_line_does(sides, tmp_path, monkeypatch, caplog):
+  pytest.importorskip('openai')
+  caplog.set_level(logging.DEBUG)
+  monkeypatch.setenv('MY_KEY', 'sk-a-very-secret-key')
+  with serving(lambda number, message: by_exact_reward(message)) as server:
+    endpoint = Endpoint(model='local', base_url=server.url, key_variable='MY_KEY')
+    judge(sides[:2], str(tmp_path / 'out'), endpoint=endpoint, resamples=5)
+  assert server.asked[0].headers['authorization'] == 'Bearer sk-a-very-secret-key'
+  written = b''.join(path.read_bytes() for path in (tmp_path / 'out').rglob('*') if path.is_file())
+  assert b'Verdict' in written and b'secret' not in written and 'secret' not in caplog.text
+
+
+def test_the_command_judges_files_by_a_reward(sides, tmp_path, capsys):
+  out = tmp_path / 'out'
+  line = [
+    'judge',
+    *sides[:2],
+    f'--output={out}',
+    '--set',
+    'REWARD=exact_match',
+    '--set',
+    'RESAMPLES=20',
+    '--json',
+  ]
+  assert main.main(line) == main.DONE
+  printed = json.loads(capsys.readouterr().out)
+  assert printed['pairs']['sft against kto']['win_rate']['value'] == pytest.approx(0.5 - 13 / 80)
+  assert json.loads((out / 'report.json').read_text()) == printed
+  records = [json.loads(text) for text in (out / 'verdicts.jsonl').read_text().splitlines()]
+  assert len(records) == 40 and records[1]['sides'] == ['sft', 'kto'] and records[1]['scores'] == [0.0, 0.0]
+
+
+def test_the_command_takes_an_endpoint_and_a_template_of_ones_own(sides, tmp_path, capsys):
+  pytest.importorskip('openai')
+  template = tmp_path / 'mine.txt'
+  template.write_text('Mine: {prompt} ({first}) ({second})')
+  with serving(lambda *_: 'tie') as server:
+    settings = [f'BASE_URL={server.url}', 'JUDGE_MODEL=m', 'PROMPTS=5', 'RESAMPLES=5', 'FOLDS=2']
+    line = ['judge', *sides[:2], f'--output={tmp_path / "out"}', f'--judge_prompt={template}', '--json']
+    assert main.main([*line, *(word for setting in settings for word in ('--set', setting))]) == main.DONE
+  found = json.loads(capsys.readouterr().out)
+  assert found['prompts'] == 5 and found['pairs']['sft against kto']['win_rate']['value'] == 0.5
+  assert all(asked.message.startswith('Mine: sort: ') for asked in server.asked)
+
+
+def test_a_run_its_reference_and_its_checkpoints_meet_on_its_held_out_prompts(run, tmp_path):
+  sides = ['reference', run, f'early={run}/checkpoints/2']
+  options = {'reward': 'graded_match', 'decoding': DECODING, 'resamples': 20, 'folds': 2}
+  found = judge(sides, str(tmp_path / 'out'), **options)
+  assert 8 < found['prompts'] < 24
+  assert list(found['sides']) == ['reference', 'dro_v', 'early'] and len(found['pairs']) == 3
+  before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out' / 'answers').iterdir()}
+  again = judge(sides, str(tmp_path / 'out'), **options)
+  assert again == found
+  assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out' / 'answers').iterdir()}
+
+
+def test_the_best_checkpoint_is_chosen_on_other_prompts_than_those_reported_on(run, triplets, tmp_path):
+  out, options = (
+    tmp_path / 'out',
+    {'reward': 'length_reward', 'decoding': DECODING, 'resamples': 20, 'folds': 2},
+  )
+  found = judge(['reference', run], str(out), prompts=triplets, choose=0.4, **options)
+  [table] = [each for each in found['tables'] if each['title'].startswith('Checkpoints')]
+  steps = [row['checkpoint'] for row in table['rows']]
+  assert steps == ['dro_v at 2', 'dro_v at 4']
+  [best] = [row for row in table['rows'] if row['chosen']]
+  assert best['win rate']['value'] == max(row['win rate']['value'] for row in table['rows'])
+  assert found['sides']['dro_v'].endswith(f'checkpoints/{best["checkpoint"].split()[-1]}')
+  reported = {json.loads(line)['prompt'] for line in (out / 'verdicts.jsonl').read_text().splitlines()}
+  assert found['prompts'] == len(reported) < 40
+  # All candidates have answered the prompts that choose, and none but the chosen one those reported on.
+  files = [path.read_text().splitlines() for path in (out / 'answers').iterdir()]
+  answered = [{json.loads(line)['prompt'] for line in lines} for lines in files]
+  assert (
+    sum(reported <= each for each in answered) == 2 and sum(not reported & each for each in answered) == 1
+  )
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'choose': 1.0}, 'choose=1.0 must be at least 0 and below 1'),
+    ({'choose': 0.5}, 'no side but the first is a run with several'),
+    ({'folds': 0}, 'folds=0 must be above 0'),
+    ({'resamples': 0}, 'resamples=0'),
+    ({'against': 'each'}, 'AGAINST=each'),
+    ({'seed': -1}, 'seed=-1'),
+    ({'reward': None}, 'there is no judge'),
+  ],
+)
+def test_settings_that_cannot_work_are_refused(sides, tmp_path, options, message):
+  with pytest.raises(UsageError, match=message):
+    judge(sides, str(tmp_path / 'out'), **({'reward': 'exact_match'} | options))
+  assert not (tmp_path / 'out').exists() or not list((tmp_path / 'out').glob('report*'))
+
+
+def test_prompts_that_a_side_does_not_answer_are_left_out_and_counted(sides, tmp_path, caplog):
+  few = write(tmp_path / 'few.jsonl', lambda i, text: text, PROMPTS[:7])
+  found = judge([sides[0], few], str(tmp_path / 'out'), reward='exact_match', resamples=5)
+  assert (found['prompts'], found['left_out']) == (7, 33) and '33 of 40 prompts are left out' in caplog.text
+  other = write(tmp_path / 'other.jsonl', lambda i, text: text, ['sort: zzz'])
+  with pytest.raises(UsageError, match='no prompt is answered by all sides .* sft 40, other 0'):
+    judge([sides[0], other], str(tmp_path / 'out'), reward='exact_match')
+
+
+def test_a_folder_in_use_is_refused(sides, tmp_path):
+  from dro_jax.run.folder.lock import locked
+
+  with locked(tmp_path / 'out'), pytest.raises(UsageError, match='is in use .* pass another --output'):
+    judge(sides, str(tmp_path / 'out'), reward='exact_match')
