@@ -1,5 +1,7 @@
 """Reward models: a value network that reads the response too, fitted to preferences or to rewards."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -52,7 +54,7 @@ def reward_regression(role: str = 'proxy') -> Algorithm:
   return algorithm._replace(check=refusals.refuse_equal_rewards)
 
 
-def _reward_model(name: str, loss, role: str, scores: str) -> Algorithm:
+def _reward_model(name: str, loss: Callable[[Batch], LossOutput], role: str, scores: str) -> Algorithm:
   if role not in ROLES:
     raise UsageError(
       f'role={role!r} is unknown{did_you_mean(str(role), ROLES)}: pass proxy (it trains policies) or gold '

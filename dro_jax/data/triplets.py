@@ -40,7 +40,7 @@ class Triplets(NamedTuple):
   train: TokenTable
   eval: TokenTable | None
   scaling: scalings.RewardScaling
-  report: dict
+  report: dict[str, Any]
 
 
 class Parts(NamedTuple):
@@ -56,7 +56,7 @@ class Parts(NamedTuple):
   train: TokenTable
   eval: TokenTable | None
   test: TokenTable | None
-  report: dict
+  report: dict[str, Any]
 
 
 def load_triplets(
@@ -185,14 +185,14 @@ def read_parts(
   by_chat = tokenise.uses_chat(vocabulary, chat, chat_template)
   turn, by = tokenise.turn_template(by_chat, chat_template), tokenise.chat_option(vocabulary, by_chat)
 
-  def build(name, task_split: str) -> TokenTable:
+  def build(name: str | Sequence[str], task_split: str) -> TokenTable:
     named = inheritance.options(inherited, name, columns, map_reward)
     source = find(name, chat_template=turn, split=task_split, data_dir=data_dir, **named)
     table = build_table(source, vocabulary, cache_dir, **options, **by)
     return reward_columns.weighted(table, reward_columns.inherited(table, weights, inherited))
 
   train = build(triplets, task_split)
-  report = {'triplets': as_names(triplets), 'train_table': train.report}
+  report: dict[str, Any] = {'triplets': as_names(triplets), 'train_table': train.report}
   train, test = _keep_for_tests(train, test_fraction, split_salt)
   if eval_triplets:
     held_out = _without(build(eval_triplets, eval_task_split), test, as_names(eval_triplets))

@@ -163,7 +163,7 @@ def for_python(found: Sections) -> Sections:
   return Sections(content, dict(tables(content, PYTHON)), verbatim=found.verbatim)
 
 
-def _read(triplets: Any, vocabulary: vocabularies.Vocabulary, **options) -> Read:
+def _read(triplets: Any, vocabulary: vocabularies.Vocabulary, **options: Any) -> Read:
   load = functools.partial(load_triplets, triplets, vocabulary=vocabulary, validation_fraction=0, **options)
   loaded = load()
   problem = _rewards_problem(loaded)

@@ -102,7 +102,7 @@ class ValueNetwork(nn.Module):
   shared: bool = False
   frozen_trunk: bool = False
 
-  def setup(self):
+  def setup(self) -> None:
     if self.readout not in READOUTS:
       raise UsageError(f'readout={self.readout!r} is unknown: pass one of {READOUTS}.')
     self.head = Scalar() if self.readout == 'scalar' else Head()

@@ -272,7 +272,7 @@ def _written(answer: Answer, scores: Mapping[str, float], replaces: bool) -> dic
   fields = dict(answer.fields)
   if replaces and fields.get(OWN) is not None:
     fields.setdefault(LOGGED, fields[OWN])
-  return {name: _plain(value) for name, value in fields.items()} | scores
+  return {**{name: _plain(value) for name, value in fields.items()}, **scores}
 
 
 def _plain(value: Any) -> Any:

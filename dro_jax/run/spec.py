@@ -53,7 +53,7 @@ class Policy:
   vocabulary: Annotated[str | Vocabulary | None, PLACE] = None
   lora: Annotated[Lora | None, PARTS] = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.lora is not None and self.lora.rank is None:
       object.__setattr__(self, 'lora', None)
 
@@ -88,7 +88,7 @@ class Compute:
   dropout_rate: float | int = 0.0
   compiler_options: Annotated[Mapping[str, Any] | None, SPEED] = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.chunk_size is not None:
       limits.whole('Compute', chunk_size=self.chunk_size)
     if self.chunk_size is not None and self.chunk_size < 0:
@@ -130,7 +130,7 @@ class Value:
   frozen_trunk: bool = False
   warmup_steps: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     limits.whole('Value', warmup_steps=self.warmup_steps)
     if self.warmup_steps < 0:
       raise UsageError(
@@ -157,7 +157,7 @@ class Optimizers:
   policy: optax.GradientTransformation | Callable[[], optax.GradientTransformation] = adafactor
   value: optax.GradientTransformation | Callable[[], optax.GradientTransformation] = adafactor
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _make_parts(self, 'policy', 'value')
 
 
@@ -186,7 +186,7 @@ class Batches:
   rows: Annotated[RowOptions, PARTS] = RowOptions()
   units: Annotated[UnitOptions, PARTS] = UnitOptions()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     limits.whole('Batches', size=self.size, microbatches=self.microbatches)
     if self.size < 1:
       raise UsageError(
@@ -227,7 +227,7 @@ class Keep:
   mode: Annotated[str, KEEPING] = 'min'
   bound: Annotated[str | None, KEEPING] = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.bound is None:
       return
     parse_bound(self.bound)
@@ -292,7 +292,7 @@ class RunSpec:
   mesh: Annotated[MeshSpec, PARTS] = MeshSpec()
   seed: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     limits.seed(self.seed)
     kinds.refuse_other_data(self.data)
     kinds.refuse_other_policy(self.policy, Policy)

@@ -31,7 +31,10 @@ from dro_jax.types import Params
 
 
 def train(
-  run: Run, folder: str | os.PathLike, configs: Callable[[], Recorded] = Recorded, hooks: Hooks = NO_HOOKS
+  run: Run,
+  folder: str | os.PathLike[str],
+  configs: Callable[[], Recorded] = Recorded,
+  hooks: Hooks = NO_HOOKS,
 ) -> dict[str, Any]:
   """Trains a run, or resumes the one in `folder`; returns its last metrics.
 
@@ -108,7 +111,7 @@ class OpenedRun(NamedTuple):
 
 @contextlib.contextmanager
 def opened(
-  run: Run, folder: str | os.PathLike, configs: Callable[[], Recorded] = Recorded, *, writes: bool = True
+  run: Run, folder: str | os.PathLike[str], configs: Callable[[], Recorded] = Recorded, *, writes: bool = True
 ) -> Iterator[OpenedRun]:
   """A run at its newest checkpoint, or at its beginning; its folder is locked meanwhile.
 
@@ -171,7 +174,7 @@ def _refuse_other_run(
   configs.refuse_other_run(folder, saved, metadata, recorded, unread)
 
 
-def local_folder(folder: str | os.PathLike) -> pathlib.Path:
+def local_folder(folder: str | os.PathLike[str]) -> pathlib.Path:
   """The run's folder, absolute.
 
   Raises:

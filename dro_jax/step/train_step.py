@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,14 @@ from dro_jax.models.scoring import Score
 from dro_jax.step import metrics
 from dro_jax.step.reference import MOVING, Reference
 from dro_jax.step.state import TrainState, join
-from dro_jax.types import Array, LossOutput, Params, Rows, Scores
+from dro_jax.types import Array, LossOutput, Params, Rows, Scalar, Scores
+
+# From parameters, a batch and a random key to its scores, its losses and their gradients.
+Gradient = Callable[[Params, Batch, Array | None], tuple[Scores, LossOutput, Params]]
+# From a state and rows to the policy's scores, the reference's and the losses.
+Evaluate = Callable[[TrainState, Rows], tuple[Scores, Scores | None, LossOutput]]
+_Part = tuple[Rows, Scores | None]  # A microbatch: its rows, and the reference's scores of them.
+_Tree = TypeVar('_Tree')
 
 
 class StepOutput(NamedTuple):
@@ -31,12 +38,12 @@ class StepOutput(NamedTuple):
   logps: Array | None = None
 
 
-def split(tree, num_microbatches: int):
+def split(tree: _Tree, num_microbatches: int) -> _Tree:
   """`[B, ...]` to `[M, B/M, ...]` by every M-th row: a strided split moves nothing between devices."""
   return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0), tree)
 
 
-def merge(tree):
+def merge(tree: _Tree) -> _Tree:
   """Undoes `split`."""
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
@@ -63,7 +70,7 @@ def as_read(algorithm: Algorithm, scores: Scores, rows: Rows) -> Scores:
   return scores._replace(values=value.batch_mean(scores.values, rows.valid))
 
 
-def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1):
+def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1) -> Gradient:
   """Returns `gradient(params, batch, rng) -> (scores, loss output, gradients)` of the global batch's loss.
 
   The batch needs no scores: (a) score every microbatch; (b) on those vectors, once for the global batch, the
@@ -76,7 +83,9 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
     num_microbatches: M ≥ 1; the rows must divide into M. It changes memory and speed, never a number.
   """
 
-  def weighted_loss(scores: Scores, batch: Batch, totals: Mapping[str, Array] | None = None):
+  def weighted_loss(
+    scores: Scores, batch: Batch, totals: Mapping[str, Array] | None = None
+  ) -> tuple[Scalar, LossOutput]:
     output = algorithm.loss(batch._replace(scores=as_read(algorithm, scores, batch.rows)))
     totals = total_weights(output) if totals is None else totals
     return sum(weighted_losses(output, totals).values()), output
@@ -99,7 +108,7 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
     parts = split((batch.rows._replace(units=None), batch.reference), num_microbatches)
     output = cotangents = totals = None
 
-    def score_part(part) -> Scores:
+    def score_part(part: tuple[_Part, Array | None]) -> Scores:
       (rows, reference), key = part
       return score(params, rows, key, reference)
 
@@ -110,7 +119,9 @@ def make_gradient(score: Score, algorithm: Algorithm, num_microbatches: int = 1)
     else:
       totals = totals_before_scores(params, batch, rng)
 
-    def pull_back(gradients: Params, part) -> tuple[Params, Scores]:
+    def pull_back(
+      gradients: Params, part: tuple[_Part, Array | None, Scores | None]
+    ) -> tuple[Params, Scores]:
       (rows, reference), key, cotangents = part
       scores, pullback = jax.vjp(lambda params: score(params, rows, key, reference), params)
       if cotangents is None:
@@ -151,7 +162,7 @@ def apply_optimizers(
   return state._replace(step=state.step + 1, params=params, opt_state=opt_state)
 
 
-def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | None = None):
+def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | None = None) -> Evaluate:
   """Returns `evaluate(state, rows) -> (scores, reference scores, losses)`: no gradient, no dropout."""
 
   def evaluate(state: TrainState, rows: Rows) -> tuple[Scores, Scores | None, LossOutput]:
@@ -165,7 +176,9 @@ def make_evaluate(score: Score, algorithm: Algorithm, reference: Reference | Non
   return evaluate
 
 
-def in_parts(scores: Callable[[TrainState, Rows], Scores], num_microbatches: int):
+def in_parts(
+  scores: Callable[[TrainState, Rows], Scores], num_microbatches: int
+) -> Callable[[TrainState, Rows], Scores]:
   """The same scores of a batch, microbatch by microbatch."""
   if num_microbatches == 1:
     return scores
@@ -174,7 +187,9 @@ def in_parts(scores: Callable[[TrainState, Rows], Scores], num_microbatches: int
   )
 
 
-def make_measure(reference: Reference, num_microbatches: int = 1):
+def make_measure(
+  reference: Reference, num_microbatches: int = 1
+) -> Callable[[TrainState, Rows, Array], dict[str, Array]]:
   """Returns `measure(state, rows, logps)`: log-ratios of a step's responses to the initial policy.
 
   It runs a pass of that policy, for logged steps only.

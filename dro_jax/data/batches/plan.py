@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dro_jax.data.batches import dealing
+from dro_jax.data.table.table import TokenTable
 from dro_jax.errors import UsageError, did_you_mean
 
 DEALS = ('together', 'uniform')
@@ -72,7 +73,7 @@ class Plan:
 
   @classmethod
   def from_table(
-    cls, table, batch_size: int, seed: int, *, window: int = 128, deal: str = 'together'
+    cls, table: TokenTable, batch_size: int, seed: int, *, window: int = 128, deal: str = 'together'
   ) -> 'Plan':
     """The plan of a token table, with the table's sampling weights (mixture rates) if it has any."""
     return cls(
@@ -242,7 +243,7 @@ class UnitPlan:
 
   @classmethod
   def from_table(
-    cls, table, members: np.ndarray, batch_size: int, seed: int, *, deal: str = 'together'
+    cls, table: TokenTable, members: np.ndarray, batch_size: int, seed: int, *, deal: str = 'together'
   ) -> 'UnitPlan':
     """The endless plan of a table's units, each dealt whole: one prompt's together, or uniformly."""
     mask, best = members >= 0, members[:, 0]
@@ -306,7 +307,9 @@ def _chances(weights: Sequence[float] | np.ndarray, num_examples: int) -> np.nda
   return weights / weights.sum()
 
 
-def _check(prompt_lengths, response_lengths, groups, batch_size: int, window: int) -> None:
+def _check(
+  prompt_lengths: np.ndarray, response_lengths: np.ndarray, groups: np.ndarray, batch_size: int, window: int
+) -> None:
   if not len(prompt_lengths) == len(response_lengths) == len(groups) > 0:
     raise ValueError(
       'prompt_lengths, response_lengths and prompt_index need one entry for each response, and at least one '

@@ -53,7 +53,7 @@ def read_answers(
       yield Answer(prompt, response, fields, where)
 
 
-def _located(path: str, names: Mapping[str, str]) -> Iterator[tuple[str, dict]]:
+def _located(path: str, names: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
   """(file:line, fields) of a file, with all of its fields; of a chat product's export its rated answers."""
   records = readers.located(path)
   named = any(names.get(name) for name in ('prompt', 'response', 'messages', *comparisons.SIDES))

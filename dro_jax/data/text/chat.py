@@ -79,7 +79,7 @@ def check_template(template: str | None) -> str | None:
   return templates.check_fields(template, 'chat template', needed='content', optional=('role',))
 
 
-def conversation(value: Any, place: str, ignored: Collection[str] = ()) -> list | None:
+def conversation(value: Any, place: str, ignored: Collection[str] = ()) -> list[Any] | None:
   """The list of turns that a value is or holds; None for text and all other values.
 
   Args:
@@ -112,7 +112,7 @@ def remedy(lost: str) -> str:
   )
 
 
-def _parsed(text: str, place: str) -> list | dict | None:
+def _parsed(text: str, place: str) -> list[Any] | dict[Any, Any] | None:
   """The list or object that a text spells; None for other texts."""
   if text.lstrip().startswith('"'):
     text = _unquoted(text)
@@ -274,7 +274,7 @@ def is_sharegpt(turn: Any) -> bool:
   return isinstance(turn, dict) and {'from', 'value'} <= turn.keys() and not {'role', 'content'} & turn.keys()
 
 
-def _in_our_names(turn: dict) -> dict:
+def _in_our_names(turn: dict[str, Any]) -> dict[str, Any]:
   """ShareGPT's turn as {"role": ..., "content": ...}."""
   others = {name: value for name, value in turn.items() if name not in ('from', 'value')}
   role = turn['from']

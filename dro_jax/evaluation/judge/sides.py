@@ -115,7 +115,7 @@ def read_answers(path: str, columns: str | Mapping[str, str] | None = None) -> d
   return found
 
 
-def _located(path: str) -> Iterator[tuple[str, dict]]:
+def _located(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
   for file in triplets.expand(path):
     yield from triplets.located(file)
 

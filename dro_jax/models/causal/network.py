@@ -53,7 +53,7 @@ class Decoder(nn.Module):
 
   config: CausalConfig
 
-  def setup(self):
+  def setup(self) -> None:
     if not self.config.logits_via_embedding:
       self.logits_dense = layers.Dense(
         self.config.vocab_size, ('embed', 'vocab'), self.config.dtype, kernel_init, result=jnp.float32
@@ -75,7 +75,7 @@ class Causal(nn.Module):
 
   config: CausalConfig
 
-  def setup(self):
+  def setup(self) -> None:
     cfg = self.config
     if cfg.vocab_size is None:
       raise UsageError(

@@ -36,7 +36,7 @@ class RewardCommand:
   command: str
   timeout: float | int = 600.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not self.timeout > 0:
       raise UsageError(f'timeout={self.timeout}: pass seconds above 0, as --set TIMEOUT=600.')
     words = _words(self.command)
@@ -118,7 +118,7 @@ def _digest(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _ended(process: subprocess.Popen) -> Iterator[None]:
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
   """A block after which neither the program nor what it started runs on."""
   try:
     yield

@@ -18,6 +18,7 @@ from dro_jax.algorithms import Algorithm
 from dro_jax.algorithms.batch import Batch
 from dro_jax.data.batches.loader import Loader
 from dro_jax.data.batches.rows import place_batch
+from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError, suggests_fields
@@ -56,7 +57,7 @@ class RolloutOptions:
   temperature: float | int = 1.0
   max_length: int | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.temperature <= 0 or (self.max_length is not None and self.max_length < 1):
       raise UsageError(
         f'temperature={self.temperature}, max_length={self.max_length}: pass a temperature above 0, because '
@@ -107,7 +108,7 @@ def prompts_only(triplets: Triplets) -> Triplets:
       'reward function.'
     )
 
-  def once(table):
+  def once(table: TokenTable | None) -> TokenTable | None:
     return table and table.subset(np.sort(np.unique(table.prompt_index, return_index=True)[1]))
 
   return triplets._replace(train=once(triplets.train), eval=once(triplets.eval))
@@ -172,7 +173,9 @@ def make_rollouts(
   return Rollouts(lambda *args: answer(*args).rows, validate, settings)
 
 
-def _make_validate(answer: _Answer, reference: Reference, mesh: Mesh, temperature: Scalar):
+def _make_validate(
+  answer: _Answer, reference: Reference, mesh: Mesh, temperature: Scalar
+) -> Callable[[TrainState, Loader], dict[str, float]]:
   """Returns `validate(state, loader)`, which answers the prompts of a loader and measures the answers."""
   yardsticks = reference.yardsticks.items()
   reference_logps = partitioning.jit_on(
@@ -229,7 +232,7 @@ def _by_prompt(samples: sampling.Samples, shape: Sequence[int], eos: int) -> tup
 
 def _make_lay_out(
   nets: networks.Networks, algorithm: Algorithm, reference: Reference, mesh: Mesh, chunk_size: int | None
-):
+) -> Callable[[TrainState, Rows, sampling.Samples, Array], Rows]:
   """Returns `lay_out(state, prompts, samples, rewards) -> Rows`, with the columns of the algorithm."""
   score = scoring.make_score(nets.policy, nets.value, chunk_size=chunk_size)
   token_columns = algorithm.online.token_columns
