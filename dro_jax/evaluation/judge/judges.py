@@ -52,11 +52,13 @@ class Judge(NamedTuple):
     name: as reports call it.
     sees_order: whether the order of two answers may change its verdict; if not, it is asked once.
     judge: gives verdicts.
+    record: of a reward (see `rewards.record_of`); `None` of other judges.
   """
 
   name: str
   sees_order: bool
   judge: Callable[[Sequence[Comparison]], Judged]
+  record: Mapping[str, Any] | None = None
 
 
 def make_judge(
@@ -95,7 +97,7 @@ def make_judge(
   if endpoint.model is None:
     _refuse_unread(endpoint, template, named[0])
   if reward is not None:
-    return by_reward(rewards.find(reward), reward if isinstance(reward, str) else None)
+    return by_reward(reward)
   if function is not None:
     return by_function(folder, function)
   if command is not None:
@@ -278,23 +280,20 @@ def _local_verdict(text: str) -> Verdict:
 # --- a reward -----------------------------------------------------------------------------------------------
 
 
-def by_reward(reward: rewards.Reward, name: str | None = None) -> Judge:
-  """A reward of single answers as a judge: the higher wins, equal ones tie. Every reward comes in here.
-
-  Args:
-    reward: of (prompts, answers).
-    name: as reports call it; `None` takes the function's.
-  """
+def by_reward(reward: rewards.Reward | str) -> Judge:
+  """A reward of (prompts, answers), or its name, as a judge: the higher wins, equal ones tie."""
+  function = rewards.find(reward)
 
   def judge(comparisons: Sequence[Comparison]) -> Judged:
     pairs = list(dict.fromkeys(_answers(comparisons)))
-    values = rewards.reward_responses(reward, *map(list, zip(*pairs))) if pairs else []
+    values = rewards.reward_responses(function, *map(list, zip(*pairs))) if pairs else []
     by_pair = dict(zip(pairs, values))
     return Judged([
       _higher(by_pair[prompt, first], by_pair[prompt, second]) for prompt, first, second in comparisons
     ])  # fmt: skip
 
-  return Judge(name or rewards.name_of(reward), False, judge)
+  name = reward if isinstance(reward, str) else rewards.name_of(reward)
+  return Judge(name, False, judge, rewards.record_of(reward))
 
 
 def _answers(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str]]:
