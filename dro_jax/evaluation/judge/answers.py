@@ -31,7 +31,7 @@ class Decoding:
     top_k: the number of most probable tokens to draw from; 0 draws from all.
     top_p: draws from the fewest tokens with a total probability of p; 1 draws from all.
     repetition_penalty: on tokens that the text has already; 1 is none.
-    samples: answers to each prompt.
+    num_samples: answers to each prompt.
     batch_size: prompts at once; changes no answer.
     seed: decides, with the prompt, the answers.
 
@@ -45,13 +45,14 @@ class Decoding:
   top_k: int = 0
   top_p: float = 1.0
   repetition_penalty: float = 1.0
-  samples: int = 1
+  num_samples: int = 1
   batch_size: int = 32
   seed: int = 0
 
   def key(self) -> str:
     """A hash of all that decides an answer, but for the number of answers."""
-    decisive = {name: value for name, value in vars(self).items() if name not in ('samples', 'batch_size')}
+    others = ('num_samples', 'batch_size')
+    decisive = {name: value for name, value in vars(self).items() if name not in others}
     return files.hash_parts([files.json_text(decisive, sort_keys=True).encode()])
 
 
@@ -59,7 +60,7 @@ def check(decoding: Decoding) -> None:
   """Refuses settings that cannot work."""
   limits.seed(decoding.seed)
   limits.above_zero(
-    'Decoding', 'there would be no answer', max_length=decoding.max_length, samples=decoding.samples,
+    'Decoding', 'there would be no answer', max_length=decoding.max_length, num_samples=decoding.num_samples,
     batch_size=decoding.batch_size,
   )  # fmt: skip
 
@@ -94,13 +95,13 @@ def of_side(
   try:
     drawn = {(record['prompt'], record['sample']): record['response'] for record in journal.records}
     missing = [
-      (prompt, k) for prompt in prompts for k in range(decoding.samples) if (prompt.text, k) not in drawn
+      (prompt, k) for prompt in prompts for k in range(decoding.num_samples) if (prompt.text, k) not in drawn
     ]
     if missing:
       drawn |= _draw(side, missing, journal, mesh(), decoding)
   finally:
     journal.close()
-  return {prompt.text: [drawn[prompt.text, k] for k in range(decoding.samples)] for prompt in prompts}
+  return {prompt.text: [drawn[prompt.text, k] for k in range(decoding.num_samples)] for prompt in prompts}
 
 
 def _draw(
@@ -115,7 +116,7 @@ def _draw(
   load = trained.load_reference if side.kind == sides.REFERENCE else trained.load_network
   network = load(side.path, mesh)
   settings = {
-    name: value for name, value in vars(decoding).items() if name != 'samples'
+    name: value for name, value in vars(decoding).items() if name != 'num_samples'
   }  # Those of `make_generator`, by its names.
   draw = make_generator(network.module, mesh, **settings)
   found = {}

@@ -154,7 +154,7 @@ def parse_named(text: str) -> dict[str | None, str]:
   Raises:
     UsageError: names are missing or given twice, or have another meaning.
   """
-  parts = re.split(r',(?=[A-Za-z_]\w*=)', text)
+  parts = re.split(r',\s*(?=[A-Za-z_]\w*=)', text)
   pairs = [match.groups() if (match := _NAMED.fullmatch(part)) else (None, part) for part in parts]
   names = [name for name, _ in pairs]
   if len(names) > 1 and None in names:

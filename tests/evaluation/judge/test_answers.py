@@ -55,7 +55,7 @@ def test_answers_are_drawn_once_and_go_on_where_a_kill_left_them(run, asked, tmp
 
 def test_more_samples_keep_those_that_are_there(run, asked, tmp_path):
   one = drawn(run, asked, tmp_path)
-  two = drawn(run, asked, tmp_path, Decoding(max_length=4, batch_size=8, samples=2))
+  two = drawn(run, asked, tmp_path, Decoding(max_length=4, batch_size=8, num_samples=2))
   assert len(files_of(tmp_path)) == 1
   assert {text: found[:1] for text, found in two.items()} == one
   assert any(a != b for a, b in two.values())
@@ -111,7 +111,7 @@ def test_a_file_answers_the_prompts_that_it_has(asked, tmp_path):
   assert found == {asked[1].text: ['r']} and not (tmp_path / 'answers').exists()
 
 
-@pytest.mark.parametrize('name', ['max_length', 'samples', 'batch_size'])
+@pytest.mark.parametrize('name', ['max_length', 'num_samples', 'batch_size'])
 def test_decoding_that_gives_no_answer_is_refused(name):
   with pytest.raises(UsageError, match=f'{name}=0 must be above 0'):
     answers.check(Decoding(**{name: 0}))
