@@ -10,9 +10,9 @@ import numpy as np
 from dro_jax import files, limits
 from dro_jax.checkpoints import folders, policy
 from dro_jax.data.storage import hashes
+from dro_jax.data.storage.journal import Journal
 from dro_jax.data.text import tokenise
 from dro_jax.evaluation.judge import sides
-from dro_jax.evaluation.judge.journal import Journal
 from dro_jax.evaluation.judge.prompts import Prompt
 from dro_jax.evaluation.judge.sides import Side
 from dro_jax.parallel.partitioning import Mesh

@@ -3,8 +3,8 @@ import threading
 
 import pytest
 
+from dro_jax.data.storage.journal import Journal
 from dro_jax.errors import UsageError
-from dro_jax.evaluation.judge.journal import Journal
 
 
 def lines(path):
