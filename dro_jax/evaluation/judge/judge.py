@@ -68,7 +68,7 @@ def judge(
     reward: a reward function, or its name; the higher reward wins.
     judge_prompt: an endpoint's instructions: helpfulness, safety, summary, or a file.
     decoding: how policies answer.
-    mesh: devices' arrangement.
+    mesh: devices' arrangement, of policies and of a reward model.
     against: `all` sides meet all others, or the `first` only.
     choose: the share of prompts that choose each run's best checkpoint, in [0, 1); 0 takes the
       run's own best.
@@ -97,15 +97,14 @@ def judge(
   found = who.parse(sides)
   comparing.meetings(len(found), against)
   who.check(found)
-  folder = files.output_folder(output)
+  folder, grid = files.output_folder(output), functools.cache(mesh.over)
   with locked(folder, '--output'), files.disk_of(folder):
     by = judges.make_judge(
-      folder, endpoint=endpoint, command=command, function=function, reward=reward, template=judge_prompt
-    )
+      folder, endpoint=endpoint, command=command, function=function, reward=reward, template=judge_prompt,
+      mesh=grid,
+    )  # fmt: skip
     asked = asking.fewest(_prompts(folder, found, prompts, columns, data_dir), num_prompts)
-    draw = functools.partial(
-      answering.of_side, folder=folder, mesh=functools.cache(mesh.over), decoding=decoding, columns=columns
-    )
+    draw = functools.partial(answering.of_side, folder=folder, mesh=grid, decoding=decoding, columns=columns)
     draws = report.Draws(resamples, seed, folds)
     more = []
     if choose:

@@ -17,6 +17,7 @@ from dro_jax.evaluation.judge.endpoint import Endpoint
 from dro_jax.evaluation.judge.requests import Requests, key_of
 from dro_jax.evaluation.judge.sending import LOST, Sender, spent_of
 from dro_jax.evaluation.judge.verdicts import MALFORMED, Verdict
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run.sampling import rewards
 from dro_jax.statistics import ties
 
@@ -69,6 +70,7 @@ def make_judge(
   function: str | Callable[..., Any] | None = None,
   reward: rewards.Reward | str | None = None,
   template: str = 'helpfulness',
+  mesh: Callable[[], Mesh] | None = None,
 ) -> Judge:
   """The judge that was chosen.
 
@@ -79,6 +81,7 @@ def make_judge(
     function: of prompt, first and second answer, which returns 'A', 'B', 'tie', or the probability of 'A'.
     reward: a reward of (prompts, answers), by which the higher wins.
     template: of an endpoint's instructions, by name or as a file.
+    mesh: makes the devices' arrangement of a reward model; `None` takes all devices.
 
   Raises:
     UsageError: none or several are chosen, or one cannot work.
@@ -97,7 +100,7 @@ def make_judge(
   if endpoint.model is None:
     _refuse_unread(endpoint, template, named[0])
   if reward is not None:
-    return by_reward(reward)
+    return by_reward(reward, mesh and mesh())
   if function is not None:
     return by_function(folder, function)
   if command is not None:
@@ -280,9 +283,9 @@ def _local_verdict(text: str) -> Verdict:
 # --- a reward -----------------------------------------------------------------------------------------------
 
 
-def by_reward(reward: rewards.Reward | str) -> Judge:
+def by_reward(reward: rewards.Reward | str, mesh: Mesh | None = None) -> Judge:
   """A reward of (prompts, answers), or its name, as a judge: the higher wins, equal ones tie."""
-  function = rewards.find(reward)
+  function = rewards.find(reward, mesh=mesh)
 
   def judge(comparisons: Sequence[Comparison]) -> Judged:
     pairs = list(dict.fromkeys(_answers(comparisons)))

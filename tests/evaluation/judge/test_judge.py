@@ -1,10 +1,13 @@
 import json
 import logging
+import shutil
 
 import pytest
 
 from dro_jax import main
 from dro_jax.errors import UsageError
+from dro_jax.evaluation.judge import choosing
+from dro_jax.evaluation.judge import sides as sides_of
 from dro_jax.evaluation.judge.answers import Decoding
 from dro_jax.evaluation.judge.endpoint import Endpoint
 from dro_jax.evaluation.judge.judge import judge
@@ -148,6 +151,13 @@ def test_the_best_checkpoint_is_chosen_on_other_prompts_than_those_reported_on(r
   assert (
     sum(reported <= each for each in answered) == 2 and sum(not reported & each for each in answered) == 1
   )
+
+
+def test_a_checkpoint_that_is_not_complete_is_no_candidate(run, tmp_path):
+  shutil.copytree(run, tmp_path / 'run')
+  (tmp_path / 'run' / 'checkpoints' / '9').mkdir()
+  [found] = choosing.candidates(sides_of.parse(['a.jsonl', str(tmp_path / 'run')]))
+  assert [side.name for side in found.checkpoints] == ['run at 2', 'run at 4']
 
 
 @pytest.mark.parametrize(
