@@ -121,8 +121,7 @@ def make_reference(
         f'reference_logp={name} (REFERENCE_LOGP) reads another vocabulary than {folder}, so that the answers '
         'are other tokens to it: pass a policy with the same vocabulary.'
       )
-    nets = networks.build_policy(place)
-    network = trained.Network(nets.policy, networks.load_policy(nets, place, policies.mesh))
+    network = trained.load_network(place, policies.mesh)
   score = make_scorer(network.module, policies.mesh, max_length=max_length, batch_size=batch_size)
   return ReferenceScorer(network.params, score)
 
@@ -131,12 +130,12 @@ def reference_digest(name: str | None, folder: str) -> str | None:
   """What identifies the reference, which need not be loaded; arguments as `make_reference`."""
   if name is None:
     return None
-  return f'{OWN} of {digest_of(folder)}' if name == OWN else digest_of(str(folders.find_checkpoint(name)))
+  return f'{OWN} of {digest_of(folder)}' if name == OWN else digest_of(name)
 
 
 def digest_of(folder: str) -> str:
   """What identifies a checkpoint: its digest, or its place where an earlier version wrote none."""
-  return folders.init_digest(folder) or str(pathlib.Path(folder).resolve())
+  return folders.init_digest(folder) or str(pathlib.Path(folders.find_checkpoint(folder)).resolve())
 
 
 def answer(

@@ -74,8 +74,8 @@ def compare_answers(
   Args:
     answers: files, each FILE or NAME=FILE, several or separated by commas, as `generate` writes them: JSON
       lines with prompt, response, and any numbers (`reward` and others are averaged).
-    reward: reward functions for the answers by name: 'exact_match', 'FILE.py:FUNCTION', or several parts
-      'helpful=FILE.py:helpful,safe=FILE.py:safe'; `None` takes the numbers that the files have.
+    reward: rewards for the answers, one or 'helpful=SPEC,safe=SPEC' (see `run.sampling.rewards.find_named`),
+      or functions by name; `None` takes the numbers that the files have.
     output: a folder for answers.md and answers.json.
     resamples: draws of prompts behind each 95 % interval.
     seed: of those draws.
@@ -116,14 +116,7 @@ def _functions(reward: str | Mapping[str, Reward | str] | None) -> dict[str, Rew
     return {}
   if isinstance(reward, Mapping):
     return {name: rewards.find(function) for name, function in reward.items()}
-  parts = [part.strip().rpartition('=') for part in reward.split(',')]
-  named = {name or 'reward': rewards.find(spec) for name, _, spec in parts}
-  if len(named) < len(parts):
-    raise UsageError(
-      f'reward={reward!r} (REWARD) has several parts of one name: pass each as NAME=FILE.py:FUNCTION, '
-      'separated by commas.'
-    )
-  return named
+  return {name or 'reward': function for name, function in rewards.find_named(reward).items()}
 
 
 def _measure(answers: Answers, functions: Mapping[str, Reward]) -> dict[str, Measured]:

@@ -25,7 +25,7 @@ def export_split(
   model_dir: str,
   output: str | None = None,
   *,
-  prompts: int | None = None,
+  num_prompts: int | None = None,
   responses: bool = True,
   triplets: str | Sequence[str] | None = None,
   eval_triplets: str | Sequence[str] | None = None,
@@ -42,8 +42,8 @@ def export_split(
   Args:
     model_dir: the run's folder, or one of its checkpoints.
     output: the folder to write.
-    prompts: most prompts of each part, of those with the least hashes: the same ones in every file that has
-      them; `None` writes all.
+    num_prompts: prompts of each part at most, those with the least hashes: the same ones in every file that
+      has them; `None` writes all.
     responses: whether the logged responses are written, with rewards as they came; else each prompt once.
     triplets: where the run's triplets lie now; `None` takes them from where they lay.
     eval_triplets: where its held-out triplets lie now.
@@ -60,8 +60,10 @@ def export_split(
   """
   if output is None:
     raise UsageError('export_split writes a folder: pass output=FOLDER, or --output=FOLDER.')
-  if prompts is not None and prompts < 1:
-    raise UsageError(f'prompts={prompts} (PROMPTS) leaves no prompt: pass 1 or more, or None for all.')
+  if num_prompts is not None and num_prompts < 1:
+    raise UsageError(
+      f'num_prompts={num_prompts} (PROMPTS) leaves no prompt: pass 1 or more, or None for all.'
+    )
   target = files.output_folder(output)
   checkpoint = folders.find_checkpoint(model_dir)
   saved = folders.load_metadata(checkpoint)
@@ -77,7 +79,7 @@ def export_split(
   target.mkdir(parents=True, exist_ok=True)
   return {
     name: _write(
-      target / f'{name}.jsonl', _records(reading, name, _chosen_ids(table, prompts), turn), responses
+      target / f'{name}.jsonl', _records(reading, name, _chosen_ids(table, num_prompts), turn), responses
     )
     for name, field in PARTS.items()
     if (table := getattr(parts, field)) is not None
@@ -129,13 +131,13 @@ def _refuse_changed(then: Mapping[str, Any], parts: Parts, model_dir: str) -> No
       )
 
 
-def _chosen_ids(table: TokenTable, prompts: int | None) -> set[str]:
+def _chosen_ids(table: TokenTable, num_prompts: int | None) -> set[str]:
   """The ids of the records to write: of all prompts, or of those with the least hashes."""
   digests = table.prompt_digests
   kept = np.unique(digests)
-  if prompts is not None:
+  if num_prompts is not None:
     # Mixed again, for a part was chosen by its hashes.
-    kept = kept[np.argsort(hashes.mix(kept ^ hashes.digests(['export'])[0]), kind='stable')[:prompts]]
+    kept = kept[np.argsort(hashes.mix(kept ^ hashes.digests(['export'])[0]), kind='stable')[:num_prompts]]
   return {table.ids[int(i)] for i in np.flatnonzero(np.isin(digests, kept))}
 
 

@@ -18,8 +18,10 @@ from dro_jax.data.records.answers import Answer, read_answers
 from dro_jax.data.sources.find import find, refuse_changed, stamps
 from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.storage.fingerprints import differences
+from dro_jax.data.storage.journal import Journal
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
+from dro_jax.parallel import processes
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run.sampling import rewards
 from dro_jax.run.sampling.reward_models import RewardModel
@@ -88,20 +90,19 @@ def score(
   named = rewards.find_named(reward, mesh=mesh.over(), batch_size=model_batch_size, timeout=timeout)
   specs = {name or OWN: spec for name, spec in rewards.parse_named(reward).items()}
   records = {name: rewards.record_of(spec) for name, spec in specs.items()}
-  kept = _Kept(target, {'rewards': records, 'chat_template': chat_template}, list(specs))
   before = stamps(paths)
   functions = [_Scorer(function, chat_template) for function in named.values()]
-  new = 0
-  for chunk in _chunks(answers(), batch_size):
-    new += _score_chunk(chunk, functions, kept)
-  refuse_changed(before)
-  numbers = _Numbers(list(specs))
-  if jax.process_index() == 0:
-    scored.write(target, records)
-    with files.replacing(target) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-      for answer in answers():
-        file.write(files.json_line(_written(answer, numbers.noted(kept.of(answer)), None in named)))
-    kept.remove()
+  new, numbers = 0, _Numbers(list(specs))
+  with _Kept(target, {'rewards': records, 'chat_template': chat_template}, list(specs)) as kept:
+    for chunk in _chunks(answers(), batch_size):
+      new += _score_chunk(chunk, functions, kept)
+    refuse_changed(before)
+    if jax.process_index() == 0:
+      scored.write(target, records)
+      with files.replacing(target) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+        for answer in answers():
+          file.write(files.json_line(_written(answer, numbers.noted(kept.of(answer)), None in named)))
+      kept.remove()
   return {'output': str(target), 'answers': numbers.count, 'scored': new, **numbers.summary()}
 
 
@@ -173,36 +174,48 @@ class _Kept:
     target: the output.
     identity: all on which scores depend; the scores of another identity are not used.
     names: of the scores of an answer.
+
+  Raises:
+    UsageError: in every process, where the scores are another identity's, or another command adds to them.
   """
 
   def __init__(self, target: pathlib.Path, identity: Mapping[str, Any], names: Sequence[str]):
     self._path, self._names = target.with_name(f'{target.name}.partial'), names
     self._scores: dict[str, list[float]] = {}
-    if jax.process_index() == 0:
-      self._resume(json.loads(files.json_text({'identity': identity})))
+    self._journal: Journal | None = None
+    head = json.loads(files.json_text({'identity': identity}))
+    try:
+      processes.from_first(lambda: self._resume(head))
+    except BaseException:
+      self.__exit__()
+      raise
 
-  def _resume(self, head: Mapping[str, Any]) -> None:
-    lines = list(files.json_lines(self._path)) if self._path.exists() else []
-    if lines[:1] == [head]:
-      for line in lines[1:]:
+  def __enter__(self) -> '_Kept':
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    if self._journal is not None:
+      self._journal.close()
+
+  def _resume(self, head: Mapping[str, Any]) -> int:
+    """Reads the scores so far; returns how many they are."""
+    self._journal = Journal(self._path)
+    first, *lines = self._journal.records or [None]
+    if first == head:
+      for line in lines:
         self._scores[line['key']] = [line['scores'][name] for name in self._names]
-      self._cut_torn_line()
       _log.info('%s: goes on after %d scored answers', self._path, len(self._scores))
-      return
-    if len(lines) > 1:  # They may have cost hours, or money.
-      changed = '; '.join(differences(head['identity'], lines[0].get('identity') or {}))
+      return len(self._scores)
+    if lines:  # They may have cost hours, or money.
+      changed = '; '.join(differences(head['identity'], first.get('identity') or {}))
       raise UsageError(
-        f'{self._path} holds {len(lines) - 1} scores of other rewards or settings ({changed}), and the '
-        'new ones would be mixed with them: pass those to go on, remove the file to begin anew, or pass '
-        'another --output.'
+        f'{self._path} holds {len(lines)} scores of other rewards or settings ({changed}), and the new ones '
+        'would be mixed with them: pass those to go on, remove the file to begin anew, or pass another '
+        '--output.'
       )
-    files.write_atomically(self._path, files.json_line(head))
-
-  def _cut_torn_line(self) -> None:
-    """Cuts off the end of a line that a killed process wrote in part, after which no line could be added."""
-    with open(self._path, 'rb+') as file:
-      content = file.read()
-      file.truncate(content.rfind(b'\n') + 1)
+    self._journal.clear()
+    self._journal.append(head)
+    return 0
 
   def __contains__(self, answer: Answer) -> bool:
     return _key(answer) in self._scores
@@ -215,13 +228,9 @@ class _Kept:
     """Keeps scores `[answers, names]`: they are on disk when this returns."""
     rows = {_key(answer): row.tolist() for answer, row in zip(answers, scores)}
     self._scores |= rows
-    if jax.process_index() != 0:
-      return
-    with open(self._path, 'a', encoding='utf-8') as file:
-      for key, row in rows.items():
-        file.write(files.json_line({'key': key, 'scores': dict(zip(self._names, row))}))
-      file.flush()
-      os.fsync(file.fileno())
+    if self._journal is not None:
+      lines = ({'key': key, 'scores': dict(zip(self._names, row))} for key, row in rows.items())
+      self._journal.append(*lines)
 
   def share(self, answers: Sequence[Answer]) -> list[Answer]:
     """The answers that are still to be scored, the same in every process."""

@@ -162,6 +162,17 @@ def load_run(
   )  # fmt: skip
 
 
+def load_network(model_dir: str, mesh: Mesh) -> Network:
+  """The policy of a checkpoint, alone.
+
+  Raises:
+    UsageError: the checkpoint is missing or does not fit, or the base of its adapter is another one.
+  """
+  model_dir = str(folders.find_checkpoint(model_dir))
+  nets = networks.build_policy(model_dir)
+  return Network(nets.policy, networks.load_policy(nets, model_dir, mesh))
+
+
 def load_reference(
   model_dir: str, mesh: Mesh, init_from: str | None = None, base: lora.Base | None = None
 ) -> Network:
@@ -171,7 +182,7 @@ def load_reference(
     model_dir: one of the run's checkpoints.
     mesh: where to.
     init_from: where the policy lies now from which the run started, if its reference was cached.
-    base: of a run with adapters, its base, which is loaded already.
+    base: of a run with adapters, its base, where that is loaded already.
 
   Raises:
     UsageError: the run has no reference, or did not keep it.
@@ -182,10 +193,11 @@ def load_reference(
     lacks = 'has no reference policy' if settings is None else 'did not keep the policy from which it started'
     raise UsageError(
       f'the run of {model_dir} {lacks}: pass the folder of a policy to compare with, reference_logp=FOLDER '
-      '(--set REFERENCE_LOGP=FOLDER).'
+      '(--set REFERENCE_LOGP=FOLDER) of generate, or a side of judge.'
     )
   nets = networks.build(policy.config_of(model_dir), uses_value=False, lora=entry and entry.lora)
   own = _reference(model_dir, saved, init_from, nets, mesh)
+  base = base or networks.load_own_base(nets, model_dir, mesh)
   return Network(nets.policy, lora.join_policy(base, own))
 
 

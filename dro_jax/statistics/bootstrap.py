@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 Statistic = Callable[[np.ndarray], float]  # Of `weights_P`, which are all 1 in the data themselves.
-_NORMAL = 1.959963984540054  # The normal distribution's 97.5 % quantile.
+NORMAL = 1.959963984540054  # The normal distribution's 97.5 % quantile.
 
 
 class Estimate(NamedTuple):
@@ -101,7 +101,7 @@ def jackknife(value: float, without_P: np.ndarray) -> Estimate:
   num_prompts = len(without_P)
   if num_prompts < 2 or not np.isfinite(without_P).all():
     return Estimate(float(value), math.nan, math.nan)
-  half = _NORMAL * math.sqrt((num_prompts - 1) * float(np.var(without_P)))
+  half = NORMAL * math.sqrt((num_prompts - 1) * float(np.var(without_P)))
   return Estimate(float(value), float(value) - half, float(value) + half)
 
 

@@ -15,9 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dro_jax.statistics import ties
-from dro_jax.statistics.bootstrap import Estimate, bootstrap
-
-_Z = 1.959963984540054  # The 97.5 % quantile of the normal distribution.
+from dro_jax.statistics.bootstrap import NORMAL, Estimate, bootstrap, mean_of
 
 
 class Orders(NamedTuple):
@@ -79,31 +77,23 @@ def win_rate(rates_P: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Es
   so that the intervals of several rates go together. Where all prompts agree, resampling cannot tell how sure
   that is, and the interval is Wilson's.
   """
-  rated_P = np.isfinite(rates_P)
-  found = rates_P[rated_P]
+  found = rates_P[np.isfinite(rates_P)]
   if len(found) and ties.is_constant(found):
     return Estimate(float(found[0]), *wilson(float(found[0]), len(found)))
-  filled_P = np.where(rated_P, rates_P, 0.0)
-
-  def mean(weights_P: np.ndarray) -> float:
-    count = weights_P @ rated_P
-    return float(weights_P @ filled_P / count) if count > 0 else math.nan
-
-  return bootstrap(mean, len(rates_P), resamples, seed)
+  return _mean(rates_P, resamples, seed)
 
 
 def difference(
   rates_P: np.ndarray, others_P: np.ndarray, *, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
   """The mean difference of two rates on the prompts that have both, with its paired 95 % interval."""
-  both_P = np.isfinite(rates_P) & np.isfinite(others_P)
-  change_P = np.where(both_P, rates_P - others_P, 0.0)
+  return _mean(rates_P - others_P, resamples, seed)
 
-  def mean(weights_P: np.ndarray) -> float:
-    count = weights_P @ both_P
-    return float(weights_P @ change_P / count) if count > 0 else math.nan
 
-  return bootstrap(mean, len(rates_P), resamples, seed)
+def _mean(x_P: np.ndarray, resamples: int, seed: int) -> Estimate:
+  """The mean over the prompts that have a number; all prompts are drawn."""
+  known = np.flatnonzero(np.isfinite(x_P))
+  return bootstrap(mean_of(x_P[known], known), len(x_P), resamples, seed)
 
 
 def wilson(rate: float, num: int) -> tuple[float, float]:
@@ -111,8 +101,9 @@ def wilson(rate: float, num: int) -> tuple[float, float]:
 
   (r + z²/2n ± z √(r (1 − r)/n + z²/4n²)) / (1 + z²/n), z = 1.96.
   """
-  shift, spread = _Z**2 / (2 * num), _Z * math.sqrt(rate * (1 - rate) / num + _Z**2 / (4 * num**2))
-  low, high = ((rate + shift + sign * spread) / (1 + _Z**2 / num) for sign in (-1, 1))
+  z = NORMAL
+  shift, spread = z**2 / (2 * num), z * math.sqrt(rate * (1 - rate) / num + z**2 / (4 * num**2))
+  low, high = ((rate + shift + sign * spread) / (1 + z**2 / num) for sign in (-1, 1))
   return max(low, 0.0), min(high, 1.0)
 
 

@@ -175,8 +175,8 @@ def test_reward_functions_reward_the_answers(write, tmp_path):
   assert row(compare_answers(path, reward='contains'), 'reward')['a']['value'] == 0
   in_python = compare_answers(path, reward={'one': lambda prompts, responses: [1.0] * len(prompts)})
   assert row(in_python, 'one')['a'] == {'value': 1, 'low': 1, 'high': 1}
-  with pytest.raises(UsageError, match='several parts of one name'):
-    compare_answers(path, reward='contains,exact_match')
+  with pytest.raises(UsageError, match='one is named twice'):
+    compare_answers(path, reward='one=contains, one=exact_match')
 
 
 def test_answers_that_were_not_drawn_from_the_policy_estimate_no_kl(write):

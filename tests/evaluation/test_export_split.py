@@ -105,7 +105,7 @@ def test_prompts_alone_are_written_once_and_the_fewest_are_among_the_fewer(saved
   folder, _ = saved(write_triplets(tmp_path / 't.jsonl'))
   chosen = []
   for count in (3, 6):
-    found = export(folder, tmp_path, prompts=count, responses=False)
+    found = export(folder, tmp_path, num_prompts=count, responses=False)
     assert found['train'] == {
       'prompts': count, 'records': count, 'file': str(tmp_path / 'out' / 'train.jsonl'),
     }  # fmt: skip
@@ -113,7 +113,7 @@ def test_prompts_alone_are_written_once_and_the_fewest_are_among_the_fewer(saved
     assert all([*record] == ['id', 'prompt'] for record in records)
     chosen.append({record['prompt'] for record in records})
   assert chosen[0] < chosen[1] and len(chosen[1]) == 6
-  whole = export(folder, tmp_path, prompts=3)
+  whole = export(folder, tmp_path, num_prompts=3)
   assert {record['prompt'] for record in lines(tmp_path, 'train')} == chosen[0]
   assert whole['train'] == {'prompts': 3, 'records': 6, 'file': str(tmp_path / 'out' / 'train.jsonl')}
 
@@ -178,8 +178,8 @@ def test_what_says_nothing_of_triplets_is_refused(tmp_path, saved):
   with pytest.raises(UsageError, match='does not say which triplets it read'):
     export(str(folder), tmp_path)
   folder, _ = saved(write_triplets(tmp_path / 't.jsonl'))
-  with pytest.raises(UsageError, match=r'prompts=0 \(PROMPTS\) leaves no prompt'):
-    export(folder, tmp_path, prompts=0)
+  with pytest.raises(UsageError, match=r'num_prompts=0 \(PROMPTS\) leaves no prompt'):
+    export(folder, tmp_path, num_prompts=0)
 
 
 def test_the_command_takes_the_run_without_a_flag(saved, tmp_path, capsys):

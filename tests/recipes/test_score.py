@@ -12,6 +12,7 @@ import pytest
 
 from dro_jax.data import triplets
 from dro_jax.data.records import scored
+from dro_jax.data.storage.journal import Journal
 from dro_jax.errors import UsageError
 from dro_jax.recipes.score import score
 
@@ -139,6 +140,16 @@ def test_a_torn_line_is_cut_and_its_answer_scored_again(caplog):
   with pytest.raises(UsageError):
     score(file, 'mine.py:fails_at_c', 'out.jsonl', batch_size=1)
   assert partial.read_bytes() == whole and calls() == [('p', 'aa'), ('p', 'bb'), ('p', 'bb')]
+
+
+def test_two_commands_do_not_score_into_one_file():
+  file = write({'prompt': 'p', 'response': 'aa'})
+  other = Journal(pathlib.Path('out.jsonl.partial'))
+  with pytest.raises(UsageError, match=r'out\.jsonl\.partial is being written by another process'):
+    score(file, 'mine.py:length', 'out.jsonl')
+  assert calls() == []
+  other.close()
+  assert score(file, 'mine.py:length', 'out.jsonl')['scored'] == 1
 
 
 def test_a_partial_file_without_a_score_is_in_nobodys_way():

@@ -69,3 +69,8 @@ def test_a_judge_is_known_by_its_parameters(record, warned):
   metadata = json.loads(json.dumps({'rewards': {'trained_on': [PROXY], 'measured_by': None}}))
   assert bool(rewards.why_not_judge(record, metadata)) == warned
   assert rewards.why_not_judge(record, {}) == ''
+
+
+def test_a_built_in_reward_may_judge_what_was_trained_on_it():
+  record = rewards.record_of('exact_match')
+  assert rewards.why_not_judge(record, {'rewards': {'trained_on': [record]}}) == ''

@@ -9,8 +9,6 @@ mixed with its own.
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -20,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from dro_jax import files
+from dro_jax.data.storage import journal
 from dro_jax.data.storage.fingerprints import differences
 from dro_jax.errors import UsageError
 
@@ -127,7 +126,7 @@ class Partial:
     header = _header(self._settings)
     self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644), 'r+b')
     try:
-      self._lock()
+      journal.lock(self._file, self._path)
       first = self._file.readline()
       if not first.endswith(b'\n') and _BEGINS.startswith(first[: len(_BEGINS)]):
         self._begin(header)
@@ -176,16 +175,6 @@ class Partial:
 
   def _different(self, settings: Mapping[str, Any]) -> str:
     return '; '.join(differences(self._settings, settings))
-
-  def _lock(self) -> None:
-    try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      # A mount without locks keeps nobody out.
-      if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-        raise UsageError(
-          f'{self._path} is being written by another process: wait for it, stop it, or pass another --output.'
-        ) from error
 
   def _cut(self, end: int) -> None:
     self._file.truncate(end)

@@ -4,26 +4,21 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
-from flax import linen as nn
 
 from dro_jax import files, limits
 from dro_jax.checkpoints import folders, policy
 from dro_jax.data.storage import hashes
+from dro_jax.data.storage.journal import Journal
 from dro_jax.data.text import tokenise
-from dro_jax.data.text.vocabularies import Vocabulary
-from dro_jax.errors import UsageError
 from dro_jax.evaluation.judge import sides
-from dro_jax.evaluation.judge.journal import Journal
 from dro_jax.evaluation.judge.prompts import Prompt
 from dro_jax.evaluation.judge.sides import Side
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.run import networks, trained
+from dro_jax.run import trained
 from dro_jax.run.sampling.generation import make_generator
 from dro_jax.run.sampling.prompts import tokenise_prompts, uses_chat
-from dro_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Decoding:
     top_k: the number of most probable tokens to draw from; 0 draws from all.
     top_p: draws from the fewest tokens with a total probability of p; 1 draws from all.
     repetition_penalty: on tokens that the text has already; 1 is none.
-    samples: answers to each prompt.
+    num_samples: answers to each prompt.
     batch_size: prompts at once; changes no answer.
     seed: decides, with the prompt, the answers.
 
@@ -50,30 +45,22 @@ class Decoding:
   top_k: int = 0
   top_p: float = 1.0
   repetition_penalty: float = 1.0
-  samples: int = 1
+  num_samples: int = 1
   batch_size: int = 32
   seed: int = 0
 
   def key(self) -> str:
     """A hash of all that decides an answer, but for the number of answers."""
-    decisive = {name: value for name, value in vars(self).items() if name not in ('samples', 'batch_size')}
+    others = ('num_samples', 'batch_size')
+    decisive = {name: value for name, value in vars(self).items() if name not in others}
     return files.hash_parts([files.json_text(decisive, sort_keys=True).encode()])
-
-
-class _Answering(NamedTuple):
-  """A policy, loaded: its network and parameters, its vocabulary, and how its run read prompts."""
-
-  network: nn.Module
-  params: Params
-  vocabulary: Vocabulary
-  options: Mapping[str, Any]
 
 
 def check(decoding: Decoding) -> None:
   """Refuses settings that cannot work."""
   limits.seed(decoding.seed)
   limits.above_zero(
-    'Decoding', 'there would be no answer', max_length=decoding.max_length, samples=decoding.samples,
+    'Decoding', 'there would be no answer', max_length=decoding.max_length, num_samples=decoding.num_samples,
     batch_size=decoding.batch_size,
   )  # fmt: skip
 
@@ -101,18 +88,20 @@ def of_side(
     # A chat model's answers name a conversation of one turn by that turn's text.
     given = {prompt.text: found.get(prompt.text, found.get(prompt.turns)) for prompt in prompts}
     return {text: answers for text, answers in given.items() if answers}
+  # Resolved once: a run in progress may have a better step later.
+  side = side._replace(path=str(folders.find_checkpoint(side.path)))
   digest = files.hash_parts([sides.checkpoint_digest(side).encode(), decoding.key().encode()])
   journal = Journal(folder / 'answers' / f'{digest}.jsonl')
   try:
     drawn = {(record['prompt'], record['sample']): record['response'] for record in journal.records}
     missing = [
-      (prompt, k) for prompt in prompts for k in range(decoding.samples) if (prompt.text, k) not in drawn
+      (prompt, k) for prompt in prompts for k in range(decoding.num_samples) if (prompt.text, k) not in drawn
     ]
     if missing:
       drawn |= _draw(side, missing, journal, mesh(), decoding)
   finally:
     journal.close()
-  return {prompt.text: [drawn[prompt.text, k] for k in range(decoding.samples)] for prompt in prompts}
+  return {prompt.text: [drawn[prompt.text, k] for k in range(decoding.num_samples)] for prompt in prompts}
 
 
 def _draw(
@@ -120,20 +109,20 @@ def _draw(
 ) -> dict[tuple[str, int], str]:
   """Draws answers to (prompt, number) and writes each as it comes."""
   logging.getLogger(__name__).info('%s: %d answers to draw', side.name, len(missing))
-  answering = _load(side, mesh)
-  by_chat = uses_chat(answering.vocabulary, answering.options)
-  turn = tokenise.turn_template(by_chat, answering.options.get('chat_template'))
-  tokens = tokenise_prompts(
-    [prompt.by(turn) for prompt, _ in missing], answering.vocabulary, answering.options
-  )
+  vocabulary = policy.vocabulary_of(side.path)
+  options = folders.load_metadata(side.path).get('data', {}).get('options', {})
+  turn = tokenise.turn_template(uses_chat(vocabulary, options), options.get('chat_template'))
+  tokens = tokenise_prompts([prompt.by(turn) for prompt, _ in missing], vocabulary, options)
+  load = trained.load_reference if side.kind == sides.REFERENCE else trained.load_network
+  network = load(side.path, mesh)
   settings = {
-    name: value for name, value in vars(decoding).items() if name != 'samples'
+    name: value for name, value in vars(decoding).items() if name != 'num_samples'
   }  # Those of `make_generator`, by its names.
-  draw = make_generator(answering.network, mesh, **settings)
+  draw = make_generator(network.module, mesh, **settings)
   found = {}
-  for (prompt, k), answer in zip(missing, draw(answering.params, tokens, _ids(missing))):
-    text = answering.vocabulary.decode(answer.tokens)
-    ended = bool(answer.tokens[-1] == answering.vocabulary.special.eos)
+  for (prompt, k), answer in zip(missing, draw(network.params, tokens, _ids(missing))):
+    text = vocabulary.decode(answer.tokens)
+    ended = bool(answer.tokens[-1] == vocabulary.special.eos)
     journal.append({
       'id': prompt.id, 'prompt': prompt.text, 'sample': k, 'response': text, 'logp': answer.logp,
       'tokens': len(answer.tokens), 'ended': ended, 'side': side.name,
@@ -146,25 +135,3 @@ def _ids(missing: Sequence[tuple[Prompt, int]]) -> list[int]:
   """Numbers by which random keys differ: of the prompt and the sample alone, not of the other prompts."""
   digests = hashes.digests(f'{k} {prompt.text}' for prompt, k in missing)
   return (digests & np.uint64(0x7FFFFFFF)).astype(np.int64).tolist()
-
-
-def _load(side: Side, mesh: Mesh) -> _Answering:
-  """A side's policy.
-
-  Raises:
-    UsageError: a run has no reference, or the checkpoint does not fit.
-  """
-  checkpoint = str(folders.find_checkpoint(side.path))
-  if side.kind == sides.POLICY:
-    options = folders.load_metadata(checkpoint).get('data', {}).get('options', {})
-    nets = networks.build_policy(checkpoint)
-    params = networks.load_policy(nets, checkpoint, mesh)
-    return _Answering(nets.policy, params, policy.vocabulary_of(checkpoint), options)
-  run = trained.load_run(checkpoint, mesh)
-  if run.state.reference is None and (run.state.base is None or not run.has_reference):
-    raise UsageError(
-      f'reference: the run {side.path} has none (its method does without, or it keeps log-probs only). Name '
-      'the checkpoint that it started from as a side.'
-    )
-  params = run.state.policy_of(run.state.reference)
-  return _Answering(run.networks.policy, params, run.vocabulary, run.data_options)

@@ -29,10 +29,10 @@ def candidates(found: Sequence[Side]) -> list[Candidates]:
   """
   result = []
   for side in found[1:]:
-    folder = folders.absolute_path(side.path) / 'checkpoints'
-    steps = folders.numbered_steps(folder) if side.kind == sides.POLICY else []
+    is_run = side.kind == sides.POLICY and (folders.absolute_path(side.path) / 'checkpoints').is_dir()
+    steps = folders.find_steps(side.path) if is_run else {}
     if len(steps) > 1:
-      at = [Side(f'{side.name} at {step}', sides.POLICY, str(folder / str(step))) for step in steps]
+      at = [Side(f'{side.name} at {step}', sides.POLICY, str(folder)) for step, folder in steps.items()]
       result.append(Candidates(side, at))
   if not result:
     raise UsageError(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from dro_jax import files, limits
+from dro_jax.checkpoints import folders
 from dro_jax.data.records import inheritance
 from dro_jax.errors import UsageError
 from dro_jax.evaluation.judge import answers as answering
@@ -21,6 +22,7 @@ from dro_jax.evaluation.judge.prompts import Prompt
 from dro_jax.evaluation.judge.sides import Side
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run.folder.lock import locked
+from dro_jax.run.sampling import rewards
 from dro_jax.run.sampling.rewards import Reward
 
 
@@ -66,7 +68,7 @@ def judge(
     reward: a reward function, or its name; the higher reward wins.
     judge_prompt: an endpoint's instructions: helpfulness, safety, summary, or a file.
     decoding: how policies answer.
-    mesh: devices' arrangement.
+    mesh: devices' arrangement, of policies and of a reward model.
     against: `all` sides meet all others, or the `first` only.
     choose: the share of prompts that choose each run's best checkpoint, in [0, 1); 0 takes the
       run's own best.
@@ -95,15 +97,14 @@ def judge(
   found = who.parse(sides)
   comparing.meetings(len(found), against)
   who.check(found)
-  folder = files.output_folder(output)
+  folder, grid = files.output_folder(output), functools.cache(mesh.over)
   with locked(folder, '--output'), files.disk_of(folder):
     by = judges.make_judge(
-      folder, endpoint=endpoint, command=command, function=function, reward=reward, template=judge_prompt
-    )
+      folder, endpoint=endpoint, command=command, function=function, reward=reward, template=judge_prompt,
+      mesh=grid,
+    )  # fmt: skip
     asked = asking.fewest(_prompts(folder, found, prompts, columns, data_dir), num_prompts)
-    draw = functools.partial(
-      answering.of_side, folder=folder, mesh=functools.cache(mesh.over), decoding=decoding, columns=columns
-    )
+    draw = functools.partial(answering.of_side, folder=folder, mesh=grid, decoding=decoding, columns=columns)
     draws = report.Draws(resamples, seed, folds)
     more = []
     if choose:
@@ -193,20 +194,36 @@ def _compared(
   more: Sequence[Any],
 ) -> report.Result:
   """Compares, reports, and saves both."""
+  warnings = _warnings(by, sides)
   answers, common = _answered(sides, prompts, draw)
   pairs, records, judged = comparing.compare(by, common, answers, comparing.meetings(len(sides), against))
   judges.log_note(judged.note)
   names = [side.name for side in sides]
   about = {
     'judge': by.name, 'sides': {side.name: f'{side.kind} {side.path}' for side in sides},
-    'spent': dict(judged.spent), 'note': judged.note, 'left_out': len(prompts) - len(common),
+    'spent': dict(judged.spent), 'note': judged.note, 'warnings': warnings,
+    'left_out': len(prompts) - len(common),
   }  # fmt: skip
-  notes = [f'Judge: {by.name}.', *([judged.note] if judged.note else []), *_spending(judged.spent)]
+  notes = [
+    f'Judge: {by.name}.', *warnings, *([judged.note] if judged.note else []), *_spending(judged.spent)
+  ]  # fmt: skip
   found = report.result(
     names, pairs, len(common), draws, sees_order=by.sees_order, about=about, notes=notes, more=more
   )
   named = [record | {'sides': [names[i] for i in record['sides']]} for record in records]
   report.save(folder, found, named)
+  return found
+
+
+def _warnings(by: judges.Judge, sides: Sequence[Side]) -> list[str]:
+  """A sentence on each policy that was trained on the scores of its judge; the log has it too."""
+  if by.record is None:
+    return []
+  policies = [side for side in sides if side.kind == who.POLICY]
+  reasons = [rewards.why_not_judge(by.record, folders.load_metadata(side.path)) for side in policies]
+  found = [f'{side.name}: {reason}' for side, reason in zip(policies, reasons) if reason]
+  for warning in found:
+    logging.getLogger(__name__).warning('%s', warning)
   return found
 
 

@@ -17,6 +17,7 @@ from dro_jax.evaluation.judge.endpoint import Endpoint
 from dro_jax.evaluation.judge.requests import Requests, key_of
 from dro_jax.evaluation.judge.sending import LOST, Sender, spent_of
 from dro_jax.evaluation.judge.verdicts import MALFORMED, Verdict
+from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run.sampling import rewards
 from dro_jax.statistics import ties
 
@@ -52,11 +53,13 @@ class Judge(NamedTuple):
     name: as reports call it.
     sees_order: whether the order of two answers may change its verdict; if not, it is asked once.
     judge: gives verdicts.
+    record: of a reward (see `rewards.record_of`); `None` of other judges.
   """
 
   name: str
   sees_order: bool
   judge: Callable[[Sequence[Comparison]], Judged]
+  record: Mapping[str, Any] | None = None
 
 
 def make_judge(
@@ -67,6 +70,7 @@ def make_judge(
   function: str | Callable[..., Any] | None = None,
   reward: rewards.Reward | str | None = None,
   template: str = 'helpfulness',
+  mesh: Callable[[], Mesh] | None = None,
 ) -> Judge:
   """The judge that was chosen.
 
@@ -77,6 +81,7 @@ def make_judge(
     function: of prompt, first and second answer, which returns 'A', 'B', 'tie', or the probability of 'A'.
     reward: a reward of (prompts, answers), by which the higher wins.
     template: of an endpoint's instructions, by name or as a file.
+    mesh: makes the devices' arrangement of a reward model; `None` takes all devices.
 
   Raises:
     UsageError: none or several are chosen, or one cannot work.
@@ -95,7 +100,7 @@ def make_judge(
   if endpoint.model is None:
     _refuse_unread(endpoint, template, named[0])
   if reward is not None:
-    return by_reward(rewards.find(reward), reward if isinstance(reward, str) else None)
+    return by_reward(reward, mesh and mesh())
   if function is not None:
     return by_function(folder, function)
   if command is not None:
@@ -278,23 +283,20 @@ def _local_verdict(text: str) -> Verdict:
 # --- a reward -----------------------------------------------------------------------------------------------
 
 
-def by_reward(reward: rewards.Reward, name: str | None = None) -> Judge:
-  """A reward of single answers as a judge: the higher wins, equal ones tie. Every reward comes in here.
-
-  Args:
-    reward: of (prompts, answers).
-    name: as reports call it; `None` takes the function's.
-  """
+def by_reward(reward: rewards.Reward | str, mesh: Mesh | None = None) -> Judge:
+  """A reward of (prompts, answers), or its name, as a judge: the higher wins, equal ones tie."""
+  function = rewards.find(reward, mesh=mesh)
 
   def judge(comparisons: Sequence[Comparison]) -> Judged:
     pairs = list(dict.fromkeys(_answers(comparisons)))
-    values = rewards.reward_responses(reward, *map(list, zip(*pairs))) if pairs else []
+    values = rewards.reward_responses(function, *map(list, zip(*pairs))) if pairs else []
     by_pair = dict(zip(pairs, values))
     return Judged([
       _higher(by_pair[prompt, first], by_pair[prompt, second]) for prompt, first, second in comparisons
     ])  # fmt: skip
 
-  return Judge(name or rewards.name_of(reward), False, judge)
+  name = reward if isinstance(reward, str) else rewards.name_of(reward)
+  return Judge(name, False, judge, rewards.record_of(reward))
 
 
 def _answers(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str]]:

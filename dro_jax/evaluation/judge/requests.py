@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dro_jax import files
-from dro_jax.evaluation.judge.journal import Journal
+from dro_jax.data.storage.journal import Journal
 
 FILE = 'requests.jsonl'
 SENT, ANSWERED, FAILED = 'sent', 'answered', 'failed'

@@ -1,6 +1,5 @@
 """The sides of a comparison: who answers, and the answers."""
 
-import hashlib
 import json
 import pathlib
 import re
@@ -13,6 +12,7 @@ from dro_jax.data.records import field_paths, inheritance, triplets
 from dro_jax.data.records.fields import checked_names
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
+from dro_jax.evaluation import answering
 from dro_jax.run.folder.configs import RUN
 
 FILE, POLICY, REFERENCE = 'file', 'policy', 'reference'
@@ -135,10 +135,8 @@ def _response(fields: Mapping[str, Any], names: Mapping[str, str], where: str) -
 
 def checkpoint_digest(side: Side) -> str:
   """A hash of all that decides a policy's answers but for the decoding: its parameters, and how it reads."""
-  folder = folders.find_checkpoint(side.path)
-  saved = folders.load_metadata(folder)
+  saved = folders.load_metadata(side.path)
   read = {name: saved.get(name) for name in ('model', 'family', 'lora', 'vocabulary_fingerprint')}
-  # A checkpoint of an earlier version has no digest; then its place stands for it.
-  mark = folders.init_digest(folder) or str(folder)
-  described = [side.kind, mark, read, saved.get('data', {}).get('options', {})]
-  return hashlib.sha256(json.dumps(files.to_json(described), sort_keys=True).encode()).hexdigest()
+  digest = answering.digest_of(side.path)
+  described = [side.kind, digest, read, saved.get('data', {}).get('options', {})]
+  return files.hash_parts([files.json_text(described, sort_keys=True).encode()])

@@ -154,7 +154,7 @@ def parse_named(text: str) -> dict[str | None, str]:
   Raises:
     UsageError: names are missing or given twice, or have another meaning.
   """
-  parts = re.split(r',(?=[A-Za-z_]\w*=)', text)
+  parts = re.split(r',\s*(?=[A-Za-z_]\w*=)', text)
   pairs = [match.groups() if (match := _NAMED.fullmatch(part)) else (None, part) for part in parts]
   names = [name for name, _ in pairs]
   if len(names) > 1 and None in names:
@@ -225,12 +225,14 @@ def record_of(reward: Reward | str) -> dict[str, Any]:
 def why_not_judge(record: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
   """A warning where a reward is to judge a run that was trained on it; '' where it was not.
 
+  The built-in rewards are rules, which no policy deceives: a higher one is what it says.
+
   Args:
     record: of the reward (see `record_of`).
     metadata: of the run.
   """
   trained_on = (metadata.get('rewards') or {}).get('trained_on') or []
-  if not any(_is_same(record, other) for other in trained_on):
+  if record['name'] in __all__ or not any(_is_same(record, other) for other in trained_on):
     return ''
   return (
     f'{record["name"]} judges a policy that was trained on its own scores, which it overrates (reward '

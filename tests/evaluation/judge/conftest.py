@@ -6,6 +6,7 @@ import pytest
 
 from dro_jax.data.triplets import load_triplets
 from dro_jax.data.worlds import exercises
+from dro_jax.recipes.score import score
 from dro_jax.run import schedule
 from dro_jax.step import optimizers
 from tests import runs
@@ -16,16 +17,29 @@ PROMPTS = exercises.prompts(exercises.Exercises(kinds=('sort',), length=(3, 4)),
 
 
 @pytest.fixture(scope='session')
-def triplets(tmp_path_factory):
+def own_reward(tmp_path_factory):
+  """A user's function, which scores the triplets."""
+  path = tmp_path_factory.mktemp('reward') / 'mine.py'
+  path.write_text(
+    'from dro_jax.data.worlds.exercises import answer\n'
+    'def right(prompts, responses):\n'
+    '  return [float(response == answer(prompt)) for prompt, response in zip(prompts, responses)]\n'
+  )
+  return f'{path}:right'
+
+
+@pytest.fixture(scope='session')
+def triplets(own_reward, tmp_path_factory):
   """Two answers to each prompt, one of them right."""
-  path = tmp_path_factory.mktemp('triplets') / 'triplets.jsonl'
+  folder = tmp_path_factory.mktemp('triplets')
   records = [
-    {'id': f't{i}{k}', 'prompt': prompt, 'response': exercises.answer(prompt) if k else 'abc', 'reward': k}
+    {'id': f't{i}{k}', 'prompt': prompt, 'response': exercises.answer(prompt) if k else 'abc'}
     for i, prompt in enumerate(PROMPTS)
     for k in (0, 1)
   ]
-  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
-  return str(path)
+  (folder / 'answers.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+  score(str(folder / 'answers.jsonl'), own_reward, str(folder / 'triplets.jsonl'))
+  return str(folder / 'triplets.jsonl')
 
 
 @pytest.fixture(scope='session')

@@ -2,12 +2,14 @@ import json
 
 import pytest
 
+from dro_jax.checkpoints import folders
 from dro_jax.errors import UsageError
 from dro_jax.evaluation.generate import generate
 from dro_jax.evaluation.judge import answers, prompts, sides
 from dro_jax.evaluation.judge.answers import Decoding
 from dro_jax.parallel import partitioning
 from dro_jax.run import trained
+from tests.evaluation.test_generate import save
 
 DECODING = Decoding(max_length=4, batch_size=8)
 
@@ -53,7 +55,7 @@ def test_answers_are_drawn_once_and_go_on_where_a_kill_left_them(run, asked, tmp
 
 def test_more_samples_keep_those_that_are_there(run, asked, tmp_path):
   one = drawn(run, asked, tmp_path)
-  two = drawn(run, asked, tmp_path, Decoding(max_length=4, batch_size=8, samples=2))
+  two = drawn(run, asked, tmp_path, Decoding(max_length=4, batch_size=8, num_samples=2))
   assert len(files_of(tmp_path)) == 1
   assert {text: found[:1] for text, found in two.items()} == one
   assert any(a != b for a, b in two.values())
@@ -84,16 +86,22 @@ def test_the_reference_is_the_policy_that_the_run_started_from(run, asked, tmp_p
   assert own != found and len(files_of(tmp_path)) == 2
 
 
-def test_a_run_without_a_reference_is_named(run, asked, tmp_path, monkeypatch):
-  load = trained.load_run
+def test_a_policy_without_a_reference_is_named(asked, tmp_path):
+  imported = save(tmp_path / 'imported')
+  with pytest.raises(UsageError, match='imported has no reference policy: pass .* or a side of judge'):
+    drawn(imported, asked, tmp_path, kind=sides.REFERENCE)
 
-  def without(*arguments):
-    loaded = load(*arguments)
-    return loaded._replace(state=loaded.state._replace(reference=None))
 
-  monkeypatch.setattr(trained, 'load_run', without)
-  with pytest.raises(UsageError, match='reference: the run .*dro_v has none'):
-    drawn(run, asked, tmp_path, kind=sides.REFERENCE)
+def test_a_side_is_the_checkpoint_that_was_the_best_when_it_began(run, asked, tmp_path, monkeypatch):
+  chosen = drawn(f'{run}/checkpoints/2', asked[:2], tmp_path / 'a')
+  find = folders.find_checkpoint
+  steps = iter([2])  # Step 4 has become the best when it is asked again.
+  monkeypatch.setattr(
+    folders, 'find_checkpoint',
+    lambda place: find(f'{place}/checkpoints/{next(steps, 4)}' if str(place) == run else place),
+  )  # fmt: skip
+  assert drawn(run, asked[:2], tmp_path / 'b') == chosen
+  assert files_of(tmp_path / 'a')[0].name == files_of(tmp_path / 'b')[0].name
 
 
 def test_a_file_answers_the_prompts_that_it_has(asked, tmp_path):
@@ -103,7 +111,7 @@ def test_a_file_answers_the_prompts_that_it_has(asked, tmp_path):
   assert found == {asked[1].text: ['r']} and not (tmp_path / 'answers').exists()
 
 
-@pytest.mark.parametrize('name', ['max_length', 'samples', 'batch_size'])
+@pytest.mark.parametrize('name', ['max_length', 'num_samples', 'batch_size'])
 def test_decoding_that_gives_no_answer_is_refused(name):
   with pytest.raises(UsageError, match=f'{name}=0 must be above 0'):
     answers.check(Decoding(**{name: 0}))

@@ -1,10 +1,13 @@
 import json
 import logging
+import shutil
 
 import pytest
 
 from dro_jax import main
 from dro_jax.errors import UsageError
+from dro_jax.evaluation.judge import choosing
+from dro_jax.evaluation.judge import sides as sides_of
 from dro_jax.evaluation.judge.answers import Decoding
 from dro_jax.evaluation.judge.endpoint import Endpoint
 from dro_jax.evaluation.judge.judge import judge
@@ -100,16 +103,32 @@ def test_the_command_takes_an_endpoint_and_a_template_of_ones_own(sides, tmp_pat
   assert all(asked.message.startswith('Mine: sort: ') for asked in server.asked)
 
 
-def test_a_run_its_reference_and_its_checkpoints_meet_on_its_held_out_prompts(run, tmp_path):
-  sides = ['reference', run, f'early={run}/checkpoints/2']
-  options = {'reward': 'graded_match', 'decoding': DECODING, 'resamples': 20, 'folds': 2}
-  found = judge(sides, str(tmp_path / 'out'), **options)
+@pytest.fixture(scope='module')
+def met(run, tmp_path_factory):
+  """Judges a run, its reference and one of its checkpoints by a reward, in one folder."""
+  folder, sides = tmp_path_factory.mktemp('met'), ['reference', run, f'early={run}/checkpoints/2']
+  options = {'decoding': DECODING, 'resamples': 20, 'folds': 2}
+  return folder, lambda reward: judge(sides, str(folder), reward=reward, **options)
+
+
+def test_a_run_its_reference_and_its_checkpoints_meet_on_its_held_out_prompts(met):
+  folder, judged_by = met
+  found = judged_by('graded_match')
   assert 8 < found['prompts'] < 24
   assert list(found['sides']) == ['reference', 'dro_v', 'early'] and len(found['pairs']) == 3
-  before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out' / 'answers').iterdir()}
-  again = judge(sides, str(tmp_path / 'out'), **options)
-  assert again == found
-  assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out' / 'answers').iterdir()}
+  before = {path: path.stat().st_mtime_ns for path in (folder / 'answers').iterdir()}
+  assert judged_by('graded_match') == found
+  assert before == {path: path.stat().st_mtime_ns for path in (folder / 'answers').iterdir()}
+
+
+def test_a_judge_that_scored_what_a_side_was_trained_on_is_warned_about(met, own_reward, caplog):
+  folder, judged_by = met
+  assert judged_by('graded_match')['warnings'] == [] and 'trained on its own scores' not in caplog.text
+  first, second = judged_by(own_reward)['warnings']
+  # The reference was not trained on them.
+  assert first.startswith('dro_v: ') and second.startswith('early: ')
+  assert 'judges a policy that was trained on its own scores' in first
+  assert first in caplog.text and first in (folder / 'report.md').read_text()
 
 
 def test_the_best_checkpoint_is_chosen_on_other_prompts_than_those_reported_on(run, triplets, tmp_path):
@@ -132,6 +151,13 @@ def test_the_best_checkpoint_is_chosen_on_other_prompts_than_those_reported_on(r
   assert (
     sum(reported <= each for each in answered) == 2 and sum(not reported & each for each in answered) == 1
   )
+
+
+def test_a_checkpoint_that_is_not_complete_is_no_candidate(run, tmp_path):
+  shutil.copytree(run, tmp_path / 'run')
+  (tmp_path / 'run' / 'checkpoints' / '9').mkdir()
+  [found] = choosing.candidates(sides_of.parse(['a.jsonl', str(tmp_path / 'run')]))
+  assert [side.name for side in found.checkpoints] == ['run at 2', 'run at 4']
 
 
 @pytest.mark.parametrize(

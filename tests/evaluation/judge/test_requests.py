@@ -1,10 +1,13 @@
 import json
+import shutil
 
 from dro_jax.evaluation.judge.requests import Requests, Spent, key_of
 
 
-def reopened(folder, **budget):
-  requests = Requests(folder, **budget)
+def after_a_kill(folder, **budget):
+  """The requests as they are on disk now; those that are open keep others out of the folder itself."""
+  shutil.copytree(folder, folder / 'copy')
+  requests = Requests(folder / 'copy', **budget)
   requests.close()
   return requests
 
@@ -22,7 +25,7 @@ def test_everything_is_known_again_after_a_kill(tmp_path):
   requests.answered('a', 'Verdict: A', labels=[{'start': 1, 'end': 2, 'top': {'A': 0.0}}], usage=(20, 3))
   requests.answered('b', 'Verdict: B')
   requests.failed('c', 'HTTP 500', charged=False)
-  again = reopened(tmp_path)  # Nothing was closed.
+  again = after_a_kill(tmp_path)
   assert again.answers['a'] == {'text': 'Verdict: A', 'labels': [{'start': 1, 'end': 2, 'top': {'A': 0.0}}]}
   assert again.answers['b'] == {'text': 'Verdict: B', 'labels': ()} and set(again.answers) == {'a', 'b'}
   assert again.lost == {'d'}
@@ -52,7 +55,7 @@ def test_a_reply_that_nobody_was_paid_for_spends_no_budget(tmp_path):
   requests = Requests(tmp_path, max_requests=0)
   requests.answered('a', 'A', contents={'function': 'f'})
   requests.close()
-  assert requests.spent == Spent() and reopened(tmp_path).answers['a']['text'] == 'A'
+  assert requests.spent == Spent() and after_a_kill(tmp_path).answers['a']['text'] == 'A'
 
 
 def test_nothing_beyond_the_budget_is_recorded_as_sent(tmp_path):
@@ -64,5 +67,5 @@ def test_nothing_beyond_the_budget_is_recorded_as_sent(tmp_path):
   requests.failed('b', 'refused', charged=False)
   assert not requests.send('b', {}, 1)
   requests.close()
-  again = reopened(tmp_path, max_requests=2)
+  again = after_a_kill(tmp_path, max_requests=2)
   assert again.spent == Spent(2, 10, 1, 0)

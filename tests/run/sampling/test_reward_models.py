@@ -14,6 +14,7 @@ from dro_jax import algorithms
 from dro_jax.data import triplets
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import evaluate
+from dro_jax.evaluation.judge.judges import Comparison, make_judge
 from dro_jax.models.lora import Lora
 from dro_jax.models.t5.config import T5Config
 from dro_jax.parallel import partitioning
@@ -122,6 +123,14 @@ def test_a_reward_is_the_score_that_its_run_gives(proxy, comparisons):
   # Batches and meshes change no score; neither does what stands beside a text.
   few = reward_models.RewardModel(proxy, one_device(), batch_size=3)
   np.testing.assert_allclose(few(table.prompts[:7], table.responses[:7]), expected[:7], rtol=1e-4, atol=1e-5)
+
+
+def test_a_reward_model_judges_on_the_devices_of_its_command(proxy, tmp_path):
+  judge = make_judge(tmp_path, reward=proxy, mesh=one_device)
+  asked = [Comparison('say 1', 'xab', 'aab'), Comparison('say 2', 'bab', 'xba')]
+  assert [verdict.score for verdict in judge.judge(asked).verdicts] == [1.0, 0.0]
+  assert vars(rewards.find(proxy, mesh=one_device()))['_loaded'].mesh == one_device()
+  assert judge.record == rewards.record_of(proxy)
 
 
 def test_an_empty_answer_has_a_reward_and_a_long_one_is_cut_as_in_training(proxy):

@@ -3,8 +3,8 @@ import threading
 
 import pytest
 
+from dro_jax.data.storage.journal import Journal
 from dro_jax.errors import UsageError
-from dro_jax.evaluation.judge.journal import Journal
 
 
 def lines(path):
@@ -20,7 +20,27 @@ def test_records_are_appended_and_read_again(tmp_path):
   again = Journal(path)
   again.append({'text': 'two\nlines\u2028'})
   again.close()
-  assert again.records == lines(path) == [{'a': 1}, {'text': 'two\nlines\u2028'}]
+  assert again.records == [{'a': 1}] and lines(path) == [{'a': 1}, {'text': 'two\nlines\u2028'}]
+
+
+def test_several_records_are_appended_at_once_and_all_are_removed(tmp_path):
+  journal = Journal(tmp_path / 'a.jsonl')
+  journal.append({'a': 1}, {'b': 2})
+  assert lines(tmp_path / 'a.jsonl') == [{'a': 1}, {'b': 2}]
+  journal.clear()
+  journal.append({'c': 3})
+  journal.close()
+  assert lines(tmp_path / 'a.jsonl') == [{'c': 3}]
+
+
+def test_two_writers_do_not_mix(tmp_path):
+  journal = Journal(tmp_path / 'a.jsonl')
+  journal.append({'a': 1})
+  with pytest.raises(UsageError, match=r'a\.jsonl is being written by another process'):
+    Journal(tmp_path / 'a.jsonl')
+  journal.close()
+  Journal(tmp_path / 'a.jsonl').close()
+  assert lines(tmp_path / 'a.jsonl') == [{'a': 1}]
 
 
 @pytest.mark.parametrize('torn', [b'{"b": 2', b'{"b": "\xe6\x97', b'{'])
