@@ -197,7 +197,11 @@ def test_a_wrong_key_ends_the_command_and_is_in_no_file(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('number, kind', [(signal.SIGTERM, Stopped), (signal.SIGINT, Interrupted)])
-def test_a_signal_waits_for_what_is_in_flight_and_sends_nothing_more(tmp_path, number, kind):
+def test_a_signal_waits_for_what_is_in_flight_and_sends_nothing_more(tmp_path, number, kind, request):
+  if number == signal.SIGINT:  # Tests in the background ignore it.
+    before = signal.signal(number, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(number, before))
+
   def answer(index, message):
     if index == 3:
       os.kill(os.getpid(), number)
