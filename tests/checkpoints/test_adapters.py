@@ -18,6 +18,7 @@ from dro_jax.data.triplets import load_triplets
 from dro_jax.errors import UsageError
 from dro_jax.evaluation.check import check
 from dro_jax.evaluation.generate import generate
+from dro_jax.models import lora
 from dro_jax.models.lora import Lora
 from dro_jax.models.policy import config_metadata
 from dro_jax.models.stacks import convert_layers
@@ -27,7 +28,7 @@ from dro_jax.run import networks
 from dro_jax.run.build import build
 from dro_jax.run.sampling.rollouts import RolloutOptions
 from dro_jax.run.schedule import Schedule
-from dro_jax.run.trained import load_run
+from dro_jax.run.trained import load_network, load_reference, load_run
 from dro_jax.step import optimizers
 from dro_jax.step.reference import AdapterOff, Cached, Frozen
 from tests import runs
@@ -97,6 +98,16 @@ def test_a_run_saves_adapters_and_heads_alone_and_its_bases_fingerprint(trained,
   assert {*state['params']['value']} == {'head', 'trunk'} and max(x.size for x in own) < 24 * 16
   assert saved == adapters.Saved(LORA, base, adapters.fingerprint_of(base))
   assert folders.load_metadata(trained)['reference'] == {'scheme': 'adapter_off'}
+
+
+def test_a_policy_and_its_reference_load_alone_as_their_run_has_them(trained):
+  """As sides of `judge` load: each with the base, which nobody has loaded before."""
+  run = load_run(trained, one_device())
+  policy, reference = load_network(trained, one_device()), load_reference(trained, one_device())
+  same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+  same(policy.variables, run.policy.variables)
+  same(reference.variables, lora.variables_of(run.state.policy_of(None)))
+  assert [*policy.variables] != [*reference.variables]
 
 
 def test_a_fingerprint_is_the_same_scanned_or_not_and_another_for_another_base(base, tmp_path):
