@@ -191,6 +191,19 @@ def test_a_reward_does_not_replace_a_field_of_its_name():
   assert read()[0]['note'] == 1.0
 
 
+def test_blank_answers_of_a_policy_are_scored_and_missing_ones_refused():
+  score(
+    write({'prompt': 'p', 'response': ''}, {'prompt': 'p', 'response': ' \n'}), 'mine.py:length', 'out.jsonl'
+  )
+  assert [(record['response'], record['reward']) for record in read()] == [('', 0.0), (' \n', 2.0)]
+  for record, message in (
+    ({'prompt': 'p'}, 'response'),
+    ({'prompt': ' ', 'response': 'r'}, "'prompt' is empty"),
+  ):
+    with pytest.raises(UsageError, match=message):
+      score(write(record), 'mine.py:length', 'other.jsonl')
+
+
 def test_a_partial_file_without_a_score_is_in_nobodys_way():
   file = write(*({'prompt': 'p', 'response': letter} for letter in 'cab'))
   with pytest.raises(UsageError, match='the server is down'):
