@@ -204,6 +204,11 @@ def test_blank_answers_of_a_policy_are_scored_and_missing_ones_refused():
       score(write(record), 'mine.py:length', 'other.jsonl')
 
 
+def test_the_folder_of_the_output_is_made():
+  score(write({'prompt': 'p', 'response': 'r'}), 'mine.py:length', 'new/scores/out.jsonl')
+  assert read('new/scores/out.jsonl')[0]['reward'] == 1.0
+
+
 def test_a_partial_file_without_a_score_is_in_nobodys_way():
   file = write(*({'prompt': 'p', 'response': letter} for letter in 'cab'))
   with pytest.raises(UsageError, match='the server is down'):
@@ -221,7 +226,7 @@ def test_the_record_beside_the_file_says_what_scored_it():
   [
     ('contains', 'a.jsonl', 'is among the files to score'),
     ('contains', 'out.csv', r'must end in \.jsonl: pass --output=out\.jsonl'),
-    ('contains', 'nowhere/out.jsonl', 'there is no folder nowhere'),
+    ('contains', 'a.jsonl/out.jsonl', 'a.jsonl is a file and not a folder'),
     ('contains', f'{"x" * 230}.jsonl', 'its name is too long for the files that are written beside it'),
     ('a=contains,contains', 'out.jsonl', "REWARD='contains,contains' is no reward function"),
     ('a=contains,a=contains', 'out.jsonl', 'a is named twice'),
