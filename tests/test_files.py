@@ -50,7 +50,7 @@ def test_files_of_generate_and_replay_are_read_as_triplets(pairs):
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'a.jsonl'
     records = [{'id': str(i), 'prompt': a, 'response': b, 'reward': i} for i, (a, b) in enumerate(pairs)]
-    generate._write(records, path)
+    generate._write(path, {}, [record['id'] for record in records], lambda count: [records[count:]])
     assert [(r.prompt, r.response) for r in triplets.read_triplets(str(path))] == pairs
 
 

@@ -335,9 +335,9 @@ def _written(answer: Answer, scores: Mapping[str, float], replaces: bool) -> dic
 def _plain(value: Any) -> Any:
   """A field's value as JSON can hold it; a date of a parquet file is its text."""
   try:
-    json.dumps(value)
+    files.json_text(value)
   except TypeError:
-    return value.tolist() if hasattr(value, 'tolist') else str(value)
+    return str(value)
   return value
 
 
