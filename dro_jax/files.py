@@ -75,6 +75,8 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 def output_file(path: str, flag: str = '--output') -> pathlib.Path:
   """The file for a result, `~` expanded; checks before the work starts that it can be written.
 
+  Its folder may be missing: who writes the file makes it.
+
   Raises:
     UsageError: nothing can be written there.
   """
@@ -87,10 +89,7 @@ def output_file(path: str, flag: str = '--output') -> pathlib.Path:
     raise UsageError(f'{flag}={path} is a folder: pass a file in it, {flag}={target / "NAME"}')
   if target.exists() and not target.is_file():
     raise UsageError(f'{flag}={path} is a pipe or device, which would be replaced: pass a file')
-  if not target.parent.is_dir():
-    raise UsageError(f'{flag}={path}: there is no folder {target.parent}. Make it, or pass another file')
-  if not os.access(target.parent, os.W_OK | os.X_OK):
-    raise UsageError(f'{flag}={path}: the folder {target.parent} cannot be written to. Pass another file')
+  _refuse_unwritable(target.parent, f'{flag}={path}', 'file')
   return target
 
 
@@ -103,12 +102,17 @@ def output_folder(path: str | os.PathLike[str], flag: str = '--output') -> pathl
   target = pathlib.Path(path).expanduser()
   if '://' in str(path):
     return target
-  there = next(folder for folder in (target, *target.absolute().parents) if os.path.lexists(folder))
-  if not there.is_dir():
-    raise UsageError(f'{flag}={path}: {there} is a file and not a folder. Pass another folder')
-  if not os.access(there, os.W_OK | os.X_OK):
-    raise UsageError(f'{flag}={path}: the folder {there} cannot be written to. Pass another folder')
+  _refuse_unwritable(target, f'{flag}={path}', 'folder')
   return target
+
+
+def _refuse_unwritable(folder: pathlib.Path, passed: str, kind: str) -> None:
+  """Refuses a folder, new or not, that is none, or that cannot be made or written to."""
+  there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+  if not there.is_dir():
+    raise UsageError(f'{passed}: {there} is a file and not a folder. Pass another {kind}')
+  if not os.access(there, os.W_OK | os.X_OK):
+    raise UsageError(f'{passed}: the folder {there} cannot be written to. Pass another {kind}')
 
 
 # --- a user's Python files ----------------------------------------------------------------------------------

@@ -205,7 +205,8 @@ def _compared(
     metric: {name: of[name] and of[first] and of[name].less(of[first]) for name in others}
     for metric, of in pooled.items()
   }
-  rows, compared = (_estimated(each, resamples, seed) for each in (pooled, differences))
+  rows = _estimated(pooled, resamples, seed, (0.0, 1.0))
+  compared = _estimated(differences, resamples, seed, (-1.0, 1.0))
   note = '95 % intervals over prompts: bootstrap, and of distinct-n the jackknife.'
   shown = [tables.Table('Measures', rows, note)]
   if others:
@@ -215,13 +216,19 @@ def _compared(
 
 
 def _estimated(
-  measures: Mapping[str, Mapping[str, Measured | None]], resamples: int, seed: int
+  measures: Mapping[str, Mapping[str, Measured | None]],
+  resamples: int,
+  seed: int,
+  shares: tuple[float, float],
 ) -> list[dict[str, Any]]:
-  """A row for each measure: the value of each side and its interval, all on the same draws of prompts."""
+  """A row for each measure: the value of each side and its interval, all on the same draws of prompts.
+
+  distinct-n and its differences are within `shares`.
+  """
   every = [x for of in measures.values() for x in of.values() if x is not None]
   columns = [x.by_prompt for x in every if x.whole is None]
   means = iter(bootstrap_means(np.stack(columns, axis=1), resamples, seed) if columns else ())
-  found = iter([next(means) if x.whole is None else jackknife(*x.whole) for x in every])
+  found = iter([next(means) if x.whole is None else jackknife(*x.whole, shares) for x in every])
   return [
     {'metric': MEANINGS.get(metric, metric)} | {name: x and next(found) for name, x in of.items()}
     for metric, of in measures.items()

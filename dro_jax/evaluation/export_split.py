@@ -1,5 +1,6 @@
 """The `export_split` command: the train, validation and test parts of a run's triplets, as files."""
 
+import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from dro_jax import files
 from dro_jax.checkpoints import folders, policy
+from dro_jax.data.records import comparisons
 from dro_jax.data.sources.find import find
 from dro_jax.data.storage import hashes
 from dro_jax.data.table.table import TokenTable
@@ -37,7 +39,8 @@ def export_split(
   """Writes OUTPUT/train.jsonl, validation.jsonl and test.jsonl: id, prompt, response, reward, other numbers.
 
   The triplets are read as the run read them, and a prompt is without the run's template: `generate` and
-  `evaluate` put it around the prompt again. A part that the run does not have is not written.
+  `evaluate` put it around the prompt again. A part that the run does not have is not written, and the folder
+  may not have it of another run. Parts that are there are replaced, all of them or none.
 
   Args:
     model_dir: the run's folder, or one of its checkpoints.
@@ -76,14 +79,19 @@ def export_split(
   _refuse_changed(saved['data'], parts, model_dir)
   by_chat = tokenise.uses_chat(words, reading['chat'], reading['chat_template'])
   turn = tokenise.turn_template(by_chat, reading['chat_template'])
+  tables = {name: getattr(parts, field) for name, field in PARTS.items()}
+  _refuse_leftovers(target, [name for name, table in tables.items() if table is None], model_dir)
   target.mkdir(parents=True, exist_ok=True)
-  return {
-    name: _write(
-      target / f'{name}.jsonl', _records(reading, name, _chosen_ids(table, num_prompts), turn), responses
-    )
-    for name, field in PARTS.items()
-    if (table := getattr(parts, field)) is not None
-  }
+  written = {}
+  # All parts or none take their places: parts of two runs may share prompts.
+  with contextlib.ExitStack() as places:
+    for name, table in tables.items():
+      if table is not None:
+        path = target / f'{name}.jsonl'
+        temporary = places.enter_context(files.replacing(path))
+        records = _records(reading, name, _chosen_ids(table, num_prompts), turn)
+        written[name] = _write(temporary, records, responses) | {'file': str(path)}
+  return written
 
 
 def _reading(
@@ -131,6 +139,17 @@ def _refuse_changed(then: Mapping[str, Any], parts: Parts, model_dir: str) -> No
       )
 
 
+def _refuse_leftovers(target: pathlib.Path, absent: Sequence[str], model_dir: str) -> None:
+  """Refuses a folder that has a part which the run lacks: its prompts may be among those of other parts."""
+  leftovers = [f'{name}.jsonl' for name in absent if (target / f'{name}.jsonl').exists()]
+  if leftovers:
+    raise UsageError(
+      f'--output={target} has {" and ".join(leftovers)} of another run, and {model_dir} has no such part. It '
+      'would stand beside the parts of this run, and may hold the same prompts: pass another folder, or '
+      'remove it.'
+    )
+
+
 def _chosen_ids(table: TokenTable, num_prompts: int | None) -> set[str]:
   """The ids of the records to write: of all prompts, or of those with the least hashes."""
   digests = table.prompt_digests
@@ -161,15 +180,14 @@ def _records(
     if isinstance(prompt, chat.Rendered):
       prompt = [spoken._asdict() for spoken in chat.turns_of(as_turns[0].prompt)]
     reward = {} if record.reward is None else {'reward': record.reward}
-    yield {
-      'id': record.id, 'prompt': prompt, 'response': record.response, **reward, **record.columns,
-    }  # fmt: skip
+    own = comparisons.own(record.columns, record.id)
+    yield {'id': record.id, 'prompt': prompt, 'response': record.response, **reward, **own}
 
 
 def _write(path: pathlib.Path, records: Iterator[dict[str, Any]], responses: bool) -> dict[str, Any]:
-  """Writes a part, whole or not at all; returns how many prompts and records it has."""
+  """Writes a part; returns how many prompts and records it has."""
   seen, count = set(), 0
-  with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+  with open(path, 'w', encoding='utf-8') as file:
     for record in records:
       text = files.json_text(record['prompt'])
       if responses or text not in seen:
@@ -177,7 +195,7 @@ def _write(path: pathlib.Path, records: Iterator[dict[str, Any]], responses: boo
         file.write(files.json_line(kept))
         count += 1
       seen.add(text)
-  return {'prompts': len(seen), 'records': count, 'file': str(path)}
+  return {'prompts': len(seen), 'records': count}
 
 
 __all__ = ['export_split']

@@ -1,6 +1,7 @@
 """The `score` command: rewards for the answers of a file, by reward models, functions and programs."""
 
 import functools
+import itertools
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.storage.fingerprints import differences
 from dro_jax.data.storage.journal import Journal
 from dro_jax.data.text import chat
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, shown
 from dro_jax.parallel import processes
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run.sampling import rewards
@@ -50,6 +51,7 @@ def score(
 
   What was scored is kept at once in OUTPUT.partial, by the texts of prompt and response. So the same command,
   killed at any instant, goes on where it was, and scores equal texts once. Another reward is refused there.
+  Once the output is there, the same command scores nothing, and no other command replaces it.
 
   Args:
     triplets: files of any triplet format, in which rewards are not needed, or names of data sets, of which
@@ -57,7 +59,7 @@ def score(
     reward: the name of a built-in reward, FILE.py:FUNCTION or MODULE:FUNCTION, the folder of a reward model,
       or 'command:PROGRAM' (see `run.sampling.rewards.find`), which fills the field `reward`; the file's own
       reward becomes `logged_reward`. Several are 'helpful=SPEC,safe=SPEC', which fill the fields of these
-      names and leave `reward` as it is.
+      names, that the file must not have, and leave `reward` as it is.
     output: the file to write, .jsonl.
     columns: names of the fields in the files: 'prompt=question,response=answer'.
     chat_template: the text of each turn where a prompt is a conversation, for functions and programs; a
@@ -73,8 +75,8 @@ def score(
     How many answers there are, and how many of them were scored now; mean and standard deviation by field.
 
   Raises:
-    UsageError: there is no file or no reward, a reward fails, the output is one of the files, or scores of
-      other rewards are kept beside it.
+    UsageError: there is no file or no reward, a reward fails, the output is one of the files or another file
+      that is there, or scores of other rewards are kept beside it.
   """
   limits.whole('score', batch_size=batch_size, model_batch_size=model_batch_size)
   if min(batch_size, model_batch_size) < 1:
@@ -92,13 +94,15 @@ def score(
   records = {name: rewards.record_of(spec) for name, spec in specs.items()}
   before = stamps(paths)
   functions = [_Scorer(function, chat_template) for function in named.values()]
-  new, numbers = 0, _Numbers(list(specs))
-  with _Kept(target, {'rewards': records, 'chat_template': chat_template}, list(specs)) as kept:
-    for chunk in _chunks(answers(), batch_size):
+  new, numbers, identity = 0, _Numbers(list(specs)), {'rewards': records, 'chat_template': chat_template}
+  if processes.from_first(lambda: _is_made(target, identity, answers(), numbers, None in named)):
+    return {'output': str(target), 'answers': numbers.count, 'scored': 0, **numbers.summary()}
+  with _Kept(target, identity, list(specs)) as kept:
+    for chunk in _chunks(_checked(answers(), list(named)), batch_size):
       new += _score_chunk(chunk, functions, kept)
     refuse_changed(before)
     if jax.process_index() == 0:
-      scored.write(target, records)
+      scored.write(target, **identity)
       with files.replacing(target) as temporary, open(temporary, 'w', encoding='utf-8') as file:
         for answer in answers():
           file.write(files.json_line(_written(answer, numbers.noted(kept.of(answer)), None in named)))
@@ -116,9 +120,8 @@ def _answers(
   for record in find(triplets, columns=columns, chat_template=None, data_dir=data_dir).records():
     texts = {'id': record.id, 'prompt': record.prompt, 'response': record.response}
     own = {} if record.reward is None else {OWN: record.reward}
-    yield Answer(
-      record.prompt, record.response, texts | own | comparisons.without(record.columns), record.where
-    )
+    columns = comparisons.own(record.columns, record.id)
+    yield Answer(record.prompt, record.response, texts | own | columns, record.where)
 
 
 def _target(output: str, paths: Sequence[str]) -> pathlib.Path:
@@ -139,6 +142,51 @@ def _target(output: str, paths: Sequence[str]) -> pathlib.Path:
       f'--output={output} is among the files to score, and would be replaced: pass another file.'
     )
   return target
+
+
+def _is_made(
+  target: pathlib.Path,
+  identity: Mapping[str, Any],
+  answers: Iterator[Answer],
+  numbers: '_Numbers',
+  replaces: bool,
+) -> bool:
+  """Whether the output is there, of these answers and rewards: then its scores are noted.
+
+  Raises:
+    UsageError: another file is there.
+  """
+  if not target.exists():
+    return False
+  remedy = 'It would be replaced: pass another --output, or remove the file.'
+  settings = scored.settings_of(target)
+  if settings is None:
+    raise UsageError(f'{target} is there already, and nothing says that `score` wrote it. {remedy}')
+  if changed := '; '.join(differences(json.loads(files.json_text(identity)), settings)):
+    raise UsageError(f'{target} holds scores of other rewards or settings ({changed}). {remedy}')
+  with open(target, encoding='utf-8', newline='\n') as file:
+    for answer, line in itertools.zip_longest(answers, file):
+      record = files.parsed(line.encode()) if line else None
+      scores = {name: (record or {}).get(name) for name in numbers.names}
+      is_scored = all(isinstance(score, float | int) for score in scores.values())
+      if answer is None or not is_scored or files.json_line(_written(answer, scores, replaces)) != line:
+        raise UsageError(f'{target} holds other records than those to score, or was changed. {remedy}')
+      numbers.noted(scores)
+  _log.info('%s: all %d answers are scored already', target, numbers.count)
+  return True
+
+
+def _checked(answers: Iterator[Answer], names: Sequence[str | None]) -> Iterator[Answer]:
+  """Yields answers; refuses one that has a field of the name of a reward, which would replace it."""
+  for answer in answers:
+    for name in names:
+      if name is not None and answer.fields.get(name) is not None:
+        raise UsageError(
+          f'{answer.where}: the record has a field {name!r} ({shown(answer.fields[name])}), which the reward '
+          f'of that name would replace: give the reward another name, or leave the field out with --columns '
+          f'{name}=.'
+        )
+    yield answer
 
 
 class _Scorer:
@@ -287,9 +335,9 @@ def _written(answer: Answer, scores: Mapping[str, float], replaces: bool) -> dic
 def _plain(value: Any) -> Any:
   """A field's value as JSON can hold it; a date of a parquet file is its text."""
   try:
-    json.dumps(value)
+    files.json_text(value)
   except TypeError:
-    return value.tolist() if hasattr(value, 'tolist') else str(value)
+    return str(value)
   return value
 
 
@@ -298,6 +346,7 @@ class _Numbers:
 
   def __init__(self, names: Sequence[str]):
     self.count = 0
+    self.names = names
     self._sums = {name: np.zeros(2) for name in names}
 
   def noted(self, scores: Mapping[str, float]) -> Mapping[str, float]:

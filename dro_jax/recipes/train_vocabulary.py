@@ -62,6 +62,7 @@ def train_vocabulary(
     raise UsageError(f'{source.name} has no records, and a vocabulary needs text: pass other triplets.')
   model = _fit(texts, size, keep_whitespace)
   try:
+    target.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(target, model)
   except OSError as error:
     raise UsageError(f'{target} cannot be written ({error}): pass another --output.') from error

@@ -85,7 +85,9 @@ def bootstrap_means(x_PC: np.ndarray, resamples: int, seed: int) -> list[Estimat
   ]
 
 
-def jackknife(value: float, without_P: np.ndarray) -> Estimate:
+def jackknife(
+  value: float, without_P: np.ndarray, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Estimate:
   """A statistic and its 95 % interval over prompts, from its values without each prompt.
 
   value ± 1.96 s,  s² = (P − 1)/P Σ_p (without_p − mean)²
@@ -97,12 +99,13 @@ def jackknife(value: float, without_P: np.ndarray) -> Estimate:
   Args:
     value: of all P prompts.
     without_P: the value without prompt p.
+    bounds: the least and the largest value that the statistic can have; the interval is cut to them.
   """
   num_prompts = len(without_P)
   if num_prompts < 2 or not np.isfinite(without_P).all():
     return Estimate(float(value), math.nan, math.nan)
   half = NORMAL * math.sqrt((num_prompts - 1) * float(np.var(without_P)))
-  return Estimate(float(value), float(value) - half, float(value) + half)
+  return Estimate(float(value), max(float(value) - half, bounds[0]), min(float(value) + half, bounds[1]))
 
 
 def mean_of(x: np.ndarray, prompt_N: np.ndarray | slice = slice(None)) -> Statistic:

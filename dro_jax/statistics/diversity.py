@@ -83,10 +83,11 @@ def distinct(responses_PK: Sequence[Sequence[Words]], order: int) -> Distinct:
 def self_bleu(responses: Sequence[Words]) -> float:
   """How alike the responses to one prompt are: the mean BLEU of each against all others as references.
 
-  Zhu et al., "Texygen", arXiv 1802.01886, Sect. 3.2: 1 of equal responses. BLEU (Papineni et al. 2002) is
-  that of one sentence, over n-grams of 1 to 4 words with equal weights; where no n-gram of an order matches,
-  0.1 matches count (Chen & Cherry 2014, method 1), as in nltk's `sentence_bleu`, which Texygen calls.
-  `nan` of fewer than two responses.
+  Zhu et al., "Texygen", arXiv 1802.01886, Sect. 3.2: 1 of equal responses of four words or more, and
+  0.1^((4 − n)/4) of equal ones of n < 4 words, which have no longer n-grams to match. BLEU (Papineni et al.
+  2002) is that of one sentence, over n-grams of 1 to 4 words with equal weights; where no n-gram of an order
+  matches, 0.1 matches count (Chen & Cherry 2014, method 1), as in nltk's `sentence_bleu`, which Texygen
+  calls. `nan` of fewer than two responses.
   """
   if len(responses) < 2:
     return math.nan

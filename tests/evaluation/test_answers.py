@@ -105,6 +105,21 @@ def test_the_interval_of_distinct_n_is_the_jackknifes(write):
   assert row(found, 'distinct_2')['a'] == pytest.approx(want._asdict())
 
 
+def test_intervals_of_distinct_n_stay_within_what_it_can_be(write):
+  """Of two prompts, whose answers repeat nothing and all: the jackknife's own interval is wider."""
+  records = [
+    {'id': f'p{i}#{k}', 'prompt': f'p{i}', 'response': text}
+    for i, texts in enumerate((['a b c d', 'e f g h'], ['z z z z'] * 2))
+    for k, text in enumerate(texts)
+  ]
+  other = [record | {'response': 'z z z z'} for record in records]
+  found = compare_answers([write('one', records), write('other', other)])
+  level = row(found, 'distinct_1')['one']
+  difference = row(found, 'distinct_1', 'Difference from one')['other']
+  assert (level['low'], level['high']) == (0, 1) and 0 < level['value'] < 1
+  assert difference['low'] == -1 and difference['value'] < 0
+
+
 def test_files_of_one_name_are_averaged_and_no_more_diverse(write):
   paths = [write(f'm{seed}', draw(seed)) for seed in range(3)]
   alone = [compare_answers(path, resamples=5) for path in paths]

@@ -92,6 +92,55 @@ def test_a_run_without_parts_for_tests_or_validation_exports_what_it_has(saved, 
   assert [*export(folder, tmp_path, output=str(tmp_path / 'whole_out'))] == ['train']
 
 
+def test_a_part_of_another_run_does_not_stay_beside_the_new_ones(saved, tmp_path):
+  path = write_triplets(tmp_path / 't.jsonl')
+  export(saved(path)[0], tmp_path)
+  before = {name: lines(tmp_path, name) for name in ('train', 'validation', 'test')}
+  folder, _ = saved(path, 'without', test_fraction=0)
+  with pytest.raises(UsageError, match=r'has test\.jsonl of another run, and .*no such part.*another folder'):
+    export(folder, tmp_path)
+  assert {name: lines(tmp_path, name) for name in before} == before
+  (tmp_path / 'out' / 'test.jsonl').unlink()
+  export(folder, tmp_path)
+  assert len(lines(tmp_path, 'train')) > len(before['train'])
+
+
+def test_all_parts_are_replaced_or_none(saved, tmp_path, monkeypatch):
+  folder, _ = saved(write_triplets(tmp_path / 't.jsonl'))
+  export(folder, tmp_path, num_prompts=2)
+  before = lines(tmp_path, 'train')
+  records = export_split._records
+
+  def fails_at_test(reading, part, *rest):
+    if part == 'test':
+      raise OSError('the disk is full')
+    return records(reading, part, *rest)
+
+  monkeypatch.setattr(export_split, '_records', fails_at_test)
+  with pytest.raises(OSError, match='the disk is full'):
+    export(folder, tmp_path)
+  assert lines(tmp_path, 'train') == before
+  assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+    'train.jsonl', 'validation.jsonl', 'test.jsonl'
+  }  # fmt: skip
+
+
+def test_records_have_their_files_fields_alone(saved, tmp_path):
+  plain = {'columns': None, 'map_reward': None, 'template': '{prompt}', 'test_fraction': 0}
+  path = tmp_path / 'pairs.jsonl'
+  pairs = [{'prompt': f'say {i}', 'chosen': 'ab', 'rejected': 'b', 'weight': i} for i in range(20)]
+  path.write_text(''.join(json.dumps(record) + '\n' for record in pairs))
+  export(saved(str(path), 'pairs', **plain)[0], tmp_path)
+  assert {tuple(record) for record in lines(tmp_path, 'train')} == {
+    ('id', 'prompt', 'response', 'reward', 'weight')
+  }
+  # A field of that name which the file has stays.
+  records = [{'prompt': f'say {i}', 'response': 'ab', 'reward': i, 'comparison': i // 2} for i in range(20)]
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+  export(saved(str(path), 'own', **plain)[0], tmp_path)
+  assert all(record['comparison'] == record['reward'] // 2 for record in lines(tmp_path, 'train'))
+
+
 def test_held_out_files_are_the_validation_part(saved, tmp_path):
   held_out = write_triplets(tmp_path / 'held_out.jsonl', count=80)
   folder, loaded = saved(write_triplets(tmp_path / 't.jsonl'), eval_triplets=held_out)

@@ -101,10 +101,18 @@ def test_settings_that_exclude_each_other_are_refused(settings, message, policy,
 
 def test_where_nothing_can_be_written_nothing_is_answered(policy, prompts, tmp_path, monkeypatch):
   monkeypatch.setattr(generation, 'make_generator', None)
-  for output, message in ((str(tmp_path), 'is a folder'), (str(tmp_path / 'no' / 'a'), 'there is no folder')):
+  (tmp_path / 'file').touch()
+  for output, message in ((str(tmp_path), 'is a folder'), (str(tmp_path / 'file' / 'a'), 'is a file and')):
     with pytest.raises(UsageError, match=message):
       generate.generate(policy, prompts, output=output, columns='prompt=question')
-  assert not list(tmp_path.iterdir())
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_the_folder_of_the_answers_is_made(policy, prompts, tmp_path):
+  output = tmp_path / 'new' / 'answers' / 'a.jsonl'
+  settings = {'columns': 'prompt=question', 'max_length': 6, 'batch_size': 8}
+  drawn = generate.generate(policy, prompts, output=str(output), **settings)['drawn']
+  assert drawn == len(output.read_text().splitlines()) > 0
 
 
 def test_an_output_in_the_home_folder_is_there_whole_or_not_at_all(policy, prompts, tmp_path, monkeypatch):

@@ -152,6 +152,63 @@ def test_two_commands_do_not_score_into_one_file():
   assert score(file, 'mine.py:length', 'out.jsonl')['scored'] == 1
 
 
+def test_a_finished_command_scores_nothing_when_it_is_repeated():
+  file = write(*({'prompt': 'p', 'response': r, 'reward': 3} for r in ('xy \u2028', 'x', 'x')))
+  first = score(file, 'mine.py:length', 'out.jsonl')
+  content = pathlib.Path('out.jsonl').read_bytes()
+  assert score(file, 'mine.py:length', 'out.jsonl') == first | {'scored': 0}
+  assert len(calls()) == first['scored'] == 2 and pathlib.Path('out.jsonl').read_bytes() == content
+
+
+def test_a_file_that_is_there_is_not_replaced_by_other_scores():
+  file = write({'prompt': 'p', 'response': 'xy'}, {'prompt': 'p', 'response': 'x'})
+  other = write({'prompt': 'p', 'response': 'xyz'}, name='b.jsonl')
+  more = write(*read(file), {'prompt': 'q', 'response': 'x'}, name='more.jsonl')
+  pathlib.Path('notes.jsonl').write_text('{"my": "notes"}\n')
+  score(file, 'mine.py:length', 'out.jsonl')
+  kept = pathlib.Path('out.jsonl').read_bytes(), len(calls())
+  for arguments, message in (
+    ((file, 'contains', 'out.jsonl'), r'out\.jsonl holds scores of other rewards .*rewards.*another'),
+    ((other, 'mine.py:length', 'out.jsonl'), 'holds other records than those to score, or was changed'),
+    ((more, 'mine.py:length', 'out.jsonl'), 'holds other records than those to score, or was changed'),
+    ((file, 'contains', 'notes.jsonl'), r'notes\.jsonl is there already, and nothing says that `score`'),
+  ):
+    with pytest.raises(UsageError, match=message):
+      score(*arguments)
+  assert (pathlib.Path('out.jsonl').read_bytes(), len(calls())) == kept
+  assert pathlib.Path('notes.jsonl').read_text() == '{"my": "notes"}\n'
+  shorter = write(read(file)[0], name='a.jsonl')
+  with pytest.raises(UsageError, match='holds other records'):
+    score(shorter, 'mine.py:length', 'out.jsonl')
+
+
+def test_a_reward_does_not_replace_a_field_of_its_name():
+  file = write({'prompt': 'p', 'response': 'x', 'note': 'mine'})
+  with pytest.raises(UsageError, match=r"a\.jsonl:1: the record has a field 'note' .*--columns note="):
+    score(file, 'note=mine.py:length', 'out.jsonl')
+  assert calls() == []
+  score(file, 'note=mine.py:length', 'out.jsonl', columns='note=')
+  assert read()[0]['note'] == 1.0
+
+
+def test_blank_answers_of_a_policy_are_scored_and_missing_ones_refused():
+  score(
+    write({'prompt': 'p', 'response': ''}, {'prompt': 'p', 'response': ' \n'}), 'mine.py:length', 'out.jsonl'
+  )
+  assert [(record['response'], record['reward']) for record in read()] == [('', 0.0), (' \n', 2.0)]
+  for record, message in (
+    ({'prompt': 'p'}, 'response'),
+    ({'prompt': ' ', 'response': 'r'}, "'prompt' is empty"),
+  ):
+    with pytest.raises(UsageError, match=message):
+      score(write(record), 'mine.py:length', 'other.jsonl')
+
+
+def test_the_folder_of_the_output_is_made():
+  score(write({'prompt': 'p', 'response': 'r'}), 'mine.py:length', 'new/scores/out.jsonl')
+  assert read('new/scores/out.jsonl')[0]['reward'] == 1.0
+
+
 def test_a_partial_file_without_a_score_is_in_nobodys_way():
   file = write(*({'prompt': 'p', 'response': letter} for letter in 'cab'))
   with pytest.raises(UsageError, match='the server is down'):
@@ -169,7 +226,7 @@ def test_the_record_beside_the_file_says_what_scored_it():
   [
     ('contains', 'a.jsonl', 'is among the files to score'),
     ('contains', 'out.csv', r'must end in \.jsonl: pass --output=out\.jsonl'),
-    ('contains', 'nowhere/out.jsonl', 'there is no folder nowhere'),
+    ('contains', 'a.jsonl/out.jsonl', 'a.jsonl is a file and not a folder'),
     ('contains', f'{"x" * 230}.jsonl', 'its name is too long for the files that are written beside it'),
     ('a=contains,contains', 'out.jsonl', "REWARD='contains,contains' is no reward function"),
     ('a=contains,a=contains', 'out.jsonl', 'a is named twice'),

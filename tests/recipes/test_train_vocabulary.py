@@ -83,7 +83,7 @@ def test_too_small_a_size_says_the_smallest(triplets, tmp_path):
   'output, message',
   [
     ('taken.model', 'exists, and replacing it'),
-    ('away/a.model', 'no folder'),
+    ('taken.model/a.model', 'is a file and not a folder'),
     ('gs://b/a.model', 'on this machine'),
   ],
 )

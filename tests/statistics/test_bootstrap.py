@@ -57,6 +57,10 @@ def test_the_jackknife_of_a_mean_is_the_textbook_interval():
   half = 1.959964 * x.std(ddof=1) / math.sqrt(50)
   assert (value, low, high) == pytest.approx((x.mean(), x.mean() - half, x.mean() + half))
   assert math.isnan(bootstrap.jackknife(1.0, np.ones(1)).low)
+  # A share is within [0, 1], and so is its interval.
+  wide = np.array([0.2, 0.9, 0.5])
+  assert bootstrap.jackknife(0.5, wide).low < 0 and bootstrap.jackknife(0.5, wide).high > 1
+  assert bootstrap.jackknife(0.5, wide, (0, 1)) == (0.5, 0, 1)
   assert math.isnan(bootstrap.jackknife(1.0, np.array([1.0, np.nan])).low)
 
 

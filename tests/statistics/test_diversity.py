@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -77,6 +78,14 @@ def test_equal_responses_have_a_self_bleu_of_one_and_one_alone_has_none():
   assert math.isnan(diversity.self_bleu(words('alone')))
   assert diversity.self_bleu(words('one two', 'three four')) == 0.0
   assert diversity.self_bleu(words('', '')) == 0.0
+
+
+@pytest.mark.parametrize('text, want', [('a', 0.1778), ('a b', 0.3162), ('a b c', 0.5623), ('a b c d', 1)])
+def test_the_self_bleu_of_equal_short_responses_is_what_the_glossary_says(text, want):
+  assert diversity.self_bleu(words(text, text)) == pytest.approx(want, abs=5e-5)
+  glossary = pathlib.Path(__file__).parents[2] / 'docs/reference/glossary.md'
+  [line] = [x for x in glossary.read_text().splitlines() if 'BLEU-4' in x]
+  assert want == 1 or f'{want}'[1:] in line
 
 
 def test_self_bleu_by_hand():

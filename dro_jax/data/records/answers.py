@@ -30,7 +30,7 @@ def read_answers(
   """The answers of triplet files, with or without rewards; a comparison is two, as in `read_triplets`.
 
   Fields that the user named have our names, and those that he ignores are left out. A field's number that a
-  format without types holds as text is a number.
+  format without types holds as text is a number. A response may be blank: a policy may answer nothing.
 
   Args:
     paths: of any triplet format.
@@ -49,7 +49,7 @@ def read_answers(
         yield from _compared(record, names, where, fields)
         continue
       spoken = texts.with_sharegpt(record, names)
-      prompt, response = texts.prompt_and_response(record, spoken, where, None)
+      prompt, response = texts.prompt_and_response(record, spoken, where, None, blank_responses=True)
       yield Answer(prompt, response, fields, where)
 
 

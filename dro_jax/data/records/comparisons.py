@@ -7,6 +7,7 @@ conversations, with the prompt in a field of its own, or else as the common begi
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,13 @@ def number(name: str) -> float:
 def without(columns: Mapping[str, Any]) -> dict[str, Any]:
   """Columns without the comparisons' numbers, which no loss reads."""
   return {name: column for name, column in columns.items() if name != COLUMN}
+
+
+def own(columns: Mapping[str, Any], record_id: str) -> dict[str, Any]:
+  """Columns that a record's file has: without the number that was given to a comparison's two sides."""
+  added = number(record_id.rpartition('/')[0])
+  value = columns.get(COLUMN)
+  return without(columns) if value is None or value == added or math.isnan(value) else dict(columns)
 
 
 def contents(numbers: np.ndarray, digests: np.ndarray, rewards: np.ndarray) -> np.ndarray:

@@ -19,9 +19,15 @@ def place(path: str | pathlib.Path) -> pathlib.Path:
   return path.with_name(path.name + _ENDING)
 
 
-def write(path: pathlib.Path, rewards: Mapping[str, Mapping[str, Any]]) -> None:
-  """Records the rewards of a file, by the columns that they fill."""
-  files.write_atomically(place(path), files.json_text({'rewards': rewards}, indent=2) + '\n')
+def write(path: pathlib.Path, rewards: Mapping[str, Mapping[str, Any]], **others: Any) -> None:
+  """Records the rewards of a file, by the columns that they fill, and others on which its scores depend."""
+  files.write_atomically(place(path), files.json_text({'rewards': rewards, **others}, indent=2) + '\n')
+
+
+def settings_of(path: pathlib.Path) -> dict[str, Any] | None:
+  """On what the scores of a file depend; `None` where that is not recorded."""
+  beside = place(path)
+  return files.parsed(beside.read_bytes()) if beside.is_file() else None
 
 
 def read(paths: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -36,4 +42,4 @@ def read(paths: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
   return found
 
 
-__all__ = ['place', 'read', 'write']
+__all__ = ['place', 'read', 'settings_of', 'write']

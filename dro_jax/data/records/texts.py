@@ -20,13 +20,18 @@ def with_sharegpt(record: Mapping[str, Any], names: Mapping[str, str]) -> Mappin
 
 
 def prompt_and_response(
-  record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str | None
+  record: Mapping[str, Any],
+  names: Mapping[str, str],
+  where: str,
+  template: str | None,
+  *,
+  blank_responses: bool = False,
 ) -> tuple[str, str]:
-  """(prompt, response) of a record that is not a comparison."""
+  """(prompt, response) of a record that is not a comparison; a response's field may be blank if so asked."""
   if is_conversation(record, names, ('prompt', 'response')):
     return read_messages(chat.split, record, names, where, template)
   prompt = read_text(record, names, 'prompt', where, template)
-  return prompt, read_text(record, names, 'response', where, template)
+  return prompt, read_text(record, names, 'response', where, template, may_be_blank=blank_responses)
 
 
 def is_conversation(record: Mapping[str, Any], names: Mapping[str, str], replaced: Sequence[str]) -> bool:
@@ -58,12 +63,18 @@ def read_messages(
 
 
 def read_text(
-  record: Mapping[str, Any], names: Mapping[str, str], name: str, where: str, template: str | None
+  record: Mapping[str, Any],
+  names: Mapping[str, str],
+  name: str,
+  where: str,
+  template: str | None,
+  *,
+  may_be_blank: bool = False,
 ) -> str:
   """A field's text; a conversation becomes the text of a prompt or response.
 
   Raises:
-    UsageError: the field is missing, empty, or not text.
+    UsageError: the field is missing, not text, or blank where it may not be.
   """
   value = field_paths.value(record, names, name)
   if value is None:
@@ -76,7 +87,7 @@ def read_text(
     _refuse_torn(record, names, name, where)
   if not isinstance(value, str):
     raise fields.wrong(name, names, where, f'is {shown(value)}, a {type(value).__name__}; it must be text')
-  if not value or value.isspace():
+  if not may_be_blank and (not value or value.isspace()):
     raise fields.wrong(name, names, where, 'is empty; remove the record or fill it in')
   if reason := fields.why_unusable(value):
     raise fields.wrong(name, names, where, reason)

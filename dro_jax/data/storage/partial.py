@@ -30,7 +30,7 @@ class Partial:
   """The records of a file that is being made, and what is left to make.
 
   Args:
-    target: the file, on this machine.
+    target: the file, on this machine; its folder is made where it is missing.
     settings: all that decides the records, as JSON has it.
     ids: of all records, in their order.
     what: the records' name in messages, such as `answers`.
@@ -124,6 +124,8 @@ class Partial:
 
   def _open(self, ids: Iterable[str]) -> None:
     header = _header(self._settings)
+    with files.disk_of(self.target.parent):
+      self.target.parent.mkdir(parents=True, exist_ok=True)
     self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644), 'r+b')
     try:
       journal.lock(self._file, self._path)

@@ -202,6 +202,24 @@ def _with_one_cut(
   return templates.cut_prompt(own, length, keep, before=head, after=tail)[0]
 
 
+# --- whole conversations ------------------------------------------------------------------------------------
+
+
+def answered(prompts: Sequence[str], responses: Sequence[str], vocabulary: Vocabulary) -> list[np.ndarray]:
+  """The ids of conversations with their last answers: all that the model's own template writes of them.
+
+  What the template writes behind the end of the last turn, such as a line feed, is there too, as in
+  transformers' `apply_chat_template`. A response may be blank.
+
+  Raises:
+    UsageError: the template does not take a conversation.
+  """
+  template = vocabulary.chat
+  turns = [[*chat.turns_of(p), Turn('assistant', r)] for p, r in zip(prompts, responses)]
+  rendered, mark = chat_templates.render(template, [Job(each, asks=False) for each in turns])
+  return template.encode([chat_templates.checked(each, '') for each in rendered], mark)
+
+
 # --- responses ----------------------------------------------------------------------------------------------
 
 

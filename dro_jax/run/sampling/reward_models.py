@@ -32,7 +32,8 @@ class RewardModel:
 
   A model that was fitted to rewards gives rewards in their own units; one that was fitted to preferences
   gives logits, whose differences within a prompt count. Texts are read as the model read its own: by its chat
-  template or else its template of turns, cut to its lengths.
+  template or else its template of turns, cut to its lengths. An imported classifier reads all that its chat
+  template writes, and its score is that of the last token.
 
   Args:
     directory: a run's folder (its best step, or the newest), one checkpoint, or an imported classifier.
@@ -115,6 +116,9 @@ class RewardModel:
     read = [chat.rendered_by(prompt, turn) for prompt in prompts]
     template = options.get('template', '{prompt}')
     framed = [_framed_once(text, template, by_chat) for text in read]
+    if by_chat and self._saved.get(REWARD_MODEL):
+      # As transformers: the score is read at the last token that the template writes, whatever that is.
+      return [(ids[:-1], ids[-1:]) for ids in tokenise.answered(framed, responses, vocabulary)]
     keep = options.get('keep', 'auto')
     keeps = [templates.kept_end(keep, chat.is_rendered(text)) for text in read]
     asked = tokenise.prompts(

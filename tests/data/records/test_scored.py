@@ -17,3 +17,11 @@ def test_a_torn_record_says_nothing(tmp_path):
   path = tmp_path / 'a.jsonl'
   scored.place(path).write_text('{"rewards": ')
   assert scored.read([str(path)], ['reward']) == []
+
+
+def test_all_on_which_scores_depend_is_read_again(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  assert scored.settings_of(path) is None
+  scored.write(path, {'reward': MODEL}, chat_template='{content}')
+  assert scored.settings_of(path) == {'rewards': {'reward': MODEL}, 'chat_template': '{content}'}
+  assert scored.read([str(path)], ['reward']) == [MODEL]

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from dro_jax import algorithms
+from dro_jax.checkpoints.import_checkpoint import import_checkpoint
 from dro_jax.data import triplets
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import evaluate
@@ -26,6 +27,7 @@ from dro_jax.run.sampling import reward_models, rewards
 from dro_jax.run.sampling.rollouts import RolloutOptions
 from dro_jax.step import optimizers
 from tests import runs
+from tests.checkpoints import tiny_tokenizer
 from tests.checkpoints.test_reward_models import import_model, make_torch
 from tests.evaluation.test_generate import save
 from tests.tiers import tiers
@@ -242,6 +244,31 @@ def test_an_imported_classifier_reads_conversations_by_its_template_as_transform
   found = rewards.find(str(tmp_path / 'ours'))
   np.testing.assert_allclose(found(prompts, responses), expected, rtol=1e-4, atol=1e-5)
   assert found.reward_role is None
+
+
+def test_an_imported_classifier_reads_what_its_template_writes_behind_the_last_turn(tmp_path):
+  """As Qwen's, whose turns end in a line feed: transformers reads the score at that token."""
+  model = make_torch('qwen3')
+  model.save_pretrained(tmp_path / 'theirs')
+  tiny_tokenizer.write(tmp_path / 'theirs')
+  edit = tmp_path / 'theirs' / 'tokenizer_config.json'
+  template = "{% for m in messages %}{{ m.role + ':' + m.content }}</s>{{ '--' }}{% endfor %}"
+  template += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+  edit.write_text(json.dumps(json.loads(edit.read_text()) | {'chat_template': template}))
+  import_checkpoint(str(tmp_path / 'theirs'), str(tmp_path / 'ours'))
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'theirs')
+  prompts, responses = ['ab c', 'b', 'b'], ['ca', 'b a', '']
+  expected = []
+  for prompt, response in zip(prompts, responses):
+    turns = [{'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': response}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert text.endswith('</s>--')
+    ids = tokenizer(text, add_special_tokens=False)['input_ids']
+    with torch.no_grad():
+      expected.append(float(model(input_ids=torch.tensor([ids])).logits[0, 0]))
+  assert np.ptp(expected) > 0.01
+  found = rewards.find(str(tmp_path / 'ours'))(prompts, responses)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_folders_without_a_reward_model_are_refused(proxy, tmp_path):
