@@ -87,8 +87,8 @@ class Program:
     if self._late.is_set():
       raise Failed(
         f'COMMAND={self._command}: the program wrote no verdict within {self._timeout:g} seconds and was '
-        'ended. All verdicts so far are saved: the same command goes on. Pass more time as --set TIMEOUT=SECONDS '
-        '(endpoint.timeout), which the first verdict needs for the start of the program too.'
+        'ended. All verdicts so far are saved: the same command goes on. Pass more time as --set '
+        'TIMEOUT=SECONDS (endpoint.timeout), which the first verdict needs for the start of the program too.'
       )
     if not line:
       code, left = self._process.wait(), f' It ended with {_text(self._rest)}.' if self._rest else ''
