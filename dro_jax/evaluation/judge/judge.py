@@ -78,7 +78,7 @@ def judge(
 
   Raises:
     UsageError: a side, the prompts or the judge cannot be what was passed.
-    Failed: the judge failed; what it said before is saved.
+    Failed: the judge failed, or gave no verdict at all; what it said is saved.
     Stopped: SIGTERM came, likewise.
     Interrupted: Ctrl-C came, likewise.
 
@@ -89,8 +89,10 @@ def judge(
     0.5
   """
   limits.seed(seed)
-  limits.within('judge', 0, 1, 'the others are reported on', choose=choose)
-  limits.above_zero('judge', 'there would be no interval', folds=folds, resamples=resamples)
+  limits.within('judge', 0, 1, 'it is a share of the prompts, and the others are reported on', choose=choose)
+  limits.above_zero('judge', 'there would be no interval', resamples=resamples)
+  limits.above_zero('judge', 'the prompts are divided into so many parts', folds=folds)
+  limits.above_zero('judge', 'there would be nothing to judge', num_prompts=num_prompts)
   answering.check(decoding)
   if jax.process_count() > 1:
     raise UsageError('judge runs in one process: start it on one host.')
@@ -177,6 +179,7 @@ def _choose(
     answers, common = _answered(met, choosers, draw)
     pairs, _, judged = comparing.compare(by, common, answers, comparing.meetings(len(met), 'first'))
     judges.log_note(judged.note)
+    judges.refuse_no_verdict(by, judged)
     return [pair.rates(len(common)) for pair in pairs]
 
   chosen, table = choosing.choose(runs, rates, resamples=draws.resamples, seed=draws.seed)
@@ -212,6 +215,7 @@ def _compared(
   )
   named = [record | {'sides': [names[i] for i in record['sides']]} for record in records]
   report.save(folder, found, named)
+  judges.refuse_no_verdict(by, judged)
   return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax import files, limits
-from dro_jax.errors import UsageError
+from dro_jax.errors import Failed, UsageError, shown
 from dro_jax.evaluation.judge import endpoint as endpoints
 from dro_jax.evaluation.judge import programs, templates, verdicts
 from dro_jax.evaluation.judge.endpoint import Endpoint
@@ -20,6 +20,10 @@ from dro_jax.run.sampling import reward_commands, rewards
 from dro_jax.statistics import ties
 
 _TIE = Verdict(0.5)
+_MUST = (
+  'Its reply must have one line "Verdict: A", "Verdict: B" or "Verdict: tie": say so in the instructions '
+  '(--judge_prompt), leave room for it (--set VERDICT_LENGTH), or choose a model that follows them.'
+)
 
 
 class Comparison(NamedTuple):
@@ -54,12 +58,14 @@ class Judge(NamedTuple):
     sees_order: whether the order of two answers may change its verdict; if not, it is asked once.
     judge: gives verdicts.
     record: of a reward (see `rewards.record_of`); `None` of other judges.
+    must: what a reply must be, as a sentence.
   """
 
   name: str
   sees_order: bool
   judge: Callable[[Sequence[Comparison]], Judged]
   record: Mapping[str, Any] | None = None
+  must: str = 'It must return A, B, tie, or the probability that the first answer wins.'
 
 
 def make_judge(
@@ -144,7 +150,7 @@ def by_endpoint(folder: pathlib.Path, endpoint: Endpoint, template: str) -> Judg
     texts = (answer['text'] for answer in map(requests.answers.get, keys) if answer is not None)
     return Judged(found, spent_of(requests, endpoint), note, _unread(texts, verdicts.parse))
 
-  return Judge(str(endpoint.model), True, judge)
+  return Judge(str(endpoint.model), True, judge, must=_MUST)
 
 
 def _parsed(answer: Mapping[str, Any] | None) -> Verdict | None:
@@ -187,7 +193,7 @@ def by_command(folder: pathlib.Path, command: str, timeout: float | int = 60.0) 
         folder, described, comparisons, lambda asked: program.ask(asked._asdict()), program.finish
       )
 
-  return Judge(command, True, judge)
+  return Judge(command, True, judge, must=f'{programs.MUST}.')
 
 
 def by_function(folder: pathlib.Path, function: str | Callable[..., Any]) -> Judge:
@@ -315,6 +321,24 @@ def _higher(one: float, other: float) -> Verdict:
   if ties.exceeds(one, other):
     return Verdict(1.0)
   return Verdict(0.0) if ties.exceeds(other, one) else _TIE
+
+
+def refuse_no_verdict(by: Judge, judged: Judged) -> None:
+  """Refuses a result in which a judge was asked and gave no verdict at all.
+
+  Raises:
+    Failed: says why; for replies that are no verdicts, what the judge wrote and what it must write.
+  """
+  scores = [verdict.score for verdict in judged.verdicts if verdict is not None]
+  if not judged.verdicts or not all(map(math.isnan, scores)):
+    return
+  problem = judged.note or f'{len(judged.verdicts)} comparisons have no verdict.'
+  if judged.unread is not None:
+    problem = (
+      f'none of {len(scores)} replies is a verdict. The judge wrote, for example, {shown(judged.unread)}. '
+      f'{by.must} {judged.note}'
+    )
+  raise Failed(f'{by.name} judged nothing: {problem.strip()}')
 
 
 def log_note(note: str) -> None:
