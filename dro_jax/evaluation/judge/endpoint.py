@@ -39,7 +39,8 @@ class Endpoint:
     max_length: tokens of a reply at most.
     soft: asks for log-probs, by which a verdict is a probability.
     concurrency: requests at once.
-    timeout: seconds without a byte after which a request is given up.
+    timeout: seconds without a byte after which a request is given up; of a program that judges, seconds that
+      a verdict may take.
     retries: further attempts after one that failed.
     requests_per_minute: at most.
     tokens_per_minute: at most.

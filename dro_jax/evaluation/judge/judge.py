@@ -62,7 +62,8 @@ def judge(
     data_dir: the folder that holds the public data sets' folders; `None` downloads them.
     num_prompts: prompts at most, those with the least hashes.
     endpoint: a model behind an endpoint.
-    command: a program that reads comparisons and writes verdicts, a line each.
+    command: a program that reads comparisons and writes verdicts, a line each, within
+      `endpoint.timeout`.
     function: of prompt, first and second answer, or FILE.py:NAME; returns 'A', 'B', 'tie', or the probability
       that the first wins.
     reward: a reward function, or its name; the higher reward wins.
@@ -199,7 +200,14 @@ def _compared(
   """Compares, reports, and saves both."""
   warnings = _warnings(by, sides)
   answers, common = _answered(sides, prompts, draw)
-  pairs, records, judged = comparing.compare(by, common, answers, comparing.meetings(len(sides), against))
+  met = comparing.meetings(len(sides), against)
+  if more_answers := comparing.left_over(common, answers, met):
+    warnings.append(
+      f'{more_answers} answers meet none: of several answers to a prompt the first meets the first, the '
+      'second the second, and one side has more of them.'
+    )
+    logging.getLogger(__name__).warning('%s', warnings[-1])
+  pairs, records, judged = comparing.compare(by, common, answers, met)
   judges.log_note(judged.note)
   names = [side.name for side in sides]
   about = {

@@ -225,6 +225,19 @@ def test_an_endpoint_that_refuses_or_talks_ends_the_command_after_its_report(sid
   assert (tmp_path / 'down' / 'report.md').exists()
 
 
+def test_answers_that_are_left_over_are_warned_about(sides, tmp_path, caplog):
+  three, two = (write(tmp_path / f'{k}.jsonl', lambda i, text: f'{text}{i}', PROMPTS[:2] * k) for k in (3, 2))
+  options = {'reward': 'exact_match', 'resamples': 5, 'folds': 2}
+  found = judge([three, two], str(tmp_path / 'out'), **options)
+  # Two prompts; each third answer meets none, and the report counts two comparisons of each prompt.
+  assert found['pairs']['3 against 2']['comparisons'] == 4
+  [warning] = found['warnings']
+  assert warning.startswith('2 answers meet none') and warning in caplog.text
+  assert warning in (tmp_path / 'out' / 'report.md').read_text()
+  # A single answer meets each of the others.
+  assert judge([three, sides[0]], str(tmp_path / 'single'), **options)['warnings'] == []
+
+
 def test_a_folder_in_use_is_refused(sides, tmp_path):
   from dro_jax.run.folder.lock import locked
 
