@@ -71,6 +71,14 @@ def test_what_an_earlier_call_counted_stays_when_a_later_one_is_out_of_step(tmp_
   assert len(kept(tmp_path)) == 2
 
 
+def test_nothing_is_kept_of_a_program_that_may_be_out_of_step_and_fails(tmp_path):
+  body = "time.sleep(.05); sys.exit(3) if asked['first'] == 'aaa' else print('A')"
+  command = program(tmp_path, body, before="print('Loading the judge ...', flush=True)")
+  with pytest.raises(Failed, match='ended with exit code 3'):
+    make_judge(tmp_path, command=command).judge(ASKED)
+  assert kept(tmp_path) == {}
+
+
 def test_lines_in_step_that_are_no_verdict_are_malformed(tmp_path):
   command = program(tmp_path, "print('A' if len(asked['first']) > 2 else 'I like the first')")
   judged = make_judge(tmp_path, command=command).judge(ASKED)
