@@ -9,6 +9,23 @@ from typing import Any
 
 from dro_jax.errors import UsageError
 
+# The settings to which gin_configs/runs/ binds what is refused here; other numbers have none.
+_SETTINGS = {
+  **{
+    f'{algorithm}.tau': 'TAU'
+    for algorithm in (
+      'dro_v', 'dro_v_binary', 'dro_v_residual', 'dro_p', 'dro_fixed_value', 'dro_group_value',
+    )
+  },
+  'kto.beta': 'TAU', 'judge.choose': 'CHOOSE', 'judge.folds': 'FOLDS', 'judge.num_prompts': 'PROMPTS',
+  'judge.resamples': 'RESAMPLES', 'Decoding.batch_size': 'BATCH', 'Decoding.max_length': 'MAX_LENGTH',
+  'Decoding.num_samples': 'SAMPLES', 'Endpoint.concurrency': 'CONCURRENCY',
+  'Endpoint.input_price': 'INPUT_PRICE', 'Endpoint.max_length': 'VERDICT_LENGTH',
+  'Endpoint.max_requests': 'REQUEST_BUDGET', 'Endpoint.max_tokens': 'TOKEN_BUDGET',
+  'Endpoint.output_price': 'OUTPUT_PRICE', 'Endpoint.requests_per_minute': 'REQUESTS_PER_MINUTE',
+  'Endpoint.retries': 'RETRIES', 'Endpoint.temperature': 'JUDGE_TEMPERATURE', 'Endpoint.timeout': 'TIMEOUT',
+  'Endpoint.tokens_per_minute': 'TOKENS_PER_MINUTE',
+}  # fmt: skip
 LARGEST_SEED = 2**63 - 1  # The largest that jax makes a random key from.
 
 
@@ -67,7 +84,8 @@ def _is_known(value: Any) -> bool:
 
 
 def _remedy(owner: str, name: str) -> str:
+  setting = _SETTINGS.get(f'{owner}.{name}')
   return (
-    f'pass another value as {owner}({name}=NUMBER) or --gin.{owner}.{name}=NUMBER (or --set TAU=NUMBER where '
-    'a run binds it to TAU)'
+    f'pass another value as {owner}({name}=NUMBER) or --gin.{owner}.{name}=NUMBER'
+    f'{f" or --set {setting}=NUMBER" if setting else ""}'
   )

@@ -1,3 +1,7 @@
+import ast
+import pathlib
+import re
+
 import jax
 import pytest
 
@@ -24,6 +28,33 @@ def test_a_range_is_half_open():
   limits.within('dpo', 0, 0.5, '', label_smoothing=0)
   with pytest.raises(UsageError, match='label_smoothing=0.5 must be at least 0 and below 0.5'):
     limits.within('dpo', 0, 0.5, '', label_smoothing=0.5)
+
+
+def _checked(source):
+  """The names OWNER.PARAMETER of the numbers that a module's calls of limits check."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in _CHECKS:
+      yield from (f'{node.args[0].value}.{keyword.arg}' for keyword in node.keywords)
+
+
+_CHECKS = ('limits.above_zero', 'limits.at_least_zero', 'limits.within')
+_ROOT = pathlib.Path(limits.__file__).resolve().parents[1]
+
+
+def test_an_error_names_the_setting_that_exists_or_none():
+  bound = {}
+  for file in (_ROOT / 'gin_configs' / 'runs').glob('*.gin'):
+    bound |= dict(re.findall(r'^(\w+\.\w+) = %(\w+)', file.read_text(), re.MULTILINE))
+  checked = {name for file in (_ROOT / 'dro_jax').rglob('*.py') for name in _checked(file.read_text())}
+  # Those of the endpoint that are passed as a mapping.
+  checked |= {f'Endpoint.{name}' for name in ('max_length', 'concurrency', 'requests_per_minute')}
+  assert {'dpo.beta', 'kto.beta', 'judge.folds', 'Endpoint.timeout'} < checked
+  for name in checked:
+    owner, _, parameter = name.partition('.')
+    with pytest.raises(UsageError) as caught:
+      limits.at_least_zero(owner, **{parameter: -1})
+    assert re.findall(r'--set (\w+)=NUMBER\.$', str(caught.value)) == [*filter(None, [bound.get(name)])]
+    assert ('TAU' in str(caught.value)) == (bound.get(name) == 'TAU')
 
 
 def test_traced_numbers_pass():

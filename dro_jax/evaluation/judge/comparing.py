@@ -95,6 +95,14 @@ def compare(
   return scored, _records(prompts, pairs, planned, rows), judged
 
 
+def left_over(prompts: Sequence[Prompt], answers: Sequence[Answers], pairs: Sequence[tuple[int, int]]) -> int:
+  """Answers that meet none of the other side's, as one side has more of them to a prompt, over all pairs."""
+  counts = [
+    (len(answers[i][prompt.text]), len(answers[j][prompt.text])) for prompt in prompts for i, j in pairs
+  ]
+  return sum(abs(one - other) for one, other in counts if min(one, other) > 1)
+
+
 def _meet(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
   if 1 in (len(one), len(other)):
     return list(itertools.product(one, other))

@@ -4,6 +4,7 @@ import dataclasses
 import email.utils
 import math
 import os
+import re
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,11 @@ _TOP = 20  # The most log-probs that OpenAI's endpoint gives for a token.
 _FRAME = 256
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _PATIENCE = 900.0  # Seconds: an endpoint that asks for more ends the command, which the user can start again.
+_NAME = re.compile(r'[A-Za-z_]\w*')
+# Characters of a key that is a secret. Local servers take words like x or EMPTY, which a reply may have too.
+_SECRET = 8
+# Errors before a connection is made, by name: versions of openai differ in the library that raises them.
+_UNSENT = ('ConnectError', 'ConnectTimeout', 'PoolTimeout')
 OPENAI = 'https://api.openai.com/v1'
 
 
@@ -33,7 +39,8 @@ class Endpoint:
     max_length: tokens of a reply at most.
     soft: asks for log-probs, by which a verdict is a probability.
     concurrency: requests at once.
-    timeout: seconds without a byte after which a request is given up.
+    timeout: seconds without a byte after which a request is given up; of a program that judges, seconds that
+      a verdict may take.
     retries: further attempts after one that failed.
     requests_per_minute: at most.
     tokens_per_minute: at most.
@@ -97,11 +104,12 @@ class Retry(Exception):
   Attributes:
     wait: seconds that the endpoint asks for, or `None`.
     charged: whether the attempt may have cost tokens.
+    sent: whether it may have reached the endpoint.
   """
 
-  def __init__(self, why: str, wait: float | None, charged: bool):
+  def __init__(self, why: str, wait: float | None, charged: bool, sent: bool = True):
     super().__init__(why)
-    self.wait, self.charged = wait, charged
+    self.wait, self.charged, self.sent = wait, charged, sent
 
 
 class Refused(Exception):
@@ -119,6 +127,7 @@ def check(endpoint: Endpoint) -> None:
     'Endpoint', retries=endpoint.retries, max_requests=endpoint.max_requests, max_tokens=endpoint.max_tokens,
     input_price=endpoint.input_price, output_price=endpoint.output_price, temperature=endpoint.temperature,
   )  # fmt: skip
+  _refuse_key(endpoint)
   url = urllib.parse.urlsplit(endpoint.base_url or OPENAI)
   if url.scheme not in ('http', 'https') or not url.hostname:
     raise UsageError(
@@ -131,6 +140,23 @@ def check(endpoint: Endpoint) -> None:
       'address, and the key in the environment variable that --set API_KEY_VARIABLE names.'
     )
   key(endpoint)
+
+
+def _refuse_key(endpoint: Endpoint) -> None:
+  """Refuses a key in a setting that is written into the folder; no message repeats it."""
+  if not _NAME.fullmatch(endpoint.key_variable):
+    raise UsageError(
+      'key_variable (--set API_KEY_VARIABLE=NAME) is no name of an environment variable: pass the name of '
+      'the variable that holds the key, and not the key.'
+    )
+  secret = os.environ.get(endpoint.key_variable, '')
+  settings = {'model= (--set JUDGE_MODEL)': endpoint.model, 'base_url= (--set BASE_URL)': endpoint.base_url}
+  held = [name for name, value in settings.items() if len(secret) >= _SECRET and secret in (value or '')]
+  if held:
+    raise UsageError(
+      f'{held[0]} holds the key of {endpoint.key_variable}, which would be written into the folder: pass the '
+      'key in the environment alone.'
+    )
 
 
 def key(endpoint: Endpoint) -> str:
@@ -186,16 +212,20 @@ class Client:
       )  # fmt: skip
     except self._openai.APIStatusError as error:
       raise self._of_status(error) from None
-    except self._openai.APITimeoutError:
-      raise Retry(f'no reply within {self._endpoint.timeout:g} s', None, charged=True) from None
+    except self._openai.APITimeoutError as error:
+      sent = type(error.__cause__).__name__ not in _UNSENT
+      raise Retry(f'no reply within {self._endpoint.timeout:g} s', None, charged=sent, sent=sent) from None
     except self._openai.APIConnectionError as error:
-      raise Retry(self._redacted(f'{error} {error.__cause__ or ""}'), None, charged=True) from None
+      sent = type(error.__cause__).__name__ not in _UNSENT
+      why = self._redacted(f'{error} {error.__cause__ or ""}')
+      raise Retry(why, None, charged=sent, sent=sent) from None
     except ValueError as error:  # The body is no JSON.
-      raise Retry(f'the reply is no JSON ({error})', None, charged=True) from None
+      raise Retry(self._redacted(f'the reply is no JSON ({error})'), None, charged=True) from None
     try:
-      return _read(completion)
+      return self._masked(_read(completion))
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-      raise Retry(f'the reply is no chat completion ({error})', None, charged=True) from None
+      why = self._redacted(f'the reply is no chat completion ({error})')
+      raise Retry(why, None, charged=True) from None
 
   def _options(self) -> dict[str, Any]:
     endpoint = self._endpoint
@@ -221,6 +251,20 @@ class Client:
   def _redacted(self, text: str) -> str:
     """A text for a file or a log: an endpoint may repeat the key in its errors."""
     return text.replace(self._key, '[key]')[:500] if self._key != 'none' else text[:500]
+
+  def _masked(self, reply: Reply) -> Reply:
+    """A reply without the key, which an endpoint may repeat there too; labels stay at their bytes."""
+    if len(self._key) < _SECRET:
+      return reply
+
+    def masked(text: str) -> str:
+      return text.replace(self._key, '*' * len(self._key.encode()))
+
+    labels = [
+      label | {'top': {masked(token): logprob for token, logprob in label['top'].items()}}
+      for label in reply.labels
+    ]
+    return reply._replace(text=masked(reply.text), labels=labels)
 
 
 def _read(completion: Any) -> Reply:

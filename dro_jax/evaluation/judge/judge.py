@@ -62,7 +62,8 @@ def judge(
     data_dir: the folder that holds the public data sets' folders; `None` downloads them.
     num_prompts: prompts at most, those with the least hashes.
     endpoint: a model behind an endpoint.
-    command: a program that reads comparisons and writes verdicts, a line each.
+    command: a program that reads comparisons and writes verdicts, a line each, within
+      `endpoint.timeout`.
     function: of prompt, first and second answer, or FILE.py:NAME; returns 'A', 'B', 'tie', or the probability
       that the first wins.
     reward: a reward function, or its name; the higher reward wins.
@@ -78,7 +79,7 @@ def judge(
 
   Raises:
     UsageError: a side, the prompts or the judge cannot be what was passed.
-    Failed: the judge failed; what it said before is saved.
+    Failed: the judge failed, or gave no verdict at all; what it said is saved.
     Stopped: SIGTERM came, likewise.
     Interrupted: Ctrl-C came, likewise.
 
@@ -89,8 +90,10 @@ def judge(
     0.5
   """
   limits.seed(seed)
-  limits.within('judge', 0, 1, 'the others are reported on', choose=choose)
-  limits.above_zero('judge', 'there would be no interval', folds=folds, resamples=resamples)
+  limits.within('judge', 0, 1, 'it is a share of the prompts, and the others are reported on', choose=choose)
+  limits.above_zero('judge', 'there would be no interval', resamples=resamples)
+  limits.above_zero('judge', 'the prompts are divided into so many parts', folds=folds)
+  limits.above_zero('judge', 'there would be nothing to judge', num_prompts=num_prompts)
   answering.check(decoding)
   if jax.process_count() > 1:
     raise UsageError('judge runs in one process: start it on one host.')
@@ -177,6 +180,7 @@ def _choose(
     answers, common = _answered(met, choosers, draw)
     pairs, _, judged = comparing.compare(by, common, answers, comparing.meetings(len(met), 'first'))
     judges.log_note(judged.note)
+    judges.refuse_no_verdict(by, judged)
     return [pair.rates(len(common)) for pair in pairs]
 
   chosen, table = choosing.choose(runs, rates, resamples=draws.resamples, seed=draws.seed)
@@ -196,7 +200,14 @@ def _compared(
   """Compares, reports, and saves both."""
   warnings = _warnings(by, sides)
   answers, common = _answered(sides, prompts, draw)
-  pairs, records, judged = comparing.compare(by, common, answers, comparing.meetings(len(sides), against))
+  met = comparing.meetings(len(sides), against)
+  if more_answers := comparing.left_over(common, answers, met):
+    warnings.append(
+      f'{more_answers} answers meet none: of several answers to a prompt the first meets the first, the '
+      'second the second, and one side has more of them.'
+    )
+    logging.getLogger(__name__).warning('%s', warnings[-1])
+  pairs, records, judged = comparing.compare(by, common, answers, met)
   judges.log_note(judged.note)
   names = [side.name for side in sides]
   about = {
@@ -212,6 +223,7 @@ def _compared(
   )
   named = [record | {'sides': [names[i] for i in record['sides']]} for record in records]
   report.save(folder, found, named)
+  judges.refuse_no_verdict(by, judged)
   return found
 
 

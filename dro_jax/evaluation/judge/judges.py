@@ -4,24 +4,26 @@ import json
 import logging
 import math
 import pathlib
-import shlex
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dro_jax import files
-from dro_jax.errors import Failed, UsageError
+from dro_jax import files, limits
+from dro_jax.errors import Failed, UsageError, shown
 from dro_jax.evaluation.judge import endpoint as endpoints
-from dro_jax.evaluation.judge import templates, verdicts
+from dro_jax.evaluation.judge import programs, templates, verdicts
 from dro_jax.evaluation.judge.endpoint import Endpoint
 from dro_jax.evaluation.judge.requests import Requests, key_of
 from dro_jax.evaluation.judge.sending import LOST, Sender, spent_of
 from dro_jax.evaluation.judge.verdicts import MALFORMED, Verdict
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.run.sampling import rewards
+from dro_jax.run.sampling import reward_commands, rewards
 from dro_jax.statistics import ties
 
 _TIE = Verdict(0.5)
+_MUST = (
+  'Its reply must have one line "Verdict: A", "Verdict: B" or "Verdict: tie": say so in the instructions '
+  '(--judge_prompt), leave room for it (--set VERDICT_LENGTH), or choose a model that follows them.'
+)
 
 
 class Comparison(NamedTuple):
@@ -39,11 +41,13 @@ class Judged(NamedTuple):
     verdicts: in the order of the comparisons.
     spent: what the folder's requests have spent, as plain values; empty for a judge that costs nothing.
     note: why some comparisons have no verdict, as a sentence, or ''.
+    unread: a reply that is no verdict, if there is one.
   """
 
   verdicts: list[Verdict | None]
   spent: Mapping[str, Any] = {}
   note: str = ''
+  unread: str | None = None
 
 
 class Judge(NamedTuple):
@@ -54,12 +58,14 @@ class Judge(NamedTuple):
     sees_order: whether the order of two answers may change its verdict; if not, it is asked once.
     judge: gives verdicts.
     record: of a reward (see `rewards.record_of`); `None` of other judges.
+    must: what a reply must be, as a sentence.
   """
 
   name: str
   sees_order: bool
   judge: Callable[[Sequence[Comparison]], Judged]
   record: Mapping[str, Any] | None = None
+  must: str = 'It must return A, B, tie, or the probability that the first answer wins.'
 
 
 def make_judge(
@@ -98,20 +104,22 @@ def make_judge(
       "--set COMMAND='PROGRAM', --set FUNCTION=FILE.py:NAME and --set REWARD=NAME."
     )
   if endpoint.model is None:
-    _refuse_unread(endpoint, template, named[0])
+    _refuse_unread(endpoint, template, named[0], ('timeout',) if command is not None else ())
   if reward is not None:
     return by_reward(reward, mesh and mesh())
   if function is not None:
     return by_function(folder, function)
   if command is not None:
-    return by_command(folder, command)
+    return by_command(folder, command, endpoint.timeout)
   return by_endpoint(folder, endpoint, templates.load(template))
 
 
-def _refuse_unread(endpoint: Endpoint, template: str, judge: str) -> None:
+def _refuse_unread(endpoint: Endpoint, template: str, judge: str, read: Sequence[str]) -> None:
   """A setting of the endpoint would change nothing, silently."""
   plain = Endpoint()
-  unread = [name for name, value in vars(endpoint).items() if value != getattr(plain, name)]
+  unread = [
+    name for name, value in vars(endpoint).items() if name not in read and value != getattr(plain, name)
+  ]
   unread += ['template (--judge_prompt)'] if template != 'helpfulness' else []
   if unread:
     raise UsageError(
@@ -139,9 +147,10 @@ def by_endpoint(folder: pathlib.Path, endpoint: Endpoint, template: str) -> Judg
       requests.close()
     found = [_parsed(requests.answers.get(key)) for key in keys]
     note = _note(sender, {key for key in keys if key not in requests.answers}, len(set(keys)))
-    return Judged(found, spent_of(requests, endpoint), note)
+    texts = (answer['text'] for answer in map(requests.answers.get, keys) if answer is not None)
+    return Judged(found, spent_of(requests, endpoint), note, _unread(texts, verdicts.parse))
 
-  return Judge(str(endpoint.model), True, judge)
+  return Judge(str(endpoint.model), True, judge, must=_MUST)
 
 
 def _parsed(answer: Mapping[str, Any] | None) -> Verdict | None:
@@ -169,56 +178,22 @@ def _note(sender: Sender, missing: set[str], total: int) -> str:
 # --- a program and a function -------------------------------------------------------------------------------
 
 
-def by_command(folder: pathlib.Path, command: str) -> Judge:
-  """A program that is started once: it reads a comparison a line, as JSON, and writes a verdict a line."""
+def by_command(folder: pathlib.Path, command: str, timeout: float | int = 60.0) -> Judge:
+  """A program that is started once: it reads a comparison a line, as JSON, and writes a verdict a line.
+
+  It is known by its text and by the contents of the files that the text names.
+  """
+  limits.above_zero('Endpoint', 'no verdict comes at once', timeout=timeout)
+  programs.words(command)  # Refuses what is no command.
+  described = {'command': command, 'code': reward_commands.code_of(command)}
 
   def judge(comparisons: Sequence[Comparison]) -> Judged:
-    with _Program(command) as program:
-      return _recorded(folder, {'command': command}, comparisons, program.ask)
-
-  return Judge(command, True, judge)
-
-
-class _Program:
-  """A user's program that answers lines by lines; started with the first question."""
-
-  def __init__(self, command: str):
-    self._command, self._process = command, None
-
-  def __enter__(self) -> '_Program':
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    if self._process is not None:
-      self._process.stdin.close()
-      self._process.stdout.close()
-      self._process.wait()
-
-  def ask(self, comparison: Comparison) -> str:
-    if self._process is None:
-      self._process = self._start()
-    try:
-      self._process.stdin.write(files.json_line(comparison._asdict()))
-      self._process.stdin.flush()
-      line = self._process.stdout.readline()
-    except BrokenPipeError:
-      line = ''
-    if not line.endswith('\n'):
-      code = self._process.wait()
-      raise Failed(
-        f'COMMAND={self._command}: the program ended with exit code {code} and left a comparison without a '
-        'verdict. It must read lines of JSON with prompt, first and second until its input ends, and write '
-        'one line for each: A, B or tie.'
+    with programs.Program(command, timeout) as program:
+      return _recorded(
+        folder, described, comparisons, lambda asked: program.ask(asked._asdict()), program.finish
       )
-    return line.strip()
 
-  def _start(self) -> Any:
-    try:
-      return subprocess.Popen(
-        shlex.split(self._command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding='utf-8'
-      )
-    except (OSError, ValueError, IndexError) as error:
-      raise UsageError(f'COMMAND={self._command}: cannot start it ({error}). Pass a program.') from error
+  return Judge(command, True, judge, must=f'{programs.MUST}.')
 
 
 def by_function(folder: pathlib.Path, function: str | Callable[..., Any]) -> Judge:
@@ -256,18 +231,55 @@ def _recorded(
   described: Mapping[str, Any],
   comparisons: Sequence[Comparison],
   ask: Callable[[Comparison], str],
+  finish: Callable[[], None] = lambda: None,
 ) -> Judged:
-  """Asks what was not asked before, one by one, and keeps each reply."""
+  """Asks what was not asked before, one by one, and keeps each reply.
+
+  Args:
+    folder: the judge's.
+    described: all that decides a reply beside the comparison.
+    comparisons: to ask.
+    ask: gives a reply.
+    finish: checks all replies once the last is there.
+  """
   requests = Requests(folder)
-  contents = [{**described, **comparison._asdict()} for comparison in comparisons]
-  keys = [key_of(content) for content in contents]
+  contents = {
+    key_of(content): content for content in ({**described, **each._asdict()} for each in comparisons)
+  }
+  asked: dict[str, str] = {}
+  in_step = True
   try:
-    for key, content, comparison in zip(keys, contents, comparisons):
-      if key not in requests.answers:
-        requests.answered(key, ask(comparison), contents=content)
+    for key, content in contents.items():
+      if key in requests.answers:
+        continue
+      asked[key] = ask(Comparison(*(content[name] for name in Comparison._fields)))
+      # A first line that is no verdict may be a banner, and each verdict after it one comparison late:
+      # nothing is kept until the number of lines is known to fit.
+      in_step = in_step and (len(asked) > 1 or _is_read(asked[key]))
+      if in_step:
+        requests.answered(key, asked[key], contents=content)
+    finish()
+    if not in_step:
+      for key, text in asked.items():
+        requests.answered(key, text, contents=contents[key])
+  except programs.OutOfStep as error:
+    for key in asked:
+      requests.withdrawn(key, str(error))
+    raise
   finally:
     requests.close()
-  return Judged([_local_verdict(requests.answers[key]['text']) for key in keys])
+  keys = [key_of({**described, **each._asdict()}) for each in comparisons]
+  texts = [requests.answers[key]['text'] for key in keys]
+  return Judged([_local_verdict(text) for text in texts], unread=_unread(texts, _local_verdict))
+
+
+def _is_read(text: str) -> bool:
+  return not math.isnan(_local_verdict(text).score)
+
+
+def _unread(texts: Iterable[str], read: Callable[[str], Verdict]) -> str | None:
+  """The first reply that is no verdict."""
+  return next((text for text in texts if math.isnan(read(text).score)), None)
 
 
 def _local_verdict(text: str) -> Verdict:
@@ -309,6 +321,24 @@ def _higher(one: float, other: float) -> Verdict:
   if ties.exceeds(one, other):
     return Verdict(1.0)
   return Verdict(0.0) if ties.exceeds(other, one) else _TIE
+
+
+def refuse_no_verdict(by: Judge, judged: Judged) -> None:
+  """Refuses a result in which a judge was asked and gave no verdict at all.
+
+  Raises:
+    Failed: says why; for replies that are no verdicts, what the judge wrote and what it must write.
+  """
+  scores = [verdict.score for verdict in judged.verdicts if verdict is not None]
+  if not judged.verdicts or not all(map(math.isnan, scores)):
+    return
+  problem = judged.note or f'{len(judged.verdicts)} comparisons have no verdict.'
+  if judged.unread is not None:
+    problem = (
+      f'none of {len(scores)} replies is a verdict. The judge wrote, for example, {shown(judged.unread)}. '
+      f'{by.must} {judged.note}'
+    )
+  raise Failed(f'{by.name} judged nothing: {problem.strip()}')
 
 
 def log_note(note: str) -> None:

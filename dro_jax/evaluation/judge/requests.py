@@ -4,7 +4,9 @@
 
   sent      before it is sent: its contents (the first time), and the tokens that it may cost at most
   answered  the reply, and the tokens that the endpoint counted
-  failed    why it has no reply; `charged` is false where the endpoint refused it, which costs no tokens
+  failed    why it has no reply; `charged` is false where the endpoint refused it, which costs no tokens;
+            `sent` is false where no connection was made, and the attempt counts in no budget
+  withdrawn  why a program's reply is none: its lines did not fit what it was asked
 
 A request that was answered is never sent again. One that was sent and has neither a reply nor a failure was
 in flight when the command was killed: whether it was paid for cannot be known, and it is sent again only on
@@ -20,7 +22,7 @@ from dro_jax import files
 from dro_jax.data.storage.journal import Journal
 
 FILE = 'requests.jsonl'
-SENT, ANSWERED, FAILED = 'sent', 'answered', 'failed'
+SENT, ANSWERED, FAILED, WITHDRAWN = 'sent', 'answered', 'failed', 'withdrawn'
 
 
 class Spent(NamedTuple):
@@ -84,8 +86,8 @@ class Requests:
       tokens: the most that it can cost.
     """
     with self._settled:
-      while self._lacks_tokens(tokens) and self._live:
-        self._settled.wait()  # What is in flight may cost less than it might.
+      while (self._lacks_tokens(tokens) or self._lacks_requests()) and self._live:
+        self._settled.wait()  # What is in flight may cost less than it might, or never arrive.
       if self._lacks_tokens(tokens) or self._lacks_requests():
         return False
       described = {} if key in self._known else {'contents': contents}
@@ -118,16 +120,29 @@ class Requests:
     with self._settled:
       self._record(record)
 
-  def failed(self, key: str, why: str, *, charged: bool) -> None:
+  def withdrawn(self, key: str, why: str) -> None:
+    """Records that a program's reply, kept or not, does not belong to the request.
+
+    Args:
+      key: the request's.
+      why: in words.
+    """
+    with self._settled:
+      self._record({'key': key, 'event': WITHDRAWN, 'why': why})
+
+  def failed(self, key: str, why: str, *, charged: bool, sent: bool = True) -> None:
     """Records that an attempt has no reply.
 
     Args:
       key: the request's.
       why: in words.
       charged: whether it may have cost tokens all the same.
+      sent: whether it may have reached the endpoint.
     """
     with self._settled:
-      self._record({'key': key, 'event': FAILED, 'why': why, 'charged': charged})
+      self._record(
+        {'key': key, 'event': FAILED, 'why': why, 'charged': charged} | ({} if sent else {'sent': False})
+      )
 
   def release(self) -> None:
     """Lets nobody wait for what is in flight: the call ends."""
@@ -160,6 +175,9 @@ class Requests:
       self.spent = spent._replace(requests=spent.requests + 1, unknown=spent.unknown + record['tokens'])
       return
     reserved = self._in_flight.pop(key, 0)
+    if record['event'] == WITHDRAWN:
+      self.answers.pop(key, None)
+      return
     if record['event'] == ANSWERED:
       self.answers[key] = {'text': record['text'], 'labels': record.get('labels', ())}
     if 'input_tokens' in record:
@@ -168,4 +186,5 @@ class Requests:
         output_tokens=spent.output_tokens + record['output_tokens'], unknown=spent.unknown - reserved,
       )  # fmt: skip
     elif not record.get('charged', True):
-      self.spent = spent._replace(unknown=spent.unknown - reserved)
+      never = 0 if record.get('sent', True) else 1
+      self.spent = spent._replace(requests=spent.requests - never, unknown=spent.unknown - reserved)

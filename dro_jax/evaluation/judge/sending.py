@@ -103,7 +103,7 @@ class Sender:
     try:
       reply = self._client.attempt(message, key)
     except Retry as failure:
-      self._requests.failed(key, str(failure), charged=failure.charged)
+      self._requests.failed(key, str(failure), charged=failure.charged, sent=failure.sent)
       self.problems[key] = str(failure)
       if failure.wait is not None:
         self._pace.pause(failure.wait)  # All requests wait: they share the endpoint's limit.

@@ -56,11 +56,7 @@ class RewardCommand:
   @property
   def reward_code(self) -> str:
     """A hash of the command line and of the files that it names."""
-    words = _words(self.command)
-    places = [os.path.expanduser(word) for word in words]
-    contents = [files.code_digest(place) if place.endswith('.py') else _digest(place)
-                for place in places if os.path.isfile(place)]  # fmt: skip
-    return files.hash_parts(part.encode() for part in (self.command, *contents))
+    return code_of(self.command)
 
   def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     records = [{'prompt': prompt, 'response': response} for prompt, response in zip(prompts, responses)]
@@ -112,9 +108,17 @@ def _words(command: str) -> list[str]:
     raise UsageError(f'REWARD={PREFIX}{command}: {error}: close the quotes.') from error
 
 
+def code_of(command: str) -> str:
+  """A hash of a command line and of the files that it names, with what Python files import beside them."""
+  places = [os.path.expanduser(word) for word in _words(command)]
+  contents = [files.code_digest(place) if place.endswith('.py') else _digest(place)
+              for place in places if os.path.isfile(place)]  # fmt: skip
+  return files.hash_parts(part.encode() for part in (command, *contents))
+
+
 def _digest(path: str) -> str:
-  with open(path, 'rb') as file:
-    return files.hash_parts([file.read()])
+  with open(path, 'rb') as file:  # In pieces: a judge's weights may be larger than the memory.
+    return files.hash_parts(iter(lambda: file.read(1 << 20), b''))
 
 
 @contextlib.contextmanager

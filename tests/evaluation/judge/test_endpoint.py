@@ -64,6 +64,36 @@ def failure_with_key(key, monkeypatch):
   return failure(status(401, f'Incorrect API key provided: {key}'))
 
 
+def test_a_key_that_a_reply_repeats_is_masked_and_its_verdict_stays_soft(monkeypatch):
+  monkeypatch.setenv('OPENAI_API_KEY', 'sk-a-secret-key')
+  tokens = [
+    ('Say ', {}),
+    ('sk-a-secret-key', {}),
+    ('\nVerdict:', {}),
+    (' A', {' A': -1.0, 'sk-a-secret-key': -2.0}),
+  ]
+  reply, _ = attempt(chat_server.completion('Say sk-a-secret-key\nVerdict: A', tokens=tokens), soft=True)
+  assert reply.text == f'Say {"*" * 15}\nVerdict: A' and 'secret' not in str(reply.labels)
+  assert parse(reply.text, reply.labels) == (1.0, True)
+  monkeypatch.setenv('OPENAI_API_KEY', 'A')  # No secret, but what local servers take for one.
+  assert attempt('Verdict: A')[0].text == 'Verdict: A'
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'model': 'x-sk-a-secret-key'}, r'model= \(--set JUDGE_MODEL\) holds the key of OPENAI_API_KEY'),
+    ({'base_url': 'http://h/sk-a-secret-key/v1'}, r'base_url= \(--set BASE_URL\) holds the key'),
+    ({'key_variable': 'sk-a-secret-key'}, 'is no name of an environment variable'),
+  ],
+)
+def test_a_key_in_another_setting_is_refused_and_not_repeated(monkeypatch, settings, message):
+  monkeypatch.setenv('OPENAI_API_KEY', 'sk-a-secret-key')
+  with pytest.raises(UsageError, match=message) as caught:
+    endpoints.check(Endpoint(**{'model': 'm', 'base_url': 'http://h/v1'} | settings))
+  assert 'secret' not in str(caught.value)
+
+
 def test_log_probs_make_a_verdict_a_probability():
   reply, asked = attempt(chat_server.soft('It is so.\nVerdict: A', _A=0.6, _B=0.2, _tie=0.1), soft=True)
   assert (asked.body['logprobs'], asked.body['top_logprobs']) == (True, 20)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from dro_jax import main
-from dro_jax.errors import UsageError
+from dro_jax.errors import Failed, UsageError
 from dro_jax.evaluation.judge import choosing
 from dro_jax.evaluation.judge import sides as sides_of
 from dro_jax.evaluation.judge.answers import Decoding
@@ -166,7 +166,15 @@ def test_a_checkpoint_that_is_not_complete_is_no_candidate(run, tmp_path):
     ({'choose': 1.0}, 'choose=1.0 must be at least 0 and below 1'),
     ({'choose': 0.5}, 'no side but the first is a run with several'),
     ({'folds': 0}, 'folds=0 must be above 0'),
-    ({'resamples': 0}, 'resamples=0'),
+    ({'folds': -1}, r'so many parts; .* or --set FOLDS=NUMBER\.$'),
+    (
+      {'resamples': 0},
+      r'resamples=0 must be above 0, because there would be no interval; .*--set RESAMPLES=N',
+    ),
+    ({'num_prompts': 0}, r'num_prompts=0 must be above 0, .* or --set PROMPTS=NUMBER\.$'),
+    ({'num_prompts': -3}, 'num_prompts=-3'),
+    ({'choose': 2}, r'a share of the prompts, .* or --set CHOOSE=NUMBER\.$'),
+    ({'decoding': Decoding(num_samples=0)}, r'or --set SAMPLES=NUMBER\.$'),
     ({'against': 'each'}, 'AGAINST=each'),
     ({'seed': -1}, 'seed=-1'),
     ({'reward': None}, 'there is no judge'),
@@ -185,6 +193,49 @@ def test_prompts_that_a_side_does_not_answer_are_left_out_and_counted(sides, tmp
   other = write(tmp_path / 'other.jsonl', lambda i, text: text, ['sort: zzz'])
   with pytest.raises(UsageError, match='no prompt is answered by all sides .* sft 40, other 0'):
     judge([sides[0], other], str(tmp_path / 'out'), reward='exact_match')
+
+
+def test_a_judge_that_gives_no_verdict_ends_the_command_after_its_report(sides, tmp_path, capsys):
+  file, out = tmp_path / 'mine.py', tmp_path / 'out'
+  file.write_text('def prose(prompt, first, second):\n  return "The first, I think"\n')
+  line = ['judge', *sides[:2], f'--output={out}', '--set=RESAMPLES=5', f'--set=FUNCTION={file}:prose']
+  assert main.main(line) == main.FAILED
+  said = capsys.readouterr().err
+  assert (
+    "judged nothing: none of 52 replies is a verdict. The judge wrote, for example, 'The first, I" in said
+  )
+  assert 'must return A, B, tie' in said
+  assert json.loads((out / 'report.json').read_text())['pairs']['sft against kto']['malformed'] == 52
+  # Equal answers are ties, and nobody is asked.
+  same = write(tmp_path / 'same.jsonl', lambda i, text: right(text))
+  assert main.main(['judge', sides[2], same, *line[3:], '--json']) == main.DONE
+
+
+def test_an_endpoint_that_refuses_or_talks_ends_the_command_after_its_report(sides, tmp_path, monkeypatch):
+  pytest.importorskip('openai')
+  monkeypatch.setattr('dro_jax.evaluation.judge.endpoint._FIRST_WAIT', 0.01)
+  with serving(lambda *_: 'in prose') as server:
+    options = {'num_prompts': 2, 'resamples': 5, 'endpoint': Endpoint(model='m', base_url=server.url)}
+    with pytest.raises(Failed, match="for example, 'in prose'. Its reply must have one line .Verdict: A"):
+      judge(sides[:2], str(tmp_path / 'prose'), **options)
+  assert (tmp_path / 'prose' / 'report.md').exists()
+  options['endpoint'] = Endpoint(model='m', base_url=server.url, retries=0, concurrency=8)
+  with pytest.raises(Failed, match='judged nothing: .* requests have no reply.*Connection refused'):
+    judge(sides[:2], str(tmp_path / 'down'), **options)
+  assert (tmp_path / 'down' / 'report.md').exists()
+
+
+def test_answers_that_are_left_over_are_warned_about(sides, tmp_path, caplog):
+  three, two = (write(tmp_path / f'{k}.jsonl', lambda i, text: f'{text}{i}', PROMPTS[:2] * k) for k in (3, 2))
+  options = {'reward': 'exact_match', 'resamples': 5, 'folds': 2}
+  found = judge([three, two], str(tmp_path / 'out'), **options)
+  # Two prompts; each third answer meets none, and the report counts two comparisons of each prompt.
+  assert found['pairs']['3 against 2']['comparisons'] == 4
+  [warning] = found['warnings']
+  assert warning.startswith('2 answers meet none') and warning in caplog.text
+  assert warning in (tmp_path / 'out' / 'report.md').read_text()
+  # A single answer meets each of the others.
+  assert judge([three, sides[0]], str(tmp_path / 'single'), **options)['warnings'] == []
 
 
 def test_a_folder_in_use_is_refused(sides, tmp_path):

@@ -121,6 +121,28 @@ def test_a_budget_of_requests_is_never_exceeded_over_all_calls(tmp_path, concurr
   assert None not in last.replies and last.spent.requests == len(server.asked)
 
 
+def test_attempts_that_reached_nobody_count_in_no_budget(tmp_path):
+  messages = [f'm{i}' for i in range(3)]
+  with serving(echo) as server:
+    port = server.server_port
+  budgets = {'max_requests': 3, 'max_tokens': 3 * Endpoint().most_tokens('m0'), 'retries': 1}
+  for _ in range(2):
+    down = Sent(tmp_path, server, messages, **budgets)
+    assert down.spent == (0, 0, 0, 0) and not down.sender.budget_ended
+    assert all('Connection refused' in problem for problem in down.problems)
+  with serving(echo, port) as server:
+    up = Sent(tmp_path, server, messages, **budgets)
+  assert None not in up.replies and up.spent.requests == len(server.asked) == 3
+
+
+def test_a_budget_does_not_end_while_what_is_in_flight_may_reach_nobody(tmp_path):
+  with serving(echo) as server:
+    pass
+  down = Sent(tmp_path, server, ['m0', 'm1', 'm2', 'm3'], max_requests=1, retries=0)
+  assert down.spent.requests == 0 and not down.sender.budget_ended
+  assert all('Connection refused' in problem for problem in down.problems)
+
+
 def test_a_budget_of_tokens_holds_what_every_request_may_cost(tmp_path):
   messages = [f'm{i}' for i in range(20)]
   most = Endpoint().most_tokens(messages[0])
