@@ -1,6 +1,5 @@
 """Judges: an endpoint, a command, a Python function, or a reward. Each gives verdicts on comparisons."""
 
-import json
 import logging
 import math
 import pathlib
@@ -223,7 +222,7 @@ def _probability(value: Any, name: str) -> str:
       f'FUNCTION={name} returned {value!r}: it must return A, B, tie, or a number from 0 to 1, the '
       'probability that the first answer wins.'
     )
-  return json.dumps({'first': number})
+  return files.json_text({'first': number})
 
 
 def _recorded(
