@@ -148,8 +148,9 @@ def _answered(sides: Sequence[Side], prompts: Sequence[Prompt], draw: Draw) -> t
   if not common:
     counts = ', '.join(f'{side.name} {len(each)}' for side, each in zip(sides, answers))
     raise UsageError(
-      f'no prompt is answered by all sides (of {len(prompts)} prompts they answer: {counts}). Pass files of '
-      'answers to the same prompts, or the prompts that they answer, as --triplets=FILE.'
+      f'no prompt is answered by all sides (of {len(prompts)} prompts, of which the first is '
+      f'{prompts[0].text[:80]!r}, they answer: {counts}). Pass files of answers to the same prompts, or the '
+      'prompts that they answer, as --triplets=FILE.'
     )
   if len(common) < len(prompts):
     logging.getLogger(__name__).warning(
