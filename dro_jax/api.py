@@ -8,12 +8,11 @@ from dro_jax.checkpoints import folders
 from dro_jax.checkpoints import policy as saved_policies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
-from dro_jax.evaluation.report import Result
 from dro_jax.evaluation.report import report as report_runs
 from dro_jax.inspection.inspect import for_python, inspect_triplets
 from dro_jax.models.policy import make_config
 from dro_jax.parallel.partitioning import MeshSpec
-from dro_jax.printing.result import Sections
+from dro_jax.printing.result import Report, Sections
 from dro_jax.run.spec import Policy
 from dro_jax.run.trained import TrainedRun, load_run
 
@@ -121,7 +120,7 @@ def load(folder: str | os.PathLike[str], mesh: MeshSpec = MeshSpec(), **options:
   return load_run(os.fspath(folder), mesh.over(), **options)
 
 
-def report(*runs: str | os.PathLike[str], **options: Any) -> Result:
+def report(*runs: str | os.PathLike[str], **options: Any) -> Report:
   """Compares runs on the prompts that all held out: settings, spending, metrics with intervals.
 
   Args:

@@ -1,6 +1,5 @@
 """The `answers` command: files of answers to the same prompts, side by side."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +9,8 @@ from dro_jax import files, limits
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import answer_files
 from dro_jax.evaluation.answer_files import Answers
-from dro_jax.evaluation.report import Result
 from dro_jax.printing import tables
+from dro_jax.printing.result import Report
 from dro_jax.run.sampling import rewards
 from dro_jax.run.sampling.rewards import Reward
 from dro_jax.statistics import diversity
@@ -63,7 +62,7 @@ def compare_answers(
   output: str | None = None,
   resamples: int = 1000,
   seed: int = 0,
-) -> Result:
+) -> Report:
   """Measures files of answers to the same prompts: rewards, diversity, repetition, length, log-probs, KL.
 
   Each is a mean over prompts of the mean over a prompt's answers, but for distinct-n, which is of all answers
@@ -105,9 +104,10 @@ def compare_answers(
     'files': {name: [each.file for each in of] for name, of in sides.items()},
     'by_file': by_file, 'tables': [tables.for_json(table) for table in shown],
   }  # fmt: skip
+  made = Report(content, shown)
   if target is not None:
-    _save(target, content, shown)
-  return Result(content, shown)
+    made.save(target, 'answers', 'Answers')
+  return made
 
 
 def _functions(reward: str | Mapping[str, Reward | str] | None) -> dict[str, Reward]:
@@ -254,15 +254,6 @@ def _between_files(measured: Mapping[str, Sequence[Mapping[str, Measured]]]) -> 
     rows.append(row)
   note = 'Standard deviation between files of one name, such as seeds. The intervals above do not hold it.'
   return tables.Table('Spread between files', rows, note)
-
-
-def _save(folder: pathlib.Path, content: Mapping[str, Any], shown: Sequence[tables.Table]) -> None:
-  """Writes answers.md and answers.json."""
-  folder.mkdir(parents=True, exist_ok=True)
-  text = files.json_text(content, indent=2, ensure_ascii=False) + '\n'
-  files.write_atomically(folder / 'answers.json', text)
-  body = '\n'.join(map(tables.for_markdown, shown))
-  files.write_atomically(folder / 'answers.md', f'# Answers\n\n{body}')
 
 
 __all__ = ['compare_answers']

@@ -10,7 +10,7 @@ from dro_jax import files, limits
 from dro_jax.errors import UsageError
 from dro_jax.evaluation.compared_run import Run, read
 from dro_jax.printing import tables
-from dro_jax.printing.result import Shown
+from dro_jax.printing.result import Report
 from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
 from dro_jax.statistics import agreement
@@ -45,22 +45,9 @@ _CURVES = (
 _SAME_REFERENCE = 0.1  # nats: more than rounding makes of one reference on two machines.
 
 
-class Result(Shown):
-  """The report as plain values, which shows itself as tables."""
-
-  def __init__(self, content: Mapping[str, Any], shown: Sequence[tables.Table]):
-    super().__init__(content)
-    self._shown = shown
-
-  def __rich__(self) -> Any:
-    from rich.console import Group
-
-    return Group(*map(tables.for_terminal, self._shown))
-
-
 def report(
   runs: str | Sequence[str], *, output: str | None = None, resamples: int = 1000, seed: int = 0
-) -> Result:
+) -> Report:
   """Compares runs: what differs in their settings, what they spent, and what came of it.
 
   Intervals are over held-out prompts; those of differences are paired, on the same draws of prompts.
@@ -88,9 +75,12 @@ def report(
     shown += [values, differences]
   content['tables'] = [tables.for_json(table) for table in shown]
   content['curves'] = {run.name: curves(run) for run in found}
+  made = Report(content, shown)
   if target is not None:
-    save(target, found, content, shown)
-  return Result(content, shown)
+    title = ' against '.join(run.name for run in found)
+    made.save(target, 'report', title, '\n![curves](curves.png)\n')
+    plot(content['curves'], target / 'curves.png')
+  return made
 
 
 def _names(folders: Sequence[str]) -> list[str]:
@@ -306,19 +296,6 @@ def curves(run: Run) -> list[dict[str, float | int]]:
     for record in run.records
     if any(name.startswith('eval/') for name in record)
   ]
-
-
-def save(
-  folder: pathlib.Path, runs: Sequence[Run], content: Mapping[str, Any], shown: Sequence[tables.Table]
-) -> None:
-  """Writes report.md, report.json and curves.png."""
-  folder.mkdir(parents=True, exist_ok=True)
-  text = files.json_text(content, indent=2, ensure_ascii=False) + '\n'
-  files.write_atomically(folder / 'report.json', text)
-  body = '\n'.join(map(tables.for_markdown, shown))
-  title = ' against '.join(run.name for run in runs)
-  files.write_atomically(folder / 'report.md', f'# {title}\n\n{body}\n![curves](curves.png)\n')
-  plot({run.name: curves(run) for run in runs}, folder / 'curves.png')
 
 
 def plot(points: Mapping[str, Sequence[Mapping[str, Any]]], file: pathlib.Path) -> None:

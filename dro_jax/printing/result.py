@@ -1,12 +1,13 @@
 """A command's result on standard output: JSON, tables, or lines."""
 
 import io
+import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dro_jax import files
 from dro_jax.errors import did_you_mean
-from dro_jax.files import json_text, to_json
 
 
 class Shown(dict[str, Any]):
@@ -54,6 +55,36 @@ class Sections(Shown):
     return console.Group(*parts, *([text.Text(f'\n{self._note}')] if self._note else []))
 
 
+class Report(Shown):
+  """Plain values, which show themselves as several tables.
+
+  Args:
+    content: what JSON has.
+    shown: the tables (`printing.tables.Table`).
+  """
+
+  def __init__(self, content: Mapping[str, Any], shown: Sequence[Any]):
+    super().__init__(content)
+    self._shown = list(shown)
+
+  def __rich__(self) -> Any:
+    from rich import console
+
+    from dro_jax.printing import tables
+
+    return console.Group(*map(tables.for_terminal, self._shown))
+
+  def save(self, folder: pathlib.Path, name: str, title: str, below: str = '') -> None:
+    """Writes NAME.json, and NAME.md with a title above the tables and a text below them."""
+    from dro_jax.printing import tables
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = files.json_text(self, indent=2, ensure_ascii=False) + '\n'
+    files.write_atomically(folder / f'{name}.json', text)
+    body = '\n'.join(map(tables.for_markdown, self._shown))
+    files.write_atomically(folder / f'{name}.md', f'# {title}\n\n{body}{below}')
+
+
 _PAGE = '<pre style="line-height: 1.3; white-space: pre; overflow-x: auto">{code}</pre>'
 
 
@@ -77,7 +108,7 @@ def print_result(result: Any, *, as_json: bool) -> None:
   if not result:
     return
   if as_json:
-    print(json_text(result, default=str))
+    print(files.json_text(result, default=str))
   elif hasattr(result, '__rich__'):
     _print_rich(result)
   else:
@@ -99,7 +130,7 @@ def _print_table(result: Mapping[str, Any]) -> None:
 
   rows = [
     {'': name, ' ': f'{value:.6g}' if isinstance(value, float) else str(value)}
-    for name, value in _flat(to_json(result))
+    for name, value in _flat(files.to_json(result))
   ]
   _print_rich(tables.listing(rows))
 

@@ -21,6 +21,7 @@ from dro_jax.evaluation.judge.endpoint import Endpoint
 from dro_jax.evaluation.judge.prompts import Prompt
 from dro_jax.evaluation.judge.sides import Side
 from dro_jax.parallel.partitioning import MeshSpec
+from dro_jax.printing.result import Report
 from dro_jax.run.folder.lock import locked
 from dro_jax.run.sampling import rewards
 from dro_jax.run.sampling.rewards import Reward
@@ -46,7 +47,7 @@ def judge(
   folds: int = 5,
   resamples: int = 1000,
   seed: int = 0,
-) -> report.Result:
+) -> Report:
   """Compares the answers of two sides or more, each pair in both orders.
 
   A second call draws no answer and asks no question again that a call before it has; it goes on where one was
@@ -197,7 +198,7 @@ def _compared(
   draws: report.Draws,
   against: str,
   more: Sequence[Any],
-) -> report.Result:
+) -> Report:
   """Compares, reports, and saves both."""
   warnings = _warnings(by, sides)
   answers, common = _answered(sides, prompts, draw)

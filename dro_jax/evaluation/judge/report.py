@@ -9,7 +9,7 @@ import numpy as np
 from dro_jax import files
 from dro_jax.evaluation.judge.comparing import Pair
 from dro_jax.printing import tables
-from dro_jax.printing.result import Shown
+from dro_jax.printing.result import Report
 from dro_jax.printing.tables import Table
 from dro_jax.statistics import bradley_terry, length_control, win_rates
 from dro_jax.statistics.bootstrap import Estimate
@@ -23,19 +23,6 @@ class Draws(NamedTuple):
   folds: int = 5
 
 
-class Result(Shown):
-  """The comparisons as plain values, which show themselves as tables."""
-
-  def __init__(self, content: Mapping[str, Any], shown: Sequence[Table]):
-    super().__init__(content)
-    self.shown = list(shown)
-
-  def __rich__(self) -> Any:
-    from rich.console import Group
-
-    return Group(*map(tables.for_terminal, self.shown))
-
-
 def result(
   names: Sequence[str],
   pairs: Sequence[Pair],
@@ -46,7 +33,7 @@ def result(
   about: Mapping[str, Any] = {},
   notes: Sequence[str] = (),
   more: Sequence[Table] = (),
-) -> Result:
+) -> Report:
   """The statistics of all pairs.
 
   Args:
@@ -73,7 +60,7 @@ def result(
     shown += [_matrix(names, dict(zip(rates, found))), _strengths(content['strengths'])]
   shown += more
   content['tables'] = [tables.for_json(table) for table in shown]
-  return Result(content, shown)
+  return Report(content, shown)
 
 
 def summary(pair: Pair, num_prompts: int, draws: Draws, sees_order: bool) -> dict[str, Any]:
@@ -179,9 +166,7 @@ def _strengths(found: Mapping[str, Estimate]) -> Table:
   return Table('Bradley-Terry', rows, f'Log-odds to win against {first}, from all comparisons.')
 
 
-def save(folder: pathlib.Path, found: Result, records: Sequence[Mapping[str, Any]]) -> None:
+def save(folder: pathlib.Path, found: Report, records: Sequence[Mapping[str, Any]]) -> None:
   """Writes report.json, report.md and verdicts.jsonl."""
-  body = '\n'.join(map(tables.for_markdown, found.shown))
   files.write_atomically(folder / 'verdicts.jsonl', ''.join(map(files.json_line, records)))
-  files.write_atomically(folder / 'report.md', f'# Side by side\n\n{body}')
-  files.write_atomically(folder / 'report.json', files.json_text(found, indent=2, ensure_ascii=False) + '\n')
+  found.save(folder, 'report', 'Side by side')
