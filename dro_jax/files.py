@@ -349,6 +349,13 @@ def hash_parts(parts: Iterable[bytes | memoryview]) -> str:
   return digest.hexdigest()
 
 
+def hash_file(path: str | os.PathLike[str], start: int = 0) -> str:
+  """The hash of a file's bytes from `start` on, read in pieces: it may be larger than the memory."""
+  with open(path, 'rb') as file:
+    file.seek(start)
+    return hash_parts(iter(lambda: file.read(2**20), b''))
+
+
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
   """Writes a file whole or not at all; a text in UTF-8."""
   with replacing(path) as temporary, open(temporary, 'wb') as file:

@@ -74,7 +74,7 @@ class Partial:
     if self._file is None:
       return
     body = len(_header(self._settings))
-    digest = _digest(self._path, body)
+    digest = files.hash_file(self._path, body)
     if _was_changed(self.target, digest):
       raise self._changed()
     self._file.seek(body)
@@ -220,11 +220,4 @@ def _described(target: pathlib.Path) -> dict[str, Any] | None:
 def _was_changed(target: pathlib.Path, *others: str) -> bool:
   """Whether a file has neither the hash that is said of it, nor one of the others."""
   described = _described(target)
-  return described is not None and _digest(target) not in (described.get('digest'), *others)
-
-
-def _digest(path: pathlib.Path, start: int = 0) -> str:
-  """The hash of a file's bytes from `start` on."""
-  with open(path, 'rb') as file:
-    file.seek(start)
-    return files.hash_parts(iter(lambda: file.read(_BLOCK), b''))
+  return described is not None and files.hash_file(target) not in (described.get('digest'), *others)

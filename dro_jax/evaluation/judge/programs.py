@@ -3,8 +3,6 @@
 import contextlib
 import os
 import select
-import shlex
-import signal
 import subprocess
 import threading
 import time
@@ -13,6 +11,7 @@ from typing import Any
 
 from dro_jax import files
 from dro_jax.errors import Failed, UsageError, shown
+from dro_jax.run.sampling.reward_commands import kill_group, words_of
 
 MUST = (
   'It must read lines of JSON with prompt, first and second until its input ends, and write one line for '
@@ -33,10 +32,7 @@ def words(command: str) -> list[str]:
   Raises:
     UsageError: there are none, or a quote is open.
   """
-  try:
-    found = shlex.split(command)
-  except ValueError as error:
-    raise UsageError(f'COMMAND={command}: {error}: close the quotes.') from error
+  found = words_of(command, 'COMMAND=')
   if not found:
     raise UsageError("COMMAND is empty: pass a program, as --set COMMAND='python mine.py'.")
   return found
@@ -62,7 +58,7 @@ class Program:
 
   def __exit__(self, *_: Any) -> None:
     if self._process is not None:
-      self._kill()
+      kill_group(self._process)
       self._process.wait()
       with contextlib.suppress(BrokenPipeError):
         self._process.stdin.close()
@@ -160,7 +156,7 @@ class Program:
 
     def end() -> None:
       self._late.set()
-      self._kill()
+      kill_group(self._process)
 
     timer = threading.Timer(self._timeout, end)
     timer.daemon = True
@@ -169,10 +165,6 @@ class Program:
       yield
     finally:
       timer.cancel()
-
-  def _kill(self) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-      os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _text(found: bytes) -> str:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from dro_jax import files
 from dro_jax.errors import UsageError, shown
@@ -39,7 +40,7 @@ class RewardCommand:
   def __post_init__(self) -> None:
     if not self.timeout > 0:
       raise UsageError(f'timeout={self.timeout}: pass seconds above 0, as --set TIMEOUT=600.')
-    words = _words(self.command)
+    words = words_of(self.command)
     if not words:
       raise UsageError(f'REWARD={PREFIX} names no program: pass {PREFIX}PROGRAM, such as {PREFIX}./judge.sh.')
     if shutil.which(os.path.expanduser(words[0])) is None:
@@ -78,7 +79,7 @@ class RewardCommand:
       ) from None
 
   def _run(self, text: str) -> str:
-    words = _words(self.command)
+    words = words_of(self.command)
     # A session of its own, so that what the program starts ends with it.
     with subprocess.Popen(
       [os.path.expanduser(words[0]), *words[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -101,24 +102,28 @@ class RewardCommand:
     return UsageError(f'the reward {PREFIX}{self.command} {problem}.')
 
 
-def _words(command: str) -> list[str]:
+def words_of(command: str, setting: str = f'REWARD={PREFIX}') -> list[str]:
+  """The program and its arguments, as a shell quotes them.
+
+  Args:
+    command: the command line.
+    setting: what it was passed as, for errors.
+
+  Raises:
+    UsageError: a quote is open.
+  """
   try:
     return shlex.split(command)
   except ValueError as error:
-    raise UsageError(f'REWARD={PREFIX}{command}: {error}: close the quotes.') from error
+    raise UsageError(f'{setting}{command}: {error}: close the quotes.') from error
 
 
 def code_of(command: str) -> str:
   """A hash of a command line and of the files that it names, with what Python files import beside them."""
-  places = [os.path.expanduser(word) for word in _words(command)]
-  contents = [files.code_digest(place) if place.endswith('.py') else _digest(place)
+  places = [os.path.expanduser(word) for word in words_of(command)]
+  contents = [files.code_digest(place) if place.endswith('.py') else files.hash_file(place)
               for place in places if os.path.isfile(place)]  # fmt: skip
   return files.hash_parts(part.encode() for part in (command, *contents))
-
-
-def _digest(path: str) -> str:
-  with open(path, 'rb') as file:  # In pieces: a judge's weights may be larger than the memory.
-    return files.hash_parts(iter(lambda: file.read(1 << 20), b''))
 
 
 @contextlib.contextmanager
@@ -127,5 +132,10 @@ def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
   try:
     yield
   finally:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-      os.killpg(process.pid, signal.SIGKILL)
+    kill_group(process)
+
+
+def kill_group(process: subprocess.Popen[Any]) -> None:
+  """Ends a program that has a session of its own, and what it started."""
+  with contextlib.suppress(ProcessLookupError, PermissionError):
+    os.killpg(process.pid, signal.SIGKILL)
