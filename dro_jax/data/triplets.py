@@ -143,12 +143,11 @@ def load_triplets(
   """
   train, held_out, _, report = read_parts(
     triplets, eval_triplets=eval_triplets, columns=columns, map_reward=map_reward, rewards=rewards,
-    template=template,
-    chat_template=chat_template, chat=chat, vocabulary=vocabulary, prompt_length=prompt_length,
-    response_length=response_length, overlong=overlong, keep=keep, validation_fraction=validation_fraction,
-    test_fraction=test_fraction, split_salt=split_salt, task_split=task_split,
-    eval_task_split=eval_task_split, task_modules=task_modules, data_dir=data_dir, cache_dir=cache_dir,
-    inherited=inherited,
+    template=template, chat_template=chat_template, chat=chat, vocabulary=vocabulary,
+    prompt_length=prompt_length, response_length=response_length, overlong=overlong, keep=keep,
+    validation_fraction=validation_fraction, test_fraction=test_fraction, split_salt=split_salt,
+    task_split=task_split, eval_task_split=eval_task_split, task_modules=task_modules, data_dir=data_dir,
+    cache_dir=cache_dir, inherited=inherited,
   )  # fmt: skip
   loaded = scaled(train, held_out, scaling, report)
   return with_columns(loaded, columns_from) if columns_from else loaded

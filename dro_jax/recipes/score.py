@@ -120,8 +120,8 @@ def _answers(
   for record in find(triplets, columns=columns, chat_template=None, data_dir=data_dir).records():
     texts = {'id': record.id, 'prompt': record.prompt, 'response': record.response}
     own = {} if record.reward is None else {OWN: record.reward}
-    columns = comparisons.own(record.columns, record.id)
-    yield Answer(record.prompt, record.response, texts | own | columns, record.where)
+    numbers = comparisons.own(record.columns, record.id)
+    yield Answer(record.prompt, record.response, texts | own | numbers, record.where)
 
 
 def _target(output: str, paths: Sequence[str]) -> pathlib.Path:

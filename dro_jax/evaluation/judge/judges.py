@@ -242,9 +242,9 @@ def _recorded(
     finish: checks all replies once the last is there.
   """
   requests = Requests(folder)
-  contents = {
-    key_of(content): content for content in ({**described, **each._asdict()} for each in comparisons)
-  }
+  every = [{**described, **each._asdict()} for each in comparisons]
+  keys = [key_of(content) for content in every]
+  contents = dict(zip(keys, every))
   asked: dict[str, str] = {}
   in_step = True
   try:
@@ -267,7 +267,6 @@ def _recorded(
     raise
   finally:
     requests.close()
-  keys = [key_of({**described, **each._asdict()}) for each in comparisons]
   texts = [requests.answers[key]['text'] for key in keys]
   return Judged([_local_verdict(text) for text in texts], unread=_unread(texts, _local_verdict))
 
