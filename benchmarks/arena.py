@@ -92,6 +92,8 @@ def main() -> None:
   parser.add_argument('--jobs', type=int, default=2, help='commands at a time')
   parser.add_argument('--dry_run', action='store_true', help='tells what would run, and runs nothing')
   given = parser.parse_args()
+  # Cells of other draws and seeds run the same programs.
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(given.folder.absolute() / 'compiled'))
   jobs = 1 if given.dry_run else given.jobs
   free: list[int | None] = [*sorted(os.sched_getaffinity(0))] if hasattr(os, 'sched_getaffinity') else []
   cores = free[:jobs] if len(free) >= jobs > 1 else [None] * jobs
