@@ -116,7 +116,7 @@ def _dispatch(argv: list[str], commands: Mapping[str, Command]) -> int:
     printing.print_result(answer_configs(values, commands), as_json=values['json'].value)
     return DONE
   if commands[name].on_cpu:
-    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Before jax is imported.
+    machine.take_cpu()
   command = configure(name, commands[name], values)
   processes.join()
   machine.refuse_missing_devices()

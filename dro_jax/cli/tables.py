@@ -174,6 +174,30 @@ COMMANDS = {
     'checks that a checkpoint scores and samples correctly: ρ = 0 against itself, five answers',
     ('dro_jax.parallel.partitioning:MeshSpec',),
   ),
+  'make_world': Command(
+    'dro_jax.recipes.make_world',
+    'make_world',
+    'writes demonstrations and prompts of a small world whose answers a program can check',
+  ),
+  'keep_answers': Command(
+    'dro_jax.recipes.keep_answers',
+    'keep_answers',
+    'writes the answers of a file that can train: not blank, without NUL',
+    bare='answers',
+  ),
+  'make_comparisons': Command(
+    'dro_jax.recipes.make_comparisons',
+    'make_comparisons',
+    'pairs the answers to each prompt, and lets a reward with noise choose: comparisons for a reward model',
+    bare='answers',
+  ),
+  'reproduce': Command(
+    'dro_jax.recipes.reproduce.command',
+    'reproduce',
+    "runs a paper's experiment from data to judging, and makes its tables and figures",
+    bare='reproduction',
+    on_cpu=True,
+  ),
   'configs': Command(
     'dro_jax.main',
     'main',
@@ -250,5 +274,11 @@ FLAGS = {
   ),
   'topology': Flag('TOPOLOGY', 'the slice to compile for: v5e:4x8, or 2xv5e:4x8 for two of them'),
   'sweep': Flag('SWEEP', 'tries every mesh that divides the slice', bare=True, alone='True'),
+  'reproduction': Flag(
+    'REPRODUCTION', 'what to reproduce; `dro_jax reproduce NAME` takes it without the flag: dro'
+  ),
+  'scale': Flag('SCALE', 'paper, small or smoke'),
+  'jobs': Flag('JOBS', 'stages at once', bare=True),
+  'launch': Flag('LAUNCH', "the launcher's job for stages that train, launch/jobs/NAME.py"),
   'widen': Flag('WIDEN', 'steps by which the grid of every algorithm is extended', bare=True, alone='1'),
 }

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import pathlib
 from collections.abc import Iterator
 
 from dro_jax.errors import Failed, UsageError
@@ -12,6 +13,30 @@ _OUT_OF_MEMORY = (
   'RESOURCE_EXHAUSTED', 'OUT_OF_MEMORY', 'Out of memory', 'out of memory', 'Unable to allocate',
   'Failed to allocate',
 )  # fmt: skip
+
+
+_PLATFORMS = 'JAX_PLATFORMS'
+_set_here: list[str] = []  # What `take_cpu` set, which is not the user's.
+
+
+def take_cpu() -> None:
+  """Keeps jax in this process from an accelerator, unless the user chose one; before jax is imported."""
+  if _PLATFORMS not in os.environ:
+    os.environ[_PLATFORMS] = 'cpu'
+    _set_here.append(_PLATFORMS)
+
+
+def environment(checkout: pathlib.Path) -> dict[str, str]:
+  """The environment for another dro_jax process: the user's own, in which it finds this dro_jax.
+
+  Args:
+    checkout: the folder that holds the package.
+  """
+  variables = {name: value for name, value in os.environ.items() if name not in _set_here}
+  if {'site-packages', 'dist-packages'} & {*checkout.parts}:
+    return variables  # Python finds it, and on PYTHONPATH it would come before the standard library.
+  paths = [str(checkout), *filter(None, [variables.get('PYTHONPATH')])]
+  return variables | {'PYTHONPATH': os.pathsep.join(paths)}
 
 
 @contextlib.contextmanager

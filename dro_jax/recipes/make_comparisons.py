@@ -1,0 +1,88 @@
+"""The `make_comparisons` command: pairs of answers, judged by a reward with as much noise as people have."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dro_jax import files, limits
+from dro_jax.data.records.answers import Answer, read_answers
+from dro_jax.errors import UsageError
+from dro_jax.run.sampling import rewards
+from dro_jax.run.sampling.rewards import Reward
+
+
+def make_comparisons(
+  answers: str | Sequence[str],
+  reward: str | Reward,
+  output: str,
+  *,
+  noise: float = 0.0,
+  pairs: int = 6,
+  columns: str | Mapping[str, str] | None = None,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Writes comparisons, a line each: id, prompt, chosen, rejected; of answers to one prompt that differ.
+
+  With noise n the first answer is chosen with the probability σ((r₁ − r₂) / n), as in Bradley and Terry's
+  model, so that equal answers are decided by a coin. Without noise the higher reward is chosen, and of equal
+  ones no pair is made.
+
+  Args:
+    answers: files with several answers to a prompt; blank ones are left out.
+    reward: a reward's name, FILE.py:FUNCTION, or a function of (prompts, responses).
+    output: the file to write.
+    noise: in reward units.
+    pairs: of a prompt at most, drawn from all of its answers.
+    columns: the files' names of fields.
+    seed: of the pairs and of the noise.
+
+  Raises:
+    UsageError: there is no reward, or no pair.
+  """
+  limits.seed(seed)
+  limits.above_zero('make_comparisons', 'there would be no comparison', pairs=pairs)
+  target = files.output_file(output)
+  function = rewards.find(reward)
+  rng = np.random.default_rng(seed)
+  by_prompt: dict[str, list[Answer]] = {}
+  for answer in read_answers(answers, columns):
+    if answer.response.strip() and '\0' not in answer.response:
+      by_prompt.setdefault(str(answer.prompt), []).append(answer)
+  every = [answer for each in by_prompt.values() for answer in each]
+  values = rewards.reward_responses(
+    function, [answer.prompt for answer in every], [answer.response for answer in every]
+  )
+  scores = dict(zip(map(id, every), values))
+  records, agreed = [], 0
+  for each in by_prompt.values():
+    met = [pair for pair in itertools.combinations(each, 2) if pair[0].response != pair[1].response]
+    met = met if noise else [pair for pair in met if scores[id(pair[0])] != scores[id(pair[1])]]
+    for at in rng.permutation(len(met))[:pairs]:
+      first, second = met[at]
+      better = scores[id(first)] - scores[id(second)]
+      wins = rng.random() < 1 / (1 + np.exp(-better / noise)) if noise else better > 0
+      chosen, rejected = (first, second) if wins else (second, first)
+      agreed += scores[id(chosen)] >= scores[id(rejected)]
+      records.append(_record(len(records), chosen, rejected))
+  if not records:
+    raise UsageError(
+      f'{answers}: no prompt has two answers that differ{"" if noise else " in their rewards"}. Sample '
+      'several answers to each (dro_jax generate --set SAMPLES=4).'
+    )
+  files.write_atomically(target, ''.join(map(files.json_line, records)))
+  return {
+    'output': str(target), 'prompts': len(by_prompt), 'comparisons': len(records),
+    'agree_with_reward': agreed / len(records),
+  }  # fmt: skip
+
+
+def _record(number: int, chosen: Answer, rejected: Answer) -> dict[str, Any]:
+  return {
+    'id': f'pair-{number}', 'prompt': chosen.prompt, 'chosen': chosen.response,
+    'rejected': rejected.response,
+  }  # fmt: skip
+
+
+__all__ = ['make_comparisons']

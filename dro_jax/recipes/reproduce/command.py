@@ -1,0 +1,110 @@
+"""The `reproduce` command: a paper's tables and figures, from data to judging."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dro_jax import files, limits
+from dro_jax.errors import UsageError
+from dro_jax.printing.result import Report, Shown
+from dro_jax.recipes.reproduce import dro, dro_ablations, laptop, planning, running
+from dro_jax.recipes.reproduce.stages import Reproduction, find
+from dro_jax.run.folder.lock import locked
+
+# By name: from the scale and the judge's settings to the reproduction.
+REPRODUCTIONS: Mapping[str, Callable[[str, Sequence[str]], Reproduction]] = {
+  'dro': dro.reproduction,
+  'dro_ablations': dro_ablations.reproduction,
+}
+SCALES = ('paper', 'small', 'smoke')
+REPORTS = 'reports'
+
+
+def reproduce(
+  name: str,
+  *,
+  scale: str = 'small',
+  model_dir: str | None = None,
+  jobs: int = 1,
+  launch: str | None = None,
+  judge: str | None = None,
+  dry_run: bool = False,
+  preflight: bool = True,
+  redo: bool = False,
+) -> Shown:
+  """Runs the stages of a reproduction that are not done, and makes its tables and figures.
+
+  Each stage is an ordinary command in a process of its own, with a folder in `model_dir` that holds its
+  files, its note `stage.json`, its log and its result. The same command goes on where it was interrupted.
+  Reproductions of one scale share the stages that they have in common. The tables and figures are in
+  reports/NAME.
+
+  Args:
+    name: dro or dro_ablations.
+    scale: paper (its own models, data and settings), small (an hour or two on two cores) or smoke (the same
+      stages, in the fewest steps).
+    model_dir: the folder of all stages; `None` is reproduced/SCALE.
+    jobs: stages at once.
+    launch: the launcher's job for stages that train, or SIZE=JOB,SIZE=JOB; `None` trains here.
+    judge: settings of `judge`, which choose the judge, as 'JUDGE_MODEL=gpt-4.1-mini'; `None` is the world's
+      own grade, and refused at the paper's scale.
+    dry_run: runs nothing, and tells all commands, which of them are done, and preflight's verdict and hours.
+    preflight: whether it tells those, which compiles for minutes where they were not asked before.
+    redo: removes and runs anew the stages whose commands or inputs changed.
+
+  Raises:
+    UsageError: there is no such reproduction or scale, or a stage was made otherwise.
+    Failed: a stage failed.
+    Stopped: SIGTERM came; the same command goes on.
+    Interrupted: Ctrl-C came, likewise.
+  """
+  make = find(name, REPRODUCTIONS, 'reproduction')
+  if scale not in SCALES:
+    find(scale, dict.fromkeys(SCALES), 'scale')
+  limits.above_zero('reproduce', 'no stage would run', jobs=jobs)
+  made = make(scale, _judge(scale, judge, dry_run))
+  root = files.output_folder(model_dir or f'reproduced/{scale}', '--model_dir').absolute()
+  program = running.here(root) if launch is None else running.by_launcher(root, launch)
+  if dry_run:
+    return planning.plan(made, root, program, preflight=preflight)
+  with locked(root), files.disk_of(root):
+    running.run(root, made.stages, program, jobs, redo=redo)
+    return _report(made, root)
+
+
+def _judge(scale: str, judge: str | None, dry_run: bool) -> tuple[str, ...]:
+  """The judge's settings, one by one."""
+  if judge:
+    return tuple(judge.split())
+  if scale != 'paper':
+    return laptop.JUDGE
+  if dry_run:
+    return ('JUDGE_MODEL=MODEL',)
+  raise UsageError(
+    'there is no judge: the one of the paper (PaLM 2) can be had no longer. Pass the settings of yours, as '
+    "--set JUDGE='JUDGE_MODEL=gpt-4.1-mini REQUEST_BUDGET=100000' (docs/guides/judging.md)."
+  )
+
+
+def _report(made: Reproduction, root: pathlib.Path) -> Report:
+  """The tables and figures of finished stages, saved and shown."""
+  from matplotlib.figure import Figure
+
+  results, folder = made.results(root), root / REPORTS / made.name
+  content: dict[str, Any] = {
+    'name': made.name, 'folder': str(folder), 'notes': list(results.notes),
+    'tables': planning.as_json(results.tables), 'figures': [figure.file for figure in results.figures],
+  }  # fmt: skip
+  report = Report(content, results.tables)
+  folder.mkdir(parents=True, exist_ok=True)
+  for file, draw in results.figures:
+    figure = Figure(layout='constrained')
+    draw(figure)
+    with files.replacing(folder / file) as temporary:
+      figure.savefig(temporary, dpi=120, format='png')
+  pictures = ''.join(f'\n![{file}]({file})\n' for file, _ in results.figures)
+  report.save(folder, 'report', made.title, pictures + ''.join(f'\n{note}\n' for note in results.notes))
+  return report
+
+
+__all__ = ['reproduce']

@@ -1,0 +1,98 @@
+"""The note of a stage, `stage.json` in its folder: its command, its inputs, and whether it is done."""
+
+import json
+import pathlib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dro_jax import files
+from dro_jax.recipes.reproduce.stages import ROOT, Stage
+
+NOTE, LOG, RESULT = 'stage.json', 'log.txt', 'result.json'
+BEGUN, DONE = 'begun', 'done'
+
+
+class State(NamedTuple):
+  """How a stage stands: '' where it has not begun, `BEGUN`, `DONE`; and why it cannot go on, if it cannot."""
+
+  name: str
+  changed: str = ''
+
+
+def identities(root: pathlib.Path, stages: Sequence[Stage]) -> dict[str, str]:
+  """A hash of all that decides a stage's files, by its name.
+
+  These are its command, the files outside of the root that this names, and the stages that it needs.
+  """
+  found: dict[str, str] = {}
+  for stage in stages:
+    parts = [list(stage.command), [found[name] for name in stage.needs], _own_files(stage)]
+    found[stage.name] = files.hash_parts([files.json_text(parts).encode()])
+  return found
+
+
+def _own_files(stage: Stage) -> dict[str, str]:
+  """The hashes of the files outside of the root that a command names."""
+  found = {}
+  for argument in stage.command:
+    for word in re.split(r'[=,\s:]', argument):
+      path = pathlib.Path(word).expanduser()
+      if ROOT not in word and word and path.suffix and path.is_file():
+        found[word] = files.hash_file(path)
+  return found
+
+
+def state(root: pathlib.Path, stage: Stage, known: Mapping[str, str]) -> State:
+  """How a stage stands, by its note.
+
+  Args:
+    root: the folder of the stages.
+    stage: to look at.
+    known: the identities of all stages.
+  """
+  note = read(root, stage)
+  if note is None:
+    return State('')
+  if note['identity'] != known[stage.name]:
+    return State(note['state'], _difference(stage, note, known))
+  if note['state'] == DONE:
+    for name, digest in note['files'].items():
+      path = root / stage.name / name
+      if not path.is_file() or files.hash_file(path) != digest:
+        gone = 'was changed' if path.is_file() else 'is gone'
+        return State(DONE, f'its file {path} {gone} since the stage wrote it')
+  return State(note['state'])
+
+
+def _difference(stage: Stage, note: Mapping[str, Any], known: Mapping[str, str]) -> str:
+  before, now = note['command'], list(stage.command)
+  if before != now:
+    gone = shlex.join(text for text in before if text not in now) or 'nothing'
+    new = shlex.join(text for text in now if text not in before) or 'nothing'
+    return f'its command had {gone}, and has {new} instead'
+  if others := [name for name in stage.needs if note['needs'].get(name) != known[name]]:
+    return f'the stage {others[0]}, whose files it reads, has another command or other inputs'
+  return 'a file that its command names has other contents'
+
+
+def read(root: pathlib.Path, stage: Stage) -> dict[str, Any] | None:
+  """The note of a stage; `None` where it has not begun."""
+  path = root / stage.name / NOTE
+  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+
+
+def write(
+  root: pathlib.Path, stage: Stage, known: Mapping[str, str], name: str, seconds: float = 0.0
+) -> None:
+  """Notes that a stage begins, or that it is done; the seconds of all its attempts add up."""
+  before = read(root, stage) or {'seconds': 0.0}
+  folder = root / stage.name
+  note = {
+    'state': name, 'command': stage.command, 'needs': {need: known[need] for need in stage.needs},
+    'identity': known[stage.name], 'seconds': round(before['seconds'] + seconds, 1),
+    'files': {made: files.hash_file(folder / made) for made in stage.makes} if name == DONE else {},
+  }  # fmt: skip
+  folder.mkdir(parents=True, exist_ok=True)
+  files.write_atomically(folder / NOTE, files.json_text(note, indent=2) + '\n')
