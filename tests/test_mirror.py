@@ -68,6 +68,11 @@ ELSEWHERE = {
   'data/table/test_table.py': ('data/storage/fingerprints', 'data/table/flat'),
   'data/table/test_beam.py': ('data/table/parts', 'data/table/writer'),
   'data/test_triplets.py': ('data/sources/task_modules', 'data/table/cache'),
+  'recipes/reproduce/test_command.py': (
+    'recipes/reproduce/dro', 'recipes/reproduce/dro_ablations', 'recipes/reproduce/laptop',
+    'recipes/reproduce/planning', 'recipes/reproduce/ultrafeedback', 'recipes/reproduce/win_rates',
+  ),
+  'recipes/reproduce/test_running.py': ('recipes/reproduce/notes', 'recipes/reproduce/stages'),
   'evaluation/test_answers.py': ('evaluation/answer_files',),
   'evaluation/test_generate.py': (
     'evaluation/answering', 'run/sampling/generation', 'run/sampling/prompts',

@@ -21,7 +21,7 @@ class State(NamedTuple):
   changed: str = ''
 
 
-def identities(root: pathlib.Path, stages: Sequence[Stage]) -> dict[str, str]:
+def identities(stages: Sequence[Stage]) -> dict[str, str]:
   """A hash of all that decides a stage's files, by its name.
 
   These are its command, the files outside of the root that this names, and the stages that it needs.

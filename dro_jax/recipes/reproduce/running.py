@@ -68,7 +68,7 @@ def by_launcher(root: pathlib.Path, launch: str) -> Program:
 
 def states(root: pathlib.Path, stages: Sequence[Stage]) -> dict[str, notes.State]:
   """How all stages stand, by their names."""
-  known = notes.identities(root, stages)
+  known = notes.identities(stages)
   return {stage.name: notes.state(root, stage, known) for stage in stages}
 
 
@@ -101,7 +101,7 @@ def run(root: pathlib.Path, stages: Sequence[Stage], program: Program, jobs: int
   todo = [stage for stage in stages if stage.name not in done]
   _log.info('%d stages, of which %d are done', len(stages), len(done))
   with interrupts.noticed() as request:
-    _Runs(root, program, notes.identities(root, stages), set(done), todo, request).all(jobs)
+    _Runs(root, program, notes.identities(stages), set(done), todo, request).all(jobs)
 
 
 def _refuse_changed(root: pathlib.Path, found: Mapping[str, notes.State], redo: bool) -> None:

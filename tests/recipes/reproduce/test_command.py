@@ -1,0 +1,117 @@
+import json
+
+import pytest
+
+from dro_jax import main
+from dro_jax.errors import UsageError
+from dro_jax.recipes.reproduce import command, laptop, planning
+from dro_jax.recipes.reproduce.command import REPRODUCTIONS, reproduce
+from dro_jax.recipes.reproduce.stages import Reproduction, Stage, Training, distinct
+
+JUDGE = ('REWARD=graded_match',)
+
+
+@pytest.mark.parametrize('scale', command.SCALES)
+def test_reproductions_of_a_scale_agree_on_the_stages_that_they_share(scale):
+  made = [make(scale, JUDGE) for make in REPRODUCTIONS.values()]
+  stages = distinct([stage for each in made for stage in each.stages])
+  assert len(stages) < sum(len(each.stages) for each in made)
+
+
+def settings_of(stage, tmp_path, capsys):
+  """The settings with which a stage's command would run, as `configs show` reads them."""
+  arguments = [argument for argument in stage.arguments(tmp_path) if argument != '--json']
+  assert main.main(['configs', 'show', *arguments, '--json']) == 0
+  return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize('name', REPRODUCTIONS)
+@pytest.mark.parametrize('scale', command.SCALES)
+def test_every_command_can_be_read_and_trains_as_long_as_it_says(name, scale, tmp_path, capsys):
+  for stage in REPRODUCTIONS[name](scale, JUDGE).stages:
+    shown = json.dumps(settings_of(stage, tmp_path, capsys))
+    if stage.training is not None:
+      assert f'"{stage.training.steps}"' in shown or f' {stage.training.steps}' in shown
+
+
+def test_a_dry_run_tells_all_commands_in_order_and_runs_none(tmp_path, capsys):
+  folder = tmp_path / 'stages'
+  shown = reproduce('dro', scale='smoke', model_dir=str(folder), dry_run=True)
+  assert [row['is'] for row in shown['stages']] == ['to do'] * len(shown['stages'])
+  lines = shown.verbatim.splitlines()
+  assert lines[0].startswith(f'dro_jax make_world --output={folder}/world')
+  assert len(lines) == len(shown['stages']) and lines[-1].startswith('dro_jax judge sft=')
+  assert not folder.exists()
+
+
+def test_the_papers_scale_needs_a_judge_but_for_a_dry_run(tmp_path):
+  with pytest.raises(UsageError, match='JUDGE_MODEL='):
+    reproduce('dro', scale='paper', model_dir=str(tmp_path))
+  shown = reproduce('dro', scale='paper', model_dir=str(tmp_path), dry_run=True, preflight=False)
+  judged = next(row for row in shown['stages'] if row['stage'] == 'judged-xl')
+  assert '--set=FOLDS=5' in judged['command'] and 'dro_v=' in judged['command']
+  assert next(row for row in shown['stages'] if row['stage'] == 'kto-l')['steps'] == 40_000
+
+
+def test_unknown_names_and_scales_are_refused(tmp_path):
+  with pytest.raises(UsageError, match="no reproduction 'dr'"):
+    reproduce('dr', model_dir=str(tmp_path))
+  with pytest.raises(UsageError, match="no scale 'smal' .did you mean small"):
+    reproduce('dro', scale='smal', model_dir=str(tmp_path))
+
+
+@pytest.mark.long
+def test_preflight_tells_fit_and_hours_once(tmp_path):
+  command_ = (
+    'train', '--gin_file=models/t5_1_1_tiny.gin', '--model_dir={root}/t/run', '--init_from={root}/s/run',
+    '--set=PROMPT_LENGTH=32', '--set=RESPONSE_LENGTH=32', '--set=TAU=3',
+  )  # fmt: skip
+  made = Reproduction('x', '', [Stage('t', command_, training=Training(7200, 'v5e:2x2', 'l', 3.0))], None)
+  program = lambda stage: ['python', '-m', 'dro_jax.main', *stage.arguments(tmp_path), '--json']  # noqa: E731
+  first = planning.plan(made, tmp_path, program, preflight=True)['stages'][0]
+  assert first['fits'] == 'yes' and float(first['at least hours']) > 0 and first["paper's hours"] == 3.0
+  kept = next((tmp_path / planning.PREFLIGHTS).iterdir())
+  content = json.loads(kept.read_text())
+  kept.write_text(json.dumps(content | {'roofline_seconds': 5.0}))
+  again = planning.plan(made, tmp_path, program, preflight=True)['stages'][0]
+  assert again['at least hours'] == '10.0'  # Read, and not compiled again.
+
+
+def rates(report):
+  return next(table['rows'] for table in report['tables'] if table['title'] == 'Win rates')
+
+
+def smoke(name, tmp_path, jobs=1):
+  report = reproduce(name, scale='smoke', model_dir=str(tmp_path), jobs=jobs)
+  folder = tmp_path / 'reports' / name
+  saved = json.loads((folder / 'report.json').read_text())
+  assert saved['tables'] == json.loads(json.dumps(report['tables']))
+  assert all((folder / file).read_bytes().startswith(b'\x89PNG') for file in report['figures'])
+  text = (folder / 'report.md').read_text()
+  assert 'Ours:' in text and all(f'![{file}]({file})' in text for file in report['figures'])
+  return report
+
+
+def test_dro_runs_from_data_to_its_table(tmp_path, monkeypatch):
+  report = smoke('dro', tmp_path)
+  rows = rates(report)
+  assert [(row['policy'], row['against'], row['paper, %']) for row in rows[:3]] == [
+    ('DRO-V', 'SFT', '78.9 ± 0.3'), ('KTO', 'SFT', '67.5 ± 0.7'), ('DRO-V', 'KTO', '63.4 ± 1.0')
+  ]  # fmt: skip
+  assert {row['checkpoint'] for row in rows} <= {'1', '2'}
+  counts = json.loads((tmp_path / 'world' / 'result.json').read_text())
+  assert counts['test'] == laptop.SMOKE.test_prompts
+  began = (tmp_path / 'world' / 'stage.json').stat().st_mtime_ns
+  again = reproduce('dro', scale='smoke', model_dir=str(tmp_path))
+  assert again['tables'] == report['tables']
+  assert (tmp_path / 'world' / 'stage.json').stat().st_mtime_ns == began
+
+
+@pytest.mark.long
+def test_dro_ablations_run_from_data_to_their_tables(tmp_path):
+  report = smoke('dro_ablations', tmp_path, jobs=2)
+  titles = [table['title'] for table in report['tables']]
+  assert titles[:2] == ['Shared networks, against SFT', 'Shared networks, all against all, %']
+  matrix = report['tables'][1]['rows']
+  assert len(matrix) == 5 and all(len(row) == 6 for row in matrix)
+  assert [len(table['rows']) for table in report['tables'][2:6]] == [4, 4, 3, 3]

@@ -1,0 +1,36 @@
+import json
+
+import pytest
+
+from dro_jax.data import triplets
+from dro_jax.errors import UsageError
+from dro_jax.files import json_lines
+from dro_jax.recipes.keep_answers import keep_answers
+
+
+def write(path, *responses):
+  lines = (
+    json.dumps({'id': f'{i}', 'prompt': 'p', 'response': text, 'logp': -1.5, 'reward': 1})
+    for i, text in enumerate(responses)
+  )
+  path.write_text(''.join(line + '\n' for line in lines))
+  return str(path)
+
+
+def test_blank_answers_and_those_with_nul_are_left_out_and_the_rest_trains(tmp_path):
+  file = write(tmp_path / 'a.jsonl', 'x', '', ' \n', 'a\0b', 'y')
+  assert keep_answers(file, str(tmp_path / 'b.jsonl')) == {
+    'output': str(tmp_path / 'b.jsonl'), 'answers': 5, 'kept': 2
+  }  # fmt: skip
+  assert [(r['id'], r['response'], r['logp']) for r in json_lines(tmp_path / 'b.jsonl')] == [
+    ('0', 'x', -1.5), ('4', 'y', -1.5)
+  ]  # fmt: skip
+  load = {'validation_fraction': 0, 'cache_dir': str(tmp_path / 'cache'), 'vocabulary': 'bytes'}
+  assert triplets.load_triplets(str(tmp_path / 'b.jsonl'), **load).train.num_records == 2
+  with pytest.raises(UsageError, match='blank'):
+    triplets.load_triplets(file, **load)
+
+
+def test_a_file_without_an_answer_that_can_train_is_refused(tmp_path):
+  with pytest.raises(UsageError, match='none of 2 answers can train'):
+    keep_answers(write(tmp_path / 'a.jsonl', '', ' '), str(tmp_path / 'b.jsonl'))
