@@ -1,10 +1,12 @@
 """The `keep_answers` command: the answers of a file that can train."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dro_jax import files
-from dro_jax.data.records.answers import read_answers
+from dro_jax.data.records import readers
+from dro_jax.data.records.fields import checked_names
+from dro_jax.data.records.file_names import expand
 from dro_jax.errors import UsageError
 
 
@@ -24,14 +26,29 @@ def keep_answers(
     UsageError: no answer is left.
   """
   target = files.output_file(output)
-  every = list(read_answers(answers, columns))
-  kept = [answer for answer in every if answer.response.strip() and '\0' not in answer.response]
+  every = list(_records(answers, columns))
+  kept = [record for record, can_train in every if can_train]
   if not kept:
     raise UsageError(
       f'{answers}: none of {len(every)} answers can train: all are blank or hold a NUL character.'
     )
-  files.write_atomically(target, ''.join(files.json_line(answer.fields) for answer in kept))
+  files.write_atomically(target, ''.join(map(files.json_line, kept)))
   return {'output': str(target), 'answers': len(every), 'kept': len(kept)}
+
+
+def _records(
+  answers: str | Sequence[str], columns: str | Mapping[str, str] | None
+) -> Iterator[tuple[dict[str, Any], bool]]:
+  """Each record as it stands in its file, and whether it can train; other readers refuse some."""
+  name = checked_names(columns).get('response') or 'response'
+  for path in expand(answers):
+    for where, record in readers.located(path):
+      text = record.get(name)
+      if not isinstance(text, str):
+        raise UsageError(
+          f'{where}: field {name!r} is no text: pass a file of answers, or its name as --columns.'
+        )
+      yield record, bool(text.strip()) and '\0' not in text
 
 
 __all__ = ['keep_answers']

@@ -48,8 +48,8 @@ def make_comparisons(
   rng = np.random.default_rng(seed)
   by_prompt: dict[str, list[Answer]] = {}
   for answer in read_answers(answers, columns):
-    if answer.response.strip() and '\0' not in answer.response:
-      by_prompt.setdefault(str(answer.prompt), []).append(answer)
+    if answer.response.strip():
+      by_prompt.setdefault(answer.prompt, []).append(answer)
   every = [answer for each in by_prompt.values() for answer in each]
   values = rewards.reward_responses(
     function, [answer.prompt for answer in every], [answer.response for answer in every]

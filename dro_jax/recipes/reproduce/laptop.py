@@ -36,6 +36,7 @@ class Sizes:
     checkpoints: of a method's run, among which a judge chooses.
     choose: the share of test prompts that choose.
     folds: of the others.
+    held_out: the share of prompts on which runs validate.
     seed: of everything.
   """
 
@@ -53,6 +54,7 @@ class Sizes:
   checkpoints: int = 4
   choose: float = 0.2
   folds: int = 5
+  held_out: float = 0.05
   seed: int = 0
 
 
@@ -60,6 +62,7 @@ SMALL = Sizes()
 SMOKE = Sizes(
   demonstrations=64, log_prompts=32, judged_prompts=24, test_prompts=40, samples=2,
   models={'l': LEAST, 'xl': LEAST}, sft_steps=4, reward_steps=2, steps=2, checkpoints=2, choose=0.3, folds=2,
+  held_out=0.25,
 )  # fmt: skip
 SCALES: Mapping[str, Sizes] = {'small': SMALL, 'smoke': SMOKE}
 
@@ -67,8 +70,12 @@ _BATCH = 64
 _ANSWER = 12  # Tokens of an answer at most.
 
 
-def _lengths() -> dict[str, Any]:
-  return {'PROMPT_LENGTH': 64, 'RESPONSE_LENGTH': _ANSWER}
+def _common(sizes: Sizes) -> dict[str, Any]:
+  """The settings of all runs."""
+  return {
+    'PROMPT_LENGTH': 64, 'RESPONSE_LENGTH': _ANSWER, 'BATCH': _BATCH, 'VALIDATION_FRACTION': sizes.held_out,
+    'SEED': sizes.seed,
+  }  # fmt: skip
 
 
 def _quiet(steps: int, checkpoints: int = 1) -> dict[str, Any]:
@@ -94,10 +101,9 @@ def sft(sizes: Sizes, size: str) -> Stage:
   source, name = world(sizes), f'sft-{size}'
   model = tuple(f'--gin.T5Config.{field}={value}' for field, value in sizes.models[size].items())
   values = {
-    'VOCABULARY': 'bytes', **_lengths(), **_quiet(sizes.sft_steps), 'BATCH': _BATCH,
+    'VOCABULARY': 'bytes', **_common(sizes), **_quiet(sizes.sft_steps),
     'POLICY_OPTIMIZER': '@policy/adamw', 'POLICY_SCHEDULE': '@policy/warmup_cosine()',
-    'POLICY_LEARNING_RATE': 2e-3, 'WARMUP_STEPS': sizes.sft_steps // 20, 'VALIDATION_FRACTION': 0.05,
-    'SEED': sizes.seed,
+    'POLICY_LEARNING_RATE': 2e-3, 'WARMUP_STEPS': sizes.sft_steps // 20,
   }  # fmt: skip
   files = ('--gin_file=algorithms/sft.gin', '--gin_file=models/t5_1_1_tiny.gin')
   return _trained(name, (*files, *model), source.at('demonstrations.jsonl'), values, (source.name,), size)
@@ -141,29 +147,30 @@ def log(sizes: Sizes) -> list[Stage]:
 
 
 def reward_model(sizes: Sizes) -> list[Stage]:
-  """A reward model of noisy comparisons: `judged-answers`, `comparisons` and `reward-model`."""
+  """A reward model of noisy comparisons: `judged-answers`, `judged`, `comparisons` and `reward-model`."""
   source, policy = world(sizes), sft(sizes, next(iter(sizes.models)))
   drawn = answers(
     sizes, 'judged-answers', policy, source.at('judged.jsonl'), sizes.samples, source, SEED=sizes.seed + 1
   )
-  compared = Stage('comparisons', (), (drawn.name,), ('comparisons.jsonl',))
+  kept = usable('judged', drawn)
+  compared = Stage('comparisons', (), (kept.name,), ('comparisons.jsonl',))
   compared = dataclasses.replace(
     compared,
     command=(
-      'make_comparisons', drawn.at('answers.jsonl'), '--reward=graded_match',
+      'make_comparisons', kept.at('kept.jsonl'), '--reward=graded_match',
       f'--output={compared.at("comparisons.jsonl")}', *settings({'NOISE': sizes.noise, 'SEED': sizes.seed}),
     ),
   )  # fmt: skip
   values = {
-    **_lengths(), **_quiet(sizes.reward_steps), 'BATCH': _BATCH, 'VALUE_LEARNING_RATE': sizes.rate,
+    **_common(sizes), **_quiet(sizes.reward_steps), 'VALUE_LEARNING_RATE': sizes.rate,
     'VALUE_OPTIMIZER': '@value/adamw', 'VALUE_SCHEDULE': '@value/warmup_cosine()',
-    'WARMUP_STEPS': sizes.reward_steps // 20, 'SEED': sizes.seed,
+    'WARMUP_STEPS': sizes.reward_steps // 20,
   }  # fmt: skip
   model = _trained(
     'reward-model', ('--gin_file=algorithms/bradley_terry.gin', f'--init_from={policy.run}'),
     compared.at('comparisons.jsonl'), values, (policy.name, compared.name), next(iter(sizes.models)),
   )  # fmt: skip
-  return [source, policy, drawn, compared, model]
+  return [source, policy, drawn, kept, compared, model]
 
 
 def scored(name: str, answered: Stage, file: str, model: Stage) -> Stage:
@@ -200,9 +207,9 @@ def train(
   """
   policy = sft(sizes, size)
   own = {
-    **_lengths(), **_quiet(sizes.steps, sizes.checkpoints), 'BATCH': _BATCH, 'DEAL': 'uniform',
+    **_common(sizes), **_quiet(sizes.steps, sizes.checkpoints), 'DEAL': 'uniform',
     'REWARD_SCALING': 'standardise', 'POLICY_LEARNING_RATE': sizes.rate,
-    'WARMUP_STEPS': sizes.steps // 20, 'SEED': sizes.seed,
+    'WARMUP_STEPS': sizes.steps // 20,
   } | dict(values)  # fmt: skip
   files = (f'--gin_file=algorithms/{algorithm}.gin', f'--init_from={policy.run}')
   return _trained(name, files, source.at(file), own, (policy.name, source.name), size)

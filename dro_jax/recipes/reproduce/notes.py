@@ -1,6 +1,7 @@
 """The note of a stage, `stage.json` in its folder: its command, its inputs, and whether it is done."""
 
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -38,8 +39,8 @@ def _own_files(stage: Stage) -> dict[str, str]:
   found = {}
   for argument in stage.command:
     for word in re.split(r'[=,\s:]', argument):
-      path = pathlib.Path(word).expanduser()
-      if ROOT not in word and word and path.suffix and path.is_file():
+      path = os.path.expanduser(word)
+      if ROOT not in word and os.path.isfile(path):
         found[word] = files.hash_file(path)
   return found
 

@@ -190,6 +190,7 @@ class _Runs:
       code = running.process.returncode
       missing = [name for name in stage.makes if not (self._root / stage.name / name).is_file()]
       if code or missing:
+        notes.write(self._root, stage, self._known, notes.BEGUN, seconds)
         self._failed[stage.name] = code
         continue
       notes.write(self._root, stage, self._known, notes.DONE, seconds)
