@@ -70,7 +70,7 @@ ELSEWHERE = {
   'data/test_triplets.py': ('data/sources/task_modules', 'data/table/cache'),
   'recipes/reproduce/test_command.py': (
     'recipes/reproduce/dro', 'recipes/reproduce/dro_ablations', 'recipes/reproduce/laptop',
-    'recipes/reproduce/planning', 'recipes/reproduce/ultrafeedback', 'recipes/reproduce/win_rates',
+    'recipes/reproduce/planning', 'recipes/reproduce/ultrafeedback',
   ),
   'recipes/reproduce/test_running.py': ('recipes/reproduce/notes', 'recipes/reproduce/stages'),
   'evaluation/test_answers.py': ('evaluation/answer_files',),

@@ -37,6 +37,7 @@ class Sizes:
     choose: the share of test prompts that choose.
     folds: of the others.
     held_out: the share of prompts on which runs validate.
+    validates: whether they do.
     seed: of everything.
   """
 
@@ -55,6 +56,7 @@ class Sizes:
   choose: float = 0.2
   folds: int = 5
   held_out: float = 0.05
+  validates: bool = True
   seed: int = 0
 
 
@@ -62,7 +64,7 @@ SMALL = Sizes()
 SMOKE = Sizes(
   demonstrations=64, log_prompts=32, judged_prompts=24, test_prompts=40, samples=2,
   models={'l': LEAST, 'xl': LEAST}, sft_steps=4, reward_steps=2, steps=2, checkpoints=2, choose=0.3, folds=2,
-  held_out=0.25,
+  held_out=0.25, validates=False,
 )  # fmt: skip
 SCALES: Mapping[str, Sizes] = {'small': SMALL, 'smoke': SMOKE}
 
@@ -78,12 +80,13 @@ def _common(sizes: Sizes) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def _quiet(steps: int, checkpoints: int = 1) -> dict[str, Any]:
+def _quiet(sizes: Sizes, steps: int, checkpoints: int = 1) -> dict[str, Any]:
   """Checkpoints evenly through a run, all of them kept, and no sampling on the way."""
   every = max(steps // checkpoints, 1)
   return {
-    'STEPS': steps, 'LOG_EVERY': max(steps // 20, 1), 'EVAL_EVERY': every, 'CHECKPOINT_EVERY': every,
-    'KEEP_LAST': checkpoints, 'SAMPLE_PROMPTS': 0, 'KL_PROMPTS': 0, 'BEST_METRIC': None,
+    'STEPS': steps, 'LOG_EVERY': max(steps // 20, 1), 'EVAL_EVERY': every if sizes.validates else 0,
+    'CHECKPOINT_EVERY': every, 'KEEP_LAST': checkpoints, 'SAMPLE_PROMPTS': 0, 'KL_PROMPTS': 0,
+    'BEST_METRIC': None,
   }  # fmt: skip
 
 
@@ -101,7 +104,7 @@ def sft(sizes: Sizes, size: str) -> Stage:
   source, name = world(sizes), f'sft-{size}'
   model = tuple(f'--gin.T5Config.{field}={value}' for field, value in sizes.models[size].items())
   values = {
-    'VOCABULARY': 'bytes', **_common(sizes), **_quiet(sizes.sft_steps),
+    'VOCABULARY': 'bytes', **_common(sizes), **_quiet(sizes, sizes.sft_steps),
     'POLICY_OPTIMIZER': '@policy/adamw', 'POLICY_SCHEDULE': '@policy/warmup_cosine()',
     'POLICY_LEARNING_RATE': 2e-3, 'WARMUP_STEPS': sizes.sft_steps // 20,
   }  # fmt: skip
@@ -162,7 +165,7 @@ def reward_model(sizes: Sizes) -> list[Stage]:
     ),
   )  # fmt: skip
   values = {
-    **_common(sizes), **_quiet(sizes.reward_steps), 'VALUE_LEARNING_RATE': sizes.rate,
+    **_common(sizes), **_quiet(sizes, sizes.reward_steps), 'VALUE_LEARNING_RATE': sizes.rate,
     'VALUE_OPTIMIZER': '@value/adamw', 'VALUE_SCHEDULE': '@value/warmup_cosine()',
     'WARMUP_STEPS': sizes.reward_steps // 20,
   }  # fmt: skip
@@ -207,7 +210,7 @@ def train(
   """
   policy = sft(sizes, size)
   own = {
-    **_common(sizes), **_quiet(sizes.steps, sizes.checkpoints), 'DEAL': 'uniform',
+    **_common(sizes), **_quiet(sizes, sizes.steps, sizes.checkpoints), 'DEAL': 'uniform',
     'REWARD_SCALING': 'standardise', 'POLICY_LEARNING_RATE': sizes.rate,
     'WARMUP_STEPS': sizes.steps // 20,
   } | dict(values)  # fmt: skip

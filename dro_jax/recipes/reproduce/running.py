@@ -19,6 +19,7 @@ from dro_jax.recipes.reproduce import notes
 from dro_jax.recipes.reproduce.stages import Stage
 
 _log = logging.getLogger(__name__)
+COMPILED = 'compiled'  # The folder of compiled programs.
 _TICK = 0.05  # Seconds between looks at the processes.
 _TAIL = 15  # Last lines of a failed stage's log.
 _STOPPED = 75  # The exit code of a command that saved and stopped.
@@ -115,6 +116,16 @@ def _refuse_changed(root: pathlib.Path, found: Mapping[str, notes.State], redo: 
     )
 
 
+def _environment(root: pathlib.Path) -> dict[str, str]:
+  """The environment of stages: what one of them compiles, the next ones read."""
+  kept = {
+    'JAX_COMPILATION_CACHE_DIR': str(root / COMPILED),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  variables = machine.environment(CHECKOUT)
+  return variables if 'JAX_COMPILATION_CACHE_DIR' in variables else kept | variables
+
+
 class _Running(NamedTuple):
   """A stage's process, its open files, and when it began."""
 
@@ -177,7 +188,7 @@ class _Runs:
     out = open(folder / notes.RESULT, 'wb')  # noqa: SIM115
     _log.info('%s: dro_jax %s', stage.name, shlex.join(stage.arguments(self._root)))
     process = subprocess.Popen(
-      command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=machine.environment(CHECKOUT)
+      command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=_environment(self._root)
     )
     return _Running(stage, process, (log, out), time.monotonic())
 
