@@ -26,7 +26,7 @@ def test_blank_answers_and_those_with_nul_are_left_out_and_the_rest_trains(tmp_p
     ('0', 'x', -1.5), ('4', 'y', -1.5)
   ]  # fmt: skip
   load = {'validation_fraction': 0, 'cache_dir': str(tmp_path / 'cache'), 'vocabulary': 'bytes'}
-  assert triplets.load_triplets(str(tmp_path / 'b.jsonl'), **load).train.num_records == 2
+  assert triplets.load_triplets(str(tmp_path / 'b.jsonl'), **load).train.rewards.tolist() == [1, 1]
   with pytest.raises(UsageError, match='blank'):
     triplets.load_triplets(file, **load)
 

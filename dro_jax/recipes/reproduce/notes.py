@@ -81,7 +81,12 @@ def _difference(stage: Stage, note: Mapping[str, Any], known: Mapping[str, str])
 def read(root: pathlib.Path, stage: Stage) -> dict[str, Any] | None:
   """The note of a stage; `None` where it has not begun."""
   path = root / stage.name / NOTE
-  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+  return _parsed(path.read_text(encoding='utf-8')) if path.exists() else None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+  note: dict[str, Any] = json.loads(text)
+  return note
 
 
 def write(

@@ -81,15 +81,16 @@ def _preflight(stage: Stage, root: pathlib.Path) -> dict[str, Any]:
   about = stage.training
   assert about is not None
   left_out = '|'.join(_SAME_STEP)
-  kept = [
+  decisive = [
     argument
     for argument in stage.command[1:]
     if not re.match(rf'--(model_dir|init_from)=|--set=({left_out})=', argument)
   ]
-  arguments = ['preflight', *kept, f'--topology={about.topology}', '--set=INIT_FROM=None', '--json']
+  arguments = ['preflight', *decisive, f'--topology={about.topology}', '--set=INIT_FROM=None', '--json']
   place = root / PREFLIGHTS / f'{files.hash_parts([files.json_text(arguments).encode()])[:16]}.json'
   if place.exists():
-    return json.loads(place.read_text(encoding='utf-8'))
+    kept: dict[str, Any] = json.loads(place.read_text(encoding='utf-8'))
+    return kept
   ran = subprocess.run(
     [sys.executable, '-m', 'dro_jax.main', *arguments], capture_output=True, text=True,
     env=machine.environment(running.CHECKOUT),
@@ -98,7 +99,8 @@ def _preflight(stage: Stage, root: pathlib.Path) -> dict[str, Any]:
     return {'error': (ran.stderr.strip().splitlines() or ['no message'])[-1]}
   place.parent.mkdir(parents=True, exist_ok=True)
   files.write_atomically(place, ran.stdout)
-  return json.loads(ran.stdout)
+  verdict: dict[str, Any] = json.loads(ran.stdout)
+  return verdict
 
 
 def as_json(shown: Sequence[Table]) -> list[dict[str, Any]]:
