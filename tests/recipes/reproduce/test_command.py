@@ -7,7 +7,7 @@ import pytest
 
 from dro_jax.cli import bindings, flags, registry, tables
 from dro_jax.errors import UsageError
-from dro_jax.recipes.reproduce import command, laptop, planning
+from dro_jax.recipes.reproduce import command, laptop, planning, running
 from dro_jax.recipes.reproduce.command import REPRODUCTIONS, reproduce
 from dro_jax.recipes.reproduce.stages import Reproduction, Stage, Training, distinct
 
@@ -99,6 +99,17 @@ def smoke(name, tmp_path, jobs=1):
   return report
 
 
+@pytest.mark.usefixtures('one_device')
+def test_the_first_stages_of_dro_run_as_commands(tmp_path):
+  stages = REPRODUCTIONS['dro']('smoke', JUDGE).stages
+  running.run(tmp_path, stages[:4], running.here(tmp_path), 1, redo=False)
+  counts = json.loads((tmp_path / 'log' / 'result.json').read_text())
+  assert counts['answers'] == laptop.SMOKE.log_prompts * laptop.SMOKE.samples >= counts['kept'] > 0
+  shown = reproduce('dro', scale='smoke', model_dir=str(tmp_path), dry_run=True)
+  assert [row['is'] for row in shown['stages']] == ['done'] * 4 + ['to do'] * (len(stages) - 4)
+
+
+@pytest.mark.long
 @pytest.mark.usefixtures('one_device')
 def test_dro_runs_from_data_to_its_table(tmp_path):
   report = smoke('dro', tmp_path)
