@@ -46,9 +46,10 @@ def waits_for(name):
 
 
 def test_stages_run_after_those_that_they_need_and_several_at_once(tmp_path):
-  both = "assert all((here.parent / name / 'made').exists() for name in 'ab'); " + COUNT
-  stages = [stage('a', waits_for('b')), stage('b', waits_for('a')), stage('c', both, 'a', 'b')]
-  run(tmp_path, stages, jobs=2)
+  both = "assert all((here.parent / name / 'ended').exists() for name in 'ab'); " + COUNT
+  ends = "\ntime.sleep(.3); (here / 'ended').touch()"
+  stages = [stage('a', waits_for('b') + ends), stage('b', waits_for('a') + ends), stage('c', both, 'a', 'b')]
+  run(tmp_path, stages, jobs=3)
   assert count(tmp_path) == ['c']
   note = json.loads((tmp_path / 'c' / 'stage.json').read_text())
   assert note['state'] == 'done' and set(note['needs']) == {'a', 'b'}
