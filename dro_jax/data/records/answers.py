@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 
 
 def read_answers(
-  paths: str | Sequence[str], columns: str | Mapping[str, str] | None = None
+  paths: str | Sequence[str], columns: str | Mapping[str, str] | None = None, *, keep_pairs: bool = False
 ) -> Iterator[Answer]:
   """The answers of triplet files, with or without rewards; a comparison is two, as in `read_triplets`.
 
@@ -35,6 +35,7 @@ def read_answers(
   Args:
     paths: of any triplet format.
     columns: our name to the file's: 'prompt=question,response=answer'.
+    keep_pairs: whether the two answers of a comparison have its number, as the field `comparison`.
 
   Raises:
     UsageError: names file:line and field.
@@ -46,7 +47,8 @@ def read_answers(
       record_id = read_id(record, names, where, ids)
       fields = _in_our_names(record, names, is_textual) | {'id': record_id}
       if comparisons.is_one(record, names):
-        yield from _compared(record, names, where, fields)
+        number = {comparisons.COLUMN: comparisons.number(record_id)} if keep_pairs else {}
+        yield from _compared(record, names, where, fields | number)
         continue
       spoken = texts.with_sharegpt(record, names)
       prompt, response = texts.prompt_and_response(record, spoken, where, None, blank_responses=True)

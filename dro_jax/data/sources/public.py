@@ -86,6 +86,23 @@ def _tldr_set(
   )  # fmt: skip
 
 
+_PRO_TESTS = ('harmless_base', 'helpful_base', 'helpful_online', 'helpful_rejection')
+
+
+def _hh_rewarded_set(*sides: int) -> DataSet:
+  """The pairs of PRO's data.zip; `sides` are the answers taken of each, 0 the better one."""
+  parts = {f'test_{part}': (f'hh_test/{part}.json',) for part in _PRO_TESTS}
+  files = {
+    'train': ('hh_train_len2/train.json',), 'validation': ('hh_dev/sampled_dev.json',), **parts,
+    'test': tuple(file for files in parts.values() for file in files),
+  }  # fmt: skip
+  origin = 'github.com/AlibabaResearch/DAMO-ConvAI/tree/main/PRO, whose data.zip holds the folder data'
+  return DataSet(
+    files, public_records.hh_rewarded(sides), 'data', origin, columns=public_records.HH_REWARDED_COLUMNS,
+    compares=len(sides) == 2,
+  )  # fmt: skip
+
+
 def _a_lol_set(folder: str, names: tuple[str, ...], train: str = 'train', test: str = 'test') -> DataSet:
   files = {'train': (f'{train}.jsonl',), 'validation': ('val.jsonl',), 'test': (f'{test}.jsonl',)}
   origin = f'github.com/abaheti95/LoL-RL, whose preprocessing writes data/{folder}'
@@ -100,13 +117,35 @@ DATASETS: dict[str, DataSet] = {
   'ultrafeedback_fine_grained': _ultrafeedback_set(public_records.fine_grained),
   'hh_helpful': _hh_set('helpful-base', 'helpful-online', 'helpful-rejection-sampled'),
   'hh_helpful_base': _hh_set('helpful-base'),
+  'hh_helpful_online': _hh_set('helpful-online'),
+  'hh_helpful_rejection': _hh_set('helpful-rejection-sampled'),
   'hh_harmless': _hh_set('harmless-base'),
+  'hh_rewarded': _hh_rewarded_set(0, 1),
+  'hh_rewarded_chosen': _hh_rewarded_set(0),
+  'tldr_sft': DataSet(
+    {
+      split: (f'default/{split}/*.parquet|{name}.jsonl',)
+      for split, name in {'train': 'train', 'validation': 'valid', 'test': 'test'}.items()
+    },
+    public_records.tldr_sft,
+    'tldr_3_filtered',
+    'openaipublic.blob.core.windows.net/summarize-from-feedback/datasets/tldr_3_filtered',
+    repo='vwxyzjn/summarize_from_feedback_tldr_3_filtered',
+    revision='refs/convert/parquet',
+  ),
   'tldr_comparisons': _tldr_set(
     'comparisons', 'comparisons', ('train', 'validation'), public_records.tldr_comparisons, compares=True
   ),
   'tldr_axis': _tldr_set(
     'axis', 'axis_evals', ('validation', 'test'), public_records.tldr_axis, public_records.TLDR_AXES
   ),
+  'atomic10x': DataSet(
+    dict.fromkeys(('train', 'validation', 'test'), ('ATOMIC10X.jsonl',)),
+    public_records.atomic10x,
+    'symbolic_knowledge_distillation/downloaded',
+    'github.com/peterwestai2/symbolic-knowledge-distillation',
+  ),
+  'comet_rewarded': _a_lol_set('comet_rewarded', public_records.COMET_REWARDS),
   'reddit_comments': DataSet(
     {'train': ('comments_positive.csv', 'comments_negative.csv')},
     public_records.reddit,
@@ -239,7 +278,7 @@ def _example(triplet: Triplet, where: str, data: DataSet) -> dict[str, Any]:
   numbers = {column: triplet.columns.get(column, math.nan) for column in data.columns}
   numbers |= {comparisons.COLUMN: comparisons.number(where)} if data.compares else {}
   fields = {'id': f'{where}/{triplet.part}', 'prompt': prompt, 'response': response.strip()}
-  return fields | {'reward': triplet.reward} | numbers
+  return fields | {'reward': math.nan if triplet.reward is None else triplet.reward} | numbers
 
 
 _folder: dict[str, str | None] = {'data_dir': None}

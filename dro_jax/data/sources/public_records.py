@@ -4,11 +4,15 @@ Where the fields are described:
   ultrafeedback: README of github.com/OpenBMB/UltraFeedback, "Dataset Format"; the mean of the fine-grained
     ratings is `calculate_average_rating` in its fix_overall_score_issue.py (arXiv 2310.01377).
   hh: the card of huggingface.co/datasets/Anthropic/hh-rlhf (arXiv 2204.05862).
-  tldr: README of github.com/openai/summarize-from-feedback, "Human feedback data", and the loading script of
-    huggingface.co/datasets/openai/summarize_from_feedback (arXiv 2009.01325).
+  hh_rewarded: README and train/hh_preprocess_data of github.com/AlibabaResearch/DAMO-ConvAI, folder PRO
+    (arXiv 2306.17492); data_cleaning.py and lolrl_qlora_llama_hh.py of github.com/abaheti95/LoL-RL.
+  tldr: README of github.com/openai/summarize-from-feedback, "Human feedback data" and "Reddit TL;DR dataset",
+    and the loading script of huggingface.co/datasets/openai/summarize_from_feedback (arXiv 2009.01325).
   faithdial: the card of huggingface.co/datasets/McGill-NLP/FaithDial (arXiv 2204.10757).
-  reddit, rewarded: README and preprocess_{reddit_comment_scores,wow}_and_add_rewards.py of
+  reddit, rewarded: README and preprocess_{reddit_comment_scores,wow,comet}_and_add_rewards.py of
     github.com/abaheti95/LoL-RL (A-LoL, arXiv 2305.14718).
+  atomic10x: the last of these, and README of github.com/peterwestai2/symbolic-knowledge-distillation
+    (arXiv 2110.07178).
 """
 
 import math
@@ -20,12 +24,12 @@ _MAX_WORDS = 100  # Of a Reddit comment and of its parent, as in A-LoL.
 
 
 class Triplet(NamedTuple):
-  """One of a record's triplets, the one with the name `part`."""
+  """One of a record's triplets, the one with the name `part`; its reward is None where the data has none."""
 
   part: str
   prompt: str
   response: str
-  reward: float
+  reward: float | None
   columns: Mapping[str, float] = {}
 
 
@@ -56,15 +60,19 @@ def _get(record: Mapping[str, Any], path: str, kind: type) -> Any:
   value: Any = record
   for key in path.split('.'):
     known = value
-    value = (
-      value[int(key)] if isinstance(value, list) else value.get(key) if isinstance(value, dict) else None
-    )
+    value = _item(value, key)
     if value is None:
       held = ', '.join(map(str, known)) if isinstance(known, dict) else repr(known)
       raise Malformed(f"field '{path}' is missing; the place of '{key}' holds {held or 'nothing'}")
   if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
     raise Malformed(f"field '{path}' is {value!r}, a {type(value).__name__}; it must be {_KINDS[kind]}")
   return value
+
+
+def _item(value: Any, key: str) -> Any:
+  if isinstance(value, list):
+    return value[int(key)] if int(key) < len(value) else None
+  return value.get(key) if isinstance(value, dict) else None
 
 
 def _number(value: Any, path: str) -> float | None:
@@ -134,14 +142,47 @@ def hh(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
       yield Triplet(side, prompt + turn, response, reward)
 
 
+_TURNS = {'<|prompter|>': '\n\nHuman: ', '<|assistant|>': '\n\nAssistant: '}
+HH_REWARDED_COLUMNS = ('score',)
+
+
+def hh_rewarded(sides: tuple[int, ...]) -> Read:
+  """PRO's pairs, the better answer first by a reward model; the reward is the sigmoid of its score.
+
+  A-LoL leaves out training pairs with an answer that ends in a colon: its text was cut.
+
+  Args:
+    sides: 0 for the better answer of a pair, 1 for the other.
+  """
+
+  def triplets(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
+    answers = [_get(record, f'suffix.{side}', str) for side in (0, 1)]
+    if split == 'train' and any(answer.endswith(':') for answer in answers):
+      yield Gap('an answer of the pair that ends in a colon')
+      return
+    for side in sides:
+      turns = _get(record, f'prefix.{side}', list)
+      score = float(_get(record, f'reward.{side}', float))
+      prompt = ''.join(_get(record, f'prefix.{side}.{i}', str) for i in range(len(turns)))
+      for role, text in _TURNS.items():
+        prompt = prompt.replace(role, text)
+      yield Triplet(str(side), prompt.rstrip(), answers[side], _sigmoid(score), {'score': score})
+
+  return triplets
+
+
+def _sigmoid(score: float) -> float:
+  return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+
+
 # --- TL;DR --------------------------------------------------------------------------------------------------
 
 _TLDR_SPLITS = {'train': ('train',), 'validation': ('valid1', 'valid2'), 'test': ('test',)}
 TLDR_AXES = ('accuracy', 'coverage', 'coherence')
 
 
-def _tldr_prompt(record: Mapping[str, Any]) -> str:
-  subreddit, title, post = (_get(record, f'info.{name}', str) for name in ('subreddit', 'title', 'post'))
+def _tldr_prompt(record: Mapping[str, Any], place: str = 'info.') -> str:
+  subreddit, title, post = (_get(record, f'{place}{name}', str) for name in ('subreddit', 'title', 'post'))
   return f'SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:'
 
 
@@ -179,6 +220,12 @@ def tldr_axis(record: Mapping[str, Any]) -> Iterator[Triplet | Gap]:
   else:
     columns = _numbers(axes, TLDR_AXES, 'summary.axes.')
     yield Triplet('0', _tldr_prompt(record), _get(record, 'summary.text', str), reward, columns)
+
+
+def tldr_sft(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
+  """The summary that the post's own author wrote, without a reward."""
+  del split
+  yield Triplet('0', _tldr_prompt(record, place=''), _get(record, 'summary', str), None)
 
 
 # --- A-LoL's Reddit and dialogue ----------------------------------------------------------------------------
@@ -231,3 +278,26 @@ def faithdial(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
     yield Triplet(f'{i}/response', prompt, _get(turn, 'response', str), 1.0)
     if turn.get('original_response') and set(turn.get('BEGIN') or ()) != {'Entailment'}:
       yield Triplet(f'{i}/original', prompt, _get(turn, 'original_response', str), 0.0)
+
+
+# --- ATOMIC10x ----------------------------------------------------------------------------------------------
+
+COMET_REWARDS = ('p_valid_model',)
+_ATOMIC_SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}
+
+
+def atomic10x(record: Mapping[str, Any], split: str) -> Iterator[Triplet | Gap]:
+  """The tail of a head and a relation; the reward is its probability of being valid, by COMET's critic.
+
+  The prompt is that of COMET-distill.
+  """
+  if _get(record, 'split', str) != _ATOMIC_SPLITS[split]:
+    return  # One file holds all splits.
+  head, relation, tail = (_get(record, name, str) for name in ('head', 'relation', 'tail'))
+  reward = _number(record.get('p_valid_model'), 'p_valid_model')
+  if reward is None:
+    yield Gap("no critic's probability")
+  else:
+    yield Triplet(
+      '0', f'<head> {head.strip()} </head> <relation> {relation} </relation> [GEN] ', tail, reward
+    )

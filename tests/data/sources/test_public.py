@@ -21,7 +21,7 @@ with warnings.catch_warnings():
   import tensorflow_datasets  # noqa: F401
 
 from dro_jax.data.sources import public
-from dro_jax.data.sources.public_records import DIALOGUE_REWARDS, REDDIT_REWARDS
+from dro_jax.data.sources.public_records import COMET_REWARDS, DIALOGUE_REWARDS, REDDIT_REWARDS
 
 
 def write(path, records) -> None:
@@ -98,6 +98,26 @@ def rewarded(number: int, *components: str) -> dict:
     'references': f'Yes {number}.<|endoftext|>', 'meta_data': {},
     'reward_components': scores | {'final_reward': sum(scores.values())},
   }  # fmt: skip
+
+
+def ranked(number: int, better='Yes.', worse='No.', rewards=(1.0, -1.0)) -> dict:
+  turns = [f'<|prompter|>Hello {number}.', '<|assistant|>Hi!', '<|prompter|>How?', '<|assistant|>']
+  return {
+    'meta': {'path': 'harmless-base/train.jsonl', 'line_num': number}, 'prefix': [turns, turns],
+    'suffix': [better, worse], 'reward': list(rewards), 'sft_index': 0,
+  }  # fmt: skip
+
+
+def own_summary(number: int, **fields) -> dict:
+  post = {'id': f't3_{number}', 'subreddit': 'AskReddit', 'title': 'Title', 'post': f'Post {number}.'}
+  return post | {'summary': f'So {number}.'} | fields
+
+
+def knowledge(number: int, split='train', **fields) -> dict:
+  return {
+    'head': f'PersonX does {number} ', 'relation': 'xWant', 'tail': 'to rest', 'split': split,
+    'rec_0.9': True, 'p_valid_model': 0.75,
+  } | fields  # fmt: skip
 
 
 COMMENT = (
@@ -185,6 +205,44 @@ def test_hh_is_split_at_the_last_turn(hh):
   assert (len(found.train), len(found.eval)) == (20, 4)
 
 
+def test_hhs_tranches_have_names_of_their_own(hh):
+  for name, first in (('hh_helpful_base', 0), ('hh_helpful_online', 100), ('hh_helpful_rejection', 200)):
+    assert triplets(name, hh)[0][1] == f'Good {first}.'
+    assert len(load(name, hh, eval_triplets=name, eval_task_split='test').eval) == 4
+
+
+@pytest.fixture
+def hh_rewarded(tmp_path):
+  """A folder as PRO's data.zip has it."""
+  cut = ranked(3, better='Here is a list:')
+  write(tmp_path / 'data/hh_train_len2/train.json', [ranked(0), ranked(1, rewards=(0.0, -40.0)), cut])
+  write(tmp_path / 'data/hh_dev/sampled_dev.json', [ranked(4, worse='Cut:')])
+  for i, part in enumerate(('harmless_base', 'helpful_base', 'helpful_online', 'helpful_rejection')):
+    write(tmp_path / f'data/hh_test/{part}.json', [ranked(10 + i)])
+  return tmp_path
+
+
+def test_hhs_rewards_are_the_sigmoid_of_the_scores_of_pro(hh_rewarded, caplog):
+  found = load('hh_rewarded', hh_rewarded, eval_triplets='hh_rewarded')
+  prompt = '\n\nHuman: Hello 0.\n\nAssistant: Hi!\n\nHuman: How?\n\nAssistant:'
+  assert [found.train.prompts[0], *found.train.responses] == [prompt, 'Yes.', 'No.', 'Yes.', 'No.']
+  np.testing.assert_allclose(found.train.rewards, 1 / (1 + np.exp([-1.0, 1.0, 0.0, 40.0])), rtol=1e-6)
+  assert found.train.columns['score'].tolist() == [1, -1, 0, -40]
+  assert '1 with an answer of the pair that ends in a colon' in caplog.text
+  assert list(found.eval.responses) == ['Yes.', 'Cut:']
+  pair = groups.form(found.train, 'pair', groups.UnitOptions())
+  assert (pair.report['pairs'], pair.report['units']) == ('logged', 2)
+
+
+def test_hhs_better_answers_are_a_data_set_of_their_own(hh_rewarded):
+  found = load(
+    'hh_rewarded_chosen', hh_rewarded, eval_triplets='hh_rewarded', eval_task_split='test_helpful_online'
+  )
+  assert list(found.train.responses) == ['Yes.', 'Yes.']
+  assert found.eval.prompts[0].startswith('\n\nHuman: Hello 12.')
+  assert len(load('hh_rewarded', hh_rewarded, task_split='test').train) == 8
+
+
 def test_hh_without_a_last_answer_is_left_out(tmp_path, caplog):
   record = {'chosen': dialogue(0, ''), 'rejected': dialogue(0, 'So.\n\nHuman: Bye.')}
   write(tmp_path / 'harmless-base/train.jsonl', [record, *pairs(1, 1)])
@@ -208,6 +266,32 @@ def test_tldr_comparisons_are_two_triplets_each(tmp_path, caplog, layout):
     (prompt.format(2), 'Summary 0.', 1), (prompt.format(2), 'Summary 1.', 0),
   ]  # fmt: skip
   assert '1 with a news article' in caplog.text
+
+
+@pytest.mark.parametrize('layout', ['hub', 'authors'])
+def test_tldrs_own_summaries_have_the_prompts_of_its_comparisons_and_no_reward(tmp_path, layout):
+  if layout == 'hub':
+    write(tmp_path / 'default/train/0000.parquet', [own_summary(0), own_summary(1)])
+    write(tmp_path / 'default/validation/0000.parquet', [own_summary(2)])
+  else:
+    write(tmp_path / 'tldr_3_filtered/train.jsonl', [own_summary(0), own_summary(1)])
+    write(tmp_path / 'tldr_3_filtered/valid.jsonl', [own_summary(2)])
+  found = load('tldr_sft', tmp_path, eval_triplets='tldr_sft')
+  write(tmp_path / 'comparisons/batch3.json', [comparison(0)])
+  assert found.train.prompts[0] == load('tldr_comparisons', tmp_path).train.prompts[0]
+  assert list(found.train.responses) == ['So 0.', 'So 1.'] and list(found.eval.responses) == ['So 2.']
+  assert np.isnan(found.train.rewards).all()
+
+
+def test_atomic10x_is_rewarded_by_the_critic(tmp_path, caplog):
+  records = [knowledge(0), knowledge(1, p_valid_model=None), knowledge(2, 'val'), knowledge(3, 'test')]
+  write(tmp_path / 'symbolic_knowledge_distillation/downloaded/ATOMIC10X.jsonl', records)
+  found = load('atomic10x', tmp_path, eval_triplets='atomic10x')
+  prompt = '<head> PersonX does 0 </head> <relation> xWant </relation> [GEN] '
+  assert list(zip(found.train.prompts, found.train.responses, found.train.rewards)) == [
+    (prompt, 'to rest', 0.75)
+  ]
+  assert len(found.eval) == 1 and "1 with no critic's probability" in caplog.text
 
 
 def test_tldr_axis_gives_the_overall_rating(tmp_path, caplog):
@@ -251,6 +335,7 @@ def test_reddit_comments_are_rewarded_by_their_votes(tmp_path, caplog):
       'neg_train',
       REDDIT_REWARDS,
     ),
+    ('comet_rewarded', 'comet_rewarded', 'train', COMET_REWARDS),
     ('wow_rewarded', 'wow/preprocessed_and_rewarded', 'train', DIALOGUE_REWARDS),
     ('faithdial_rewarded', 'faithdial/preprocessed_and_rewarded', 'train', DIALOGUE_REWARDS),
     (
@@ -320,6 +405,17 @@ BAD = {
   'no rewards': (
     'wow_rewarded', 'train.jsonl', changed(rewarded(0, 'depth'), reward_components=None),
     "'reward_components.final_reward' is missing",
+  ),
+  'no score': (
+    'hh_rewarded', 'hh_train_len2/train.json', changed(ranked(0), reward=None),
+    "'reward.0' is missing",
+  ),
+  'one answer': (
+    'hh_rewarded_chosen', 'hh_train_len2/train.json', ranked(0) | {'suffix': ['Yes.']}, "'suffix.1'",
+  ),
+  'no own summary': ('tldr_sft', 'train.jsonl', own_summary(0, summary=3), "'summary' is 3, a int"),
+  'no relation': (
+    'atomic10x', 'ATOMIC10X.jsonl', changed(knowledge(0), relation=None), "'relation' is missing"
   ),
   'no history': (
     'faithdial', 'data/train.json', changed(turn('a', None), history=None), "'history' is missing"
