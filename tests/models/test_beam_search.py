@@ -13,11 +13,13 @@ from flax import linen as nn
 from dro_jax.checkpoints.huggingface import read as huggingface
 from dro_jax.errors import UsageError
 from dro_jax.models import beam_search, sampling
+from dro_jax.models.causal.network import Causal
 from dro_jax.models.policy import smallest_rows
 from dro_jax.models.t5.network import T5
 from dro_jax.ops import logprobs
 from dro_jax.parallel import partitioning
 from dro_jax.types import Rows
+from tests.models.causal import tiny
 from tests.models.test_sampling import CONFIG, EOS, SEGMENTS, TOKENS, params
 from tests.torch_t5 import make_torch, torch
 
@@ -75,6 +77,61 @@ def test_answers_equal_those_of_transformers(loaded, beams, length_penalty, repe
   np.testing.assert_array_equal(found.tokens, expected)
   np.testing.assert_array_equal(found.lengths, lengths(expected))
   assert 1 <= found.lengths.min() < found.lengths.max() == LENGTH
+
+
+CAUSAL_EOS = 2
+CAUSAL_PROMPTS = [[5, 9, 30, 7], [11, 4], [60, 61, 62], [8, 8, 8, 90, 3], [17], [33, 21, 5]]
+
+
+def causal_by_transformers(kind, **settings):
+  """Answers and scores of a decoder-only model, with prompts padded on the left, as it wants them."""
+  longest = max(map(len, CAUSAL_PROMPTS))
+  tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in CAUSAL_PROMPTS])
+  found = tiny.torch_model(kind).generate(
+    input_ids=tokens, attention_mask=(tokens > 0).long(), max_new_tokens=LENGTH, do_sample=False,
+    eos_token_id=CAUSAL_EOS, pad_token_id=0, return_dict_in_generate=True, output_scores=True, **settings,
+  )  # fmt: skip
+  tokens = found.sequences[:, longest:].numpy()
+  return np.pad(tokens, ((0, 0), (0, LENGTH - tokens.shape[1]))), found
+
+
+@pytest.mark.parametrize(
+  'kind, settings',
+  [
+    ('smollm2', {'beams': 2, 'repetition_penalty': 2.5}),
+    ('neox', {'beams': 2, 'repetition_penalty': 2.5}),
+    ('gpt2', {'beams': 3, 'length_penalty': 0.5}),
+    pytest.param('gemma3', {'beams': 2, 'repetition_penalty': 2.5}, marks=pytest.mark.long),
+  ],
+)
+def test_a_decoder_only_models_answers_equal_those_of_transformers(kind, settings):
+  expected, theirs = causal_by_transformers(
+    kind, num_beams=settings['beams'], **{name: x for name, x in settings.items() if name != 'beams'}
+  )
+  longest = max(map(len, CAUSAL_PROMPTS))
+  prompts = np.array([prompt + [0] * (longest - len(prompt)) for prompt in CAUSAL_PROMPTS], np.int32)
+  segments = np.int32(prompts > 0)
+  config = dataclasses.replace(tiny.config(kind), pad=0, eos=CAUSAL_EOS, scan_layers=False)
+  found = jax.device_get(
+    beam_search.search(
+      Causal(config), tiny.params(kind), (jnp.asarray(prompts), jnp.asarray(segments)), LENGTH, **settings
+    )
+  )
+  np.testing.assert_array_equal(found.tokens, expected)
+  if 'repetition_penalty' not in settings:
+    scores = found.logps / found.lengths ** settings['length_penalty']
+    np.testing.assert_allclose(scores, theirs.sequences_scores.numpy(), rtol=1e-4)
+
+
+def test_scores_equal_those_of_transformers(loaded):
+  model, config, tree = loaded
+  theirs = model.generate(
+    input_ids=torch.tensor(PROMPTS).long(), attention_mask=torch.tensor(PROMPTS > 0).long(), num_beams=2,
+    max_new_tokens=LENGTH, do_sample=False, eos_token_id=EOS, pad_token_id=0, output_scores=True,
+    return_dict_in_generate=True,
+  ).sequences_scores  # fmt: skip
+  found = by_beams(config, tree, beams=2)
+  np.testing.assert_allclose(found.logps / found.lengths, theirs.numpy(), rtol=1e-4)
 
 
 def test_greedy_answers_with_a_penalty_equal_those_of_transformers(loaded):

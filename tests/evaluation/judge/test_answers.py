@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -73,6 +74,21 @@ def test_what_decides_an_answer_decides_where_it_is_kept(run, asked, tmp_path):
   assert len(files_of(tmp_path)) == 4
 
 
+def test_answers_of_a_beam_search_are_kept_apart_and_keep_the_other_keys(run, asked, tmp_path):
+  greedy = Decoding(max_length=4, temperature=0.0, batch_size=8)
+  search = dataclasses.replace(greedy, beams=3, length_penalty=0.0)
+  loaded = trained.load_run(run, partitioning.make_mesh())
+  texts = [prompt.text for prompt in asked]
+  expected = loaded.generate(texts, temperature=0.0, max_length=4, batch_size=8, beams=3, length_penalty=0.0)
+  found = drawn(run, asked, tmp_path, search)
+  assert found == {text: [response.text] for text, response in zip(texts, expected)}
+  assert found != drawn(run, asked, tmp_path, greedy) and len(files_of(tmp_path)) == 2
+  assert dataclasses.replace(greedy, length_penalty=0.5).key() == greedy.key()
+  assert dataclasses.replace(search, length_penalty=0.5).key() != search.key()
+  with pytest.raises(UsageError, match='a beam search finds one answer to a prompt. Pass num_samples=1'):
+    answers.check(dataclasses.replace(search, num_samples=2))
+
+
 def test_the_reference_is_the_policy_that_the_run_started_from(run, asked, tmp_path):
   found = drawn(run, asked, tmp_path, Decoding(max_length=4, temperature=0.0, batch_size=8), sides.REFERENCE)
   loaded = trained.load_run(run, partitioning.make_mesh())
@@ -111,7 +127,7 @@ def test_a_file_answers_the_prompts_that_it_has(asked, tmp_path):
   assert found == {asked[1].text: ['r']} and not (tmp_path / 'answers').exists()
 
 
-@pytest.mark.parametrize('name', ['max_length', 'num_samples', 'batch_size'])
+@pytest.mark.parametrize('name', ['max_length', 'num_samples', 'batch_size', 'beams'])
 def test_decoding_that_gives_no_answer_is_refused(name):
   with pytest.raises(UsageError, match=f'{name}=0 must be above 0'):
     answers.check(Decoding(**{name: 0}))
