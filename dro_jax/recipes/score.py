@@ -39,6 +39,7 @@ def score(
   output: str,
   *,
   columns: str | Mapping[str, str] | None = None,
+  keep_pairs: bool = False,
   chat_template: str = chat.TEMPLATE,
   batch_size: int = 256,
   model_batch_size: int = 32,
@@ -62,6 +63,9 @@ def score(
       names, that the file must not have, and leave `reward` as it is.
     output: the file to write, .jsonl.
     columns: names of the fields in the files: 'prompt=question,response=answer'.
+    keep_pairs: whether the two answers of a comparison stay a pair (by its number, the field `comparison`),
+      which algorithms for pairs get in the order of the new rewards; otherwise they form pairs of all answers
+      to a prompt.
     chat_template: the text of each turn where a prompt is a conversation, for functions and programs; a
       reward model reads turns as it was trained to.
     batch_size: answers that are given to a reward, and then kept, at once.
@@ -86,7 +90,7 @@ def score(
     )
   import_modules(task_modules)
   paths = file_names.expand(triplets) if file_names.is_files(triplets) else []
-  answers = functools.partial(_answers, paths or triplets, columns, data_dir)
+  answers = functools.partial(_answers, paths or triplets, columns, data_dir, keep_pairs)
   target = _target(output, paths)
   chat.check_template(chat_template)
   named = rewards.find_named(reward, mesh=mesh.over(), batch_size=model_batch_size, timeout=timeout)
@@ -111,16 +115,19 @@ def score(
 
 
 def _answers(
-  triplets: str | Sequence[str], columns: str | Mapping[str, str] | None, data_dir: str | None
+  triplets: str | Sequence[str],
+  columns: str | Mapping[str, str] | None,
+  data_dir: str | None,
+  keep_pairs: bool,
 ) -> Iterator[Answer]:
   """The answers of files with all their fields, or of data sets by name with their numbers."""
   if file_names.is_files(triplets):
-    yield from read_answers(triplets, columns)
+    yield from read_answers(triplets, columns, keep_pairs=keep_pairs)
     return
   for record in find(triplets, columns=columns, chat_template=None, data_dir=data_dir).records():
     texts = {'id': record.id, 'prompt': record.prompt, 'response': record.response}
     own = {} if record.reward is None else {OWN: record.reward}
-    numbers = comparisons.own(record.columns, record.id)
+    numbers = dict(record.columns) if keep_pairs else comparisons.own(record.columns, record.id)
     yield Answer(record.prompt, record.response, texts | own | numbers, record.where)
 
 

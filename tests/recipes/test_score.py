@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dro_jax.data import triplets
+from dro_jax.data.batches import groups
 from dro_jax.data.records import scored
 from dro_jax.data.storage.journal import Journal
 from dro_jax.errors import UsageError
@@ -98,6 +99,24 @@ def test_a_comparison_becomes_two_scored_triplets():
     {'id': 'c/chosen', 'prompt': 'p', 'response': 'xyz', 'reward': 3.0, 'logged_reward': 1.0},
     {'id': 'c/rejected', 'prompt': 'p', 'response': 'x', 'reward': 1.0, 'logged_reward': 0.0},
   ]
+
+
+def test_comparisons_that_stay_pairs_are_ranked_by_the_new_rewards():
+  file = write(
+    {'id': 'c', 'prompt': 'p', 'chosen': 'x', 'rejected': 'xyz'},
+    {'id': 'd', 'prompt': 'p', 'chosen': 'xyz', 'rejected': 'xy'},
+    {'id': 'e', 'prompt': 'p', 'chosen': 'xxxx', 'rejected': 'x'},
+  )
+  score(file, 'mine.py:length', 'out.jsonl', keep_pairs=True)
+  data = triplets.load_triplets('out.jsonl', validation_fraction=0, cache_dir='cache').train
+  pairs = groups.form(data, 'pair', groups.UnitOptions())
+  assert pairs.report['pairs'] == 'logged'
+  assert [tuple(pairs.table.responses[i] for i in pair) for pair in pairs.members] == [
+    ('xyz', 'x'), ('xyz', 'xy'), ('xxxx', 'x')
+  ]  # fmt: skip
+  score(file, 'mine.py:length', 'apart.jsonl')
+  apart = triplets.load_triplets('apart.jsonl', validation_fraction=0, cache_dir='cache').train
+  assert groups.form(apart, 'pair', groups.UnitOptions()).report['pairs'] == 'best_worst'
 
 
 def test_a_function_reads_a_conversation_by_the_template_and_the_file_keeps_its_turns():
