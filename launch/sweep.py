@@ -33,7 +33,8 @@ _ADDED = ('gin_file', 'gin_binding', 'set')  # Flags that a command may have sev
 # Numbers that change no shape: one preflight holds for all their values.
 _SAME_STEP = (
   'TAU', 'SEED', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'END_LEARNING_RATE', 'WARMUP_STEPS',
-  'WEIGHT_DECAY',
+  'WEIGHT_DECAY', 'LEARNING_RATE', 'BETA', 'COPG_BETA', 'DPO_BETA', 'IPO_BETA', 'TRUST_REGION_ALPHA',
+  'TRUST_REGION_EVERY',
 )  # fmt: skip
 
 

@@ -1,4 +1,6 @@
+import importlib
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -6,6 +8,8 @@ import time
 
 import pytest
 
+from dro_jax.cli import bindings, flags, registry
+from dro_jax.cli.tables import COMMANDS
 from dro_jax.errors import UsageError
 from launch import launch
 from launch import sweep as cells
@@ -220,6 +224,58 @@ def test_a_cell_that_is_refused_is_refused_before_any_begins(tmp_path, monkeypat
   given = ['--job=v5e_16', '--sweep=tau', '--job.shared_dir=/mnt/runs']
   assert launch.main([*given, '--', 'train', '--model_dir=/mnt/runs/a']) == 2
   assert 'train needs TRIPLETS' in capsys.readouterr().err
+
+
+# The grids of the papers' figures, or around the values that they state.
+PAPERS = {
+  'dro_rate': [{'LEARNING_RATE': rate} for rate in (1e-5, 5e-5, 1e-4, 5e-4)],
+  'dro_value_rate': [{'VALUE_LEARNING_RATE': rate} for rate in (1e-5, 5e-5, 1e-4, 5e-4)],
+  'dro_tau': [{'TAU': tau} for tau in (0.1, 1.0, 5.0)],
+  'dro_sharing': [
+    {'VALUE_SHARED': shared, 'VALUE_READOUT': readout}
+    for shared in (False, True)
+    for readout in ('prompt', 'batch')
+  ],
+  'kto_tau': [{'TAU': tau} for tau in (0.1, 1.0, 5.0)],
+}
+# What each setting of a sweep must reach: the parameters of the run that it is a sweep of.
+REACHED = {
+  'LEARNING_RATE': ('policy/warmup_constant.peak_value', 'value/warmup_constant.peak_value'),
+  'VALUE_LEARNING_RATE': ('value/warmup_constant.peak_value',),
+  'TAU': ('dro_v.tau', 'kto.beta'),
+  'VALUE_SHARED': ('Value.shared',),
+  'VALUE_READOUT': ('Value.readout',),
+  'COPG_BETA': ('copg.beta',),
+  'DPO_BETA': ('dpo.beta',),
+  'IPO_BETA': ('ipo.tau',),
+  'BETA': ('dpo.beta',),
+  'TRUST_REGION_ALPHA': ('soft.alpha',),
+  'TRUST_REGION_EVERY': ('soft.every', 'hard.every'),
+}
+SWEEPS = sorted(path.stem for path in launch.SWEEPS.glob('*.py') if path.stem not in ('__init__', 'tau'))
+
+
+@pytest.mark.parametrize('name', SWEEPS)
+def test_a_sweep_of_a_paper_binds_its_values(name):
+  """The command of its docstring, cell by cell, as dro_jax reads it."""
+  module = importlib.import_module(f'launch.sweeps.{name}')
+  program, *given = shlex.split(module.__doc__.partition('python ')[2])
+  launcher, command = launch.split(given)
+  assert program == 'launch/launch.py' and f'--sweep=launch/sweeps/{name}.py' in launcher
+  _, spec, _ = launch.parse(launcher)
+  found = cells.cells(spec)
+  if name in PAPERS:
+    assert [dict(cell.settings) for cell in found] == PAPERS[name]
+  for cell in found:
+    verb, *arguments = cells._arguments(command, cell, f'{cells._base(command)}/{cell.name}')
+    values = flags.parse_flags(verb, arguments, COMMANDS[verb].bare)
+    bindings.configure(verb, COMMANDS[verb], values)
+    for setting, value in cell.settings.items():
+      if setting in ('ALGORITHM', 'REFERENCE'):
+        assert registry.bound_value(setting).selector.endswith(value)
+      for parameter in REACHED.get(setting, ()):
+        assert registry.bound_value(parameter) == value, (cell.name, parameter)
+  assert set(spec.product) <= {*REACHED, 'ALGORITHM', 'REFERENCE'}
 
 
 def test_a_bound_on_how_many_run_and_a_signal_that_all_hear(command, tmp_path):
