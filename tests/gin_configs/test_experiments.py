@@ -116,19 +116,30 @@ TRUST_REGION = {
   'BEST_METRIC': None, 'KEEP_LAST': 12, 'PAIRS': None,
 }  # fmt: skip
 COPG = {
-  'STEPS': 1450, 'BATCH': 128, 'GROUP_SIZE': 2, 'policy/warmup_constant.peak_value': 1e-6,
+  'EVAL_TRIPLETS': None, 'REWARD_SCALING': 'none', 'BEST_METRIC': 'eval/sample_reward', 'BEST_MODE': 'max',
+  'STEPS': 1450, 'BATCH': 128, 'copg.beta': 0.06, 'GROUP_SIZE': 2, 'policy/warmup_constant.peak_value': 1e-6,
   'WARMUP_STEPS': 145, 'dpo.beta': 0.1, 'ipo.tau': 0.01, 'KL_PROMPTS': 128, 'EVAL_EVERY': 50,
 }  # fmt: skip
 COPG_SFT = {
-  'STEPS': 1450, 'policy/warmup_cosine.peak_value': 2e-5, 'warmup_cosine.end_value': 0.0,
-  'warmup_cosine.decay_steps': 1450, 'WARMUP_STEPS': 145,
+  'STEPS': 1824, 'BATCH': 128, 'policy/warmup_cosine.peak_value': 2e-5, 'warmup_cosine.end_value': 0.0,
+  'warmup_cosine.decay_steps': 1824, 'WARMUP_STEPS': 182, 'TRIPLETS': 'tldr_sft', 'EVAL_TRIPLETS': 'tldr_sft',
+}  # fmt: skip
+COPG_REWARD = {
+  'STEPS': 1450, 'BATCH': 128, 'value/warmup_constant.peak_value': 1e-6, 'VALUE_READOUT': 'response',
+  'TRIPLETS': 'tldr_comparisons', 'REWARD_SCALING': 'none',
+}  # fmt: skip
+COMET = GENERATION | {
+  'STEPS': 300_000, 'RESPONSE_LENGTH': 32, 'warmup_linear.decay_steps': 300_000,
+  'warmup_linear.end_value': 0.0, 'TRIPLETS': 'comet_rewarded',
 }  # fmt: skip
 WITH_ADAM = {
   'a_lol/hh.gin': {
     'STEPS': 9000, 'BATCH': 16, 'WARMUP_STEPS': 0, 'adamw.eps': 1e-6, 'adamw.weight_decay': 0.0,
     'adamw.max_gradient_norm': 0.3, 'PROMPT_LENGTH': 640, 'RESPONSE_LENGTH': 128, 'a_lol.epsilon': 0.9,
     'REWARD_SCALING': 'none', 'BEST_METRIC': None, 'INIT_FROM': 'runs/hh_sft',
+    'TRIPLETS': 'hh_rewarded_chosen', 'EVAL_TRIPLETS': 'hh_rewarded_chosen', 'KEEP': 'end',
   },
+  'a_lol/comet.gin': COMET,
   'a_lol/reddit.gin': GENERATION,
   'a_lol/dialogue.gin': GENERATION,
   'trust_region/dpo.gin': TRUST_REGION | {'dpo.beta': 0.05, 'BATCH': 32},
@@ -141,6 +152,8 @@ WITH_ADAM = {
   'trust_region/pythia_kto.gin': TRUST_REGION | {'kto.beta': 0.05, 'BATCH': 64},
   'copg/llama_2.gin': COPG,
   'copg/llama_2_sft.gin': COPG_SFT,
+  'copg/reward_model.gin': COPG_REWARD,
+  'copg/llama_2_reward_model.gin': COPG_REWARD,
 }  # fmt: skip
 
 
@@ -156,7 +169,8 @@ def test_papers_that_train_with_adam_get_adamw_and_their_settings(name):
 
 
 @pytest.mark.parametrize(
-  'name', ['a_lol/hh.gin', 'a_lol/hh_llama.gin', 'a_lol/reddit.gin', 'a_lol/dialogue.gin']
+  'name',
+  ['a_lol/hh.gin', 'a_lol/hh_llama.gin', 'a_lol/reddit.gin', 'a_lol/dialogue.gin', 'a_lol/comet.gin'],
 )
 def test_a_lols_value_has_a_rate_and_a_length_of_its_own(name):
   configure(['dro_jax', 'a_lol', f'--gin_file=experiments/{name}', '--model_dir=x'])
@@ -189,23 +203,48 @@ def test_dros_batches_are_uniform(name):
 
 @pytest.mark.parametrize(
   'name',
-  ['hh', 'hh_helpful', 'hh_harmless', 'faithdial', 'faithdial_wow', 'reddit_upvoted', 'reddit_downvoted'],
+  [
+    'hh',
+    'hh_helpful',
+    'hh_harmless',
+    'hh_helpful_online',
+    'hh_helpful_rejection',
+    'hh_rewarded',
+    'hh_rewarded_chosen',
+    'faithdial',
+    'faithdial_wow',
+    'reddit_upvoted',
+    'reddit_downvoted',
+  ],
 )
 def test_dialogues_keep_their_end(name):
   configure(['dro_jax', 'train', f'--gin_file=data/{name}.gin', '--model_dir=x'])
   assert registry.bound_value('load_triplets.keep') == 'end'
 
 
-def test_a_degenerate_experiment_says_so():
-  fields = header('a_lol/hh.gin')
-  assert 'degenerate' in fields[''][0] and 'V explains nothing' in ' '.join(fields['Expect'])
+def test_a_lol_on_hh_reads_the_scores_that_pro_published():
+  """On HH's own 1 and 0 every prompt's value is ½, and A-LoL is fine-tuning."""
+  for name in ('a_lol/hh.gin', 'a_lol/hh_llama.gin'):
+    configure(['dro_jax', 'a_lol', f'--gin_file=experiments/{name}', '--model_dir=x'])
+    assert registry.bound_value('TRIPLETS') == 'hh_rewarded_chosen'
+    assert registry.bound_value('DATA_DIR') == 'LoL-RL/data'
+  assert 'degenerate' in ' '.join(header('a_lol/hh.gin')['Expect'])
 
 
-def test_an_experiment_that_waits_for_scores_says_so_and_reads_no_other_data():
-  fields = header('a_lol/hh_llama.gin')
-  assert 'waits for the scores of a reward model' in fields[''][0]
-  configure(['dro_jax', 'a_lol', '--gin_file=experiments/a_lol/hh_llama.gin', '--model_dir=x'])
-  assert registry.bound_value('TRIPLETS') == 'hh_scored.jsonl'
+def test_copgs_pairs_are_those_that_its_reward_model_scored():
+  scored = {'tldr_ranked.jsonl': 'copg/tldr.gin', 'tldr_ranked_llama.jsonl': 'copg/llama_2.gin'}
+  for file, name in scored.items():
+    [score] = [argv for argv in commands(name) if argv[1] == 'score']
+    assert f'--output={file}' in score and 'KEEP_PAIRS=true' in score
+    configure(['dro_jax', 'train', f'--gin_file=experiments/{name}', '--model_dir=x'])
+    assert registry.bound_value('TRIPLETS') == file
+    assert f'--reward={registry.bound_value("REWARD")}' in score
+
+
+@pytest.mark.parametrize('name', [path.name for path in (GIN_CONFIGS / 'data').glob('*.gin')])
+def test_data_that_follows_other_data_is_not_held_out_from_it(name):
+  text = whole(f'data/{name}')
+  assert ('\nTRIPLETS =' in text) == ('\nEVAL_TRIPLETS =' in text)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +252,7 @@ def test_an_experiment_that_waits_for_scores_says_so_and_reads_no_other_data():
   [
     ('trust_region/pythia_dpo.gin', {'norm_place': 'parallel', 'vocab_size': 50432}),
     ('copg/llama_2.gin', {'norm_epsilon': 1e-5, 'mlp_dim': 11008}),
+    ('copg/llama_2_reward_model.gin', {'norm_epsilon': 1e-5, 'mlp_dim': 11008}),
     ('a_lol/hh_llama.gin', {'norm_epsilon': 1e-6, 'mlp_dim': 11008}),
   ],
 )
