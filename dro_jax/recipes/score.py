@@ -39,6 +39,7 @@ def score(
   output: str,
   *,
   columns: str | Mapping[str, str] | None = None,
+  split: str = 'train',
   keep_pairs: bool = False,
   chat_template: str = chat.TEMPLATE,
   batch_size: int = 256,
@@ -55,14 +56,15 @@ def score(
   Once the output is there, the same command scores nothing, and no other command replaces it.
 
   Args:
-    triplets: files of any triplet format, in which rewards are not needed, or names of data sets, of which
-      the training part is read. A comparison is two answers.
+    triplets: files of any triplet format, in which rewards are not needed, or names of data sets. A
+      comparison is two answers.
     reward: the name of a built-in reward, FILE.py:FUNCTION or MODULE:FUNCTION, the folder of a reward model,
       or 'command:PROGRAM' (see `run.sampling.rewards.find`), which fills the field `reward`; the file's own
       reward becomes `logged_reward`. Several are 'helpful=SPEC,safe=SPEC', which fill the fields of these
       names, that the file must not have, and leave `reward` as it is.
     output: the file to write, .jsonl.
     columns: names of the fields in the files: 'prompt=question,response=answer'.
+    split: the part that is read of data sets by name.
     keep_pairs: whether the two answers of a comparison stay a pair (by its number, the field `comparison`),
       which algorithms for pairs get in the order of the new rewards; otherwise they form pairs of all answers
       to a prompt.
@@ -90,7 +92,7 @@ def score(
     )
   import_modules(task_modules)
   paths = file_names.expand(triplets) if file_names.is_files(triplets) else []
-  answers = functools.partial(_answers, paths or triplets, columns, data_dir, keep_pairs)
+  answers = functools.partial(_answers, paths or triplets, columns, data_dir, split, keep_pairs)
   target = _target(output, paths)
   chat.check_template(chat_template)
   named = rewards.find_named(reward, mesh=mesh.over(), batch_size=model_batch_size, timeout=timeout)
@@ -118,13 +120,15 @@ def _answers(
   triplets: str | Sequence[str],
   columns: str | Mapping[str, str] | None,
   data_dir: str | None,
+  split: str,
   keep_pairs: bool,
 ) -> Iterator[Answer]:
   """The answers of files with all their fields, or of data sets by name with their numbers."""
   if file_names.is_files(triplets):
     yield from read_answers(triplets, columns, keep_pairs=keep_pairs)
     return
-  for record in find(triplets, columns=columns, chat_template=None, data_dir=data_dir).records():
+  source = find(triplets, columns=columns, chat_template=None, split=split, data_dir=data_dir)
+  for record in source.records():
     texts = {'id': record.id, 'prompt': record.prompt, 'response': record.response}
     own = {} if record.reward is None else {OWN: record.reward}
     numbers = dict(record.columns) if keep_pairs else comparisons.own(record.columns, record.id)
