@@ -275,7 +275,7 @@ FLAGS = {
   'topology': Flag('TOPOLOGY', 'the slice to compile for: v5e:4x8, or 2xv5e:4x8 for two of them'),
   'sweep': Flag('SWEEP', 'tries every mesh that divides the slice', bare=True, alone='True'),
   'reproduction': Flag(
-    'REPRODUCTION', 'what to reproduce; `dro_jax reproduce NAME` takes it without the flag: dro'
+    'REPRODUCTION', 'what to reproduce; `dro_jax reproduce NAME` takes it without the flag: dro, copg, ...'
   ),
   'scale': Flag('SCALE', 'paper, small or smoke'),
   'jobs': Flag('JOBS', 'stages at once', bare=True),

@@ -92,7 +92,9 @@ def causal_by_transformers(kind, **settings):
     eos_token_id=CAUSAL_EOS, pad_token_id=0, return_dict_in_generate=True, output_scores=True, **settings,
   )  # fmt: skip
   tokens = found.sequences[:, longest:].numpy()
-  return np.pad(tokens, ((0, 0), (0, LENGTH - tokens.shape[1]))), found
+  tokens = np.pad(tokens, ((0, 0), (0, LENGTH - tokens.shape[1])))
+  is_over = np.cumsum(tokens == CAUSAL_EOS, axis=1) - (tokens == CAUSAL_EOS) > 0
+  return np.where(is_over, 0, tokens), found
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,17 @@ from typing import Any
 from dro_jax import files, limits
 from dro_jax.errors import UsageError
 from dro_jax.printing.result import Report, Shown
-from dro_jax.recipes.reproduce import dro, dro_ablations, laptop, planning, running
+from dro_jax.recipes.reproduce import (
+  a_lol_hh,
+  a_lol_tasks,
+  copg,
+  dro,
+  dro_ablations,
+  laptop,
+  planning,
+  running,
+  trust_region,
+)
 from dro_jax.recipes.reproduce.stages import Reproduction, find
 from dro_jax.run.folder.lock import locked
 
@@ -15,7 +25,12 @@ from dro_jax.run.folder.lock import locked
 REPRODUCTIONS: Mapping[str, Callable[[str, Sequence[str]], Reproduction]] = {
   'dro': dro.reproduction,
   'dro_ablations': dro_ablations.reproduction,
+  'copg': copg.reproduction,
+  'trust_region': trust_region.reproduction,
+  'a_lol_hh': a_lol_hh.reproduction,
+  'a_lol_tasks': a_lol_tasks.reproduction,
 }
+UNJUDGED = ('copg', 'a_lol_tasks')  # Their papers measure rewards and compare nothing side by side.
 SCALES = ('paper', 'small', 'smoke')
 REPORTS = 'reports'
 
@@ -40,7 +55,7 @@ def reproduce(
   reports/NAME.
 
   Args:
-    name: dro or dro_ablations.
+    name: dro, dro_ablations, copg, trust_region, a_lol_hh or a_lol_tasks.
     scale: paper (its own models, data and settings), small (an hour or two on two cores) or smoke (the same
       stages, in the fewest steps).
     model_dir: the folder of all stages; `None` is reproduced/SCALE.
@@ -62,7 +77,7 @@ def reproduce(
   if scale not in SCALES:
     find(scale, dict.fromkeys(SCALES), 'scale')
   limits.above_zero('reproduce', 'no stage would run', jobs=jobs)
-  made = make(scale, _judge(scale, judge, dry_run))
+  made = make(scale, _judge(name, scale, judge, dry_run))
   root = files.output_folder(model_dir or f'reproduced/{scale}', '--model_dir').absolute()
   program = running.here(root) if launch is None else running.by_launcher(root, launch)
   if dry_run:
@@ -72,8 +87,14 @@ def reproduce(
     return _report(made, root)
 
 
-def _judge(scale: str, judge: str | None, dry_run: bool) -> tuple[str, ...]:
+def _judge(name: str, scale: str, judge: str | None, dry_run: bool) -> tuple[str, ...]:
   """The judge's settings, one by one."""
+  if name in UNJUDGED:
+    if judge:
+      raise UsageError(
+        f'JUDGE={judge}: {name} has no judge, so that this would change nothing: leave it out.'
+      )
+    return ()
   if judge:
     return tuple(judge.split())
   if scale != 'paper':
@@ -81,7 +102,7 @@ def _judge(scale: str, judge: str | None, dry_run: bool) -> tuple[str, ...]:
   if dry_run:
     return ('JUDGE_MODEL=MODEL',)
   raise UsageError(
-    'there is no judge: the one of the paper (PaLM 2) can be had no longer. Pass the settings of yours, as '
+    'there is no judge: those of the papers can be had no longer, or cost. Pass the settings of yours, as '
     "--set JUDGE='JUDGE_MODEL=gpt-4.1-mini REQUEST_BUDGET=100000' (docs/guides/judging.md)."
   )
 

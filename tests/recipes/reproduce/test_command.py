@@ -135,3 +135,44 @@ def test_dro_ablations_run_from_data_to_their_tables(tmp_path):
   matrix = report['tables'][1]['rows']
   assert len(matrix) == 5 and all(len(row) == 6 for row in matrix)
   assert [len(table['rows']) for table in report['tables'][2:6]] == [4, 4, 3, 3]
+
+
+@pytest.mark.long
+def test_copg_runs_from_data_to_its_figures(tmp_path):
+  report = smoke('copg', tmp_path)
+  best, every, model = (table['rows'] for table in report['tables'])
+  assert [(row['method'], row["paper's best β"]) for row in best] == [
+    ('CoPG', None), ('DPO', 0.1), ('IPO', 0.01)
+  ]  # fmt: skip
+  assert len(every) == 4 and all(row['reward']['low'] <= row['reward']['value'] for row in every)
+  assert best[0]['reward']['value'] == max(row['reward']['value'] for row in every if row['method'] == 'CoPG')
+  assert 0 <= model[0]['accuracy'] <= 1 and model[0]['paper'] == 0.728
+  assert report['figures'] == ['reward_by_step.png', 'reward_by_beta.png', 'best.png']
+
+
+@pytest.mark.long
+def test_trust_region_runs_from_data_to_its_tables(tmp_path):
+  report = smoke('trust_region', tmp_path)
+  against, sft, beta, alpha, tau = (table['rows'] for table in report['tables'][:5])
+  assert [(row['method'], row['paper, up to']) for row in against[::2]] == [
+    ('TR-DPO, soft', 8.4), ('TR-IPO, soft', 14.3), ('TR-KTO, soft', 15.0)
+  ]  # fmt: skip
+  assert len(sft) == 9 and all(row['KL, nats']['value'] is not None for row in sft)
+  assert [(len(rows), {*rows[0]} & {'β', 'α', 'τ'}) for rows in (beta, alpha, tau)] == [
+    (6, {'β'}), (2, {'α'}), (2, {'τ'})
+  ]  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name, methods', [('a_lol_hh', 11), ('a_lol_tasks', 4)])
+def test_a_lol_runs_from_data_to_its_table(name, methods, tmp_path):
+  report = smoke(name, tmp_path)
+  rows = report['tables'][0]['rows']
+  assert len(rows) == methods and rows[0]['policy'] == 'reference'
+  assert {'reward', "world's grade", 'tokens', 'distinct-1', 'distinct-3'} <= {*rows[0]}
+  assert all(0 <= row["world's grade"]['value'] <= 1 for row in rows)
+
+
+def test_a_judge_of_a_reproduction_without_one_is_refused(tmp_path):
+  with pytest.raises(UsageError, match='copg has no judge'):
+    reproduce('copg', model_dir=str(tmp_path), judge='REWARD=exact_match')
