@@ -146,7 +146,7 @@ def test_copg_runs_from_data_to_its_figures(tmp_path):
   ]  # fmt: skip
   assert len(every) == 4 and all(row['reward']['low'] <= row['reward']['value'] for row in every)
   assert best[0]['reward']['value'] == max(row['reward']['value'] for row in every if row['method'] == 'CoPG')
-  assert 0 <= model[0]['accuracy'] <= 1 and model[0]['paper'] == 0.728
+  assert model[0]['paper'] == 0.728
   assert report['figures'] == ['reward_by_step.png', 'reward_by_beta.png', 'best.png']
 
 
