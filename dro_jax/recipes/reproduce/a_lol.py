@@ -117,8 +117,8 @@ def laptop_value(sizes: laptop.Sizes, name: str, source: Stage) -> Stage:
     name, (), (policy.name, source.name), ('run/columns/columns.json',), Training(steps, size=size)
   )
   values = {
-    **laptop._common(sizes), 'STEPS': steps, 'BATCH': 32, 'WARMUP_STEPS': steps // 10, 'EVAL_EVERY': steps,
-    'CHECKPOINT_EVERY': steps, 'FOLDS': sizes.folds, 'CACHE_DIR': stage.at('tables'), 'SEED': sizes.seed,
+    **laptop.common(sizes), 'STEPS': steps, 'WARMUP_STEPS': steps // 10, 'EVAL_EVERY': steps,
+    'CHECKPOINT_EVERY': steps, 'FOLDS': sizes.folds, 'CACHE_DIR': stage.at('tables'),
   }  # fmt: skip
   command = (
     'fit_value', f'--init_from={policy.run}', f'--triplets={source.at("scored.jsonl")}',

@@ -72,7 +72,7 @@ _BATCH = 64
 _ANSWER = 12  # Tokens of an answer at most.
 
 
-def _common(sizes: Sizes) -> dict[str, Any]:
+def common(sizes: Sizes) -> dict[str, Any]:
   """The settings of all runs."""
   return {
     'PROMPT_LENGTH': 64, 'RESPONSE_LENGTH': _ANSWER, 'BATCH': _BATCH, 'VALIDATION_FRACTION': sizes.held_out,
@@ -104,7 +104,7 @@ def sft(sizes: Sizes, size: str) -> Stage:
   source, name = world(sizes), f'sft-{size}'
   model = tuple(f'--gin.T5Config.{field}={value}' for field, value in sizes.models[size].items())
   values = {
-    'VOCABULARY': 'bytes', **_common(sizes), **_quiet(sizes, sizes.sft_steps),
+    'VOCABULARY': 'bytes', **common(sizes), **_quiet(sizes, sizes.sft_steps),
     'POLICY_OPTIMIZER': '@policy/adamw', 'POLICY_SCHEDULE': '@policy/warmup_cosine()',
     'POLICY_LEARNING_RATE': 2e-3, 'WARMUP_STEPS': sizes.sft_steps // 20,
   }  # fmt: skip
@@ -165,7 +165,7 @@ def reward_model(sizes: Sizes) -> list[Stage]:
     ),
   )  # fmt: skip
   values = {
-    **_common(sizes), **_quiet(sizes, sizes.reward_steps), 'VALUE_LEARNING_RATE': sizes.rate,
+    **common(sizes), **_quiet(sizes, sizes.reward_steps), 'VALUE_LEARNING_RATE': sizes.rate,
     'VALUE_OPTIMIZER': '@value/adamw', 'VALUE_SCHEDULE': '@value/warmup_cosine()',
     'WARMUP_STEPS': sizes.reward_steps // 20,
   }  # fmt: skip
@@ -210,7 +210,7 @@ def train(
   """
   policy = sft(sizes, size)
   own = {
-    **_common(sizes), **_quiet(sizes, sizes.steps, sizes.checkpoints), 'DEAL': 'uniform',
+    **common(sizes), **_quiet(sizes, sizes.steps, sizes.checkpoints), 'DEAL': 'uniform',
     'REWARD_SCALING': 'standardise', 'POLICY_LEARNING_RATE': sizes.rate,
     'WARMUP_STEPS': sizes.steps // 20,
   } | dict(values)  # fmt: skip
