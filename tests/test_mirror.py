@@ -17,6 +17,7 @@ ELSEWHERE = {
   'checkpoints/test_orbax.py': ('checkpoints/folders', 'checkpoints/metadata', 'checkpoints/trees'),
   'data/text/test_vocabularies.py': ('data/text/model_files', 'names'),
   'recipes/test_train.py': ('run/replay',),
+  'recipes/reproduce/test_a_lol.py': ('recipes/reproduce/a_lol_hh', 'recipes/reproduce/a_lol_tasks'),
   'algorithms/test_algorithms.py': (
     'algorithms/a_lol', 'algorithms/base', 'algorithms/dro', 'algorithms/groups', 'algorithms/kto',
     'algorithms/labels', 'algorithms/online', 'algorithms/oreo', 'algorithms/policy_gradient',

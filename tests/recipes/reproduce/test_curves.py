@@ -19,6 +19,7 @@ def root(tmp_path):
   for step, rewards in ((2, [0.0, 0.0, 0.0]), (4, [1.0, 2.0, 6.0])):
     samples = np.array(rewards)
     found = Validation(
+      np.float64(1.0),
       sample_prompts=np.arange(3, dtype=np.uint64), sample_rewards=samples, sample_log_ratios=samples / 2,
       sample_lengths=np.ones(3),
     )  # fmt: skip
