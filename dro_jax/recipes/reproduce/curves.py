@@ -50,6 +50,9 @@ def draw(axes: Any, curves: Mapping[str, Points], *, logarithmic: bool = False) 
   """Curves with their names."""
   for name, of in curves.items():
     axes.plot(*(zip(*of) if of else ([], [])), marker='o', markersize=3, label=name)
-  if logarithmic:
+  values = sorted({x for of in curves.values() for x, _ in of})
+  if logarithmic and values:
     axes.set_xscale('log')
+    axes.set_xticks(values, [f'{value:g}' for value in values])
+    axes.minorticks_off()
   axes.legend(fontsize='small')

@@ -46,3 +46,4 @@ def test_a_figure_has_a_panel_for_each_key_and_a_curve_for_each_name():
   assert [axes.get_title() for axes in figure.axes] == ['CoPG', 'DPO']
   assert [line.get_label() for line in figure.axes[0].lines] == ['β 0.1', 'β 1']
   assert figure.axes[0].get_xscale() == 'log' and figure.axes[0].get_ylabel() == 'reward'
+  assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ['1', '2']
