@@ -138,6 +138,7 @@ def test_dro_ablations_run_from_data_to_their_tables(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures('one_device')
 def test_copg_runs_from_data_to_its_figures(tmp_path):
   report = smoke('copg', tmp_path)
   best, every, model = (table['rows'] for table in report['tables'])
@@ -151,6 +152,7 @@ def test_copg_runs_from_data_to_its_figures(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures('one_device')
 def test_trust_region_runs_from_data_to_its_tables(tmp_path):
   report = smoke('trust_region', tmp_path)
   against, sft, beta, alpha, tau = (table['rows'] for table in report['tables'][:5])
@@ -164,6 +166,7 @@ def test_trust_region_runs_from_data_to_its_tables(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures('one_device')
 @pytest.mark.parametrize('name, methods', [('a_lol_hh', 11), ('a_lol_tasks', 4)])
 def test_a_lol_runs_from_data_to_its_table(name, methods, tmp_path):
   report = smoke(name, tmp_path)
