@@ -254,12 +254,9 @@ def _by_gin(
 
 def _paper_value(about: Paper, sft: Stage) -> Stage:
   values = {
-    'STEPS': _VALUE_STEPS,
-    'BATCH': 32,
-    'WARMUP_STEPS': 150,
-    'EVAL_EVERY': 100,
-    'CHECKPOINT_EVERY': 500,
-  }
+    'STEPS': _VALUE_STEPS, 'BATCH': 32, 'WARMUP_STEPS': 150, 'EVAL_EVERY': 100, 'CHECKPOINT_EVERY': 100,
+    'BEST_METRIC': 'eval/criterion',
+  }  # fmt: skip
   name = f'{about.name}-value'
   return _by_gin(about, name, 'fit_value', about.gin, _VALUE_STEPS, sft, *settings(values))
 
