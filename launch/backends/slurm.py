@@ -274,7 +274,7 @@ def _follow(batch: Batch, log: Log, patience: float | int = math.inf) -> int:
 
 
 def _state(batch: Batch) -> str:
-  """The state of the job as Slurm names it; STATE|CODE:SIGNAL of sacct once it has left the queue."""
+  """The state of the job as Slurm names it; STATE|CODE:SIGNAL once it has left the queue."""
   queued = ['squeue', f'--jobs={batch.number}', '--noheader', '--format=%T']
   result = batch.commands.call(queued)
   found = result.out.decode(errors='replace').split()
@@ -285,11 +285,24 @@ def _state(batch: Batch) -> str:
   done = ['sacct', f'--jobs={batch.number}', '--allocations', '--noheader', '--parsable2']
   result = batch.commands.call([*done, '--format=State,ExitCode'], pretend='COMPLETED|0:0')
   lines = result.out.decode(errors='replace').splitlines()
-  if result.code or not lines:
+  if result.code:
+    return _remembered(batch)
+  if not lines:
     return _UNKNOWN
   # `CANCELLED by 1000`
   state, _, code = lines[-1].partition('|')
   return f'{state.split()[0]}|{code}'
+
+
+def _remembered(batch: Batch) -> str:
+  """The same from the controller, which remembers a job for some minutes (MinJobAge), without accounting."""
+  command = ['squeue', f'--jobs={batch.number}', '--states=all', '--noheader']
+  result = batch.commands.call([*command, '--Format=State:20,exit_code:20'])
+  state, code, *_ = [*result.out.decode(errors='replace').split(), '', '']
+  if result.code or state not in _OVER or not code.isdigit():
+    return _UNKNOWN
+  status = int(code)  # As wait(2) has it.
+  return f'{state}|{status >> 8}:{status & 127}'
 
 
 def _code(batch: Batch, state: str, text: str) -> int | None:

@@ -1,15 +1,17 @@
-"""What a pod does to a run in its first night: `python tests/long/faults.py [kill|counts|peer|disk ...]`.
+"""What a pod does to a run in its first night: `python tests/long/faults.py [NAME ...]`.
 
     kill     SIGKILL at 50 random instants (building the table, compiling, stepping, saving): the final state,
              metrics and samples are those of the undisturbed run, to the bit. About 15 minutes on 2 cores;
              kill=10 kills ten times.
+    causal   the same with a decoder-only model, 15 times.
+    lora     the same with adapters of a decoder-only model, whose reference is the base, 15 times.
     counts   the same with 1, 2 and 4 processes in turn, over 4 devices: the same examples in every batch, and
              numbers to float32's rounding. About 8 minutes.
     peer     SIGKILL of one process of two, either one: the other ends by itself, in the time stated.
     disk     a full disk and a read-only one (needs root, for a mount of its own): exit 1 with a sentence, and
              the same command goes on once there is room.
 
-Without a name it does all four. It prints what it saw, and fails at the first thing that is not so.
+Without a name it does all of them. It prints what it saw, and fails at the first thing that is not so.
 """
 
 import contextlib
@@ -41,7 +43,7 @@ SETTINGS = (
 
 def main(folder: pathlib.Path, names: list[str]) -> None:
   write_triplets(folder)
-  for text in names or ('kill', 'counts', 'peer', 'disk'):
+  for text in names or ('kill', 'causal', 'lora', 'counts', 'peer', 'disk'):
     name, _, times = text.partition('=')
     globals()[name](folder, *([int(times)] if times else []))
 
@@ -55,22 +57,36 @@ def write_triplets(folder: pathlib.Path) -> None:
       file.write(json.dumps(record | {'reward': float(rng.normal())}) + '\n')
 
 
-def kill(folder: pathlib.Path, times: int = KILLS) -> None:
+def causal(folder: pathlib.Path, times: int = 15) -> None:
+  kill(folder, times, 'causal')
+
+
+def lora(folder: pathlib.Path, times: int = 15) -> None:
+  make_base(folder)
+  kill(folder, times, 'lora')
+
+
+def make_base(folder: pathlib.Path) -> None:
+  """A decoder-only model that adapters start from."""
+  finish(command(folder, 'base', 10, kind='causal'))
+
+
+def kill(folder: pathlib.Path, times: int = KILLS, kind: str = 't5') -> None:
   """Kills a run over and over; compares it with an undisturbed one."""
-  began = time.monotonic()
-  finish(command(folder, 'whole', STEPS))
+  began, whole, killed = time.monotonic(), f'whole_{kind}', f'killed_{kind}'
+  finish(command(folder, whole, STEPS, kind=kind))
   print(f'undisturbed: {STEPS} steps in {time.monotonic() - began:.0f} s', flush=True)
   chosen, seen, kills = random.Random(0), {}, 0
   while kills < times:
     # A new table cache now and then: or tables would be built in the first run alone.
-    cache = f'tables{kills // 10}'
+    cache = f'tables_{kind}_{kills // 10}'
     phase = (
       chosen.choice(['anything', 'compiling', 'starting', 'stepping', 'stepping', 'saving'])
       if kills % 10
       else 'building'
     )
-    run = start(command(folder, 'killed', STEPS, cache))
-    reached = wait_for(run, PHASES[phase], folder / 'killed', folder / cache)
+    run = start(command(folder, killed, STEPS, cache, kind=kind))
+    reached = wait_for(run, PHASES[phase], folder / killed, folder / cache)
     time.sleep(
       chosen.uniform(
         0, {'starting': 2.0, 'stepping': 1.0, 'compiling': 8.0, 'anything': 8.0}.get(phase, 0.05)
@@ -83,11 +99,11 @@ def kill(folder: pathlib.Path, times: int = KILLS) -> None:
     kills += 1
     seen[phase if reached else 'anything'] = seen.get(phase if reached else 'anything', 0) + 1
     print(
-      f'kill {kills} in {phase}{"" if reached else " (missed)"}: step {newest(folder / "killed")}', flush=True
+      f'kill {kills} in {phase}{"" if reached else " (missed)"}: step {newest(folder / killed)}', flush=True
     )
-  finish(command(folder, 'killed', STEPS))
-  same_to_the_bit(folder / 'whole', folder / 'killed')
-  print(f"{kills} kills {seen}: state, metrics and samples are the undisturbed run's to the bit")
+  finish(command(folder, killed, STEPS, kind=kind))
+  same_to_the_bit(folder / whole, folder / killed)
+  print(f"{kind}: {kills} kills {seen}: state, metrics and samples are the undisturbed run's to the bit")
   expect(kills, times, 'kills before the run was done (raise STEPS)')
 
 
@@ -208,6 +224,12 @@ def mount(*arguments: str) -> None:
 
 # A run
 
+KINDS = {
+  't5': ['models/t5_1_1_tiny.gin'],
+  'causal': ['models/causal_tiny.gin'],
+  'lora': ['models/causal_tiny.gin', 'adapters/lora.gin'],
+}
+
 
 def command(
   folder: pathlib.Path,
@@ -215,12 +237,14 @@ def command(
   steps: int,
   cache: str = 'tables',
   program: Sequence[str] = ('-m', 'dro_jax.main'),
+  kind: str = 't5',
 ) -> list[str]:
   settings = f'{SETTINGS} STEPS={steps} CACHE_DIR={folder / cache}'.split()
   paths = [f'--triplets={folder / "triplets.jsonl"}', f'--model_dir={folder / name}']
   sets = [word for setting in settings for word in ('--set', setting)]
-  model = '--gin_file=models/t5_1_1_tiny.gin'
-  return [sys.executable, *program, 'train', model, *paths, *sets]
+  model = [f'--gin_file={file}' for file in KINDS[kind]]
+  start = [f'--init_from={folder / "base"}'] if kind == 'lora' else []
+  return [sys.executable, *program, 'train', *model, *start, *paths, *sets]
 
 
 def start(arguments: list[str], devices: int = 1, cluster: str = '') -> subprocess.Popen:

@@ -1,9 +1,9 @@
 #!/bin/sh
 # A stand-in for sbatch, squeue, sacct, scancel, scontrol and srun, by the name that it is called by. $STAND_IN
 # holds calls (what was called), codes (what each start of the run ends with: an exit code, `wait` for SIGTERM
-# and then 75, or `deaf`), and at choice refuse-NAME (that command fails), refuse-NAME-once, and signal-NAME (the
-# caller gets it; from squeue once the run hears, or is pending). A queued script runs at once; job 7 is the
-# only one.
+# and then 75, or `deaf`), and at choice refuse-NAME (that command fails), refuse-NAME-once, remembered (what the
+# controller says of a job that is over), and signal-NAME (the caller gets it; from squeue once the run hears, or
+# is pending). A queued script runs at once; job 7 is the only one.
 name=${0##*/}
 cd "$STAND_IN" || exit 1
 echo "$name $*" >> calls
@@ -32,6 +32,7 @@ case $name in
     ) < /dev/null > /dev/null 2>&1 &
     echo '7;cluster' ;;
   squeue)
+    case "$*" in *--states=all*) if [ -e remembered ]; then cat remembered; fi; exit ;; esac
     if [ -e pending ]; then echo PENDING; elif [ -e over ]; then echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1; else echo RUNNING; fi ;;
   sacct) if [ -e account ]; then cat account; fi ;;
   scontrol) touch requeued ;;

@@ -117,6 +117,16 @@ def test_a_job_that_left_no_code_ends_as_sacct_says(cluster, account, code):
 
 
 @pytest.mark.parametrize(
+  'remembered, code',
+  [('CANCELLED 15', 143), ('FAILED 768', 3), ('NODE_FAIL 0', 1), ('COMPLETED 0', 0), ('TIMEOUT 0', 1)],
+)
+def test_without_accounting_a_job_that_left_no_code_ends_as_the_controller_says(cluster, remembered, code):
+  cluster.script('0', over='', refuse_sacct='', remembered=remembered)
+  (cluster.folder / 'bin' / 'sbatch').write_text('#!/bin/sh\necho 7\n')
+  assert slurm.run(job(silence_seconds=5.0), ARGUMENTS) == code
+
+
+@pytest.mark.parametrize(
   'files, words',
   [
     ({'refuse-sbatch': ''}, 'sbatch refused'),
