@@ -53,3 +53,17 @@ def test_a_step_that_fails_is_a_row_beside_the_others(benchmark, monkeypatch, ca
   assert [line[2:] for line in lines] == [
     ['1.0', 'operations/s'], ['dro_v_live', 'failed:', 'exit', '-9'], ['sft', 'does', 'not', 'fit'],
   ]  # fmt: skip
+
+
+def test_the_heaviest_imports_are_summed_by_package(benchmark):
+  start = benchmark('start')
+  modules = start.imports(
+    'import time: self [us] | cumulative | imported package\n'
+    'import time:       100 |       2500 |   numpy.core\n'
+    'import time:       500 |       9000 | numpy\n'
+    'import time:       550 |        550 |   re\n'
+    'a warning\n'
+    'import time:        10 |      90000 | dro_jax\n'
+  )
+  assert [module.name for module in modules] == ['numpy.core', 'numpy', 're', 'dro_jax']
+  assert start.heaviest(modules, 2) == {'numpy': 0.6, 're': 0.55}

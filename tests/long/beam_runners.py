@@ -1,8 +1,8 @@
 """`build_table` by Beam's runners, and by none: `python tests/long/beam_runners.py [NAME ...]`.
 
 It needs Beam (`pip install '.[beam]'` in an environment of its own; `dask[distributed]` for Dask), and skips
-without it (exit code 77). The tables of four files in several pieces must be equal to the byte, and a repeated
-id must be refused in the same words.
+without it (exit code 77). The tables of three files in several pieces must be equal to the byte, and a
+repeated id must be refused in the same words.
 
     portable   a job service in a process of its own, to which the pipeline goes by Beam's portable protocol,
                and which starts workers in processes of their own: as Flink, Spark and Dataflow are spoken to
@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # Dask's scheduler lives in this process.
 SKIPPED = 77
 RECORDS = 24_000
 PYTHON = [sys.executable, '-m']

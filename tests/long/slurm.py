@@ -35,8 +35,8 @@ import faults
 SKIPPED = 77
 STEPS, FEW, FOREVER = 1500, 60, 1_000_000
 faults.STEPS = STEPS
-# jax joins processes by the nodes' names, so these must be names of this machine.
-NODES = ('localhost', platform.node())
+# jax joins processes by the nodes' names, so these must lead to this machine.
+NODES = ('127.0.0.2', '127.0.0.3')
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol')
 LAUNCH = faults.ROOT / 'launch' / 'launch.py'
 JOB = """
@@ -76,7 +76,7 @@ def missing() -> str:
 def config(folder: pathlib.Path, ports: list[int]) -> str:
   controller, *of_nodes = ports
   nodes = '\n'.join(
-    f'NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=4 Gres=gpu:2'
+    f'NodeName={name} NodeHostname={platform.node()} NodeAddr={name} Port={port} CPUs=4 Gres=gpu:2'
     for name, port in zip(NODES, of_nodes, strict=True)
   )
   # cred_expire: how long a job that is queued again waits. config_overrides: more CPUs than there are.

@@ -102,9 +102,7 @@ def trl_cpo(loss: str) -> Callable[[Case, Any], Any]:
 
 
 def trl_bco(case: Case, policy: Any) -> Any:
-  made = trainer(
-    'trl.experimental.bco.BCOTrainer', beta=case.beta, match_underlying_distribution=False
-  )  # fmt: skip
+  made = trainer('trl.experimental.bco.BCOTrainer', beta=case.beta, embedding_func=None)
   utils = importlib.import_module('trl.experimental.bco.bco_trainer')
   made.running = utils.RunningMoments(accelerator=made.accelerator)
   logps, reference = (policy * tensor(case.mask)).sum(-1), tensor(case.reference.sum(-1))
