@@ -33,9 +33,9 @@ import time
 
 
 def paid(prompts, responses):
-  time.sleep(0.02)
   with open({log!r}, 'a') as file:
     file.writelines(f'{{prompt}}|{{response!r}}\\n' for prompt, response in zip(prompts, responses))
+  time.sleep(0.02)
   return [float(len(response) % 5) for response in responses]
 """
 
