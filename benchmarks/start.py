@@ -56,6 +56,7 @@ def heaviest(modules: Sequence[Import], count: int = 5) -> dict[str, float]:
 def call(arguments: Sequence[str]) -> tuple[float, str]:
   """Seconds of a Python, and its standard error."""
   environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+  environment.pop('PYTHONDONTWRITEBYTECODE', None)  # An installed package's modules are compiled once.
   began = time.perf_counter()
   done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
   seconds = time.perf_counter() - began
@@ -66,6 +67,7 @@ def call(arguments: Sequence[str]) -> tuple[float, str]:
 
 def fastest(arguments: Sequence[str], runs: int) -> tuple[float, list[Import]]:
   """The least seconds, and the imports."""
+  call(arguments)
   _, stderr = call(['-X', 'importtime', *arguments])
   return min(call(arguments)[0] for _ in range(runs)), imports(stderr)
 

@@ -616,6 +616,15 @@ def test_help_imports_nothing_heavy():
     assert process.stdout.startswith('dro_jax ')
 
 
+def test_train_starts_without_scipy():
+  """A fifth of its imports, for what few batches need."""
+  process, _ = _python(
+    'import sys; from dro_jax.cli import bindings, tables; '
+    "bindings.register(tables.COMMANDS['train']); assert 'scipy' not in sys.modules"
+  )
+  assert process.returncode == 0, process.stderr
+
+
 def test_the_version_is_one_number_everywhere(capsys):
   assert main.main(['--version']) == 0
   assert capsys.readouterr().out == f'dro_jax {dro_jax.__version__}\n'

@@ -52,6 +52,7 @@ def main(folder: pathlib.Path, names: list[str]) -> int:
   if reason := missing():
     print(f'skipped: {reason}')
     return SKIPPED
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # The daemons must end.
   faults.write_triplets(folder)
   (folder / 'job.py').write_text(JOB)
   with cluster(folder / 'slurm'):

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 
 from dro_jax.data.batches.placement import Placement
 
@@ -57,4 +56,6 @@ def _exchange(pairable: np.ndarray, source: np.ndarray) -> np.ndarray:
     decoded = (np.arange(rows) + shift) % rows
     if counts[np.arange(rows), decoded].sum() == len(source):
       return decoded
-  return scipy.optimize.linear_sum_assignment(counts, maximize=True)[1]
+  from scipy import optimize  # Its import is a fifth of a command's, and few batches need it.
+
+  return optimize.linear_sum_assignment(counts, maximize=True)[1]
