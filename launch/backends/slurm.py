@@ -20,12 +20,14 @@ from ml_collections import config_dict
 
 from dro_jax.errors import UsageError
 from dro_jax.parallel import processes
+from launch import arguments as words
 from launch import checks, commands, outcomes, scripts, signals
 from launch.say import say
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _LOG_BYTES = 1_000_000  # Bytes of a log that are read at once.
 _UNKNOWN = 'unknown'
+_LOCK = '.lock'  # dro_jax.run.folder.lock.LOCK, whose module imports jax.
 # The states of jobs that are over, as sacct names them.
 _OVER = (
   *('BOOT_FAIL', 'CANCELLED', 'COMPLETED', 'DEADLINE', 'FAILED', 'NODE_FAIL', 'OUT_OF_MEMORY'),
@@ -51,6 +53,7 @@ def spec() -> config_dict.ConfigDict:
   job.folder = 'slurm'  # the folder of scripts and logs, on the shared disk
   job.signal_seconds = 120  # how long before its limit a job must save
   job.peer_seconds = 120  # how long the other processes may go on once one has ended
+  job.lock_seconds = 600  # how long a job that was queued again waits for a former process that still runs
   job.max_restarts = 20  # how often a run that stopped after saving (75) is queued again
   job.poll_seconds = 10.0  # between requests for the state
   job.retry_seconds = 15.0  # between attempts of a command that failed
@@ -143,7 +146,7 @@ def script(
   # srun does not inherit cpus-per-task from sbatch.
   run_flags = [f'--cpus-per-task={job.cpus_per_task}', '--kill-on-bad-exit=0', f'--wait={job.peer_seconds}']
   program = [job.python or sys.executable, '-m', 'dro_jax.main', *arguments]
-  setup = f'{job.setup}\n' if job.setup else ''
+  setup = (f'{job.setup}\n' if job.setup else '') + _wait(job, arguments)
   code, stop = shlex.quote(str(files.code)), shlex.quote(str(files.stop))
   return f"""#!/bin/bash
 {options}
@@ -164,6 +167,18 @@ fi
 echo "$code" > {code}.new
 mv {code}.new {code}
 exit "$code"
+"""
+
+
+def _wait(job: config_dict.ConfigDict, arguments: Sequence[str]) -> str:
+  """Waits for the lock of the run's folder: a node that Slurm has given up may still train."""
+  model_dir = words.value(arguments, 'model_dir')
+  if not model_dir:
+    return ''
+  lock = shlex.quote(f'{model_dir}/{_LOCK}')
+  return f"""if [ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] && [ -e {lock} ]; then
+  flock --wait {job.lock_seconds} {lock} true || echo 'launch: another process still has the lock of the run'
+fi
 """
 
 

@@ -11,8 +11,9 @@ are only numbers, and ends them. There is no accounting, so sacct answers nothin
                another: the launcher says so at once.
     node       a node dies, its slurmd and all: the run is queued again, on the other node, and ends as the
                undisturbed run, to the bit.
+    split      a node's slurmd dies alone: the job that is queued again waits until the first trains no more.
 
-Without a name it does all four, in some ten minutes on one core.
+Without a name it does all of them, in some ten minutes on one core.
 """
 
 import contextlib
@@ -56,7 +57,7 @@ def main(folder: pathlib.Path, names: list[str]) -> int:
   faults.write_triplets(folder)
   (folder / 'job.py').write_text(JOB)
   with cluster(folder / 'slurm'):
-    for name in names or ('processes', 'limit', 'cancel', 'node'):
+    for name in names or ('processes', 'limit', 'cancel', 'node', 'split'):
       began = time.monotonic()
       globals()[name](folder)
       print(f'{name}: {time.monotonic() - began:.0f} s', flush=True)
@@ -314,6 +315,30 @@ def node(folder: pathlib.Path) -> None:
   faults.same_to_the_bit(expected, folder / 'moved')
   start_node(folder / 'slurm', first)
   print(f'{first} died after step {at}: the other node ended the run, with the undisturbed state and metrics')
+
+
+def split(folder: pathlib.Path) -> None:
+  """A slurmd dies and its job does not, as where the network splits."""
+  expected = whole(folder)
+  run = launched(folder, 'split', STEPS)
+  job = number(folder, 'split')
+  wait_for_step(folder, 'split', run, 100)
+  first = called('squeue', f'--jobs={job}', '--noheader', '--format=%N').strip()
+  former = steps_of(first)
+  os.kill(int((folder / 'slurm' / f'slurmd.{first}.pid').read_text()), signal.SIGKILL)
+  other = next(name for name in NODES if name != first)
+  at_other = ['squeue', f'--jobs={job}', '--noheader', '--format=%T %N']
+  wait_until(lambda: called(*at_other).split() == ['RUNNING', other], 180, 'the job runs on the other node')
+  time.sleep(5)
+  faults.expect(run.poll(), None, f'the second waits for the first: {said(folder, "split")[-2000:]}')
+  at = faults.newest(folder / 'split')
+  for pid in former:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(pid, signal.SIGKILL)
+  ended(folder, 'split', run, 0, 400)
+  faults.same_to_the_bit(expected, folder / 'split')
+  start_node(folder / 'slurm', first)
+  print(f'{first} lost its slurmd alone and trained on to step {at}: the other waited, then ended the run')
 
 
 def kill_node(folder: pathlib.Path, name: str) -> None:

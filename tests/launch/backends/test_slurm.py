@@ -1,13 +1,16 @@
+import fcntl
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 from typing import NamedTuple
 
 import pytest
 
 from dro_jax.errors import UsageError
+from dro_jax.run.folder import lock
 from launch.backends import slurm
 
 ARGUMENTS = [
@@ -103,6 +106,19 @@ def test_a_run_that_is_stopped_before_its_step_begins_is_not_begun(cluster, tmp_
   assert subprocess.run(['bash', files.script], check=False).returncode == 75
   assert files.code.read_text() == '75\n'
   assert not cluster.calls('srun') and not cluster.calls('scontrol')
+
+
+def test_a_run_that_is_queued_again_waits_for_its_former_process(cluster, tmp_path):
+  cluster.script('0')
+  files = slurm.Files(*(tmp_path / name for name in ('script', 'log', 'code', 'stop')))
+  files.script.write_text(slurm.script(job(), 'name', files, ARGUMENTS, tmp_path))
+  (tmp_path / 'runs' / 'a').mkdir(parents=True)
+  with open(tmp_path / 'runs' / 'a' / lock.LOCK, 'w') as held:
+    fcntl.flock(held, fcntl.LOCK_EX)
+    again = subprocess.Popen(['bash', files.script], env=os.environ | {'SLURM_RESTART_COUNT': '1'})
+    time.sleep(0.3)
+    assert again.poll() is None and not cluster.calls('srun')
+  assert again.wait() == 0 and len(cluster.calls('srun')) == 1
 
 
 @pytest.mark.parametrize(
