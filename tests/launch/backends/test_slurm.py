@@ -136,10 +136,11 @@ def test_a_job_that_left_no_code_ends_as_sacct_says(cluster, account, code):
   'remembered, code',
   [('CANCELLED 15', 143), ('FAILED 768', 3), ('NODE_FAIL 0', 1), ('COMPLETED 0', 0), ('TIMEOUT 0', 1)],
 )
-def test_without_accounting_a_job_that_left_no_code_ends_as_the_controller_says(cluster, remembered, code):
+def test_without_accounting_a_job_ends_as_the_controller_says(cluster, capsys, remembered, code):
   cluster.script('0', over='', refuse_sacct='', remembered=remembered)
   (cluster.folder / 'bin' / 'sbatch').write_text('#!/bin/sh\necho 7\n')
-  assert slurm.run(job(silence_seconds=5.0), ARGUMENTS) == code
+  assert slurm.run(job(silence_seconds=1.0), ARGUMENTS) == code
+  assert 'has not described' not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
