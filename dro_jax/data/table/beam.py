@@ -313,9 +313,11 @@ def _run(job: Job, pieces: Sequence[Piece], beam_options: str | Sequence[str]) -
     made = listed | 'tokenise' >> beam.FlatMap(_tokenise, job)
     prompts = made | 'prompts' >> beam.FlatMap(_items_of_kind, 'prompt') | 'same prompts' >> beam.GroupByKey()
     owners = prompts | 'owners' >> beam.FlatMap(_owners) | 'to parts' >> beam.GroupByKey()
-    _ = owners | 'write owners' >> beam.Map(_write_owners, job)
+    written = owners | 'write owners' >> beam.Map(_write_owners, job)
     ids = made | 'ids' >> beam.FlatMap(_items_of_kind, 'id') | 'same ids' >> beam.GroupByKey()
-    _ = ids | 'refuse repeated ids' >> beam.Map(_refuse_repeated, job)
+    checked = ids | 'refuse repeated ids' >> beam.Map(_refuse_repeated, job)
+    # Dask runs the last step alone, and what it needs.
+    _ = (written, checked) | 'both' >> beam.Flatten()
 
 
 def _items_of_kind(item: tuple[str, Any], kind: str) -> list[Any]:

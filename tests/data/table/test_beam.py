@@ -41,6 +41,9 @@ class Step:
   def __rrshift__(self, _):
     return self
 
+  def __ror__(self, several):
+    return Steps(self.act(several))
+
 
 def grouped(pairs):
   groups = collections.defaultdict(list)
@@ -56,6 +59,7 @@ PLAIN = types.SimpleNamespace(
   Map=lambda f, *rest: Step(lambda items: [f(item, *rest) for item in items]),
   FlatMap=lambda f, *rest: Step(lambda items: [made for item in items for made in f(item, *rest)]),
   GroupByKey=lambda: Step(grouped),
+  Flatten=lambda: Step(lambda several: [item for items in several for item in items]),
   combiners=types.SimpleNamespace(ToList=lambda: Step(lambda items: [list(items)])),
 )
 
