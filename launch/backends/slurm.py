@@ -159,6 +159,12 @@ else
   srun {shlex.join([*run_flags, *job.srun_flags])} \\
     {shlex.join(program)} || code=$?
 fi
+# Where a node fails, srun may end with 0 while Slurm has queued the job again, or given it up.
+if job=$(scontrol show job "$SLURM_JOB_ID" --oneliner) &&
+  [[ $job != *" Restarts=${{SLURM_RESTART_COUNT:-0}} "* || $job == *" JobState=NODE_FAIL "* ]]; then
+  echo "launch: a node failed; this start of the job counts no more"
+  exit "$code"
+fi
 again=$((${{SLURM_RESTART_COUNT:-0}} + 1))
 if [ "$code" -eq {outcomes.STOPPED} ] && [ ! -e {stop} ] && [ "$again" -le {job.max_restarts} ]; then
   echo "launch: stopped after saving; queued again ($again of {job.max_restarts})"

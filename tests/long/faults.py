@@ -303,12 +303,13 @@ def metrics(run: pathlib.Path, name: str = 'metrics.jsonl') -> list[dict]:
   return [{k: v for k, v in json.loads(line).items() if not k.startswith('time/')} for line in lines]
 
 
-def same_to_the_bit(a: pathlib.Path, b: pathlib.Path) -> None:
+def same_to_the_bit(a: pathlib.Path, b: pathlib.Path, steps: int | None = None) -> None:
   for name in ('metrics.jsonl', 'samples.jsonl'):
     for x, y in zip(metrics(a, name), metrics(b, name), strict=True):
       expect(y, x, f'{name} of step {x["step"]}')
   digests = [
-    json.loads((run / f'checkpoints/{STEPS}/metadata/metadata').read_text())['digest'] for run in (a, b)
+    json.loads((run / f'checkpoints/{steps or STEPS}/metadata/metadata').read_text())['digest']
+    for run in (a, b)
   ]
   expect(digests[1], digests[0], 'parameters and optimiser')
 

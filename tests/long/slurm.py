@@ -34,7 +34,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import faults
 
 SKIPPED = 77
-STEPS, FEW, FOREVER = 1500, 60, 1_000_000
+STEPS, FEW, SHORT, FOREVER = 1500, 60, 300, 1_000_000
 faults.STEPS = STEPS
 # jax joins processes by the nodes' names, so these must lead to this machine.
 NODES = ('127.0.0.2', '127.0.0.3')
@@ -167,6 +167,8 @@ def end(folder: pathlib.Path) -> None:
       os.kill(int(file.read_text()), signal.SIGTERM)
   for pid in steps_of():
     os.kill(pid, signal.SIGKILL)
+  with contextlib.suppress(SystemExit):
+    wait_until(lambda: not any(file.exists() for file in pids), 15, 'the daemons have ended')
 
 
 def steps_of(node: str = '') -> list[int]:
@@ -245,13 +247,14 @@ def wait_for_step(folder: pathlib.Path, name: str, run: subprocess.Popen, step: 
   wait_until(reached, 180, f'{name} reaches step {step}')
 
 
-def whole(folder: pathlib.Path) -> pathlib.Path:
+def whole(folder: pathlib.Path, steps: int = STEPS) -> pathlib.Path:
   """The undisturbed run."""
-  if not (folder / 'whole').exists():
+  name = f'whole{steps}'
+  if not (folder / name).exists():
     began = time.monotonic()
-    faults.finish(faults.command(folder, 'whole', STEPS))
-    print(f'undisturbed: {STEPS} steps in {time.monotonic() - began:.0f} s', flush=True)
-  return folder / 'whole'
+    faults.finish(faults.command(folder, name, steps))
+    print(f'undisturbed: {steps} steps in {time.monotonic() - began:.0f} s', flush=True)
+  return folder / name
 
 
 # --- what is tried ------------------------------------------------------------------------------------------
@@ -318,27 +321,29 @@ def node(folder: pathlib.Path) -> None:
 
 
 def split(folder: pathlib.Path) -> None:
-  """A slurmd dies and its job does not, as where the network splits."""
-  expected = whole(folder)
-  run = launched(folder, 'split', STEPS)
+  """A slurmd dies and its job hangs, but lives: its script hears of the failure from srun."""
+  expected = whole(folder, SHORT)
+  run = launched(folder, 'split', SHORT)
   job = number(folder, 'split')
   wait_for_step(folder, 'split', run, 100)
   first = called('squeue', f'--jobs={job}', '--noheader', '--format=%N').strip()
   former = steps_of(first)
+  for pid in (pid for pid in former if 'python' in os.readlink(f'/proc/{pid}/exe')):
+    os.kill(pid, signal.SIGSTOP)
   os.kill(int((folder / 'slurm' / f'slurmd.{first}.pid').read_text()), signal.SIGKILL)
   other = next(name for name in NODES if name != first)
   at_other = ['squeue', f'--jobs={job}', '--noheader', '--format=%T %N']
   wait_until(lambda: called(*at_other).split() == ['RUNNING', other], 180, 'the job runs on the other node')
-  time.sleep(5)
+  time.sleep(20)
   faults.expect(run.poll(), None, f'the second waits for the first: {said(folder, "split")[-2000:]}')
   at = faults.newest(folder / 'split')
   for pid in former:
     with contextlib.suppress(ProcessLookupError):
       os.kill(pid, signal.SIGKILL)
   ended(folder, 'split', run, 0, 400)
-  faults.same_to_the_bit(expected, folder / 'split')
+  faults.same_to_the_bit(expected, folder / 'split', SHORT)
   start_node(folder / 'slurm', first)
-  print(f'{first} lost its slurmd alone and trained on to step {at}: the other waited, then ended the run')
+  print(f'{first} lost its slurmd alone and hung at step {at}: the other waited, then ended the run')
 
 
 def kill_node(folder: pathlib.Path, name: str) -> None:

@@ -2,8 +2,8 @@
 # A stand-in for sbatch, squeue, sacct, scancel, scontrol and srun, by the name that it is called by. $STAND_IN
 # holds calls (what was called), codes (what each start of the run ends with: an exit code, `wait` for SIGTERM
 # and then 75, or `deaf`), and at choice refuse-NAME (that command fails), refuse-NAME-once, remembered (what the
-# controller says of a job that is over), and signal-NAME (the caller gets it; from squeue once the run hears, or
-# is pending). A queued script runs at once; job 7 is the only one.
+# controller says of a job that is over), shown (what scontrol says of the job), and signal-NAME (the caller gets
+# it; from squeue once the run hears, or is pending). A queued script runs at once; job 7 is the only one.
 name=${0##*/}
 cd "$STAND_IN" || exit 1
 echo "$name $*" >> calls
@@ -35,7 +35,11 @@ case $name in
     case "$*" in *--states=all*) if [ -e remembered ]; then cat remembered; fi; exit ;; esac
     if [ -e pending ]; then echo PENDING; elif [ -e over ]; then echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1; else echo RUNNING; fi ;;
   sacct) if [ -e account ]; then cat account; fi ;;
-  scontrol) touch requeued ;;
+  scontrol)
+    case $1 in
+      requeue) touch requeued ;;
+      show) if [ -e shown ]; then cat shown; else echo "JobId=7 JobState=RUNNING Restarts=${SLURM_RESTART_COUNT:-0} x"; fi ;;
+    esac ;;
   scancel)
     rm -f pending
     case $1 in --signal=TERM) kill -TERM "$(cat srun)" ;; *) if [ -e srun ]; then kill -KILL "$(cat srun)"; fi ;; esac ;;

@@ -63,8 +63,8 @@ def test_a_run_that_stopped_is_queued_again_until_it_is_done(cluster, capsys):
   assert slurm.run(job(), ARGUMENTS) == 0
   shown = capsys.readouterr().out.splitlines()
   assert [line for line in shown if line.startswith('run')] == [f'run {i} of auto 🙂' for i in range(3)]
-  assert len(cluster.calls('scontrol')) == 2
-  assert cluster.calls('scontrol')[0] == 'scontrol requeue 7'
+  assert len(cluster.calls('scontrol requeue')) == 2
+  assert cluster.calls('scontrol requeue')[0] == 'scontrol requeue 7'
   arguments = (cluster.folder / 'arguments').read_text().split('\0')[:-1]
   assert arguments == ['python', '-m', 'dro_jax.main', *ARGUMENTS]
 
@@ -96,7 +96,7 @@ def test_a_signal_asks_the_run_to_save(cluster, codes, seconds, files, code, las
   cluster.script(codes, **files)
   assert slurm.run(job(save_seconds=seconds), ARGUMENTS) == code
   assert cluster.calls('scancel')[-1] == last
-  assert not cluster.calls('scontrol')
+  assert not cluster.calls('scontrol requeue')
 
 
 def test_a_run_that_is_stopped_before_its_step_begins_is_not_begun(cluster, tmp_path):
@@ -105,7 +105,19 @@ def test_a_run_that_is_stopped_before_its_step_begins_is_not_begun(cluster, tmp_
   files.script.write_text(slurm.script(job(), 'name', files, ARGUMENTS, tmp_path))
   assert subprocess.run(['bash', files.script], check=False).returncode == 75
   assert files.code.read_text() == '75\n'
-  assert not cluster.calls('srun') and not cluster.calls('scontrol')
+  assert not cluster.calls('srun') and not cluster.calls('scontrol requeue')
+
+
+@pytest.mark.parametrize('shown', ['JobState=PENDING Restarts=1', 'JobState=NODE_FAIL Restarts=0'])
+@pytest.mark.parametrize('code', ['0', '1', '75'])
+def test_a_start_that_lost_a_node_leaves_no_code(cluster, tmp_path, code, shown):
+  cluster.script(code, shown=f'JobId=7 {shown} x')
+  files = slurm.Files(*(tmp_path / name for name in ('script', 'log', 'code', 'stop')))
+  files.script.write_text(slurm.script(job(), 'name', files, ARGUMENTS, tmp_path))
+  environment = os.environ | {'SLURM_RESTART_COUNT': '0', 'SLURM_JOB_ID': '7'}
+  done = subprocess.run(['bash', files.script], env=environment, check=False)
+  assert done.returncode == int(code) and not files.code.exists()
+  assert not cluster.calls('scontrol requeue')
 
 
 def test_a_run_that_is_queued_again_waits_for_its_former_process(cluster, tmp_path):
