@@ -1,13 +1,13 @@
 """What a decoder-only model gains where K responses share their prompt, against the bound and the FLOPs.
 
-  python benchmarks/prompt_sharing.py [--responses=1,2,4,8] [--lengths=256,64] [--methods=dro_p,dro_v] [--json]
+  python benchmarks/prompt_sharing.py [--responses=1,2,4,8] [--lengths=256,64] [--methods=dro_p,dro_v]
 
-The step that `train` compiles, on the rows of `train`, which hold a prompt once for all its responses, and on
-rows of one response each with a copy of its prompt. Both have the same responses. The bound of the gain is
-K(P + R) / (P + KR): tokens of prompts (P) and responses (R) that a layer reads. A step gains less than the
-bound, since logits are those of responses on both sides; `FLOPs` is what the traced steps say. DRO-P reads a
-policy and a reference, DRO-V a value of each prompt as well. The model is a slice of SmolLM2-135M: some of its
-30 layers, with as much less vocabulary.
+The step that `train` compiles, on rows of one prompt and all its responses, and on rows of one response with
+a copy of its prompt. Both have the same responses. The bound of the gain is K(P + R) / (P + KR): tokens of
+prompts (P) and responses (R) that a layer reads. A step gains less than the bound, since logits are those of
+responses on both sides; `FLOPs` is what the traced steps say. DRO-P reads a policy and a reference, DRO-V a
+value of each prompt as well. The model is a slice of SmolLM2-135M: some of its 30 layers, with as much less
+vocabulary.
 """
 
 import argparse
@@ -39,7 +39,9 @@ def compare(method: str, responses: int, options: argparse.Namespace) -> dict[st
   prompt, response = options.lengths
   lengths = packing.full(prompt, response, responses, prompts=options.batch)
   calls, tokens, flops = {}, {}, {}
-  for name, fit in {'shared': {}, 'copied': {'packed': False}}.items():
+  # A row holds one prompt: packing several, which `packing.py` measures, would be a gain of its own.
+  whole = {'prompt_length': prompt, 'response_length': responses * response}
+  for name, fit in {'shared': whole, 'copied': {'packed': False}}.items():
     fitted, rows = packing.batch_of(lengths, options.batch, **fit)
     subject = steps.make(config, algorithm)
     rows = steps.for_algorithm(rows, algorithm)
