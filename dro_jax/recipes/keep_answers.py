@@ -5,6 +5,7 @@ from typing import Any
 
 from dro_jax import files
 from dro_jax.data.records import readers
+from dro_jax.data.records.answers import new_file
 from dro_jax.data.records.fields import checked_names
 from dro_jax.data.records.file_names import expand
 from dro_jax.errors import UsageError
@@ -23,15 +24,16 @@ def keep_answers(
     columns: the files' names of fields.
 
   Raises:
-    UsageError: no answer is left.
+    UsageError: no answer is left, or the output is one of the files.
   """
-  target = files.output_file(output)
+  target = new_file(output, expand(answers))
   every = list(_records(answers, columns))
   kept = [record for record, can_train in every if can_train]
   if not kept:
     raise UsageError(
       f'{answers}: none of {len(every)} answers can train: all are blank or hold a NUL character.'
     )
+  target.parent.mkdir(parents=True, exist_ok=True)
   files.write_atomically(target, ''.join(map(files.json_line, kept)))
   return {'output': str(target), 'answers': len(every), 'kept': len(kept)}
 
@@ -41,14 +43,18 @@ def _records(
 ) -> Iterator[tuple[dict[str, Any], bool]]:
   """Each record as it stands in its file, and whether it can train; other readers refuse some."""
   name = checked_names(columns).get('response') or 'response'
+  remedy = 'pass a file of answers, or its name as --columns response=NAME'
   for path in expand(answers):
+    has_texts = False
     for where, record in readers.located(path):
       text = record.get(name)
-      if not isinstance(text, str):
-        raise UsageError(
-          f'{where}: field {name!r} is no text: pass a file of answers, or its name as --columns.'
-        )
-      yield record, bool(text.strip()) and '\0' not in text
+      if text is not None and not isinstance(text, str):
+        raise UsageError(f'{where}: field {name!r} is no text: {remedy}.')
+      has_texts = has_texts or text is not None
+      # A blank cell of a table is no text at all.
+      yield record, bool(text and text.strip()) and '\0' not in str(text)
+    if not has_texts:
+      raise UsageError(f'{path}: no record has the field {name!r}: {remedy}.')
 
 
 __all__ = ['keep_answers']

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from dro_jax import files, limits
-from dro_jax.data.records.answers import Answer, read_answers
+from dro_jax.data.records.answers import Answer, new_file, read_answers
+from dro_jax.data.records.file_names import expand
 from dro_jax.errors import UsageError
 from dro_jax.run.sampling import rewards
 from dro_jax.run.sampling.rewards import Reward
@@ -39,11 +40,12 @@ def make_comparisons(
     seed: of the pairs and of the noise.
 
   Raises:
-    UsageError: there is no reward, or no pair.
+    UsageError: there is no reward, or no pair, or the output is one of the files.
   """
   limits.seed(seed)
   limits.above_zero('make_comparisons', 'there would be no comparison', pairs=pairs)
-  target = files.output_file(output)
+  limits.at_least_zero('make_comparisons', noise=noise)
+  target = new_file(output, expand(answers))
   function = rewards.find(reward)
   rng = np.random.default_rng(seed)
   by_prompt: dict[str, list[Answer]] = {}
@@ -71,6 +73,7 @@ def make_comparisons(
       f'{answers}: no prompt has two answers that differ{"" if noise else " in their rewards"}. Sample '
       'several answers to each (dro_jax generate --set SAMPLES=4).'
     )
+  target.parent.mkdir(parents=True, exist_ok=True)
   files.write_atomically(target, ''.join(map(files.json_line, records)))
   return {
     'output': str(target), 'prompts': len(by_prompt), 'comparisons': len(records),

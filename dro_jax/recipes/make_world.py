@@ -45,6 +45,12 @@ def make_world(
     UsageError: there is no such world, or it has fewer prompts.
   """
   limits.seed(seed)
+  counts = {
+    'demonstrations': demonstrations, 'log_prompts': log_prompts, 'judged_prompts': judged_prompts,
+    'test_prompts': test_prompts,
+  }  # fmt: skip
+  limits.whole('make_world', **counts)
+  limits.above_zero('make_world', 'its file would be empty', **counts)
   if world not in WORLDS:
     raise UsageError(
       f'there is no world {world!r}{did_you_mean(world, WORLDS)}: choose from {", ".join(WORLDS)}.'

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from dro_jax import files, limits
 from dro_jax.data.records import comparisons, file_names, scored
-from dro_jax.data.records.answers import Answer, read_answers
+from dro_jax.data.records.answers import Answer, new_file, read_answers
 from dro_jax.data.sources.find import find, refuse_changed, stamps
 from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.storage.fingerprints import differences
@@ -137,20 +137,11 @@ def _answers(
 
 def _target(output: str, paths: Sequence[str]) -> pathlib.Path:
   """The file to write, checked before anything is scored."""
-  target = files.output_file(output)
-  if not target.name.endswith('.jsonl'):
-    raise UsageError(
-      f'--output={output}: scored answers are JSON lines, so that the name must end in .jsonl: pass '
-      f'--output={target.with_suffix(".jsonl")}.'
-    )
+  target = new_file(output, paths)
   if len(os.fsencode(target.name)) > _LONGEST_NAME:
     raise UsageError(
       f'--output={output}: its name is too long for the files that are written beside it: pass a name of at '
       f'most {_LONGEST_NAME} letters.'
-    )
-  if any(target.resolve() == pathlib.Path(path).resolve() for path in paths):
-    raise UsageError(
-      f'--output={output} is among the files to score, and would be replaced: pass another file.'
     )
   return target
 

@@ -34,3 +34,15 @@ def test_blank_answers_and_those_with_nul_are_left_out_and_the_rest_trains(tmp_p
 def test_a_file_without_an_answer_that_can_train_is_refused(tmp_path):
   with pytest.raises(UsageError, match='none of 2 answers can train'):
     keep_answers(write(tmp_path / 'a.jsonl', '', ' '), str(tmp_path / 'b.jsonl'))
+
+
+def test_a_blank_cell_is_a_blank_answer_and_the_input_is_not_replaced(tmp_path):
+  file = tmp_path / 'a.csv'
+  file.write_text('prompt,response\np,x\nq,\n')
+  assert keep_answers(str(file), str(tmp_path / 'new' / 'b.jsonl'))['kept'] == 1
+  with pytest.raises(UsageError, match='among the files to read'):
+    keep_answers(str(tmp_path / 'new' / 'b.jsonl'), str(tmp_path / 'new' / 'b.jsonl'))
+  with pytest.raises(UsageError, match='must end in .jsonl'):
+    keep_answers(str(file), str(tmp_path / 'b.csv'))
+  with pytest.raises(UsageError, match="no record has the field 'answer'"):
+    keep_answers(str(file), str(tmp_path / 'b.jsonl'), columns='response=answer')

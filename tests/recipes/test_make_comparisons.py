@@ -54,3 +54,12 @@ def test_answers_without_a_pair_are_refused_with_a_remedy(tmp_path):
   file = write(tmp_path / 'a.jsonl', {'p': ['a'], 'q': ['x', 'x']})
   with pytest.raises(UsageError, match='SAMPLES=4'):
     make_comparisons(file, lengths, str(tmp_path / 'out.jsonl'), noise=1.0)
+
+
+def test_a_negative_noise_is_refused_and_the_input_is_not_replaced(tmp_path):
+  file = write(tmp_path / 'a.jsonl', {'p': ['a', 'bb']})
+  with pytest.raises(UsageError, match='noise=-0.1 must be 0 or more.*--set NOISE'):
+    make_comparisons(file, lengths, str(tmp_path / 'out.jsonl'), noise=-0.1)
+  with pytest.raises(UsageError, match='among the files to read'):
+    make_comparisons(file, lengths, file)
+  assert make_comparisons(file, lengths, str(tmp_path / 'new' / 'out.jsonl'))['comparisons'] == 1

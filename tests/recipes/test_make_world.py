@@ -29,3 +29,11 @@ def test_an_unknown_world_is_refused_with_the_nearest_name(tmp_path):
   with pytest.raises(UsageError, match="no world 'habit' .did you mean habits"):
     make_world(str(tmp_path / 'new'), world='habit')
   assert not (tmp_path / 'new').exists()
+
+
+def test_counts_that_cannot_be_had_are_refused_at_once(tmp_path):
+  with pytest.raises(UsageError, match='log_prompts=-5 must be above 0.*--set LOG_PROMPTS'):
+    make_world(str(tmp_path / 'new'), log_prompts=-5)
+  few = {'kinds': ('sort',), 'length': (2, 2)}
+  with pytest.raises(UsageError, match='hardly more than'):
+    exercises.prompts(exercises.Exercises(**few), 'train', 10**8, 0)

@@ -243,7 +243,7 @@ def test_the_record_beside_the_file_says_what_scored_it():
 @pytest.mark.parametrize(
   'reward, output, message',
   [
-    ('contains', 'a.jsonl', 'is among the files to score'),
+    ('contains', 'a.jsonl', 'is among the files to read'),
     ('contains', 'out.csv', r'must end in \.jsonl: pass --output=out\.jsonl'),
     ('contains', 'a.jsonl/out.jsonl', 'a.jsonl is a file and not a folder'),
     ('contains', f'{"x" * 230}.jsonl', 'its name is too long for the files that are written beside it'),

@@ -1,12 +1,15 @@
 """Answers of files to be scored: each with its text, and with its record's fields under our names."""
 
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dro_jax import files
 from dro_jax.data.records import comparisons, field_paths, numbers, products, readers, texts
 from dro_jax.data.records.fields import FIELDS, checked_names
 from dro_jax.data.records.file_names import expand
 from dro_jax.data.records.ids import Ids, read_id
+from dro_jax.errors import UsageError
 
 
 class Answer(NamedTuple):
@@ -53,6 +56,29 @@ def read_answers(
       spoken = texts.with_sharegpt(record, names)
       prompt, response = texts.prompt_and_response(record, spoken, where, None, blank_responses=True)
       yield Answer(prompt, response, fields, where)
+
+
+def new_file(output: str, paths: Sequence[str]) -> pathlib.Path:
+  """The file for answers that are made of those in other files.
+
+  Args:
+    output: its name, .jsonl.
+    paths: the other files.
+
+  Raises:
+    UsageError: its name ends otherwise, it is one of the others, or it cannot be written.
+  """
+  target = files.output_file(output)
+  if not target.name.endswith('.jsonl'):
+    raise UsageError(
+      f'--output={output}: answers are written as JSON lines, so that the name must end in .jsonl: pass '
+      f'--output={target.with_suffix(".jsonl")}.'
+    )
+  if any(target.resolve() == pathlib.Path(path).resolve() for path in paths):
+    raise UsageError(
+      f'--output={output} is among the files to read, and would be replaced: pass another file.'
+    )
+  return target
 
 
 def _located(path: str, names: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:

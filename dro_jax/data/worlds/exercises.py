@@ -15,7 +15,7 @@ from dro_jax.errors import UsageError
 
 # The share of all prompts in each split.
 SPLITS = {'sft': 0.25, 'train': 0.45, 'validation': 0.1, 'test': 0.2}
-_ATTEMPTS = 200  # Draws for each prompt, before the split counts as exhausted.
+_ATTEMPTS = 20_000  # Draws without a new prompt, after which the split counts as exhausted.
 
 
 class Exercises(NamedTuple):
@@ -46,16 +46,18 @@ def prompts(exercises: Exercises, split: str, num: int, seed: int = 0) -> list[s
       f'{", ".join(KINDS)}.'
     )
   chosen: dict[str, None] = {}
+  newest = 0
   for count, prompt in enumerate(_drawn(exercises, seed)):
     if len(chosen) == num:
       break
-    if count > _ATTEMPTS * num:
+    if count > newest + _ATTEMPTS:
       raise UsageError(
         f'{split} has hardly more than {len(chosen)} different prompts of these exercises, and {num} are '
         'required: pass fewer prompts, longer texts, more letters or more digits.'
       )
-    if split_of(prompt) == split:
-      chosen.setdefault(prompt)
+    if prompt not in chosen and split_of(prompt) == split:
+      chosen[prompt] = None
+      newest = count
   return list(chosen)
 
 

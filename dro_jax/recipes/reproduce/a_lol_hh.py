@@ -107,7 +107,7 @@ def _paper(judge: Sequence[str]) -> tuple[Task, Stage]:
   sft, prompts = task.answered[a_lol.REFERENCE], task.before[-1]
   sides = (f'sft={sft.at("answers.jsonl")}', *(f'{name}={stage.run}' for name, stage in runs.items()))
   needs = (sft.name, prompts.name, *(stage.name for stage in runs.values()))
-  stage = Stage('judged-hha', (), needs, ('report/report.json',))
+  stage = Stage('judged-hha', (), needs, ('report/report.json', 'report/verdicts.jsonl'))
   values = {'AGAINST': 'first', 'PROMPTS': 1000, 'FOLDS': 5, **_HH.decoding}
   command = (
     'judge', *sides, f'--triplets={prompts.at("test.jsonl")}', f'--output={stage.at("report")}',

@@ -1,11 +1,12 @@
 """The `reproduce` command: a paper's tables and figures, from data to judging."""
 
 import pathlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dro_jax import files, limits
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, did_you_mean
 from dro_jax.printing.result import Report, Shown
 from dro_jax.recipes.reproduce import (
   a_lol_hh,
@@ -14,6 +15,7 @@ from dro_jax.recipes.reproduce import (
   dro,
   dro_ablations,
   laptop,
+  notes,
   planning,
   running,
   trust_region,
@@ -31,6 +33,9 @@ REPRODUCTIONS: Mapping[str, Callable[[str, Sequence[str]], Reproduction]] = {
   'a_lol_tasks': a_lol_tasks.reproduction,
 }
 UNJUDGED = ('copg', 'a_lol_tasks')  # Their papers measure rewards and compare nothing side by side.
+# Settings of `judge` that a user chooses; see gin_configs/runs/judge.gin.
+JUDGES = ('JUDGE_MODEL', 'COMMAND', 'FUNCTION', 'REWARD')
+ABOUT_JUDGES = ('JUDGE_PROMPT', 'BASE_URL', 'JUDGE_TEMPERATURE', 'VERDICT_LENGTH', 'SOFT', *notes.FREE)
 SCALES = ('paper', 'small', 'smoke')
 REPORTS = 'reports'
 
@@ -78,6 +83,11 @@ def reproduce(
     find(scale, dict.fromkeys(SCALES), 'scale')
   limits.above_zero('reproduce', 'no stage would run', jobs=jobs)
   made = make(scale, _judge(name, scale, judge, dry_run))
+  if model_dir and files.is_remote(model_dir):
+    raise UsageError(
+      f'--model_dir={model_dir} is an address, and stages read and write ordinary files: pass a folder of '
+      'this machine, or of a mount that it shares with the machines that train.'
+    )
   root = files.output_folder(model_dir or f'reproduced/{scale}', '--model_dir').absolute()
   program = running.here(root) if launch is None else running.by_launcher(root, launch)
   if dry_run:
@@ -96,7 +106,7 @@ def _judge(name: str, scale: str, judge: str | None, dry_run: bool) -> tuple[str
       )
     return ()
   if judge:
-    return tuple(judge.split())
+    return _judge_settings(judge)
   if scale != 'paper':
     return laptop.JUDGE
   if dry_run:
@@ -105,6 +115,27 @@ def _judge(name: str, scale: str, judge: str | None, dry_run: bool) -> tuple[str
     'there is no judge: those of the papers can be had no longer, or cost. Pass the settings of yours, as '
     "--set JUDGE='JUDGE_MODEL=gpt-4.1-mini REQUEST_BUDGET=100000' (docs/guides/judging.md)."
   )
+
+
+def _judge_settings(judge: str) -> tuple[str, ...]:
+  """The settings of a text, checked before days of training."""
+  known, example = (*JUDGES, *ABOUT_JUDGES), "--set JUDGE='JUDGE_MODEL=gpt-4.1-mini REQUEST_BUDGET=100000'"
+  try:
+    settings = tuple(shlex.split(judge))
+  except ValueError as error:
+    raise UsageError(f'JUDGE={judge}: {error}: pass settings as {example}.') from None
+  names = [setting.partition('=')[0] for setting in settings]
+  for name, setting in zip(names, settings):
+    if '=' not in setting:
+      raise UsageError(f'JUDGE={judge}: {setting!r} is no NAME=VALUE: pass settings as {example}.')
+    if name not in known:
+      raise UsageError(
+        f'JUDGE={judge}: {name} is no setting that chooses a judge{did_you_mean(name, known)}: choose from '
+        f'{", ".join(known)}. The reproduction sets the others of `dro_jax judge`.'
+      )
+  if len([name for name in names if name in JUDGES]) != 1:
+    raise UsageError(f'JUDGE={judge}: pass exactly one of {", ".join(JUDGES)}, as {example}.')
+  return settings
 
 
 def _report(made: Reproduction, root: pathlib.Path) -> Report:

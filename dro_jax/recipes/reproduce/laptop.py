@@ -255,7 +255,7 @@ def judged(
   }  # fmt: skip
   sides = judge_sides({'sft': policy}, runs, last=last)
   needs = (source.name, policy.name, *(stage.name for stage in runs.values()))
-  stage = Stage(name, (), needs, ('report/report.json',))
+  stage = Stage(name, (), needs, ('report/report.json', 'report/verdicts.jsonl'))
   command = (
     'judge', *sides, f'--triplets={source.at("test.jsonl")}', f'--output={stage.at("report")}',
     *settings(values), *(f'--set={setting}' for setting in judge),

@@ -1,6 +1,5 @@
 """The note of a stage, `stage.json` in its folder: its command, its inputs, and whether it is done."""
 
-import json
 import os
 import pathlib
 import re
@@ -9,10 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax import files
+from dro_jax.errors import UsageError
 from dro_jax.recipes.reproduce.stages import ROOT, Stage
 
 NOTE, LOG, RESULT = 'stage.json', 'log.txt', 'result.json'
 BEGUN, DONE = 'begun', 'done'
+# Settings of `judge` that change no verdict: a greater budget must not throw away what was paid for.
+FREE = (
+  'CONCURRENCY', 'TIMEOUT', 'RETRIES', 'REQUESTS_PER_MINUTE', 'TOKENS_PER_MINUTE', 'REQUEST_BUDGET',
+  'TOKEN_BUDGET', 'INPUT_PRICE', 'OUTPUT_PRICE', 'RESEND', 'API_KEY_VARIABLE',
+)  # fmt: skip
 
 
 class State(NamedTuple):
@@ -25,22 +30,29 @@ class State(NamedTuple):
 def identities(stages: Sequence[Stage]) -> dict[str, str]:
   """A hash of all that decides a stage's files, by its name.
 
-  These are its command, the files outside of the root that this names, and the stages that it needs.
+  These are its command but for `FREE` settings, the files outside of the root that this names, and the
+  stages that it needs.
   """
   found: dict[str, str] = {}
   for stage in stages:
-    parts = [list(stage.command), [found[name] for name in stage.needs], _own_files(stage)]
+    parts = [_deciding(stage.command), [found[name] for name in stage.needs], _own_files(stage)]
     found[stage.name] = files.hash_parts([files.json_text(parts).encode()])
   return found
 
 
+def _deciding(command: Sequence[str]) -> list[str]:
+  free = tuple(f'--set={name}=' for name in FREE)
+  return [argument for argument in command if not argument.startswith(free)]
+
+
 def _own_files(stage: Stage) -> dict[str, str]:
-  """The hashes of the files outside of the root that a command names."""
+  """The hashes of the files outside of the root that a command's flags name, as FILE.py:FUNCTION."""
   found = {}
-  for argument in stage.command:
-    for word in re.split(r'[=,\s:]', argument):
+  for argument in stage.command[1:]:
+    for word in re.split(r'[=,\s:]', argument)[argument.startswith('--') :]:
       path = os.path.expanduser(word)
-      if ROOT not in word and os.path.isfile(path):
+      # A word without an ending, as a setting's value, may be the name of some file by chance.
+      if ROOT not in word and re.search(r'\.[a-z]|/', word) and os.path.isfile(path):
         found[word] = files.hash_file(path)
   return found
 
@@ -68,24 +80,35 @@ def state(root: pathlib.Path, stage: Stage, known: Mapping[str, str]) -> State:
 
 
 def _difference(stage: Stage, note: Mapping[str, Any], known: Mapping[str, str]) -> str:
-  before, now = note['command'], list(stage.command)
+  before, now = map(_deciding, (note['command'], stage.command))
   if before != now:
     gone = shlex.join(text for text in before if text not in now) or 'nothing'
     new = shlex.join(text for text in now if text not in before) or 'nothing'
     return f'its command had {gone}, and has {new} instead'
   if others := [name for name in stage.needs if note['needs'].get(name) != known[name]]:
     return f'the stage {others[0]}, whose files it reads, has another command or other inputs'
-  return 'a file that its command names has other contents'
+  own, noted = _own_files(stage), note['own']
+  names = sorted(name for name in own.keys() | noted.keys() if own.get(name) != noted.get(name))
+  return f'{", ".join(names)}, which its command names, has other contents'
 
 
 def read(root: pathlib.Path, stage: Stage) -> dict[str, Any] | None:
-  """The note of a stage; `None` where it has not begun."""
+  """The note of a stage; `None` where it has not begun.
+
+  Raises:
+    UsageError: the folder holds files without a note, or with a damaged one.
+  """
   path = root / stage.name / NOTE
-  return _parsed(path.read_text(encoding='utf-8')) if path.exists() else None
-
-
-def _parsed(text: str) -> dict[str, Any]:
-  note: dict[str, Any] = json.loads(text)
+  if not path.exists():
+    if path.parent.exists() and any(path.parent.iterdir()):
+      raise UsageError(
+        f'{path.parent} holds files, and no {NOTE} says which stage made them: move the folder away, or pass '
+        'another --model_dir.'
+      )
+    return None
+  note = files.parsed(path.read_bytes())
+  if note is None or not note.keys() >= {'state', 'command', 'needs', 'identity', 'seconds', 'own', 'files'}:
+    raise UsageError(f'{path} is damaged: remove the folder {path.parent}, and the stage runs anew.')
   return note
 
 
@@ -98,7 +121,8 @@ def write(
   note = {
     'state': name, 'command': stage.command, 'needs': {need: known[need] for need in stage.needs},
     'identity': known[stage.name], 'seconds': round(before['seconds'] + seconds, 1),
-    'files': {made: files.hash_file(folder / made) for made in stage.makes} if name == DONE else {},
+    'own': _own_files(stage),
+    'files': {made: files.hash_file(folder / made) for made in stage.written} if name == DONE else {},
   }  # fmt: skip
   folder.mkdir(parents=True, exist_ok=True)
   files.write_atomically(folder / NOTE, files.json_text(note, indent=2) + '\n')

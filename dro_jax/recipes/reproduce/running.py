@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NamedTuple
 
 import dro_jax
-from dro_jax.errors import Failed, Interrupted, Stopped, UsageError
+from dro_jax.errors import Failed, Interrupted, Stopped, UsageError, did_you_mean
 from dro_jax.parallel import interrupts, machine
 from dro_jax.recipes.reproduce import notes
 from dro_jax.recipes.reproduce.stages import Stage
@@ -50,6 +50,14 @@ def by_launcher(root: pathlib.Path, launch: str) -> Program:
       'checkout of dro_jax, or leave --launch to train on this machine.'
     )
   pairs = [part.partition('=') for part in launch.split(',')]
+  for size, equals, named in pairs:
+    job = named if equals else size
+    if not (CHECKOUT / 'launch' / 'jobs' / f'{job}.py').is_file():
+      known = [path.stem for path in sorted((CHECKOUT / 'launch' / 'jobs').glob('[!_]*.py'))]
+      raise UsageError(
+        f'--launch={launch}: there is no job {job!r}{did_you_mean(job, known)}: choose from '
+        f'{", ".join(known)}, or add launch/jobs/{job}.py.'
+      )
   jobs = {size: job for size, equals, job in pairs if equals}
   local = here(root)
 
@@ -92,7 +100,7 @@ def run(root: pathlib.Path, stages: Sequence[Stage], program: Program, jobs: int
     Stopped: SIGTERM came, or a stage was stopped; the same command goes on.
     Interrupted: Ctrl-C came, likewise.
   """
-  found = states(root, stages)
+  found = _with_dependents(stages, states(root, stages))
   _refuse_changed(root, found, redo)
   for name, state in found.items():
     if state.changed:
@@ -103,6 +111,18 @@ def run(root: pathlib.Path, stages: Sequence[Stage], program: Program, jobs: int
   _log.info('%d stages, of which %d are done', len(stages), len(done))
   with interrupts.noticed() as request:
     _Runs(root, program, notes.identities(stages), set(done), todo, request).all(jobs)
+
+
+def _with_dependents(stages: Sequence[Stage], found: Mapping[str, notes.State]) -> dict[str, notes.State]:
+  """The states, in which a finished stage has changed where one that it reads has, or is not done."""
+  result: dict[str, notes.State] = {}
+  for stage in stages:
+    state = found[stage.name]
+    before = [name for name in stage.needs if result[name] != notes.State(notes.DONE)]
+    if state == notes.State(notes.DONE) and before:
+      state = notes.State(notes.DONE, f'it read the files of the stage {before[0]}, which has to run')
+    result[stage.name] = state
+  return result
 
 
 def _refuse_changed(root: pathlib.Path, found: Mapping[str, notes.State], redo: bool) -> None:
@@ -186,7 +206,7 @@ class _Runs:
     log.write(f'$ {shlex.join(command)}\n'.encode())
     log.flush()
     out = open(folder / notes.RESULT, 'wb')  # noqa: SIM115
-    _log.info('%s: dro_jax %s', stage.name, shlex.join(stage.arguments(self._root)))
+    _log.info('%s: dro_jax %s ... (%s)', stage.name, stage.command[0], folder / notes.LOG)
     process = subprocess.Popen(
       command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=_environment(self._root)
     )
@@ -199,7 +219,7 @@ class _Runs:
         stream.close()
       seconds, stage = time.monotonic() - running.began, running.stage
       code = running.process.returncode
-      missing = [name for name in stage.makes if not (self._root / stage.name / name).is_file()]
+      missing = [name for name in stage.written if not (self._root / stage.name / name).is_file()]
       if code or missing:
         notes.write(self._root, stage, self._known, notes.BEGUN, seconds)
         self._failed[stage.name] = code
@@ -221,13 +241,21 @@ class _Runs:
       raise Stopped(f'the stage {name} was stopped after saving: the same command goes on. See {log}.')
     others = [other for other in self._failed if other != name]
     more = f' So did {", ".join(others)}.' if others else ''
-    how = f'failed with exit code {code}' if code else 'ended without its files'
+    how = _how(code)
     raise Failed(
       f'the stage {name} {how}.{more} Once its cause is mended the same command goes on. The end of '
       f'{log}:\n{os.linesep.join(tail(log))}'
     )
 
 
+def _how(code: int) -> str:
+  """How a stage failed, by its exit code."""
+  if code == -signal.SIGKILL:
+    return 'was killed by SIGKILL, as a system does whose memory is full,'
+  return f'failed with exit code {code}' if code else 'ended without its files'
+
+
 def tail(log: pathlib.Path, lines: int = _TAIL) -> list[str]:
-  """The last lines of a log."""
-  return log.read_text(encoding='utf-8', errors='replace').splitlines()[-lines:]
+  """The last lines of a log, without the list of settings."""
+  text = log.read_text(encoding='utf-8', errors='replace')
+  return [line for line in text.splitlines() if not line.startswith('gin: ')][-lines:]

@@ -54,6 +54,11 @@ class Stage:
     return '/'.join((ROOT, self.name, *parts))
 
   @property
+  def written(self) -> tuple[str, ...]:
+    """`makes`, and the records of the run of a stage that trains."""
+    return self.makes + (('run/run.json', 'run/metrics.jsonl') if self.command[:1] == ('train',) else ())
+
+  @property
   def run(self) -> str:
     """The run of a stage that trains, or the checkpoint of one that imports."""
     return self.at('run')

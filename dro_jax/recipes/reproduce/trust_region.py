@@ -320,7 +320,7 @@ def _paper_task(name: str, start: Stage, data: Sequence[str], judge: Sequence[st
     last = against == 'first'
     sides = judge_sides({'sft': sft}, runs, last=last)
     needs = (sft.name, *(stage.name for stage in runs.values()), split.name)
-    stage = Stage(title, (), needs, ('report/report.json',))
+    stage = Stage(title, (), needs, ('report/report.json', 'report/verdicts.jsonl'))
     values = {
       'AGAINST': against,
       'CHOOSE': 0 if last else _CHOOSE,

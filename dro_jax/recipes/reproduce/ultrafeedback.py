@@ -84,7 +84,7 @@ def judged(
   """Side by side: SFT, and of each run the checkpoint that wins most, or the `last`."""
   sft, prompts = imported(size), split()
   needs = (sft.name, *(stage.name for stage in runs.values()), prompts.name)
-  stage = Stage(name, (), needs, ('report/report.json',))
+  stage = Stage(name, (), needs, ('report/report.json', 'report/verdicts.jsonl'))
   choice = {'PROMPTS': 5000} if last else {'CHOOSE': _CHOOSE, 'PROMPTS': _PROMPTS}
   values = {'AGAINST': against, **choice, 'FOLDS': 5, 'MAX_LENGTH': 512}
   command = (

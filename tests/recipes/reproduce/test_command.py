@@ -51,6 +51,40 @@ def test_the_papers_scale_needs_a_judge_but_for_a_dry_run(tmp_path):
   assert next(row for row in shown['stages'] if row['stage'] == 'kto-l')['steps'] == 40_000
 
 
+@pytest.mark.parametrize(
+  'judge, text',
+  [
+    ('gpt-4.1-mini', "'gpt-4.1-mini' is no NAME=VALUE"),
+    ('JUDGE_MODEL=m FOO=1', 'FOO is no setting that chooses a judge'),
+    ('JUDGE_MODL=m', 'did you mean JUDGE_MODEL'),
+    ('REWARD=graded_match AGAINST=first', 'AGAINST is no setting'),
+    ('SOFT=true', 'exactly one of JUDGE_MODEL, COMMAND'),
+    ('REWARD=exact_match JUDGE_MODEL=m', 'exactly one'),
+    ("COMMAND='a b", 'No closing quotation'),
+  ],
+)
+def test_a_judge_is_checked_before_anything_runs(tmp_path, judge, text):
+  with pytest.raises(UsageError, match=text):
+    reproduce('dro', scale='smoke', model_dir=str(tmp_path), judge=judge, dry_run=True)
+
+
+def test_a_judges_command_may_have_blanks(tmp_path):
+  shown = reproduce(
+    'dro', scale='smoke', model_dir=str(tmp_path), judge="COMMAND='python my judge.py'", dry_run=True
+  )
+  assert "'--set=COMMAND=python my judge.py'" in shown.verbatim
+
+
+def test_the_settings_that_choose_a_judge_are_those_of_judge():
+  text = (running.CHECKOUT / 'gin_configs' / 'runs' / 'judge.gin').read_text()
+  assert {*command.JUDGES, *command.ABOUT_JUDGES} <= {*re.findall(r'^(\w+) = ', text, re.MULTILINE)}
+
+
+def test_an_address_is_no_folder_of_stages():
+  with pytest.raises(UsageError, match='gs://b/x is an address'):
+    reproduce('dro', scale='smoke', model_dir='gs://b/x', dry_run=True)
+
+
 def test_unknown_names_and_scales_are_refused(tmp_path):
   with pytest.raises(UsageError, match="no reproduction 'dr'"):
     reproduce('dr', model_dir=str(tmp_path))

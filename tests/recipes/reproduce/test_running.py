@@ -96,7 +96,7 @@ def test_a_changed_output_and_a_changed_own_file_are_noticed(tmp_path):
   own = Stage('a', (COUNT, f'--reward={tmp_path}/own.py:f'), (), ('made',))
   run(tmp_path, [own])
   (tmp_path / 'own.py').write_text('2')
-  with pytest.raises(UsageError, match='a file that its command names has other contents'):
+  with pytest.raises(UsageError, match=r'own\.py, which its command names, has other'):
     run(tmp_path, [own])
   (tmp_path / 'own.py').write_text('1')
   (tmp_path / 'a' / 'made').write_text('3')
@@ -105,6 +105,61 @@ def test_a_changed_output_and_a_changed_own_file_are_noticed(tmp_path):
   (tmp_path / 'a' / 'made').unlink()
   with pytest.raises(UsageError, match='a/made is gone since'):
     run(tmp_path, [own])
+
+
+def test_a_changed_output_redoes_what_read_it(tmp_path):
+  stages = [stage('a', COUNT), stage('b', COUNT, 'a'), stage('c', COUNT)]
+  run(tmp_path, stages)
+  (tmp_path / 'a' / 'made').write_text('3')
+  with pytest.raises(UsageError, match=r'REDO=true.*: a, b\.'):
+    run(tmp_path, stages)
+  run(tmp_path, stages, redo=True)
+  assert sorted(count(tmp_path)) == ['a', 'a', 'b', 'b', 'c']
+
+
+def test_the_records_of_a_finished_training_are_noticed(tmp_path):
+  trains = Stage('a', ('train', '--set=STEPS=1'), training=Training(1))
+
+  def program(_):
+    makes = (
+      "(here / 'run').mkdir(); [(here / 'run' / x).write_text('1') for x in ('run.json', 'metrics.jsonl')]"
+    )
+    return [sys.executable, '-S', '-c', _PRELUDE + makes, str(tmp_path / 'a')]
+
+  running.run(tmp_path, [trains], program, 1, redo=False)
+  (tmp_path / 'a' / 'run' / 'metrics.jsonl').write_text('')
+  with pytest.raises(UsageError, match='metrics.jsonl was changed since'):
+    running.run(tmp_path, [trains], program, 1, redo=False)
+
+
+def test_a_word_that_happens_to_be_a_file_decides_nothing(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  known = [stage('train', COUNT), Stage('b', ('train', '--set=STEPS=2', 'judge'))]
+  before = notes.identities(known)
+  for name in ('train', '2', 'judge', 'STEPS'):
+    (tmp_path / name).write_text('1')
+  assert notes.identities(known) == before
+
+
+def test_a_greater_budget_of_the_judge_goes_on_with_what_was_paid(tmp_path):
+  def judged(budget):
+    return Stage('a', (COUNT, f'--set=REQUEST_BUDGET={budget}', '--set=JUDGE_MODEL=m'), (), ('made',))
+
+  assert notes.identities([judged(1)]) == notes.identities([judged(2)])
+  run(tmp_path, [judged(1)])
+  run(tmp_path, [judged(2)])
+  assert count(tmp_path) == ['a']
+
+
+def test_a_folder_of_others_and_a_damaged_note_are_refused(tmp_path):
+  (tmp_path / 'a').mkdir()
+  (tmp_path / 'a' / 'mine.txt').write_text('1')
+  with pytest.raises(UsageError, match='holds files, and no stage.json'):
+    run(tmp_path, [stage('a', COUNT)])
+  (tmp_path / 'a' / 'stage.json').write_text('{"state": "done"}')
+  with pytest.raises(UsageError, match='stage.json is damaged'):
+    run(tmp_path, [stage('a', COUNT)], redo=True)
+  assert (tmp_path / 'a' / 'mine.txt').exists()
 
 
 SAVES = (
@@ -125,7 +180,10 @@ def when(path, act):
 
 
 @pytest.mark.parametrize('number, error', [(signal.SIGINT, Interrupted), (signal.SIGTERM, Stopped)])
-def test_a_signal_is_forwarded_and_the_stage_saves(tmp_path, number, error):
+def test_a_signal_is_forwarded_and_the_stage_saves(tmp_path, number, error, request):
+  if number == signal.SIGINT:  # Tests in the background ignore it.
+    before = signal.signal(number, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(number, before))
   when(tmp_path / 'a' / 'begun', lambda: os.kill(os.getpid(), number))
   began = time.monotonic()
   with pytest.raises(error, match='the same command goes on'):
@@ -147,6 +205,8 @@ def test_the_launcher_gets_stages_that_train_and_a_package_has_none(tmp_path, mo
     sys.executable, str(program), '--job=v5e_32', '--', 'train', f'--model_dir={tmp_path}/t/run'
   ]  # fmt: skip
   assert command(Stage('w', ('make_world',)))[:4] == [sys.executable, '-m', 'dro_jax.main', 'make_world']
+  with pytest.raises(UsageError, match="there is no job 'v5e_61'.*v5e_16"):
+    running.by_launcher(tmp_path, 'l=v5e_61')
   with pytest.raises(UsageError, match='names no job for the size xl'):
     running.by_launcher(tmp_path, 'l=v5e_16')(trains)
   monkeypatch.setattr(running, 'CHECKOUT', tmp_path)
