@@ -94,6 +94,11 @@ def score(
   paths = file_names.expand(triplets) if file_names.is_files(triplets) else []
   answers = functools.partial(_answers, paths or triplets, columns, data_dir, split, keep_pairs)
   target = _target(output, paths)
+  if keep_pairs and comparisons.COLUMN not in next(answers()).fields:
+    raise UsageError(
+      f'KEEP_PAIRS=true: {triplets} holds answers and no comparisons, so that there is no pair to keep: '
+      'leave it out.'
+    )
   chat.check_template(chat_template)
   named = rewards.find_named(reward, mesh=mesh.over(), batch_size=model_batch_size, timeout=timeout)
   specs = {name or OWN: spec for name, spec in rewards.parse_named(reward).items()}

@@ -119,6 +119,11 @@ def test_comparisons_that_stay_pairs_are_ranked_by_the_new_rewards():
   assert groups.form(apart, 'pair', groups.UnitOptions()).report['pairs'] == 'best_worst'
 
 
+def test_pairs_of_answers_that_are_none_are_not_kept():
+  with pytest.raises(UsageError, match='no comparisons'):
+    score(write({'prompt': 'p', 'response': 'r'}), 'mine.py:length', 'out.jsonl', keep_pairs=True)
+
+
 def test_a_function_reads_a_conversation_by_the_template_and_the_file_keeps_its_turns():
   turns = [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'q'}]
   file = write({'prompt': turns, 'response': 'r'})

@@ -94,7 +94,7 @@ def examples(root: pathlib.Path, stage: str, most: int = 5) -> Table:
 
 
 def _short(text: str, most: int = 300) -> str:
-  line = ' '.join(text.split())
+  line = ''.join(letter if letter.isprintable() else '�' for letter in ' '.join(text.split()))
   return line if len(line) <= most else line[: most - 1] + '…'
 
 
