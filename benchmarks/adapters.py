@@ -1,10 +1,12 @@
-"""What adapters save in memory, and which of their factors should start at 0.
+"""What adapters save in memory and in time, and which of their factors should start at 0.
 
   JAX_PLATFORMS=cpu python benchmarks/adapters.py memory [--layers 30] [--json]
+  JAX_PLATFORMS=cpu python benchmarks/adapters.py seconds [--layers 6] [--rounds 5] [--json]
   JAX_PLATFORMS=cpu python benchmarks/adapters.py zero [--steps 60] [--json]
 
 memory: a DRO-V step of SmolLM2-135M's shape (16 rows of 64 + 64 tokens, layers recomputed, bfloat16
 activations), compiled and not run, as XLA allocates it: arguments (the state and the rows) and temporaries.
+seconds: the same step in float32, with nothing computed again, run in turn on weights of 0.
 zero: DPO's loss of a tiny model after some steps of AdamW, for nine learning rates and three orders of four
 devices, with A = 0 and with B = 0 at the start; log 2 is where it starts. The best rate of each has a star.
 """
@@ -12,6 +14,8 @@ devices, with A = 0 and with B = 0 at the start; log 2 is where it starts. The b
 import argparse
 import json
 import math
+import statistics
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import steps
+import timing
 from flax import linen as nn
 
 from dro_jax import algorithms
@@ -83,6 +88,33 @@ def memory(options: argparse.Namespace) -> dict[str, dict[str, int]]:
     used = jax.jit(step, donate_argnums=0).lower(state, rows).compile().memory_analysis()
     found[name] = {'arguments': used.argument_size_in_bytes, 'temporaries': used.temp_size_in_bytes}
   return found
+
+
+def seconds(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+  """The median seconds of the step by case, and its ratio to that with the adapter off."""
+  changes = {'num_layers': options.layers, 'scan_layers': False, 'remat': False, 'dtype': 'float32'}
+  config = SMOLLM2.__class__(**{**SMOLLM2.__dict__, **changes})
+  rows = steps.for_algorithm(steps.full_rows(config, 16, 64, 64), algorithms.dro_v())
+  rows, calls = jax.device_put(rows._replace(token_columns={})), {}
+  for name, (settings, kind) in CASES.items():
+    step, abstract = step_and_state(config, settings, kind)
+    calls[name] = _call(jax.jit(step, donate_argnums=0), abstract, rows)
+  found = timing.interleaved(calls, options.rounds)
+  off = found['adapters, adapter off']
+  return {
+    name: {'seconds': statistics.median(each), **timing.ratio(each, off)} for name, each in found.items()
+  }
+
+
+def _call(jitted: Any, abstract: train_state.TrainState, rows: Any) -> Callable[[], None]:
+  # Weights of 0 take as long as others.
+  held = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)]
+
+  def call() -> None:
+    held[0], _ = jitted(held[0], rows)
+    jax.block_until_ready(held[0])
+
+  return call
 
 
 # --- the factor that starts at 0 ----------------------------------------------------------------------------
@@ -167,6 +199,11 @@ def show_memory(found: dict[str, dict[str, int]]) -> None:
     print(f'{name:30} {parts}  together {total / 2**20:7.0f} MiB')
 
 
+def show_seconds(found: dict[str, dict[str, float]]) -> None:
+  for name, one in found.items():
+    print(f'{name:30} {one["seconds"]:6.2f} s  {one["median"]:5.2f} x ({one["low"]:.2f}-{one["high"]:.2f})')
+
+
 def show_zero(found: dict[str, Any]) -> None:
   print(f'DPO loss at the end, by order of the devices; at the start {math.log(2):.4f}')
   for factor, by_rate in found.items():
@@ -178,15 +215,18 @@ def show_zero(found: dict[str, Any]) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('what', choices=('memory', 'zero'))
+  parser.add_argument('what', choices=('memory', 'seconds', 'zero'))
   parser.add_argument('--layers', type=int, default=30)
+  parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--steps', type=int, default=60)
   parser.add_argument('--seeds', action='store_true', help='another seed of the adapter with each order')
   parser.add_argument('--json', action='store_true', help='one JSON object on standard output')
   options = parser.parse_args()
   if options.what == 'zero':
     jax.config.update('jax_num_cpu_devices', len(ORDERS[0]))
-  found, show = {'memory': (memory, show_memory), 'zero': (zero, show_zero)}[options.what]
+  found, show = {
+    'memory': (memory, show_memory), 'seconds': (seconds, show_seconds), 'zero': (zero, show_zero)
+  }[options.what]  # fmt: skip
   measured = found(options)
   print(json.dumps(measured)) if options.json else show(measured)
 
