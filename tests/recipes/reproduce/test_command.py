@@ -94,6 +94,7 @@ def test_unknown_names_and_scales_are_refused(tmp_path):
 
 @pytest.mark.long
 def test_preflight_tells_fit_and_hours_once(tmp_path):
+  pytest.importorskip('libtpu')
   command_ = (
     'train', '--gin_file=models/t5_1_1_tiny.gin', '--model_dir={root}/t/run', '--init_from={root}/s/run',
     '--set=PROMPT_LENGTH=32', '--set=RESPONSE_LENGTH=32', '--set=TAU=3',
