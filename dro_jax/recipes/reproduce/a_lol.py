@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax.printing.tables import Table
-from dro_jax.recipes.reproduce import curves, laptop, measured
-from dro_jax.recipes.reproduce.stages import Figure, Stage, Training, settings
+from dro_jax.recipes.reproduce import curves, laptop, measured, stages
+from dro_jax.recipes.reproduce.stages import Figure, Stage, Training, at, settings
 
 
 class Method(NamedTuple):
@@ -113,18 +113,16 @@ def laptop_value(sizes: laptop.Sizes, name: str, source: Stage) -> Stage:
   """Values of the prompts of a log, each by a network that never saw its prompt: `fit_value`."""
   size = next(iter(sizes.models))
   policy, steps = laptop.sft(sizes, size), max(sizes.steps // 2, 2)
-  stage = Stage(
-    name, (), (policy.name, source.name), ('run/columns/columns.json',), Training(steps, size=size)
-  )
   values = {
     **laptop.common(sizes), 'STEPS': steps, 'WARMUP_STEPS': steps // 10, 'EVAL_EVERY': steps,
-    'CHECKPOINT_EVERY': steps, 'FOLDS': sizes.folds, 'CACHE_DIR': stage.at('tables'),
+    'CHECKPOINT_EVERY': steps, 'FOLDS': sizes.folds, 'CACHE_DIR': at(name, 'tables'),
   }  # fmt: skip
   command = (
     'fit_value', f'--init_from={policy.run}', f'--triplets={source.at("scored.jsonl")}',
-    f'--model_dir={stage.run}', *settings(values),
+    f'--model_dir={at(name, "run")}', *settings(values),
   )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+  needs, made = (policy.name, source.name), ('run/columns/columns.json',)
+  return Stage(name, command, needs, made, Training(steps, size=size))
 
 
 def laptop_task(
@@ -227,10 +225,7 @@ def paper_task(
     model: from the stage of SFT to that of a reward model which measures answers; `None` measures them by
       what needs no model.
   """
-  start = Stage(about.source.rpartition('/')[2], ())
-  start = dataclasses.replace(
-    start, command=('import_checkpoint', f'--init_from={about.source}', f'--model_dir={start.run}')
-  )
+  start = stages.imported(about.source.rpartition('/')[2], about.source)
   sft = _by_gin(about, f'{about.name}-sft', 'train', about.sft, about.sft_steps, start)
   value = _paper_value(about, sft)
   scorer = model and model(sft)
@@ -246,10 +241,8 @@ def paper_task(
 def _by_gin(
   about: Paper, name: str, verb: str, gin: Sequence[str], steps: int, start: Stage, *more: str
 ) -> Stage:
-  stage = Stage(name, (), (start.name,), training=Training(steps, about.topology, about.size))
-  files = (f'--gin_file={file}' for file in gin)
-  command = (verb, *files, f'--init_from={start.run}', f'--model_dir={stage.run}', *more)
-  return dataclasses.replace(stage, command=command)
+  training = Training(steps, about.topology, about.size)
+  return stages.trained(name, gin, start, training, *more, verb=verb)
 
 
 def _paper_value(about: Paper, sft: Stage) -> Stage:
@@ -275,19 +268,11 @@ def _paper_run(
 
 def _test_prompts(about: Paper, scorer: Stage | None) -> Stage:
   """The test part, `test.jsonl`, its own answers scored as the methods' are."""
-  stage = Stage(f'{about.name}-test', (), (scorer.name,) if scorer else (), ('test.jsonl',))
-  reward = scorer.run if scorer else 'length=length_reward'
+  needs, reward = ([scorer], scorer.run) if scorer else ([], 'length=length_reward')
   values = {'SPLIT': 'test', 'DATA_DIR': _DATA_DIR}
-  command = (
-    'score', about.test, f'--reward={reward}', f'--output={stage.at("test.jsonl")}', *settings(values)
-  )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+  return stages.scored(f'{about.name}-test', about.test, reward, needs, values, 'test.jsonl')
 
 
 def _paper_answers(about: Paper, key: str, run: Stage, prompts: Stage) -> Stage:
-  stage = Stage(f'{about.name}-answers-{key}', (), (run.name, prompts.name), ('answers.jsonl',))
-  command = (
-    'generate', f'--model_dir={run.run}', f'--triplets={prompts.at("test.jsonl")}',
-    f'--output={stage.at("answers.jsonl")}', *settings(about.decoding),
-  )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+  name, file = f'{about.name}-answers-{key}', prompts.at('test.jsonl')
+  return stages.answers(name, run, file, prompts, about.decoding)

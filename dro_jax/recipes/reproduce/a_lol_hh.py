@@ -1,6 +1,5 @@
 """`a_lol_hh`: A-LoL as a helpful and harmless assistant (arXiv 2305.14718): rewards, diversity, win rates."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from dro_jax.printing.tables import Table
 from dro_jax.recipes.reproduce import a_lol, laptop, win_rates
 from dro_jax.recipes.reproduce.a_lol import METHODS, PREFERENCES, Paper, Task
-from dro_jax.recipes.reproduce.stages import Reproduction, Results, Stage, Training, distinct, settings
+from dro_jax.recipes.reproduce.stages import (
+  Reproduction,
+  Results,
+  Stage,
+  Training,
+  distinct,
+  judged,
+  settings,
+  trained,
+)
 
 TITLE = 'A-LoL, the helpful and harmless assistant (arXiv 2305.14718)'
 _ALL = {**METHODS, **PREFERENCES}
@@ -23,10 +31,10 @@ def reproduction(scale: str, judge: Sequence[str]) -> Reproduction:
     scale: paper, small or smoke.
     judge: the settings of the judge.
   """
-  task, judged = _paper(judge) if scale == 'paper' else _laptop(laptop.SCALES[scale], judge)
+  task, compared = _paper(judge) if scale == 'paper' else _laptop(laptop.SCALES[scale], judge)
   notes = _PAPER_NOTES if scale == 'paper' else _laptop_notes(laptop.SCALES[scale])
-  results = functools.partial(_results, task, judged.name, notes)
-  return Reproduction('a_lol_hh', TITLE, distinct([*task.stages, judged]), results)
+  results = functools.partial(_results, task, compared.name, notes)
+  return Reproduction('a_lol_hh', TITLE, distinct([*task.stages, compared]), results)
 
 
 def _results(task: Task, judged: str, notes: Sequence[str], root: pathlib.Path) -> Results:
@@ -86,34 +94,23 @@ _REWARD_STEPS = 1250
 
 def _reward_model(sft: Stage) -> Stage:
   """A model of people's comparisons in HH, which no method learns from."""
-  stage = Stage('hha-reward-model', (), (sft.name,), training=Training(_REWARD_STEPS, _HH.topology, _HH.size))
   values = {
-    'STEPS': _REWARD_STEPS,
-    'BATCH': 128,
-    'WARMUP_STEPS': 125,
-    'VALUE_LEARNING_RATE': 1e-5,
-    'ROLE': 'gold',
-  }
-  command = (
-    'train', f'--gin_file={_HH.sft[0]}', '--gin_file=algorithms/bradley_terry.gin', f'--init_from={sft.run}',
-    f'--model_dir={stage.run}', *settings(values),
-  )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+    'STEPS': _REWARD_STEPS, 'BATCH': 128, 'WARMUP_STEPS': 125, 'VALUE_LEARNING_RATE': 1e-5, 'ROLE': 'gold'
+  }  # fmt: skip
+  gin_files, about = (
+    (_HH.sft[0], 'algorithms/bradley_terry.gin'),
+    Training(_REWARD_STEPS, _HH.topology, _HH.size),
+  )
+  return trained('hha-reward-model', gin_files, sft, about, *settings(values))
 
 
 def _paper(judge: Sequence[str]) -> tuple[Task, Stage]:
   task = a_lol.paper_task(_HH, _ALL, model=_reward_model)
   runs: Mapping[str, Stage] = {name: task.runs[name] for name in _JUDGED}
   sft, prompts = task.answered[a_lol.REFERENCE], task.before[-1]
-  sides = (f'sft={sft.at("answers.jsonl")}', *(f'{name}={stage.run}' for name, stage in runs.items()))
-  needs = (sft.name, prompts.name, *(stage.name for stage in runs.values()))
-  stage = Stage('judged-hha', (), needs, ('report/report.json', 'report/verdicts.jsonl'))
   values = {'AGAINST': 'first', 'PROMPTS': 1000, 'FOLDS': 5, **_HH.decoding}
-  command = (
-    'judge', *sides, f'--triplets={prompts.at("test.jsonl")}', f'--output={stage.at("report")}',
-    *settings(values), *(f'--set={setting}' for setting in judge),
-  )  # fmt: skip
-  return task, dataclasses.replace(stage, command=command)
+  first, file = sft.at('answers.jsonl'), prompts.at('test.jsonl')
+  return task, judged('judged-hha', first, runs, file, [sft, prompts], values, judge)
 
 
 __all__ = ['reproduction']

@@ -15,7 +15,10 @@ from dro_jax.recipes.reproduce.stages import (
   Stage,
   Training,
   distinct,
+  imported,
+  scored,
   settings,
+  trained,
 )
 
 TITLE = 'CoPG, figures of the summarisation experiment (arXiv 2406.19185, Sect. 6)'
@@ -120,8 +123,7 @@ def _reward_model(root: pathlib.Path, name: str) -> Table:
 def _laptop(sizes: laptop.Sizes, grid: Mapping[str, Sequence[float]]) -> _Plan:
   stages = laptop.reward_model(sizes)
   compared, model = stages[-2:]
-  pairs = laptop.scored('copg-pairs', compared, 'comparisons.jsonl', model)
-  pairs = dataclasses.replace(pairs, command=(*pairs.command, '--set=KEEP_PAIRS=true'))
+  pairs = laptop.scored('copg-pairs', compared, 'comparisons.jsonl', model, KEEP_PAIRS='true')
   cells = {
     method: {beta: _cell(sizes, method, beta, pairs, model) for beta in betas}
     for method, betas in grid.items()
@@ -156,25 +158,13 @@ def _names(cells: Mapping[str, Mapping[float, Stage]]) -> dict[str, dict[float, 
 # --- paper --------------------------------------------------------------------------------------------------
 
 _SLICE = 'v5e:4x8'
-_GIN = '--gin_file=experiments/copg/llama_2{}.gin'
 
 
 def _paper() -> _Plan:
-  start = Stage('llama-2-7b', ())
-  start = dataclasses.replace(
-    start,
-    command=('import_checkpoint', '--init_from=meta-llama/Llama-2-7b-hf', f'--model_dir={start.run}'),
-  )
+  start = imported('llama-2-7b', 'meta-llama/Llama-2-7b-hf')
   sft = _trained('copg-sft', '_sft', 1824, start, {})
   model = _trained('copg-reward-model', '_reward_model', 1450, sft, {})
-  pairs = Stage('copg-ranked', (), (model.name,), ('scored.jsonl',))
-  pairs = dataclasses.replace(
-    pairs,
-    command=(
-      'score', 'tldr_comparisons', f'--reward={model.run}', f'--output={pairs.at("scored.jsonl")}',
-      '--set=KEEP_PAIRS=true',
-    ),
-  )  # fmt: skip
+  pairs = scored('copg-ranked', 'tldr_comparisons', model.run, [model], {'KEEP_PAIRS': 'true'})
   cells = {
     method: {beta: _paper_cell(method, beta, sft, model, pairs) for beta in betas}
     for method, betas in GRIDS['paper'].items()
@@ -190,11 +180,8 @@ def _paper() -> _Plan:
 
 
 def _trained(name: str, part: str, steps: int, start: Stage, values: Mapping[str, Any]) -> Stage:
-  stage = Stage(name, (), (start.name,), training=Training(steps, _SLICE, '7b'))
-  command = (
-    'train', _GIN.format(part), f'--init_from={start.run}', f'--model_dir={stage.run}', *settings(values)
-  )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+  about = Training(steps, _SLICE, '7b')
+  return trained(name, [f'experiments/copg/llama_2{part}.gin'], start, about, *settings(values))
 
 
 def _paper_cell(method: str, beta: float, sft: Stage, model: Stage, pairs: Stage) -> Stage:

@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dro_jax.recipes.reproduce.stages import Stage, Training, judge_sides, settings
+from dro_jax.recipes.reproduce import stages
+from dro_jax.recipes.reproduce.stages import Stage, Training, at, settings
 
 # A model's size: the fields of T5Config beside those of models/t5_1_1_tiny.gin.
 L: Mapping[str, int] = {}
@@ -95,8 +96,7 @@ def world(sizes: Sizes) -> Stage:
   names = ('demonstrations', 'log_prompts', 'judged_prompts', 'test_prompts', 'seed')
   values = {name.upper(): getattr(sizes, name) for name in names}
   made = tuple(f'{name}.jsonl' for name in ('demonstrations', 'log', 'judged', 'test'))
-  folder = Stage('world', ()).at()
-  return Stage('world', ('make_world', f'--output={folder}', *settings(values)), makes=made)
+  return Stage('world', ('make_world', f'--output={at("world")}', *settings(values)), makes=made)
 
 
 def sft(sizes: Sizes, size: str) -> Stage:
@@ -127,19 +127,13 @@ def answers(
     others: settings of `generate`.
   """
   values = {'SAMPLES': samples, 'MAX_LENGTH': _ANSWER, 'BATCH': 256, 'SEED': sizes.seed} | others
-  stage = Stage(name, (), (policy.name, source.name), ('answers.jsonl',))
-  command = (
-    'generate', f'--model_dir={policy.run}', f'--triplets={prompts}', f'--output={stage.at("answers.jsonl")}',
-    *settings(values),
-  )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+  return stages.answers(name, policy, prompts, source, values)
 
 
 def usable(name: str, answered: Stage) -> Stage:
   """The answers that can train, `kept.jsonl`."""
-  stage = Stage(name, (), (answered.name,), ('kept.jsonl',))
-  command = ('keep_answers', answered.at('answers.jsonl'), f'--output={stage.at("kept.jsonl")}')
-  return dataclasses.replace(stage, command=command)
+  command = ('keep_answers', answered.at('answers.jsonl'), f'--output={at(name, "kept.jsonl")}')
+  return Stage(name, command, (answered.name,), ('kept.jsonl',))
 
 
 def log(sizes: Sizes) -> list[Stage]:
@@ -156,14 +150,12 @@ def reward_model(sizes: Sizes) -> list[Stage]:
     sizes, 'judged-answers', policy, source.at('judged.jsonl'), sizes.samples, source, SEED=sizes.seed + 1
   )
   kept = usable('judged', drawn)
-  compared = Stage('comparisons', (), (kept.name,), ('comparisons.jsonl',))
-  compared = dataclasses.replace(
-    compared,
-    command=(
-      'make_comparisons', kept.at('kept.jsonl'), '--reward=graded_match',
-      f'--output={compared.at("comparisons.jsonl")}', *settings({'NOISE': sizes.noise, 'SEED': sizes.seed}),
-    ),
+  command = (
+    'make_comparisons', kept.at('kept.jsonl'), '--reward=graded_match',
+    f'--output={at("comparisons", "comparisons.jsonl")}',
+    *settings({'NOISE': sizes.noise, 'SEED': sizes.seed}),
   )  # fmt: skip
+  compared = Stage('comparisons', command, (kept.name,), ('comparisons.jsonl',))
   values = {
     **common(sizes), **_quiet(sizes, sizes.reward_steps), 'VALUE_LEARNING_RATE': sizes.rate,
     'VALUE_OPTIMIZER': '@value/adamw', 'VALUE_SCHEDULE': '@value/warmup_cosine()',
@@ -176,14 +168,10 @@ def reward_model(sizes: Sizes) -> list[Stage]:
   return [source, policy, drawn, kept, compared, model]
 
 
-def scored(name: str, answered: Stage, file: str, model: Stage) -> Stage:
+def scored(name: str, answered: Stage, file: str, model: Stage, **others: Any) -> Stage:
   """The answers of a stage's file with the reward model's scores as their rewards, `scored.jsonl`."""
-  stage = Stage(name, (), (answered.name, model.name), ('scored.jsonl',))
-  command = (
-    'score', answered.at(file), f'--reward={model.run}', f'--output={stage.at("scored.jsonl")}',
-    '--set=MODEL_BATCH=256', '--set=BATCH=1024',
-  )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+  values = {'MODEL_BATCH': 256, 'BATCH': 1024} | others
+  return stages.scored(name, answered.at(file), model.run, [answered, model], values)
 
 
 def triplets(sizes: Sizes) -> list[Stage]:
@@ -221,10 +209,9 @@ def train(
 def _trained(
   name: str, arguments: Sequence[str], file: str, values: Mapping[str, Any], needs: Sequence[str], size: str
 ) -> Stage:
-  stage = Stage(name, (), tuple(needs))
-  chosen = (*settings({'CACHE_DIR': stage.at('tables')}), *settings(values))
-  command = ('train', *arguments, f'--triplets={file}', f'--model_dir={stage.run}', *chosen)
-  return dataclasses.replace(stage, command=command, training=Training(values['STEPS'], size=size))
+  chosen = (*settings({'CACHE_DIR': at(name, 'tables')}), *settings(values))
+  command = ('train', *arguments, f'--triplets={file}', f'--model_dir={at(name, "run")}', *chosen)
+  return Stage(name, command, tuple(needs), training=Training(values['STEPS'], size=size))
 
 
 def judged(
@@ -253,14 +240,8 @@ def judged(
     'AGAINST': against, 'CHOOSE': 0 if last else sizes.choose, 'FOLDS': sizes.folds, 'MAX_LENGTH': _ANSWER,
     'BATCH': 256, 'SEED': sizes.seed,
   }  # fmt: skip
-  sides = judge_sides({'sft': policy}, runs, last=last)
-  needs = (source.name, policy.name, *(stage.name for stage in runs.values()))
-  stage = Stage(name, (), needs, ('report/report.json', 'report/verdicts.jsonl'))
-  command = (
-    'judge', *sides, f'--triplets={source.at("test.jsonl")}', f'--output={stage.at("report")}',
-    *settings(values), *(f'--set={setting}' for setting in judge),
-  )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+  file = source.at('test.jsonl')
+  return stages.judged(name, policy.run, runs, file, [source, policy], values, judge, last=last)
 
 
 JUDGE = ('REWARD=graded_match',)

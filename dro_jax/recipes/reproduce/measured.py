@@ -1,13 +1,12 @@
 """Answers of several policies to the same prompts: the stages that draw and measure them, and their table."""
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from dro_jax.printing.tables import Table
-from dro_jax.recipes.reproduce.stages import Stage
+from dro_jax.recipes.reproduce.stages import Stage, at
 from dro_jax.statistics.bootstrap import Estimate
 
 FILE = 'report/answers.json'
@@ -25,11 +24,10 @@ def stage(
     scorer: the stage that made a reward model among them.
   """
   needs = (*(each.name for each in answered.values()), *([scorer.name] if scorer else []))
-  made = Stage(name, (), needs, (FILE,))
   sides = (f'{side}={each.at("answers.jsonl")}' for side, each in answered.items())
   spec = ','.join(f'{column}={reward}' for column, reward in rewards.items())
-  command = ('answers', *sides, *([f'--reward={spec}'] if spec else []), f'--output={made.at("report")}')
-  return dataclasses.replace(made, command=command)
+  command = ('answers', *sides, *([f'--reward={spec}'] if spec else []), f'--output={at(name, "report")}')
+  return Stage(name, command, needs, (FILE,))
 
 
 def table(

@@ -14,6 +14,11 @@ from dro_jax.printing.tables import Table
 ROOT = '{root}'
 
 
+def at(stage: str, *parts: str) -> str:
+  """A path within the folder of a stage, as commands name it."""
+  return '/'.join((ROOT, stage, *parts))
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
   """What preflight and the launcher need to know of a stage that trains.
@@ -51,7 +56,7 @@ class Stage:
 
   def at(self, *parts: str) -> str:
     """A path within the stage's folder, as commands name it."""
-    return '/'.join((ROOT, self.name, *parts))
+    return at(self.name, *parts)
 
   @property
   def written(self) -> tuple[str, ...]:
@@ -123,21 +128,6 @@ def settings(values: Mapping[str, Any]) -> tuple[str, ...]:
   return tuple(f'--set={name}={value}' for name, value in values.items())
 
 
-def judge_sides(first: Mapping[str, Stage], runs: Mapping[str, Stage], *, last: bool = False) -> list[str]:
-  """The sides of `judge`, NAME=FOLDER.
-
-  Args:
-    first: whom the others meet.
-    runs: stages that train, by the names of their sides.
-    last: whether each run's last checkpoint stands for it.
-  """
-  ends = {
-    name: f'/checkpoints/{stage.training.steps}' if last and stage.training else ''
-    for name, stage in runs.items()
-  }
-  return [f'{name}={stage.run}{ends.get(name, "")}' for name, stage in (*first.items(), *runs.items())]
-
-
 def find(name: str, known: Mapping[str, Any], what: str) -> Any:
   """The entry of a name.
 
@@ -149,3 +139,103 @@ def find(name: str, known: Mapping[str, Any], what: str) -> Any:
       f'there is no {what} {name!r}{did_you_mean(name, known)}: choose from {", ".join(known)}.'
     )
   return known[name]
+
+
+# --- stages of one command ----------------------------------------------------------------------------------
+
+
+def imported(name: str, source: str) -> Stage:
+  """A checkpoint of Hugging Face's, by its name there."""
+  return Stage(name, ('import_checkpoint', f'--init_from={source}', f'--model_dir={at(name, "run")}'))
+
+
+def trained(
+  name: str, gin_files: Sequence[str], start: Stage, training: Training, *more: str, verb: str = 'train'
+) -> Stage:
+  """A run by gin files.
+
+  Args:
+    name: of the stage.
+    gin_files: an experiment's first.
+    start: the stage whose run it starts from.
+    training: what preflight and the launcher need to know.
+    more: further arguments.
+    verb: the command, whose folder is the stage's `run`.
+  """
+  files = (f'--gin_file={file}' for file in gin_files)
+  command = (verb, *files, f'--init_from={start.run}', f'--model_dir={at(name, "run")}', *more)
+  return Stage(name, command, (start.name,), training=training)
+
+
+def answers(name: str, policy: Stage, prompts: str, source: Stage, values: Mapping[str, Any]) -> Stage:
+  """A policy's answers, `answers.jsonl`.
+
+  Args:
+    name: of the stage.
+    policy: the stage whose run answers.
+    prompts: the path of their file.
+    source: the stage that made the file.
+    values: settings of `generate`.
+  """
+  command = (
+    'generate', f'--model_dir={policy.run}', f'--triplets={prompts}',
+    f'--output={at(name, "answers.jsonl")}', *settings(values),
+  )  # fmt: skip
+  return Stage(name, command, (policy.name, source.name), ('answers.jsonl',))
+
+
+def scored(
+  name: str,
+  triplets: str,
+  reward: str,
+  needs: Sequence[Stage],
+  values: Mapping[str, Any],
+  file: str = 'scored.jsonl',
+) -> Stage:
+  """Answers with rewards.
+
+  Args:
+    name: of the stage.
+    triplets: the path of their file, or a data set's name.
+    reward: as `score` takes it.
+    needs: the stages that made file and reward.
+    values: settings of `score`.
+    file: to write.
+  """
+  command = ('score', triplets, f'--reward={reward}', f'--output={at(name, file)}', *settings(values))
+  return Stage(name, command, tuple(stage.name for stage in needs), (file,))
+
+
+def held_out(name: str, source: Stage) -> Stage:
+  """The prompts that a run kept for tests, `split/test.jsonl`: the same ones for all runs, by their hash."""
+  output = f'--output={at(name, "split")}'
+  command = ('export_split', f'--model_dir={source.run}', output, '--set=RESPONSES=false')
+  return Stage(name, command, (source.name,), ('split/test.jsonl',))
+
+
+def judged(
+  name: str, first: str, runs: Mapping[str, Stage], prompts: str, needs: Sequence[Stage],
+  values: Mapping[str, Any], judge: Sequence[str], *, last: bool = False,
+) -> Stage:  # fmt: skip
+  """Runs side by side, and against the SFT policy.
+
+  Args:
+    name: of the stage.
+    first: the run or the answers of the SFT policy.
+    runs: stages that train, by the names of their sides.
+    prompts: the path of their file.
+    needs: the stages that made `first` and the prompts.
+    values: settings of `judge` that the reproduction chooses.
+    judge: those that choose the judge, as `REWARD=graded_match`.
+    last: whether each run's last checkpoint stands for it.
+  """
+  ends = {
+    side: f'/checkpoints/{run.training.steps}' if last and run.training else '' for side, run in runs.items()
+  }
+  sides = (f'sft={first}', *(f'{side}={run.run}{ends[side]}' for side, run in runs.items()))
+  command = (
+    'judge', *sides, f'--triplets={prompts}', f'--output={at(name, "report")}', *settings(values),
+    *(f'--set={setting}' for setting in judge),
+  )  # fmt: skip
+  made = ('report/report.json', 'report/verdicts.jsonl')
+  return Stage(name, command, tuple(stage.name for stage in (*needs, *runs.values())), made)

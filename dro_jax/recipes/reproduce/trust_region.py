@@ -1,6 +1,5 @@
 """`trust_region`: TR-DPO, TR-IPO and TR-KTO against their plain forms (arXiv 2404.09656)."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,11 @@ from dro_jax.recipes.reproduce.stages import (
   Stage,
   Training,
   distinct,
-  judge_sides,
+  held_out,
+  imported,
+  judged,
   settings,
+  trained,
 )
 
 TITLE = 'Trust region (arXiv 2404.09656): TR-DPO, TR-IPO and TR-KTO against their plain forms'
@@ -251,10 +253,10 @@ def _laptop(sizes: laptop.Sizes, judge: Sequence[str]) -> _Task:
     name = f'tr-{cell.name}'
     return laptop.train(sizes, name, cell.method, size, values, compared, 'comparisons.jsonl')
 
-  def judged(name: str, runs: Mapping[str, Stage], against: str) -> Stage:
+  def judged_runs(name: str, runs: Mapping[str, Stage], against: str) -> Stage:
     return laptop.judged(sizes, name, runs, size, judge, against=against, last=against == 'first')
 
-  return _Task('exercises', stages, train, judged)
+  return _Task('exercises', stages, train, judged_runs)
 
 
 def _beta(cell: Cell) -> dict[str, Any]:
@@ -280,7 +282,7 @@ def _laptop_notes(sizes: laptop.Sizes, grids: Grids) -> list[str]:
 _SLICE = 'v5e:4x8'
 _STEPS = {'tldr': 2900, 'hh': 5000}
 _SFT = {'tldr': 912, 'hh': 2500}
-_HH = ('--gin_file=data/hh.gin',)
+_HH = ('data/hh.gin',)
 _PROMPTS, _CHOOSE = 1250, 0.2
 _PAPER_NOTES = [
   'Stated (TRL’s index of papers, huggingface.co/docs/trl/paper_index): β .05, Adam at 1e-6, one epoch, '
@@ -292,14 +294,12 @@ _PAPER_NOTES = [
 
 
 def _paper(judge: Sequence[str]) -> list[_Task]:
-  start = Stage('pythia-6.9b', ())
-  command = ('import_checkpoint', '--init_from=EleutherAI/pythia-6.9b', f'--model_dir={start.run}')
-  start = dataclasses.replace(start, command=command)
+  start = imported('pythia-6.9b', 'EleutherAI/pythia-6.9b')
   return [_paper_task('tldr', start, (), judge), _paper_task('hh', start, _HH, judge)]
 
 
 def _paper_task(name: str, start: Stage, data: Sequence[str], judge: Sequence[str]) -> _Task:
-  filtered = ('--gin_file=algorithms/filtered_sft.gin',) if data else ()
+  filtered = ('algorithms/filtered_sft.gin',) if data else ()
   sft = _trained(f'tr-{name}-sft', 'sft', start, (*data, *filtered), {'STEPS': _SFT[name]}, _SFT[name])
 
   def train(cell: Cell) -> Stage:
@@ -307,34 +307,18 @@ def _paper_task(name: str, start: Stage, data: Sequence[str], judge: Sequence[st
     return _trained(f'tr-{name}-{cell.name}', cell.method, sft, data, values, _STEPS[name])
 
   first = train(Cell('dpo', 'frozen'))
-  split = Stage(f'tr-{name}-test-prompts', (), (first.name,), ('split/test.jsonl',))
-  command = (
-    'export_split',
-    f'--model_dir={first.run}',
-    f'--output={split.at("split")}',
-    '--set=RESPONSES=false',
-  )
-  split = dataclasses.replace(split, command=command)
+  split = held_out(f'tr-{name}-test-prompts', first)
 
-  def judged(title: str, runs: Mapping[str, Stage], against: str) -> Stage:
+  def judged_runs(title: str, runs: Mapping[str, Stage], against: str) -> Stage:
     last = against == 'first'
-    sides = judge_sides({'sft': sft}, runs, last=last)
-    needs = (sft.name, *(stage.name for stage in runs.values()), split.name)
-    stage = Stage(title, (), needs, ('report/report.json', 'report/verdicts.jsonl'))
     values = {
-      'AGAINST': against,
-      'CHOOSE': 0 if last else _CHOOSE,
-      'PROMPTS': _PROMPTS,
-      'FOLDS': 5,
+      'AGAINST': against, 'CHOOSE': 0 if last else _CHOOSE, 'PROMPTS': _PROMPTS, 'FOLDS': 5,
       'MAX_LENGTH': _LENGTH[name],
-    }
-    command = (
-      'judge', *sides, f'--triplets={split.at("split", "test.jsonl")}', f'--output={stage.at("report")}',
-      *settings(values), *(f'--set={setting}' for setting in judge),
-    )  # fmt: skip
-    return dataclasses.replace(stage, command=command)
+    }  # fmt: skip
+    file = split.at('split', 'test.jsonl')
+    return judged(title, sft.run, runs, file, [sft, split], values, judge, last=last)
 
-  return _Task(name, [start, sft, first, split], train, judged)
+  return _Task(name, [start, sft, first, split], train, judged_runs)
 
 
 _LENGTH = {'tldr': 64, 'hh': 256}
@@ -343,12 +327,8 @@ _LENGTH = {'tldr': 64, 'hh': 256}
 def _trained(
   name: str, part: str, start: Stage, more: Sequence[str], values: Mapping[str, Any], steps: int
 ) -> Stage:
-  stage = Stage(name, (), (start.name,), training=Training(steps, _SLICE, '6.9b'))
-  command = (
-    'train', f'--gin_file=experiments/trust_region/pythia_{part}.gin', *more, f'--init_from={start.run}',
-    f'--model_dir={stage.run}', *settings(values),
-  )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+  gin_files = (f'experiments/trust_region/pythia_{part}.gin', *more)
+  return trained(name, gin_files, start, Training(steps, _SLICE, '6.9b'), *settings(values))
 
 
 __all__ = ['reproduction']

@@ -1,10 +1,10 @@
 """The stages of DRO's experiments at the paper's own scale: FLAN-T5 on UltraFeedback."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dro_jax.recipes.reproduce.stages import Stage, Training, judge_sides, settings
+from dro_jax.recipes.reproduce import stages
+from dro_jax.recipes.reproduce.stages import Stage, Training, settings
 
 
 class Size(NamedTuple):
@@ -27,9 +27,7 @@ _GIN = {'dro_v': 'dro/t5_{}.gin', 'kto': 'kto/t5_{}.gin'}
 
 def imported(size: str) -> Stage:
   """FLAN's checkpoint: SFT, start and reference."""
-  stage = Stage(f'flan-{size}', ())
-  command = ('import_checkpoint', f'--init_from={SIZES[size].source}', f'--model_dir={stage.run}')
-  return dataclasses.replace(stage, command=command)
+  return stages.imported(f'flan-{size}', SIZES[size].source)
 
 
 def train(
@@ -51,25 +49,17 @@ def train(
     steps: of the gin file, where it is another one.
     values: settings beside it.
   """
-  about, start = SIZES[size], imported(size)
-  stage = Stage(name or f'{algorithm}-{size}', (), (start.name,))
+  about = SIZES[size]
   steps = steps or about.steps
-  command = (
-    'train', f'--gin_file=experiments/{gin_file or _GIN[algorithm].format(size)}', f'--init_from={start.run}',
-    f'--model_dir={stage.run}', *settings({'TEST_FRACTION': _TEST_FRACTION, **values}),
-  )  # fmt: skip
-  hours = about.hours * steps / about.steps
-  return dataclasses.replace(stage, command=command, training=Training(steps, about.topology, size, hours))
+  training = Training(steps, about.topology, size, about.hours * steps / about.steps)
+  gin_files = [f'experiments/{gin_file or _GIN[algorithm].format(size)}']
+  more = settings({'TEST_FRACTION': _TEST_FRACTION, **values})
+  return stages.trained(name or f'{algorithm}-{size}', gin_files, imported(size), training, *more)
 
 
 def split() -> Stage:
-  """The prompts that no run saw, the same ones for all: by the hash of a prompt."""
-  source = train('dro_v', 'l')
-  stage = Stage('test-prompts', (), (source.name,), ('split/test.jsonl',))
-  command = (
-    'export_split', f'--model_dir={source.run}', f'--output={stage.at("split")}', '--set=RESPONSES=false',
-  )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+  """The prompts that no run saw."""
+  return stages.held_out('test-prompts', train('dro_v', 'l'))
 
 
 def judged(
@@ -83,15 +73,10 @@ def judged(
 ) -> Stage:
   """Side by side: SFT, and of each run the checkpoint that wins most, or the `last`."""
   sft, prompts = imported(size), split()
-  needs = (sft.name, *(stage.name for stage in runs.values()), prompts.name)
-  stage = Stage(name, (), needs, ('report/report.json', 'report/verdicts.jsonl'))
   choice = {'PROMPTS': 5000} if last else {'CHOOSE': _CHOOSE, 'PROMPTS': _PROMPTS}
   values = {'AGAINST': against, **choice, 'FOLDS': 5, 'MAX_LENGTH': 512}
-  command = (
-    'judge', *judge_sides({'sft': sft}, runs, last=last), f'--triplets={prompts.at("split", "test.jsonl")}',
-    f'--output={stage.at("report")}', *settings(values), *(f'--set={setting}' for setting in judge),
-  )  # fmt: skip
-  return dataclasses.replace(stage, command=command)
+  file = prompts.at('split', 'test.jsonl')
+  return stages.judged(name, sft.run, runs, file, [sft, prompts], values, judge, last=last)
 
 
 NOTES = [
