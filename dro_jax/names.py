@@ -27,3 +27,8 @@ TOKEN_LOGPS, MISMATCHED_LOGPS = 'reference_token_logps', 'reference_mismatched_l
 
 # The term of a loss that is by response, also where the algorithm's own terms are by pair or group.
 NEXT_TOKEN_KL = 'next_token_kl'
+# Settings that change no shape: one preflight holds for all their values.
+SAME_STEP = (
+  'TAU', 'SEED', 'LEARNING_RATE', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'END_LEARNING_RATE',
+  'WARMUP_STEPS', 'WEIGHT_DECAY', 'TEST_FRACTION',
+)  # fmt: skip

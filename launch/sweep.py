@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 from dro_jax.errors import UsageError
+from dro_jax.names import SAME_STEP
 from launch import arguments as words
 from launch import checks, children, commands, outcomes, signals
 from launch.say import say
@@ -30,12 +31,6 @@ _PROGRAM = pathlib.Path(__file__).resolve().parent / 'launch.py'
 _ELSEWHERE = pathlib.Path('launched')
 _TICK = 0.1  # Seconds between looks at the cells.
 _ADDED = ('gin_file', 'gin_binding', 'set')  # Flags that a command may have several times.
-# Numbers that change no shape: one preflight holds for all their values.
-_SAME_STEP = (
-  'TAU', 'SEED', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'END_LEARNING_RATE', 'WARMUP_STEPS',
-  'WEIGHT_DECAY', 'LEARNING_RATE', 'BETA', 'COPG_BETA', 'DPO_BETA', 'IPO_BETA', 'TRUST_REGION_ALPHA',
-  'TRUST_REGION_EVERY',
-)  # fmt: skip
 
 
 def spec() -> config_dict.ConfigDict:
@@ -170,7 +165,7 @@ def _steps(todo: Sequence[Cell], notes: Mapping[str, 'Note']) -> dict[str, list[
   """The first cell of each training step, with its arguments."""
   first: dict[str, str] = {}
   for cell in todo:
-    first.setdefault(str({k: v for k, v in cell.settings.items() if k not in _SAME_STEP}), cell.name)
+    first.setdefault(str({k: v for k, v in cell.settings.items() if k not in SAME_STEP}), cell.name)
   return {name: notes[name].arguments for name in first.values()}
 
 

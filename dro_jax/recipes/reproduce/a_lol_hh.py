@@ -97,10 +97,8 @@ def _reward_model(sft: Stage) -> Stage:
   values = {
     'STEPS': _REWARD_STEPS, 'BATCH': 128, 'WARMUP_STEPS': 125, 'VALUE_LEARNING_RATE': 1e-5, 'ROLE': 'gold'
   }  # fmt: skip
-  gin_files, about = (
-    (_HH.sft[0], 'algorithms/bradley_terry.gin'),
-    Training(_REWARD_STEPS, _HH.topology, _HH.size),
-  )
+  gin_files = (_HH.sft[0], 'algorithms/bradley_terry.gin')
+  about = Training(_REWARD_STEPS, _HH.topology, _HH.size)
   return trained('hha-reward-model', gin_files, sft, about, *settings(values))
 
 

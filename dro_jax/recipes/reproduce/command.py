@@ -7,6 +7,7 @@ from typing import Any
 
 from dro_jax import files, limits
 from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.printing import tables
 from dro_jax.printing.result import Report, Shown
 from dro_jax.recipes.reproduce import (
   a_lol_hh,
@@ -79,8 +80,7 @@ def reproduce(
     Interrupted: Ctrl-C came, likewise.
   """
   make = find(name, REPRODUCTIONS, 'reproduction')
-  if scale not in SCALES:
-    find(scale, dict.fromkeys(SCALES), 'scale')
+  find(scale, dict.fromkeys(SCALES), 'scale')
   limits.above_zero('reproduce', 'no stage would run', jobs=jobs)
   made = make(scale, _judge(name, scale, judge, dry_run))
   if model_dir and files.is_remote(model_dir):
@@ -145,7 +145,8 @@ def _report(made: Reproduction, root: pathlib.Path) -> Report:
   results, folder = made.results(root), root / REPORTS / made.name
   content: dict[str, Any] = {
     'name': made.name, 'folder': str(folder), 'notes': list(results.notes),
-    'tables': planning.as_json(results.tables), 'figures': [figure.file for figure in results.figures],
+    'tables': list(map(tables.for_json, results.tables)),
+    'figures': [figure.file for figure in results.figures],
   }  # fmt: skip
   report = Report(content, results.tables)
   folder.mkdir(parents=True, exist_ok=True)

@@ -10,19 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from dro_jax import files
+from dro_jax.names import SAME_STEP
 from dro_jax.parallel import machine
-from dro_jax.printing import tables
 from dro_jax.printing.result import Sections
 from dro_jax.printing.tables import Table
-from dro_jax.recipes.reproduce import running
+from dro_jax.recipes.reproduce import notes, running
 from dro_jax.recipes.reproduce.stages import Reproduction, Stage
 
 PREFLIGHTS = 'preflights'
-# Settings that change no shape: one verdict holds for all their values.
-_SAME_STEP = (
-  'TAU', 'SEED', 'LEARNING_RATE', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'WARMUP_STEPS',
-  'TEST_FRACTION',
-)  # fmt: skip
 
 
 def plan(made: Reproduction, root: pathlib.Path, program: running.Program, *, preflight: bool) -> Sections:
@@ -34,7 +29,7 @@ def plan(made: Reproduction, root: pathlib.Path, program: running.Program, *, pr
     program: the command line of a stage's process.
     preflight: whether to ask it.
   """
-  states = running.states(root, made.stages)
+  states = running.states(root, made.stages, notes.identities(made.stages))
   rows, commands = [], []
   for stage in made.stages:
     state = states[stage.name]
@@ -80,7 +75,7 @@ def _preflight(stage: Stage, root: pathlib.Path) -> dict[str, Any]:
   """The verdict of `dro_jax preflight`, kept by the arguments that decide it."""
   about = stage.training
   assert about is not None
-  left_out = '|'.join(_SAME_STEP)
+  left_out = '|'.join(SAME_STEP)
   decisive = [
     argument
     for argument in stage.command[1:]
@@ -101,8 +96,3 @@ def _preflight(stage: Stage, root: pathlib.Path) -> dict[str, Any]:
   files.write_atomically(place, ran.stdout)
   verdict: dict[str, Any] = json.loads(ran.stdout)
   return verdict
-
-
-def as_json(shown: Sequence[Table]) -> list[dict[str, Any]]:
-  """Tables as plain values."""
-  return list(map(tables.for_json, shown))

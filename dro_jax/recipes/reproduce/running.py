@@ -75,10 +75,24 @@ def by_launcher(root: pathlib.Path, launch: str) -> Program:
   return command
 
 
-def states(root: pathlib.Path, stages: Sequence[Stage]) -> dict[str, notes.State]:
-  """How all stages stand, by their names."""
-  known = notes.identities(stages)
-  return {stage.name: notes.state(root, stage, known) for stage in stages}
+def states(root: pathlib.Path, stages: Sequence[Stage], known: Mapping[str, str]) -> dict[str, notes.State]:
+  """How all stages stand, by their names.
+
+  A finished stage has changed where one that it reads has, or is not done.
+
+  Args:
+    root: the folder of the stages.
+    stages: in an order in which they can run.
+    known: their identities (`notes.identities`).
+  """
+  found: dict[str, notes.State] = {}
+  for stage in stages:
+    state = notes.state(root, stage, known)
+    before = [name for name in stage.needs if found[name] != notes.State(notes.DONE)]
+    if state == notes.State(notes.DONE) and before:
+      state = notes.State(notes.DONE, f'it read the files of the stage {before[0]}, which has to run')
+    found[stage.name] = state
+  return found
 
 
 def run(root: pathlib.Path, stages: Sequence[Stage], program: Program, jobs: int, *, redo: bool) -> None:
@@ -100,7 +114,8 @@ def run(root: pathlib.Path, stages: Sequence[Stage], program: Program, jobs: int
     Stopped: SIGTERM came, or a stage was stopped; the same command goes on.
     Interrupted: Ctrl-C came, likewise.
   """
-  found = _with_dependents(stages, states(root, stages))
+  known = notes.identities(stages)
+  found = states(root, stages, known)
   _refuse_changed(root, found, redo)
   for name, state in found.items():
     if state.changed:
@@ -110,19 +125,7 @@ def run(root: pathlib.Path, stages: Sequence[Stage], program: Program, jobs: int
   todo = [stage for stage in stages if stage.name not in done]
   _log.info('%d stages, of which %d are done', len(stages), len(done))
   with interrupts.noticed() as request:
-    _Runs(root, program, notes.identities(stages), set(done), todo, request).all(jobs)
-
-
-def _with_dependents(stages: Sequence[Stage], found: Mapping[str, notes.State]) -> dict[str, notes.State]:
-  """The states, in which a finished stage has changed where one that it reads has, or is not done."""
-  result: dict[str, notes.State] = {}
-  for stage in stages:
-    state = found[stage.name]
-    before = [name for name in stage.needs if result[name] != notes.State(notes.DONE)]
-    if state == notes.State(notes.DONE) and before:
-      state = notes.State(notes.DONE, f'it read the files of the stage {before[0]}, which has to run')
-    result[stage.name] = state
-  return result
+    _Runs(root, program, known, set(done), todo, request).all(jobs)
 
 
 def _refuse_changed(root: pathlib.Path, found: Mapping[str, notes.State], redo: bool) -> None:

@@ -111,6 +111,8 @@ def test_a_changed_output_redoes_what_read_it(tmp_path):
   stages = [stage('a', COUNT), stage('b', COUNT, 'a'), stage('c', COUNT)]
   run(tmp_path, stages)
   (tmp_path / 'a' / 'made').write_text('3')
+  found = running.states(tmp_path, stages, notes.identities(stages))
+  assert [bool(state.changed) for state in found.values()] == [True, True, False]
   with pytest.raises(UsageError, match=r'REDO=true.*: a, b\.'):
     run(tmp_path, stages)
   run(tmp_path, stages, redo=True)
