@@ -14,6 +14,7 @@ import numpy as np
 from dro_jax import files, limits
 from dro_jax.checkpoints import folders, policy
 from dro_jax.data.records import inheritance, triplets
+from dro_jax.data.records.answers import can_train
 from dro_jax.data.storage.partial import Partial
 from dro_jax.data.text import tokenise
 from dro_jax.errors import UsageError
@@ -266,7 +267,7 @@ def _warn_of_unusable(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, A
   unusable = []
   for record in records:
     yield record
-    if not record['response'].strip() or '\0' in record['response']:
+    if not can_train(record['response']):
       unusable.append(record['id'])
   if unusable:
     ids = ', '.join(unusable[:5]) + (', ...' if len(unusable) > 5 else '')

@@ -5,7 +5,7 @@ from typing import Any
 
 from dro_jax import files
 from dro_jax.data.records import readers
-from dro_jax.data.records.answers import new_file
+from dro_jax.data.records.answers import can_train, new_file
 from dro_jax.data.records.fields import checked_names
 from dro_jax.data.records.file_names import expand
 from dro_jax.errors import UsageError
@@ -52,7 +52,7 @@ def _records(
         raise UsageError(f'{where}: field {name!r} is no text: {remedy}.')
       has_texts = has_texts or text is not None
       # A blank cell of a table is no text at all.
-      yield record, bool(text and text.strip()) and '\0' not in str(text)
+      yield record, text is not None and can_train(text)
     if not has_texts:
       raise UsageError(f'{path}: no record has the field {name!r}: {remedy}.')
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dro_jax import files, limits
-from dro_jax.data.records.answers import Answer, new_file, read_answers
+from dro_jax.data.records.answers import new_file, read_answers
 from dro_jax.data.records.file_names import expand
 from dro_jax.errors import UsageError
 from dro_jax.run.sampling import rewards
@@ -48,26 +48,29 @@ def make_comparisons(
   target = new_file(output, expand(answers))
   function = rewards.find(reward)
   rng = np.random.default_rng(seed)
-  by_prompt: dict[str, list[Answer]] = {}
-  for answer in read_answers(answers, columns):
-    if answer.response.strip():
-      by_prompt.setdefault(answer.prompt, []).append(answer)
-  every = [answer for each in by_prompt.values() for answer in each]
+  every = [answer for answer in read_answers(answers, columns) if answer.response.strip()]
   values = rewards.reward_responses(
     function, [answer.prompt for answer in every], [answer.response for answer in every]
   )
-  scores = dict(zip(map(id, every), values))
+  by_prompt: dict[str, list[tuple[str, float]]] = {}
+  for answer, value in zip(every, values):
+    by_prompt.setdefault(answer.prompt, []).append((answer.response, value))
   records, agreed = [], 0
-  for each in by_prompt.values():
-    met = [pair for pair in itertools.combinations(each, 2) if pair[0].response != pair[1].response]
-    met = met if noise else [pair for pair in met if scores[id(pair[0])] != scores[id(pair[1])]]
+  for prompt, rewarded in by_prompt.items():
+    # Without noise, equal rewards decide nothing.
+    met = [
+      (one, other)
+      for one, other in itertools.combinations(rewarded, 2)
+      if one[0] != other[0] and (noise or one[1] != other[1])
+    ]
     for at in rng.permutation(len(met))[:pairs]:
-      first, second = met[at]
-      better = scores[id(first)] - scores[id(second)]
+      (first, first_value), (second, second_value) = met[at]
+      better = first_value - second_value
       wins = rng.random() < 1 / (1 + np.exp(-better / noise)) if noise else better > 0
       chosen, rejected = (first, second) if wins else (second, first)
-      agreed += scores[id(chosen)] >= scores[id(rejected)]
-      records.append(_record(len(records), chosen, rejected))
+      agreed += better >= 0 if wins else better <= 0
+      name = f'pair-{len(records)}'
+      records.append({'id': name, 'prompt': prompt, 'chosen': chosen, 'rejected': rejected})
   if not records:
     raise UsageError(
       f'{answers}: no prompt has two answers that differ{"" if noise else " in their rewards"}. Sample '
@@ -78,13 +81,6 @@ def make_comparisons(
   return {
     'output': str(target), 'prompts': len(by_prompt), 'comparisons': len(records),
     'agree_with_reward': agreed / len(records),
-  }  # fmt: skip
-
-
-def _record(number: int, chosen: Answer, rejected: Answer) -> dict[str, Any]:
-  return {
-    'id': f'pair-{number}', 'prompt': chosen.prompt, 'chosen': chosen.response,
-    'rejected': rejected.response,
   }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from dro_jax.errors import UsageError, did_you_mean
 # What is asked, and who demonstrates: as in the arena's worlds of these names.
 WORLDS = {
   'exercises': (Exercises(), habits.PERFECT),
-  'habits': (Exercises(kinds=('sort', 'sort_down', 'without', 'backwards'), length=(4, 6)), Hand()),
+  'habits': (habits.ASKED, Hand()),
 }
 
 

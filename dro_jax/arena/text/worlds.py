@@ -8,7 +8,6 @@ from dro_jax.data.worlds import habits as hands
 from dro_jax.data.worlds.exercises import Exercises as Exercises
 from dro_jax.data.worlds.habits import Hand
 
-ASKED = Exercises(kinds=('sort', 'sort_down', 'without', 'backwards'), length=(4, 6))
 SOME_HABITS, OTHER_HABITS = Hand(), Hand(rule=1)
 
 
@@ -65,7 +64,7 @@ def habits(
     test_prompts: prompts that are reported on.
   """
   return TextWorld(
-    ASKED, hand, demonstrations=demonstrations, sft_steps=sft_steps, prompts=prompts,
+    hands.ASKED, hand, demonstrations=demonstrations, sft_steps=sft_steps, prompts=prompts,
     test_prompts=test_prompts,
   )  # fmt: skip
 

@@ -81,6 +81,11 @@ def new_file(output: str, paths: Sequence[str]) -> pathlib.Path:
   return target
 
 
+def can_train(response: str) -> bool:
+  """Whether a file of triplets may have this response: it is not blank, and holds no NUL character."""
+  return bool(response.strip()) and '\0' not in response
+
+
 def _located(path: str, names: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
   """(file:line, fields) of a file, with all of its fields; of a chat product's export its rated answers."""
   records = readers.located(path)

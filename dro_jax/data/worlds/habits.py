@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax.data.worlds.exercises import answer, kind_of, subject
+from dro_jax.data.worlds.exercises import Exercises, answer, kind_of, subject
 
 
 class Hand(NamedTuple):
@@ -28,6 +28,8 @@ class Hand(NamedTuple):
 
 
 PERFECT = Hand(1.0, 0.0)
+# What such a hand is asked: a policy can do part of it.
+ASKED = Exercises(kinds=('sort', 'sort_down', 'without', 'backwards'), length=(4, 6))
 
 # The wrong rules of each kind, by which two hands can differ.
 RULES: dict[str, tuple[Callable[[str], str], ...]] = {
