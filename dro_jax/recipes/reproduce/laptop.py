@@ -2,7 +2,7 @@
 
 A small T5 is fitted to demonstrations; it answers prompts, which is the log; a reward model is trained on
 noisy comparisons of its answers to other prompts, and scores the log; methods learn from that; and their
-answers to test prompts are judged by the world's own grade, which no method has seen.
+answers to test prompts are judged by the world's own grade, which trainings see only through the comparisons.
 """
 
 import dataclasses
