@@ -8,6 +8,7 @@ folder, a run's folder, or one STEP of it, and reads the policy's parameters onl
 """
 
 import contextlib
+import ctypes
 import logging
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -326,6 +327,13 @@ def stream_params(
     for names in _parts(shapes, together):
       part = traverse_util.unflatten_dict({name: shapes[name] for name in names})
       yield traverse_util.flatten_dict(read_part(item, path, part, partial=True))
+      _release_freed_memory()
+
+
+def _release_freed_memory() -> None:
+  """Gives the system back what glibc keeps of freed arrays: up to a third of a tree that is read in parts."""
+  with contextlib.suppress(AttributeError):  # Other C libraries give it back by themselves.
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _parts(shapes: Mapping[Path, Any], together: Callable[[Path], Hashable]) -> Iterator[list[Path]]:

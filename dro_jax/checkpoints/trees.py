@@ -13,7 +13,7 @@ from etils import epath
 from dro_jax.errors import UsageError
 
 # Size of the parts in which a tree is read on a host, whose memory may hardly hold the whole tree.
-PART_BYTES = 2**28
+PART_BYTES = 2**26
 # How much a process reads at once for its devices, and the size of pieces that can be read alone.
 _RESTORED_AT_ONCE_GB = 1
 CHUNK_BYTES = 2**26
