@@ -180,6 +180,24 @@ def test_dro_v_trains_two_adapters_and_a_head_on_one_base_whatever_the_microbatc
   assert a.sharding.spec[0] == 'model' and a.shape == (32, 2, 3)
 
 
+@pytest.mark.long
+def test_a_value_that_trains_first_leaves_the_policys_adapter_and_the_base_as_they_are():
+  nets = networks.build(CAUSAL, uses_value=True, lora=SETTINGS)
+  before, txs = first_state(CAUSAL, nets)
+  score, ref = scoring.make_score(nets.policy, nets.value), reference.AdapterOff()
+  make = lambda own: train_step.make_train_step(  # noqa: E731
+    score, algorithms.dro_v(), own, ref.build(scoring.make_score(nets.policy))
+  )
+  step = jax.jit(train_step.make_value_first_step(make(txs), make({'value': txs['value']}), warmup_steps=1))
+  first, _ = step(before, ROWS)
+  second, _ = step(first, ROWS)
+  unmoved = jax.tree.map(lambda x, y: bool(jnp.all(x == y)), before, first)
+  assert all(jax.tree.leaves((unmoved.params['policy'], unmoved.opt_state['policy'], unmoved.base)))
+  assert not any(jax.tree.leaves(unmoved.params['value']['head']))
+  assert all(jax.tree.leaves(jax.tree.map(np.array_equal, first.base, second.base)))
+  assert not any(jax.tree.leaves(jax.tree.map(np.array_equal, first.params['policy'], second.params['policy'])))
+
+
 def test_next_token_kl_is_taken_to_the_base_with_the_adapter_off():
   nets = networks.build(CAUSAL, uses_value=True, lora=SETTINGS)
   state, _ = first_state(CAUSAL, nets)
