@@ -23,7 +23,8 @@ _MODULES = {
   'AdapterOff': 'step.reference', 'NextTokenKl': 'algorithms', 'Lora': 'models.lora',
   'adafactor': 'step.optimizers', 'adamw': 'step.optimizers',
   'build': 'run.build', 'train': 'run.train', 'replay': 'run.replay', 'preflight': 'preflight',
-  'load': 'api', 'report': 'api', 'judge': 'evaluation.judge.judge',
+  'make_hooks': 'run.hooks', 'Tracker': 'run.folder.trackers',
+  'load': 'api', 'outcome': 'api', 'report': 'api', 'judge': 'evaluation.judge.judge',
   'Decoding': 'evaluation.judge.answers', 'Endpoint': 'evaluation.judge.endpoint',
   'algorithms': 'algorithms', 'losses': 'losses',
 }  # fmt: skip

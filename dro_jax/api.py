@@ -1,6 +1,7 @@
 """The Python API, where it is more than the names of the house: `import dro_jax as dro`."""
 
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from dro_jax.inspection.inspect import for_python, inspect_triplets
 from dro_jax.models.policy import make_config
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.printing.result import Report, Sections
+from dro_jax.run import outcome as outcomes
+from dro_jax.run.outcome import Outcome
 from dro_jax.run.spec import Policy
 from dro_jax.run.trained import TrainedRun, load_run
 
@@ -138,4 +141,28 @@ def report(*runs: str | os.PathLike[str], **options: Any) -> Report:
   return report_runs([os.fspath(folder) for folder in runs], **options)
 
 
-__all__ = ['fresh', 'inspect', 'load', 'pretrained', 'report']
+def outcome(folder: str | os.PathLike[str]) -> Outcome:
+  """Whether a run worked: its metrics before and after with intervals, answers before and after, a verdict.
+
+  Args:
+    folder: the run's.
+
+  Raises:
+    UsageError: it is no run's folder, or it has no validation of its first policy or of a later one.
+
+  Example:
+    >>> found = dro.outcome('runs/dro_v')
+    >>> found.table.columns
+    ['metric', 'before', 'after', 'change']
+  """
+  directory = pathlib.Path(folder)
+  result = outcomes.read(directory) if (directory / 'metrics.jsonl').exists() else None
+  if result is None:
+    raise UsageError(
+      f'{directory} has no validations of a first and a later policy to compare: pass the folder of a run '
+      'that held prompts out (validation_fraction, eval_every).'
+    )
+  return result
+
+
+__all__ = ['fresh', 'inspect', 'load', 'outcome', 'pretrained', 'report']

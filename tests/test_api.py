@@ -106,7 +106,18 @@ def test_results_show_themselves_in_a_notebook(names):
     found.warning  # noqa: B018
   run = dro.build(names['spec'])
   assert repr(run).startswith('Run(dro_v: 2 steps on data 8') and 'dro_v' in run._repr_html_()
+  assert repr(names['data']) == 'Triplets(90 records to train on, 30 held out)'
+  assert re.fullmatch(
+    r"TrainedRun\(step 2; parameters: policy .*, value .*; 'bytes'\)", repr(dro.load('runs/dro_v'))
+  )
+  assert 'criterion' in dro.outcome('runs/dro_v')._repr_html_()
   assert 'runs/dro_v' in dro.report('runs/dro_v', 'runs/other', resamples=20).runs.values()
+
+
+@pytest.mark.parametrize('folder', ['checkpoints/tiny', 'nowhere'])
+def test_a_run_without_two_validations_has_no_outcome(names, folder):
+  with pytest.raises(UsageError, match=f'{folder} has no validations of a first and a later policy'):
+    dro.outcome(folder)
 
 
 def test_inspect_refuses_triplets_of_no_file(names):

@@ -42,6 +42,10 @@ class Triplets(NamedTuple):
   scaling: scalings.RewardScaling
   report: dict[str, Any]
 
+  def __repr__(self) -> str:
+    held_out = 0 if self.eval is None else len(self.eval)
+    return f'Triplets({len(self.train):,} records to train on, {held_out:,} held out)'
+
 
 class Parts(NamedTuple):
   """The three parts of triplets, by prompt; rewards are as they came.

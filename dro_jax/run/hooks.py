@@ -41,10 +41,22 @@ def make_hooks(
   trackers: str | Sequence[str | tracking.MakeTracker] | None = None,
   profile_steps: str | Sequence[int] | None = None,
 ) -> Hooks:
-  """The hooks that settings name.
+  """What `train` calls besides, which changes no number of the run.
+
+  Args:
+    metrics: functions, or FILE.py:NAME with commas between them; see `Hooks`.
+    trackers: functions, `wandb`, `mlflow`, or FILE.py:NAME with commas between them; see `Tracker`.
+    profile_steps: the first and last of the steps that JAX's profiler records, or a text such as `10,20`.
 
   Raises:
-    UsageError: there is none of a name, a package is not installed, or the steps are no two numbers.
+    UsageError: there is none of a name, a package is not installed, or the steps are not two numbers.
+
+  Example:
+    >>> def words(prompts, responses, rewards):
+    ...   return sum(len(response.split()) for response in responses) / len(responses)
+    >>> hooks = dro.make_hooks(metrics=[words], profile_steps=(10, 20))
+    >>> hooks.profile_steps
+    (10, 20)
   """
   parts = metrics.split(',') if isinstance(metrics, str) else metrics or ()
   functions = [

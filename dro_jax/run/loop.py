@@ -222,8 +222,8 @@ def _refuse_nonfinite(loop: _Loop, pending: _Pending, scalars: Mapping[str, Any]
   raise NotFinite(
     f'{subject} of step {pending.step} is not finite, in {len(bad)} examples: {names}. Earlier checkpoints '
     f'are intact. {folder / "examples.jsonl"} shows the batch; the same command with '
-    f'--replay={folder} goes there again and says where it arises. Lower the learning rate or raise τ if the '
-    'examples are sound.'
+    f'--replay={folder} computes that step again and names the operation that gave the first NaN. If the '
+    'examples are sound, lower the learning rate or raise τ.'
   )
 
 

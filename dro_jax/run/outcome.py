@@ -9,6 +9,7 @@ import numpy as np
 from dro_jax import files
 from dro_jax.data.triplets import FEW_HELD_OUT
 from dro_jax.printing import tables
+from dro_jax.printing.result import to_html
 from dro_jax.run.folder import validation
 from dro_jax.run.folder.validation import Validation
 from dro_jax.statistics import agreement, mass
@@ -58,6 +59,9 @@ class Outcome(NamedTuple):
   table: tables.Table
   answers: Sequence[Mapping[str, str]]
   verdict: str
+
+  def _repr_html_(self) -> str:
+    return to_html(self)
 
   def __rich__(self) -> Any:
     from rich import console, text

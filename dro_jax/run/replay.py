@@ -58,9 +58,9 @@ def _replay(run: Run, state: Any, batch: str | os.PathLike[str]) -> dict[str, An
     rows, _ = run.with_responses(state, i, rows)
     if i + 1 < last:
       state, _ = run.step(state, rows)
-  rows, where = nonfinite.load(batch, rows), partitioning.replicated(run.mesh)
+  rows = nonfinite.load(batch, rows)
+  score = partitioning.jit_on(run.mesh, run.evaluate_rows())
   with partitioning.use_mesh(run.mesh):
-    score = jax.jit(run.evaluate_rows(), out_shardings=where)
     examples = nonfinite.examine(score, state, rows, run.loaders.train.table)
     origin = nonfinite.origin(run.pure_step, state, rows)
     _, output = run.jitted_step(state, rows)

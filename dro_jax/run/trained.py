@@ -18,7 +18,7 @@ from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.models import lora, scoring
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
-from dro_jax.run import batches, networks, reference_store, table_scores
+from dro_jax.run import batches, networks, reference_store, summary, table_scores
 from dro_jax.run.folder import configs
 from dro_jax.run.sampling.generation import make_generator
 from dro_jax.run.sampling.prompts import tokenise_prompts
@@ -67,6 +67,10 @@ class TrainedRun(NamedTuple):
   mesh: Mesh | None = None
   has_reference: bool = False
   scores: str | None = None
+
+  def __repr__(self) -> str:
+    trained = summary.parameters(summary.num_parameters(self.state))
+    return f'TrainedRun(step {int(self.state.step):,}; parameters: {trained}; {self.vocabulary.spec!r})'
 
   @property
   def policy(self) -> Network:

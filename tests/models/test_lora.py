@@ -195,7 +195,9 @@ def test_a_value_that_trains_first_leaves_the_policys_adapter_and_the_base_as_th
   assert all(jax.tree.leaves((unmoved.params['policy'], unmoved.opt_state['policy'], unmoved.base)))
   assert not any(jax.tree.leaves(unmoved.params['value']['head']))
   assert all(jax.tree.leaves(jax.tree.map(np.array_equal, first.base, second.base)))
-  assert not any(jax.tree.leaves(jax.tree.map(np.array_equal, first.params['policy'], second.params['policy'])))
+  assert not any(
+    jax.tree.leaves(jax.tree.map(np.array_equal, first.params['policy'], second.params['policy']))
+  )
 
 
 def test_next_token_kl_is_taken_to_the_base_with_the_adapter_off():

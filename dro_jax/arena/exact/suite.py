@@ -197,7 +197,7 @@ def exact(
     settings: the world's size and the budgets.
 
   Raises:
-    UsageError: a setting makes no world.
+    UsageError: a setting is outside its range.
   """
   axes = [
     Point(float(a), float(b), int(c), float(d))

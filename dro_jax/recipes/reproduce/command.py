@@ -89,7 +89,7 @@ def reproduce(
       'this machine, or of a mount that it shares with the machines that train.'
     )
   root = files.output_folder(model_dir or f'reproduced/{scale}', '--model_dir').absolute()
-  program = running.here(root) if launch is None else running.by_launcher(root, launch)
+  program = running.here(root) if launch is None else running.by_launcher(root, launch, made.stages)
   if dry_run:
     return planning.plan(made, root, program, preflight=preflight)
   with locked(root), files.disk_of(root):

@@ -33,15 +33,16 @@ def here(root: pathlib.Path) -> Program:
   return lambda stage: [sys.executable, '-m', 'dro_jax.main', *stage.arguments(root), '--json']
 
 
-def by_launcher(root: pathlib.Path, launch: str) -> Program:
+def by_launcher(root: pathlib.Path, launch: str, stages: Sequence[Stage]) -> Program:
   """Runs stages that train by the launcher, others on this machine.
 
   Args:
     root: the folder of the stages.
     launch: the job for all, or SIZE=JOB,SIZE=JOB by the size of a stage's model.
+    stages: all that will run.
 
   Raises:
-    UsageError: this is no checkout, or a size has no job.
+    UsageError: this is not a checkout, or a stage's size has no job.
   """
   program = CHECKOUT / 'launch' / 'launch.py'
   if not program.is_file():
@@ -59,17 +60,18 @@ def by_launcher(root: pathlib.Path, launch: str) -> Program:
         f'{", ".join(known)}, or add launch/jobs/{job}.py.'
       )
   jobs = {size: job for size, equals, job in pairs if equals}
+  for stage in stages:
+    if jobs and stage.training is not None and stage.training.size not in jobs:
+      raise UsageError(
+        f'--launch={launch} names no job for the size {stage.training.size} of stage {stage.name}: add '
+        f'{stage.training.size}=JOB.'
+      )
   local = here(root)
 
   def command(stage: Stage) -> Sequence[str]:
     if stage.training is None:
       return local(stage)
-    job = jobs.get(stage.training.size) if jobs else launch
-    if job is None:
-      raise UsageError(
-        f'--launch={launch} names no job for the size {stage.training.size} of stage {stage.name}: add '
-        f'{stage.training.size}=JOB.'
-      )
+    job = jobs[stage.training.size] if jobs else launch
     return [sys.executable, str(program), f'--job={job}', '--', *stage.arguments(root)]
 
   return command

@@ -29,6 +29,11 @@ class Tracker(NamedTuple):
     samples: `samples(step, records)`: mappings with `prompt`, `response` and `logp`.
     flush: what was recorded so far is to be kept.
     close: the run has ended, or was stopped.
+
+  Example:
+    >>> def printed(folder, first_step):
+    ...   return dro.Tracker(metrics=lambda step, scalars: print(folder.name, step, sorted(scalars)))
+    >>> hooks = dro.make_hooks(trackers=[printed])
   """
 
   metrics: Callable[[int, Mapping[str, float]], None] = _ignore

@@ -201,24 +201,24 @@ def test_a_stage_that_was_stopped_after_saving_is_no_failure(tmp_path):
 
 def test_the_launcher_gets_stages_that_train_and_a_package_has_none(tmp_path, monkeypatch):
   trains = Stage('t', ('train', '--model_dir={root}/t/run'), training=Training(5, size='xl'))
-  command = running.by_launcher(tmp_path, 'l=v5e_16,xl=v5e_32')
+  command = running.by_launcher(tmp_path, 'l=v5e_16,xl=v5e_32', [trains])
   program = running.CHECKOUT / 'launch' / 'launch.py'
   assert command(trains) == [
     sys.executable, str(program), '--job=v5e_32', '--', 'train', f'--model_dir={tmp_path}/t/run'
   ]  # fmt: skip
   assert command(Stage('w', ('make_world',)))[:4] == [sys.executable, '-m', 'dro_jax.main', 'make_world']
   with pytest.raises(UsageError, match="there is no job 'v5e_61'.*v5e_16"):
-    running.by_launcher(tmp_path, 'l=v5e_61')
+    running.by_launcher(tmp_path, 'l=v5e_61', [trains])
   with pytest.raises(UsageError, match='names no job for the size xl'):
-    running.by_launcher(tmp_path, 'l=v5e_16')(trains)
+    running.by_launcher(tmp_path, 'l=v5e_16', [trains])
   monkeypatch.setattr(running, 'CHECKOUT', tmp_path)
   with pytest.raises(UsageError, match='from a checkout'):
-    running.by_launcher(tmp_path, 'local')
+    running.by_launcher(tmp_path, 'local', [trains])
 
 
 def test_the_launcher_takes_the_command(tmp_path):
   trains = Stage('t', ('train', '--model_dir={root}/t/run'), training=Training(5, size='l'))
-  line = list(running.by_launcher(tmp_path, 'local')(trains))
+  line = list(running.by_launcher(tmp_path, 'local', [trains])(trains))
   line[2:3] = [line[2], '--dry_run', '--job.platform=cpu', '--job.processes=1']
   shown = subprocess.run(line, capture_output=True, text=True)
   assert shown.returncode == 0, shown.stderr
