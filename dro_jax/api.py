@@ -98,6 +98,7 @@ def _reading(triplets: Triplets) -> dict[str, Any]:
   return options | report.get('read', {}) | {
     'eval_triplets': report.get('eval_triplets'), 'vocabulary': triplets.train.vocabulary,
     'scaling': report['scaling']['kind'],
+    'validation_fraction': report.get('split', {}).get('fraction'),
   }  # fmt: skip
 
 

@@ -185,7 +185,8 @@ def raised(error: BaseException) -> str:
     return f'{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})'
   frames = _frames(error)
   place = [frame for frame in frames if _is_users(frame.filename)] or frames
-  return f'{type(error).__name__}: {error} ({place[-1].filename}, line {place[-1].lineno})'
+  said, _, _ = str(error).strip().partition('\n')
+  return f'{type(error).__name__}: {said} ({place[-1].filename}, line {place[-1].lineno})'
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:

@@ -43,21 +43,21 @@ def above_zero(owner: str, why: str, /, **values: Any) -> None:
     values: the settings by name.
   """
   for name, value in values.items():
-    if _is_known(value) and not 0 < value < math.inf:
+    if _is_known(owner, name, value) and not 0 < value < math.inf:
       raise UsageError(f'{owner}: {name}={value} must be above 0, because {why}; {_remedy(owner, name)}.')
 
 
 def at_least_zero(owner: str, **values: Any) -> None:
   """Refuses numbers that are negative or not finite."""
   for name, value in values.items():
-    if _is_known(value) and not 0 <= value < math.inf:
+    if _is_known(owner, name, value) and not 0 <= value < math.inf:
       raise UsageError(f'{owner}: {name}={value} must be 0 or more; {_remedy(owner, name)}.')
 
 
 def within(owner: str, low: float | int, high: float | int, why: str, /, **values: Any) -> None:
   """Refuses numbers outside [low, high)."""
   for name, value in values.items():
-    if _is_known(value) and not low <= value < high:
+    if _is_known(owner, name, value) and not low <= value < high:
       raise UsageError(
         f'{owner}: {name}={value} must be at least {low} and below {high}, because {why}; '
         f'{_remedy(owner, name)}.'
@@ -84,7 +84,10 @@ def seed(value: Any) -> None:
     raise UsageError(f'seed={value} is out of range: pass a whole number from 0 to 2⁶³ − 1, as --set SEED=0.')
 
 
-def _is_known(value: Any) -> bool:
+def _is_known(owner: str, name: str, value: Any) -> bool:
+  """Whether a number has a value already; what can never be one is refused."""
+  if isinstance(value, (bool, str)):
+    raise UsageError(f'{owner}: {name}={value!r} is not a number; {_remedy(owner, name)}.')
   return isinstance(value, numbers.Real)
 
 

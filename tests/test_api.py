@@ -127,7 +127,9 @@ def test_inspect_refuses_triplets_of_no_file(names):
 
 
 def test_triplets_of_another_vocabulary_than_the_policys_are_inspected_as_they_were_read(names):
-  assert dro.inspect(names['data']).vocabulary['name'] == 'bytes'
+  found = dro.inspect(names['data'])
+  assert found.vocabulary['name'] == 'bytes' and found.held_out['fraction'] == 0.25
+  assert not any('Lengths are in bytes' in said for said in found.warnings)
 
 
 def test_a_trained_run_answers_and_scores(names):

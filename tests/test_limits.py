@@ -18,6 +18,13 @@ def test_numbers_that_are_not_above_zero_are_refused(value):
   limits.above_zero('kto', '', beta=1e-9, tau=3)
 
 
+@pytest.mark.parametrize('value', ['0.3', True])
+def test_what_can_never_be_a_number_is_refused(value):
+  for check in (limits.at_least_zero, lambda *owner, **values: limits.within(*owner, 0, 1, '', **values)):
+    with pytest.raises(UsageError, match=f'dro_v: tau={value!r} is not a number; pass .*--set TAU=NUMBER'):
+      check('dro_v', tau=value)
+
+
 def test_at_least_zero_accepts_zero_and_refuses_negative_numbers():
   limits.at_least_zero('rloo', beta=0)
   with pytest.raises(UsageError, match='rloo: beta=-0.1 must be 0 or more'):

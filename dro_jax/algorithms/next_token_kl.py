@@ -42,7 +42,7 @@ class NextTokenKl:
       )
     if self.direction not in _DIRECTIONS:
       raise UsageError(
-        f'direction={self.direction!r} is no direction of next-token KL (NEXT_TOKEN_KL_DIRECTION): pass '
+        f'direction={self.direction!r} is not a direction of next-token KL (NEXT_TOKEN_KL_DIRECTION): pass '
         'reverse, which takes KL(π‖π_ref), or forward, which takes KL(π_ref‖π).'
       )
     if not self.weight and self.direction != 'reverse':

@@ -85,8 +85,8 @@ def refuse_without_column(triplets: Any, column: str) -> None:
   if column not in triplets.train.columns:
     raise UsageError(
       f'the algorithm reads V(x) from the column {column!r}, which the triplets lack: fit one with `dro_jax '
-      'fit_value` and pass its folder as --columns_from, or map your own with --columns value=YOURS (in the '
-      'rewards’ own units).'
+      'fit_value` and pass its folder as columns_from (--columns_from=FOLDER), or map your own, in the '
+      "rewards' own units, with columns='value=YOURS' (--columns=value=YOURS)."
     )
 
 

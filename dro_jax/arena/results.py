@@ -41,8 +41,8 @@ def at(finished: Iterable[Finished], axes: Mapping[str, Any]) -> list[Finished]:
 
 def points(finished: Iterable[Finished]) -> list[Mapping[str, Any]]:
   """The points of the axes that have cells, in their order."""
-  found = {tuple(each.cell.axes.items()): each.cell.axes for each in finished}
-  return [found[key] for key in sorted(found, key=repr)]
+  found = {tuple(each.cell.axes.values()): each.cell.axes for each in finished}
+  return [found[key] for key in sorted(found)]
 
 
 def choose(finished: Iterable[Finished], methods: Iterable[str], checkpoint: str) -> dict[str, Chosen]:

@@ -37,7 +37,7 @@ def parse(text: str) -> Bound:
     limit = math.nan
   if found is None or math.isnan(limit):
     raise UsageError(
-      f'bound={text!r} is no bound: pass a metric of validations, <= or >=, and a number, as in --set '
+      f'bound={text!r} is not a bound: pass a metric of validations, <= or >=, and a number, as in --set '
       "BEST_BOUND='eval/kl<=2' (None sets no bound)."
     )
   return Bound(found[1], found[2], limit)

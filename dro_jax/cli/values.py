@@ -64,11 +64,12 @@ def _refuse_misplaced_word(setting: str, bound: Any, word: str) -> None:
   """Refuses text for a number or a configurable, which would fail later."""
   if isinstance(bound, gin.config.ConfigurableReference):
     suggestion = did_you_mean(word, configurable_names())
-    raise UsageError(f'--set {setting}: gin has no configurable {word!r}{suggestion}')
+    own = f'. For a function of your own pass {word}:NAME' if word.endswith('.py') else ''
+    raise UsageError(f'--set {setting}: gin has no configurable {word!r}{suggestion}{own}')
   if isinstance(bound, (bool, int, float)):
     raise UsageError(
-      f'--set {setting}: {word!r} is not a number or boolean, as the current value {bound!r} is: pass a '
-      'value of its kind.'
+      f'--set {setting}: {word!r} is not a {"boolean" if isinstance(bound, bool) else "number"}, as the '
+      f'current value {bound!r} is: pass a value of its kind.'
     )
 
 

@@ -1,7 +1,7 @@
 """FLOPs of a function, counted from its jaxpr with trip counts; a compiler counts each loop once.
 
 Counts matrix products and convolutions, at two operations a multiply-add, as model FLOPs are usually quoted:
-[m, k] · [k, n] is 2mnk. Elementwise operations, one for each output element, are counted on request.
+[m, k] · [k, n] is 2mnk.
 """
 
 import math
@@ -11,46 +11,33 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# Primitives without operations: they move or reshape data, or annotate the program.
-_FREE = frozenset((
-  'broadcast_in_dim', 'concatenate', 'convert_element_type', 'copy', 'copy_p', 'device_put', 'dynamic_slice',
-  'dynamic_update_slice', 'gather', 'iota', 'pad', 'pvary', 'reshape', 'rev', 'sharding_constraint', 'slice',
-  'split', 'squeeze', 'stop_gradient', 'transpose',
-))  # fmt: skip
 
-
-def count(
-  function: Callable[..., Any], *args: Any, elementwise: bool = False, while_trips: int | None = None
-) -> float:
+def count(function: Callable[..., Any], *args: Any) -> float:
   """FLOPs of `function(*args)`; the function is traced, not run.
 
   Args:
     function: any function that can be jitted.
     *args: arrays, or their shapes (`jax.ShapeDtypeStruct`).
-    elementwise: also count one operation for each element that any other primitive returns.
-    while_trips: how often a loop without static bounds runs (`lax.while_loop`, or a `fori_loop` whose bounds
-      are traced).
 
   Raises:
-    ValueError: there is such a loop, with operations in it, and no `while_trips`.
+    ValueError: a loop without static bounds (`lax.while_loop`, or a `fori_loop` whose bounds are traced) has
+      operations in it.
   """
   # A jitted function keeps this trace for its next call, and may have options that an inner jit refuses.
   jitted = function if hasattr(function, 'trace') else jax.jit(function)
-  return _count_jaxpr(jitted.trace(*args).jaxpr.jaxpr, elementwise, while_trips)
+  return _count_jaxpr(jitted.trace(*args).jaxpr.jaxpr)
 
 
-def _count_jaxpr(jaxpr: core.Jaxpr, elementwise: bool, while_trips: int | None) -> float:
-  return float(sum(_count_equation(equation, elementwise, while_trips) for equation in jaxpr.eqns))
+def _count_jaxpr(jaxpr: core.Jaxpr) -> float:
+  return float(sum(_count_equation(equation) for equation in jaxpr.eqns))
 
 
-def _count_equation(equation: Any, elementwise: bool, while_trips: int | None) -> float:
+def _count_equation(equation: Any) -> float:
   name, params = equation.primitive.name, equation.params
   if name in _PRODUCTS:
     return _PRODUCTS[name](equation)
-  inner = [_count_jaxpr(jaxpr, elementwise, while_trips) for jaxpr in _inner_jaxprs(params)]
-  if not inner:
-    return float(_elements(equation)) if elementwise and name not in _FREE else 0.0
-  return _COMBINED.get(name, _once)(inner, params, while_trips)
+  inner = [_count_jaxpr(jaxpr) for jaxpr in _inner_jaxprs(params)]
+  return _COMBINED.get(name, _once)(inner, params)
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
@@ -63,36 +50,36 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
         yield item
 
 
-def _once(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+def _once(inner: list[float], params: dict[str, Any]) -> float:
   """Jitted, rematerialised and custom-derivative calls run their body once."""
   return sum(inner)
 
 
-def _scan(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+def _scan(inner: list[float], params: dict[str, Any]) -> float:
   return sum(inner) * params['length']
 
 
-def _cond(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+def _cond(inner: list[float], params: dict[str, Any]) -> float:
   return max(inner)
 
 
-def _while(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
-  if while_trips is None and sum(inner) > 0:
+def _while(inner: list[float], params: dict[str, Any]) -> float:
+  if sum(inner) > 0:
     raise ValueError(
-      'the number of trips of a while loop is unknown: pass while_trips=N, or give the loop static bounds '
-      '(lax.scan, or lax.fori_loop with Python numbers).'
+      'the number of trips of a while loop is unknown: give the loop static bounds (lax.scan, or '
+      'lax.fori_loop with Python numbers).'
     )
-  return sum(inner) * (while_trips or 0)
+  return 0.0
 
 
-def _shard_map(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+def _shard_map(inner: list[float], params: dict[str, Any]) -> float:
   """The body is one device's work; the count is for all devices."""
   # jax has used both names.
   manual = params['newly_manual_axes'] if 'newly_manual_axes' in params else params['manual_axes']
   return sum(inner) * math.prod(size for axis, size in params['mesh'].shape.items() if axis in manual)
 
 
-def _pallas(inner: list[float], params: dict[str, Any], while_trips: int | None) -> float:
+def _pallas(inner: list[float], params: dict[str, Any]) -> float:
   return sum(inner) * math.prod(params['grid_mapping'].grid)
 
 

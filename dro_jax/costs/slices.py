@@ -115,7 +115,7 @@ def _parsed(name: str) -> tuple[str, tuple[int, ...], int]:
   match = re.fullmatch(r'(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)', name)
   known = f'{", ".join(CHIPS)}, each with its shape in chips: v5e:4x8, v5p:2x2x4, or 2xv5e:4x8 for two slices'
   if match is None:
-    raise UsageError(f'--topology={name} is no slice: pass KIND:SHAPE. KIND is one of {known}.')
+    raise UsageError(f'--topology={name} is not a slice: pass KIND:SHAPE. KIND is one of {known}.')
   if match[2] not in CHIPS:
     raise UsageError(
       f'--topology={name}: no chip {match[2]!r}{did_you_mean(match[2], CHIPS)}. Pass one of {known}.'

@@ -12,7 +12,7 @@ from dro_jax.data import scaling as scalings
 from dro_jax.data.records import inheritance
 from dro_jax.data.records import scored as scored_files
 from dro_jax.data.records.file_names import expand, is_files
-from dro_jax.data.sources.find import as_names, find
+from dro_jax.data.sources.find import as_names, as_texts, find
 from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.storage import hashes
 from dro_jax.data.table import column_store
@@ -96,7 +96,7 @@ def load_triplets(
   `require_rewards`).
 
   Args:
-    triplets: files (a path, several, a comma-separated string, glob patterns), or the name of a seqio task or
+    triplets: files (a path, several, a comma-separated text, glob patterns), or the name of a seqio task or
       mixture whose examples have text `prompt` and `response` and a number `reward`. Names of several tasks,
       separated by commas, stand for all their records. Public data sets have names: see
       `sources.public`.
@@ -183,6 +183,7 @@ def read_parts(
   `options` are those of a table: template, prompt_length, response_length, overlong, keep.
   """
   import_modules(task_modules)
+  triplets, eval_triplets = as_texts(triplets), as_texts(eval_triplets)
   vocabulary = vocabularies.vocabulary(vocabulary) if isinstance(vocabulary, str) else vocabulary
   weights = reward_columns.parse_weights(rewards)
   by_chat = tokenise.uses_chat(vocabulary, chat, chat_template)

@@ -101,8 +101,8 @@ def _reading(
   data = saved.get('data') or {}
   if 'triplets' not in data or 'options' not in data:
     raise UsageError(
-      f'{model_dir} does not say which triplets it read: they were made in memory, or it is no run. Pass the '
-      'folder of a run that reads files or data sets by their names.'
+      f'{model_dir} does not say which triplets it read: they were made in memory, or it is not a run. Pass '
+      'the folder of a run that reads files or data sets by their names.'
     )
   split, tested = data.get('split') or {}, data.get('test_split') or {}
   reading = {

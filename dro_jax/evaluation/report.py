@@ -64,7 +64,10 @@ def report(
   limits.seed(seed)
   folders = [part for part in (runs.split(',') if isinstance(runs, str) else runs) if part]
   if len(folders) < 2:
-    raise UsageError(f'{len(folders)} run to compare: name two or more (dro_jax report runs/a runs/b).')
+    raise UsageError(
+      f'{len(folders)} run to compare: name two or more, as dro.report("runs/a", "runs/b") or `dro_jax '
+      'report runs/a runs/b`.'
+    )
   target = None if output is None else files.output_folder(output)
   found = [read(folder, name) for folder, name in zip(folders, _names(folders))]
   refuse_incomparable(found)

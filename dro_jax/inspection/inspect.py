@@ -14,6 +14,7 @@ from dro_jax.data import scaling as scalings
 from dro_jax.data.batches import groups
 from dro_jax.data.records import reward_words
 from dro_jax.data.records import triplets as sources
+from dro_jax.data.sources.find import as_texts
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import lost_text, tokenise, vocabularies
 from dro_jax.data.text.chat import TEMPLATE
@@ -76,6 +77,7 @@ def inspect_triplets(
   keep: str = 'auto',
   batch_size: int = 32,
   scaling: str | Literal['none'] | None = None,
+  validation_fraction: float | int | None = None,
   temperature: float | int = 1.0,
   columns_from: str | Sequence[str] | None = None,
   data_dir: str | None = None,
@@ -92,6 +94,8 @@ def inspect_triplets(
     vocabulary: as `load_triplets`; None takes the checkpoint's, or else bytes.
     batch_size: responses of a batch.
     scaling: of rewards; None proposes one.
+    validation_fraction: the share of prompts to hold out where `eval_triplets` is not given; None proposes
+      one.
     temperature: τ.
 
   Returns:
@@ -100,6 +104,7 @@ def inspect_triplets(
   Raises:
     UsageError: prompts or responses cannot be read. Unreadable rewards are reported in the result.
   """
+  triplets, eval_triplets = as_texts(triplets), as_texts(eval_triplets)
   loaded_vocabulary = policy.find_vocabulary(vocabulary, init_from)
   files = {'columns': columns, 'map_reward': map_reward, 'rewards': rewards, 'columns_from': columns_from}
   modules = {'task_modules': task_modules}
@@ -109,8 +114,9 @@ def inspect_triplets(
   }  # fmt: skip
   limits = {'prompt_length': prompt_length, 'response_length': response_length}
   load = functools.partial(
-    _read, triplets, loaded_vocabulary, eval_triplets=eval_triplets, keep=keep, **files, **texts, **modules
-  )
+    _read, triplets, loaded_vocabulary, validation_fraction, eval_triplets=eval_triplets, keep=keep, **files,
+    **texts, **modules,
+  )  # fmt: skip
   read = load(**limits)
   positions = _positions(read.triplets, init_from)
   if positions:
@@ -123,6 +129,7 @@ def inspect_triplets(
   by_chat = tokenise.uses_chat(loaded_vocabulary, chat)
   content = describe_table(read, loaded_vocabulary, by_chat=by_chat, **limits) | {
     'init_from': init_from,
+    'tokens_of_a_model': not (vocabulary is None and init_from is None),
     'positions': positions,
     'scaling': read.problem is None and _scaling(read.triplets, chosen, temperature),
     'batch': {'size': batch_size, 'batches_an_epoch': len(read.triplets.train) / batch_size},
@@ -163,13 +170,15 @@ def for_python(found: Sections) -> Sections:
   return Sections(content, dict(tables(content, PYTHON)), verbatim=found.verbatim)
 
 
-def _read(triplets: Any, vocabulary: vocabularies.Vocabulary, **options: Any) -> Read:
+def _read(
+  triplets: Any, vocabulary: vocabularies.Vocabulary, fraction: float | int | None, **options: Any
+) -> Read:
   load = functools.partial(load_triplets, triplets, vocabulary=vocabulary, validation_fraction=0, **options)
   loaded = load()
   problem = _rewards_problem(loaded)
   if problem is None:
-    return _split(loaded)
-  unread = _split(with_missing_rewards_zero(loaded))._replace(problem=problem)
+    return _split(loaded, fraction)
+  unread = _split(with_missing_rewards_zero(loaded), fraction)._replace(problem=problem)
   reward_counts = _reward_words(triplets, options)
   if not reward_counts:
     return unread
@@ -178,7 +187,7 @@ def _read(triplets: Any, vocabulary: vocabularies.Vocabulary, **options: Any) ->
   if proposed.complete:
     mapped = load(map_reward=proposed.map_reward)
     if _rewards_problem(mapped) is None:  # Another record may have no reward at all.
-      split = _split(mapped)
+      split = _split(mapped, fraction)
   return split._replace(words=reward_counts, proposed=proposed)
 
 
@@ -189,11 +198,14 @@ def _rewards_problem(triplets: Triplets) -> str | None:
   return next((table.report['reward_problem'] for table in missing), None)
 
 
-def _split(loaded: Triplets) -> Read:
-  """Splits triplets like `train`; holds out none where the rest would have a single reward."""
+def _split(loaded: Triplets, chosen: float | int | None) -> Read:
+  """Splits triplets like `train`; where no share is chosen, it leaves different rewards to train on."""
   if loaded.eval is not None:
     return Read(loaded.train, loaded, None, None)
   whole = loaded.train
+  if chosen is not None:
+    train, held_out = hold_out(whole, chosen)
+    return Read(whole, loaded._replace(train=train, eval=held_out), chosen, None)
   for fraction in _FRACTIONS:
     try:
       train, held_out = hold_out(whole, fraction)

@@ -166,7 +166,7 @@ def _of_texts(content: Mapping[str, Any]) -> Iterator[str]:
       f'{apart} of {content["records"]} responses are tokenised apart from their prompts, because a token '
       'would span both: end the prompts or begin the responses with a blank.'
     )
-  if vocabulary['name'] == 'bytes' and content['init_from'] is None:
+  if not content['tokens_of_a_model']:
     yield 'Lengths are in bytes: pass --init_from or --set VOCABULARY to count the tokens of a model.'
   if left_out := content['extra_columns']['left_out']:
     yield f'Columns that only some records have are left out: {", ".join(left_out)}.'

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Float, Int
 
-from dro_jax.errors import UsageError
+from dro_jax.errors import UsageError, did_you_mean
 from dro_jax.models import lora, stacks
 from dro_jax.models.causal import family as causal
 from dro_jax.models.family import Cache, Config, Family, Memory, Prompts
@@ -48,14 +48,22 @@ def make_config(family: str, **fields: Any) -> Config:
   """A configuration of a family by its name.
 
   Raises:
-    UsageError: there is no such family.
+    UsageError: there is no such family, or it has no field of a name.
   """
   if family not in FAMILIES:
     raise UsageError(
       f'dro_jax has no model family {family!r}, only {", ".join(FAMILIES)}: pass one of these. A checkpoint '
       'of another family needs the version of dro_jax that saved it.'
     )
-  return FAMILIES[family].config(**fields)
+  kind = FAMILIES[family].config
+  known = [field.name for field in dataclasses.fields(kind)]
+  for name in fields:
+    if name not in known:
+      raise UsageError(
+        f'the configuration of {family} has no field {name}{did_you_mean(name, known)}: it has '
+        f'{", ".join(known)}.'
+      )
+  return kind(**fields)
 
 
 @functools.lru_cache(maxsize=16)

@@ -49,7 +49,7 @@ def _records(
     for where, record in readers.located(path):
       text = record.get(name)
       if text is not None and not isinstance(text, str):
-        raise UsageError(f'{where}: field {name!r} is no text: {remedy}.')
+        raise UsageError(f'{where}: field {name!r} is not a text: {remedy}.')
       has_texts = has_texts or text is not None
       # A blank cell of a table is no text at all.
       yield record, text is not None and can_train(text)

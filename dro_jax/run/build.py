@@ -9,8 +9,7 @@ import jax
 import optax
 
 from dro_jax import algorithms
-from dro_jax.data import scaling as scalings
-from dro_jax.data.batches import groups, loader
+from dro_jax.data.batches import loader
 from dro_jax.data.text import vocabularies
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
@@ -19,7 +18,7 @@ from dro_jax.models.lora import Base
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.printing.result import to_html
-from dro_jax.run import batches, best, networks, reference_store, reward_records, summary
+from dro_jax.run import batches, best, networks, notes, reference_store, summary
 from dro_jax.run.data import prepare_data
 from dro_jax.run.folder.legacy import Legacy
 from dro_jax.run.learner import Learner, make_learner
@@ -27,8 +26,8 @@ from dro_jax.run.measure import Validator, make_validator
 from dro_jax.run.sampling import generation, rollouts
 from dro_jax.run.schedule import Clock, Schedule
 from dro_jax.run.spec import Compute, RunSpec, Value
-from dro_jax.step import optimizers, train_step
 from dro_jax.step import state as train_state
+from dro_jax.step import train_step
 from dro_jax.step.reference import Reference
 from dro_jax.types import Rows
 
@@ -175,24 +174,8 @@ class Run:
     )  # fmt: skip
 
   def notes(self) -> list[str]:
-    """Lines that a reader of the run's first lines should know."""
-    labels, tests = (self.triplets.report.get(name) for name in ('labels', 'test_prompts'))
-    keep, validates = self.spec.keep, self.loaders.eval is not None
-    return [
-      *([f'{tests} prompts are kept for tests: they neither train nor validate'] if tests else []),
-      *([f'labels: {labels["said"]}'] if labels else []),
-      *scalings.notes(self.triplets.scaling),
-      *([self._note_of_kl()] if self.spec.next_token_kl.weight else []),
-      *optimizers.notes(self.optimizers, self.schedule.steps, {'policy': self.spec.value.warmup_steps}),
-      *groups.notes(self.loaders.units),
-      *_notes_on_chunks(self),
-      *([best.described(keep)] if validates else []),
-      *filter(None, [reward_records.note(self.spec, self.algorithm, self.triplets)]),
-    ]
-
-  def _note_of_kl(self) -> str:
-    added, name = self.spec.next_token_kl, self.algorithm.name
-    return f"the loss adds {added}, at {name}'s temperature of {self.algorithm.temperature:g}, by response"
+    """What a reader should know before the run starts, a line each."""
+    return notes.of(self)
 
   def __repr__(self) -> str:
     return summary.line(self)
@@ -225,7 +208,7 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
   """
   if not isinstance(spec, RunSpec):
     raise UsageError(
-      f'{spec!r} is no spec, and build needs a spec: pass dro.RunSpec(data=..., policy=..., algorithm=...).'
+      f'{spec!r} is not a spec, and build needs one: pass dro.RunSpec(data=..., policy=..., algorithm=...).'
     )
   learner = make_learner(spec, devices, legacy)
   data = prepare_data(spec, learner, legacy)
@@ -262,17 +245,6 @@ def _make_step(
   if not warmup_steps:
     return step
   return train_step.make_value_first_step(step, make({'value': txs['value']}), warmup_steps)
-
-
-def _notes_on_chunks(run: Run) -> list[str]:
-  """What a run says where it projects to the vocabulary in chunks unasked."""
-  if run.spec.compute.chunk_size is not None or run.rollouts is not None or run.chunk_size is None:
-    return []
-  return [
-    f'note: {run.chunk_size} of the {run.loaders.train.layout.response_length} response tokens of each row '
-    'are projected to the vocabulary at once, because the logits of all would take more than '
-    f'{chunks.MOST_BYTES / 2**30:g} GiB of a device (chunk_size=0, --set CHUNK_SIZE=0, projects all).'
-  ]
 
 
 def _score_all(nets: networks.Networks, compute: Compute, algorithm: algorithms.Algorithm) -> scoring.Score:

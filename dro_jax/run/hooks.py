@@ -1,7 +1,7 @@
 """What a user hangs on a run without changing its numbers: metrics, trackers, and a profile of some steps."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -93,18 +93,40 @@ def refuse_unsampled(hooks: Hooks, draws: bool) -> None:
     )
 
 
-def measure(hooks: Hooks, table: TokenTable, responses: Validation) -> dict[str, float]:
-  """The user's metrics of a validation, by name.
+def refuse_unreached(hooks: Hooks, num_steps: int) -> None:
+  """Refuses to profile steps that a run does not have.
 
   Raises:
-    UsageError: a metric fails, or returns something else than numbers.
+    UsageError: says how many it has.
+  """
+  if hooks.profile_steps and hooks.profile_steps[0] > num_steps:
+    first, last = hooks.profile_steps
+    raise UsageError(
+      f'profile_steps={first},{last}: the run has {num_steps} steps, so none of these is ever made: pass '
+      'earlier ones, as make_hooks(profile_steps=(1, 2)) or --set PROFILE_STEPS=1,2.'
+    )
+
+
+def measure(
+  hooks: Hooks, table: TokenTable, responses: Validation, recorded: Collection[str] = ()
+) -> dict[str, float]:
+  """The user's metrics of a validation, by name.
+
+  Args:
+    hooks: the run's.
+    table: the held-out responses.
+    responses: the validation.
+    recorded: names that the run itself records.
+
+  Raises:
+    UsageError: a metric fails, returns something else than numbers, or has the name of another.
   """
   if not hooks.metrics or responses.samples is None:
     return {}
   records = dict(zip(table.prompt_digests.tolist(), range(len(table))))
   prompts = [table.prompts[records[digest]] for digest in responses.sample_prompts.tolist()]
   rewards = None if responses.sample_rewards is None else responses.sample_rewards.tolist()
-  return _measured(hooks.metrics, prompts, responses.samples.tolist(), rewards)
+  return _measured(hooks.metrics, prompts, responses.samples.tolist(), rewards, recorded)
 
 
 def measured_names(hooks: Hooks, table: TokenTable, count: int, *, rewarded: bool) -> set[str]:
@@ -129,7 +151,11 @@ def measured_names(hooks: Hooks, table: TokenTable, count: int, *, rewarded: boo
 
 
 def _measured(
-  metrics: Sequence[Metric], prompts: Sequence[str], responses: Sequence[str], rewards: Sequence[float] | None
+  metrics: Sequence[Metric],
+  prompts: Sequence[str],
+  responses: Sequence[str],
+  rewards: Sequence[float] | None,
+  recorded: Collection[str] = (),
 ) -> dict[str, float]:
   measured: dict[str, float] = {}
   for metric in metrics:
@@ -143,7 +169,10 @@ def _measured(
       ) from error
     numbers = value if isinstance(value, Mapping) else {name: value}
     for key, number in numbers.items():
-      measured[f'eval/{key}'] = _as_number(name, number)
+      if (own := f'eval/{key}') in recorded or own in measured:
+        by = 'another metric' if own in measured else 'the run itself'
+        raise UsageError(f'METRICS: {name} gives {own}, which {by} records: choose another name.')
+      measured[own] = _as_number(name, number)
   return measured
 
 
@@ -152,7 +181,7 @@ def _as_number(name: str, value: Any) -> float:
     return float(np.asarray(value).item())
   except (TypeError, ValueError) as error:
     raise UsageError(
-      f'METRICS: {name} returned {value!r}, which is no number: return a number, or a mapping of names to '
+      f'METRICS: {name} returned {value!r}, which is not a number: return a number, or a mapping of names to '
       'numbers.'
     ) from error
 

@@ -21,7 +21,7 @@ def refuse_other_data(data: Any) -> None:
     )
   if isinstance(data, list | tuple | Mapping) and not isinstance(data, Triplets):
     raise UsageError(
-      f'data={shown(data)} is no triplets: write the records to a file, one JSON object a line, and pass '
+      f'data={shown(data)} is not triplets: write the records to a file, one JSON object a line, and pass '
       "RunSpec(data=dro.load_triplets('FILE.jsonl', vocabulary=policy.vocabulary))."
     )
 
@@ -51,6 +51,6 @@ def refuse_other_reference(reference: Any) -> None:
   """Refuses what cannot build a reference, such as the name of one."""
   if not hasattr(reference, 'build'):
     raise UsageError(
-      f'reference={shown(reference)} is no reference: pass reference=dro.Frozen(), dro.Cached(STORE), '
+      f'reference={shown(reference)} is not a reference: pass reference=dro.Frozen(), dro.Cached(STORE), '
       'dro.Soft(), dro.Hard() or dro.AdapterOff().'
     )

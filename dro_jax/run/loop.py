@@ -9,23 +9,19 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dro_jax import algorithms
 from dro_jax.checkpoints import folders, orbax
-from dro_jax.data.batches import loader
-from dro_jax.data.triplets import Triplets, few_held_out
 from dro_jax.errors import Interrupted, NotFinite, Stopped
 from dro_jax.parallel import interrupts, partitioning
 from dro_jax.run import best, lost_mass, outcome, summary
 from dro_jax.run import hooks as hooking
 from dro_jax.run.build import Run
 from dro_jax.run.folder import configs, nonfinite, spending, validation
-from dro_jax.run.folder.records import RunWriter
+from dro_jax.run.folder.records import RunWriter, recorded
 from dro_jax.run.hooks import NO_HOOKS, Hooks
 from dro_jax.run.schedule import Clock
 from dro_jax.step import train_step
 from dro_jax.step.state import TrainState
 
-MANY_PROMPTS = 8  # With fewer prompts than this, a batch's mean is mostly noise between prompts.
 _DEALT = {'together': "one prompt's dealt together", 'uniform': 'dealt uniformly'}
 
 
@@ -63,7 +59,7 @@ def run_loop(
   )  # fmt: skip
   loop = _Loop(run, folder, checkpoints, writer, hooks)
   profiler = hooking.Profiler(folder, hooks.profile_steps)
-  latest: dict[str, Any] = {}
+  latest = recorded(folder / 'metrics.jsonl', first) if first >= schedule.steps else {}
   total = spending.ComputeCounter(
     folder / 'metrics.jsonl', run.loaders.train.num_rows, run.loaders.train.plan.batch_size,
     first=first, counts_flops=run.rollouts is None,
@@ -108,13 +104,14 @@ def run_loop(
       if stop:
         _raise_stopped(stopped, step + 1)
     checkpoints.wait()
-    _ = said or _say_saved(loop)
+    if not said:
+      _say_saved(loop)
     _show_outcome(loop)
   return {'model_dir': str(folder), 'step': max(first, schedule.steps), **latest}
 
 
 def _say_saved(loop: _Loop) -> bool:
-  """Whether a checkpoint is on disk; the run's description then says so."""
+  """Writes into the run's description that a checkpoint is on disk, once one is; returns whether it did."""
   begun = loop.checkpoints.latest_step() is not None  # Asks no disk, step after step.
   if jax.process_index() or not begun or folders.newest_step(loop.folder) is None:
     return False
@@ -142,48 +139,8 @@ def _announce(loop: _Loop, state: TrainState) -> None:
       'each prompt gets {samples} fresh responses of {max_length} tokens at most, rewarded by {reward}; '
       'optimiser steps on each batch of them: {epochs}'.format(**run.rollouts.settings)
     )
-  about_batches = (
-    few_prompts(train, run.algorithm, first), repeated(train.plan, run.algorithm),
-    few_to_validate(run.triplets),
-  )  # fmt: skip
-  for note in filter(None, (*about_batches, *run.notes())):
+  for note in run.notes():
     say(note)
-
-
-def few_prompts(batches: loader.Loader, algorithm: algorithms.Algorithm, step: int) -> str:
-  """A note where a batch's few prompts make its statistics nearly those of one prompt, or ''."""
-  batch, deal = batches.plan.batch(step), batches.plan.deal
-  prompts = len(np.unique(batches.table.prompt_index[batch]))
-  if not (algorithm.couples and algorithm.unit == 'response' and prompts < MANY_PROMPTS < len(batch)):
-    return ''
-  why, remedy = {
-    'together': (', for those to one prompt are dealt together', ', and so does --set DEAL=uniform'),
-    'uniform': ('', ''),
-  }[deal]
-  return (
-    f"note: a batch holds the responses to {prompts} prompts{why}: {algorithm.name}'s statistics of a batch "
-    f'are nearly those of a prompt. A larger BATCH helps{remedy}.'
-  )
-
-
-def few_to_validate(triplets: Triplets) -> str:
-  """A note where so few prompts are held out that validation decides nothing, or ''."""
-  if triplets.eval is None or 'split' not in triplets.report:
-    return ''
-  held_out, trained = (len(np.unique(table.prompt_index)) for table in (triplets.eval, triplets.train))
-  few = few_held_out(held_out, held_out + trained)
-  return few and f'note: {few}'
-
-
-def repeated(plan: Any, algorithm: algorithms.Algorithm) -> str:
-  """A note where a batch is larger than what there is to train on, or ''."""
-  if plan.batches_per_epoch >= 1:
-    return ''
-  there = round(plan.batches_per_epoch * plan.batch_size)
-  return (
-    f'note: a batch of {plan.batch_size} {algorithm.unit}s is more than the {there} that there are to train '
-    f'on, so every batch repeats them. Pass --set BATCH={there} or less, or more data.'
-  )
 
 
 def _measured(
@@ -235,7 +192,8 @@ def _evaluate(loop: _Loop, state: TrainState, step: int, so_far: Mapping[str, fl
   if jax.process_index() == 0:
     validation.save(loop.folder, step, responses)
   measured = {f'eval/{name}': value for name, value in scalars.items()}
-  measured |= hooking.measure(loop.hooks, (run.loaders.statistics or run.loaders.eval).table, responses)
+  every = run.loaders.statistics or run.loaders.eval
+  measured |= hooking.measure(loop.hooks, every.table, responses, measured)
   for metric in {*decisive.values()} - measured.keys():
     writer.say(f'note: {metric} is undefined at step {step}, which so cannot be the best')
   if lost_mass.has_left(measured) and not lost_mass.had_left(loop.folder):  # Once in a run.

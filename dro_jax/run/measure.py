@@ -100,11 +100,12 @@ def _refuse_nonfinite(
   bad = np.flatnonzero(~np.isfinite(arrays).all(axis=0)) if arrays else ()
   where = f', in {len(bad)} of them: {nonfinite.listed(bad, table)}' if len(bad) else ''
   when, saved = f'after step {step}', 'That step is not saved, and earlier checkpoints are intact'
+  remedy = 'If the data are sound, lower the learning rate or raise τ'
   if not step:
     when, saved = 'before the first step', 'Nothing was saved'
+    remedy = 'No step was made, so look at the data, at the weights that the run starts from, and at the loss'
   raise NotFinite(
-    f'{", ".join(wrong)} of the held-out responses is not finite {when}{where}. {saved}. Lower the learning '
-    'rate or raise τ if the data are sound.'
+    f'{", ".join(wrong)} of the held-out responses is not finite {when}{where}. {saved}. {remedy}.'
   )
 
 

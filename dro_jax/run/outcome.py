@@ -98,7 +98,8 @@ def read(folder: pathlib.Path, after: int | None = None) -> Outcome | None:
     [{'metric': _LABELS[name], **rows[name]} for name in _LABELS if name in rows],
     _note(found[1]),
   )
-  return Outcome(table, _answers(folder, step), _verdict(rows, _num_prompts(found[1], rows)))
+  deciding = _deciding(rows)
+  return Outcome(table, _answers(folder, step), _verdict(rows, deciding, _num_prompts(found[1], deciding)))
 
 
 def _records(folder: pathlib.Path) -> dict[int, Mapping[str, Any]]:
@@ -143,11 +144,19 @@ def _rows(before: Statistics, after: Statistics, num_prompts: int) -> dict[str, 
   return rows
 
 
-def _num_prompts(found: Validation, rows: Mapping[str, Any]) -> int:
-  """Of the metric that decides."""
-  by_samples = 'sample_reward' in rows or found.prompts is None
-  digests = found.sample_prompts if by_samples else found.prompts
-  return 0 if digests is None else len(np.unique(digests))
+def _deciding(rows: Mapping[str, Any]) -> str:
+  """The reward of own samples, or else the order of logged responses, or else the criterion."""
+  return next((name for name in _PHRASES if name in rows), 'criterion')
+
+
+def _num_prompts(found: Validation, metric: str) -> int | None:
+  """Prompts of which the metric says something; `None` where that is not known."""
+  if metric == 'criterion':
+    return None if found.prompts is None else len(np.unique(found.prompts))
+  if metric in ('sample_reward', _PAIRS):
+    return len(np.unique(found.sample_prompts if metric == 'sample_reward' else found.pair_prompts))
+  # Of the order of a prompt's responses: prompts with responses of different rewards.
+  return int((agreement.count_pairs(found.rewards, found.rewards, found.prompts).pairs > 0).sum())
 
 
 def _note(found: Validation) -> str:
@@ -171,11 +180,11 @@ def _answers(folder: pathlib.Path, step: int) -> list[dict[str, str]]:
   ]
 
 
-def _verdict(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
-  sentences = [_judged(rows, num_prompts)]
+def _verdict(rows: Mapping[str, Mapping[str, Any]], deciding: str, num_prompts: int | None) -> str:
+  sentences = [_judged(rows, deciding, num_prompts)]
   if (kl := rows.get('kl')) is not None:
     value = kl['after'].value
-    if abs(value) < NEAR:
+    if _stayed(rows):
       sentences.append(
         f'The KL of {_number(value)} nats says that the policy has hardly moved: lower τ, raise the learning '
         'rate, or train longer.'
@@ -190,27 +199,24 @@ def _verdict(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
       'reference gives, and the rest where no loss looks: read its answers, and try '
       'NextTokenKl(weight=1.0) (--set NEXT_TOKEN_KL=1.0).'
     )
-  if FEW_HELD_OUT <= num_prompts < FEW_PROMPTS:
-    sentences.append(f'{num_prompts} held-out prompts are few, so other prompts may differ.')
+  if num_prompts is not None and FEW_HELD_OUT <= num_prompts < FEW_PROMPTS:
+    sentences.append(f'{num_prompts} {_kind(deciding)} are few, so other prompts may differ.')
   return ' '.join(sentences)
 
 
-def _judged(rows: Mapping[str, Mapping[str, Any]], num_prompts: int) -> str:
-  """By the reward of own samples, or else by the order of logged responses, or else by the criterion."""
-  for name, phrase in _PHRASES.items():
-    if name in rows:
-      return _judged_by(phrase, rows[name]['change'], num_prompts)
-  if 'criterion' not in rows:
+def _judged(rows: Mapping[str, Mapping[str, Any]], deciding: str, num_prompts: int | None) -> str:
+  if deciding not in rows:
     return 'No verdict: nothing was measured both before and after.'
-  if rows['criterion']['change'] < 0:
-    return 'It seems to have worked: the held-out criterion fell. It has no interval here.'
-  return 'It did not work: the held-out criterion did not fall.'
-
-
-def _judged_by(phrase: str, change: Estimate, num_prompts: int) -> str:
-  shown = ' '.join(_entry(change).split('\n'))
-  if num_prompts < FEW_HELD_OUT:
-    return f'Undecided: {num_prompts} held-out prompts are too few (the {phrase} changed by {shown}).'
+  change = rows[deciding]['change']
+  if num_prompts is not None and num_prompts < FEW_HELD_OUT:
+    return f'Undecided: {num_prompts} {_kind(deciding)} are too few{_changed(deciding, change)}.'
+  if deciding == 'criterion':
+    if change < 0:
+      return 'It seems to have worked: the held-out criterion fell. It has no interval here.'
+    return 'It did not work: the held-out criterion did not fall.'
+  phrase, shown = _PHRASES[deciding], _in_line(change)
+  if change.low > 0 and deciding != 'sample_reward' and _stayed(rows):
+    return f'Not yet: the {phrase} rose by {shown}, and the policy answers as before.'
   if change.low > 0:
     return f'It worked: the {phrase} rose by {shown}.'
   if change.high < 0:
@@ -218,10 +224,29 @@ def _judged_by(phrase: str, change: Estimate, num_prompts: int) -> str:
   return f'Undecided: the {phrase} changed by {shown}, and an interval that holds 0 decides nothing.'
 
 
+def _stayed(rows: Mapping[str, Mapping[str, Any]]) -> bool:
+  return 'kl' in rows and abs(rows['kl']['after'].value) < NEAR
+
+
+def _kind(deciding: str) -> str:
+  """What the number of prompts counts."""
+  by_order = deciding in (_RHO, _LOGP, _SCORE)
+  return 'held-out prompts with answers of different rewards' if by_order else 'held-out prompts'
+
+
+def _changed(deciding: str, change: Any) -> str:
+  return '' if deciding == 'criterion' else f' (the {_PHRASES[deciding]} changed by {_in_line(change)})'
+
+
+def _in_line(change: Estimate) -> str:
+  return ' '.join(_entry(change).split('\n'))
+
+
 def _entry(value: Any) -> str:
   """A table's entry, an interval in a line of its own: three of them fit a terminal's width."""
   if isinstance(value, Estimate):
-    interval = f'[{_number(value.low)}, {_number(value.high)}]' if np.isfinite(value.low) else ''
+    # Alike for every prompt, as 0 of a policy that has not moved, it has no interval to show.
+    interval = f'[{_number(value.low)}, {_number(value.high)}]' if value.low < value.high else ''
     return f'{_number(value.value)}\n{interval}'.strip()
   return _number(value) if isinstance(value, float) else str(value)
 

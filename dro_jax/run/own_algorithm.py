@@ -5,7 +5,9 @@ from typing import Any
 
 from dro_jax import algorithms, files
 from dro_jax.algorithms import Algorithm
+from dro_jax.algorithms.batch import Batch
 from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.types import LossOutput
 
 
 def import_algorithm(text: str) -> Callable[..., Any]:
@@ -26,6 +28,23 @@ def import_algorithm(text: str) -> Callable[..., Any]:
       'listed by `dro_jax configs list algorithms` on the command line, or a function in Python.'
     )
   return files.import_function(text, 'ALGORITHM', 'function that returns a dro_jax.algorithms.Algorithm')
+
+
+def explained(algorithm: Algorithm) -> Algorithm:
+  """The user's algorithm, whose loss says in a line where it failed, in place of jax's many."""
+
+  def loss(batch: Batch) -> LossOutput:
+    try:
+      return algorithm.loss(batch)
+    except UsageError:
+      raise
+    except Exception as error:
+      raise UsageError(
+        f'ALGORITHM: the loss of {algorithm.name} raised {files.raised(error)}. docs/extend/loss.md says '
+        'what a batch has, and what a loss returns.'
+      ) from error
+
+  return algorithm._replace(loss=loss)
 
 
 def refuse_other_kinds(value: Any, source: Any) -> None:

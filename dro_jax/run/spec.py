@@ -24,7 +24,7 @@ from dro_jax.models.lora import Lora
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run import kinds
 from dro_jax.run.batches import RowOptions
-from dro_jax.run.own_algorithm import import_algorithm, refuse_other_kinds
+from dro_jax.run.own_algorithm import explained, import_algorithm, refuse_other_kinds
 from dro_jax.run.sampling.rollouts import RolloutOptions
 from dro_jax.run.schedule import Schedule
 from dro_jax.step.optimizers import adafactor
@@ -159,6 +159,11 @@ class Optimizers:
 
   def __post_init__(self) -> None:
     _make_parts(self, 'policy', 'value')
+    for name in ('policy', 'value'):
+      if not isinstance(optimizer := getattr(self, name), optax.GradientTransformation):
+        raise UsageError(
+          f'Optimizers: {name}={optimizer!r} is not an optimizer: pass one, as {name}=dro.adamw(1e-3).'
+        )
 
 
 @suggests_fields
@@ -214,7 +219,8 @@ class Keep:
       `None` sets none. Where no checkpoint keeps it there is no best, and the newest is taken.
 
   Raises:
-    UsageError: the bound is none, or nothing chooses a best that it could bound.
+    UsageError: a number is out of its range, the bound is not one, or nothing chooses a best that it could
+      bound.
 
   Example:
     >>> dro.replace(spec, keep=dro.Keep(last=1, bound='eval/kl<=2')).keep.best
@@ -228,6 +234,12 @@ class Keep:
   bound: Annotated[str | None, KEEPING] = None
 
   def __post_init__(self) -> None:
+    limits.whole('Keep', last=self.last, best=self.best)
+    for name, least in {'last': 1, 'best': 0}.items():
+      if (value := getattr(self, name)) < least:
+        raise UsageError(
+          f'{name}={value}: pass {least} or more, as Keep({name}=...) or --set KEEP_{name.upper()}=...'
+        )
     if self.bound is None:
       return
     parse_bound(self.bound)
@@ -305,7 +317,8 @@ class RunSpec:
     _make_parts(self, 'algorithm', 'reference')
     kinds.refuse_other_reference(self.reference)
     refuse_other_kinds(self.algorithm, source)
-    object.__setattr__(self, 'algorithm', self.algorithm._replace(code=self.algorithm.code or code))
+    made = self.algorithm._replace(code=self.algorithm.code or code)
+    object.__setattr__(self, 'algorithm', made if code is None else explained(made))
     _refuse_settings(self)
 
   @property

@@ -60,6 +60,7 @@ def train(
   refuse_unbuilt(run)
   run = _by_rules_of(local_folder(folder), run)
   hooking.refuse_unsampled(hooks, run.validator.draw is not None)
+  hooking.refuse_unreached(hooks, run.schedule.steps)
   _refuse_unmeasured(run, hooks)
   with opened(run, folder, configs) as own:
     if jax.process_index() == 0:
@@ -75,7 +76,7 @@ def refuse_unbuilt(run: Any) -> None:
   """
   if not isinstance(run, Run):
     raise UsageError(
-      f'a {type(run).__name__} is no run that is built: pass dro.build(spec), as dro.train(dro.build(spec), '
+      f'a {type(run).__name__} is not a built run: pass dro.build(spec), as dro.train(dro.build(spec), '
       "'runs/mine')."
     )
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import numbers
 from collections.abc import Hashable, Mapping
 from typing import TypeAlias
 
@@ -217,6 +218,9 @@ def _require(admitted: bool, name: str, value: float | int | None, reason: str) 
 
 def _require_rate(name: str, rate: Schedule) -> None:
   if not callable(rate):
+    _require(
+      isinstance(rate, (numbers.Real, jax.Array)), name, rate, 'pass a number, or a function of the step'
+    )
     _require(
       0 <= rate < math.inf, name, rate, 'pass 0 or more and finite, because a rate below 0 increases the loss'
     )

@@ -11,6 +11,7 @@ import optax
 from dro_jax.algorithms import Algorithm
 from dro_jax.algorithms.base import PREFERENCES
 from dro_jax.algorithms.batch import Batch
+from dro_jax.errors import UsageError
 from dro_jax.models import value
 from dro_jax.models.scoring import Score
 from dro_jax.step import metrics
@@ -56,7 +57,18 @@ def total_weights(output: LossOutput) -> dict[str, Array]:
 
 
 def weighted_losses(output: LossOutput, totals: Mapping[str, Array]) -> dict[str, Array]:
-  """Each term's Σ weights · loss / total."""
+  """Each term's Σ weights · loss / total.
+
+  Raises:
+    UsageError: a term has not one loss for each weight.
+  """
+  for name, term in output.terms.items():
+    if jnp.shape(term.per_example) != jnp.shape(term.weights):
+      raise UsageError(
+        f'the loss {name!r} has the shape {jnp.shape(term.per_example)} and its weights have '
+        f'{jnp.shape(term.weights)}: return one loss for each response (or pair, or group), and never their '
+        'mean, which the step takes over the global batch.'
+      )
   return {
     name: jnp.sum(jnp.where(term.weights > 0, term.weights * term.per_example, 0.0)) / totals[name]
     for name, term in output.terms.items()

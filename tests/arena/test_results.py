@@ -71,6 +71,8 @@ def test_points_lists_every_value_of_the_axes_once():
   cells = [finished('a', 0.1, 0, 0.1, [0.0], {'noise': noise}) for noise in (1, 0, 1)]
   assert results.points(cells) == [{'noise': 0}, {'noise': 1}]
   assert len(results.at(cells, {'noise': 1})) == 2
+  several = [finished('a', 0.1, 0, 0.1, [0.0], {'responses': count}) for count in (16, 2, 1)]
+  assert results.points(several) == [{'responses': 1}, {'responses': 2}, {'responses': 16}]
 
 
 def test_unequal_efforts_are_told():

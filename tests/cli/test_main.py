@@ -337,7 +337,11 @@ def test_unknown_commands_and_flags(refused):
     ('--set=STEPS', 'pass --set NAME=VALUE'),
     ('--set=ALGORITHM=milld', "gin has no configurable 'milld' (did you mean mild?)"),
     ('--set=fit.algorithm=milld', "gin has no configurable 'milld' (did you mean mild?)"),
-    ('--set=STEPS=many', "'many' is not a number or boolean, as the current value 100 is"),
+    (
+      '--set=ALGORITHM=my_loss.py',
+      "no configurable 'my_loss.py'. For a function of your own pass my_loss.py:NAME",
+    ),
+    ('--set=STEPS=many', "'many' is not a number, as the current value 100 is"),
     (
       '--init_from=x',
       '--init_from: this command does not use INIT_FROM; `dro_jax fit --help` lists the settings',

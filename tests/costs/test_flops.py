@@ -51,13 +51,12 @@ def test_loops_count_by_their_trips():
   assert flops.count(fori, X, W) == 7 * 2 * ONE
 
 
-def test_a_loop_of_unknown_length_needs_while_trips():
+def test_a_loop_of_unknown_length_with_products_is_refused():
   def traced(x, w, trips):
     return jax.lax.fori_loop(0, trips, lambda i, x: there_and_back(x, w), x)
 
-  with pytest.raises(ValueError, match='while_trips'):
+  with pytest.raises(ValueError, match='give the loop static bounds'):
     flops.count(traced, X, W, 3)
-  assert flops.count(traced, X, W, 3, while_trips=3) == 3 * 2 * ONE
   # A loop without products costs nothing, however long.
   assert flops.count(lambda n: jax.lax.fori_loop(0, n, lambda i, x: x + i, 0), 3) == 0
 
@@ -92,12 +91,6 @@ def test_shard_map_counts_all_devices():
   assert flops.count(jax.shard_map(jnp.matmul, axis_names={'a'}, **over), X, W) == ONE
   # Over `b` nothing is split: both of its devices do it all.
   assert flops.count(jax.shard_map(jnp.matmul, **over), X, W) == 2 * ONE
-
-
-def test_elementwise_operations_are_counted_on_request():
-  assert flops.count(lambda x: jnp.exp(x) + 1, X) == 0
-  assert flops.count(lambda x: jnp.exp(x) + 1, X, elementwise=True) == 2 * M * K
-  assert flops.count(jnp.transpose, X, elementwise=True) == 0
 
 
 CONFIG = dataclasses.replace(

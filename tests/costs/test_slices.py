@@ -32,7 +32,7 @@ def collective(kind, groups, size=4096, count=1.0):
 @pytest.mark.parametrize(
   'name, message',
   [
-    ('v5e', 'is no slice: pass KIND:SHAPE'),
+    ('v5e', 'is not a slice: pass KIND:SHAPE'),
     ('v5f:4x4', r"no chip 'v5f' \(did you mean"),
     ('v5p:4x4', 'a slice of v5p has 3 dimensions'),
     ('v5e:32x32', '256 chips at most'),

@@ -91,6 +91,13 @@ def test_eval_triplets_replace_the_split(files):
   assert load(files[0], eval_triplets=files[0]).report['eval_prompts_in_train'] == 60
 
 
+def test_paths_are_taken_as_their_texts_are(files):
+  train, held_out = (pathlib.Path(file) for file in files)
+  as_paths, as_texts = load([train], eval_triplets=held_out), load([files[0]], eval_triplets=files[1])
+  assert as_paths.report == as_texts.report and json.dumps(as_paths.report)
+  assert list(load(train, validation_fraction=0.0).train.ids) == list(as_texts.train.ids)
+
+
 def test_a_validation_fraction_of_0_holds_out_nothing(files):
   assert load(files[0], validation_fraction=0).eval is None
 
@@ -385,7 +392,7 @@ def test_tables_of_a_t5_are_found_under_the_names_that_they_always_had():
 
 
 def test_load_triplets_refuses_an_empty_name():
-  with pytest.raises(UsageError, match='pass --triplets'):
+  with pytest.raises(UsageError, match='there are no triplets'):
     load('')
 
 

@@ -194,6 +194,17 @@ def test_the_rule_that_makes_labels_is_shown(write, inspected, capsys):
   assert 'only push them away' in ' '.join(down['warnings'])
 
 
+def test_a_share_to_hold_out_that_is_chosen_is_described(write, inspected):
+  found = inspected(write(records=400), '--set=VALIDATION_FRACTION=0.2')
+  assert found['held_out']['fraction'] == 0.2 and 20 < found['held_out']['prompts'] < 60
+  assert '--set VALIDATION_FRACTION=0.2' in found['command']
+
+
+def test_a_vocabulary_that_is_named_is_not_asked_for(write, inspected):
+  for arguments, asks in (((), True), (('--set=VOCABULARY=bytes',), False)):
+    assert any('Lengths are in bytes' in said for said in inspected(write(), *arguments)['warnings']) == asks
+
+
 def test_a_validation_of_few_prompts_is_warned_of(write, inspected):
   [few] = [said for said in inspected(write())['warnings'] if 'held out' in said]
   assert 'of 40 prompts' in few and 'decides nothing: --set VALIDATION_FRACTION=0.25 holds' in few
@@ -305,7 +316,7 @@ def test_settings_mean_what_they_mean_to_train():
     macros[name] = dict(line.partition(' = ')[::2] for line in text.splitlines() if ' = ' in line)
     macros[name] = {key: value.partition('  #')[0].strip() for key, value in macros[name].items()}
   for name, value in macros['inspect'].items():
-    if name.isupper() and name != 'REWARD_SCALING':  # Which is proposed.
+    if name.isupper() and name not in ('REWARD_SCALING', 'VALIDATION_FRACTION'):  # Which are proposed.
       assert macros['train'][name] == value, name
   for name, value in DEFAULTS.items():
     assert macros['train'][name] in (repr(value), 'None'), name

@@ -109,6 +109,13 @@ def test_metadata_of_an_unknown_family_is_refused():
     policy.saved_config({'family': 'bag', 'model': dataclasses.asdict(BAG)})
 
 
+def test_a_field_that_a_configuration_lacks_is_refused_with_the_nearest():
+  with pytest.raises(
+    UsageError, match=r't5 has no field emb_dimm \(did you mean emb_dim\?\): it has vocab_size'
+  ):
+    policy.make_config('t5', emb_dimm=3)
+
+
 def test_a_configuration_of_no_family_is_refused():
   with pytest.raises(UsageError, match='BagConfig is the configuration of no model .* pass one of T5Config'):
     networks.build(BAG, uses_value=False)

@@ -252,10 +252,10 @@ def test_the_record_beside_the_file_says_what_scored_it():
     ('contains', 'out.csv', r'must end in \.jsonl: pass --output=out\.jsonl'),
     ('contains', 'a.jsonl/out.jsonl', 'a.jsonl is a file and not a folder'),
     ('contains', f'{"x" * 230}.jsonl', 'its name is too long for the files that are written beside it'),
-    ('a=contains,contains', 'out.jsonl', "REWARD='contains,contains' is no reward function"),
+    ('a=contains,contains', 'out.jsonl', "REWARD='contains,contains' is not a reward function"),
     ('a=contains,a=contains', 'out.jsonl', 'a is named twice'),
     ('label=contains', 'out.jsonl', "the name 'label' has a meaning of its own"),
-    ('contians', 'out.jsonl', r'is no reward function \(did you mean contains\?\)'),
+    ('contians', 'out.jsonl', r'is not a reward function \(did you mean contains\?\)'),
     ('runs/nowhere', 'out.jsonl', 'no checkpoint in .*runs/nowhere: it does not exist'),
   ],
 )

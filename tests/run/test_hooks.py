@@ -42,8 +42,24 @@ def test_metrics_of_ones_own_see_prompts_samples_and_rewards(tmp_path, validated
 
 
 def test_a_metric_that_returns_no_number_is_refused(validated):
-  with pytest.raises(UsageError, match="METRICS: wordy returned 'much', which is no number"):
+  with pytest.raises(UsageError, match="METRICS: wordy returned 'much', which is not a number"):
     hooks.measure(hooks.Hooks([wordy]), *validated)
+
+
+def test_a_metric_takes_no_name_that_is_recorded_already(validated):
+  def kl(prompts, responses, rewards):
+    return -1.0
+
+  with pytest.raises(UsageError, match='METRICS: kl gives eval/kl, which the run itself records'):
+    hooks.measure(hooks.Hooks([kl]), *validated, {'eval/kl': 0.5})
+  with pytest.raises(UsageError, match='METRICS: kl gives eval/kl, which another metric records'):
+    hooks.measure(hooks.Hooks([kl, kl]), *validated)
+
+
+def test_steps_that_a_run_does_not_have_cannot_be_profiled():
+  with pytest.raises(UsageError, match='profile_steps=30,40: the run has 20 steps'):
+    hooks.refuse_unreached(hooks.make_hooks(profile_steps='30,40'), 20)
+  hooks.refuse_unreached(hooks.make_hooks(profile_steps='20,40'), 20)
 
 
 @pytest.mark.parametrize('setting', ['metrics', 'trackers'])

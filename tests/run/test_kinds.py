@@ -21,7 +21,7 @@ RECORDS = [{'prompt': 'a', 'response': 'b', 'reward': 1}]
     ({'batches': {'size': 8}}, r'is of type dict: pass batches=dro.Batches\(size=8\)'),
     ({'schedule': 100}, r'pass schedule=dro.Schedule\(...\)'),
     ({'optimizers': {}}, r'pass optimizers=dro.Optimizers\(\)'),
-    ({'reference': 'soft'}, r"reference='soft' is no reference: pass reference=dro.Frozen\(\)"),
+    ({'reference': 'soft'}, r"reference='soft' is not a reference: pass reference=dro.Frozen\(\)"),
     ({'algorithm': 'dro_v'}, r'pass dro.algorithms.dro_v\(\), or --set ALGORITHM=dro_v'),
     ({'algorithm': 'dro_w'}, r"ALGORITHM='dro_w' names no algorithm \(did you mean dro_v\?\)"),
     ({'polcy': None}, r'RunSpec has no field polcy \(did you mean policy\?\)'),
@@ -56,11 +56,11 @@ def test_a_misspelt_field_of_a_part_is_suggested_when_a_spec_is_changed():
 
 def test_a_spec_must_be_built_before_it_trains():
   spec = dro.RunSpec(data=None)
-  with pytest.raises(UsageError, match=r'is no run that is built: pass dro.build\(spec\)'):
+  with pytest.raises(UsageError, match=r'is not a built run: pass dro.build\(spec\)'):
     dro.train(spec, 'r')
-  with pytest.raises(UsageError, match=r'is no run that is built: pass dro.build\(spec\)'):
+  with pytest.raises(UsageError, match=r'is not a built run: pass dro.build\(spec\)'):
     dro.replay(spec, 'r', 'r/nonfinite/3')
-  with pytest.raises(UsageError, match=r'build needs a spec: pass dro.RunSpec\(data=...'):
+  with pytest.raises(UsageError, match=r'build needs one: pass dro.RunSpec\(data=...'):
     dro.build('r')
 
 

@@ -98,6 +98,33 @@ def test_without_a_reward_of_own_samples_the_order_of_responses_decides(write, c
   assert re.search(says, result.verdict)
 
 
+def test_only_prompts_with_answers_of_different_rewards_count_for_their_order(write):
+  """Thirty prompts of which three tell good from bad decide nothing."""
+
+  def few(share):
+    found = measured(share, samples=False, prompts=30)
+    return found._replace(rewards=np.where(found.prompts < 3, found.rewards, 1.0))
+
+  verdict = outcome.read(write({0: few(0.5), 9: few(1.0)})).verdict
+  assert verdict == (
+    'Undecided: 3 held-out prompts with answers of different rewards are too few (the within-prompt accuracy '
+    'of ρ changed by 0.5000).'
+  )
+
+
+def test_a_policy_that_has_hardly_moved_has_not_worked_though_it_orders_answers(write):
+  unrewarded = {'sample_rewards': None}
+  before, after = (measured(share)._replace(**unrewarded) for share in (0.5, 0.9))
+  verdict = outcome.read(write({0: before, 9: after})).verdict
+  assert verdict.startswith('Not yet: the within-prompt accuracy of ρ rose by 0.4')
+  assert 'has hardly moved' in verdict
+
+
+def test_a_criterion_on_few_prompts_decides_nothing(write):
+  found = measured(0.5, samples=False, prompts=8)._replace(rewards=np.zeros(16))
+  assert outcome.read(write({0: found, 9: found})).verdict == 'Undecided: 8 held-out prompts are too few.'
+
+
 def test_a_reward_model_is_judged_by_its_accuracy_on_pairs(write):
   def scored(right):
     """A model that orders this share of the pairs right; 0.5 are the ties of a model that knows nothing."""

@@ -90,7 +90,9 @@ def test_a_saved_run_that_trained_against_thumbs_ups_is_refused_in_words_and_lef
   assert train('kto', 8) == 2
   message = capsys.readouterr().err
   assert 'labels: by a mean, whatever the rewards → the rewards 0 and 1 are labels themselves' in message
-  assert 'count thumbs-ups and ties as bad' in message and 'pass another --model_dir' in message
+  assert (
+    'count thumbs-ups and ties as bad' in message and 'train into another folder (--model_dir)' in message
+  )
   assert 'PAIRS' not in message  # It forms none.
   assert {path: path.read_bytes() for path in before} == before
   assert main.main(['evaluate', '--model_dir=kto', *RUNS['kto'][:1], RUNS['kto'][2], '--json']) == 0

@@ -6,7 +6,7 @@ import pytest
 from dro_jax import algorithms
 from dro_jax.algorithms.next_token_kl import NextTokenKl
 from dro_jax.errors import UsageError
-from dro_jax.run.spec import Batches, Compute, Keep, RunSpec, Value, replace
+from dro_jax.run.spec import Batches, Compute, Keep, Optimizers, RunSpec, Value, replace
 from dro_jax.step import optimizers
 from dro_jax.step.reference import Cached, Frozen, Soft
 
@@ -71,7 +71,7 @@ def test_settings_that_no_data_could_mend_are_refused_at_once(changes, message):
 @pytest.mark.parametrize(
   'settings, message',
   [
-    ({'bound': 'eval/kl<2'}, "bound='eval/kl<2' is no bound"),
+    ({'bound': 'eval/kl<2'}, "bound='eval/kl<2' is not a bound"),
     ({'bound': 'eval/kl<=2', 'metric': None}, 'without a metric none is the best'),
   ],
 )
@@ -94,6 +94,20 @@ def test_an_empty_batch_is_refused_whatever_the_algorithm():
 def test_a_value_is_not_trained_for_less_than_no_steps():
   with pytest.raises(UsageError, match='warmup_steps=-1: pass 0 or more'):
     Value(warmup_steps=-1)
+
+
+def test_numbers_of_checkpoints_are_whole_and_keep_the_newest():
+  with pytest.raises(UsageError, match='last=0: pass 1 or more.*--set KEEP_LAST='):
+    Keep(last=0)
+  with pytest.raises(UsageError, match='best=-1: pass 0 or more.*--set KEEP_BEST='):
+    Keep(best=-1)
+  with pytest.raises(UsageError, match='best=1.5: pass a whole number'):
+    Keep(best=1.5)
+
+
+def test_a_number_is_not_an_optimizer():
+  with pytest.raises(UsageError, match=r'value=0.001 is not an optimizer: pass one, as value=dro'):
+    Optimizers(value=1e-3)
 
 
 def test_no_microbatch_is_refused():
@@ -130,6 +144,18 @@ def test_a_text_names_an_algorithm_in_a_file_of_the_user(tmp_path, monkeypatch):
   assert RunSpec(data=None, algorithm='own_losses:mild_dro').algorithm.code == spec.algorithm.code
   file.write_text(OWN_FILE + '# Changed.')
   assert RunSpec(data=None, algorithm=f'{file}:mild_dro').algorithm.code != spec.algorithm.code
+
+
+def test_a_loss_of_the_user_that_fails_names_its_line(tmp_path):
+  file = tmp_path / 'own.py'
+  file.write_text(
+    'from dro_jax.algorithms import by_response\n\ndef wrong():\n'
+    "  return by_response('wrong', lambda batch: batch.policy_logp)\n"
+  )
+  spec = RunSpec(data=None, algorithm=f'{file}:wrong')
+  said = r"ALGORITHM: the loss of wrong raised AttributeError: .*'policy_logp'.* \(.*own.py, line 4\)"
+  with pytest.raises(UsageError, match=said):
+    spec.algorithm.loss(object())
 
 
 @pytest.mark.parametrize(

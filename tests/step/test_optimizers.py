@@ -296,3 +296,9 @@ def test_the_default_is_adafactor_with_warmup_then_constant():
   expected = two_updates(optimizers.adafactor(optimizers.warmup_constant(1e-4)))
   for made in (plain, named):
     np.testing.assert_array_equal(two_updates(made['policy']), expected)
+
+
+@pytest.mark.parametrize('make', [optimizers.adamw, optimizers.adafactor])
+def test_a_rate_that_is_a_text_is_refused(make):
+  with pytest.raises(UsageError, match='learning_rate=fast: pass a number, or a function of the step'):
+    make('fast')

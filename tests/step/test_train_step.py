@@ -10,6 +10,7 @@ import pytest
 from dro_jax import algorithms, losses
 from dro_jax.algorithms.batch import Batch
 from dro_jax.costs import flops
+from dro_jax.errors import UsageError
 from dro_jax.models import policy as models_policy
 from dro_jax.models import scoring
 from dro_jax.models.t5.network import T5
@@ -514,6 +515,15 @@ def test_a_reward_models_step_makes_no_pass_of_the_policy_and_microbatches_chang
 def step_loss(score, algorithm, params, rows):
   output = algorithm.loss(Batch(jax.jit(score)(params, rows), None, rows))
   return float(sum(train_step.weighted_losses(output, train_step.total_weights(output)).values()))
+
+
+def test_a_loss_that_is_a_mean_already_is_refused():
+  """It would count the slots that hold no response."""
+  output = LossOutput({'policy': LossTerm(jnp.float32(1.0), jnp.ones(8, bool))})
+  with pytest.raises(
+    UsageError, match=r"'policy' has the shape \(\) and its weights have \(8,\): return one"
+  ):
+    train_step.weighted_losses(output, train_step.total_weights(output))
 
 
 def test_a_policy_that_is_not_trained_is_left_alone():

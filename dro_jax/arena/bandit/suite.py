@@ -66,11 +66,11 @@ def bandit(
     measurements: points of the learning curves.
 
   Raises:
-    UsageError: `steps` is no multiple of `measurements`.
+    UsageError: `steps` is not a multiple of `measurements`.
   """
   if steps % measurements:
     raise UsageError(
-      f'bandit.steps={steps} is no multiple of bandit.measurements={measurements}: pass a multiple.'
+      f'bandit.steps={steps} is not a multiple of bandit.measurements={measurements}: pass a multiple.'
     )
   world = Bandit(tuple(rewards), float(tau), tuple(map(tuple, behaviours)), pairs)
   recipe = Recipe(steps, batch_size, measurements=measurements)

@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import linen as nn
 
-from dro_jax.data.batches.rows import single_rows
 from dro_jax.data.text import tokenise, vocabularies
-from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
-from dro_jax.run import table_scores
 from dro_jax.run.sampling import generation, rewards
+from dro_jax.statistics import diversity
 from dro_jax.types import Params
 
 GRAMS = (1, 2, 3)
@@ -67,32 +65,17 @@ def make_tools(policy: nn.Module, words: vocabularies.Vocabulary, mesh: Mesh, re
     graded = np.array(rewards.graded_match(asked, texts))
     return Samples(asked, [each.tokens for each in answers], texts, logps, graded)
 
-  return Tools(draw, decode, _make_score(policy, words, mesh, response_length), mesh)
+  # The tokens as they were sampled: tokenising the text again may give others.
+  scored = generation.make_scorer(policy, mesh, max_length=response_length, batch_size=_BATCH)
+
+  def score(params: Params, samples: Samples) -> np.ndarray:
+    return scored(params, _prompt_tokens(words, samples.prompts), samples.tokens).astype(np.float64)
+
+  return Tools(draw, decode, score, mesh)
 
 
 def _prompt_tokens(words: vocabularies.Vocabulary, prompts: Sequence[str]) -> list[np.ndarray]:
   return [ids for ids, _ in tokenise.prompts(prompts, words, by_chat=words.chat is not None)]
-
-
-def _make_score(
-  policy: nn.Module, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int
-) -> Callable[[Params, Samples], np.ndarray]:
-  """Scores tokens as they were sampled: tokenising the text again may give others."""
-  score = table_scores.make_token_scorer(policy, mesh)
-
-  def logps(params: Params, samples: Samples) -> np.ndarray:
-    found, asked = [], _prompt_tokens(words, samples.prompts)
-    length = -(-max(map(len, asked)) // 16) * 16
-    for start in range(0, len(asked), _BATCH):
-      part = slice(start, start + _BATCH)
-      rows = single_rows(
-        asked[part], samples.tokens[part], num_rows=_BATCH, prompt_length=length,
-        response_length=response_length,
-      )  # fmt: skip
-      found.append(score(params, partitioning.place_rows(mesh, rows))[0][:, 0])
-    return np.concatenate(found)[: len(asked)].astype(np.float64)
-
-  return logps
 
 
 def by_prompt(x_N: np.ndarray, num: int) -> np.ndarray:
@@ -109,6 +92,7 @@ def wins(own_PK: np.ndarray, other_PK: np.ndarray) -> np.ndarray:
 def about(samples: Samples, num: int) -> dict[str, Any]:
   """Measures of answers, K to a prompt: means by prompt, `[P]`, and distinct-n of all."""
   exact = np.array(rewards.exact_match(samples.prompts, samples.texts))
+  tokens_PK = [[x.tolist() for x in samples.tokens[i : i + num]] for i in range(0, len(samples.tokens), num)]
   different = [len(set(samples.texts[i : i + num])) / num for i in range(0, len(samples.texts), num)]
   return {
     'reward': by_prompt(samples.rewards, num),
@@ -116,11 +100,5 @@ def about(samples: Samples, num: int) -> dict[str, Any]:
     'exact': by_prompt(exact, num),
     'length': by_prompt(np.array([len(tokens) for tokens in samples.tokens]), num),
     'different': np.array(different),
-    **{f'distinct_{n}': distinct(samples.tokens, n) for n in GRAMS},
+    **{f'distinct_{n}': diversity.distinct(tokens_PK, n).value for n in GRAMS},
   }
-
-
-def distinct(responses: Sequence[np.ndarray], n: int) -> float:
-  """distinct-n (arXiv 1510.03055): different n-grams of tokens over all n-grams, in all responses."""
-  grams = [tuple(tokens[i : i + n].tolist()) for tokens in responses for i in range(len(tokens) - n + 1)]
-  return len(set(grams)) / len(grams) if grams else float('nan')

@@ -142,8 +142,8 @@ def shape_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
   ]
   return Table(
     _titled('How they differ', where), rows,
-    'distinct-n: different n-grams of tokens over all. different of K: of the K answers to a prompt. best of '
-    'K: the reward of the best of them.',
+    'distinct-n: different n-grams of tokens, of all tokens. different of K: of the K answers to a prompt. '
+    'best of K: the reward of the best of them.',
   )  # fmt: skip
 
 

@@ -38,7 +38,9 @@ def find(
   """The source with this name: triplet files, or seqio tasks or mixtures."""
   options = {'columns': columns, 'map_reward': map_reward, 'chat_template': chat_template}
   if not name:
-    raise UsageError('there are no triplets; pass --triplets FILE')
+    raise UsageError(
+      "there are no triplets: pass a file, as load_triplets('feedback.jsonl') or --triplets=feedback.jsonl."
+    )
   if isinstance(name, Mapping) or any(isinstance(part, Mapping) for part in name):
     raise UsageError(
       'these are records in memory, and triplets are read from files: write them with json.dumps, one JSON '
@@ -99,6 +101,15 @@ def _joined(parts: Sequence[Source]) -> Source:
     raise UsageError(f"triplets '{','.join(names)}': '{min(repeated)}' is named twice; name every task once")
   mark = fingerprints.fingerprint(*(part.fingerprint for part in parts))
   return Source('+'.join(names), lambda: (r for part in parts for r in part.records()), mark)
+
+
+def as_texts(name: Any) -> Any:
+  """One name or several as they came, with paths as texts."""
+  if isinstance(name, os.PathLike):
+    return os.fspath(name)
+  if isinstance(name, (list, tuple)):
+    return [os.fspath(part) if isinstance(part, os.PathLike) else part for part in name]
+  return name
 
 
 def as_names(name: str | Sequence[str]) -> list[str]:

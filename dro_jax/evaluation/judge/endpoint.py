@@ -131,7 +131,7 @@ def check(endpoint: Endpoint) -> None:
   url = urllib.parse.urlsplit(endpoint.base_url or OPENAI)
   if url.scheme not in ('http', 'https') or not url.hostname:
     raise UsageError(
-      f'base_url={endpoint.base_url!r} is no address: pass one like http://localhost:8000/v1 '
+      f'base_url={endpoint.base_url!r} is not an address: pass one like http://localhost:8000/v1 '
       '(--set BASE_URL=http://localhost:8000/v1).'
     )
   if url.username or url.password or url.query:
@@ -146,8 +146,8 @@ def _refuse_key(endpoint: Endpoint) -> None:
   """Refuses a key in a setting that is written into the folder; no message repeats it."""
   if not _NAME.fullmatch(endpoint.key_variable):
     raise UsageError(
-      'key_variable (--set API_KEY_VARIABLE=NAME) is no name of an environment variable: pass the name of '
-      'the variable that holds the key, and not the key.'
+      'key_variable (--set API_KEY_VARIABLE=NAME) is not the name of an environment variable: pass the name '
+      'of the variable that holds the key, and not the key.'
     )
   secret = os.environ.get(endpoint.key_variable, '')
   settings = {'model= (--set JUDGE_MODEL)': endpoint.model, 'base_url= (--set BASE_URL)': endpoint.base_url}
@@ -224,7 +224,7 @@ class Client:
     try:
       return self._masked(_read(completion))
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-      why = self._redacted(f'the reply is no chat completion ({error})')
+      why = self._redacted(f'the reply is not a chat completion ({error})')
       raise Retry(why, None, charged=True) from None
 
   def _options(self) -> dict[str, Any]:

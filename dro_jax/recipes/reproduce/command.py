@@ -127,11 +127,11 @@ def _judge_settings(judge: str) -> tuple[str, ...]:
   names = [setting.partition('=')[0] for setting in settings]
   for name, setting in zip(names, settings):
     if '=' not in setting:
-      raise UsageError(f'JUDGE={judge}: {setting!r} is no NAME=VALUE: pass settings as {example}.')
+      raise UsageError(f'JUDGE={judge}: {setting!r} is not NAME=VALUE: pass settings as {example}.')
     if name not in known:
       raise UsageError(
-        f'JUDGE={judge}: {name} is no setting that chooses a judge{did_you_mean(name, known)}: choose from '
-        f'{", ".join(known)}. The reproduction sets the others of `dro_jax judge`.'
+        f'JUDGE={judge}: {name} is not a setting that chooses a judge{did_you_mean(name, known)}: choose '
+        f'from {", ".join(known)}. The reproduction sets the others of `dro_jax judge`.'
       )
   if len([name for name in names if name in JUDGES]) != 1:
     raise UsageError(f'JUDGE={judge}: pass exactly one of {", ".join(JUDGES)}, as {example}.')

@@ -260,7 +260,7 @@ def _shown(value: str | None) -> str:
 def _remedy(differences: Sequence[Difference]) -> str:
   macros = {difference.macro: difference.then for difference in differences if difference.macro}
   back = ' '.join(f'--set {macro}={value}' for macro, value in macros.items() if value)
-  return f'Set them back{f" ({back})" if back else ""}, or pass another --model_dir.'
+  return f'Set them back{f" ({back})" if back else ""}, or train into another folder (--model_dir).'
 
 
 # Identity: the contents behind the settings

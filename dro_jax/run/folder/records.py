@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from dro_jax import files
 from dro_jax.run.folder import trackers as tracking
 
 SHOWN = ('loss', 'reward', 'log_ratio', 'value_explained_variance', 'time/step_seconds')
@@ -39,8 +40,9 @@ class RunWriter:
     self._primary = primary
     if not primary:
       return
-    makers = (tracking.json_lines, tracking.tensorboard, *trackers)
-    self._trackers = [make(pathlib.Path(model_dir), first_step) for make in makers]
+    folder, makers = pathlib.Path(model_dir), (tracking.json_lines, tracking.tensorboard)
+    self._trackers = [make(folder, first_step) for make in makers]
+    self._trackers += [tracking.made(make, folder, first_step) for make in trackers]
     console = Console(file=sys.stderr)
     # A narrow terminal cuts the end of the metrics, not the bar.
     rest = TextColumn('{task.description}', table_column=Column(ratio=1, no_wrap=True, overflow='ellipsis'))
@@ -97,6 +99,12 @@ class RunWriter:
       self._bar.stop()
       for tracker in self._trackers:
         tracker.close()
+
+
+def recorded(file: pathlib.Path, step: int) -> dict[str, float]:
+  """What a run's metrics.jsonl says of a step, by name; nothing where there is no such file."""
+  lines = files.json_lines(file) if file.exists() else ()
+  return {name: value for line in lines if line['step'] == step for name, value in line.items()}
 
 
 def _line(scalars: Mapping[str, float]) -> str:

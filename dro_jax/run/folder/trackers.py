@@ -60,7 +60,7 @@ def _find_one(name: str) -> MakeTracker:
     return files.import_function(name, 'TRACKERS')
   if name not in _OPTIONAL:
     raise UsageError(
-      f'TRACKERS={name} is no tracker: pass {" or ".join(_OPTIONAL)}, or your own as FILE.py:NAME. JSON '
+      f'TRACKERS={name} is not a tracker: pass {" or ".join(_OPTIONAL)}, or your own as FILE.py:NAME. JSON '
       'lines and TensorBoard are always written.'
     )
   try:
@@ -71,6 +71,29 @@ def _find_one(name: str) -> MakeTracker:
       'TRACKERS out.'
     ) from error
   return functools.partial(_OPTIONAL[name], module)
+
+
+def made(make: MakeTracker, folder: pathlib.Path, first_step: int) -> Tracker:
+  """A tracker that a user's function makes.
+
+  Raises:
+    UsageError: the function fails, or returns something else than a tracker.
+  """
+  name = getattr(make, '__name__', type(make).__name__)
+  try:
+    tracker = make(folder, first_step)
+  except (Exception, SystemExit) as error:
+    if isinstance(make, functools.partial):  # Not the user's own: what Weights & Biases or MLflow says.
+      raise
+    raise UsageError(
+      f"TRACKERS: {name} raised {files.raised(error)}. It gets the run's folder and the number of steps that "
+      'are done, and must return a dro.Tracker.'
+    ) from error
+  if not isinstance(tracker, Tracker):
+    raise UsageError(
+      f'TRACKERS: {name} returned {tracker!r}, which is not a tracker: return dro.Tracker(metrics=...).'
+    )
+  return tracker
 
 
 def keep_until(path: pathlib.Path, step: int) -> None:

@@ -75,7 +75,7 @@ class RewardCommand:
       return float(line)
     except ValueError:
       raise self._wrong(
-        f'wrote {shown(line)} as line {number} of its standard output, which is no number'
+        f'wrote {shown(line)} as line {number} of its standard output, which is not a number'
       ) from None
 
   def _run(self, text: str) -> str:

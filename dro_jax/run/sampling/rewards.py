@@ -120,7 +120,7 @@ def find(
     return reward_models.load(reward, mesh, batch_size)
   if ':' not in reward:
     raise UsageError(
-      f'REWARD={reward!r} is no reward function{did_you_mean(reward, __all__)}: pass one of '
+      f'REWARD={reward!r} is not a reward function{did_you_mean(reward, __all__)}: pass one of '
       f'{", ".join(__all__)}, or your own as FILE.py:FUNCTION or MODULE:FUNCTION, the folder of a reward '
       f'model, or {PREFIX}PROGRAM.'
     )

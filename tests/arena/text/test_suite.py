@@ -161,13 +161,6 @@ def test_wins_count_ties_half():
   np.testing.assert_array_equal(answers.wins(own, other), [(1 + 1 + 0.5 + 0) / 4, (0 + 0.5) / 2])
 
 
-def test_distinct_n():
-  said = [np.array([5, 6, 5, 6]), np.array([5, 6])]
-  assert answers.distinct(said, 1) == 2 / 6
-  assert answers.distinct(said, 2) == 2 / 4
-  assert np.isnan(answers.distinct(said, 5))
-
-
 def test_a_reward_model_sees_no_answer_and_tells_something():
   """Sorted answers rise; the right exercise's features are the ones that are filled."""
   prompts = ['sort: cab', 'sort: cab', 'add: 5 + 6']

@@ -84,7 +84,7 @@ def test_a_key_that_a_reply_repeats_is_masked_and_its_verdict_stays_soft(monkeyp
   [
     ({'model': 'x-sk-a-secret-key'}, r'model= \(--set JUDGE_MODEL\) holds the key of OPENAI_API_KEY'),
     ({'base_url': 'http://h/sk-a-secret-key/v1'}, r'base_url= \(--set BASE_URL\) holds the key'),
-    ({'key_variable': 'sk-a-secret-key'}, 'is no name of an environment variable'),
+    ({'key_variable': 'sk-a-secret-key'}, 'is not the name of an environment variable'),
   ],
 )
 def test_a_key_in_another_setting_is_refused_and_not_repeated(monkeypatch, settings, message):
@@ -123,8 +123,8 @@ def test_a_refusal_is_a_reply_without_a_verdict():
     (status(500), 'HTTP 500', False),
     (status(503, 'busy'), 'busy', False),
     (chat_server.broken, 'no JSON', True),
-    (chat_server.no_completion, 'no chat completion', True),
-    (chat_server.page, 'no chat completion', True),
+    (chat_server.no_completion, 'not a chat completion', True),
+    (chat_server.page, 'not a chat completion', True),
     (chat_server.cut, 'Connection error', True),
     (chat_server.slam, 'Connection error', True),
     (chat_server.hang, 'no reply within 0.5 s', True),
@@ -167,7 +167,7 @@ def test_the_most_tokens_are_at_least_those_of_any_tokenizer():
 @pytest.mark.parametrize(
   'settings, message',
   [
-    ({'base_url': 'localhost:8000'}, 'is no address'),
+    ({'base_url': 'localhost:8000'}, 'is not an address'),
     ({'base_url': 'http://me:secret@host/v1'}, 'holds a user, a password'),
     ({'base_url': 'http://host/v1?key=secret'}, 'holds a user, a password'),
     ({'base_url': 'http://h/v1', 'concurrency': 0}, 'concurrency=0 must be above 0'),

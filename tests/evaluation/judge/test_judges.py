@@ -186,7 +186,7 @@ def test_kills_lose_no_reply_and_pay_nothing_twice(tmp_path):
       'soft is a setting of a judge behind an end',
     ),
     ({'command': 'cat', 'template': 'safety'}, r'template \(--judge_prompt\) is a setting'),
-    ({'reward': 'exact_mtch'}, 'is no reward function'),
+    ({'reward': 'exact_mtch'}, 'is not a reward function'),
     ({'function': 'mine'}, "FUNCTION='mine' names no function"),
   ],
 )

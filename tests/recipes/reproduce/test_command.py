@@ -54,10 +54,10 @@ def test_the_papers_scale_needs_a_judge_but_for_a_dry_run(tmp_path):
 @pytest.mark.parametrize(
   'judge, text',
   [
-    ('gpt-4.1-mini', "'gpt-4.1-mini' is no NAME=VALUE"),
-    ('JUDGE_MODEL=m FOO=1', 'FOO is no setting that chooses a judge'),
+    ('gpt-4.1-mini', "'gpt-4.1-mini' is not NAME=VALUE"),
+    ('JUDGE_MODEL=m FOO=1', 'FOO is not a setting that chooses a judge'),
     ('JUDGE_MODL=m', 'did you mean JUDGE_MODEL'),
-    ('REWARD=graded_match AGAINST=first', 'AGAINST is no setting'),
+    ('REWARD=graded_match AGAINST=first', 'AGAINST is not a setting'),
     ('SOFT=true', 'exactly one of JUDGE_MODEL, COMMAND'),
     ('REWARD=exact_match JUDGE_MODEL=m', 'exactly one'),
     ("COMMAND='a b", 'No closing quotation'),

@@ -73,6 +73,14 @@ def test_a_resumed_run_keeps_lines_of_an_earlier_version_and_drops_one_torn_in_a
   assert path.read_bytes() == line
 
 
+def test_what_is_recorded_of_a_step_is_all_its_records(tmp_path):
+  file = tmp_path / 'metrics.jsonl'
+  assert records.recorded(file, 2) == {}
+  lines = [{'step': 1, 'loss': 3.0}, {'step': 2, 'loss': 1.0}, {'step': 2, 'eval/kl': 0.5}]
+  file.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  assert records.recorded(file, 2) == {'step': 2, 'loss': 1.0, 'eval/kl': 0.5}
+
+
 def test_other_processes_write_nothing(tmp_path):
   writer = records.RunWriter(str(tmp_path), first_step=0, num_steps=1, primary=False)
   writer.metrics(1, {'loss': 0.5})

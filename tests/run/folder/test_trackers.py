@@ -51,7 +51,7 @@ def test_other_processes_make_no_tracker(tmp_path):
   [
     ('wandb', 'TRACKERS=wandb: the package wandb is not installed. Install it with `pip install wandb`'),
     ('mlflow', '`pip install mlflow`'),
-    ('comet', 'TRACKERS=comet is no tracker: pass wandb or mlflow, or your own as FILE.py:NAME'),
+    ('comet', 'TRACKERS=comet is not a tracker: pass wandb or mlflow, or your own as FILE.py:NAME'),
     ('absent.py:own', 'TRACKERS=absent.py:own: cannot import absent.py ('),
     (f'{__file__}:absent', "has no function 'absent'"),
   ],
@@ -62,6 +62,20 @@ def test_a_tracker_that_is_not_there_is_refused_in_words(monkeypatch, name, says
   with pytest.raises(UsageError) as error:
     trackers.find(name)
   assert says in str(error.value)
+
+
+def test_a_function_that_makes_no_tracker_is_refused_before_anything_is_recorded(tmp_path):
+  def nothing(folder, first_step):
+    pass
+
+  def failing(folder, first_step):
+    return 1 / 0
+
+  with pytest.raises(UsageError, match='TRACKERS: nothing returned None.*return dro.Tracker'):
+    record(tmp_path, [nothing])
+  with pytest.raises(UsageError, match=r'TRACKERS: failing raised ZeroDivisionError.*test_trackers.py, line'):
+    record(tmp_path, [failing])
+  assert not (tmp_path / 'metrics.jsonl').exists()
 
 
 def test_optional_packages_are_imported_only_when_named(monkeypatch):

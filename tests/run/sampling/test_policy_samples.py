@@ -114,7 +114,7 @@ def test_kl_to_a_reference_that_moves_is_named_apart(nets, mesh, table):
 @pytest.mark.parametrize(
   'reward, said',
   [
-    ('exactmatch', r'is no reward function \(did you mean exact_match\?\): pass one of'),
+    ('exactmatch', r'is not a reward function \(did you mean exact_match\?\): pass one of'),
     ('absent.py:f', 'cannot import absent.py'),
   ],
 )

@@ -45,7 +45,7 @@ def test_a_large_batch_does_not_fill_a_pipe(program):
   [
     ('print(1)', 'wrote 1 lines for 2 responses: it must write one number a line, and nothing else'),
     ('print("scoring"); print(1); print(2)', 'wrote 3 lines for 2 responses'),
-    ('print(1); print("good")', "wrote 'good' as line 2 of its standard output, which is no number"),
+    ('print(1); print("good")', "wrote 'good' as line 2 of its standard output, which is not a number"),
     ('print(1); print("nan")', 'returned nan for the response'),
     ('sys.exit("no model here")', 'ended with exit code 1: no model here'),
     ('import os; os._exit(3)', 'ended with exit code 3, and wrote nothing on standard error'),

@@ -94,7 +94,7 @@ def test_a_name_says_nothing_of_this_process():
   'spec, message',
   [
     (None, 'there is no reward function: pass .*--set REWARD=exact_match'),
-    ('exactmatch', r'is no reward function \(did you mean exact_match\?\)'),
+    ('exactmatch', r'is not a reward function \(did you mean exact_match\?\)'),
     (
       'helpful=runs/a,safe=contains',
       'names columns, .* a run takes one reward: .*--rewards helpful=1,safe=0.5',
