@@ -20,6 +20,7 @@ from dro_jax.models import lora, scoring
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import batches, networks, reference_store, summary, table_scores
 from dro_jax.run.folder import configs
+from dro_jax.run.sampling.decoding import Decoding
 from dro_jax.run.sampling.generation import make_generator
 from dro_jax.run.sampling.prompts import tokenise_prompts
 from dro_jax.step import reference
@@ -83,8 +84,8 @@ class TrainedRun(NamedTuple):
     return None if self.networks.value is None else Network(self.networks.value, self.state.networks['value'])
 
   def generate(
-    self, prompts: str | Sequence[str], *, temperature: float = 1.0, max_length: int = 128, seed: int = 0,
-    **options: Any,
+    self, prompts: str | Sequence[str], *, temperature: float = Decoding.temperature,
+    max_length: int = Decoding.max_length, seed: int = Decoding.seed, **options: Any,
   ) -> list[Response]:  # fmt: skip
     """Answers prompts, which take the run's template and are cut as in training; `[0].text` is the first.
 
@@ -93,16 +94,15 @@ class TrainedRun(NamedTuple):
       temperature: the divisor of the logits; 0 takes the most probable token.
       max_length: tokens of a response at most.
       seed: decides, with a prompt's place, the sample for the prompt.
-      options: other options of `run.sampling.generation.make_generator`: top_k, top_p, beams, batch_size, ...
+      options: other settings of `Decoding`: top_k, top_p, beams, batch_size, ...
 
     Raises:
       UsageError: settings exclude each other.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     tokens = tokenise_prompts(texts, self.vocabulary, self.data_options)
-    draw = make_generator(
-      self.networks.policy, self._on(), temperature=temperature, max_length=max_length, seed=seed, **options
-    )
+    decoding = Decoding(max_length=max_length, temperature=temperature, seed=seed, **options)
+    draw = make_generator(self.networks.policy, self._on(), decoding)
     return [
       Response(
         self.vocabulary.decode(answer.tokens), answer.logp, answer.tokens,
