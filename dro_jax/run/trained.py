@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from dro_jax.algorithms.base import NO_LOSS
@@ -21,7 +20,7 @@ from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import batches, networks, reference_store, summary, table_scores
 from dro_jax.run.folder import configs
 from dro_jax.run.sampling.decoding import Decoding
-from dro_jax.run.sampling.generation import make_generator
+from dro_jax.run.sampling.generation import Response, make_generator
 from dro_jax.run.sampling.prompts import tokenise_prompts
 from dro_jax.step import reference
 from dro_jax.step import state as train_state
@@ -41,15 +40,6 @@ class Network(NamedTuple):
   def variables(self) -> Mapping[str, Params]:
     """The parameters by flax's collections."""
     return lora.variables_of(self.params)
-
-
-class Response(NamedTuple):
-  """An answer: its text, its log π(y|x) in nats, its tokens, and whether it ended by itself."""
-
-  text: str
-  logp: float
-  tokens: np.ndarray
-  ended: bool
 
 
 class TrainedRun(NamedTuple):
@@ -103,13 +93,8 @@ class TrainedRun(NamedTuple):
     tokens = tokenise_prompts(texts, self.vocabulary, self.data_options)
     decoding = Decoding(max_length=max_length, temperature=temperature, seed=seed, **options)
     draw = make_generator(self.networks.policy, self._on(), decoding)
-    return [
-      Response(
-        self.vocabulary.decode(answer.tokens), answer.logp, answer.tokens,
-        bool(answer.tokens[-1] == self.vocabulary.special.eos),
-      )
-      for answer in draw(self.state.networks['policy'], tokens, range(len(tokens)))
-    ]  # fmt: skip
+    answers = draw(self.state.networks['policy'], tokens, range(len(tokens)))
+    return [answer.decoded(self.vocabulary) for answer in answers]
 
   def score(self, data: Triplets | TokenTable, **options: Any) -> table_scores.ScoredTable:
     """Scores logged responses: `.logps`, `.log_ratio` (nats), `.values`, in the table's order.

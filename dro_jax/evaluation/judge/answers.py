@@ -85,13 +85,10 @@ def _draw(
   draw = make_generator(network.module, mesh, dataclasses.replace(decoding, num_samples=1))
   found = {}
   for (prompt, k), answer in zip(missing, draw(network.params, tokens, _ids(missing))):
-    text = vocabulary.decode(answer.tokens)
-    ended = bool(answer.tokens[-1] == vocabulary.special.eos)
-    journal.append({
-      'id': prompt.id, 'prompt': prompt.text, 'sample': k, 'response': text, 'logp': answer.logp,
-      'tokens': len(answer.tokens), 'ended': ended, 'side': side.name,
-    })  # fmt: skip
-    found[prompt.text, k] = text
+    response = answer.decoded(vocabulary)
+    about = {'id': prompt.id, 'prompt': prompt.text, 'sample': k}
+    journal.append({**about, **response.record(), 'side': side.name})
+    found[prompt.text, k] = response.text
   return found
 
 

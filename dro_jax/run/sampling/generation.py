@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import UInt32
 
 from dro_jax.data.batches.rows import single_rows
+from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 from dro_jax.models import beam_search, sampling, scoring
 from dro_jax.models.policy import refuse_long_texts
@@ -22,11 +23,31 @@ from dro_jax.types import Array, Params, Rows
 _PROMPT_MULTIPLE = 32  # Prompts are padded to a multiple, so that few lengths are compiled.
 
 
+class Response(NamedTuple):
+  """An answer: its text, its log π(y|x) in nats, its tokens, and whether it ended by itself."""
+
+  text: str
+  logp: float
+  tokens: np.ndarray
+  ended: bool
+
+  def record(self, **logps: float) -> dict[str, Any]:
+    """Its fields in a file of answers; `logps` are its log-probs under other policies, by their fields."""
+    return {
+      'response': self.text, 'logp': self.logp, **logps, 'tokens': len(self.tokens), 'ended': self.ended
+    }  # fmt: skip
+
+
 class Answer(NamedTuple):
   """A response's tokens (EOS included unless cut) and its log π(y|x) in nats, of the policy as trained."""
 
   tokens: np.ndarray
   logp: float
+
+  def decoded(self, vocabulary: Vocabulary) -> Response:
+    """The answer with its text."""
+    has_ended = bool(self.tokens[-1] == vocabulary.special.eos)
+    return Response(vocabulary.decode(self.tokens), self.logp, self.tokens, has_ended)
 
 
 Generator = Callable[[Params, Sequence[np.ndarray], Sequence[int]], Iterator[Answer]]
