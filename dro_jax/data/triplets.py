@@ -225,6 +225,22 @@ def read_parts(
   return Parts(train, held_out, test, report)
 
 
+def read_again(report: Mapping[str, Any]) -> dict[str, Any]:
+  """The arguments by which `read_parts` made a report, but for the vocabulary and the cache.
+
+  Args:
+    report: of triplets that were read from files or data sets, by this version or an earlier one.
+  """
+  split, tested = report.get('split') or {}, report.get('test_split') or {}
+  return {
+    'chat': None, 'chat_template': TEMPLATE, **report['options'], **(report.get('sources') or {}),
+    **report.get('read', {}),
+    'triplets': report['triplets'], 'eval_triplets': report.get('eval_triplets'),
+    'validation_fraction': split.get('fraction', 0), 'test_fraction': tested.get('fraction', 0),
+    'split_salt': (tested or split).get('salt', ''),
+  }  # fmt: skip
+
+
 def _scored_by(triplets: str | Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
   """What scored the files of a run, as `dro_jax score` recorded it beside them."""
   return scored_files.read(expand(triplets), columns) if is_files(triplets) else []

@@ -23,7 +23,7 @@ from dro_jax.evaluation import answering
 from dro_jax.parallel import partitioning, processes
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run import networks
-from dro_jax.run.folder import configs
+from dro_jax.run.folder import reading
 from dro_jax.run.sampling.decoding import Decoding, refuse_beams
 from dro_jax.run.sampling.generation import make_generator
 from dro_jax.run.sampling.prompts import tokenise_prompts, uses_chat
@@ -115,7 +115,7 @@ def generate(
   checkpoints = _checkpoints(model_dir, steps)
   first, grid = next(iter(checkpoints.values())), mesh.over()
   loaded_vocabulary = policy.vocabulary_of(first, vocabulary)
-  options = _options(folders.load_metadata(first))
+  options = reading.options_of(folders.load_metadata(first))
   by_chat = uses_chat(loaded_vocabulary, options, chat, chat_template)
   turn = tokenise.turn_template(by_chat, chat_template or options.get('chat_template'))
   questions = _questions(first, prompts, prompt, columns, turn)
@@ -213,17 +213,12 @@ def _questions(
     )
   if prompt is not None:
     return [('0', prompt)]
-  saved = folders.load_metadata(model_dir)
-  read = configs.read_options(saved, pathlib.Path(model_dir))
-  names = inheritance.options({'columns': read['columns']}, prompts, columns)['columns']
+  own = reading.names_of(folders.load_metadata(model_dir), model_dir)
+  names = inheritance.options({'columns': own['columns']}, prompts, columns)['columns']
   first_id = {}
   for record_id, text in triplets.read_prompts(prompts, names, chat_template=turn):
     first_id.setdefault(text, record_id)
   return [(record_id, text) for text, record_id in first_id.items()]
-
-
-def _options(saved: Mapping[str, Any]) -> dict[str, Any]:
-  return saved.get('data', {}).get('options', {})
 
 
 # --- where they go ------------------------------------------------------------------------------------------

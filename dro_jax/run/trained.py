@@ -1,7 +1,6 @@
 """A run's checkpoint, loaded to score and to answer with."""
 
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from dro_jax.errors import UsageError
 from dro_jax.models import lora, scoring
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import batches, networks, reference_store, summary, table_scores
-from dro_jax.run.folder import configs
+from dro_jax.run.folder import reading
 from dro_jax.run.sampling.decoding import Decoding
 from dro_jax.run.sampling.generation import Response, make_generator
 from dro_jax.run.sampling.prompts import tokenise_prompts
@@ -145,8 +144,8 @@ def load_run(
   fitted = scaling.from_json(data['scaling']) if 'scaling' in data else scaling.RewardScaling()
   words = policy.vocabulary_of(model_dir, vocabulary)
   return TrainedRun(
-    nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}),
-    configs.read_options(saved, pathlib.Path(model_dir)), mesh, saved.get('reference') is not None,
+    nets, state, words, fitted, saved.get('temperature', 1.0), reading.options_of(saved),
+    reading.names_of(saved, model_dir), mesh, saved.get('reference') is not None,
     saved.get('scores'),
   )  # fmt: skip
 

@@ -17,6 +17,7 @@ from dro_jax.evaluation.judge.prompts import Prompt
 from dro_jax.evaluation.judge.sides import Side
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import trained
+from dro_jax.run.folder import reading
 from dro_jax.run.sampling.decoding import Decoding, refuse_beams
 from dro_jax.run.sampling.generation import make_generator
 from dro_jax.run.sampling.prompts import tokenise_prompts, uses_chat
@@ -77,7 +78,7 @@ def _draw(
   """Draws answers to (prompt, number) and writes each as it comes."""
   logging.getLogger(__name__).info('%s: %d answers to draw', side.name, len(missing))
   vocabulary = policy.vocabulary_of(side.path)
-  options = folders.load_metadata(side.path).get('data', {}).get('options', {})
+  options = reading.options_of(folders.load_metadata(side.path))
   turn = tokenise.turn_template(uses_chat(vocabulary, options), options.get('chat_template'))
   tokens = tokenise_prompts([prompt.by(turn) for prompt, _ in missing], vocabulary, options)
   load = trained.load_reference if side.kind == sides.REFERENCE else trained.load_network

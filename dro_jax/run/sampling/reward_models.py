@@ -21,6 +21,7 @@ from dro_jax.models.policy import refuse_long_texts, saved_config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import networks
+from dro_jax.run.folder import reading
 from dro_jax.step.state import join
 from dro_jax.types import Params, Rows
 
@@ -110,7 +111,7 @@ class RewardModel:
     self, vocabulary: Vocabulary, prompts: Sequence[str], responses: Sequence[str]
   ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The tokens of each prompt and response, as the model read its own."""
-    options = (self._saved.get('data') or {}).get('options', {})
+    options = reading.options_of(self._saved)
     by_chat = options.get('chat', vocabulary.chat is not None)
     turn = tokenise.turn_template(by_chat, options.get('chat_template'))
     read = [chat.rendered_by(prompt, turn) for prompt in prompts]
