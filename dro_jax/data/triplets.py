@@ -20,6 +20,7 @@ from dro_jax.data.table.cache import build_table
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import tokenise, vocabularies
 from dro_jax.data.text.chat import TEMPLATE
+from dro_jax.data.text.templates import PLAIN, PROMPT_LENGTH, RESPONSE_LENGTH
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
@@ -70,12 +71,12 @@ def load_triplets(
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
   rewards: str | Mapping[str, float | int] | None = None,
-  template: str = '{prompt}',
+  template: str = PLAIN,
   chat_template: str = TEMPLATE,
   chat: bool | None = None,
   vocabulary: Annotated[str | Vocabulary, PLACE] = 'bytes',
-  prompt_length: int = 512,
-  response_length: int = 512,
+  prompt_length: int = PROMPT_LENGTH,
+  response_length: int = RESPONSE_LENGTH,
   overlong: str = 'truncate',
   keep: str = 'auto',
   scaling: str = 'none',

@@ -115,7 +115,7 @@ class RewardModel:
     by_chat = options.get('chat', vocabulary.chat is not None)
     turn = tokenise.turn_template(by_chat, options.get('chat_template'))
     read = [chat.rendered_by(prompt, turn) for prompt in prompts]
-    template = options.get('template', '{prompt}')
+    template = options.get('template', templates.PLAIN)
     framed = [_framed_once(text, template, by_chat) for text in read]
     if by_chat and self._saved.get(REWARD_MODEL):
       # As transformers: the score is read at the last token that the template writes, whatever that is.
@@ -139,7 +139,7 @@ class RewardModel:
 def _framed_once(text: str, template: str, by_chat: bool) -> str:
   """A prompt in the model's template, if it is not in it already, as the prompts of a run are."""
   before, _, after = template.partition('{prompt}')
-  is_framed = template != '{prompt}' and text.startswith(before) and text.endswith(after)
+  is_framed = template != templates.PLAIN and text.startswith(before) and text.endswith(after)
   return text if is_framed else tokenise.framed(text, template, by_chat)
 
 
