@@ -25,7 +25,7 @@ _MODULES = {
   'build': 'run.build', 'train': 'run.train', 'replay': 'run.replay', 'preflight': 'preflight',
   'make_hooks': 'run.hooks', 'Tracker': 'run.folder.trackers',
   'load': 'api', 'outcome': 'api', 'report': 'api', 'judge': 'evaluation.judge.judge',
-  'Decoding': 'evaluation.judge.answers', 'Endpoint': 'evaluation.judge.endpoint',
+  'Decoding': 'run.sampling.decoding', 'Endpoint': 'evaluation.judge.endpoint',
   'algorithms': 'algorithms', 'losses': 'losses',
 }  # fmt: skip
 

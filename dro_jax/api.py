@@ -7,7 +7,7 @@ from typing import Any
 
 from dro_jax.checkpoints import folders
 from dro_jax.checkpoints import policy as saved_policies
-from dro_jax.data.triplets import Triplets
+from dro_jax.data.triplets import Triplets, read_again
 from dro_jax.errors import UsageError
 from dro_jax.evaluation.report import report as report_runs
 from dro_jax.inspection.inspect import for_python, inspect_triplets
@@ -18,6 +18,11 @@ from dro_jax.run import outcome as outcomes
 from dro_jax.run.outcome import Outcome
 from dro_jax.run.spec import Policy
 from dro_jax.run.trained import TrainedRun, load_run
+
+# Arguments of `read_parts` that `inspect_triplets` does without: it splits by itself, as `train` would.
+_UNINSPECTED = (
+  'overlong', 'task_split', 'eval_task_split', 'validation_fraction', 'test_fraction', 'split_salt'
+)  # fmt: skip
 
 
 def pretrained(folder: str | os.PathLike[str], vocabulary: str | None = None) -> Policy:
@@ -81,8 +86,7 @@ def inspect(triplets: Triplets | str | Sequence[str], **options: Any) -> Section
     True
   """
   if isinstance(triplets, Triplets):
-    options = _reading(triplets) | options
-    return for_python(inspect_triplets(triplets.report['triplets'], **options))
+    return for_python(inspect_triplets(**(_reading(triplets) | options)))
   return for_python(inspect_triplets(triplets, **options))
 
 
@@ -94,9 +98,9 @@ def _reading(triplets: Triplets) -> dict[str, Any]:
       'these triplets were made in memory, and inspect reads the files that triplets come from: pass the '
       'path of a file, or triplets of load_triplets.'
     )
-  options = {name: value for name, value in report['options'].items() if name != 'overlong'}
-  return options | report.get('read', {}) | {
-    'eval_triplets': report.get('eval_triplets'), 'vocabulary': triplets.train.vocabulary,
+  reading = {name: value for name, value in read_again(report).items() if name not in _UNINSPECTED}
+  return reading | {
+    'task_modules': tuple(reading.get('task_modules', ())), 'vocabulary': triplets.train.vocabulary,
     'scaling': report['scaling']['kind'],
     'validation_fraction': report.get('split', {}).get('fraction'),
   }  # fmt: skip

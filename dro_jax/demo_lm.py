@@ -24,10 +24,11 @@ from dro_jax.files import json_line, json_lines, json_text, write_atomically
 from dro_jax.models.lora import Lora
 from dro_jax.printing import tables
 from dro_jax.run.build import build
+from dro_jax.run.sampling.generation import Response
 from dro_jax.run.schedule import Schedule
 from dro_jax.run.spec import Batches, Keep, Optimizers, RunSpec
 from dro_jax.run.train import train
-from dro_jax.run.trained import Response, TrainedRun
+from dro_jax.run.trained import TrainedRun
 from dro_jax.statistics import bootstrap
 from dro_jax.step import optimizers
 

@@ -126,6 +126,13 @@ def test_inspect_refuses_triplets_of_no_file(names):
     dro.inspect(data._replace(report={}))
 
 
+def test_triplets_are_inspected_from_the_places_where_they_were_read(names):
+  elsewhere = dro.load_triplets('feedback.jsonl', data_dir='elsewhere')
+  assert '--set DATA_DIR=elsewhere' in dro.inspect(elsewhere).command
+  command = dro.inspect(names['data']).command
+  assert not any(setting in command for setting in ('DATA_DIR', 'TASK_MODULES', 'CHAT', 'KEEP'))
+
+
 def test_triplets_of_another_vocabulary_than_the_policys_are_inspected_as_they_were_read(names):
   found = dro.inspect(names['data'])
   assert found.vocabulary['name'] == 'bytes' and found.held_out['fraction'] == 0.25

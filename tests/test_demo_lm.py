@@ -6,7 +6,7 @@ import pytest
 
 from dro_jax import demo_lm
 from dro_jax.data.worlds import requests
-from dro_jax.run.trained import Response
+from dro_jax.run.sampling.generation import Response
 from tests.checkpoints import tiny_tokenizer
 from tests.models.causal import tiny
 

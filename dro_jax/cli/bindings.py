@@ -48,7 +48,7 @@ _GIN_MODULES = {
   'dro_jax.evaluation.evaluate': 'dro_jax.evaluate',
   'dro_jax.evaluation.export_split': 'dro_jax.export_split',
   'dro_jax.evaluation.generate': 'dro_jax.generate',
-  'dro_jax.evaluation.judge.answers': 'dro_jax.judge',
+  'dro_jax.run.sampling.decoding': 'dro_jax.judge',
   'dro_jax.evaluation.judge.endpoint': 'dro_jax.judge',
   'dro_jax.evaluation.judge.judge': 'dro_jax.judge',
   'dro_jax.evaluation.report': 'dro_jax.report',

@@ -135,7 +135,7 @@ COMMANDS = {
     'compares the answers of runs, checkpoints and files side by side, and says who wins how often',
     (
       'dro_jax.parallel.partitioning:MeshSpec',
-      'dro_jax.evaluation.judge.answers:Decoding',
+      'dro_jax.run.sampling.decoding:Decoding',
       'dro_jax.evaluation.judge.endpoint:Endpoint',
     ),
     bare='sides',

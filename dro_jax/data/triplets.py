@@ -20,6 +20,7 @@ from dro_jax.data.table.cache import build_table
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import tokenise, vocabularies
 from dro_jax.data.text.chat import TEMPLATE
+from dro_jax.data.text.templates import PLAIN, PROMPT_LENGTH, RESPONSE_LENGTH
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 
@@ -70,12 +71,12 @@ def load_triplets(
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
   rewards: str | Mapping[str, float | int] | None = None,
-  template: str = '{prompt}',
+  template: str = PLAIN,
   chat_template: str = TEMPLATE,
   chat: bool | None = None,
   vocabulary: Annotated[str | Vocabulary, PLACE] = 'bytes',
-  prompt_length: int = 512,
-  response_length: int = 512,
+  prompt_length: int = PROMPT_LENGTH,
+  response_length: int = RESPONSE_LENGTH,
   overlong: str = 'truncate',
   keep: str = 'auto',
   scaling: str = 'none',
@@ -224,6 +225,22 @@ def read_parts(
     'data_dir': data_dir,
   }  # fmt: skip
   return Parts(train, held_out, test, report)
+
+
+def read_again(report: Mapping[str, Any]) -> dict[str, Any]:
+  """The arguments by which `read_parts` made a report, but for the vocabulary and the cache.
+
+  Args:
+    report: of triplets that were read from files or data sets, by this version or an earlier one.
+  """
+  split, tested = report.get('split') or {}, report.get('test_split') or {}
+  return {
+    'chat': None, 'chat_template': TEMPLATE, **report['options'], **(report.get('sources') or {}),
+    **report.get('read', {}),
+    'triplets': report['triplets'], 'eval_triplets': report.get('eval_triplets'),
+    'validation_fraction': split.get('fraction', 0), 'test_fraction': tested.get('fraction', 0),
+    'split_salt': (tested or split).get('salt', ''),
+  }  # fmt: skip
 
 
 def _scored_by(triplets: str | Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:

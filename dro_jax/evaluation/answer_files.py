@@ -13,11 +13,12 @@ from dro_jax.data.records import readers
 from dro_jax.data.records.file_names import expand
 from dro_jax.data.storage import partial
 from dro_jax.errors import UsageError, shown
+from dro_jax.run.sampling.decoding import Decoding
 
 # Fields of `generate` that are no measure by themselves.
 _BESIDE = ('step', 'reference_logp')
 # Settings of `generate` that decide which answers are drawn; seeds are pooled, checkpoints are compared.
-_DECODING = ('max_length', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'beams', 'length_penalty')
+_DECODING = tuple(Decoding().distribution())
 
 
 class Answers(NamedTuple):

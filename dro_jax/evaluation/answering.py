@@ -174,18 +174,16 @@ def _answer_by(
   for first in range(start, len(order), work.num_rows):
     places = order[first : first + work.num_rows]
     batch = list(itertools.islice(answers, len(places)))
-    scored = {}
+    scores: list[dict[str, float]] = [{} for _ in batch]
     if reference is not None:
       responses = [each.tokens for each in batch]
       logps = reference.score(reference.params, [work.tokens[i] for i, _ in places], responses)
-      scored = {place: {'reference_logp': float(logp)} for place, logp in zip(places, logps)}
+      scores = [{'reference_logp': float(logp)} for logp in logps]
     records = [
       {
         'id': work.id_of(step, i, k), **({} if step is None else {'step': step}),
-        'prompt': work.questions[i][1], 'response': vocabulary.decode(each.tokens), 'logp': each.logp,
-        **scored.get((i, k), {}), 'tokens': len(each.tokens),
-        'ended': bool(each.tokens[-1] == vocabulary.special.eos),
+        'prompt': work.questions[i][1], **each.decoded(vocabulary).record(**scored),
       }
-      for (i, k), each in zip(places, batch)
+      for (i, k), each, scored in zip(places, batch, scores)
     ]  # fmt: skip
     yield records[max(done - first, 0) :]

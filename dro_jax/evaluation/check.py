@@ -16,6 +16,7 @@ from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import networks
 from dro_jax.run.sampling import generation
+from dro_jax.run.sampling.decoding import Decoding
 from dro_jax.run.sampling.prompts import tokenise_prompts
 from dro_jax.step import reference, train_step
 from dro_jax.step import state as train_state
@@ -94,7 +95,7 @@ def check(
   texts = _first_prompts(prompts, columns, turn) if prompts else own_kind
   tokens = tokenise_prompts(texts, loaded_vocabulary, {}, by_chat=by_chat)
   answer_prompts = generation.make_generator(
-    nets.policy, device_mesh, max_length=max_length, temperature=0.0, batch_size=len(tokens)
+    nets.policy, device_mesh, Decoding(max_length, temperature=0.0, batch_size=len(tokens))
   )
   answers = list(answer_prompts(params, tokens, range(len(tokens))))
   logps, reference_logps = _score(nets, params, device_mesh, tokens, [answer.tokens for answer in answers])

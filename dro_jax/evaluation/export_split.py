@@ -15,9 +15,9 @@ from dro_jax.data.storage import hashes
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import chat, tokenise
 from dro_jax.data.text.vocabularies import Vocabulary
-from dro_jax.data.triplets import Parts, read_parts
+from dro_jax.data.triplets import Parts, read_again, read_parts
 from dro_jax.errors import UsageError
-from dro_jax.run.folder import configs
+from dro_jax.run.folder.reading import names_of
 
 # The parts by the names of their files, and the names of their counts in a run's metadata.
 PARTS = {'train': 'train', 'validation': 'eval', 'test': 'test'}
@@ -104,15 +104,8 @@ def _reading(
       f'{model_dir} does not say which triplets it read: they were made in memory, or it is not a run. Pass '
       'the folder of a run that reads files or data sets by their names.'
     )
-  split, tested = data.get('split') or {}, data.get('test_split') or {}
-  reading = {
-    'chat': None, 'chat_template': chat.TEMPLATE, **data['options'], **(data.get('sources') or {}),
-    **configs.read_options(saved, checkpoint),
-    'triplets': data['triplets'], 'eval_triplets': data.get('eval_triplets'),
-    'validation_fraction': split.get('fraction', 0), 'test_fraction': tested.get('fraction', 0),
-    'split_salt': (tested or split).get('salt', ''),
-  }  # fmt: skip
-  return reading | {name: value for name, value in moved.items() if value is not None}
+  again = read_again({**data, 'read': names_of(saved, checkpoint)})
+  return again | {name: value for name, value in moved.items() if value is not None}
 
 
 def _read(reading: Mapping[str, Any], vocabulary: Vocabulary, cache_dir: str | None) -> Parts:

@@ -1,5 +1,6 @@
 """The `generate` command: responses to a file's prompts."""
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -22,7 +23,8 @@ from dro_jax.evaluation import answering
 from dro_jax.parallel import partitioning, processes
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run import networks
-from dro_jax.run.folder import configs
+from dro_jax.run.folder import reading
+from dro_jax.run.sampling.decoding import Decoding, refuse_beams
 from dro_jax.run.sampling.generation import make_generator
 from dro_jax.run.sampling.prompts import tokenise_prompts, uses_chat
 
@@ -40,16 +42,16 @@ def generate(
   chat: bool | None = None,
   vocabulary: str | None = None,
   mesh: MeshSpec = MeshSpec(),
-  max_length: int = 128,
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  repetition_penalty: float = 1.0,
-  beams: int = 1,
-  length_penalty: float = 1.0,
-  num_samples: int = 1,
-  batch_size: int = 32,
-  seed: int = 0,
+  max_length: int = Decoding.max_length,
+  temperature: float = Decoding.temperature,
+  top_k: int = Decoding.top_k,
+  top_p: float = Decoding.top_p,
+  repetition_penalty: float = Decoding.repetition_penalty,
+  beams: int = Decoding.beams,
+  length_penalty: float = Decoding.length_penalty,
+  num_samples: int = Decoding.num_samples,
+  batch_size: int = Decoding.batch_size,
+  seed: int = Decoding.seed,
   base: str | None = None,
   reference_logp: str | None = None,
   init_from: str | None = None,
@@ -101,23 +103,25 @@ def generate(
       those of other settings.
   """
   limits.seed(seed)
-  _refuse_settings(beams, num_samples, reference_logp, init_from)
+  decoding = Decoding(
+    max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p,
+    repetition_penalty=repetition_penalty, beams=beams, length_penalty=length_penalty,
+    num_samples=num_samples, batch_size=batch_size, seed=seed,
+  )  # fmt: skip
+  refuse_beams(decoding)
+  _refuse_unread(reference_logp, init_from)
   target = None if output is None else _target(output)
   _refuse_input(target, prompts)
   checkpoints = _checkpoints(model_dir, steps)
   first, grid = next(iter(checkpoints.values())), mesh.over()
   loaded_vocabulary = policy.vocabulary_of(first, vocabulary)
-  options = _options(folders.load_metadata(first))
+  options = reading.options_of(folders.load_metadata(first))
   by_chat = uses_chat(loaded_vocabulary, options, chat, chat_template)
   turn = tokenise.turn_template(by_chat, chat_template or options.get('chat_template'))
   questions = _questions(first, prompts, prompt, columns, turn)
   tokens = tokenise_prompts([text for _, text in questions], loaded_vocabulary, options, template, by_chat)
   nets = networks.build_policy(first)
-  decoding: dict[str, Any] = {
-    'max_length': max_length, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p,
-    'repetition_penalty': repetition_penalty, 'beams': beams, 'length_penalty': length_penalty, 'seed': seed,
-  }  # fmt: skip
-  run = make_generator(nets.policy, grid, batch_size=batch_size, **decoding)
+  run = make_generator(nets.policy, grid, dataclasses.replace(decoding, num_samples=1))
   work = answering.Work(
     checkpoints, questions, tokens, num_samples, partitioning.divisible_rows(grid, batch_size)
   )
@@ -132,7 +136,8 @@ def generate(
     _print(_warn_of_unusable(itertools.chain.from_iterable(answer())))
     return {}
   settings = {
-    **decoding, 'samples': num_samples, 'vocabulary': loaded_vocabulary.fingerprint,
+    **decoding.distribution(), 'seed': seed, 'samples': num_samples,
+    'vocabulary': loaded_vocabulary.fingerprint,
     'checkpoints': {str(step): answering.digest_of(folder) for step, folder in checkpoints.items()},
     'prompts': _digest_of_prompts(questions, tokens),
     'reference': answering.reference_digest(reference_logp, first),
@@ -147,12 +152,7 @@ def generate(
 # --- what decides the answers -------------------------------------------------------------------------------
 
 
-def _refuse_settings(beams: int, num_samples: int, reference_logp: str | None, init_from: str | None) -> None:
-  if beams > 1 and num_samples > 1:
-    raise UsageError(
-      f'num_samples={num_samples} with beams={beams}: a beam search gives one answer to a prompt. Pass --set '
-      'SAMPLES=1, or --set BEAMS=1 and a temperature above 0 to draw several.'
-    )
+def _refuse_unread(reference_logp: str | None, init_from: str | None) -> None:
   if init_from is not None and reference_logp != answering.OWN:
     raise UsageError(
       f'--init_from={init_from} says where the reference of the run lies now, which only --set '
@@ -213,17 +213,12 @@ def _questions(
     )
   if prompt is not None:
     return [('0', prompt)]
-  saved = folders.load_metadata(model_dir)
-  read = configs.read_options(saved, pathlib.Path(model_dir))
-  names = inheritance.options({'columns': read['columns']}, prompts, columns)['columns']
+  own = reading.names_of(folders.load_metadata(model_dir), model_dir)
+  names = inheritance.options({'columns': own['columns']}, prompts, columns)['columns']
   first_id = {}
   for record_id, text in triplets.read_prompts(prompts, names, chat_template=turn):
     first_id.setdefault(text, record_id)
   return [(record_id, text) for text, record_id in first_id.items()]
-
-
-def _options(saved: Mapping[str, Any]) -> dict[str, Any]:
-  return saved.get('data', {}).get('options', {})
 
 
 # --- where they go ------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dro_jax.data.sources.find import as_texts
 from dro_jax.data.table.table import TokenTable
 from dro_jax.data.text import lost_text, tokenise, vocabularies
 from dro_jax.data.text.chat import TEMPLATE
+from dro_jax.data.text.templates import PLAIN, PROMPT_LENGTH, RESPONSE_LENGTH
 from dro_jax.data.triplets import Triplets, hold_out, load_triplets, with_missing_rewards_zero
 from dro_jax.errors import UsageError
 from dro_jax.inspection import describe, methods
@@ -67,13 +68,13 @@ def inspect_triplets(
   columns: str | Mapping[str, str] | None = None,
   map_reward: str | Mapping[str, float | int] | None = None,
   rewards: str | Mapping[str, float | int] | None = None,
-  template: str = '{prompt}',
+  template: str = PLAIN,
   chat_template: str = TEMPLATE,
   chat: bool | None = None,
   init_from: str | None = None,
   vocabulary: str | None = None,
-  prompt_length: int = 512,
-  response_length: int = 512,
+  prompt_length: int = PROMPT_LENGTH,
+  response_length: int = RESPONSE_LENGTH,
   keep: str = 'auto',
   batch_size: int = 32,
   scaling: str | Literal['none'] | None = None,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from dro_jax.configs.effects import PARTS
 from dro_jax.costs import slices
+from dro_jax.data.text.templates import PROMPT_LENGTH, RESPONSE_LENGTH
 from dro_jax.data.triplets import Triplets
 from dro_jax.errors import UsageError
 from dro_jax.preflight import compilation, placeholders
@@ -21,8 +22,8 @@ def preflight(
   topology: str,
   *,
   triplets: str | Sequence[str] | None = None,
-  prompt_length: int = 512,
-  response_length: int = 512,
+  prompt_length: int = PROMPT_LENGTH,
+  response_length: int = RESPONSE_LENGTH,
   remedies: bool = True,
   sweep: bool | int = False,
   sweep_limit: int | None = 12,

@@ -9,6 +9,7 @@ from dro_jax.data.sources.task_modules import import_modules
 from dro_jax.data.table import beam, cache
 from dro_jax.data.text import tokenise
 from dro_jax.data.text.chat import TEMPLATE
+from dro_jax.data.text.templates import PLAIN, PROMPT_LENGTH, RESPONSE_LENGTH
 from dro_jax.errors import UsageError
 
 
@@ -17,11 +18,11 @@ def build_table(
   *,
   init_from: str | None = None,
   vocabulary: str | None = None,
-  prompt_length: int = 512,
-  response_length: int = 512,
+  prompt_length: int = PROMPT_LENGTH,
+  response_length: int = RESPONSE_LENGTH,
   overlong: str = 'truncate',
   keep: str = 'auto',
-  template: str = '{prompt}',
+  template: str = PLAIN,
   chat_template: str = TEMPLATE,
   chat: bool | None = None,
   columns: str | None = None,

@@ -23,6 +23,7 @@ from dro_jax.errors import UsageError
 from dro_jax.recipes.train import train
 from dro_jax.run import trained
 from dro_jax.run.folder import configs as resume
+from dro_jax.run.folder import reading
 from dro_jax.run.folder.configs import Recorded
 from dro_jax.run.spec import RunSpec
 from dro_jax.statistics import agreement
@@ -194,7 +195,7 @@ class _Fitted(NamedTuple):
 def _predict(folder: str, spec: RunSpec, part: _Part, batch_size: int) -> _Fitted:
   mesh = spec.mesh.over()
   run = trained.load_run(folder, mesh)
-  read_as = resume.data_options({'data': {'options': run.data_options}})
+  read_as = reading.keep_of({'data': {'options': run.data_options}})
   triplets = spec.data(**_reading(run.vocabulary.spec, read_as))
   unseen = np.flatnonzero(~part.fits(triplets.train.prompt_digests))
 

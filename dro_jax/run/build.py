@@ -24,6 +24,7 @@ from dro_jax.run.folder.legacy import Legacy
 from dro_jax.run.learner import Learner, make_learner
 from dro_jax.run.measure import Validator, make_validator
 from dro_jax.run.sampling import generation, rollouts
+from dro_jax.run.sampling.decoding import Decoding
 from dro_jax.run.schedule import Clock, Schedule
 from dro_jax.run.spec import Compute, RunSpec, Value
 from dro_jax.step import state as train_state
@@ -219,8 +220,8 @@ def build(spec: RunSpec, devices: Sequence[Any] | None = None, legacy: Legacy = 
   validator = make_validator(spec, learner, data, legacy)
   longest = data.longest if validator.rollouts is None else validator.rollouts.settings['max_length']
   answer = generation.make_generator(
-    learner.networks.policy, learner.mesh, max_length=longest, temperature=0.0,
-    batch_size=data.schedule.sample_prompts,
+    learner.networks.policy, learner.mesh,
+    Decoding(longest, temperature=0.0, batch_size=data.schedule.sample_prompts),
   )  # fmt: skip
   return Run(
     spec=spec, legacy=legacy, devices=devices, mesh=learner.mesh, vocabulary=learner.vocabulary,

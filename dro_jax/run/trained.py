@@ -1,12 +1,10 @@
 """A run's checkpoint, loaded to score and to answer with."""
 
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from dro_jax.algorithms.base import NO_LOSS
@@ -19,8 +17,9 @@ from dro_jax.errors import UsageError
 from dro_jax.models import lora, scoring
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import batches, networks, reference_store, summary, table_scores
-from dro_jax.run.folder import configs
-from dro_jax.run.sampling.generation import make_generator
+from dro_jax.run.folder import reading
+from dro_jax.run.sampling.decoding import Decoding
+from dro_jax.run.sampling.generation import Response, make_generator
 from dro_jax.run.sampling.prompts import tokenise_prompts
 from dro_jax.step import reference
 from dro_jax.step import state as train_state
@@ -40,15 +39,6 @@ class Network(NamedTuple):
   def variables(self) -> Mapping[str, Params]:
     """The parameters by flax's collections."""
     return lora.variables_of(self.params)
-
-
-class Response(NamedTuple):
-  """An answer: its text, its log π(y|x) in nats, its tokens, and whether it ended by itself."""
-
-  text: str
-  logp: float
-  tokens: np.ndarray
-  ended: bool
 
 
 class TrainedRun(NamedTuple):
@@ -83,8 +73,8 @@ class TrainedRun(NamedTuple):
     return None if self.networks.value is None else Network(self.networks.value, self.state.networks['value'])
 
   def generate(
-    self, prompts: str | Sequence[str], *, temperature: float = 1.0, max_length: int = 128, seed: int = 0,
-    **options: Any,
+    self, prompts: str | Sequence[str], *, temperature: float = Decoding.temperature,
+    max_length: int = Decoding.max_length, seed: int = Decoding.seed, **options: Any,
   ) -> list[Response]:  # fmt: skip
     """Answers prompts, which take the run's template and are cut as in training; `[0].text` is the first.
 
@@ -93,23 +83,17 @@ class TrainedRun(NamedTuple):
       temperature: the divisor of the logits; 0 takes the most probable token.
       max_length: tokens of a response at most.
       seed: decides, with a prompt's place, the sample for the prompt.
-      options: other options of `run.sampling.generation.make_generator`: top_k, top_p, beams, batch_size, ...
+      options: other settings of `Decoding`: top_k, top_p, beams, batch_size, ...
 
     Raises:
       UsageError: settings exclude each other.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     tokens = tokenise_prompts(texts, self.vocabulary, self.data_options)
-    draw = make_generator(
-      self.networks.policy, self._on(), temperature=temperature, max_length=max_length, seed=seed, **options
-    )
-    return [
-      Response(
-        self.vocabulary.decode(answer.tokens), answer.logp, answer.tokens,
-        bool(answer.tokens[-1] == self.vocabulary.special.eos),
-      )
-      for answer in draw(self.state.networks['policy'], tokens, range(len(tokens)))
-    ]  # fmt: skip
+    decoding = Decoding(max_length=max_length, temperature=temperature, seed=seed, **options)
+    draw = make_generator(self.networks.policy, self._on(), decoding)
+    answers = draw(self.state.networks['policy'], tokens, range(len(tokens)))
+    return [answer.decoded(self.vocabulary) for answer in answers]
 
   def score(self, data: Triplets | TokenTable, **options: Any) -> table_scores.ScoredTable:
     """Scores logged responses: `.logps`, `.log_ratio` (nats), `.values`, in the table's order.
@@ -160,8 +144,8 @@ def load_run(
   fitted = scaling.from_json(data['scaling']) if 'scaling' in data else scaling.RewardScaling()
   words = policy.vocabulary_of(model_dir, vocabulary)
   return TrainedRun(
-    nets, state, words, fitted, saved.get('temperature', 1.0), data.get('options', {}),
-    configs.read_options(saved, pathlib.Path(model_dir)), mesh, saved.get('reference') is not None,
+    nets, state, words, fitted, saved.get('temperature', 1.0), reading.options_of(saved),
+    reading.names_of(saved, model_dir), mesh, saved.get('reference') is not None,
     saved.get('scores'),
   )  # fmt: skip
 

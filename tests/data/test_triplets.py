@@ -16,6 +16,7 @@ from dro_jax.data.triplets import (
   Triplets,
   few_held_out,
   load_triplets,
+  read_again,
   read_parts,
   require_rewards,
   with_missing_rewards_zero,
@@ -105,6 +106,17 @@ def test_a_validation_fraction_of_0_holds_out_nothing(files):
 def parts(*args, **options):
   options = {'prompt_length': 64, 'response_length': 96, 'overlong': 'truncate', 'keep': 'auto'} | options
   return read_parts(*args, **{'template': '{prompt}', **options})
+
+
+@pytest.mark.parametrize('apart', [False, True])
+def test_parts_are_read_again_by_their_report(apart, files, cache):
+  made = parts(
+    files[0], eval_triplets=files[1] if apart else None, template='Q: {prompt}', prompt_length=8,
+    response_length=96, overlong='drop', keep='end', columns='label=', map_reward='numbers',
+    rewards='reward=2', validation_fraction=0.2, test_fraction=0.1, split_salt='s', data_dir=str(cache),
+  )  # fmt: skip
+  again = read_parts(**read_again(json.loads(json.dumps(made.report))), vocabulary='bytes')
+  assert json.dumps(again.report) == json.dumps(made.report)
 
 
 def test_prompts_kept_for_tests_neither_train_nor_validate(files):

@@ -18,10 +18,10 @@ import pytest
 
 from dro_jax.checkpoints.import_checkpoint import import_checkpoint
 from dro_jax.data.worlds import exercises, requests
-from dro_jax.evaluation.judge.answers import Decoding
 from dro_jax.evaluation.judge.endpoint import Endpoint
 from dro_jax.evaluation.judge.judge import judge
 from dro_jax.parallel.partitioning import MeshSpec
+from dro_jax.run.sampling.decoding import Decoding
 from dro_jax.run.trained import load_run
 from tests.docs.test_extend import BLOCK
 from tests.docs.test_judging import PAGE, server_of_the_page

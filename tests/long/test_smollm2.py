@@ -16,6 +16,7 @@ from dro_jax.checkpoints.gguf import read
 from dro_jax.evaluation.generate import generate
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.run import networks
+from dro_jax.run.sampling.decoding import Decoding
 from dro_jax.run.sampling.generation import make_generator
 
 pytest.importorskip('gguf')
@@ -43,7 +44,7 @@ def theirs():
 
 def ours(folder, prompts):
   nets, mesh = networks.build_policy(folder), MeshSpec().over()
-  run = make_generator(nets.policy, mesh, max_length=LENGTH, temperature=0.0, batch_size=len(prompts))
+  run = make_generator(nets.policy, mesh, Decoding(LENGTH, temperature=0.0, batch_size=len(prompts)))
   answers = run(networks.load_policy(nets, folder, mesh), prompts, range(len(prompts)))
   return [answer.tokens.tolist() for answer in answers]
 

@@ -1,5 +1,6 @@
 """Answers of a policy to prompts: draws them, scores them, and measures them."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from flax import linen as nn
 from dro_jax.data.text import tokenise, vocabularies
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run.sampling import generation, rewards
+from dro_jax.run.sampling.decoding import Decoding
 from dro_jax.statistics import diversity
 from dro_jax.types import Params
 
@@ -46,9 +48,9 @@ class Tools(NamedTuple):
 
 def make_tools(policy: nn.Module, words: vocabularies.Vocabulary, mesh: Mesh, response_length: int) -> Tools:
   """Functions that answer and score with any policy of this kind, at temperature 1 without truncation."""
-  sizes: dict[str, Any] = {'max_length': response_length, 'batch_size': _BATCH}
-  answer = generation.make_generator(policy, mesh, **sizes)
-  greedy = generation.make_generator(policy, mesh, temperature=0.0, **sizes)
+  drawing = Decoding(response_length, batch_size=_BATCH)
+  answer = generation.make_generator(policy, mesh, drawing)
+  greedy = generation.make_generator(policy, mesh, dataclasses.replace(drawing, temperature=0.0))
 
   def draw(params: Params, prompts: Sequence[str], num: int, purpose: str, seed: int) -> Samples:
     asked = [prompt for prompt in prompts for _ in range(num)]

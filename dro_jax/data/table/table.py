@@ -184,7 +184,7 @@ def build(
   response_length: int,
   overlong: str = 'truncate',
   keep: str = 'auto',
-  template: str = '{prompt}',
+  template: str = templates.PLAIN,
   chat: bool | None = None,
   rates: Mapping[str, float | int] | None = None,
   source_fingerprint: str | None = None,
@@ -238,7 +238,7 @@ def description(
   response_length: int,
   overlong: str = 'truncate',
   keep: str = 'auto',
-  template: str = '{prompt}',
+  template: str = templates.PLAIN,
   chat: bool | None = None,
   rates: Mapping[str, float | int] | None = None,
 ) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import numpy as np
 
 from dro_jax.errors import UsageError
 
+PLAIN = '{prompt}'  # The prompt alone.
+PROMPT_LENGTH, RESPONSE_LENGTH = 512, 512  # Tokens at most where nothing else is set, EOS included.
 KEEPS = ('auto', 'start', 'end')
 OVERLONG = ('truncate', 'drop')
 

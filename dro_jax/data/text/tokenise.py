@@ -78,7 +78,7 @@ def framed(prompt: str, template: str, by_chat: bool) -> str:
   Raises:
     UsageError: the prompt is a conversation, which the model's own template writes.
   """
-  if by_chat and template != '{prompt}' and chat.turns_of(prompt) != [Turn('user', prompt)]:
+  if by_chat and template != templates.PLAIN and chat.turns_of(prompt) != [Turn('user', prompt)]:
     raise UsageError(
       f'TEMPLATE={template!r} stands around a text, but the prompt {prompt[:_SHOWN]!r}... is a conversation, '
       "which the model's own chat template writes: leave TEMPLATE, or pass --set CHAT=false"

@@ -5,6 +5,7 @@ import numpy as np
 from dro_jax.data import scaling
 from dro_jax.data.storage import hashes
 from dro_jax.data.table.table import Texts, TokenTable
+from dro_jax.data.text.templates import PROMPT_LENGTH, RESPONSE_LENGTH
 from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.data.triplets import Triplets
 
@@ -14,8 +15,8 @@ def triplets(
   *,
   prompts: int,
   responses: int = 2,
-  prompt_length: int = 512,
-  response_length: int = 512,
+  prompt_length: int = PROMPT_LENGTH,
+  response_length: int = RESPONSE_LENGTH,
   columns: tuple[str, ...] = (),
 ) -> Triplets:
   """Prompts with `responses` responses each, all of the longest length, with rewards 0, 1, ... a prompt.

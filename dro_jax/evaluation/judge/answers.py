@@ -12,55 +12,15 @@ from dro_jax.checkpoints import folders, policy
 from dro_jax.data.storage import hashes
 from dro_jax.data.storage.journal import Journal
 from dro_jax.data.text import tokenise
-from dro_jax.errors import UsageError
 from dro_jax.evaluation.judge import sides
 from dro_jax.evaluation.judge.prompts import Prompt
 from dro_jax.evaluation.judge.sides import Side
 from dro_jax.parallel.partitioning import Mesh
 from dro_jax.run import trained
+from dro_jax.run.folder import reading
+from dro_jax.run.sampling.decoding import Decoding, refuse_beams
 from dro_jax.run.sampling.generation import make_generator
 from dro_jax.run.sampling.prompts import tokenise_prompts, uses_chat
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-  """How policies answer.
-
-  Attributes:
-    max_length: tokens of an answer at most.
-    temperature: divides the logits; 0 takes the most probable token.
-    top_k: the number of most probable tokens to draw from; 0 draws from all.
-    top_p: draws from the fewest tokens with a total probability of p; 1 draws from all.
-    repetition_penalty: on tokens that the text has already; 1 is none.
-    beams: prefixes that a beam search keeps, at temperature 0; 1 does not search.
-    length_penalty: the exponent of the length that divides a response's log-prob in a beam search.
-    num_samples: answers to each prompt.
-    batch_size: prompts at once; changes no answer.
-    seed: decides, with the prompt, the answers.
-
-  Example:
-    >>> dro.Decoding(temperature=0.0).max_length
-    128
-  """
-
-  max_length: int = 128
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  repetition_penalty: float = 1.0
-  beams: int = 1
-  length_penalty: float = 1.0
-  num_samples: int = 1
-  batch_size: int = 32
-  seed: int = 0
-
-  def key(self) -> str:
-    """A hash of all that decides an answer, but for the number of answers."""
-    others = ['num_samples', 'batch_size']
-    if self.beams == 1:  # No search: the key is that of earlier versions, which had none.
-      others += ['beams', 'length_penalty']
-    decisive = {name: value for name, value in vars(self).items() if name not in others}
-    return files.hash_parts([files.json_text(decisive, sort_keys=True).encode()])
 
 
 def check(decoding: Decoding) -> None:
@@ -70,11 +30,7 @@ def check(decoding: Decoding) -> None:
     'Decoding', 'there would be no answer', max_length=decoding.max_length, num_samples=decoding.num_samples,
     batch_size=decoding.batch_size, beams=decoding.beams,
   )  # fmt: skip
-  if decoding.beams > 1 and decoding.num_samples > 1:
-    raise UsageError(
-      f'beams={decoding.beams} with num_samples={decoding.num_samples}: a beam search finds one answer to a '
-      'prompt. Pass num_samples=1 (--set SAMPLES=1), or beams=1 (--set BEAMS=1) to draw several.'
-    )
+  refuse_beams(decoding)
 
 
 def of_side(
@@ -122,24 +78,18 @@ def _draw(
   """Draws answers to (prompt, number) and writes each as it comes."""
   logging.getLogger(__name__).info('%s: %d answers to draw', side.name, len(missing))
   vocabulary = policy.vocabulary_of(side.path)
-  options = folders.load_metadata(side.path).get('data', {}).get('options', {})
+  options = reading.options_of(folders.load_metadata(side.path))
   turn = tokenise.turn_template(uses_chat(vocabulary, options), options.get('chat_template'))
   tokens = tokenise_prompts([prompt.by(turn) for prompt, _ in missing], vocabulary, options)
   load = trained.load_reference if side.kind == sides.REFERENCE else trained.load_network
   network = load(side.path, mesh)
-  settings = {
-    name: value for name, value in vars(decoding).items() if name != 'num_samples'
-  }  # Those of `make_generator`, by its names.
-  draw = make_generator(network.module, mesh, **settings)
+  draw = make_generator(network.module, mesh, dataclasses.replace(decoding, num_samples=1))
   found = {}
   for (prompt, k), answer in zip(missing, draw(network.params, tokens, _ids(missing))):
-    text = vocabulary.decode(answer.tokens)
-    ended = bool(answer.tokens[-1] == vocabulary.special.eos)
-    journal.append({
-      'id': prompt.id, 'prompt': prompt.text, 'sample': k, 'response': text, 'logp': answer.logp,
-      'tokens': len(answer.tokens), 'ended': ended, 'side': side.name,
-    })  # fmt: skip
-    found[prompt.text, k] = text
+    response = answer.decoded(vocabulary)
+    about = {'id': prompt.id, 'prompt': prompt.text, 'sample': k}
+    journal.append({**about, **response.record(), 'side': side.name})
+    found[prompt.text, k] = response.text
   return found
 
 

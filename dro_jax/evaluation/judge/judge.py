@@ -16,7 +16,6 @@ from dro_jax.evaluation.judge import answers as answering
 from dro_jax.evaluation.judge import choosing, comparing, judges, report
 from dro_jax.evaluation.judge import prompts as asking
 from dro_jax.evaluation.judge import sides as who
-from dro_jax.evaluation.judge.answers import Decoding
 from dro_jax.evaluation.judge.endpoint import Endpoint
 from dro_jax.evaluation.judge.prompts import Prompt
 from dro_jax.evaluation.judge.sides import Side
@@ -24,6 +23,7 @@ from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.printing.result import Report
 from dro_jax.run.folder.lock import locked
 from dro_jax.run.sampling import rewards
+from dro_jax.run.sampling.decoding import Decoding
 from dro_jax.run.sampling.rewards import Reward
 
 

@@ -13,6 +13,7 @@ from dro_jax.data.records.fields import checked_names
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import answering
+from dro_jax.run.folder import reading
 from dro_jax.run.folder.configs import RUN
 
 FILE, POLICY, REFERENCE = 'file', 'policy', 'reference'
@@ -138,5 +139,5 @@ def checkpoint_digest(side: Side) -> str:
   saved = folders.load_metadata(side.path)
   read = {name: saved.get(name) for name in ('model', 'family', 'lora', 'vocabulary_fingerprint')}
   digest = answering.digest_of(side.path)
-  described = [side.kind, digest, read, saved.get('data', {}).get('options', {})]
+  described = [side.kind, digest, read, reading.options_of(saved)]
   return files.hash_parts([files.json_text(described, sort_keys=True).encode()])

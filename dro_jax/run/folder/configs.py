@@ -74,36 +74,6 @@ def _effect(difference: Difference, effects: Effects) -> Effect:
   return effects.get(selector.rpartition('.')[2], {}).get(parameter, NUMBERS)
 
 
-def data_options(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """Options for reading a run's data again: `auto` may mean something else now.
-
-  Args:
-    saved: the metadata of its newest checkpoint; empty where there is no run.
-  """
-  keep = saved.get('data', {}).get('options', {}).get('keep', 'auto')
-  return {} if keep == 'auto' else {'keep': keep}
-
-
-def read_options(saved: Mapping[str, Any], checkpoint: Any) -> dict[str, Any]:
-  """A run's `columns` and `map_reward`; None where it had none.
-
-  Args:
-    saved: the metadata of one of its checkpoints.
-    checkpoint: the folder of that checkpoint, MODEL_DIR/checkpoints/STEP. A run of an earlier version has
-      them in its configuration only.
-  """
-  if (read := saved.get('data', {}).get('read')) is not None:
-    return read
-  text = newest_text(checkpoint.parent.parent, CONFIG) or ''
-  bound = {binding.name: binding.value for binding in read_saved(text, CONFIG) if binding.name}
-
-  def value(name: str) -> Any:
-    text = bound.get(name) or 'None'
-    return value(text[1:]) if text.startswith('%') else ast.literal_eval(text)
-
-  return {name: value(f'load_triplets.{name}') for name in ('columns', 'map_reward')}
-
-
 def _has_same_name(difference: Difference) -> bool:
   then, now = (ast.literal_eval(value or 'None') for value in (difference.then, difference.now))
   return bool(then and now) and pathlib.PurePath(then).name == pathlib.PurePath(now).name

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from dro_jax.checkpoints import folders, metadata
 from dro_jax.data.triplets import Triplets
-from dro_jax.run.folder import configs
+from dro_jax.run.folder import reading
 from dro_jax.step.reference import Reference
 
 # Since this format, validation is over the whole table at once, in an order of its own.
@@ -58,7 +58,7 @@ def from_metadata(saved: Mapping[str, Any]) -> Legacy:
   moves = (saved.get('reference') or {}).get('scheme') == 'moving'
   return Legacy(
     has_scalar_value=is_old and (saved.get('value') or {}).get('readout') == 'scalar',
-    keep=configs.data_options(saved).get('keep'),
+    keep=reading.keep_of(saved).get('keep'),
     measures_moving=moves and not saved.get('keeps_initial'),
     validates_by_batch=is_old,
   )

@@ -1,8 +1,9 @@
 """Answers to prompts, drawn in batches from a policy on a mesh."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,14 +11,31 @@ from flax import linen as nn
 from jaxtyping import UInt32
 
 from dro_jax.data.batches.rows import single_rows
+from dro_jax.data.text.vocabularies import Vocabulary
 from dro_jax.errors import UsageError
 from dro_jax.models import beam_search, sampling, scoring
 from dro_jax.models.policy import refuse_long_texts
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh
+from dro_jax.run.sampling.decoding import Decoding, refuse_beams
 from dro_jax.types import Array, Params, Rows
 
 _PROMPT_MULTIPLE = 32  # Prompts are padded to a multiple, so that few lengths are compiled.
+
+
+class Response(NamedTuple):
+  """An answer: its text, its log π(y|x) in nats, its tokens, and whether it ended by itself."""
+
+  text: str
+  logp: float
+  tokens: np.ndarray
+  ended: bool
+
+  def record(self, **logps: float) -> dict[str, Any]:
+    """Its fields in a file of answers; `logps` are its log-probs under other policies, by their fields."""
+    return {
+      'response': self.text, 'logp': self.logp, **logps, 'tokens': len(self.tokens), 'ended': self.ended
+    }  # fmt: skip
 
 
 class Answer(NamedTuple):
@@ -26,54 +44,38 @@ class Answer(NamedTuple):
   tokens: np.ndarray
   logp: float
 
+  def decoded(self, vocabulary: Vocabulary) -> Response:
+    """The answer with its text."""
+    has_ended = bool(self.tokens[-1] == vocabulary.special.eos)
+    return Response(vocabulary.decode(self.tokens), self.logp, self.tokens, has_ended)
+
 
 Generator = Callable[[Params, Sequence[np.ndarray], Sequence[int]], Iterator[Answer]]
 
 
-def make_generator(
-  policy: nn.Module,
-  mesh: Mesh,
-  *,
-  max_length: int,
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  repetition_penalty: float = 1.0,
-  beams: int = 1,
-  length_penalty: float = 1.0,
-  batch_size: int = 32,
-  seed: int = 0,
-) -> Generator:
+def make_generator(policy: nn.Module, mesh: Mesh, decoding: Decoding) -> Generator:
   """Returns `generate(params, prompts, ids)`: an answer to each prompt's tokens, in order.
 
   Args:
     policy: the model.
     mesh: rows are split over it.
-    max_length: tokens of a response at most.
-    temperature: the divisor of the logits; 0 takes the most probable token.
-    top_k: the number of most probable tokens to draw from; 0 draws from all.
-    top_p: draws from the fewest tokens with a total probability of p; 1 draws from all.
-    repetition_penalty: the penalty on tokens that the text has already (see `models.sampling.penalised`); 1
-      is none.
-    beams: prefixes kept by a beam search (`models.beam_search.search`), at temperature 0; 1 does not search.
-    length_penalty: the exponent of the length that divides a response's log-prob in a beam search.
-    batch_size: prompts at once, rounded up to a number that the mesh divides.
-    seed: decides, with a prompt's id, the sample for the prompt, whatever the batch.
+    decoding: how it answers. `batch_size` is rounded up to a number that the mesh divides; `seed` decides,
+      with a prompt's id, the sample for the prompt, whatever the batch.
 
   Raises:
-    UsageError: several beams are to draw samples.
+    UsageError: a beam search is to draw, or several answers to a prompt are to come from one id.
   """
-  if beams > 1 and (temperature != 0 or top_k or top_p != 1):
+  refuse_beams(decoding)
+  if decoding.num_samples != 1:
     raise UsageError(
-      f'beams={beams} with temperature={temperature}, top_k={top_k}, top_p={top_p}: a beam search looks for '
-      'the most probable response and draws nothing. Pass temperature=0 (--set TEMPERATURE=0) and '
-      'leave top_k and top_p, or beams=1 (--set BEAMS=1) to draw.'
+      f'num_samples={decoding.num_samples}: each prompt is answered once here. Pass num_samples=1, and a '
+      'prompt as often as it is to be answered.'
     )
-  num_rows = partitioning.divisible_rows(mesh, batch_size)
-  decoding = _Decoding(max_length, temperature, top_k, top_p, repetition_penalty, beams, length_penalty)
+  max_length, num_rows = decoding.max_length, partitioning.divisible_rows(mesh, decoding.batch_size)
   sample, key = (
-    _make_sample(policy, mesh, decoding),
-    jax.device_get(jax.random.key_data(jax.random.key(seed))),
+    # One batch size and seed: they are not compiled.
+    _make_sample(policy, mesh, dataclasses.replace(decoding, batch_size=1, seed=0)),
+    jax.device_get(jax.random.key_data(jax.random.key(decoding.seed))),
   )
 
   def generate(params: Params, prompts: Sequence[np.ndarray], ids: Sequence[int]) -> Iterator[Answer]:
@@ -136,34 +138,22 @@ def _padded_length(policy: nn.Module, prompts: Sequence[np.ndarray], max_length:
   return -(-longest // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
 
 
-class _Decoding(NamedTuple):
-  """How responses are decoded: all that is compiled into their sampling, besides shapes."""
-
-  max_length: int
-  temperature: float
-  top_k: int
-  top_p: float
-  repetition_penalty: float
-  beams: int
-  length_penalty: float
-
-
 # One function for equal arguments, so that a second generator of the same policy compiles nothing again.
 @functools.lru_cache(maxsize=16)
-def _make_sample(policy: nn.Module, mesh: Mesh, decoding: _Decoding) -> Callable[..., sampling.Samples]:
+def _make_sample(policy: nn.Module, mesh: Mesh, decoding: Decoding) -> Callable[..., sampling.Samples]:
   """Returns `sample(params, rows, key data)`, compiled for the mesh."""
-  max_length, temperature, top_k, top_p, repetition_penalty, beams, length_penalty = decoding
 
   def sample(params: Params, rows: Rows, key: UInt32[Array, '...']) -> sampling.Samples:
     prompts = rows.prompt_tokens, rows.prompt_segments
-    if beams != 1:
+    if decoding.beams != 1:
       return beam_search.search(
-        policy, params, prompts, max_length, beams=beams, length_penalty=length_penalty,
-        repetition_penalty=repetition_penalty,
+        policy, params, prompts, decoding.max_length, beams=decoding.beams,
+        length_penalty=decoding.length_penalty, repetition_penalty=decoding.repetition_penalty,
       )  # fmt: skip
     return sampling.sample(
-      policy, params, prompts, max_length, jax.random.wrap_key_data(key), temperature=temperature,
-      top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, prompt_ids=rows.example_id[:, 0],
+      policy, params, prompts, decoding.max_length, jax.random.wrap_key_data(key),
+      temperature=decoding.temperature, top_k=decoding.top_k, top_p=decoding.top_p,
+      repetition_penalty=decoding.repetition_penalty, prompt_ids=rows.example_id[:, 0],
     )  # fmt: skip
 
   return partitioning.jit_on(mesh, sample)

@@ -29,11 +29,12 @@ def tokenise_prompts(
   Raises:
     UsageError: a template without a place for the prompt, or a prompt that the model's own does not take.
   """
-  template = templates.check_template(template or options.get('template', '{prompt}'))
+  template = templates.check_template(template or options.get('template', templates.PLAIN))
   by_chat = uses_chat(vocabulary, options) if by_chat is None else by_chat
   framed = [tokenise.framed(text, template, by_chat) for text in texts]
+  length = options.get('prompt_length', templates.PROMPT_LENGTH)
   # Runs that do not say kept the start.
-  length, keep = options.get('prompt_length', 512), options.get('keep', 'start' if options else 'auto')
+  keep = options.get('keep', 'start' if options else 'auto')
   keeps = [templates.kept_end(keep, chat.is_rendered(text)) for text in texts]
   cut = tokenise.prompts(framed, vocabulary, by_chat=by_chat, length=length, keeps=keeps)
   if count := sum(was_cut for _, was_cut in cut):

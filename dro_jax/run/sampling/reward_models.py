@@ -21,6 +21,7 @@ from dro_jax.models.policy import refuse_long_texts, saved_config
 from dro_jax.parallel import partitioning
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import networks
+from dro_jax.run.folder import reading
 from dro_jax.step.state import join
 from dro_jax.types import Params, Rows
 
@@ -110,11 +111,11 @@ class RewardModel:
     self, vocabulary: Vocabulary, prompts: Sequence[str], responses: Sequence[str]
   ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The tokens of each prompt and response, as the model read its own."""
-    options = (self._saved.get('data') or {}).get('options', {})
+    options = reading.options_of(self._saved)
     by_chat = options.get('chat', vocabulary.chat is not None)
     turn = tokenise.turn_template(by_chat, options.get('chat_template'))
     read = [chat.rendered_by(prompt, turn) for prompt in prompts]
-    template = options.get('template', '{prompt}')
+    template = options.get('template', templates.PLAIN)
     framed = [_framed_once(text, template, by_chat) for text in read]
     if by_chat and self._saved.get(REWARD_MODEL):
       # As transformers: the score is read at the last token that the template writes, whatever that is.
@@ -138,7 +139,7 @@ class RewardModel:
 def _framed_once(text: str, template: str, by_chat: bool) -> str:
   """A prompt in the model's template, if it is not in it already, as the prompts of a run are."""
   before, _, after = template.partition('{prompt}')
-  is_framed = template != '{prompt}' and text.startswith(before) and text.endswith(after)
+  is_framed = template != templates.PLAIN and text.startswith(before) and text.endswith(after)
   return text if is_framed else tokenise.framed(text, template, by_chat)
 
 

@@ -7,9 +7,9 @@ from dro_jax.checkpoints import folders
 from dro_jax.errors import UsageError
 from dro_jax.evaluation.generate import generate
 from dro_jax.evaluation.judge import answers, prompts, sides
-from dro_jax.evaluation.judge.answers import Decoding
 from dro_jax.parallel import partitioning
 from dro_jax.run import trained
+from dro_jax.run.sampling.decoding import Decoding
 from tests.evaluation.test_generate import save
 
 DECODING = Decoding(max_length=4, batch_size=8)

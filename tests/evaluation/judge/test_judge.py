@@ -8,9 +8,9 @@ from dro_jax import main
 from dro_jax.errors import Failed, UsageError
 from dro_jax.evaluation.judge import choosing
 from dro_jax.evaluation.judge import sides as sides_of
-from dro_jax.evaluation.judge.answers import Decoding
 from dro_jax.evaluation.judge.endpoint import Endpoint
 from dro_jax.evaluation.judge.judge import judge
+from dro_jax.run.sampling.decoding import Decoding
 from tests.evaluation.judge.chat_server import by_exact_reward, serving
 from tests.evaluation.judge.conftest import PROMPTS
 

@@ -226,16 +226,6 @@ def test_a_start_that_holds_the_same_parameters_may_have_another_name(refusal):
   assert 'INIT_FROM' in refusal(texts(), other, described(init_digest='x'), described(init_digest='y'))
 
 
-def test_a_run_says_how_its_files_were_read_or_its_configuration_does(tmp_path):
-  step = tmp_path / 'checkpoints' / '5'
-  none = {'columns': None, 'map_reward': None}
-  assert configs.read_options({}, step) == none
-  bound = "COLUMNS = 'prompt=question'\nload_triplets.columns = %COLUMNS\nload_triplets.map_reward = 'up=1'\n"
-  configs.record(tmp_path, texts(more=bound), 0)
-  assert configs.read_options({}, step) == {'columns': 'prompt=question', 'map_reward': 'up=1'}
-  assert configs.read_options({'data': {'read': none}}, step) == none
-
-
 def test_resume_ignores_a_name_that_the_saved_metadata_lack(refusal):
   assert refusal({}, {}, metadata(fingerprint=None), metadata()) is None
 
@@ -280,9 +270,6 @@ def test_a_run_keeps_the_end_of_prompts_that_it_was_made_with(refusal):
   before = texts(known.format('start'), more='train.data = @load_triplets\n')
   assert refusal(before, texts(known.format('auto'), more=keep.format('auto'))) is None
   assert "keep: 'start' → 'end'" in refusal(before, texts(known.format('auto'), more=keep.format('end')))
-  saved = {'data': {'options': {'keep': 'start'}}}
-  assert configs.data_options(saved) == {'keep': 'start'}
-  assert configs.data_options({'data': {'options': {'keep': 'auto'}}}) == configs.data_options({}) == {}
 
 
 def test_a_resumed_run_keeps_its_first_texts_and_records_the_later_ones(tmp_path, caplog):
