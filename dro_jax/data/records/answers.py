@@ -74,10 +74,7 @@ def new_file(output: str, paths: Sequence[str]) -> pathlib.Path:
       f'--output={output}: answers are written as JSON lines, so that the name must end in .jsonl: pass '
       f'--output={target.with_suffix(".jsonl")}.'
     )
-  if any(target.resolve() == pathlib.Path(path).resolve() for path in paths):
-    raise UsageError(
-      f'--output={output} is among the files to read, and would be replaced: pass another file.'
-    )
+  files.refuse_input(target, paths)
   return target
 
 
