@@ -28,7 +28,7 @@ def files_fingerprint(paths: Iterable[str]) -> str:
 
 def file_hash(path: str) -> tuple[str, str]:
   """The base name of a file, on a disk or in a bucket, and a hash of its contents."""
-  digest = hashlib.blake2b()
+  digest = hashlib.blake2b()  # Longer than `files.hash_parts`: tables that are there already are found by it.
   try:
     with epath.Path(path).open('rb') as file:
       while block := file.read(2**20):
