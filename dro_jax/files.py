@@ -93,6 +93,12 @@ def output_file(path: str, flag: str = '--output') -> pathlib.Path:
   return target
 
 
+def refuse_input(target: pathlib.Path, inputs: Iterable[str]) -> None:
+  """Refuses, as a UsageError, to replace one of the files that a result is made of."""
+  if target.resolve() in [pathlib.Path(path).resolve() for path in inputs]:
+    raise UsageError(f'{target} is among the files to read, and would be replaced: pass another --output.')
+
+
 def output_folder(path: str | os.PathLike[str], flag: str = '--output') -> pathlib.Path:
   """The folder for a result, new or not, `~` expanded; checks before the work starts that it can be written.
 

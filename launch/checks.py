@@ -108,7 +108,7 @@ def _code_of(file: pathlib.Path) -> str:
 def _hash_of(file: pathlib.Path, changed: int) -> str:
   del changed  # A file that changed is hashed again.
   with file.open('rb') as opened:
-    return hashlib.file_digest(opened, 'sha256').hexdigest()
+    return hashlib.file_digest(opened, 'sha256').hexdigest()  # As notes of earlier versions have it.
 
 
 def refuse_missing(arguments: Sequence[str]) -> None:

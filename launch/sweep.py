@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
+from dro_jax import files
 from dro_jax.errors import UsageError
 from dro_jax.names import SAME_STEP
 from launch import arguments as words
@@ -212,7 +213,7 @@ class Note(NamedTuple):
     try:
       self.file.parent.mkdir(parents=True, exist_ok=True)
       note = {'arguments': self.arguments, 'contents': dict(self.contents)}
-      self.file.write_text(json.dumps(note) + '\n', encoding='utf-8')
+      files.write_atomically(self.file, files.json_text(note) + '\n')
     except OSError as error:
       say(f'launch: {error}: the same command would repeat this cell')
 
@@ -221,7 +222,7 @@ def _note_file(job: config_dict.ConfigDict, folder: str) -> pathlib.Path:
   """The file of a note: in the folder of the run, or here where that is on other machines."""
   if '://' not in folder and not words.is_in(folder, job.get('shared_dir', '')):
     return pathlib.Path(folder).expanduser() / NOTE
-  digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
+  digest = hashlib.sha256(folder.encode()).hexdigest()[:16]  # By which notes of earlier versions are found.
   return _ELSEWHERE / f'{digest}.json'
 
 

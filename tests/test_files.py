@@ -151,6 +151,16 @@ def test_an_output_replaces_no_pipe_or_device_and_goes_where_a_link_leads(tmp_pa
   assert files.output_file(str(tmp_path / 'torn')) == tmp_path / 'gone' / 'file'
 
 
+def test_an_output_replaces_no_input_by_whatever_name(tmp_path):
+  file, link = tmp_path / 'a.jsonl', tmp_path / 'link.jsonl'
+  file.touch()
+  link.symlink_to(file)
+  files.refuse_input(tmp_path / 'b.jsonl', [str(file), str(link)])
+  for target, read in ((file, file), (file, link), (tmp_path / 'absent' / '..' / 'a.jsonl', file)):
+    with pytest.raises(UsageError, match='is among the files to read, and would be replaced: pass another'):
+      files.refuse_input(target, ['b.jsonl', str(read)])
+
+
 def test_a_folder_without_leave_to_write_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'access', lambda path, mode: False)  # Root may write everywhere.
   for check, path in ((files.output_file, 'a.jsonl'), (files.output_folder, 'a/b')):

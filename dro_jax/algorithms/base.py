@@ -124,19 +124,24 @@ def by_response(name: str, per_example: Callable[[Batch], Array], **settings: An
   return Algorithm(name, loss, **settings)
 
 
+def pair_metrics(margins_P: Array, valid_P: Array) -> dict[str, Array]:
+  """The mean margin of chosen over rejected responses, and how often it is positive; 0 counts half."""
+  margins = jax.lax.stop_gradient(margins_P)
+  wins = jnp.where(margins == 0, 0.5, (margins > 0).astype(jnp.float32))
+  return {
+    'pair_margin': masked.weighted_mean(margins, valid_P),
+    'pair_accuracy': masked.weighted_mean(wins, valid_P),
+  }
+
+
 def by_pair(name: str, per_pair: Callable[[Batch], Array], **settings: Any) -> Algorithm:
   """An algorithm with one loss `[P]`, by pair: member 0 is chosen, member 1 rejected."""
 
   def loss(batch: Batch) -> LossOutput:
     valid = jnp.all(batch.unit_mask, axis=1)
     scores = batch.policy_logps - (0.0 if batch.reference is None else batch.reference_logps)
-    margins = jax.lax.stop_gradient(jnp.diff(-batch.members(scores), axis=1)[:, 0])
-    wins = jnp.where(margins == 0, 0.5, (margins > 0).astype(jnp.float32))
-    metrics = {
-      'pair_margin': masked.weighted_mean(margins, valid),
-      'pair_accuracy': masked.weighted_mean(wins, valid),
-    }
-    return LossOutput({'policy': LossTerm(per_pair(batch), valid)}, metrics)
+    margins = jnp.diff(-batch.members(scores), axis=1)[:, 0]
+    return LossOutput({'policy': LossTerm(per_pair(batch), valid)}, pair_metrics(margins, valid))
 
   return Algorithm(name, loss, unit='pair', couples=True, **settings)
 

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from dro_jax import limits, losses
 from dro_jax.algorithms import refusals
-from dro_jax.algorithms.base import PREFERENCES, REWARDS, Algorithm
+from dro_jax.algorithms.base import PREFERENCES, REWARDS, Algorithm, pair_metrics
 from dro_jax.algorithms.batch import Batch
 from dro_jax.errors import UsageError, did_you_mean
-from dro_jax.ops import masked
 from dro_jax.types import LossOutput, LossTerm, Scalar
 
 ROLES = ('proxy', 'gold')
@@ -28,13 +26,7 @@ def bradley_terry(margin: Scalar = 0.0, role: str = 'proxy') -> Algorithm:
     scores_P2, valid = batch.members(batch.values), jnp.all(batch.unit_mask, axis=1)
     chosen, rejected = scores_P2[:, 0], scores_P2[:, 1]
     per_pair = losses.bradley_terry(chosen, rejected, margin=margin)
-    margins = jax.lax.stop_gradient(chosen - rejected)
-    wins = jnp.where(margins == 0, 0.5, (margins > 0).astype(jnp.float32))
-    metrics = {
-      'pair_margin': masked.weighted_mean(margins, valid),
-      'pair_accuracy': masked.weighted_mean(wins, valid),
-    }
-    return LossOutput({'value': LossTerm(per_pair, valid)}, metrics)
+    return LossOutput({'value': LossTerm(per_pair, valid)}, pair_metrics(chosen - rejected, valid))
 
   return _reward_model('bradley_terry', loss, role, PREFERENCES)._replace(unit='pair', couples=True)
 

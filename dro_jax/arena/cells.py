@@ -131,5 +131,5 @@ def missing(folder: pathlib.Path, cells: Iterable[Cell]) -> list[Cell]:
 
 
 def digest(value: Any) -> str:
-  """A hash (SHA-256) of plain JSON."""
+  """A hash (SHA-256) of plain JSON; finished cells are found by it, so that no other can take its place."""
   return hashlib.sha256(json.dumps(to_json(value), sort_keys=True).encode()).hexdigest()

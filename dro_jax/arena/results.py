@@ -33,6 +33,11 @@ class Chosen(NamedTuple):
   trials: int
   edges: Sequence[str]
 
+  @property
+  def of_seeds(self) -> list[Mapping[str, Any]]:
+    """The results of all seeds."""
+    return list(self.results.values())
+
 
 def at(finished: Iterable[Finished], axes: Mapping[str, Any]) -> list[Finished]:
   """The cells at a point of the axes."""
@@ -119,6 +124,11 @@ def crossed_bootstrap(x_SP: np.ndarray, resamples: int = RESAMPLES, seed: int = 
     return Estimate(float(x_SP.mean()), np.nan, np.nan)
   low, high = np.quantile(means, (0.025, 0.975))
   return Estimate(float(x_SP.mean()), float(low), float(high))
+
+
+def titled(title: str, where: str) -> str:
+  """A table's title, with the point of the axes where there are several."""
+  return f'{title} ({where})' if where else title
 
 
 def unequal(chosen: Mapping[str, Chosen]) -> str:

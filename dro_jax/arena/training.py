@@ -78,10 +78,7 @@ def methods(rates: Range, behaviour_sampler: str | None = None) -> dict[str, Met
     behaviour_sampler: 'sampled' where the log's log-probs are known to be propensities.
   """
   a, sampler = algorithms, behaviour_sampler
-
-  def varied(low: float, high: float) -> trials.Grid:
-    return {'temperature': Range(low, high), 'learning_rate': rates}
-
+  varied = functools.partial(trials.by_temperature, rates=rates)
   return {
     'dro_v': Method(lambda t: a.dro_v(tau=t), varied(0.2, 1.0)),
     'dro_p': Method(lambda t: a.dro_p(tau=t), varied(0.2, 1.0)),

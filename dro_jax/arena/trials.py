@@ -32,6 +32,11 @@ Grid = Mapping[str, Range | Turns]
 Trial = dict[str, float | str]
 
 
+def by_temperature(low: float, high: float, rates: Range) -> Grid:
+  """The grid of a method that has a temperature, from `low` to `high`, and a learning rate."""
+  return {'temperature': Range(low, high), 'learning_rate': rates}
+
+
 def make_trials(
   grids: Mapping[str, Grid], points: int, widen: int = 0, most: int | None = None
 ) -> dict[str, list[Trial]]:

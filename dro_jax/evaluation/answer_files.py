@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dro_jax import files
-from dro_jax.data.records import readers
+from dro_jax.data.records.answers import read_unchecked
 from dro_jax.data.records.file_names import expand
 from dro_jax.data.storage import partial
-from dro_jax.errors import UsageError, shown
+from dro_jax.errors import UsageError
 from dro_jax.run.sampling.decoding import Decoding
 
 # Fields of `generate` that are no measure by themselves.
@@ -27,7 +26,7 @@ class Answers(NamedTuple):
   Attributes:
     name: of the side that they belong to.
     file: where they lie.
-    by_prompt: records by prompt; a conversation by its JSON.
+    by_prompt: records by prompt, with our names of fields; a conversation by its turns as JSON.
     settings: how `generate` decoded them; `None` where that is not known.
   """
 
@@ -46,11 +45,15 @@ class Answers(NamedTuple):
     return np.array([math.fsum(map(value, each)) / len(each) for each in self.by_prompt.values()])
 
 
-def read(specs: Sequence[str]) -> list[Answers]:
+def read(specs: Sequence[str], columns: str | Mapping[str, str] | None = None) -> list[Answers]:
   """The files that are named, each FILE or NAME=FILE, in their order.
 
   Several files of one NAME are one side, such as the seeds of one method. The answers of several steps in one
   file are sides of their own, NAME@STEP.
+
+  Args:
+    specs: name the files.
+    columns: the files' names of fields; those that a file lacks are passed over.
 
   Raises:
     UsageError: a file is missing, or a record has no prompt or response.
@@ -65,7 +68,7 @@ def read(specs: Sequence[str]) -> list[Answers]:
     stem = pathlib.Path(path).name.partition('.')[0]
     # Two files are one side only where the user says so.
     own = name or (stem if stems.count(stem) == 1 and stem not in [n for n, _ in named] else path)
-    found += _of_steps(own, path)
+    found += _of_steps(own, path, columns)
   return found
 
 
@@ -78,18 +81,11 @@ def _expanded(spec: str) -> Iterator[tuple[str | None, str]]:
     yield name.strip() or None, file
 
 
-def _of_steps(name: str, path: str) -> Iterator[Answers]:
+def _of_steps(name: str, path: str, columns: str | Mapping[str, str] | None) -> Iterator[Answers]:
   by_step: dict[Any, dict[str, list[Mapping[str, Any]]]] = {}
-  for where, record in readers.located(path):
-    prompt, response = record.get('prompt'), record.get('response')
-    prompt = files.json_text(prompt) if isinstance(prompt, list) else prompt
-    for field, text in (('prompt', prompt), ('response', response)):
-      if not isinstance(text, str):
-        raise UsageError(
-          f"{where}: field '{field}' is {shown(record.get(field))}; answers have a text there, as `dro_jax "
-          'generate` writes them. Name the fields so, or remove the record.'
-        )
-    by_step.setdefault(record.get('step'), {}).setdefault(prompt, []).append(record)
+  for answer in read_unchecked(path, columns):
+    record = answer.fields | {'response': answer.response}
+    by_step.setdefault(record.get('step'), {}).setdefault(answer.prompt, []).append(record)
   settings = partial.settings_of(pathlib.Path(path))
   decoding = settings and {field: settings.get(field) for field in _DECODING}
   for step, by_prompt in by_step.items():

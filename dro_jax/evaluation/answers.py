@@ -60,6 +60,7 @@ def compare_answers(
   *,
   reward: str | Mapping[str, Reward | str] | None = None,
   output: str | None = None,
+  columns: str | Mapping[str, str] | None = None,
   resamples: int = 1000,
   seed: int = 0,
 ) -> Report:
@@ -76,6 +77,8 @@ def compare_answers(
     reward: rewards for the answers, one or 'helpful=SPEC,safe=SPEC' (see `run.sampling.rewards.find_named`),
       or functions by name; `None` takes the numbers that the files have.
     output: a folder for answers.md and answers.json.
+    columns: the files' names of fields: 'prompt=question,response=answer'; those that a file lacks are passed
+      over.
     resamples: draws of prompts behind each 95 % interval.
     seed: of those draws.
 
@@ -90,7 +93,7 @@ def compare_answers(
     )
   functions = _functions(reward)
   target = None if output is None else files.output_folder(output)
-  every = answer_files.read(specs)
+  every = answer_files.read(specs, columns)
   found = answer_files.in_common(every)
   sides: dict[str, list[Answers]] = {}
   for each in found:

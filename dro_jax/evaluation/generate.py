@@ -111,7 +111,8 @@ def generate(
   refuse_beams(decoding)
   _refuse_unread(reference_logp, init_from)
   target = None if output is None else _target(output)
-  _refuse_input(target, prompts)
+  if target is not None and prompts is not None:
+    files.refuse_input(target, triplets.expand(prompts))
   checkpoints = _checkpoints(model_dir, steps)
   first, grid = next(iter(checkpoints.values())), mesh.over()
   loaded_vocabulary = policy.vocabulary_of(first, vocabulary)
@@ -190,17 +191,6 @@ def _digest_of_prompts(questions: Sequence[tuple[str, str]], tokens: Sequence[np
 def _target(output: str) -> pathlib.Path:
   """The file to write, checked before the first answer; the first of several processes writes it."""
   return files.output_file(output) if jax.process_index() == 0 else pathlib.Path(output).expanduser()
-
-
-def _refuse_input(target: pathlib.Path | None, prompts: str | None) -> None:
-  """Refuses to replace the file of prompts by the answers."""
-  if target is None or prompts is None:
-    return
-  for path in triplets.expand(prompts):
-    if target.resolve() == pathlib.Path(path).resolve():
-      raise UsageError(
-        f'--output={target} holds the prompts, and the answers would replace it: pass another file.'
-      )
 
 
 def _questions(

@@ -76,6 +76,11 @@ def num_parts(*names: str | None) -> list[int]:
   return [math.prod(shape.get(axis, 1) for axis in jax.tree.leaves(cut)) for cut in cuts]
 
 
+def dropout(x_BTD: Float[Array, 'B T D'], rate: float, deterministic: bool) -> Float[Array, 'B T D']:
+  """Dropout, within a module: all tokens of a row lose the same dimensions."""
+  return nn.Dropout(rate, broadcast_dims=(-2,))(x_BTD, deterministic)
+
+
 def constrain_hidden(x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
   """Shards hidden states."""
   return constrain(x_BTD, 'activation_batch', 'activation_length', 'activation_embed')
@@ -255,7 +260,7 @@ class MLP(nn.Module):
       for name, activation in zip(mlp_inputs(self.activations), self.activations)
     ]
     inner_BTF = functools.reduce(operator.mul, parts)
-    inner_BTF = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(inner_BTF, deterministic)
+    inner_BTF = dropout(inner_BTF, self.dropout_rate, deterministic)
     inner_BTF = constrain(inner_BTF, 'activation_batch', 'activation_length', 'activation_mlp')
     return dense(x_BTD.shape[-1], ('mlp', 'embed'), name='wo')(inner_BTF)
 

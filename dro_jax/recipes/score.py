@@ -18,7 +18,7 @@ from dro_jax.data.records import comparisons, file_names, scored
 from dro_jax.data.records.answers import Answer, new_file, read_answers
 from dro_jax.data.sources.find import find, refuse_changed, stamps
 from dro_jax.data.sources.task_modules import import_modules
-from dro_jax.data.storage.fingerprints import differences
+from dro_jax.data.storage.fingerprints import differences, mixed
 from dro_jax.data.storage.journal import Journal
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError, shown
@@ -262,12 +262,8 @@ class _Kept:
       _log.info('%s: goes on after %d scored answers', self._path, len(self._scores))
       return len(self._scores)
     if lines:  # They may have cost hours, or money.
-      changed = '; '.join(differences(head['identity'], first.get('identity') or {}))
-      raise UsageError(
-        f'{self._path} holds {len(lines)} scores of other rewards or settings ({changed}), and the new ones '
-        'would be mixed with them: pass those to go on, remove the file to begin anew, or pass another '
-        '--output.'
-      )
+      held = f'{len(lines)} scores of other rewards or settings'
+      raise mixed(self._path, held, head['identity'], first.get('identity') or {})
     self._journal.clear()
     self._journal.append(head)
     return 0

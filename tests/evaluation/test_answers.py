@@ -219,13 +219,28 @@ def test_blank_answers_and_conversations_count(write):
 @pytest.mark.parametrize(
   'record, message',
   [
-    ({'prompt': 'x'}, r"a\.jsonl:1: field 'response' is None"),
+    ({'prompt': 'x'}, r"a\.jsonl:1: field 'response' is missing"),
     ({'response': 'x', 'prompt': 3}, r"a\.jsonl:1: field 'prompt' is 3"),
   ],
 )
 def test_records_without_an_answer_are_named(record, message, write):
   with pytest.raises(UsageError, match=message):
     compare_answers(write('a', [record]))
+
+
+def test_fields_may_have_other_names_in_some_files(write):
+  names = {'prompt': 'question', 'response': 'answer', 'reward': 'stars'}
+  theirs = [{names.get(name, name): value for name, value in record.items()} for record in draw(1)]
+  found = compare_answers(
+    [write('ours', draw(0)), write('theirs', theirs)], columns='prompt=question,response=answer,reward=stars',
+    resamples=5,
+  )  # fmt: skip
+  want = compare_answers([write('ours', draw(0)), write('theirs', draw(1))], resamples=5)
+  assert found['tables'] == want['tables'] and 'reward' in rows(found)
+  path = write('theirs', theirs)
+  assert main.main(['answers', path, '--columns=prompt=question,response=answer', '--set=RESAMPLES=5']) == 0
+  with pytest.raises(UsageError, match=r"theirs\.jsonl:1: field 'response' is missing"):
+    compare_answers(path, columns='prompt=question')
 
 
 def test_the_command_prints_and_writes_what_python_returns(write, tmp_path, capsys):

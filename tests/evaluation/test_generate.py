@@ -299,7 +299,7 @@ def test_bad_calls_write_nothing(policy, prompts, tmp_path):
   with pytest.raises(UsageError, match='temperature=-1'):
     generate.generate(policy, prompt='x', temperature=-1.0, output=str(output))
   before = pathlib.Path(prompts).read_bytes()
-  with pytest.raises(UsageError, match='holds the prompts, and the answers would replace it'):
+  with pytest.raises(UsageError, match='is among the files to read, and would be replaced'):
     generate.generate(policy, prompts, output=str(prompts))
   assert pathlib.Path(prompts).read_bytes() == before
   with pytest.raises(UsageError, match='no checkpoint'):

@@ -11,7 +11,7 @@ from dro_jax.arena.exact import in_memory as inmemory
 from dro_jax.arena.exact import values
 from dro_jax.arena.exact import world as exact_world
 from dro_jax.arena.exact.world import Lab, Place
-from dro_jax.arena.trials import Grid, Range
+from dro_jax.arena.trials import Grid, Range, by_temperature
 from dro_jax.data.worlds import toy
 from dro_jax.losses.groups import GROUP_VALUES
 from dro_jax.types import Scalar
@@ -120,11 +120,8 @@ def methods(tau: float) -> dict[str, Method]:
   placed after a pilot on one seed, by validation regret and with test numbers in sight.
   """
   rates = Range(2e-4, 6e-4)
-  stars = {'temperature': Range(tau, 2 * tau), 'learning_rate': rates}
-
-  def vary(low: float, high: float) -> Grid:
-    return {'temperature': Range(low, high), 'learning_rate': rates}
-
+  vary = functools.partial(by_temperature, rates=rates)
+  stars = vary(tau, 2 * tau)
   a = algorithms
   return {
     'dro_v': Method(lambda t: a.dro_v(tau=t), stars, True, about='V learned with the policy'),

@@ -68,10 +68,6 @@ def _where(axes: Mapping[str, Any]) -> str:
   return ', '.join(f'{name} {value:g}' for name, value in axes.items())
 
 
-def _titled(title: str, where: str) -> str:
-  return f'{title} ({where})' if where else title
-
-
 def _ordered(chosen: Mapping[str, Chosen], measure: str) -> list[str]:
   """Methods from the least to the greatest mean, those that diverged last."""
 
@@ -102,7 +98,7 @@ def frontier_table(chosen: Choices, about: Mapping[str, str], where: str) -> Tab
     for name in _ordered(best, 'below_frontier')
   ]
   return Table(
-    _titled('Reward against divergence', where), rows + _landmark_rows(best),
+    results.titled('Reward against divergence', where), rows + _landmark_rows(best),
     'Stars and nats, means over test prompts and seeds with 95 % intervals; the checkpoint that is best by '
     'validation, unless it says last. Below the frontier: reward missing to the most at an equal KL.',
   )  # fmt: skip
@@ -153,7 +149,7 @@ def regret_table(chosen: Choices, where: str) -> Table:
     'Stars; paired by seed and prompt, intervals over both. V* at the temperature that V was fitted at. '
     + results.unequal(best)
   )
-  return Table(_titled('Regret J* − J', where), rows, note.strip())
+  return Table(results.titled('Regret J* − J', where), rows, note.strip())
 
 
 def _value_error(chosen: Chosen) -> float | None:
@@ -177,7 +173,7 @@ def ladder_table(chosen: Mapping[str, Chosen], where: str) -> Table:
         {'from': before, 'to': after, 'change': change, 'regret gained': results.difference(*regrets)}
       )
   return Table(
-    _titled('What makes the difference', where), rows, 'Regret of the second minus the first, paired.'
+    results.titled('What makes the difference', where), rows, 'Regret of the second minus the first, paired.'
   )
 
 
@@ -200,7 +196,7 @@ def trials_table(chosen: Mapping[str, Chosen], where: str) -> Table:
     )
   flagged = sum(bool(each.edges) for each in chosen.values())
   return Table(
-    _titled('Trials', where), rows,
+    results.titled('Trials', where), rows,
     f'{flagged} of {len(rows)} optima lie at an edge of their grid: a better one may lie beyond. --widen '
     'extends every grid alike. FLOPs are of training; best_of_n pays when it answers.',
   )  # fmt: skip
@@ -215,8 +211,8 @@ def values_table(finished: Sequence[Finished]) -> Table:
     chosen = results.choose(results.at(finished, axes), VALUES, 'best')
     for name, each in chosen.items():
       rows[name] |= {
-        _titled('regret', where): results.mean(results.by_prompt(each, 'best', 'regret')),
-        _titled('V − V*', where): _value_error(each),
+        results.titled('regret', where): results.mean(results.by_prompt(each, 'best', 'regret')),
+        results.titled('V − V*', where): _value_error(each),
       }
   return Table(
     'The V ladder', [row for row in rows.values() if len(row) > 1],
@@ -256,7 +252,7 @@ def draw_frontier(
   most = max(world['frontier']['kl_to_reference'][0] for world in worlds.values())
   axes.set(
     xlabel='KL(π‖π_ref), nats', ylabel='expected reward, stars', xlim=(-0.1, 1.3 * most),
-    title=_titled('Test prompts: every trial (small), the chosen (large), π* (star)', where),
+    title=results.titled('Test prompts: every trial (small), the chosen (large), π* (star)', where),
   )  # fmt: skip
   axes.legend(fontsize='small', ncols=2, loc='lower right')
 
@@ -281,7 +277,7 @@ def draw_curves(chosen: Mapping[str, Chosen], where: str, figure: Any) -> None:
     axes.plot(share, regret, marker='os^'[number // 10], color=f'C{number % 10}', label=name)
   axes.set(
     xlabel='share of the budget', ylabel='regret on validation prompts, stars', yscale='log',
-    title=_titled('On the way', where),
+    title=results.titled('On the way', where),
   )  # fmt: skip
   axes.legend(fontsize='small', ncols=2)
 

@@ -132,13 +132,9 @@ def measure_corrections(result: Mapping[str, Any], which: str, score: Score) -> 
 
 def table(title: str, note: str, measure: Measure, own: Score, chosen: Mapping[str, results.Chosen]) -> Table:
   """A row for each method and each baseline: its own score, and its plain log-probs."""
-  first = _seeds(next(iter(chosen.values())))[0]
-  rows = [_method_row(name, _seeds(choice), measure, own) for name, choice in chosen.items()]
+  first = next(iter(chosen.values())).of_seeds[0]
+  rows = [_method_row(name, choice.of_seeds, measure, own) for name, choice in chosen.items()]
   return Table(title, [*rows, *_baseline_rows(measure, first)], f'{note} 95 % intervals over prompts.')
-
-
-def _seeds(choice: results.Chosen) -> list[Mapping[str, Any]]:
-  return list(choice.results.values())
 
 
 def _method_row(name: str, of_seeds: list[Mapping[str, Any]], measure: Measure, own: Score) -> dict[str, Any]:
@@ -185,7 +181,7 @@ def draw(tables: Sequence[Table], figure: Any) -> None:
 def report(order: Sequence[str], finished: Sequence[Finished]) -> Report:
   """The suite's tables and figure, methods in this order."""
   chosen = results.choose(finished, order, 'last')
-  about = _seeds(next(iter(chosen.values())))[0]['about']
+  about = next(iter(chosen.values())).of_seeds[0]['about']
   tables = [
     table(
       'Rank correlation with human scores, all test prompts',

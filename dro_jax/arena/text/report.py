@@ -31,15 +31,11 @@ def _mean(found: Results, *path: str) -> float:
   return float(_arrays(found, *path).mean())
 
 
-def _seeds(choice: results.Chosen) -> Results:
-  return list(choice.results.values())
-
-
 def _policies(chosen: Mapping[str, results.Chosen]) -> dict[str, tuple[Results, tuple[str, ...]]]:
   """The reference and every chosen trial: its results, and the key of its answers in them."""
   most = max(chosen.values(), key=lambda choice: len(choice.results))
-  return {'SFT (reference)': (_seeds(most), ('reference',))} | {
-    name: (_seeds(choice), ('last', 'test')) for name, choice in chosen.items()
+  return {'SFT (reference)': (most.of_seeds, ('reference',))} | {
+    name: (choice.of_seeds, ('last', 'test')) for name, choice in chosen.items()
   }
 
 
@@ -66,7 +62,7 @@ def score_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
     rows.append(row | (kept(found) if trained else {}))
   at_edge = [f'{name}: {", ".join(choice.edges)}' for name, choice in chosen.items() if choice.edges]
   return Table(
-    _titled('Answers to test prompts', where), rows,
+    results.titled('Answers to test prompts', where), rows,
     'reward: 1 − edits to the right answer / length. minus SFT’s: paired by prompt. win rate: against an SFT '
     'answer to the same prompt, ties half. right: share of answers. KL: log π − log π_ref of own answers, '
     'nats. junk: share of answers that are wrong and to which π_ref gives less than to 99 % of its own. '
@@ -102,7 +98,7 @@ def ceiling_table(finished: Sequence[Finished], where: str = '') -> Table:
   ]
   log = {'policy': 'the policy that wrote the log', 'reward': _estimate([result], 'log', 'reward')}
   return Table(
-    _titled('Ceilings', where), [*rows, log],
+    results.titled('Ceilings', where), [*rows, log],
     'Greedy decoding takes the most probable token of the reference; best of n takes the best of n of its '
     'answers, which needs the true reward (KL is its upper bound); π* at τ is estimated from its answers, '
     'self-normalised, τ in standard deviations of the log’s rewards.',
@@ -121,11 +117,7 @@ def kind_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
         kind: results.crossed_bootstrap(reward_SP[:, kinds == kind]) for kind in dict.fromkeys(kinds.tolist())
       }
     )
-  return Table(_titled('Reward by kind of task', where), rows)
-
-
-def _titled(title: str, where: str) -> str:
-  return f'{title} ({where})' if where else title
+  return Table(results.titled('Reward by kind of task', where), rows)
 
 
 def shape_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
@@ -141,7 +133,7 @@ def shape_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
     for name, (found, path) in _policies(chosen).items()
   ]
   return Table(
-    _titled('How they differ', where), rows,
+    results.titled('How they differ', where), rows,
     'distinct-n: different n-grams of tokens, of all tokens. different of K: of the K answers to a prompt. '
     'best of K: the reward of the best of them.',
   )  # fmt: skip
@@ -159,7 +151,7 @@ def difference_table(chosen: Mapping[str, results.Chosen], where: str = '') -> T
     for name, of_seeds in rewards.items()
   ]
   return Table(
-    _titled(f'Against {first}, paired by seed and prompt', where),
+    results.titled(f'Against {first}, paired by seed and prompt', where),
     rows,
     'An interval that holds 0 tells no difference.',
   )
@@ -184,19 +176,19 @@ def value_table(chosen: Mapping[str, results.Chosen], where: str = '') -> Table:
   """Estimates of each policy from the log, beside the truth."""
   rows = []
   for name, choice in chosen.items():
-    log = log_of(_seeds(choice))
+    log = log_of(choice.of_seeds)
     size = off_policy.effective_sample_size(log.ratios)
     rows.append(
       {
         'method': name,
-        'truth': _estimate(_seeds(choice), 'last', 'test', 'reward'),
+        'truth': _estimate(choice.of_seeds, 'last', 'test', 'reward'),
         **{_ESTIMATORS[key]: value for key, value in off_policy.estimates(log, resamples=DRAWS).items()},
         'effective samples': size,
         'of': len(log.ratios),
       }
     )
   return Table(
-    _titled('Value on test prompts, estimated from the log', where), rows,
+    results.titled('Value on test prompts, estimated from the log', where), rows,
     'truth: mean reward of the policy’s own answers. The reward model is a ridge regression on the training '
     'log, on letters and lengths. Few effective samples: the log says little of this policy.',
   )  # fmt: skip
@@ -231,7 +223,7 @@ def trust_table(finished: Sequence[Finished], where: str = '') -> Table:
         ),
       }
     )
-  return Table(_titled(f'Estimates of {len(truth)} policies: every trial', where), rows)
+  return Table(results.titled(f'Estimates of {len(truth)} policies: every trial', where), rows)
 
 
 def draw_frontier(finished: Sequence[Finished], chosen: Mapping[str, results.Chosen], figure: Any) -> None:
@@ -242,9 +234,9 @@ def draw_frontier(finished: Sequence[Finished], chosen: Mapping[str, results.Cho
     tried = [each.result for each in finished if each.cell.algorithm == name]
     points = [[_mean([each], 'last', 'test', of) for of in ('kl', 'reward')] for each in tried]
     dots = axes.scatter(*np.array(points).T, s=15, alpha=0.5)
-    best = [_mean(_seeds(choice), 'last', 'test', of) for of in ('kl', 'reward')]
+    best = [_mean(choice.of_seeds, 'last', 'test', of) for of in ('kl', 'reward')]
     axes.scatter(*best, s=90, color=dots.get_facecolor()[0], alpha=1, label=name)
-  log = _seeds(next(iter(chosen.values())))
+  log = next(iter(chosen.values())).of_seeds
   axes.scatter(0, _mean(log, 'reference', 'reward'), marker='s', color='0.3', label='SFT (reference)')
   axes.axhline(_mean(log, 'reference', 'best'), color='0.7', linestyle=':', label='SFT, best of K')
   axes.set(xlabel='KL(π‖π_ref), nats', ylabel='mean reward', title='Answers to test prompts')
@@ -268,7 +260,7 @@ def draws_table(finished: Sequence[Finished], order: Sequence[str]) -> Table:
   for axes in results.points(finished):
     chosen = results.choose(results.at(finished, axes), order, 'last')
     for name, choice in chosen.items():
-      found = _seeds(choice)
+      found = choice.of_seeds
       gained = _arrays(found, 'last', 'test', 'reward') - _arrays(found, 'reference', 'reward')
       rows.setdefault(name, {'method': name})[_where(axes)] = results.crossed_bootstrap(gained)
   return Table(

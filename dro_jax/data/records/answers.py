@@ -1,11 +1,19 @@
-"""Answers of files to be scored: each with its text, and with its record's fields under our names."""
+"""Answers of files, to score or to compare: each with its texts, and its record's fields under our names."""
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dro_jax import files
-from dro_jax.data.records import comparisons, field_paths, numbers, products, readers, texts
+from dro_jax.data.records import (
+  comparisons,
+  field_paths,
+  inheritance,
+  numbers,
+  products,
+  readers,
+  texts,
+)
 from dro_jax.data.records.fields import FIELDS, checked_names
 from dro_jax.data.records.file_names import expand
 from dro_jax.data.records.ids import Ids, read_id
@@ -17,7 +25,7 @@ class Answer(NamedTuple):
 
   Attributes:
     prompt, response: texts; a prompt that is a conversation is its turns as JSON (see `text.chat`).
-    fields: all that its record holds, which makes the same triplet when it is read again.
+    fields: all that its record holds, by our names.
     where: file:line, for errors.
   """
 
@@ -33,7 +41,8 @@ def read_answers(
   """The answers of triplet files, with or without rewards; a comparison is two, as in `read_triplets`.
 
   Fields that the user named have our names, and those that he ignores are left out. A field's number that a
-  format without types holds as text is a number. A response may be blank: a policy may answer nothing.
+  format without types holds as text is a number. A response may be blank: a policy may answer nothing. The
+  fields make the same triplet when they are read again.
 
   Args:
     paths: of any triplet format.
@@ -58,6 +67,40 @@ def read_answers(
       yield Answer(prompt, response, fields, where)
 
 
+def read_unchecked(
+  path: str, columns: str | Mapping[str, str] | None = None, *, chat_template: str | None = None
+) -> Iterator[Answer]:
+  """The answers of a file to be compared, as a policy gave them, otherwise as `read_answers`.
+
+  A response may be any text, ids may repeat or be missing, and a comparison is refused.
+
+  Args:
+    path: of any triplet format.
+    columns: our name to the file's; those that the file lacks are passed over.
+    chat_template: of each turn of a prompt that is a conversation; `None` leaves it its turns as JSON.
+
+  Raises:
+    UsageError: a record has no prompt or response; names file:line and field.
+  """
+  present = inheritance.options({'columns': columns}, path, None)['columns'] if columns else None
+  names = checked_names(present)
+  for file in expand(path):
+    is_textual = readers.format_of(file) in ('csv', 'tsv')
+    for where, record in _located(file, names):
+      prompt, response = _unchecked_texts(record, names, where, chat_template)
+      yield Answer(prompt, response, _in_our_names(record, names, is_textual), where)
+
+
+def _unchecked_texts(
+  record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str | None
+) -> tuple[str, str]:
+  response = field_paths.value(record, names, 'response')
+  if isinstance(response, str):  # Neither read as turns nor refused for its characters.
+    return texts.read_prompt(record, names, where, template), response
+  spoken = texts.with_sharegpt(record, names)
+  return texts.prompt_and_response(record, spoken, where, template)
+
+
 def new_file(output: str, paths: Sequence[str]) -> pathlib.Path:
   """The file for answers that are made of those in other files.
 
@@ -74,10 +117,7 @@ def new_file(output: str, paths: Sequence[str]) -> pathlib.Path:
       f'--output={output}: answers are written as JSON lines, so that the name must end in .jsonl: pass '
       f'--output={target.with_suffix(".jsonl")}.'
     )
-  if any(target.resolve() == pathlib.Path(path).resolve() for path in paths):
-    raise UsageError(
-      f'--output={output} is among the files to read, and would be replaced: pass another file.'
-    )
+  files.refuse_input(target, paths)
   return target
 
 
@@ -120,4 +160,4 @@ def _compared(
     yield Answer(prompt, response, {**own, 'reward': comparisons.REWARDS[side], **others}, where)
 
 
-__all__ = ['Answer', 'read_answers']
+__all__ = ['Answer', 'can_train', 'new_file', 'read_answers', 'read_unchecked']

@@ -34,6 +34,14 @@ def prompt_and_response(
   return prompt, read_text(record, names, 'response', where, template, may_be_blank=blank_responses)
 
 
+def read_prompt(record: Mapping[str, Any], names: Mapping[str, str], where: str, template: str | None) -> str:
+  """The prompt of a record that may hold nothing else: its field, or the turns to answer in `messages`."""
+  spoken = with_sharegpt(record, names)
+  if is_conversation(record, spoken, ('prompt',)):
+    return read_messages(chat.question, record, spoken, where, template)
+  return read_text(record, names, 'prompt', where, template)
+
+
 def is_conversation(record: Mapping[str, Any], names: Mapping[str, str], replaced: Sequence[str]) -> bool:
   """Whether `messages` replaces these fields: the user named it, or they are neither named nor there."""
   if names.get('messages') or field_paths.value(record, names, 'messages') is None:

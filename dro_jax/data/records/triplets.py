@@ -139,10 +139,8 @@ def read_prompts(
       record_id = read_id(record, names, where, ids)
       if comparisons.is_one(record, names):
         yield record_id, texts.read_sides(record, names, where, chat_template)['chosen'][0]
-      elif texts.is_conversation(record, spoken := texts.with_sharegpt(record, names), ('prompt',)):
-        yield record_id, texts.read_messages(chat.question, record, spoken, where, chat_template)
       else:
-        yield record_id, texts.read_text(record, names, 'prompt', where, chat_template)
+        yield record_id, texts.read_prompt(record, names, where, chat_template)
 
 
 def from_located(

@@ -28,7 +28,7 @@ def files_fingerprint(paths: Iterable[str]) -> str:
 
 def file_hash(path: str) -> tuple[str, str]:
   """The base name of a file, on a disk or in a bucket, and a hash of its contents."""
-  digest = hashlib.blake2b()
+  digest = hashlib.blake2b()  # Longer than `files.hash_parts`: tables that are there already are found by it.
   try:
     with epath.Path(path).open('rb') as file:
       while block := file.read(2**20):
@@ -46,3 +46,20 @@ def differences(ours: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterable[
       yield from (f'{name}.{line}' for line in differences(here, there))
     elif here != there:
       yield f'{name}: {there!r} there, {here!r} here'
+
+
+def mixed(
+  path: os.PathLike[str], held: str, ours: Mapping[str, Any], stored: Mapping[str, Any]
+) -> UsageError:
+  """The error of an unfinished file whose records others would be mixed with.
+
+  Args:
+    path: the file's.
+    held: how many records it holds and what made them, in words.
+    ours: what decides the records that would be added.
+    stored: what decided those that are there.
+  """
+  return UsageError(
+    f'{path} holds {held} ({"; ".join(differences(ours, stored))}), and the new ones would be mixed with '
+    'them: pass those settings to go on, remove the file to begin anew, or pass another --output.'
+  )

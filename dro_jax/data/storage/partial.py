@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from dro_jax import files
 from dro_jax.data.storage import journal
-from dro_jax.data.storage.fingerprints import differences
+from dro_jax.data.storage.fingerprints import differences, mixed
 from dro_jax.errors import UsageError
 
 _BLOCK = 2**20
@@ -112,7 +112,7 @@ class Partial:
     if not is_under_way:
       logging.getLogger(__name__).warning(
         '%s: its %s were made by other settings (%s), and are replaced', self.target, self._what,
-        self._different(described['settings']),
+        '; '.join(differences(self._settings, described['settings'])),
       )  # fmt: skip
     return False
 
@@ -167,16 +167,8 @@ class Partial:
       raise UsageError(
         f'{self._path} holds something else than unfinished {self._what}: pass another --output.'
       )
-    if not (count := sum(line.endswith(b'\n') for line in self._file)):
-      return
-    raise UsageError(
-      f'{self._path} holds {count} {self._what} that other settings made '
-      f'({self._different(settings)}), and the new ones would be mixed with them: pass those settings to go '
-      'on, remove the file to begin anew, or pass another --output.'
-    )
-
-  def _different(self, settings: Mapping[str, Any]) -> str:
-    return '; '.join(differences(self._settings, settings))
+    if count := sum(line.endswith(b'\n') for line in self._file):
+      raise mixed(self._path, f'{count} {self._what} that other settings made', self._settings, settings)
 
   def _cut(self, end: int) -> None:
     self._file.truncate(end)

@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dro_jax import files
+from dro_jax.data.text import tokenizer_json
 from dro_jax.errors import UsageError
 
 _FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized')
@@ -97,22 +98,17 @@ def from_json(read: Mapping[str, Any], control: Collection[str], where: str) -> 
   special = {token['content'] for token in tokens if token['special']}
   size = max(as_text.get_vocab(with_added_tokens=True).values()) + 1
 
-  def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
-
   def encode_frames(texts: Sequence[str], mark: str) -> list[np.ndarray]:
     if not mark:
-      return encode(as_frame, texts)
+      return tokenizer_json.encode_batch(as_frame, texts)
     return [np.asarray(list(_marked(as_frame, part, text, mark, special)), np.int32) for text in texts]
 
   def decode(kept: Iterable[int]) -> str:
     return as_text.decode([i for i in kept if i < size], skip_special_tokens=False)
 
   part = _make_part(lambda text: as_text.encode(text, add_special_tokens=False).ids)
-  return Encoder(
-    size, ids, _unknown(read['model'], as_text), lambda texts: encode(as_text, texts), encode_frames, decode
-  )
+  encode = functools.partial(tokenizer_json.encode_batch, as_text)
+  return Encoder(size, ids, _unknown(read['model'], as_text), encode, encode_frames, decode)
 
 
 def prefix_of(read: Mapping[str, Any]) -> tuple[int, ...]:

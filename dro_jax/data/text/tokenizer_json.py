@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from dro_jax.data.text import charsmap
@@ -214,6 +215,12 @@ def load(read: Mapping[str, Any]) -> Tokenizer:
   tokenizer = Tokenizer.from_str(json_text(read))
   tokenizer.encode_special_tokens = True  # As text.
   return tokenizer
+
+
+def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+  """Texts to ids, without the tokens that a post-processor adds."""
+  encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+  return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
 
 
 def size(tokenizer: Tokenizer) -> int:

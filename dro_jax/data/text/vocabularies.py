@@ -201,10 +201,6 @@ def from_json(read: Mapping[str, Any], spec: str) -> Vocabulary:
   tokenizer = tokenizer_json.load(read)
   size = tokenizer_json.size(tokenizer)
 
-  def encode_batch(texts: Sequence[str]) -> list[np.ndarray]:
-    encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
-
   def decode(ids: Iterable[int]) -> str:
     kept = [i if i < size else _T5.unknown for i in _to_eos(ids) if i != _T5.pad]
     return tokenizer.decode(kept, skip_special_tokens=False)
@@ -212,6 +208,7 @@ def from_json(read: Mapping[str, Any], spec: str) -> Vocabulary:
   # The post-processor and the decoder do not decide the ids of texts.
   deciding = {name: value for name, value in read.items() if name not in ('post_processor', 'decoder')}
   mark = hash_parts([json.dumps(deciding, sort_keys=True).encode()])
+  encode_batch = functools.partial(tokenizer_json.encode_batch, tokenizer)
   return Vocabulary(spec, size, mark, encode_batch, decode)
 
 

@@ -3,13 +3,12 @@
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from dro_jax import files
 from dro_jax.checkpoints import folders
-from dro_jax.data.records import field_paths, inheritance, triplets
-from dro_jax.data.records.fields import checked_names
+from dro_jax.data.records import answers, triplets
 from dro_jax.data.text import chat
 from dro_jax.errors import UsageError
 from dro_jax.evaluation import answering
@@ -108,30 +107,10 @@ def read_answers(path: str, columns: str | Mapping[str, str] | None = None) -> d
   Raises:
     UsageError: a record has no response; names file and line.
   """
-  own = inheritance.options({'columns': columns}, path, None)['columns'] if columns else None
-  names, found = checked_names(own), {}  # type: tuple[Any, dict[str, list[str]]]
-  prompts = triplets.read_prompts(path, own, chat_template=chat.TEMPLATE)
-  for (_, prompt), (where, fields) in zip(prompts, _located(path), strict=True):
-    found.setdefault(prompt, []).append(_response(fields, names, where))
+  found: dict[str, list[str]] = {}
+  for answer in answers.read_unchecked(path, columns, chat_template=chat.TEMPLATE):
+    found.setdefault(answer.prompt, []).append(answer.response)
   return found
-
-
-def _located(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-  for file in triplets.expand(path):
-    yield from triplets.located(file)
-
-
-def _response(fields: Mapping[str, Any], names: Mapping[str, str], where: str) -> str:
-  value = field_paths.value(fields, names, 'response')
-  if isinstance(value, str):
-    return value
-  name = names.get('response', 'response')
-  if value is None:
-    raise UsageError(
-      f'{where}: there is no "{name}": a file of answers has a prompt and a response on each line. '
-      'Name the field by --columns response=FIELD.'
-    )
-  return chat.response([value] if isinstance(value, dict) else value, f'{where}: "{name}"')
 
 
 def checkpoint_digest(side: Side) -> str:

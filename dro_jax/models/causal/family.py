@@ -8,16 +8,10 @@ from jaxtyping import Float, Int
 
 from dro_jax.models.causal.config import CausalConfig
 from dro_jax.models.causal.network import Cache, Causal, Memory
-from dro_jax.models.family import Family, Prompts, num_parameters
+from dro_jax.models.family import Family, num_parameters
 from dro_jax.models.readouts import last_states
 from dro_jax.names import SpecialTokens
 from dro_jax.types import Array, Params
-
-
-def _start(
-  network: Causal, prompts: Prompts, max_length: int, copies: int
-) -> tuple[Float[Array, 'N D'], Cache]:
-  return network.start_decoding(*prompts, max_length, copies)
 
 
 def select(cache: Cache, rows: Int[Array, 'N'], same_prompts: bool) -> Cache:
@@ -54,7 +48,7 @@ FAMILY = Family(
   decode=lambda network, memory, rows, responses, dropout: network.decode(memory, rows, responses, dropout),
   run=lambda network, rows, dropout: network.run(rows, dropout),
   logits=lambda network, states: network.logits(states),
-  start=_start,
+  start=lambda network, prompts, max_length, copies: network.start_decoding(*prompts, max_length, copies),
   advance=lambda network, cache, tokens, position: network.decode_step(cache, tokens, position),
   select=select,
   parameters_met=_parameters_met,

@@ -203,7 +203,7 @@ class Layer(nn.Module):
     """A block's output as it is added: normed in some families."""
     if self.config.norm_place in ('after', 'sandwich'):
       y_BTD = make_norm(self.config, name)(y_BTD)
-    return nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(y_BTD, self.deterministic)
+    return layers.dropout(y_BTD, self.config.dropout_rate, self.deterministic)
 
 
 def layer_flag(own: Array | np.bool_ | None, pattern: tuple[bool, ...]) -> Array | bool:

@@ -53,10 +53,6 @@ def _mlp(config: T5Config) -> layers.MLP:
   return layers.MLP(config.mlp_dim, config.mlp_activations, config.dropout_rate, config.dtype, name='mlp')
 
 
-def _dropout(config: T5Config, x_BTD: Array, deterministic: bool) -> Array:
-  return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(x_BTD, deterministic)
-
-
 def _relative_bias(
   config: T5Config, keys: int, position: Array | None = None, *, bidirectional: bool
 ) -> Float[Array, '1 H T S']:
@@ -94,9 +90,9 @@ class EncoderLayer(nn.Module):
     if bias is None:
       bias = _relative_bias(cfg, x_BSD.shape[1], bidirectional=True)
     y_BSD = attention(y_BSD, attention.keys_values(y_BSD), bias, context.mask, self.deterministic)
-    x_BSD = layers.constrain_hidden(x_BSD + _dropout(cfg, y_BSD, self.deterministic))
+    x_BSD = layers.constrain_hidden(x_BSD + layers.dropout(y_BSD, cfg.dropout_rate, self.deterministic))
     y_BSD = _mlp(cfg)(_norm(cfg, 'pre_mlp_layer_norm')(x_BSD), self.deterministic)
-    return layers.constrain_hidden(x_BSD + _dropout(cfg, y_BSD, self.deterministic)), None
+    return layers.constrain_hidden(x_BSD + layers.dropout(y_BSD, cfg.dropout_rate, self.deterministic)), None
 
 
 class DecoderLayer(nn.Module):
@@ -123,16 +119,16 @@ class DecoderLayer(nn.Module):
     if bias is None:
       bias = _relative_bias(cfg, context.mask.shape[-1], context.position, bidirectional=False)
     y_BTD = attention(y_BTD, response, bias, context.mask, self.deterministic)
-    x_BTD = layers.constrain_hidden(x_BTD + _dropout(cfg, y_BTD, self.deterministic))
+    x_BTD = layers.constrain_hidden(x_BTD + layers.dropout(y_BTD, cfg.dropout_rate, self.deterministic))
 
     y_BTD = _norm(cfg, 'pre_cross_attention_layer_norm')(x_BTD)
     attention = _attention(cfg, 'encoder_decoder_attention')
     prompt = attention.keys_values(context.encoded) if cache is None else cache.prompt
     y_BTD = attention(y_BTD, prompt, None, context.cross_mask, self.deterministic)
-    x_BTD = layers.constrain_hidden(x_BTD + _dropout(cfg, y_BTD, self.deterministic))
+    x_BTD = layers.constrain_hidden(x_BTD + layers.dropout(y_BTD, cfg.dropout_rate, self.deterministic))
 
     y_BTD = _mlp(cfg)(_norm(cfg, 'pre_mlp_layer_norm')(x_BTD), self.deterministic)
-    x_BTD = layers.constrain_hidden(x_BTD + _dropout(cfg, y_BTD, self.deterministic))
+    x_BTD = layers.constrain_hidden(x_BTD + layers.dropout(y_BTD, cfg.dropout_rate, self.deterministic))
     return x_BTD, LayerCache(new, prompt if cache is None else None) if self.keep else None
 
 
@@ -149,11 +145,11 @@ class Encoder(nn.Module):
     length = x_BSD.shape[1]
     bias = _shared_bias(cfg, length, bidirectional=True)
     context = _Context(bias, (segments_BS[:, :, None] == segments_BS[:, None, :])[:, None])
-    x_BSD = _dropout(cfg, x_BSD, deterministic)
+    x_BSD = layers.dropout(x_BSD, cfg.dropout_rate, deterministic)
     x_BSD, _ = stacks.run_stack(
       EncoderLayer, 'encoder', cfg.num_encoder_layers, cfg, x_BSD, None, context, deterministic=deterministic
     )
-    return _dropout(cfg, _norm(cfg, 'encoder_norm')(x_BSD), deterministic)
+    return layers.dropout(_norm(cfg, 'encoder_norm')(x_BSD), cfg.dropout_rate, deterministic)
 
 
 class Decoder(nn.Module):
@@ -180,12 +176,12 @@ class Decoder(nn.Module):
     cfg = self.config
     bias = _shared_bias(cfg, mask_BTT.shape[-1], position, bidirectional=False)
     context = _Context(bias, mask_BTT[:, None], encoded_BSD, cross_mask_BTS[:, None], position)
-    x_BTD = _dropout(cfg, x_BTD, deterministic)
+    x_BTD = layers.dropout(x_BTD, cfg.dropout_rate, deterministic)
     x_BTD, kept = stacks.run_stack(
       DecoderLayer, 'decoder', cfg.num_decoder_layers, cfg, x_BTD, cache, context,
       deterministic=deterministic, keep=keep,
     )  # fmt: skip
-    return _dropout(cfg, _norm(cfg, 'decoder_norm')(x_BTD), deterministic), kept
+    return layers.dropout(_norm(cfg, 'decoder_norm')(x_BTD), cfg.dropout_rate, deterministic), kept
 
 
 def shift_right(tokens_BT: Int[Array, 'B T'], positions_BT: Int[Array, 'B T']) -> Int[Array, 'B T']:

@@ -5,19 +5,12 @@ from collections.abc import Mapping
 from jaxtyping import Float
 
 from dro_jax.models.causal.family import select
-from dro_jax.models.causal.network import Cache
-from dro_jax.models.family import Family, Prompts, in_two_passes, num_parameters
+from dro_jax.models.family import Family, in_two_passes, num_parameters
 from dro_jax.models.readouts import prompt_means
 from dro_jax.models.t5gemma.config import T5GemmaConfig
 from dro_jax.models.t5gemma.network import T5Gemma
 from dro_jax.names import SpecialTokens
 from dro_jax.types import Array, Mismatched, Params, Rows
-
-
-def _start(
-  network: T5Gemma, prompts: Prompts, max_length: int, copies: int
-) -> tuple[Float[Array, 'N D'], Cache]:
-  return network.start_decoding(*prompts, max_length, copies)
 
 
 def _encode(network: T5Gemma, rows: Rows, dropout: bool) -> Float[Array, 'B S E']:
@@ -48,7 +41,7 @@ FAMILY = Family(
   decode=_decode,
   run=in_two_passes(_encode, _decode),
   logits=lambda network, states: network.logits(states),
-  start=_start,
+  start=lambda network, prompts, max_length, copies: network.start_decoding(*prompts, max_length, copies),
   advance=lambda network, cache, tokens, position: network.decode_step(cache, tokens, position),
   select=select,
   parameters_met=_parameters_met,

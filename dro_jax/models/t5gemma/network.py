@@ -54,10 +54,6 @@ def _norm(config: CausalConfig, name: str) -> layers.RMSNorm:
   return layers.RMSNorm(config.dtype, config.norm_epsilon, True, name=name)
 
 
-def _dropout(config: CausalConfig, x_BTD: Array, deterministic: bool) -> Array:
-  return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(x_BTD, deterministic)
-
-
 class DecoderLayer(nn.Module):
   """Attention to the response and to the prompt, then the MLP, with a norm before and after each block.
 
@@ -100,7 +96,7 @@ class DecoderLayer(nn.Module):
 
   def _add(self, x_BTD: Array, y_BTD: Array, name: str) -> Array:
     """A block's output, normed, added to its input."""
-    y_BTD = _dropout(self.config, _norm(self.config, name)(y_BTD), self.deterministic)
+    y_BTD = layers.dropout(_norm(self.config, name)(y_BTD), self.config.dropout_rate, self.deterministic)
     return layers.constrain_hidden(x_BTD + y_BTD)
 
 
@@ -115,11 +111,11 @@ class Encoder(nn.Module):
   ) -> Float[Array, 'B S E']:
     cfg = self.config
     own = Own(windowed=flags_by_layer(cfg.windowed))
+    x_BSE = layers.dropout(x_BSE, cfg.dropout_rate, deterministic)
     x_BSE, _ = stacks.run_stack(
-      Layer, 'encoder', cfg.num_layers, cfg, _dropout(cfg, x_BSE, deterministic), own, context,
-      deterministic=deterministic,
-    )  # fmt: skip
-    return _dropout(cfg, _norm(cfg, 'encoder_norm')(x_BSE), deterministic)
+      Layer, 'encoder', cfg.num_layers, cfg, x_BSE, own, context, deterministic=deterministic
+    )
+    return layers.dropout(_norm(cfg, 'encoder_norm')(x_BSE), cfg.dropout_rate, deterministic)
 
 
 class Decoder(nn.Module):
@@ -134,11 +130,12 @@ class Decoder(nn.Module):
   ) -> tuple[Float[Array, 'B T D'], _Kept | None]:
     cfg = self.config
     own = own._replace(windowed=flags_by_layer(cfg.windowed))
+    x_BTD = layers.dropout(x_BTD, cfg.dropout_rate, deterministic)
     x_BTD, kept = stacks.run_stack(
-      DecoderLayer, 'decoder', cfg.num_layers, cfg, _dropout(cfg, x_BTD, deterministic), own, shared,
+      DecoderLayer, 'decoder', cfg.num_layers, cfg, x_BTD, own, shared,
       merged=self.merged, deterministic=deterministic, keep=keep,
     )  # fmt: skip
-    return _dropout(cfg, _norm(cfg, 'decoder_norm')(x_BTD), deterministic), kept
+    return layers.dropout(_norm(cfg, 'decoder_norm')(x_BTD), cfg.dropout_rate, deterministic), kept
 
 
 class T5Gemma(nn.Module):

@@ -71,6 +71,29 @@ def test_the_fields_make_the_same_triplets(tmp_path):
   assert [*map(key, triplets.read_triplets(again))] == [*map(key, triplets.read_triplets(path))]
 
 
+def test_answers_to_compare_are_what_a_policy_gave(tmp_path):
+  turns = json.dumps([{'role': 'assistant', 'content': 'x'}])
+  path = write(
+    tmp_path / 'a.jsonl',
+    *({'id': 'a', 'prompt': 'p', 'response': text, 'logp': -1.5} for text in ('', 'a\0b', turns)),
+    {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'r'}]},
+  )
+  *first, last = answers.read_unchecked(path)
+  assert [(answer.prompt, answer.response) for answer in first] == [('p', ''), ('p', 'a\0b'), ('p', turns)]
+  assert first[0].fields == {'id': 'a', 'prompt': 'p', 'response': '', 'logp': -1.5}
+  assert (last.prompt, last.response) == ('q', 'r')
+  with pytest.raises(UsageError, match="b.jsonl:1: field 'response' is missing"):
+    list(answers.read_unchecked(write(tmp_path / 'b.jsonl', {'prompt': 'p', 'chosen': 'x', 'rejected': 'y'})))
+
+
+def test_answers_to_compare_may_lack_the_fields_that_the_user_named(tmp_path):
+  ours = write(tmp_path / 'a.jsonl', {'prompt': 'p', 'response': 'r', 'reward': 1})
+  theirs = write(tmp_path / 'b.jsonl', {'q': 'p', 'text': {'answer': 'r'}, 'stars': 1})
+  for path in (ours, theirs):
+    [answer] = answers.read_unchecked(path, 'prompt=q,response=text.answer,reward=stars')
+    assert (answer.prompt, answer.response, answer.fields['reward']) == ('p', 'r', 1)
+
+
 def test_errors_name_the_line(tmp_path):
   path = write(tmp_path / 'a.jsonl', {'prompt': 'p', 'response': 'r'}, {'prompt': 'p'})
   with pytest.raises(UsageError, match="a.jsonl:2: field 'response' is missing"):

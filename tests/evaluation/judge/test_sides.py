@@ -85,5 +85,5 @@ def test_answers_may_have_other_fields_and_be_turns(tmp_path):
 
 def test_a_record_without_an_answer_is_named(tmp_path):
   file = write(tmp_path / 'a.jsonl', {'prompt': 'p', 'response': 'r'}, {'prompt': 'q'})
-  with pytest.raises(UsageError, match=r'a\.jsonl:2: there is no "response"'):
+  with pytest.raises(UsageError, match=r"a\.jsonl:2: field 'response' is missing"):
     sides.read_answers(file)
