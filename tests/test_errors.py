@@ -10,7 +10,7 @@ from dro_jax import errors
 NAMES = ('STEPS', 'LOG_EVERY', 'EVAL_EVERY', 'POLICY_LEARNING_RATE', 'VALUE_LEARNING_RATE', 'Beta')
 
 PACKAGE = pathlib.Path(errors.__file__).parent
-TRAIN_GIN = PACKAGE.parent / 'gin_configs/runs/train.gin'
+RUNS = [PACKAGE.parent / f'gin_configs/runs/{name}.gin' for name in ('train', 'generate')]
 # What raises while a run is described, built or trained, which a notebook does without gin.
 BUILDS = ('run', 'step', 'algorithms', 'models', 'parallel', 'data/batches', 'limits.py')
 
@@ -61,8 +61,9 @@ def _texts(node):
 def test_errors_of_a_run_name_the_argument_of_python_beside_the_setting():
   """`--set BATCH=32` means nothing in a notebook: the message has `size=` too."""
   fields = {}
-  for field, macro in re.findall(r'^[\w./]+\.(\w+) = %(\w+)', TRAIN_GIN.read_text(encoding='utf-8'), re.M):
-    fields.setdefault(macro, set()).add(field)
+  for file in RUNS:
+    for field, macro in re.findall(r'^[\w./]+\.(\w+) = %(\w+)', file.read_text(encoding='utf-8'), re.M):
+      fields.setdefault(macro, set()).add(field)
   found, silent = 0, []
   for path in (file for part in BUILDS for file in sorted({PACKAGE / part, *(PACKAGE / part).rglob('*.py')})):
     for call in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if path.is_file() else ():

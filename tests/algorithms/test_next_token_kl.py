@@ -66,7 +66,7 @@ def test_a_loss_without_a_reference_does_not_see_the_one_that_the_kl_needs():
   [
     ({'weight': -1.0}, 'weight=-1.0 weighs a KL.*away from its reference'),
     ({'weight': float('nan')}, 'weight=nan'),
-    ({'weight': 1.0, 'direction': 'both'}, "direction='both' is no direction"),
+    ({'weight': 1.0, 'direction': 'both'}, "direction='both' is not a direction"),
     ({'direction': 'forward'}, "direction='forward' changes nothing, because a weight of 0"),
   ],
 )

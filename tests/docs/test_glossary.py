@@ -39,9 +39,20 @@ def names_of_steps():
   return {name.removesuffix('{}') for name in found if name != 'loss/{}' and not name.startswith('{}')}
 
 
+def dicts_of_functions():
+  """What the functions of the algorithms return, of those that return a dict."""
+  return {
+    function.name: function.body[-1].value
+    for path in (ROOT / 'dro_jax/algorithms').glob('*.py')
+    for function in ast.walk(ast.parse(path.read_text()))
+    if isinstance(function, ast.FunctionDef) and isinstance(function.body[-1], ast.Return)
+    and isinstance(function.body[-1].value, ast.Dict)
+  }  # fmt: skip
+
+
 def names_of_algorithms():
   """Names of the metrics and losses that algorithms hand over in a LossOutput."""
-  losses, metrics = set(), set()
+  losses, metrics, made = set(), set(), dicts_of_functions()
   for path in (ROOT / 'dro_jax/algorithms').glob('*.py'):
     tree = ast.parse(path.read_text())
     assigned = {
@@ -54,6 +65,7 @@ def names_of_algorithms():
     for call in ast.walk(tree):
       if isinstance(call, ast.Call) and getattr(call.func, 'id', '') == 'LossOutput':
         terms, *rest = [assigned.get(getattr(argument, 'id', None), argument) for argument in call.args]
+        rest = [made.get(getattr(getattr(each, 'func', None), 'id', None), each) for each in rest]
         losses |= {f'loss/{name}' for name in keys(terms)} if isinstance(terms, ast.Dict) else set()
         metrics |= {name for node in rest[:1] if isinstance(node, ast.Dict) for name in keys(node)}
   return losses | metrics

@@ -97,5 +97,5 @@ def test_another_bandit_has_no_published_numbers(tmp_path):
 
 
 def test_steps_that_do_not_divide_are_refused():
-  with pytest.raises(UsageError, match='no multiple'):
+  with pytest.raises(UsageError, match='not a multiple'):
     bandit(steps=7, measurements=2)

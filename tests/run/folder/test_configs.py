@@ -77,7 +77,7 @@ def test_resume_accepts_changes_of_length_microbatches_and_folders(refusal):
 def test_another_learning_rate_is_refused_with_both_values_and_what_to_do(refusal):
   message = refusal(texts(), texts(rate=3e-4, steps=20))
   assert '\n  RATE: 0.0001 → 0.0003\n' in message
-  assert 'Set them back (--set RATE=0.0001), or pass another --model_dir.' in message
+  assert 'Set them back (--set RATE=0.0001), or train into another folder (--model_dir).' in message
   assert 'STEPS' not in message
 
 
@@ -186,7 +186,9 @@ def test_resume_refuses_labels_that_an_earlier_version_made_by_another_rule(refu
 
   message = refusal({}, {}, metadata(), labelled())
   assert 'labels: by a mean, whatever the rewards → the rewards 0 and 1 are labels themselves' in message
-  assert 'count thumbs-ups and ties as bad' in message and 'pass another --model_dir' in message
+  assert (
+    'count thumbs-ups and ties as bad' in message and 'train into another folder (--model_dir)' in message
+  )
   # Where no label is another, an earlier run goes on; so does one of the same rule.
   assert refusal({}, {}, metadata(), labelled(rule='dataset mean', unlike_earlier=0)) is None
   assert refusal({}, {}, labelled(), labelled(said='in other words')) is None
