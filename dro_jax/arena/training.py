@@ -11,7 +11,6 @@ import optax
 from dro_jax import algorithms
 from dro_jax.arena import results, trials
 from dro_jax.arena.cells import Cell, file_of
-from dro_jax.arena.trials import Range
 from dro_jax.checkpoints import folders
 from dro_jax.costs import flops
 from dro_jax.data.batches import groups
@@ -68,34 +67,6 @@ class Budget(NamedTuple):
   responses: int
   group_size: int = 4
   evaluations: int = 4
-
-
-def methods(rates: Range, behaviour_sampler: str | None = None) -> dict[str, Method]:
-  """All methods that need triplets only, by name; temperatures are for rewards of variance 1.
-
-  Args:
-    rates: learning rates, the same for all.
-    behaviour_sampler: 'sampled' where the log's log-probs are known to be propensities.
-  """
-  a, sampler = algorithms, behaviour_sampler
-  varied = functools.partial(trials.by_temperature, rates=rates)
-  return {
-    'dro_v': Method(lambda t: a.dro_v(tau=t), varied(0.2, 1.0)),
-    'dro_p': Method(lambda t: a.dro_p(tau=t), varied(0.2, 1.0)),
-    'dro_v_binary': Method(lambda t: a.dro_v_binary(tau=t), varied(0.1, 0.5)),
-    'kto': Method(lambda t: a.kto(beta=t), varied(1.0, 5.0)),
-    'kto_prompt': Method(lambda t: a.kto(beta=t, labels=a.prompt_mean_labels), varied(1.0, 5.0)),
-    'bco': Method(lambda t: a.bco(beta=t), varied(0.2, 1.0)),
-    'dpo': Method(lambda t: a.dpo(beta=t), varied(0.3, 1.5)),
-    'ipo': Method(lambda t: a.ipo(tau=t), varied(0.3, 1.5)),
-    'copg': Method(lambda t: a.copg(beta=t), varied(0.2, 1.0)),
-    'agro': Method(lambda t: a.agro(beta=t), varied(0.2, 1.0)),
-    'rloo': Method(lambda t: a.rloo(beta=t), varied(0.2, 1.0)),
-    'reinforce': Method(lambda t: a.reinforce(beta=t), varied(0.2, 1.0)),
-    'rebel': Method(lambda t: a.rebel(eta=1 / t, behaviour_sampler=sampler), varied(0.2, 1.0)),
-    'topr': Method(lambda t: a.topr(behaviour_sampler=sampler), {'learning_rate': rates}),
-    'filtered_sft': Method(lambda t: a.filtered_sft(), {'learning_rate': rates}),
-  }
 
 
 class Data(NamedTuple):

@@ -1,16 +1,4 @@
-import numpy as np
-import pytest
-
 from dro_jax.arena import results, training
-from dro_jax.arena.trials import Range
-
-
-@pytest.mark.parametrize('name, method', training.methods(Range(1e-4, 1e-3)).items())
-def test_every_method_takes_its_temperature(name, method):
-  algorithm = method.algorithm(0.25)
-  assert 'learning_rate' in method.grid
-  if 'temperature' in method.grid:
-    assert float(np.asarray(algorithm.temperature)) == 0.25
 
 
 def test_choices_say_what_was_at_an_edge():

@@ -23,15 +23,13 @@ def _array(x: Any) -> np.ndarray:
   return np.asarray(x, np.float64)
 
 
-def tau_rho(scores: Mapping[str, Any], about: Mapping[str, Any], temperature: float) -> np.ndarray:
-  """τρ: at DRO's optimum an advantage."""
-  return temperature * (_array(scores['logps']) - _array(about['reference']))
-
-
 def level(scores: Mapping[str, Any], about: Mapping[str, Any], temperature: float) -> np.ndarray:
-  """V(x) + τρ, a reward, or τρ where there is no value."""
+  """V(x) + τρ, a reward, or τρ where there is no value; of a reward model, its score, for ρ is 0.
+
+  Of two responses to one prompt it says what τρ says, for they have one V(x).
+  """
   values = _array(scores['values']) if 'values' in scores else 0.0
-  return values + tau_rho(scores, about, temperature)
+  return values + temperature * (_array(scores['logps']) - _array(about['reference']))
 
 
 def _logp(scores: Mapping[str, Any], about: Mapping[str, Any], temperature: float) -> np.ndarray:
@@ -100,7 +98,7 @@ def agreement(scores: Mapping[str, Any], about: Mapping[str, Any], temperature: 
   """
   table = about['validation']
   if has_pairs(table):
-    statistic = within_prompts(tau_rho(scores, table, temperature), table)
+    statistic = within_prompts(level(scores, table, temperature), table)
   else:
     statistic = across_prompts(level(scores, table, temperature), table)
   value = statistic(np.ones(int(np.max(table['prompts'])) + 1))
@@ -117,8 +115,10 @@ def _scored(result: Mapping[str, Any], which: str, table: str, score: Score) -> 
   return score(result[which][table], result['about'][table], result['temperature'])
 
 
-def measure_within(result: Mapping[str, Any], which: str, score: Score) -> Callable[[np.ndarray], float]:
-  return within_prompts(_scored(result, which, 'test', score), result['about']['test'])
+def measure_within(
+  result: Mapping[str, Any], which: str, score: Score, part: str = 'test'
+) -> Callable[[np.ndarray], float]:
+  return within_prompts(_scored(result, which, part, score), result['about'][part])
 
 
 def measure_across(result: Mapping[str, Any], which: str, score: Score) -> Callable[[np.ndarray], float]:
@@ -130,40 +130,49 @@ def measure_corrections(result: Mapping[str, Any], which: str, score: Score) -> 
   return corrections(before, after, result['about']['test'])
 
 
-def table(title: str, note: str, measure: Measure, own: Score, chosen: Mapping[str, results.Chosen]) -> Table:
+def table(
+  title: str, note: str, measure: Measure, chosen: Mapping[str, results.Chosen], part: str = 'test'
+) -> Table:
   """A row for each method and each baseline: its own score, and its plain log-probs."""
   first = next(iter(chosen.values())).of_seeds[0]
-  rows = [_method_row(name, choice.of_seeds, measure, own) for name, choice in chosen.items()]
-  return Table(title, [*rows, *_baseline_rows(measure, first)], f'{note} 95 % intervals over prompts.')
+  rows = [_method_row(name, choice.of_seeds, measure, part) for name, choice in chosen.items()]
+  return Table(title, [*rows, *_baseline_rows(measure, first, part)], f'{note} 95 % intervals over prompts.')
 
 
-def _method_row(name: str, of_seeds: list[Mapping[str, Any]], measure: Measure, own: Score) -> dict[str, Any]:
+def _method_row(name: str, of_seeds: list[Mapping[str, Any]], measure: Measure, part: str) -> dict[str, Any]:
   def told(which: str, score: Score) -> Estimate:
     statistics_ = [measure(result, which, score) for result in of_seeds]
-    return estimate(statistics_, of_seeds[0]['about']['test']['prompts'])
+    return estimate(statistics_, of_seeds[0]['about'][part]['prompts'])
 
   return {
     'score of': name,
-    'its own': told('last', own),
-    'best checkpoint’s': told('best', own),
+    'its own': told('last', level),
+    'best checkpoint’s': told('best', level),
     **{title: told('last', score) for title, score in PLAIN.items()},
   }
 
 
-def _baseline_rows(measure: Measure, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Baselines without training: the reference's log-probs, and the length."""
+def _baseline_rows(measure: Measure, result: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
+  """Baselines without training: the reference's log-probs, the length, and who wrote the response."""
   about = result['about']
   tables = {name: {'logps': each['reference']} for name, each in about.items()}
-  reference = {**result, 'reference': tables}
-  prompts = about['test']['prompts']
+  reference, told = {**result, 'reference': tables}, about[part]
 
   def of(score: Score) -> Estimate:
-    return estimate([measure(reference, 'reference', score)], prompts)
+    return estimate([measure(reference, 'reference', score)], told['prompts'])
 
-  return [
+  rows = [
     {'score of': 'the reference', **{title: of(score) for title, score in PLAIN.items()}},
     {'score of': 'the length', 'its own': of(lambda scores, about, temperature: _array(about['lengths']))},
   ]
+  if 'usual_length' in told:
+    most = told['usual_length']
+    capped = of(lambda scores, about, temperature: np.minimum(_array(about['lengths']), most))
+    rows.append({'score of': f'the length, {most:g} tokens at most', 'its own': capped})
+  if 'writer_means' in told:
+    means = of(lambda scores, about, temperature: _array(told['writer_means']))
+    rows.append({'score of': 'its writer’s mean reward', 'its own': means})
+  return rows
 
 
 def draw(tables: Sequence[Table], figure: Any) -> None:
@@ -183,26 +192,29 @@ def report(order: Sequence[str], finished: Sequence[Finished]) -> Report:
   chosen = results.choose(finished, order, 'last')
   about = next(iter(chosen.values())).of_seeds[0]['about']
   tables = [
+    table(title, 'Its own score is V + τρ, τρ without a value; .5 is chance.', measure, chosen, part)
+    for title, measure, part in (
+      ('Accuracy on two responses to a test prompt', measure_within, 'test'),
+      (
+        'Accuracy on two responses by new writers',
+        functools.partial(measure_within, part='new writers'),
+        'new writers',
+      ),
+    )
+    if part in about and has_pairs(about[part])
+  ]
+  tables.append(
     table(
       'Rank correlation with human scores, all test prompts',
-      'Its own score is V + τρ, or τρ without a value: that has no prompt’s level.', measure_across, level,
-      chosen,
+      'Its own score is V + τρ, or τρ without a value: that has no prompt’s level.', measure_across, chosen,
     )
-  ]  # fmt: skip
-  if has_pairs(about['test']):
-    tables.insert(
-      0,
-      table(
-        'Accuracy on two responses to a test prompt', 'Its own score is τρ; .5 is chance.', measure_within,
-        tau_rho, chosen,
-      ),
-    )  # fmt: skip
+  )  # fmt: skip
   if 'corrections' in about:
     tables.append(
       table(
         'Human corrections scored above what they correct',
-        'Share of test records, weighted by HTER; its own score is τρ; .5 is chance.', measure_corrections,
-        tau_rho, chosen,
+        'Share of test records, weighted by HTER; its own score is V + τρ; .5 is chance.',
+        measure_corrections, chosen,
       )
     )  # fmt: skip
   figures = {'agreement.png': functools.partial(draw, tables)}

@@ -1,21 +1,26 @@
 """The `human` suite: whether a policy trained on some prompts agrees with people on others.
 
-Any triplet file whose rewards are people's. Prompts are dealt to parts by their hash: some make the reference
-(unless one is given), some train, some choose hyperparameters, some are reported on. No answer is sampled:
-logged responses are scored, and where a human corrected them, the corrections too.
+Any triplet file whose rewards are people's, or a judge's. Prompts are dealt to parts by their hash: some make
+the reference (unless one is given), some train, some choose hyperparameters, some are reported on. So are
+writers, where the file names who wrote each response: responses of some are only reported on. No answer is
+sampled: logged responses are scored, and where a human corrected them, the corrections too.
 """
 
 import functools
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dro_jax import algorithms
 from dro_jax.algorithms import base
+from dro_jax.arena import methods as competing_methods
 from dro_jax.arena import training
 from dro_jax.arena.cells import Cell
 from dro_jax.arena.human import report as human_report
+from dro_jax.arena.human import writers
 from dro_jax.arena.suite import Suite
 from dro_jax.arena.trials import Range
 from dro_jax.checkpoints import folders, policy
@@ -29,10 +34,18 @@ from dro_jax.files import to_json
 from dro_jax.models.family import Config
 from dro_jax.parallel.partitioning import Mesh, MeshSpec
 from dro_jax.run import batches, networks, table_scores
+from dro_jax.run.spec import Value
 from dro_jax.run.trained import load_run
 
 USUAL = ('dro_v', 'dro_p', 'kto', 'filtered_sft')
-RATES = Range(1e-4, 5e-4)
+RATES = (1e-4, 5e-4)
+
+
+def methods(rates: tuple[float, float]) -> dict[str, training.Method]:
+  """Who competes: the methods of all suites of text, and a reward model; `rates` from the least on."""
+  tried = competing_methods.methods(Range(*rates), optimizers=('adamw',))
+  regression = training.Method(lambda t: algorithms.reward_regression(), tried['rft'].grid, Value('response'))
+  return {**tried, 'reward_regression': regression}
 
 
 class Feedback(NamedTuple):
@@ -49,6 +62,12 @@ class Feedback(NamedTuple):
     vocabulary: 'bytes' or a SentencePiece model's path; None takes the reference's, else bytes.
     prompt_length: prompt tokens at most.
     response_length: response tokens at most.
+    overlong: 'truncate' cuts longer responses; 'drop' leaves them out, where a part of an answer does not
+      earn the reward of the whole.
+    writer: the field that names who wrote the response, for the baseline of his mean reward.
+    new_writers: share of the writers whose responses are only reported on, in a table of their own.
+    prompts: training prompts at most; None takes all.
+    responses: responses to a prompt at most, in each part; None takes all.
     reference: share of the prompts that the reference is fitted to.
     validation: share of the prompts that choose hyperparameters.
     test: share of the prompts that are reported on, where there are no `test_triplets`.
@@ -64,6 +83,11 @@ class Feedback(NamedTuple):
   vocabulary: str | None = None
   prompt_length: int = 256
   response_length: int = 256
+  overlong: str = 'truncate'
+  writer: str | None = None
+  new_writers: float = 0.0
+  prompts: int | None = None
+  responses: int | None = None
   reference: float = 0.3
   validation: float = 0.15
   test: float = 0.15
@@ -85,7 +109,8 @@ class World(NamedTuple):
 
   Attributes:
     data: for `training.fit`.
-    tables: responses of the validation and the test part, and the test part's corrections, if any.
+    tables: responses of the validation and the test part; if any, those of writers that nothing else has, and
+      the test part's corrections.
     about: what the report needs of them beside scores, by table: plain arrays, `[N]`.
   """
 
@@ -98,12 +123,16 @@ class World(NamedTuple):
 
 
 class _Parts(NamedTuple):
-  """The table of a file, split by prompts, and the report of its building."""
+  """The table of a file, split by prompts, and the report of its building.
+
+  `new_writers` are the responses to the test part's prompts by writers that no other part has, or None.
+  """
 
   reference: TokenTable
   train: TokenTable
   validation: TokenTable
   test: TokenTable
+  new_writers: TokenTable | None
   report: Mapping[str, Any]
 
 
@@ -116,24 +145,64 @@ def parts(place: Place, words: Any, response: str | None = None) -> _Parts:
   given = place.feedback
   whole, report = _table(place, given.triplets, words, response)
   if given.test_triplets is None:
-    test = hashes.by_prompt_hash(whole.prompt_digests, given.test)
-    tested, first = whole.subset(test), given.test
+    tested = whole.subset(hashes.by_prompt_hash(whole.prompt_digests, given.test))
+    whole, first = whole.subset(~hashes.by_prompt_hash(whole.prompt_digests, given.test)), given.test
   else:
     tested, _ = _table(place, given.test_triplets, words, response)
-    test, first = np.isin(whole.prompt_digests, tested.prompt_digests), 0.0
+    whole, first = whole.subset(~np.isin(whole.prompt_digests, tested.prompt_digests)), 0.0
+  new = None
+  if given.writer is not None and given.new_writers:
+    is_new = writers.are_new(_writers(place, tested, is_test=True), given.new_writers)
+    tested, new = tested.subset(~is_new), _few(tested.subset(is_new), given.responses)
+    whole = whole.subset(~writers.are_new(_writers(place, whole), given.new_writers))
   edges = np.cumsum([first, given.validation, 0.0 if given.init_from else given.reference])
   below = [hashes.by_prompt_hash(whole.prompt_digests, float(edge)) for edge in edges]
-  held, imitated = below[1] & ~below[0] & ~test, below[2] & ~below[1] & ~test
-  training_part = ~below[2] & ~test
-  dealt = _Parts(whole.subset(imitated), whole.subset(training_part), whole.subset(held), tested, report)
-  needed = ['train', 'validation', 'test'] + ['reference'] * (given.init_from is None)
-  for name in needed:
-    if not len(getattr(dealt, name)):
+  held, imitated, trains = below[1] & ~below[0], below[2] & ~below[1], ~below[2]
+  trained = _few(_some_prompts(whole.subset(trains), given.prompts), given.responses)
+  dealt = _Parts(
+    whole.subset(imitated), trained, _few(whole.subset(held), given.responses),
+    _few(tested, given.responses), new, report,
+  )  # fmt: skip
+  needed = {'train': trained, 'validation': dealt.validation, 'test': dealt.test}
+  needed |= {} if given.init_from else {'reference': dealt.reference}
+  needed |= {} if new is None else {'new_writers': new}
+  for name, table in needed.items():
+    if not len(table):
       raise UsageError(
         f'the part {name!r} of {len(np.unique(whole.prompt_index))} prompts is empty: pass more triplets, or '
-        'other shares (Feedback.reference, .validation, .test).'
+        'other shares (Feedback.reference, .validation, .test, .new_writers).'
       )
   return dealt
+
+
+def _few(table: TokenTable, most: int | None) -> TokenTable:
+  """At most so many responses to each prompt, those with the least hashes."""
+  if most is None:
+    return table
+  order = np.lexsort((hashes.mix(table.response_digests()), table.prompt_index))
+  sorted_prompts = table.prompt_index[order]
+  ranks = np.arange(len(table)) - np.searchsorted(sorted_prompts, sorted_prompts)
+  return table.subset(np.sort(order[ranks < most]))
+
+
+def _some_prompts(table: TokenTable, most: int | None) -> TokenTable:
+  """The responses to at most so many prompts, those with the least hashes."""
+  prompts = np.unique(hashes.mix(table.prompt_digests))
+  return table.subset(np.isin(hashes.mix(table.prompt_digests), prompts[:most]))
+
+
+@functools.lru_cache(maxsize=4)
+def _writers_by_id(triplets: str, columns: str | None, field: str) -> Mapping[str, str]:
+  """Read once for all parts; arguments as JSON, which can be compared."""
+  return writers.of_records(json.loads(triplets), columns and json.loads(columns), field)
+
+
+def _writers(place: Place, table: TokenTable, is_test: bool = False) -> np.ndarray:
+  """The writer of each response of a table of the triplets, or of the test part, `[N]`."""
+  given = place.feedback
+  triplets = given.test_triplets if is_test and given.test_triplets is not None else given.triplets
+  columns = sources.parse_columns(given.columns)
+  return writers.of_table(table, _writers_by_id(json.dumps(triplets), json.dumps(columns), str(given.writer)))
 
 
 def _table(
@@ -143,7 +212,7 @@ def _table(
   names = sources.parse_columns(given.columns) | ({'response': response} if response else {})
   loaded = load_triplets(
     triplets, columns=names, map_reward=given.map_reward, vocabulary=words, validation_fraction=0,
-    prompt_length=given.prompt_length, response_length=given.response_length,
+    prompt_length=given.prompt_length, response_length=given.response_length, overlong=given.overlong,
     cache_dir=str(place.folder / 'world' / 'tables'),
   )  # fmt: skip
   require_rewards(loaded, 'the arena')
@@ -168,11 +237,19 @@ def prepare(place: Place) -> World:
   words = policy.vocabulary_of(reference, given.vocabulary)
   dealt = parts(place, words)
   tables = {'validation': dealt.validation, 'test': dealt.test}
+  if dealt.new_writers is not None:
+    tables['new writers'] = dealt.new_writers
   if has_edits:
     tables['corrections'] = parts(place, words, given.post_edit).test
   load = lambda **_: scaled(dealt.train, dealt.validation, 'standardise', dealt.report)  # noqa: E731
   logps = scored(place, reference, tables)
   about = {name: _about(table) | {'reference': logps[name]['logps']} for name, table in tables.items()}
+  about['test']['usual_length'] = np.median(dealt.train.response_lengths)
+  if given.writer is not None:
+    known = _writers(place, dealt.train)
+    about['test']['writer_means'] = writers.mean_rewards(
+      known, dealt.train.raw_rewards, _writers(place, dealt.test, is_test=True)
+    )
   return World(training.Data(load, reference), tables, about)
 
 
@@ -267,6 +344,7 @@ def human(
   steps: int = 200,
   batch_size: int = 32,
   evaluations: int = 2,
+  rates: tuple[float, float] = RATES,
   mesh: MeshSpec = MeshSpec(),
 ) -> Suite:
   """Agreement with human scores on held-out prompts.
@@ -278,6 +356,7 @@ def human(
     steps: of DRO-V; other methods take as many as cost the same FLOPs.
     batch_size: responses of a batch.
     evaluations: how often a run validates, to find its best checkpoint.
+    rates: the least and the greatest learning rate.
     mesh: devices' arrangement.
 
   Raises:
@@ -287,7 +366,7 @@ def human(
   if not given.triplets:
     raise UsageError('the suite human needs scores by people: pass them as --triplets=FILE.')
   place = Place(pathlib.Path(folder).expanduser().absolute(), given, model, mesh, batch_size)
-  competing = training.methods(RATES)
+  competing = methods(rates)
   budget = training.Budget(steps, batch_size, evaluations=evaluations)
   settings = {'feedback': given._asdict(), 'model': vars(model), 'budget': budget._asdict()}
   settings |= {'contents': _contents(given)}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dro_jax.arena import arena as run
-from dro_jax.arena import cells, trials
+from dro_jax.arena import cells, results, trials
 from dro_jax.arena.human import report as human_report
 from dro_jax.arena.human import suite as human
 from dro_jax.data.records import triplets as sources
@@ -13,6 +13,7 @@ from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
 from dro_jax.models.t5.config import T5Config
 
+WORDS = vocabularies.vocabulary('bytes')
 MODEL = T5Config(emb_dim=8, num_heads=2, head_dim=4, mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1)
 
 
@@ -62,8 +63,9 @@ def test_agreement_is_told_with_intervals_beside_baselines(arena):
   correlation, corrections, choices = json.loads((folder / 'results.json').read_text())['tables']
   for shown in (correlation, corrections):
     assert [row['score of'] for row in shown['rows']] == [
-      'dro_v', 'filtered_sft', 'the reference', 'the length',
+      'dro_v', 'filtered_sft', 'the reference', 'the length', shown['rows'][4]['score of'],
     ]  # fmt: skip
+    assert shown['rows'][4]['score of'].endswith('tokens at most')
     assert {'its own', 'log-prob', 'log-prob by token'} <= shown['rows'][0].keys()
   assert [row['trials'] for row in choices['rows']] == [1, 4]
   own = corrections['rows'][0]['its own']
@@ -77,7 +79,7 @@ def test_a_value_is_scored_where_there_is_one(arena):
   results = {each.cell.algorithm: each.result for each in cells.read_all(arena[0])}
   assert 'values' in results['dro_v']['last']['test']
   assert 'values' not in results['filtered_sft']['last']['test']
-  assert results['dro_v']['temperature'] == 0.2
+  assert results['dro_v']['temperature'] == 0.1
   assert results['dro_v']['last']['test']['logps'] != results['dro_v']['about']['test']['reference']
 
 
@@ -94,8 +96,7 @@ def test_cells_of_other_scores_are_not_taken_for_these(tmp_path, one_device):
 @pytest.mark.long
 def test_no_prompt_is_in_two_parts_and_corrections_are_in_the_responses_order(arena):
   place = arena[1]().run.args[0]
-  words = vocabularies.vocabulary('bytes')
-  dealt, edited = human.parts(place, words), human.parts(place, words, 'post_edit')
+  dealt, edited = human.parts(place, WORDS), human.parts(place, WORDS, 'post_edit')
   tables = dealt[:4]
   assert all(len(table) > 5 for table in tables)
   digests = [set(table.prompt_digests.tolist()) for table in tables]
@@ -109,9 +110,62 @@ def test_test_triplets_are_kept_out_of_training(tmp_path, one_device):
   with open(train) as one, open(test, 'a') as other:
     other.write(one.readline().replace('0-0', 'again'))
   make = suite_of(tmp_path / 'arena', one_device, train, test_triplets=test)
-  dealt = human.parts(make().run.args[0], vocabularies.vocabulary('bytes'))
+  dealt = human.parts(make().run.args[0], WORDS)
   assert len(dealt.test) == 21
   assert sum(map(len, dealt[:3])) == 59
+
+
+def write_answers(path, prompts, writers):
+  """Each writer's answer to each prompt; the reward is the writer's number."""
+  records = [
+    {'prompt': prompt, 'response': f'{i} {prompt}', 'reward': float(i), 'by': f'w{i}'}
+    for prompt in prompts for i in range(writers)
+  ]  # fmt: skip
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+  return str(path)
+
+
+def test_new_writers_are_reported_on_and_nothing_else(tmp_path, one_device):
+  train = write_answers(tmp_path / 'a.jsonl', [f'p{i}' for i in range(40)], 20)
+  test = write_answers(tmp_path / 'b.jsonl', [f'q{i}' for i in range(10)], 20)
+  make = suite_of(tmp_path / 'arena', one_device, train, test_triplets=test, writer='by', new_writers=0.3)
+  dealt = human.parts(make().run.args[0], WORDS)
+  written_by = {
+    name: set(table.raw_rewards.tolist())
+    for name, table in dealt._asdict().items() if name != 'report'
+  }  # fmt: skip
+  new = written_by.pop('new_writers')
+  assert 2 < len(new) < 12
+  assert all(known == set(map(float, range(20))) - new for known in written_by.values())
+  assert len(dealt.test) + len(dealt.new_writers) == 200
+
+
+def test_few_responses_and_prompts_are_the_same_in_every_run(tmp_path, one_device):
+  path = write_answers(tmp_path / 'a.jsonl', [f'p{i}' for i in range(60)], 6)
+  whole, some = (
+    human.parts(suite_of(tmp_path / name, one_device, path, **sizes)().run.args[0], WORDS)
+    for name, sizes in (('whole', {}), ('some', {'prompts': 3, 'responses': 2}))
+  )
+  assert len(some.train) == 6 and len(np.unique(some.train.prompt_index)) == 3
+  assert set(some.train.ids) <= set(whole.train.ids)
+  for few, all_of in ((some.validation, whole.validation), (some.test, whole.test)):
+    prompts, counts = np.unique(few.prompt_index, return_counts=True)
+    assert (counts == 2).all() and len(prompts) == len(np.unique(all_of.prompt_index))
+    assert set(few.ids) <= set(all_of.ids)
+
+
+def test_a_writers_mean_and_a_capped_length_stand_beside_the_methods():
+  of = about([1.0, 2.0, 3.0], [0, 0, 0]) | {'writer_means': [1.0, 2.0, 3.0], 'usual_length': 2}
+  of['lengths'] = [3, 2, 1]
+  scores = {'logps': [-1.0, -1.0, -1.0]}
+  result = {'last': {'test': scores}, 'best': {'test': scores}, 'about': {'test': of}, 'temperature': 1.0}
+  chosen = {'dro_p': results.Chosen({}, {0: result}, 1, [])}
+  shown = human_report.table('', '', human_report.measure_within, chosen)
+  own = {row['score of']: row['its own'].value for row in shown.rows if 'its own' in row}
+  assert own == {
+    'dro_p': 0.5, 'the length': 0, 'the length, 2 tokens at most': pytest.approx(0.5 / 3),
+    'its writer’s mean reward': 1,
+  }  # fmt: skip
 
 
 @pytest.mark.parametrize('edits', [True, False])
@@ -147,7 +201,7 @@ def test_trials_are_chosen_by_what_the_validation_prompts_can_tell():
   """One response to a prompt: rank correlation, to which V adds. Several: accuracy, to which it does not."""
   assert agreement([1, 2, 3, 4], [0, 1, 2, 3]) == pytest.approx(1)
   assert agreement([4, 3, 2, 1], [0, 1, 2, 3]) == pytest.approx(-1)
-  assert agreement([1, 2, 3, 4], [0, 0, 1, 1]) == 0.5
+  assert agreement([1, 1, 3, 3], [0, 0, 1, 1]) == 0.5
   assert agreement([1, 1, 1, 1], [0, 1, 2, 3]) == -1
 
 
@@ -166,7 +220,7 @@ def test_estimates_average_seeds():
 def test_a_split_without_prompts_and_missing_triplets_are_refused(tmp_path, one_device):
   make = suite_of(tmp_path / 'arena', one_device, write(tmp_path / 'a.jsonl', 2, 0))
   with pytest.raises(UsageError, match='part .* is empty'):
-    human.parts(make().run.args[0], vocabularies.vocabulary('bytes'))
+    human.parts(make().run.args[0], WORDS)
   with pytest.raises(UsageError, match='pass them as --triplets=FILE'):
     human.human(str(tmp_path), lambda: human.Feedback(None))
 
@@ -181,6 +235,6 @@ def test_real_scores_are_dealt_out(data_dir, tmp_path, one_device):
   slice_.write_text(''.join(json.dumps(record) + '\n' for record in records))
   make = suite_of(tmp_path / 'arena', one_device, str(slice_))
   assert human.corrected(str(slice_), 'post_edit')
-  dealt = human.parts(make().run.args[0], vocabularies.vocabulary('bytes'), 'post_edit')
+  dealt = human.parts(make().run.args[0], WORDS, 'post_edit')
   assert sum(map(len, dealt[:4])) == 100
   assert 'hter' in dealt.test.columns

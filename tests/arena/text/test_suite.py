@@ -255,13 +255,5 @@ def test_a_folder_takes_more_worlds_and_draws(tmp_path):
   assert one.settings == more.settings
 
 
-@pytest.mark.parametrize('name', METHODS)
-def test_every_method_takes_its_temperature_and_as_many_trials(name):
-  method = METHODS[name]
-  algorithm = method.algorithm(0.25)
-  assert len(trials.make_trials({key: each.grid for key, each in METHODS.items()}, 2)[name]) == 4
-  assert 'temperature' not in method.grid or float(np.asarray(algorithm.temperature)) == 0.25
-
-
 def test_the_usual_methods_exist():
   assert set(USUAL) <= set(METHODS)
