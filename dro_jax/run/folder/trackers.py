@@ -7,6 +7,7 @@ A tracker of one's own is a function of the run's folder and of the steps that a
 import functools
 import importlib
 import json
+import logging
 import pathlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -74,16 +75,17 @@ def _find_one(name: str) -> MakeTracker:
 
 
 def made(make: MakeTracker, folder: pathlib.Path, first_step: int) -> Tracker:
-  """A tracker that a user's function makes.
+  """A tracker that a user's function makes. When it fails later, it is called no more, and the run goes on.
 
   Raises:
     UsageError: the function fails, or returns something else than a tracker.
   """
-  name = getattr(make, '__name__', type(make).__name__)
+  service = next((name for name, of in _OPTIONAL.items() if getattr(make, 'func', None) is of), None)
+  name = service or getattr(make, '__name__', type(make).__name__)
   try:
     tracker = make(folder, first_step)
   except (Exception, SystemExit) as error:
-    if isinstance(make, functools.partial):  # Not the user's own: what Weights & Biases or MLflow says.
+    if service:  # It says by itself what it lacks.
       raise
     raise UsageError(
       f"TRACKERS: {name} raised {files.raised(error)}. It gets the run's folder and the number of steps that "
@@ -93,7 +95,30 @@ def made(make: MakeTracker, folder: pathlib.Path, first_step: int) -> Tracker:
     raise UsageError(
       f'TRACKERS: {name} returned {tracker!r}, which is not a tracker: return dro.Tracker(metrics=...).'
     )
-  return tracker
+  return _until_it_fails(tracker, name)
+
+
+def _until_it_fails(tracker: Tracker, name: str) -> Tracker:
+  """The tracker, called until it raises: what watches a run does not end it."""
+  has_failed = False
+
+  def guarded(call: Callable[..., None]) -> Callable[..., None]:
+    def try_to_call(*told: Any) -> None:
+      nonlocal has_failed
+      if has_failed:
+        return
+      try:
+        call(*told)
+      except Exception as error:
+        has_failed = True
+        logging.getLogger(__name__).error(
+          'TRACKERS: %s raised %s and is called no more. The run goes on; metrics.jsonl has all metrics.',
+          name, files.raised(error),
+        )  # fmt: skip
+
+    return try_to_call
+
+  return Tracker(*map(guarded, tracker))
 
 
 def keep_until(path: pathlib.Path, step: int) -> None:

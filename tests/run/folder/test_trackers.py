@@ -41,6 +41,25 @@ def test_a_function_is_a_tracker_too_and_leaves_out_what_it_does_not_want(tmp_pa
   assert seen == [(1, {'loss': 0.5, 'eval/kl': 1.0})]
 
 
+def test_a_tracker_that_fails_ends_no_run_and_is_called_no_more(tmp_path, caplog):
+  seen = []
+
+  def service(folder, first_step):
+    def metrics(step, scalars):
+      seen.append(step)
+      raise ConnectionError('no route to host')
+
+    return trackers.Tracker(
+      metrics, samples=lambda *call: seen.append(call), close=lambda: seen.append('closed')
+    )
+
+  record(tmp_path, [service])
+  assert seen == [1]
+  assert 'TRACKERS: service raised ConnectionError: no route to host' in caplog.text
+  assert 'is called no more' in caplog.text
+  assert json.loads((tmp_path / 'metrics.jsonl').read_text())['loss'] == 0.5
+
+
 def test_other_processes_make_no_tracker(tmp_path):
   writer = records.RunWriter(str(tmp_path), first_step=0, num_steps=1, primary=False, trackers=[pytest.fail])
   writer.close()
