@@ -7,7 +7,6 @@ sampled: logged responses are scored, and where a human corrected them, the corr
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -191,18 +190,11 @@ def _some_prompts(table: TokenTable, most: int | None) -> TokenTable:
   return table.subset(np.isin(hashes.mix(table.prompt_digests), prompts[:most]))
 
 
-@functools.lru_cache(maxsize=4)
-def _writers_by_id(triplets: str, columns: str | None, field: str) -> Mapping[str, str]:
-  """Read once for all parts; arguments as JSON, which can be compared."""
-  return writers.of_records(json.loads(triplets), columns and json.loads(columns), field)
-
-
 def _writers(place: Place, table: TokenTable, is_test: bool = False) -> np.ndarray:
   """The writer of each response of a table of the triplets, or of the test part, `[N]`."""
   given = place.feedback
   triplets = given.test_triplets if is_test and given.test_triplets is not None else given.triplets
-  columns = sources.parse_columns(given.columns)
-  return writers.of_table(table, _writers_by_id(json.dumps(triplets), json.dumps(columns), str(given.writer)))
+  return writers.of_table(table, writers.of_records(triplets, given.columns, str(given.writer)))
 
 
 def _table(
