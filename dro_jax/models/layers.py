@@ -308,9 +308,17 @@ class Attention(nn.Module):
   def _split_heads(self, x: Float[Array, 'B T HC']) -> Float[Array, 'B T H C']:
     return _by_head(x.reshape(*x.shape[:-1], self.num_heads, self.head_dim))
 
+  def queries(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T H C']:
+    """The queries of states."""
+    return self._split_heads(self.query(x_BTD))
+
   def keys_values(self, context_BSD: Float[Array, 'B S D']) -> KeysValues:
     """The keys and values of states, for attention to them."""
     return KeysValues(self._split_heads(self.key(context_BSD)), self._split_heads(self.value(context_BSD)))
+
+  def join(self, read_BTHC: Float[Array, 'B T H C']) -> Float[Array, 'B T D']:
+    """The result of what all heads read."""
+    return self.out(_by_head(read_BTHC).reshape(*read_BTHC.shape[:2], self.num_heads * self.head_dim))
 
   def __call__(
     self,
@@ -320,14 +328,9 @@ class Attention(nn.Module):
     mask: Bool[Array, 'B 1 T S'],
     deterministic: bool = True,
   ) -> Float[Array, 'B T D']:
-    queries_BTHC = self._split_heads(self.query(x_BTD))
-    weights_BHTS = attention_weights(queries_BTHC, keys_values.keys, bias, mask)
+    weights_BHTS = attention_weights(self.queries(x_BTD), keys_values.keys, bias, mask)
     weights_BHTS = self.dropout(weights_BHTS.astype(self.dtype), deterministic)
-    read_BTHC = jnp.einsum('bhts,bshc->bthc', weights_BHTS, keys_values.values)
-    read_BTHC = constrain(
-      read_BTHC, 'activation_batch', 'activation_length', 'activation_heads', 'activation_kv'
-    )
-    return self.out(read_BTHC.reshape(*x_BTD.shape[:-1], self.num_heads * self.head_dim))
+    return self.join(jnp.einsum('bhts,bshc->bthc', weights_BHTS, keys_values.values))
 
 
 def relative_buckets(

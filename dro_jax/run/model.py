@@ -47,11 +47,6 @@ def find_model_config(policy: Policy, compute: Compute, vocabulary: vocabularies
       f'is {config.vocab_size}: leave it unset, or pass at least as many.'
     )
   changes = {name: getattr(compute, name) for name in _COMPUTED if getattr(compute, name) is not None}
-  if 'attention' in changes and not hasattr(config, 'attention'):
-    raise UsageError(
-      f'attention={compute.attention!r}: {type(config).__name__} has dense attention only, because it adds a '
-      'bias to its scores, which no other way can: leave Compute(attention=...), or ATTENTION, unset.'
-    )
   return with_ids(dataclasses.replace(config, **changes), vocabulary)
 
 

@@ -105,9 +105,9 @@ def test_a_run_chooses_the_way_of_attention():
   assert find_model_config(Policy(config=CAUSAL), Compute(), BYTES).attention == 'auto'
 
 
-def test_t5_has_dense_attention_only():
+def test_a_kernel_without_a_bias_is_refused_for_t5():
   t5 = Policy(config=T5Config(**SIZE))
-  with pytest.raises(UsageError, match="attention='splash': T5Config has dense attention only"):
+  with pytest.raises(UsageError, match="attention='splash': a T5 adds a relative bias"):
     find_model_config(t5, Compute(attention='splash'), BYTES)
 
 

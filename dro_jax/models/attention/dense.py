@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from dro_jax.models.attention import spans
 from dro_jax.models.attention.spans import Source
-from dro_jax.models.layers import MASKED
+from dro_jax.models.layers import MASKED, toeplitz
 from dro_jax.types import Array
 
 
@@ -53,6 +53,9 @@ def _attend_one(queries_NTKGC: Array, source: Source, softcap: float | None) -> 
   scores_BKGTS = jnp.einsum('btkgc,bskc->bkgts', shared, keys, preferred_element_type=jnp.float32)
   if softcap is not None:
     scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
+  if source.bias is not None:
+    bias_HTS = toeplitz(source.bias, length, length)
+    scores_BKGTS = scores_BKGTS + bias_HTS.reshape(1, *heads, length, length)
   mask_BTS = spans.mask(source.span, keys.shape[1])
   scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, MASKED)
   # The result does not depend on the maximum, which only keeps the exponentials finite.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from dro_jax.models.layers import KeysValues
 from dro_jax.types import Array
@@ -26,10 +26,14 @@ class Source(NamedTuple):
 
   `keys_values` may have fewer rows than the queries, which then share them: row n reads row n // (N / B). The
   span has those rows too, and one query where all of a row read alike.
+
+  `bias` is added to the scores of queries and keys of the same tokens: by head, at the relative positions
+  (key − query) −(T − 1) … T (see `layers.RelativeBias.by_relative_position`).
   """
 
   keys_values: KeysValues
   span: Span
+  bias: Float[Array, 'H L'] | None = None
 
 
 def own_span(segments: Int[Array, 'B T']) -> Span:

@@ -70,7 +70,7 @@ def attend(
   # Padded keys are in no span; padded queries have empty ones.
   rows = [
     _Row(by_head(keys), by_head(values), Span(_padded(span.first), _padded(span.stop)))
-    for (keys, values), span in sources
+    for (keys, values), span, _ in sources
   ]
   one_row = functools.partial(_attend_row, softcap, interpret)
   read_BHTC = jax.lax.map(lambda row: one_row(*row), (by_head(queries), rows))

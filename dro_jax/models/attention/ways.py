@@ -6,7 +6,7 @@
 - `cudnn`: NVIDIA's kernel; scores stay in the kernel, but its mask is an array of T S numbers a row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from flax import linen as nn
@@ -40,10 +40,10 @@ def attend(
   softcap: float | None = None,
   way: str = 'auto',
 ) -> Float[Array, 'N T H C']:
-  """softmax(q · k) v over the keys of all sources in the queries' spans, in one softmax.
+  """softmax(q · k + bias) v over the keys of all sources in the queries' spans, in one softmax.
 
-  A head of keys serves H / K heads of queries. With `softcap` c, scores are c tanh(s / c). Scores and sums
-  are float32. A query that reads nothing gets finite numbers without a meaning.
+  A head of keys serves H / K heads of queries. With `softcap` c, products are c tanh(q · k / c). Scores and
+  sums are float32. A query that reads nothing gets finite numbers without a meaning.
 
   Args:
     queries: scaled.
@@ -62,12 +62,27 @@ def attend(
 
 def _choose(way: str, queries: Array, sources: Sequence[Source], softcap: float | None) -> str:
   rows, length, *_ = queries.shape
-  is_decoding = length == 1 or any(source.keys_values.keys.shape[0] != rows for source in sources)
-  if is_decoding or way in ('dense', 'blockwise'):
-    return 'dense' if is_decoding else way
-  refusals = _refusals(queries, softcap)
+  if length == 1 or any(source.keys_values.keys.shape[0] != rows for source in sources):
+    return 'dense'  # Decoding.
+  keys = sum(source.keys_values.keys.shape[1] for source in sources)
+  has_bias = any(source.bias is not None for source in sources)
+  return choose(way, keys, without_kernels() if has_bias else _refusals(queries, softcap))
+
+
+def choose(way: str, keys: int, refusals: Mapping[str, str | None]) -> str:
+  """The way of so many keys to a row.
+
+  Args:
+    way: one of WAYS.
+    keys: of all sources.
+    refusals: why each kernel cannot run here, as a clause; `None` where it can.
+
+  Raises:
+    UsageError: the way is a kernel that cannot run, or none.
+  """
+  if way in ('dense', 'blockwise'):
+    return way
   if way == 'auto':
-    keys = sum(source.keys_values.keys.shape[1] for source in sources)
     kernels = [kernel for kernel, refusal in refusals.items() if refusal is None]
     long = LONG_ON_CPU if _device()[0] == 'cpu' else LONG
     return 'dense' if keys < long else (*kernels, 'blockwise')[0]
@@ -79,6 +94,11 @@ def _choose(way: str, queries: Array, sources: Sequence[Source], softcap: float 
       'auto, which chooses (--set ATTENTION=).'
     )
   return way
+
+
+def without_kernels() -> dict[str, str | None]:
+  """The refusals of a model with a relative bias."""
+  return dict.fromkeys(('splash', 'cudnn'), 'it has no relative bias, and the model adds one to its scores')
 
 
 def _refusals(queries: Array, softcap: float | None) -> dict[str, str | None]:
@@ -116,7 +136,8 @@ def on_mesh(
   axis = None if any(count % cuts for count in heads) else 'activation_heads'
   by_head = nn.logical_to_mesh_axes(('activation_batch', None, axis, None))
   by_row = PartitionSpec(by_head[0])
-  specs = [Source(KeysValues(by_head, by_head), Span(by_row, by_row)) for _ in sources]
+  biases = [None if source.bias is None else PartitionSpec(by_head[2]) for source in sources]
+  specs = [Source(KeysValues(by_head, by_head), Span(by_row, by_row), bias) for bias in biases]
   # Kernels say nothing of how their results vary over the mesh, which the check would need.
   mapped = jax.shard_map(run, in_specs=(by_head, specs), out_specs=by_head, check_vma=False)
   return mapped(queries, list(sources))

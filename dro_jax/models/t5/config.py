@@ -2,12 +2,14 @@
 
 import dataclasses
 
+from dro_jax.errors import UsageError
 from dro_jax.models import layers
 from dro_jax.models.family import check_config, freeze
 from dro_jax.names import SpecialTokens
 
 # Of T5's own vocabularies; a response's first input is padding.
 TOKENS = SpecialTokens()
+WAYS = ('auto', 'dense', 'blockwise')
 _SIZES = ('emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers')
 
 
@@ -31,6 +33,9 @@ class T5Config:
     relative_attention_max_distance: distances beyond it share a bucket.
     relative_bias_per_layer: each layer has its own bias, as in umT5 and T5X's scalable_t5; in T5 the layers
       of a side share one.
+    attention: how attention is computed, the same numbers: 'auto' by length and device, 'dense' or
+      'blockwise' (see `models.attention.ways`; kernels have no relative bias). Decoding is dense, and so is
+      attention whose weights are dropped.
     dtype: activations, `float32` or `bfloat16`; parameters, norms, softmax and logits are float32.
     scan_layers: one compiled layer run over stacked parameters: compiles faster, the same numbers.
     remat: recompute in the backward pass, for less memory and the same numbers: each layer (True), or all of
@@ -53,6 +58,7 @@ class T5Config:
   relative_attention_num_buckets: int = 32
   relative_attention_max_distance: int = 128
   relative_bias_per_layer: bool = False
+  attention: str = 'auto'
   dtype: str = 'float32'
   scan_layers: bool = False
   remat: bool | str = False
@@ -60,6 +66,11 @@ class T5Config:
   def __post_init__(self) -> None:
     freeze(self, 'mlp_activations')
     check_config(self, _SIZES, layers.ACTIVATIONS)
+    if self.attention not in WAYS:
+      raise UsageError(
+        f'attention={self.attention!r}: a T5 adds a relative bias to its scores, so that it has {WAYS} only. '
+        'Pass one of these, as Compute(attention=...) or --set ATTENTION=..., or None.'
+      )
 
 
 __all__ = ['T5Config']

@@ -10,7 +10,10 @@ from jaxtyping import Bool, Float, Int
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers, stacks
+from dro_jax.models.attention import spans, ways
+from dro_jax.models.attention.spans import Source, Span
 from dro_jax.models.layers import KeysValues
+from dro_jax.models.readouts import prompt_ends
 from dro_jax.models.t5.config import TOKENS, T5Config
 from dro_jax.types import Array, Rows
 
@@ -29,13 +32,20 @@ class Cache(NamedTuple):
   prompt_mask: Bool[Array, 'B S']
 
 
+class _Read(NamedTuple):
+  """The keys that queries read, as a mask; and as spans where attention may be other than dense."""
+
+  mask: Bool[Array, 'B 1 T S']
+  span: Span | None = None
+
+
 class _Context(NamedTuple):
   """Arrays that all layers of a stack share; `bias` is `None` where each layer has its own."""
 
   bias: Array | None
-  mask: Array
+  own: _Read
   encoded: Array | None = None
-  cross_mask: Array | None = None
+  prompt: _Read | None = None
   position: Array | None = None
 
 
@@ -53,10 +63,44 @@ def _mlp(config: T5Config) -> layers.MLP:
   return layers.MLP(config.mlp_dim, config.mlp_activations, config.dropout_rate, config.dtype, name='mlp')
 
 
+def _is_dense(config: T5Config, read: _Read, deterministic: bool) -> bool:
+  """Whether attention is dense: in decoding, where weights are dropped, and as the configuration says.
+
+  Raises:
+    UsageError: blockwise attention is to drop weights.
+  """
+  if read.span is None:
+    return True
+  if config.dropout_rate and not deterministic:
+    if config.attention == 'blockwise':
+      raise UsageError(
+        f'attention=blockwise with dropout_rate={config.dropout_rate}: only dense attention drops weights. '
+        'Pass dropout_rate=0 (--set DROPOUT_RATE=0), or attention=auto or dense (--set ATTENTION=dense).'
+      )
+    return True
+  return ways.choose(config.attention, read.mask.shape[-1], ways.without_kernels()) == 'dense'
+
+
+def _attend(
+  config: T5Config,
+  attention: layers.Attention,
+  x_BTD: Array,
+  keys_values: KeysValues,
+  bias: Array | None,
+  read: _Read,
+  deterministic: bool,
+) -> Float[Array, 'B T D']:
+  if _is_dense(config, read, deterministic):
+    return attention(x_BTD, keys_values, bias, read.mask, deterministic)
+  read_BTHC = ways.attend(attention.queries(x_BTD), [Source(keys_values, read.span, bias)], way='blockwise')
+  return attention.join(read_BTHC)
+
+
 def _relative_bias(
-  config: T5Config, keys: int, position: Array | None = None, *, bidirectional: bool
-) -> Float[Array, '1 H T S']:
-  """The bias of every query, or of the one at `position`."""
+  config: T5Config, read: _Read, position: Array | None, deterministic: bool, *, bidirectional: bool
+) -> Float[Array, '1 H T S'] | Float[Array, 'H L']:
+  """The bias of every query, or of the one at `position`; by relative position where attention wants that."""
+  keys = read.mask.shape[-1]
   relative = layers.RelativeBias(
     config.num_heads,
     config.relative_attention_num_buckets,
@@ -64,15 +108,19 @@ def _relative_bias(
     bidirectional,
     name='relpos_bias',
   )
-  return relative(keys, keys) if position is None else relative.at(position, keys)
+  if position is not None:
+    return relative.at(position, keys)
+  if _is_dense(config, read, deterministic):
+    return relative(keys, keys)
+  return relative.by_relative_position(keys, keys)
 
 
 def _shared_bias(
-  config: T5Config, keys: int, position: Array | None = None, *, bidirectional: bool
-) -> Float[Array, '1 H T S'] | None:
+  config: T5Config, read: _Read, position: Array | None, deterministic: bool, *, bidirectional: bool
+) -> Array | None:
   if config.relative_bias_per_layer:
     return None
-  return _relative_bias(config, keys, position, bidirectional=bidirectional)
+  return _relative_bias(config, read, position, deterministic, bidirectional=bidirectional)
 
 
 class EncoderLayer(nn.Module):
@@ -88,8 +136,9 @@ class EncoderLayer(nn.Module):
     attention = _attention(cfg, 'attention')
     bias = context.bias
     if bias is None:
-      bias = _relative_bias(cfg, x_BSD.shape[1], bidirectional=True)
-    y_BSD = attention(y_BSD, attention.keys_values(y_BSD), bias, context.mask, self.deterministic)
+      bias = _relative_bias(cfg, context.own, None, self.deterministic, bidirectional=True)
+    keys_values = attention.keys_values(y_BSD)
+    y_BSD = _attend(cfg, attention, y_BSD, keys_values, bias, context.own, self.deterministic)
     x_BSD = layers.constrain_hidden(x_BSD + layers.dropout(y_BSD, cfg.dropout_rate, self.deterministic))
     y_BSD = _mlp(cfg)(_norm(cfg, 'pre_mlp_layer_norm')(x_BSD), self.deterministic)
     return layers.constrain_hidden(x_BSD + layers.dropout(y_BSD, cfg.dropout_rate, self.deterministic)), None
@@ -117,14 +166,14 @@ class DecoderLayer(nn.Module):
     response = new if cache is None else layers.write_cache(cache.response, new, context.position, axis=1)
     bias = context.bias
     if bias is None:
-      bias = _relative_bias(cfg, context.mask.shape[-1], context.position, bidirectional=False)
-    y_BTD = attention(y_BTD, response, bias, context.mask, self.deterministic)
+      bias = _relative_bias(cfg, context.own, context.position, self.deterministic, bidirectional=False)
+    y_BTD = _attend(cfg, attention, y_BTD, response, bias, context.own, self.deterministic)
     x_BTD = layers.constrain_hidden(x_BTD + layers.dropout(y_BTD, cfg.dropout_rate, self.deterministic))
 
     y_BTD = _norm(cfg, 'pre_cross_attention_layer_norm')(x_BTD)
     attention = _attention(cfg, 'encoder_decoder_attention')
     prompt = attention.keys_values(context.encoded) if cache is None else cache.prompt
-    y_BTD = attention(y_BTD, prompt, None, context.cross_mask, self.deterministic)
+    y_BTD = _attend(cfg, attention, y_BTD, prompt, None, context.prompt, self.deterministic)
     x_BTD = layers.constrain_hidden(x_BTD + layers.dropout(y_BTD, cfg.dropout_rate, self.deterministic))
 
     y_BTD = _mlp(cfg)(_norm(cfg, 'pre_mlp_layer_norm')(x_BTD), self.deterministic)
@@ -142,9 +191,10 @@ class Encoder(nn.Module):
     self, x_BSD: Float[Array, 'B S D'], segments_BS: Int[Array, 'B S'], deterministic: bool
   ) -> Float[Array, 'B S D']:
     cfg = self.config
-    length = x_BSD.shape[1]
-    bias = _shared_bias(cfg, length, bidirectional=True)
-    context = _Context(bias, (segments_BS[:, :, None] == segments_BS[:, None, :])[:, None])
+    own = _Read(
+      (segments_BS[:, :, None] == segments_BS[:, None, :])[:, None], spans.segment_span(segments_BS)
+    )
+    context = _Context(_shared_bias(cfg, own, None, deterministic, bidirectional=True), own)
     x_BSD = layers.dropout(x_BSD, cfg.dropout_rate, deterministic)
     x_BSD, _ = stacks.run_stack(
       EncoderLayer, 'encoder', cfg.num_encoder_layers, cfg, x_BSD, None, context, deterministic=deterministic
@@ -166,16 +216,16 @@ class Decoder(nn.Module):
     self,
     x_BTD: Float[Array, 'B T D'],
     encoded_BSD: Float[Array, 'B S D'] | None,
-    mask_BTT: Bool[Array, 'B T U'],
-    cross_mask_BTS: Bool[Array, 'B T S'],
+    own: _Read,
+    prompt: _Read,
     deterministic: bool,
     keep: bool = False,
     cache: LayerCache | None = None,
     position: Int[Array, ''] | None = None,
   ) -> tuple[Float[Array, 'B T D'], LayerCache | None]:
     cfg = self.config
-    bias = _shared_bias(cfg, mask_BTT.shape[-1], position, bidirectional=False)
-    context = _Context(bias, mask_BTT[:, None], encoded_BSD, cross_mask_BTS[:, None], position)
+    bias = _shared_bias(cfg, own, position, deterministic, bidirectional=False)
+    context = _Context(bias, own, encoded_BSD, prompt, position)
     x_BTD = layers.dropout(x_BTD, cfg.dropout_rate, deterministic)
     x_BTD, kept = stacks.run_stack(
       DecoderLayer, 'decoder', cfg.num_decoder_layers, cfg, x_BTD, cache, context,
@@ -188,6 +238,13 @@ def shift_right(tokens_BT: Int[Array, 'B T'], positions_BT: Int[Array, 'B T']) -
   """The decoder's inputs: targets moved one to the right within each segment, after the start token."""
   previous_BT = jnp.pad(tokens_BT[:, :-1], ((0, 0), (1, 0)))
   return jnp.where(positions_BT == 0, TOKENS.start, previous_BT)
+
+
+def prompt_span(prompt_segments_BS: Int[Array, 'B S'], wanted_BT: Int[Array, 'B T']) -> Span:
+  """The tokens of the prompt that each response token points at; of padding, which points at 0, none."""
+  ends_BT = prompt_ends(prompt_segments_BS, wanted_BT)
+  starts_BT = jnp.take_along_axis(spans.segment_starts(prompt_segments_BS), ends_BT, axis=1)
+  return Span(starts_BT, jnp.where(wanted_BT > 0, ends_BT + 1, starts_BT))
 
 
 class T5(nn.Module):
@@ -235,12 +292,11 @@ class T5(nn.Module):
     inputs_BT = shift_right(response_tokens_BT, response_positions_BT)
     same_BTT = response_segments_BT[:, :, None] == response_segments_BT[:, None, :]
     causal_TT = np.tril(np.ones((inputs_BT.shape[1],) * 2, bool))
+    own = _Read((same_BTT & causal_TT[None])[:, None], spans.own_span(response_segments_BT))
     cross_BTS = response_prompt_BT[:, :, None] == prompt_segments_BS[:, None, :]
+    prompt = _Read(cross_BTS[:, None], prompt_span(prompt_segments_BS, response_prompt_BT))
     x_BTD = self.token_embedder(inputs_BT)
-    hidden_BTD, _ = self.decoder(
-      x_BTD, encoded_BSD, same_BTT & causal_TT[None], cross_BTS, not enable_dropout
-    )
-    return hidden_BTD
+    return self.decoder(x_BTD, encoded_BSD, own, prompt, not enable_dropout)[0]
 
   def logits(self, hidden_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
     """Unnormalised log-probs of the next token, float32."""
@@ -271,9 +327,8 @@ class T5(nn.Module):
     """Decodes the start token: the state that predicts the first token, and a cache for `max_length`."""
     batch = encoded_BSD.shape[0]
     x_BTD = self.token_embedder(jnp.full((batch, 1), TOKENS.start, jnp.int32))
-    hidden_BTD, kept = self.decoder(
-      x_BTD, encoded_BSD, jnp.ones((batch, 1, 1), bool), prompt_mask_BS[:, None, :], True, keep=True
-    )
+    own, prompt = _Read(jnp.ones((batch, 1, 1, 1), bool)), _Read(prompt_mask_BS[:, None, None, :])
+    hidden_BTD, kept = self.decoder(x_BTD, encoded_BSD, own, prompt, True, keep=True)
     response = jax.tree.map(
       lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, max_length - 1), (0, 0), (0, 0))), kept.response
     )
@@ -286,8 +341,8 @@ class T5(nn.Module):
     length = cache.layers.response.keys.shape[2]
     mask_BTT = jnp.broadcast_to(jnp.arange(length) <= position, (tokens_B.shape[0], 1, length))
     hidden_BTD, new = self.decoder(
-      self.token_embedder(tokens_B[:, None]), None, mask_BTT, cache.prompt_mask[:, None, :], True,
-      keep=True, cache=cache.layers, position=position,
+      self.token_embedder(tokens_B[:, None]), None, _Read(mask_BTT[:, None]),
+      _Read(cache.prompt_mask[:, None, None, :]), True, keep=True, cache=cache.layers, position=position,
     )  # fmt: skip
     response = layers.write_cache(cache.layers.response, new.response, position, axis=2)
     return hidden_BTD[:, 0], cache._replace(layers=cache.layers._replace(response=response))

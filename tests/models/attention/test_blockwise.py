@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dro_jax.models.attention import blockwise, dense
+from dro_jax.models.attention import blockwise, dense, spans
 from dro_jax.models.attention.spans import Source, Span
 from dro_jax.models.layers import KeysValues
 from tests.models.attention import layouts
@@ -20,6 +20,25 @@ def test_values_and_gradients_equal_dense_attentions(softcap, window, kv_heads):
   inputs, both = layouts.arrays(kv_heads=kv_heads), layouts.response_spans(window)
   ours = layouts.values_and_gradients(small, inputs, both, softcap)
   layouts.assert_equal(ours, layouts.values_and_gradients(dense.attend, inputs, both, softcap))
+
+
+@pytest.mark.parametrize('kv_heads, length', [(4, 75), (2, 96), (4, 20)])
+def test_a_relative_bias_and_its_gradient_equal_dense_attentions(kv_heads, length):
+  """Rows of two texts and padding, each of which reads itself in both directions."""
+  own = spans.segment_span(jnp.asarray([[1] * 15 + [2] * (length - 15), [1] * 9 + [0] * (length - 9)]))
+  queries, bias = layouts.normal(2, length, 4, 8), layouts.normal(4, 2 * length)
+  keys_values = KeysValues(*(layouts.normal(2, length, kv_heads, 8) for _ in range(2)))
+
+  def results(attend, queries, keys_values, bias):
+    def total(*inputs):
+      read = attend(inputs[0], [Source(inputs[1], own, inputs[2])], None)
+      return jnp.sum(jnp.sin(read)), read
+
+    return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(queries, keys_values, bias)
+
+  ours, expected = (results(attend, queries, keys_values, bias) for attend in (small, dense.attend))
+  layouts.assert_equal(ours, expected)
+  assert np.abs(expected[1][2]).max() > 0.1
 
 
 def test_bfloat16_keeps_its_type_and_stays_near_float32():

@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from dro_jax.errors import UsageError
+from dro_jax.models.attention import blockwise
 from dro_jax.models.policy import smallest_rows
 from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5.config import T5Config
@@ -70,6 +71,41 @@ def test_packed_equals_padded_equals_one_by_one():
   padded = layout(EXAMPLES, 6, 1)
   for rows in (padded, ROWS):
     assert largest_difference(by_example(logits(CONFIG, params, rows), rows), alone) < 1e-5
+
+
+@pytest.mark.parametrize('per_layer', [False, True], ids=['shared bias', 'bias by layer'])
+def test_blockwise_attention_gives_the_logits_and_gradients_of_dense_attention(per_layer, monkeypatch):
+  """Blocks of 8, so that a row has several, some of which no token reads."""
+  monkeypatch.setattr(blockwise, 'BLOCK', 8)
+  dense = dataclasses.replace(CONFIG, relative_bias_per_layer=per_layer, attention='dense')
+  params, weights = init(dense), np.random.default_rng(1).normal(size=(*ROWS.response_tokens.shape, 32))
+  weights *= (np.asarray(ROWS.response_segments) > 0)[:, :, None]
+
+  def results(config):
+    def total(params):
+      scores = T5(config).apply({'params': params}, ROWS)
+      return jnp.sum(jax.nn.log_softmax(scores) * weights), scores * (weights != 0)
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+
+  (_, ours), gradients = results(dataclasses.replace(dense, attention='blockwise'))
+  (_, expected), expected_gradients = results(dense)
+  assert largest_difference(ours, expected) < 1e-4
+  of_bias = [
+    x for path, x in jax.tree.leaves_with_path(expected_gradients) if path[-1].key == 'rel_embedding'
+  ]
+  assert len(of_bias) == 2 and min(np.abs(x).max() for x in of_bias) > 0.1
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4 * float(np.abs(y).max()), rtol=1e-3),
+    gradients, expected_gradients,
+  )  # fmt: skip
+
+
+def test_blockwise_attention_drops_no_weights():
+  config = dataclasses.replace(CONFIG, attention='blockwise', dropout_rate=0.1)
+  run = functools.partial(T5(config).apply, rngs={'dropout': jax.random.key(0)}, enable_dropout=True)
+  with pytest.raises(UsageError, match='only dense attention drops weights'):
+    jax.eval_shape(run, {'params': init(config)}, ROWS)
 
 
 def test_responses_that_share_a_prompt_are_encoded_once():
