@@ -16,6 +16,7 @@ from dro_jax.costs import flops
 from dro_jax.data.batches import groups
 from dro_jax.data.triplets import Triplets
 from dro_jax.models.family import Config
+from dro_jax.models.lora import Lora
 from dro_jax.models.policy import make_config
 from dro_jax.parallel.partitioning import MeshSpec
 from dro_jax.printing.tables import Table
@@ -70,10 +71,14 @@ class Budget(NamedTuple):
 
 
 class Data(NamedTuple):
-  """Triplets of a world: `load` reads them, given a vocabulary; `init_from` is the reference's run."""
+  """Triplets of a world: `load` reads them, given a vocabulary; `init_from` is the reference's run.
+
+  With `lora` policies are adapters of the reference.
+  """
 
   load: Callable[..., Triplets]
   init_from: str
+  lora: Lora | None = None
 
 
 def _schedule(learning_rate: float, steps: int) -> optax.Schedule:
@@ -138,7 +143,7 @@ def _spec(
   """A method's run, but for its optimisers and its length."""
   return RunSpec(
     data=data.load,
-    policy=Policy(data.init_from),
+    policy=Policy(data.init_from, lora=data.lora),
     algorithm=algorithm,
     value=value,
     batches=Batches(_batch_size(algorithm, budget), units=groups.UnitOptions(group_size=budget.group_size)),
