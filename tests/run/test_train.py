@@ -759,8 +759,8 @@ def test_a_run_that_kept_the_start_of_prompts_goes_on_with_it(run, triplets, tmp
 
 
 def test_memory_that_does_not_suffice_leaves_nothing_that_looks_like_a_run(run, tmp_path):
-  # Scores of attention over 2¹⁸ prompt tokens: terabytes.
+  # All scores of attention over 2¹⁸ prompt tokens: terabytes.
   rows = functools.partial(feeds.RowOptions, prompt_length=2**18, response_length=16)
   with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
-    run(tmp_path / 'run', rows=rows)
+    run(tmp_path / 'run', rows=rows, model=dataclasses.replace(MODEL, attention='dense'))
   assert not (tmp_path / 'run').exists()
