@@ -131,21 +131,23 @@ def _tell_plan(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell]
 
 def _run(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], console: Console) -> int:
   """Runs the missing cells and prints progress; returns their number."""
-  todo, began = cells.missing(folder, planned), time.monotonic()
+  todo, began, ran = cells.missing(folder, planned), time.monotonic(), 0
   console.print(
     f'{world.name}: {len(planned)} cells, {len(planned) - len(todo)} of them done'
     + (f'. {world.cost}' if todo and world.cost else '')
   )
   for number, cell in enumerate(todo, 1):
+    if cells.read(folder, cell) is not None:  # Another command on the same folder was faster.
+      continue
     start = time.monotonic()
     result = world.run(cell)
-    now = time.monotonic()
+    now, ran = time.monotonic(), ran + 1
     cells.write(folder, cells.Finished(cell, result, now - start))
-    left = (now - began) / number * (len(todo) - number)
+    left = (now - began) / ran * (len(todo) - number)
     console.print(
       f'{number}/{len(todo)}  {cells.describe(cell)}  {now - start:.1f} s; about {left / 60:.0f} min left'
     )
-  return len(todo)
+  return ran
 
 
 def save(folder: pathlib.Path, name: str, report: Report) -> list[str]:

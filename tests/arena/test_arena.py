@@ -72,6 +72,19 @@ def test_a_cell_that_fails_loses_no_other(tmp_path):
   assert run.arena(str(tmp_path / 'arena'), world.suite, seeds=1)['cells_run'] == 6
 
 
+def test_two_commands_on_one_folder_share_its_cells(tmp_path):
+  folder, world, other = str(tmp_path / 'arena'), World(), World()
+
+  def others_begin(cell):
+    if not world.ran:
+      run.arena(folder, other.suite, algorithms='b', seeds=1)
+    return world.run(cell)
+
+  found = run.arena(folder, lambda: world.suite()._replace(run=others_begin), algorithms='a,b', seeds=1)
+  assert found['cells_run'] == 4 and {cell.algorithm for cell in world.ran} == {'a'}
+  assert len(other.ran) == 4
+
+
 def test_results_tell_of_every_finished_cell(tmp_path, capsys):
   folder = tmp_path / 'arena'
   run.arena(str(folder), World().suite, algorithms='a', seeds=1)
