@@ -84,7 +84,7 @@ def choose(way: str, keys: int, refusals: Mapping[str, str | None]) -> str:
     return way
   if way == 'auto':
     kernels = [kernel for kernel, refusal in refusals.items() if refusal is None]
-    long = LONG_ON_CPU if _device()[0] == 'cpu' else LONG
+    long = LONG_ON_CPU if is_on_cpu() else LONG
     return 'dense' if keys < long else (*kernels, 'blockwise')[0]
   if way not in refusals:
     raise UsageError(f'attention={way!r} is unknown: pass one of {WAYS} (--set ATTENTION=).')
@@ -118,6 +118,11 @@ def _device() -> tuple[str, str]:
   if device is None:
     device = jax.devices()[0]
   return device.platform, device.device_kind
+
+
+def is_on_cpu() -> bool:
+  """Whether the mesh's devices are CPUs, or this machine's where there is no mesh."""
+  return _device()[0] == 'cpu'
 
 
 def on_mesh(

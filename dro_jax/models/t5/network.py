@@ -78,6 +78,9 @@ def _is_dense(config: T5Config, read: _Read, deterministic: bool) -> bool:
         'Pass dropout_rate=0 (--set DROPOUT_RATE=0), or attention=auto or dense (--set ATTENTION=dense).'
       )
     return True
+  # On TPUs blocks in plain JAX move more bytes than the scores of whole rows (docs/scale/preflight.md).
+  if config.attention == 'auto' and not ways.is_on_cpu():
+    return True
   return ways.choose(config.attention, read.mask.shape[-1], ways.without_kernels()) == 'dense'
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from dro_jax.errors import UsageError
-from dro_jax.models.attention import blockwise
+from dro_jax.models.attention import blockwise, ways
 from dro_jax.models.policy import smallest_rows
 from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5.config import T5Config
@@ -99,6 +99,19 @@ def test_blockwise_attention_gives_the_logits_and_gradients_of_dense_attention(p
     lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4 * float(np.abs(y).max()), rtol=1e-3),
     gradients, expected_gradients,
   )  # fmt: skip
+
+
+def test_auto_is_blockwise_for_long_rows_on_a_cpu(monkeypatch):
+  params = jax.eval_shape(T5(CONFIG).init, jax.random.key(0), smallest_rows())
+
+  def is_blockwise(length):
+    tokens = jnp.ones((1, length), jnp.int32)
+    encode = functools.partial(T5(CONFIG).apply, method='encode')
+    return 'custom_vjp' in str(jax.make_jaxpr(encode)(params, tokens, tokens, tokens))
+
+  assert is_blockwise(ways.LONG_ON_CPU) and not is_blockwise(ways.LONG_ON_CPU - 1)
+  monkeypatch.setattr(ways, '_device', lambda: ('tpu', 'TPU v5'))
+  assert not is_blockwise(2 * ways.LONG)
 
 
 def test_blockwise_attention_drops_no_weights():
