@@ -139,10 +139,11 @@ def _checkpoint(
 
 @functools.lru_cache(maxsize=64)
 def _flops_per_step(place: Place, factory: inmemory.Factory, columns: tuple[str, ...] = ()) -> float:
-  """FLOPs of a step; only the names of columns matter."""
+  """FLOPs of a step; only the names of columns matter, so that a value is one that some rewards exceed."""
   nets, algorithm = exact_world.networks_of(place.settings), factory(1.0)
   source = exact_world.log_feed(place, algorithm.unit)
-  anything = dict.fromkeys(columns, np.ones(len(source.triplets.train)))
+  rewards = source.triplets.train.raw_rewards
+  anything = {name: np.full(len(rewards), rewards.mean() if name == 'value' else 1.0) for name in columns}
   rows = inmemory.fitted_to(algorithm, source, 1, anything)
   state = inmemory.start(nets, exact_world.laboratory(place).reference, algorithm)
   return inmemory.flops_per_step(nets, factory, state, rows)

@@ -1,9 +1,10 @@
-"""The choice among four ways to compute attention, which give the same numbers, and their place on a mesh.
+"""The choice among five ways to compute attention, which give the same numbers, and their place on a mesh.
 
 - `dense`: all scores in memory, H T S numbers a row: the fastest for short rows, and for decoding.
 - `blockwise`: plain JAX, a block of scores at a time: on every device, for every span.
 - `splash`: the TPU kernel of jax, a block of scores at a time.
 - `cudnn`: NVIDIA's kernel; scores stay in the kernel, but its mask is an array of T S numbers a row.
+- `fused`: a TPU kernel with a relative bias, for T5.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,12 @@ from jaxtyping import Float
 
 from dro_jax.errors import UsageError
 from dro_jax.models import layers
-from dro_jax.models.attention import blockwise, cudnn, dense, splash
+from dro_jax.models.attention import blockwise, cudnn, dense, fused, splash
 from dro_jax.models.attention.spans import Source, Span
 from dro_jax.models.layers import KeysValues
 from dro_jax.types import Array
 
-WAYS = ('auto', 'dense', 'blockwise', 'splash', 'cudnn')
+WAYS = ('auto', 'dense', 'blockwise', 'splash', 'cudnn', 'fused')
 # Keys of a query's row, of all sources, from which on `auto` leaves dense attention. On a CPU blockwise takes
 # less time from 128 keys on (benchmarks/attention.py); below 512 there is little to save, and dense compiles
 # sooner. There was no TPU or GPU to measure on: there, it is where the scores of a head fill 4 MiB.
@@ -29,7 +30,7 @@ LONG = 1024
 
 Attend = Callable[[Array, Sequence[Source], float | None], Array]
 _FUNCTIONS: dict[str, Attend] = {
-  'blockwise': blockwise.attend, 'splash': splash.attend, 'cudnn': cudnn.attend
+  'blockwise': blockwise.attend, 'splash': splash.attend, 'cudnn': cudnn.attend, 'fused': fused.attend
 }  # fmt: skip
 
 
@@ -57,7 +58,14 @@ def attend(
   chosen = _choose(way, queries, sources, softcap)
   if chosen == 'dense':
     return dense.attend(queries, sources, softcap)
-  return on_mesh(_FUNCTIONS[chosen], queries, sources, softcap)
+  return run(chosen, queries, sources, softcap)
+
+
+def run(
+  way: str, queries: Float[Array, 'N T H C'], sources: Sequence[Source], softcap: float | None = None
+) -> Float[Array, 'N T H C']:
+  """`attend` by a way that was chosen, other than `dense`."""
+  return on_mesh(_FUNCTIONS[way], queries, sources, softcap)
 
 
 def _choose(way: str, queries: Array, sources: Sequence[Source], softcap: float | None) -> str:
@@ -65,8 +73,7 @@ def _choose(way: str, queries: Array, sources: Sequence[Source], softcap: float 
   if length == 1 or any(source.keys_values.keys.shape[0] != rows for source in sources):
     return 'dense'  # Decoding.
   keys = sum(source.keys_values.keys.shape[1] for source in sources)
-  has_bias = any(source.bias is not None for source in sources)
-  return choose(way, keys, without_kernels() if has_bias else _refusals(queries, softcap))
+  return choose(way, keys, _refusals(queries, softcap))
 
 
 def choose(way: str, keys: int, refusals: Mapping[str, str | None]) -> str:
@@ -96,20 +103,29 @@ def choose(way: str, keys: int, refusals: Mapping[str, str | None]) -> str:
   return way
 
 
-def without_kernels() -> dict[str, str | None]:
-  """The refusals of a model with a relative bias."""
-  return dict.fromkeys(('splash', 'cudnn'), 'it has no relative bias, and the model adds one to its scores')
+def refusals_with_bias() -> dict[str, str | None]:
+  """Why each kernel cannot run a model with a relative bias, as a clause; `None` where it can."""
+  lacking = dict.fromkeys(
+    ('splash', 'cudnn'), 'it has no relative bias, and the model adds one to its scores'
+  )
+  return lacking | {'fused': _unless_tpu()}
 
 
 def _refusals(queries: Array, softcap: float | None) -> dict[str, str | None]:
   """Why each kernel cannot run here, as a clause; `None` where it can."""
-  platform, kind = _device()
+  _, kind = _device()
   return {
-    'splash': None if platform == 'tpu' else f"it is a kernel for TPUs, and the device is '{kind}'",
+    'splash': _unless_tpu(),
     'cudnn': cudnn.refusal(queries, softcap)
     if 'NVIDIA' in kind
     else f"it is a kernel for NVIDIA's GPUs, and the device is '{kind}'",
+    'fused': "it is T5's kernel, whose keys have one source",
   }
+
+
+def _unless_tpu() -> str | None:
+  platform, kind = _device()
+  return None if platform == 'tpu' else f"it is a kernel for TPUs, and the device is '{kind}'"
 
 
 def _device() -> tuple[str, str]:

@@ -9,7 +9,7 @@ from dro_jax.names import SpecialTokens
 
 # Of T5's own vocabularies; a response's first input is padding.
 TOKENS = SpecialTokens()
-WAYS = ('auto', 'dense', 'blockwise')
+WAYS = ('auto', 'dense', 'blockwise', 'fused')
 _SIZES = ('emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers')
 
 

@@ -63,25 +63,26 @@ def _mlp(config: T5Config) -> layers.MLP:
   return layers.MLP(config.mlp_dim, config.mlp_activations, config.dropout_rate, config.dtype, name='mlp')
 
 
-def _is_dense(config: T5Config, read: _Read, deterministic: bool) -> bool:
-  """Whether attention is dense: in decoding, where weights are dropped, and as the configuration says.
+def _way(config: T5Config, read: _Read, deterministic: bool) -> str:
+  """How attention is computed: densely for one token and where weights are dropped, else as configured.
 
   Raises:
-    UsageError: blockwise attention is to drop weights.
+    UsageError: other attention is to drop weights, or the device does not have it.
   """
-  if read.span is None:
-    return True
+  if read.span is None or read.mask.shape[-2] == 1:
+    return 'dense'
   if config.dropout_rate and not deterministic:
-    if config.attention == 'blockwise':
+    if config.attention not in ('auto', 'dense'):
       raise UsageError(
-        f'attention=blockwise with dropout_rate={config.dropout_rate}: only dense attention drops weights. '
-        'Pass dropout_rate=0 (--set DROPOUT_RATE=0), or attention=auto or dense (--set ATTENTION=dense).'
+        f'attention={config.attention} with dropout_rate={config.dropout_rate}: only dense attention drops '
+        'weights. Pass dropout_rate=0 (--set DROPOUT_RATE=0), or attention=auto or dense (--set '
+        'ATTENTION=dense).'
       )
-    return True
+    return 'dense'
   # On TPUs blocks in plain JAX move more bytes than the scores of whole rows (docs/scale/preflight.md).
   if config.attention == 'auto' and not ways.is_on_cpu():
-    return True
-  return ways.choose(config.attention, read.mask.shape[-1], ways.without_kernels()) == 'dense'
+    return 'dense'
+  return ways.choose(config.attention, read.mask.shape[-1], ways.refusals_with_bias())
 
 
 def _attend(
@@ -93,10 +94,10 @@ def _attend(
   read: _Read,
   deterministic: bool,
 ) -> Float[Array, 'B T D']:
-  if _is_dense(config, read, deterministic):
+  way = _way(config, read, deterministic)
+  if way == 'dense':
     return attention(x_BTD, keys_values, bias, read.mask, deterministic)
-  read_BTHC = ways.attend(attention.queries(x_BTD), [Source(keys_values, read.span, bias)], way='blockwise')
-  return attention.join(read_BTHC)
+  return attention.join(ways.run(way, attention.queries(x_BTD), [Source(keys_values, read.span, bias)]))
 
 
 def _relative_bias(
@@ -113,7 +114,7 @@ def _relative_bias(
   )
   if position is not None:
     return relative.at(position, keys)
-  if _is_dense(config, read, deterministic):
+  if _way(config, read, deterministic) == 'dense':
     return relative(keys, keys)
   return relative.by_relative_position(keys, keys)
 

@@ -119,6 +119,16 @@ def test_methods_spend_one_budget(place, name):
   assert all(np.isfinite(values).all() for values in result['last']['test'].values())
 
 
+def test_a_step_with_thumbs_by_value_costs_the_same_without_noise(place):
+  """No rating of this log is 1 or less, which once stood for every value."""
+  noiseless = place._replace(point=Point(noise=0.0))
+  costs = [
+    exact._flops_per_step(each, COMPETING['kto_value'].algorithm, ('value',)) for each in (place, noiseless)
+  ]
+  assert exact_world.log_feed(noiseless, 'response').triplets.train.raw_rewards.min() > 1
+  assert costs[0] == costs[1] > 0
+
+
 def test_every_method_makes_its_algorithm():
   for method in COMPETING.values():
     if method.algorithm is not None:

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from dro_jax.errors import UsageError
-from dro_jax.models.attention import blockwise, ways
+from dro_jax.models.attention import blockwise, fused, ways
 from dro_jax.models.policy import smallest_rows
 from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5.config import T5Config
@@ -99,6 +99,16 @@ def test_blockwise_attention_gives_the_logits_and_gradients_of_dense_attention(p
     lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4 * float(np.abs(y).max()), rtol=1e-3),
     gradients, expected_gradients,
   )  # fmt: skip
+
+
+def test_the_tpu_kernel_gives_the_logits_of_dense_attention(monkeypatch):
+  monkeypatch.setattr(ways, '_device', lambda: ('tpu', 'TPU v5'))
+  interpreted = functools.partial(fused.attend, multiple=8, interpret=True)
+  monkeypatch.setitem(ways._FUNCTIONS, 'fused', interpreted)
+  dense = dataclasses.replace(CONFIG, attention='dense')
+  params, shown = init(dense), (np.asarray(ROWS.response_segments) > 0)[:, :, None]
+  ours = jax.jit(T5(dataclasses.replace(dense, attention='fused')).apply)({'params': params}, ROWS)
+  assert largest_difference(ours * shown, logits(dense, params, ROWS) * shown) < 1e-4
 
 
 def test_auto_is_blockwise_for_long_rows_on_a_cpu(monkeypatch):
