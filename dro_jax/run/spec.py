@@ -70,8 +70,8 @@ class Compute:
     scan_layers: whether one compiled layer is run over all layers' parameters; `None` takes the model's.
     remat: recomputes in the backward pass: True recomputes layers, 'dots' all but matrix products; `None`
       takes the model's.
-    attention: 'auto' (by length and device), 'dense', 'blockwise', 'splash' or 'cudnn' (see
-      `models.attention.ways`), of decoder-only models; `None` takes the model's.
+    attention: 'auto' (by length and device), 'dense', 'blockwise', 'splash', 'cudnn', or a T5's 'fused' (see
+      `models.attention.ways`); `None` takes the model's.
     dropout_rate: the rate of dropout in training, for supervised fine-tuning only.
     compiler_options: the compiler's options for the step, by name; each kind of device has its own.
 

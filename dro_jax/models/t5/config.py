@@ -33,9 +33,9 @@ class T5Config:
     relative_attention_max_distance: distances beyond it share a bucket.
     relative_bias_per_layer: each layer has its own bias, as in umT5 and T5X's scalable_t5; in T5 the layers
       of a side share one.
-    attention: how attention is computed, the same numbers: 'dense', 'blockwise' (see
-      `models.attention.ways`; kernels have no relative bias), or 'auto': blockwise for long rows on a CPU.
-      Decoding is dense, and so is attention whose weights are dropped.
+    attention: how attention is computed, the same numbers: 'dense', 'blockwise', 'fused' (TPUs; see
+      `models.attention.ways`), or 'auto': blockwise for long rows on a CPU, else dense. Decoding is dense,
+      and so is attention whose weights are dropped.
     dtype: activations, `float32` or `bfloat16`; parameters, norms, softmax and logits are float32.
     scan_layers: one compiled layer run over stacked parameters: compiles faster, the same numbers.
     remat: recompute in the backward pass, for less memory and the same numbers: each layer (True), or all of
