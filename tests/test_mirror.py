@@ -90,7 +90,7 @@ ELSEWHERE = {
   ),
   'recipes/test_cache_reference.py': ('run/reference_store',),
   'run/test_batches.py': ('run/table_scores',),
-  'run/test_spec.py': ('run/own_algorithm',),
+  'run/test_spec.py': ('run/exclusions', 'run/own_algorithm'),
   'run/test_train.py': (
     'run/best', 'run/build', 'run/data', 'run/folder/nonfinite', 'run/learner', 'run/loop', 'run/measure',
     'run/schedule', 'run/summary', 'run/trained',
