@@ -64,16 +64,12 @@ def _keep_compilations() -> None:
   """Re-runs take their executables from .cache, in one folder for each processor and each worker.
 
   They are machine code, and jax's key does not say for which processor; and a worker would read what another
-  is still writing. Processes that a test starts read the worker's folder too.
+  is still writing.
   """
   worker = os.environ.get('PYTEST_XDIST_WORKER', 'main')
   folder = pathlib.Path(__file__).resolve().parent.parent / '.cache' / 'jax' / _processor() / worker
-  for name, value in (
-    ('compilation_cache_dir', str(folder)),
-    ('persistent_cache_min_compile_time_secs', 0.2),
-  ):
-    jax.config.update(f'jax_{name}', value)
-    os.environ[f'JAX_{name.upper()}'] = str(value)
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 _keep_compilations()
