@@ -1,4 +1,4 @@
-"""Methods on the world of `make demo-lm`, a language model and a reward: a table of docs/results/text.md.
+"""Methods on the world of `make demo-lm`: one language model, one reward, a table of all methods.
 
   python benchmarks/laptop.py --folder=laptop [--algorithms=dro_v,kto] [--jobs=2]
 

@@ -41,7 +41,10 @@ RATES = (1e-4, 5e-4)
 
 
 def methods(rates: tuple[float, float]) -> dict[str, training.Method]:
-  """Who competes: the methods of all suites of text, and a reward model; `rates` from the least on."""
+  """All methods that compete: those of the suites of text, and a reward model.
+
+  `rates` are the least and the greatest learning rate.
+  """
   tried = competing_methods.methods(Range(*rates), optimizers=('adamw',))
   regression = training.Method(lambda t: algorithms.reward_regression(), tried['rft'].grid, Value('response'))
   return {**tried, 'reward_regression': regression}
@@ -125,6 +128,8 @@ class _Parts(NamedTuple):
   """The table of a file, split by prompts, and the report of its building.
 
   `new_writers` are the responses to the test part's prompts by writers that no other part has, or None.
+  `written_by` says who wrote a record of the other parts and who one of the test part, by the record's id;
+  empty where the files do not say.
   """
 
   reference: TokenTable
@@ -133,6 +138,7 @@ class _Parts(NamedTuple):
   test: TokenTable
   new_writers: TokenTable | None
   report: Mapping[str, Any]
+  written_by: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
 
 
 def parts(place: Place, words: Any, response: str | None = None) -> _Parts:
@@ -144,23 +150,26 @@ def parts(place: Place, words: Any, response: str | None = None) -> _Parts:
   given = place.feedback
   whole, report = _table(place, given.triplets, words, response)
   if given.test_triplets is None:
-    tested = whole.subset(hashes.by_prompt_hash(whole.prompt_digests, given.test))
-    whole, first = whole.subset(~hashes.by_prompt_hash(whole.prompt_digests, given.test)), given.test
+    is_test, first = hashes.by_prompt_hash(whole.prompt_digests, given.test), given.test
+    tested = whole.subset(is_test)
   else:
     tested, _ = _table(place, given.test_triplets, words, response)
-    whole, first = whole.subset(~np.isin(whole.prompt_digests, tested.prompt_digests)), 0.0
-  new = None
+    is_test, first = np.isin(whole.prompt_digests, tested.prompt_digests), 0.0
+  whole, new, written_by = whole.subset(~is_test), None, _written_by(given)
   if given.writer is not None and given.new_writers:
-    is_new = writers.are_new(_writers(place, tested, is_test=True), given.new_writers)
-    tested, new = tested.subset(~is_new), _few(tested.subset(is_new), given.responses)
-    whole = whole.subset(~writers.are_new(_writers(place, whole), given.new_writers))
+    is_new, is_new_in_test = (
+      writers.are_new(writers.of_table(table, by_id), given.new_writers)
+      for table, by_id in zip((whole, tested), written_by)
+    )
+    whole, new = whole.subset(~is_new), _few(tested.subset(is_new_in_test), given.responses)
+    tested = tested.subset(~is_new_in_test)
   edges = np.cumsum([first, given.validation, 0.0 if given.init_from else given.reference])
   below = [hashes.by_prompt_hash(whole.prompt_digests, float(edge)) for edge in edges]
   held, imitated, trains = below[1] & ~below[0], below[2] & ~below[1], ~below[2]
   trained = _few(_some_prompts(whole.subset(trains), given.prompts), given.responses)
   dealt = _Parts(
     whole.subset(imitated), trained, _few(whole.subset(held), given.responses),
-    _few(tested, given.responses), new, report,
+    _few(tested, given.responses), new, report, written_by,
   )  # fmt: skip
   needed = {'train': trained, 'validation': dealt.validation, 'test': dealt.test}
   needed |= {} if given.init_from else {'reference': dealt.reference}
@@ -190,11 +199,14 @@ def _some_prompts(table: TokenTable, most: int | None) -> TokenTable:
   return table.subset(np.isin(hashes.mix(table.prompt_digests), prompts[:most]))
 
 
-def _writers(place: Place, table: TokenTable, is_test: bool = False) -> np.ndarray:
-  """The writer of each response of a table of the triplets, or of the test part, `[N]`."""
-  given = place.feedback
-  triplets = given.test_triplets if is_test and given.test_triplets is not None else given.triplets
-  return writers.of_table(table, writers.of_records(triplets, given.columns, str(given.writer)))
+def _written_by(given: Feedback) -> tuple[Mapping[str, str], Mapping[str, str]]:
+  """See `_Parts`."""
+  if given.writer is None:
+    return {}, {}
+  of_triplets = writers.of_records(given.triplets, given.columns, given.writer)
+  if given.test_triplets is None:
+    return of_triplets, of_triplets
+  return of_triplets, writers.of_records(given.test_triplets, given.columns, given.writer)
 
 
 def _table(
@@ -238,10 +250,8 @@ def prepare(place: Place) -> World:
   about = {name: _about(table) | {'reference': logps[name]['logps']} for name, table in tables.items()}
   about['test']['usual_length'] = np.median(dealt.train.response_lengths)
   if given.writer is not None:
-    known = _writers(place, dealt.train)
-    about['test']['writer_means'] = writers.mean_rewards(
-      known, dealt.train.raw_rewards, _writers(place, dealt.test, is_test=True)
-    )
+    known, asked = map(writers.of_table, (dealt.train, dealt.test), dealt.written_by)
+    about['test']['writer_means'] = writers.mean_rewards(known, dealt.train.raw_rewards, asked)
   return World(training.Data(load, reference), tables, about)
 
 

@@ -1,4 +1,4 @@
-"""Who wrote each response of a file, and the responses of some: writers are dealt out as prompts are."""
+"""The writer of each response of a file. Some writers are held out, as some prompts are."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,7 +35,7 @@ def of_records(
       if not isinstance(writer, str) or not writer:
         raise UsageError(
           f'{where}: the field {field!r} (Feedback.writer) is {shown(writer)} and must be text that names '
-          'who wrote the response: pass another field with --set WRITER=FIELD, or None.'
+          'who wrote the response: pass another field, as --set WRITER=FIELD, or leave WRITER unset.'
         )
       found[read_id(record, names, where, ids)] = writer
   return found

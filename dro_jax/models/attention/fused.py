@@ -12,7 +12,7 @@ Dimensions beyond `dense`: A queries of a block; I blocks; L relative positions.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -54,7 +54,7 @@ def attend(
   if bias is not None:
     extra = places[0].shape[1] - length
     bias = jnp.pad(bias.astype(jnp.float32), ((0, 0), (extra, extra)))
-    bias = jnp.stack([jnp.roll(bias, places, axis=1) for places in range(_SUBLANES)], axis=1)
+    bias = jnp.stack([jnp.roll(bias, turn, axis=1) for turn in range(_SUBLANES)], axis=1)
   read = _attend(multiple, interpret, *map(by_head, (queries, keys, values)), Span(*places), bias)
   return read.swapaxes(1, 2)[:, :length]
 
@@ -73,76 +73,60 @@ def _attend(
 
 
 def _forward(multiple: int, interpret: bool, *inputs: Any) -> tuple[Array, Any]:
-  queries_BHTC = inputs[0]
-  call = _Call(multiple, inputs)
-  read = call.run(
-    _read, inputs, [call.by_queries(queries_BHTC)], [queries_BHTC], interpret, in_order=False
-  )  # fmt: skip
-  return read[0], inputs
+  (read,) = _run(_read, multiple, interpret, inputs, [inputs[0]])
+  return read, inputs
 
 
 def _backward(multiple: int, interpret: bool, inputs: Any, cotangent_BHTC: Array) -> tuple[Any, ...]:
   queries, keys, values, _, bias = inputs
-  call = _Call(multiple, inputs)
-  in_float = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32)  # noqa: E731
-  specs = [call.by_queries(queries), call.by_keys(keys), call.by_keys(values)]
-  shapes = [queries, in_float(keys), in_float(values)]
+  # Of keys, values and bias several blocks' shares are summed.
+  summed = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (keys, values)]
   if bias is not None:
-    specs, shapes = [*specs, call.by_head(bias)], [*shapes, in_float(bias)]
-  to_queries, to_keys, to_values, *to_bias = call.run(
-    _pull, (*inputs, cotangent_BHTC), specs, shapes, interpret, in_order=True
+    summed.append(jax.ShapeDtypeStruct(bias.shape, jnp.float32))
+  to_queries, to_keys, to_values, *to_bias = _run(
+    _pull, multiple, interpret, (*inputs, cotangent_BHTC), [queries, *summed]
   )
-  return to_queries, to_keys.astype(keys.dtype), to_values.astype(values.dtype), None, (*to_bias, None)[0]
+  to_span = None
+  return (
+    to_queries, to_keys.astype(keys.dtype), to_values.astype(values.dtype), to_span,
+    to_bias[0] if to_bias else None,
+  )  # fmt: skip
 
 
 _attend.defvjp(_forward, _backward)
 
 
-class _Call:
-  """A call of a kernel: heads, rows and blocks of queries, in this order, so that sums over the later ones
-  stay in fast memory."""
+def block_size(multiple: int, queries: int, keys: int) -> int:
+  """The queries of a block: up to four multiples that divide all, and whose scores fit in fast memory."""
+  sizes = [size for size in (4 * multiple, 2 * multiple) if queries % size == 0 and size * keys <= _SCORES]
+  return sizes[0] if sizes else multiple
 
-  def __init__(self, multiple: int, inputs: Any):
-    queries, keys, _, _, bias = inputs
-    self.rows, self.heads, self.length, _ = queries.shape
-    sizes = [size for size in (4 * multiple, 2 * multiple, multiple) if self.length % size == 0]
-    fits = [size for size in sizes if size * keys.shape[2] <= _SCORES]
-    self.size = (fits or sizes[-1:])[0]
-    self.has_bias = bias is not None
 
-  def by_queries(self, x: Array) -> pl.BlockSpec:
-    return pl.BlockSpec((1, 1, self.size, x.shape[3]), lambda h, b, i: (b, h, i, 0))
-
-  def by_keys(self, x: Array) -> pl.BlockSpec:
-    return pl.BlockSpec((1, 1, *x.shape[2:]), lambda h, b, i: (b, h, 0, 0))
-
-  def by_head(self, x: Array) -> pl.BlockSpec:
-    return pl.BlockSpec((1, *x.shape[1:]), lambda h, b, i: (h, 0, 0))
-
-  def run(
-    self, kernel: Any, inputs: Any, out_specs: list[Any], out_shapes: list[Any], interpret: bool,
-    in_order: bool,
-  ) -> Sequence[Array]:  # fmt: skip
-    """Runs a kernel; where sums run over rows, these follow one another in order."""
-    queries, keys, values, span, bias, *cotangent = inputs
-    place = pl.BlockSpec((1, self.size, 1), lambda h, b, i: (b, i, 0))
-    given = [queries, keys, values, *span, *([bias] if self.has_bias else []), *cotangent]
-    specs = [
-      self.by_queries(queries), self.by_keys(keys), self.by_keys(values), place, place,
-      *([self.by_head(bias)] if self.has_bias else []), *map(self.by_queries, cotangent),
-    ]  # fmt: skip
-    over_rows = 'arbitrary' if in_order else 'parallel'
-    return pl.pallas_call(
-      functools.partial(kernel, self.has_bias),
-      grid=(self.heads, self.rows, self.length // self.size),
-      in_specs=specs,
-      out_specs=out_specs,
-      out_shape=[jax.ShapeDtypeStruct(shape.shape, shape.dtype) for shape in out_shapes],
-      compiler_params=pltpu.CompilerParams(
-        dimension_semantics=('parallel', over_rows, over_rows), vmem_limit_bytes=_VMEM
-      ),
-      interpret=interpret,
-    )(*given)
+def _run(
+  kernel: Callable[..., None], multiple: int, interpret: bool, inputs: Any, results: Sequence[Any]
+) -> Sequence[Array]:
+  """Runs a kernel over heads, rows and blocks of queries, in this order: so sums over the later ones stay in
+  fast memory. `results` have the shapes of queries, and then of what is summed over a row's blocks."""
+  queries, keys, values, span, bias, *cotangent = inputs
+  rows, heads, length, width = queries.shape
+  size = block_size(multiple, length, keys.shape[2])
+  by_queries = pl.BlockSpec((1, 1, size, width), lambda h, b, i: (b, h, i, 0))
+  by_place = pl.BlockSpec((1, size, 1), lambda h, b, i: (b, i, 0))
+  by_keys = pl.BlockSpec((1, 1, *keys.shape[2:]), lambda h, b, i: (b, h, 0, 0))
+  by_head = [] if bias is None else [pl.BlockSpec((1, *bias.shape[1:]), lambda h, b, i: (h, 0, 0))]
+  is_summed = len(results) > 1
+  over_rows = 'arbitrary' if is_summed else 'parallel'
+  return pl.pallas_call(
+    functools.partial(kernel, bias is not None),
+    grid=(heads, rows, length // size),
+    in_specs=[by_queries, by_keys, by_keys, by_place, by_place, *by_head, *[by_queries] * len(cotangent)],
+    out_specs=[by_queries, *([by_keys, by_keys, *by_head] if is_summed else [])],
+    out_shape=[jax.ShapeDtypeStruct(result.shape, result.dtype) for result in results],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', over_rows, over_rows), vmem_limit_bytes=_VMEM
+    ),
+    interpret=interpret,
+  )(queries, keys, values, *span, *([] if bias is None else [bias]), *cotangent)
 
 
 # --- kernels: of one head and row, and one block of its queries ---------------------------------------------

@@ -68,8 +68,9 @@ class T5Config:
     check_config(self, _SIZES, layers.ACTIVATIONS)
     if self.attention not in WAYS:
       raise UsageError(
-        f'attention={self.attention!r}: a T5 adds a relative bias to its scores, so that it has {WAYS} only. '
-        'Pass one of these, as Compute(attention=...) or --set ATTENTION=..., or None.'
+        f'attention={self.attention!r}: a T5 adds a relative bias to its scores, and has attention with a '
+        f'bias by {", ".join(WAYS)} only: pass one of these, as Compute(attention=...) or --set '
+        'ATTENTION=..., or leave it unset.'
       )
 
 

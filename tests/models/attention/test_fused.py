@@ -60,9 +60,7 @@ def test_other_keys_without_a_bias_equal_dense_attentions():
 
 @pytest.mark.parametrize('length, size', [(512, 512), (1024, 256), (2048, 128), (8192, 128)])
 def test_scores_of_a_block_fit_in_fast_memory(length, size):
-  shape = jax.ShapeDtypeStruct((1, 1, length, 64), jnp.bfloat16)
-  call = fused._Call(128, (shape, shape, shape, None, None))
-  assert call.size == size
+  assert fused.block_size(128, length, length) == size
 
 
 COMPILE = """
