@@ -367,6 +367,11 @@ def human(
   given = feedback()
   if not given.triplets:
     raise UsageError('the suite human needs scores by people: pass them as --triplets=FILE.')
+  if given.new_writers and given.writer is None:
+    raise UsageError(
+      f'new_writers={given.new_writers} holds out writers, and nothing says who wrote a response: pass the '
+      'field that does, as --set WRITER=FIELD, or leave NEW_WRITERS unset.'
+    )
   place = Place(pathlib.Path(folder).expanduser().absolute(), given, model, mesh, batch_size)
   competing = methods(rates)
   budget = training.Budget(steps, batch_size, evaluations=evaluations)

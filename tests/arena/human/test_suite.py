@@ -223,6 +223,8 @@ def test_a_split_without_prompts_and_missing_triplets_are_refused(tmp_path, one_
     human.parts(make().run.args[0], WORDS)
   with pytest.raises(UsageError, match='pass them as --triplets=FILE'):
     human.human(str(tmp_path), lambda: human.Feedback(None))
+  with pytest.raises(UsageError, match=r'new_writers=0.2 holds out writers.*--set WRITER=FIELD'):
+    human.human(str(tmp_path), lambda: human.Feedback('a.jsonl', new_writers=0.2))
 
 
 def test_real_scores_are_dealt_out(data_dir, tmp_path, one_device):
