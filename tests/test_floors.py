@@ -1,6 +1,7 @@
 """A folder is a floor: it imports what stands above it in the list below, and itself, never in a circle."""
 
 import ast
+import functools
 import graphlib
 import pathlib
 import sys
@@ -55,12 +56,17 @@ def _sources() -> dict[str, str]:
   return sources
 
 
+@functools.cache
+def _import_nodes(source: str) -> list[ast.Import | ast.ImportFrom]:
+  return [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def _imports(source: str, modules: Mapping[str, str]) -> Iterator[str]:
   """What a module imports, anywhere in it: our modules as `dro_jax.NAME`, others by their full name."""
-  for node in ast.walk(ast.parse(source)):
+  for node in _import_nodes(source):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
+    else:
       base = '.' * node.level + (node.module or '')
       for alias in node.names:
         whole = f'{base}.{alias.name}'

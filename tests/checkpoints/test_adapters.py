@@ -100,6 +100,7 @@ def test_a_run_saves_adapters_and_heads_alone_and_its_bases_fingerprint(trained,
   assert folders.load_metadata(trained)['reference'] == {'scheme': 'adapter_off'}
 
 
+@pytest.mark.long
 def test_a_policy_and_its_reference_load_alone_as_their_run_has_them(trained):
   """As sides of `judge` load: each with the base, which nobody has loaded before."""
   run = load_run(trained, one_device())
@@ -134,6 +135,7 @@ def test_a_loaded_run_scores_against_its_base_and_checks_and_answers(trained, se
   assert check(str(trained), max_length=2, mesh=runs.LaidOut(make=one_device))['log_ratio'] == 0
 
 
+@pytest.mark.long
 def test_several_steps_answer_on_one_base_which_is_their_reference(trained, base, tmp_path, monkeypatch):
   loaded, load_base = [], adapters.load_base
   monkeypatch.setattr(adapters, 'load_base', lambda *args: (loaded.append(args[0]), load_base(*args))[1])

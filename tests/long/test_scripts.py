@@ -18,7 +18,7 @@ RUNS = {
   'faults.py kill=6': 15,
   'faults.py causal=3': 15,
   'faults.py lora=3': 15,
-  'faults.py counts': 25,
+  'faults.py counts=3': 25,
   'faults.py peer': 10,
   'faults.py disk': 10,
   'interrupts.py': 30,
@@ -33,7 +33,7 @@ RUNS = {
   'loss_peers.py': 10,
   'beam_runners.py': 10,
 }
-ALONE = {'faults.py counts', 'processes.py sequence'}
+ALONE = {'faults.py counts=3', 'processes.py sequence'}
 
 
 def program(run):

@@ -72,7 +72,7 @@ def test_an_adapter_that_is_off_or_fresh_leaves_the_base_to_the_bit(config):
   assert jnp.abs(scorer(config)(lora.join_policy(base_of(config), adapter(config))) - plain).max() > 0.1
 
 
-@families
+@slow_families
 def test_an_adapter_equals_its_base_with_w_plus_s_a_b_by_hand(config):
   own = traverse_util.flatten_dict(adapter(config))
   merged = {}

@@ -34,6 +34,7 @@ def done(data, tmp_path_factory):
   return folder, stages(folder, data)
 
 
+@pytest.mark.long
 def test_stages_end_in_a_policy_of_positive_advantages(done, data):
   folder, result = done
   assert sorted(path.name for path in folder.iterdir()) == ['columns', 'policy', 'value']
@@ -48,7 +49,7 @@ def test_stages_end_in_a_policy_of_positive_advantages(done, data):
 
 
 # The fixture is A-LoL itself.
-@pytest.mark.parametrize('name', ['a_lol_ref_free', *long('a_lol_kl', 'a_lol_sequence')])
+@pytest.mark.parametrize('name', long(*VARIANTS))
 def test_every_variant_takes_the_same_values(name, done, data, tmp_path, monkeypatch):
   for stage in ('value', 'columns'):
     (tmp_path / stage).symlink_to(done[0] / stage)
@@ -62,6 +63,7 @@ def test_every_variant_takes_the_same_values(name, done, data, tmp_path, monkeyp
   assert json.loads((tmp_path / 'policy' / 'run.json').read_text())['algorithm'] == name
 
 
+@pytest.mark.long
 def test_a_finished_command_trains_nothing(done, data):
   before = (done[0] / 'policy' / 'metrics.jsonl').read_text()
   assert stages(done[0], data)['policy']['step'] == 3

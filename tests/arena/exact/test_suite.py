@@ -107,7 +107,7 @@ def test_a_regressed_value_never_saw_its_own_prompts_rewards(place, monkeypatch)
 COMPETING = exact_methods.methods(SETTINGS.tau)
 
 
-@pytest.mark.parametrize('name', [*long('awr', 'filtered_sft'), 'dpo', 'dro_oracle_value+kl1'])
+@pytest.mark.parametrize('name', [*long('awr', 'filtered_sft', 'dpo'), 'dro_oracle_value+kl1'])
 def test_methods_spend_one_budget(place, name):
   axes = place.point._asdict()
   trial = {axis: ends.low for axis, ends in COMPETING[name].grid.items()}

@@ -184,6 +184,7 @@ def strange(tmp_path_factory, one_device):
   return place, text_log.prepare(place, 0)
 
 
+@pytest.mark.long
 def test_the_log_has_the_propensities_of_the_policy_that_wrote_it(strange):
   place, logged = strange
   logger = text_log._params(str(place.folder / 'logger'), place)
@@ -194,6 +195,7 @@ def test_the_log_has_the_propensities_of_the_policy_that_wrote_it(strange):
     assert np.abs(logged.tools.score(other, logged.log) - logged.log.logps).max() > 0.05
 
 
+@pytest.mark.long
 def test_the_reference_answers_held_out_prompts_itself(strange):
   _, logged = strange
   theirs = logged.heldout['test']
@@ -204,6 +206,7 @@ def test_the_reference_answers_held_out_prompts_itself(strange):
   assert about['log']['reward'].mean() == pytest.approx(logged.log.rewards.mean())
 
 
+@pytest.mark.long
 def test_a_world_is_read_again_as_it_was_made(strange):
   place, logged = strange
   before = {file: file.stat().st_mtime_ns for file in place.folder.glob('*-0.jsonl')}

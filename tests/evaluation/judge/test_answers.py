@@ -63,15 +63,28 @@ def test_more_samples_keep_those_that_are_there(run, asked, tmp_path):
 
 
 def test_what_decides_an_answer_decides_where_it_is_kept(run, asked, tmp_path):
-  for decoding in (
-    DECODING,
-    Decoding(max_length=4, batch_size=8, seed=1),
-    Decoding(max_length=3, batch_size=8),
-  ):
-    drawn(run, asked[:1], tmp_path, decoding)
+  """Other seeds and checkpoints, which the same compiled program serves."""
+  drawn(run, asked[:1], tmp_path)
+  drawn(run, asked[:1], tmp_path, dataclasses.replace(DECODING, seed=1))
   drawn(f'{run}/checkpoints/2', asked[:1], tmp_path)
-  drawn(run, asked[:1], tmp_path, Decoding(max_length=4, batch_size=16))
-  assert len(files_of(tmp_path)) == 4
+  assert len(files_of(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+  'change, decides',
+  [
+    ({'seed': 1}, True),
+    ({'max_length': 3}, True),
+    ({'temperature': 0.5}, True),
+    ({'top_k': 2}, True),
+    ({'top_p': 0.5}, True),
+    ({'repetition_penalty': 1.1}, True),
+    ({'batch_size': 16}, False),
+    ({'num_samples': 2}, False),
+  ],
+)
+def test_a_setting_is_in_the_key_of_the_answers_that_it_decides(change, decides):
+  assert (dataclasses.replace(DECODING, **change).key() != DECODING.key()) == decides
 
 
 def test_answers_of_a_beam_search_are_kept_apart_and_keep_the_other_keys(run, asked, tmp_path):

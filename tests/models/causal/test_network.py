@@ -17,7 +17,7 @@ from dro_jax.models.causal.config import CausalConfig
 from dro_jax.parallel import partitioning
 from tests.examples import Example, layout
 from tests.models.causal import tiny
-from tests.tiers import long
+from tests.tiers import long, tiers
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(3, 99, n) for n in (12, 1, 7)]
@@ -167,7 +167,7 @@ def prompts_of(examples, length=16):
   return jnp.asarray(tokens), jnp.asarray(segments)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', tiers(('llama', 'gemma3', 'neox', 'gpt2'), KINDS))
 def test_greedy_decoding_equals_transformers(kind):
   samples = sampling.sample(
     network(kind), tiny.params(kind), prompts_of(PROMPTS), 12, jax.random.key(0), temperature=0.0

@@ -24,7 +24,7 @@ from tests.models.causal.test_network import (
   shared_rows,
 )  # fmt: skip
 from tests.models.t5gemma import tiny
-from tests.tiers import long
+from tests.tiers import long, tiers
 
 KINDS = tuple(tiny.KINDS)
 BOTH = ('t5gemma', 't5gemma2')
@@ -107,7 +107,7 @@ def test_gradients_equal_torchs(kind):
   model.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', tiers(BOTH, KINDS))
 def test_greedy_decoding_equals_transformers(kind):
   samples = sampling.sample(
     network(kind), tiny.params(kind), prompts_of(PROMPTS), 12, jax.random.key(0), temperature=0.0

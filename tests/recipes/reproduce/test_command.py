@@ -10,6 +10,7 @@ from dro_jax.errors import UsageError
 from dro_jax.recipes.reproduce import command, laptop, planning, running
 from dro_jax.recipes.reproduce.command import REPRODUCTIONS, reproduce
 from dro_jax.recipes.reproduce.stages import Reproduction, Stage, Training, distinct
+from tests.tiers import tiers
 
 JUDGE = ('REWARD=graded_match',)
 
@@ -22,7 +23,7 @@ def test_reproductions_of_a_scale_agree_on_the_stages_that_they_share(scale):
 
 
 @pytest.mark.parametrize('name', REPRODUCTIONS)
-@pytest.mark.parametrize('scale', command.SCALES)
+@pytest.mark.parametrize('scale', tiers(('paper',), command.SCALES))
 def test_every_command_binds_and_trains_as_long_as_its_stage_says(name, scale, tmp_path):
   for stage in REPRODUCTIONS[name](scale, JUDGE).stages:
     command_name, *arguments = stage.arguments(tmp_path)

@@ -127,6 +127,7 @@ def test_the_best_checkpoint_is_chosen_by_a_measure_of_fresh_samples(run, tmp_pa
     run(tmp_path / 'wrong', LEARNERS['rloo'], steps=1, eval_every=1, best_metric='eval/lost')
 
 
+@pytest.mark.long
 def test_a_trust_region_run_is_measured_against_the_initial_policy_and_may_choose_its_best_by_the_moving_one(
   run, tmp_path
 ):
