@@ -41,13 +41,17 @@ RATES = (1e-4, 5e-4)
 
 
 def methods(rates: tuple[float, float]) -> dict[str, training.Method]:
-  """All methods that compete: those of the suites of text, and a reward model.
+  """All methods that compete: those of the suites of text, imitation of the whole log, and a reward model.
 
   `rates` are the least and the greatest learning rate.
   """
   tried = competing_methods.methods(Range(*rates), optimizers=('adamw',))
-  regression = training.Method(lambda t: algorithms.reward_regression(), tried['rft'].grid, Value('response'))
-  return {**tried, 'reward_regression': regression}
+  rate = tried['rft'].grid
+  return {
+    **tried,
+    'sft': training.Method(lambda t: algorithms.sft(), rate),
+    'reward_regression': training.Method(lambda t: algorithms.reward_regression(), rate, Value('response')),
+  }
 
 
 class Feedback(NamedTuple):

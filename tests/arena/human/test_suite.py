@@ -6,8 +6,10 @@ import pytest
 
 from dro_jax.arena import arena as run
 from dro_jax.arena import cells, results, trials
+from dro_jax.arena import methods as arena_methods
 from dro_jax.arena.human import report as human_report
 from dro_jax.arena.human import suite as human
+from dro_jax.arena.trials import Range
 from dro_jax.data.records import triplets as sources
 from dro_jax.data.text import vocabularies
 from dro_jax.errors import UsageError
@@ -81,6 +83,15 @@ def test_a_value_is_scored_where_there_is_one(arena):
   assert 'values' not in results['filtered_sft']['last']['test']
   assert results['dro_v']['temperature'] == 0.1
   assert results['dro_v']['last']['test']['logps'] != results['dro_v']['about']['test']['reference']
+
+
+def test_imitation_of_the_whole_log_and_a_reward_model_compete_besides():
+  competing = human.methods((1e-4, 5e-4))
+  added = competing.keys() - arena_methods.methods(Range(1e-4, 5e-4)).keys()
+  assert {name: competing[name].algorithm(0.1).name for name in added} == {
+    'sft': 'sft', 'reward_regression': 'reward_regression'
+  }  # fmt: skip
+  assert all('temperature' not in competing[name].grid for name in added)
 
 
 def test_cells_of_other_scores_are_not_taken_for_these(tmp_path, one_device):
