@@ -736,6 +736,7 @@ def test_a_thread_can_train(run, tmp_path):
   assert records(tmp_path)
 
 
+@pytest.mark.long
 def test_a_run_dealt_uniformly_says_so_and_is_not_resumed_otherwise(run, tmp_path, capsys):
   run(tmp_path, deal='uniform', steps=1, eval_every=0)
   assert 'dealt uniformly' in capsys.readouterr().err

@@ -59,6 +59,7 @@ def test_a_rate_that_length_alone_made_is_a_half():
   assert rate(wins, differences) == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.long
 def test_the_interval_covers_the_truth_with_the_fits_error_and_not_without():
   rng, hits, hits_of_known = np.random.default_rng(5), 0, 0
   truth, numbers = sigmoid(0.3), np.arange(120)

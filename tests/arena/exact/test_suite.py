@@ -67,6 +67,7 @@ def test_axes_do_what_they_say():
   assert len(set(ease[0])) == 1 and ease[1] == pytest.approx(toy.World().ease)
 
 
+@pytest.mark.long
 def test_the_reference_of_a_shared_folder_is_read_not_fitted_again(place):
   before = exact_world.reference_params(SETTINGS, 0, place.shared)
   files = {file.name: file.stat().st_mtime_ns for file in place.shared.iterdir()}

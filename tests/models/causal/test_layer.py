@@ -90,6 +90,7 @@ def test_microbatches_and_chunks_on_a_mesh_of_all_axes():
   assert_same(CONFIG, (2, 2, 2), (), 2, 5)
 
 
+@pytest.mark.long
 def test_fewer_heads_of_keys_than_the_model_axis_cuts():
   """Four parts of two heads: keys are repeated for each head of queries."""
   assert_same(CONFIG, (1, 2, 4))

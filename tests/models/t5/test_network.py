@@ -16,6 +16,7 @@ from dro_jax.models.stacks import convert_layers
 from dro_jax.models.t5.config import T5Config
 from dro_jax.models.t5.network import T5, shift_right
 from tests.examples import layout, random_examples
+from tests.tiers import long
 
 CONFIG = T5Config(
   vocab_size=32, emb_dim=16, num_heads=2, head_dim=6, mlp_dim=24, num_encoder_layers=1, num_decoder_layers=1,
@@ -73,7 +74,7 @@ def test_packed_equals_padded_equals_one_by_one():
     assert largest_difference(by_example(logits(CONFIG, params, rows), rows), alone) < 1e-5
 
 
-@pytest.mark.parametrize('per_layer', [False, True], ids=['shared bias', 'bias by layer'])
+@pytest.mark.parametrize('per_layer', [False, *long(True)], ids=['shared bias', 'bias by layer'])
 def test_blockwise_attention_gives_the_logits_and_gradients_of_dense_attention(per_layer, monkeypatch):
   """Blocks of 8, so that a row has several, some of which no token reads."""
   monkeypatch.setattr(blockwise, 'BLOCK', 8)

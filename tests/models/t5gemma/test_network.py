@@ -69,7 +69,7 @@ def test_log_probs_equal_transformers_in_packed_and_grouped_rows(kind):
   )
 
 
-@pytest.mark.parametrize('kind', [*long('t5gemma2'), 't5gemma'])
+@pytest.mark.parametrize('kind', long('t5gemma2', 't5gemma'))
 def test_scanned_and_rematerialised_layers_give_the_same_scores_and_gradients(kind):
   check_ways_to_compute(
     tiny.config(kind), tiny.params(kind), ({'scan_layers': True, 'remat': True}, {'remat': 'dots'})

@@ -191,6 +191,7 @@ def test_evaluate_measures_a_reward_model_on_pairs(proxy, comparisons):
   assert 'score' not in found['across_prompts'] and 'value_explained_variance' not in found['statistics']
 
 
+@pytest.mark.long
 def test_a_regression_gives_rewards_in_their_own_units(tmp_path):
   path = tmp_path / 't.jsonl'
   rng = np.random.default_rng(0)

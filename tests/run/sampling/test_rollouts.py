@@ -272,6 +272,7 @@ def test_microbatches_change_no_number(data):
   assert optax.tree.norm(one) > 0.1
 
 
+@pytest.mark.long
 def test_the_mesh_and_rows_of_padding_change_no_sample(data):
   for algorithm in (PPO, algorithms.copg_online(samples=3)):
     one = jax.device_get(rollout(data, algorithm, mesh_of(1), batch_size=6)[1])
