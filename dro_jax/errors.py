@@ -15,6 +15,10 @@ class UsageError(ValueError):
   """Bad usage or bad data: the message names file, line and field, and the remedy. Exit code 2."""
 
 
+class InUse(UsageError):
+  """A folder that another process writes to. Exit code 2."""
+
+
 class Failed(Exception):
   """A failure that is not bad usage, such as a full disk: the message names the remedy. Exit code 1."""
 

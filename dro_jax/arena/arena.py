@@ -1,5 +1,6 @@
 """The `arena` command: runs the missing cells, then reports on all finished ones."""
 
+import collections
 import pathlib
 import sys
 import time
@@ -13,10 +14,12 @@ from dro_jax import files
 from dro_jax.arena import cells, results
 from dro_jax.arena import trials as arena_trials
 from dro_jax.arena.suite import Report, Suite
-from dro_jax.errors import UsageError, did_you_mean
+from dro_jax.errors import InUse, UsageError, did_you_mean
 from dro_jax.files import json_text
 from dro_jax.printing import tables
 from dro_jax.run.folder.configs import Recorded
+
+_SECONDS_BETWEEN_LOOKS = 5.0  # At what another command has.
 
 
 def arena(
@@ -130,22 +133,36 @@ def _tell_plan(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell]
 
 
 def _run(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], console: Console) -> int:
-  """Runs the missing cells and prints progress; returns their number."""
+  """Runs the missing cells and prints progress; returns their number.
+
+  What another command runs or prepares on the same folder waits until everything else is done.
+  """
   todo, began, ran = cells.missing(folder, planned), time.monotonic(), 0
   console.print(
     f'{world.name}: {len(planned)} cells, {len(planned) - len(todo)} of them done'
     + (f'. {world.cost}' if todo and world.cost else '')
   )
-  for number, cell in enumerate(todo, 1):
-    if cells.read(folder, cell) is not None:  # Another command on the same folder was faster.
+  waiting, told = collections.deque(todo), set[str]()
+  while waiting:
+    cell, start = waiting.popleft(), time.monotonic()
+    try:
+      with cells.running(folder, cell):
+        if cells.read(folder, cell) is not None:  # Another command was faster.
+          continue
+        result = world.run(cell)
+        cells.write(folder, cells.Finished(cell, result, time.monotonic() - start))
+    except InUse as reason:
+      if str(reason) not in told:
+        told.add(str(reason))
+        console.print(f'{cells.describe(cell)} waits: {reason}')
+      waiting.append(cell)
+      time.sleep(_SECONDS_BETWEEN_LOOKS)
       continue
-    start = time.monotonic()
-    result = world.run(cell)
     now, ran = time.monotonic(), ran + 1
-    cells.write(folder, cells.Finished(cell, result, now - start))
-    left = (now - began) / ran * (len(todo) - number)
+    left = (now - began) / ran * len(waiting)
     console.print(
-      f'{number}/{len(todo)}  {cells.describe(cell)}  {now - start:.1f} s; about {left / 60:.0f} min left'
+      f'{len(todo) - len(waiting)}/{len(todo)}  {cells.describe(cell)}  {now - start:.1f} s; '
+      f'about {left / 60:.0f} min left'
     )
   return ran
 

@@ -5,11 +5,13 @@ import json
 import logging
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from dro_jax import files
 from dro_jax.errors import UsageError
 from dro_jax.files import json_text, to_json
+from dro_jax.run.folder import lock
 
 _FORMAT = 1
 
@@ -90,6 +92,15 @@ def _parse(file: pathlib.Path) -> Finished | None:
     return Finished(Cell(**content['cell']), content['result'], content['seconds'])
   except (ValueError, KeyError, TypeError, AttributeError):
     return None
+
+
+def running(folder: pathlib.Path, cell: Cell) -> AbstractContextManager[None]:
+  """Keeps other commands from a cell while this one runs it.
+
+  Raises:
+    InUse: another command runs it.
+  """
+  return lock.locked(folder / 'running' / file_of(folder, cell).stem)
 
 
 def describe(cell: Cell) -> str:

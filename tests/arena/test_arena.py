@@ -1,12 +1,13 @@
+import contextlib
 import json
 
 import pytest
 
 from dro_jax.arena import arena as run
-from dro_jax.arena import cells
+from dro_jax.arena import cells, trials
 from dro_jax.arena.suite import Report, Suite
 from dro_jax.arena.trials import Range
-from dro_jax.errors import UsageError
+from dro_jax.errors import InUse, UsageError
 from dro_jax.printing.tables import Table
 from dro_jax.run.folder.configs import Recorded
 
@@ -83,6 +84,32 @@ def test_two_commands_on_one_folder_share_its_cells(tmp_path):
   found = run.arena(folder, lambda: world.suite()._replace(run=others_begin), algorithms='a,b', seeds=1)
   assert found['cells_run'] == 4 and {cell.algorithm for cell in world.ran} == {'a'}
   assert len(other.ran) == 4
+
+
+def test_what_another_command_runs_or_prepares_waits_for_the_rest(tmp_path, monkeypatch, capsys):
+  folder, world, slept, refused = str(tmp_path / 'arena'), World(), [], []
+  monkeypatch.setattr(run.time, 'sleep', slept.append)
+  cells.claim(tmp_path / 'arena', 'mine', world.suite().settings)
+  # Another command runs the first cell until this one looks again.
+  [first, *_] = cells.plan('mine', trials.make_trials(world.suite().grids, 2), 1, [{'noise': 0}])
+  elsewhere = contextlib.ExitStack()
+  elsewhere.enter_context(cells.running(tmp_path / 'arena', first))
+
+  def prepares(cell):
+    """The world of the third cell is being made elsewhere."""
+    if len(world.ran) == 1 and not refused:
+      refused.append(cell)
+      elsewhere.close()
+      raise InUse('the world is in use')
+    with pytest.raises(InUse, match='is in use by another run'), cells.running(tmp_path / 'arena', cell):
+      pass
+    return world.run(cell)
+
+  suite = world.suite()._replace(run=prepares)
+  assert run.arena(folder, lambda: suite, algorithms='a', seeds=1)['cells_run'] == 4
+  assert world.ran[-2:] == [first, *refused] and len(slept) == 2
+  assert not any((tmp_path / 'arena' / 'running').iterdir())
+  assert capsys.readouterr().err.count(' waits: ') == 2
 
 
 def test_results_tell_of_every_finished_cell(tmp_path, capsys):

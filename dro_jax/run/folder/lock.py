@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dro_jax.errors import UsageError
+from dro_jax.errors import InUse, UsageError
 from dro_jax.files import json_text
 
 LOCK = '.lock'
@@ -27,7 +27,8 @@ def locked(folder: pathlib.Path, flag: str = '--model_dir') -> Iterator[None]:
   only the runs of this machine. Removes a folder that it made and that got no other file.
 
   Raises:
-    UsageError: another run has the folder, or it cannot be written to.
+    InUse: another run has the folder.
+    UsageError: it cannot be written to.
   """
   error, lock, made = None, None, False
   if jax.process_index() == 0:
@@ -57,7 +58,7 @@ def _lock(folder: pathlib.Path, flag: str) -> int:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     os.close(lock)
-    raise UsageError(
+    raise InUse(
       f'{folder} is in use by another run{_holder(folder)}. Wait, stop it, or pass another {flag}.'
     ) from error
   os.truncate(lock, 0)
@@ -74,8 +75,9 @@ def _holder(folder: pathlib.Path) -> str:
 
 def _refuse_together(folder: pathlib.Path, error: UsageError | None) -> None:
   """Raises in every process where the first one must."""
-  refused = error is not None
+  kinds = (type(None), UsageError, InUse)
+  kind = kinds.index(type(error))
   if jax.process_count() > 1:
-    refused = bool(multihost_utils.broadcast_one_to_all(np.asarray(refused)))
-  if refused:
-    raise error or UsageError(f'{folder}: the first process could not lock it. Its message has the cause.')
+    kind = int(multihost_utils.broadcast_one_to_all(np.asarray(kind)))
+  if kind:
+    raise error or kinds[kind](f'{folder}: the first process could not lock it. Its message has the cause.')
