@@ -142,7 +142,7 @@ def _run(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], cons
     f'{world.name}: {len(planned)} cells, {len(planned) - len(todo)} of them done'
     + (f'. {world.cost}' if todo and world.cost else '')
   )
-  waiting, told = collections.deque(todo), set[str]()
+  waiting, told, refused = collections.deque(todo), set[str](), 0
   while waiting:
     cell, start = waiting.popleft(), time.monotonic()
     try:
@@ -156,9 +156,12 @@ def _run(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], cons
         told.add(str(reason))
         console.print(f'{cells.describe(cell)} waits: {reason}')
       waiting.append(cell)
-      time.sleep(_SECONDS_BETWEEN_LOOKS)
+      refused += 1
+      if refused >= len(waiting):  # Others have all that is left.
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        refused = 0
       continue
-    now, ran = time.monotonic(), ran + 1
+    now, ran, refused = time.monotonic(), ran + 1, 0
     left = (now - began) / ran * len(waiting)
     console.print(
       f'{len(todo) - len(waiting)}/{len(todo)}  {cells.describe(cell)}  {now - start:.1f} s; '
