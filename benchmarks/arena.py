@@ -25,7 +25,7 @@ LEADING = 5  # Methods with three seeds, besides DRO-V.
 
 
 def stages(folder: pathlib.Path, trials: int, draws: int) -> Iterator[list[list[str]]]:
-  """Commands by stage; those of a stage may run at the same time, for they share no cell.
+  """Commands by stage; those of a stage may run at the same time.
 
   The last stage reads what the ones before it found.
 
@@ -47,9 +47,7 @@ def stages(folder: pathlib.Path, trials: int, draws: int) -> Iterator[list[list[
     suite('ladder', 'exact', '--set', 'RESPONSES=(1, 2, 4, 16)', f'--algorithms={LADDER}', '--seeds=1'),
     suite('exact', 'exact', '--widen', '--seeds=1'),
   ]
-  # The axes meet in one point, whose cells they share.
-  for axis in AXES:
-    yield [suite('axes', 'exact', '--set', axis, '--seeds=1')]
+  yield [suite('axes', 'exact', '--set', axis, '--seeds=1') for axis in AXES]
   yield [
     text(world, '--set', 'REPEATS=2', f'--algorithms={",".join(leading(folder / f"text-{world}"))}')
     for world in WORLDS
