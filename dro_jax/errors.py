@@ -16,7 +16,7 @@ class UsageError(ValueError):
 
 
 class InUse(UsageError):
-  """A folder that another process writes to. Exit code 2."""
+  """Another process writes to the folder or file. Exit code 2."""
 
 
 class Failed(Exception):

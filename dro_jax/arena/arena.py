@@ -19,7 +19,8 @@ from dro_jax.files import json_text
 from dro_jax.printing import tables
 from dro_jax.run.folder.configs import Recorded
 
-_SECONDS_BETWEEN_LOOKS = 5.0  # At what another command has.
+# Until a command whose remaining cells all wait for other commands tries them again.
+_WAIT_SECONDS = 5.0
 
 
 def arena(
@@ -135,7 +136,7 @@ def _tell_plan(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell]
 def _run(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], console: Console) -> int:
   """Runs the missing cells and prints progress; returns their number.
 
-  What another command runs or prepares on the same folder waits until everything else is done.
+  A cell waits while another command on the folder runs it or makes its world; the other cells run first.
   """
   todo, began, ran = cells.missing(folder, planned), time.monotonic(), 0
   console.print(
@@ -157,8 +158,8 @@ def _run(folder: pathlib.Path, world: Suite, planned: Sequence[cells.Cell], cons
         console.print(f'{cells.describe(cell)} waits: {reason}')
       waiting.append(cell)
       refused += 1
-      if refused >= len(waiting):  # Others have all that is left.
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+      if refused >= len(waiting):  # Other commands have all that is left.
+        time.sleep(_WAIT_SECONDS)
         refused = 0
       continue
     now, ran, refused = time.monotonic(), ran + 1, 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from dro_jax import files
-from dro_jax.errors import UsageError
+from dro_jax.errors import InUse
 
 
 class Journal:
@@ -72,13 +72,13 @@ def lock(file: int | IO[bytes], path: pathlib.Path) -> None:
   """Keeps other processes from writing an open file until it is closed.
 
   Raises:
-    UsageError: another process writes it.
+    InUse: another process writes it.
   """
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     # A mount without locks keeps nobody out.
     if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-      raise UsageError(
+      raise InUse(
         f'{path} is being written by another process: wait for it, stop it, or pass another --output.'
       ) from error

@@ -67,6 +67,7 @@ def test_what_decides_an_answer_decides_where_it_is_kept(run, asked, tmp_path):
   drawn(run, asked[:1], tmp_path)
   drawn(run, asked[:1], tmp_path, dataclasses.replace(DECODING, seed=1))
   drawn(f'{run}/checkpoints/2', asked[:1], tmp_path)
+  drawn(run, asked[:1], tmp_path, dataclasses.replace(DECODING, batch_size=16))  # Draws nothing.
   assert len(files_of(tmp_path)) == 3
 
 
