@@ -34,10 +34,14 @@ def test_the_arena_repeats_the_leading_methods_and_dro_v(benchmark, tmp_path):
   assert arena.leading(tmp_path) == ['rft', 'kto', 'dpo', 'dro_v']
 
 
-def test_the_arenas_commands_share_no_folder_within_a_stage(benchmark, tmp_path):
-  for stage in benchmark('arena').stages(tmp_path, 2, 2):
-    folders = [argument for command in stage for argument in command if argument.startswith('--model_dir')]
-    assert len(folders) == len(set(folders)) == len(stage)
+def test_a_folder_of_the_arena_is_of_one_suite_and_no_command_runs_twice(benchmark, tmp_path):
+  stages = list(benchmark('arena').stages(tmp_path, 2, 2))
+  commands = [tuple(command) for stage in stages for command in stage]
+  assert len(set(commands)) == len(commands)
+  suites = {}
+  for suite, folder, *_ in commands:
+    suites.setdefault(folder, set()).add(suite)
+  assert all(len(found) == 1 for found in suites.values()), suites
 
 
 def test_a_step_that_fails_is_a_row_beside_the_others(benchmark, monkeypatch, capsys):
