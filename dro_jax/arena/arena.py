@@ -80,9 +80,10 @@ def arena(
     again = _repeated(folder, world, list(chosen), seeds, repeats)
     ran, planned = ran + _run(folder, world, again, console), planned + again
   report = world.report(cells.read_all(folder))
-  written = save(folder, world.name, report)
-  for name, text in configs().texts.items():
-    files.write_atomically(folder / name, text)
+  with cells.alone(folder):
+    written = save(folder, world.name, report)
+    for name, text in configs().texts.items():
+      files.write_atomically(folder / name, text)
   wide = Console(file=sys.stderr, highlight=False, width=console.width if console.is_terminal else 160)
   for table in report.tables:
     wide.print(tables.for_terminal(table))

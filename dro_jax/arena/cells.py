@@ -1,15 +1,17 @@
 """Cells: the smallest unit that runs once. Each is a file, written whole or not at all."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from dro_jax import files
-from dro_jax.errors import UsageError
+from dro_jax.errors import InUse, UsageError
 from dro_jax.files import json_text, to_json
 from dro_jax.run.folder import lock
 
@@ -113,6 +115,19 @@ def describe(cell: Cell) -> str:
   return f'{cell.algorithm} ({told})'
 
 
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> Iterator[None]:
+  """Waits until no other command writes the files that all commands on this arena's folder share."""
+  with contextlib.ExitStack() as stack:
+    while True:
+      try:
+        stack.enter_context(lock.locked(folder))
+        break
+      except InUse:
+        time.sleep(0.05)
+    yield
+
+
 def claim(folder: pathlib.Path, suite: str, settings: Mapping[str, Any]) -> None:
   """Marks a folder as this suite's, with the settings that all of its cells share.
 
@@ -122,18 +137,19 @@ def claim(folder: pathlib.Path, suite: str, settings: Mapping[str, Any]) -> None
     UsageError: it holds cells of another suite, world or budget.
   """
   mark, wanted = folder / 'arena.json', to_json({'suite': suite, **settings})
-  if mark.exists():
-    saved = json.loads(mark.read_text(encoding='utf-8'))
+  # First the files, then the mark: a command that has just begun writes its mark before all else.
+  others = folder.exists() and any(not path.name.startswith('.') for path in folder.iterdir())
+  if others and not mark.exists():
+    raise UsageError(f'{folder} holds other files, and no arena: pass another --model_dir.')
+  with alone(folder):
+    saved = json.loads(mark.read_text(encoding='utf-8')) if mark.exists() else {}
     for name in sorted(saved.keys() | wanted.keys(), key=lambda name: name != 'suite'):
       if name in saved and saved[name] != wanted.get(name):
         raise UsageError(
           f'{folder} holds cells whose {name} is {saved.get(name)!r}, and now it is {wanted.get(name)!r}: '
           'results would not compare. Set it back, or pass another --model_dir.'
         )
-  elif folder.exists() and any(folder.iterdir()):
-    raise UsageError(f'{folder} holds other files, and no arena: pass another --model_dir.')
-  folder.mkdir(parents=True, exist_ok=True)
-  files.write_atomically(mark, json_text(wanted, indent=2) + '\n')
+    files.write_atomically(mark, json_text(wanted, indent=2) + '\n')
 
 
 def missing(folder: pathlib.Path, cells: Iterable[Cell]) -> list[Cell]:

@@ -1,5 +1,6 @@
 import json
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -85,7 +86,29 @@ def test_a_folder_is_one_suites_and_one_worlds(tmp_path):
     cells.claim(folder, 'exact', settings | {'contents': 'y'})
 
 
+def test_commands_that_begin_at_the_same_moment_share_a_new_folder(tmp_path):
+  failed = []
+
+  def begin(folder, start):
+    start.wait()
+    try:
+      cells.claim(folder, 'exact', {'steps': 10})
+      (folder / 'worlds').mkdir(exist_ok=True)
+    except Exception as error:
+      failed.append(error)
+
+  for i in range(4):
+    start = threading.Barrier(4)
+    threads = [threading.Thread(target=begin, args=(tmp_path / str(i), start)) for _ in range(4)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+  assert not failed
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'thesis.tex').write_text('mine')
   with pytest.raises(UsageError, match='holds other files'):
     cells.claim(tmp_path, 'exact', {})
+  assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
