@@ -116,6 +116,7 @@ def test_a_fingerprint_is_the_same_scanned_or_not_and_another_for_another_base(b
   assert adapters.fingerprint_of(scanned) == adapters.fingerprint_of(base) != adapters.fingerprint_of(other)
 
 
+@pytest.mark.long
 def test_a_run_that_stops_and_resumes_is_the_run_that_did_not_to_the_bit(settings, trained, tmp_path):
   runs.train(cut_back(trained, tmp_path / 'run', 2), **settings())
   jax.tree.map(np.testing.assert_array_equal, saved_state(tmp_path / 'run'), saved_state(trained))
@@ -123,6 +124,7 @@ def test_a_run_that_stops_and_resumes_is_the_run_that_did_not_to_the_bit(setting
     runs.train(tmp_path / 'run', **settings(steps=6, lora=Lora(rank=2, alpha=8)))
 
 
+@pytest.mark.long
 def test_a_loaded_run_scores_against_its_base_and_checks_and_answers(trained, settings, base):
   run, plain = load_run(str(trained), one_device()), load_run(base, one_device())
   table = settings()['data'](vocabulary=run.vocabulary).train

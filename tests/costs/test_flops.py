@@ -105,6 +105,7 @@ def scored(config, params):
   return scoring.make_score(policy.clone(config=config)), params
 
 
+@pytest.mark.long
 def test_scanned_and_unrolled_layers_count_alike():
   _, _, params = init_params(CONFIG, None)
   unrolled, params = scored(CONFIG, params)

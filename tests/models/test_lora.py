@@ -88,6 +88,7 @@ def test_an_adapter_equals_its_base_with_w_plus_s_a_b_by_hand(config):
   np.testing.assert_allclose(on, scorer(config)(lora.merge(joined)), rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @families
 def test_scanned_layers_are_those_one_after_the_other(config):
   unrolled = dataclasses.replace(config, scan_layers=False)
@@ -163,6 +164,7 @@ def stepped(config, num_microbatches=1, mesh=None, settings=SETTINGS):
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @slow_families
 def test_dro_v_trains_two_adapters_and_a_head_on_one_base_whatever_the_microbatches_and_the_mesh(config):
   before, after = stepped(config)

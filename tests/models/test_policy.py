@@ -49,7 +49,10 @@ def test_an_added_family_scores_packed_rows_like_rows_of_one_response():
 
 
 @pytest.mark.usefixtures('added')
-@pytest.mark.parametrize('readout, shared', [('prompt', False), ('token', False), ('token', True)])
+@pytest.mark.parametrize(
+  'readout, shared',
+  [('prompt', False), *(pytest.param('token', shared, marks=pytest.mark.long) for shared in (False, True))],
+)
 def test_an_added_family_trains_with_a_value_network(readout, shared):
   nets, params = initialised(readout, shared)
   score, algorithm = scoring.make_score(nets.policy, nets.value), algorithms.dro_v()

@@ -86,6 +86,7 @@ def start_two(triplets: str, model_dir: str, steps: int) -> list[subprocess.Pope
   ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_two_processes_of_four_devices_give_one_process_of_eight_until_a_signal_stops_both(tmp_path):
   """Ctrl-C in one, which passes it on as SIGTERM, saves the same step in both, and they exit with 75."""
   triplets = write_triplets(tmp_path / 'triplets.jsonl')

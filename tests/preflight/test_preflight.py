@@ -70,6 +70,7 @@ HELD = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_collectives_of_a_small_step_are_unchanged(report):
   found = {(row['kind'], row['group']): row for row in report['bytes']['collectives']}
   assert found.keys() == SENT.keys()
@@ -361,6 +362,7 @@ def test_the_error_for_an_unreadable_program_gives_its_memory(tmp_path):
     compilation._text(Unread(), tmp_path)
 
 
+@pytest.mark.long
 def test_a_causal_models_useful_work_is_that_of_dense_attention(monkeypatch):
   monkeypatch.setattr(slices, 'find', lambda name: here())
   config = CausalConfig(

@@ -135,6 +135,7 @@ def test_a_cached_reference_trains_as_the_live_one(name, finished, data, policy,
   assert (0 <= check['largest_difference'] < 1e-5 and check['responses'] == 48) or check['responses'] > 30
 
 
+@pytest.mark.long
 def test_evaluate_has_the_reference_of_a_cached_run(finished, data, policy, tmp_path):
   folder, whole = str(finished('dro_v')), functools.partial(data, validation_fraction=0)
   found = evaluate.evaluate(folder, whole, resamples=2, mesh=ONE)

@@ -115,6 +115,7 @@ def rewritten(path, change):
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('field', [*long('reward'), 'label'])
 def test_a_complete_store_is_none_of_other_rewards_or_columns(field, tmp_path):
   path = tmp_path / 't.jsonl'

@@ -84,6 +84,7 @@ def test_a_saved_run_resumes_to_the_numbers_of_its_own_version(name, folder):
     assert {key: record.get(key) for key in expected} == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.long
 def test_a_saved_run_that_trained_against_thumbs_ups_is_refused_in_words_and_left_as_it_was(folder, capsys):
   """Its labels were the minibatch mean's; now binary rewards are labels themselves."""
   before = {path: path.read_bytes() for path in (folder / 'kto').rglob('*') if path.is_file()}

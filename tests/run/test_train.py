@@ -186,6 +186,7 @@ def test_sigterm_saves_and_the_same_command_resumes(whole, run, tmp_path, monkey
   assert_same_run(tmp_path, whole[0])
 
 
+@pytest.mark.long
 def test_ctrl_c_in_python_saves_restores_the_handlers_and_raises_keyboard_interrupt(
   run, tmp_path, monkeypatch
 ):
@@ -547,6 +548,7 @@ def test_a_best_metric_that_is_not_measured_is_refused_before_anything_is_writte
   assert not (tmp_path / 'wrong').exists()
 
 
+@pytest.mark.long
 def test_a_loaded_run_compiles_for_its_first_calls_only(whole, triplets, tmp_path, caplog):
   loaded = load_run(str(whole[0]), one_device())
   data = load_triplets(triplets, cache_dir=str(tmp_path), validation_fraction=0)
@@ -652,6 +654,7 @@ def test_a_validation_loss_that_is_not_finite_stops_before_the_checkpoint(run, t
       json.loads(line, parse_constant=pytest.fail)
 
 
+@pytest.mark.long
 def test_a_last_update_that_is_not_finite_is_not_saved(run, tmp_path):
   with pytest.raises(NotFinite, match=r'parameter_norm/policy of step 1 is not finite.*--replay'):
     run(tmp_path, steps=1, eval_every=0, policy_optimizer=functools.partial(optax.scale, math.nan))
@@ -759,6 +762,7 @@ def test_a_run_that_kept_the_start_of_prompts_goes_on_with_it(run, triplets, tmp
   assert described['data']['options']['keep'] == 'start'
 
 
+@pytest.mark.long
 def test_memory_that_does_not_suffice_leaves_nothing_that_looks_like_a_run(run, tmp_path):
   # All scores of attention over 2¹⁸ prompt tokens: terabytes.
   rows = functools.partial(feeds.RowOptions, prompt_length=2**18, response_length=16)

@@ -43,6 +43,7 @@ def test_a_side_that_never_lost_has_no_finite_strength():
   assert np.isnan(bradley_terry.strengths(apart)[2:]).all()
 
 
+@pytest.mark.long
 def test_intervals_cover_the_true_strengths():
   rng, hits = np.random.default_rng(0), np.zeros(2)
   beta = np.array([0.0, 0.5, -0.4])

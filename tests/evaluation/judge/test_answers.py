@@ -32,6 +32,7 @@ def files_of(folder):
   return sorted((folder / 'answers').iterdir())
 
 
+@pytest.mark.long
 def test_answers_are_those_of_generate(run, asked, triplets, tmp_path):
   """Greedy ones, which no seed decides."""
   found = drawn(run, asked, tmp_path, Decoding(max_length=4, temperature=0.0, batch_size=8))

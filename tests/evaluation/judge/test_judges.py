@@ -153,6 +153,7 @@ judge.judge([Comparison(f'sort: ba{i}', f'ab{i}', f'{i}ab') for i in range(160)]
 """
 
 
+@pytest.mark.long
 def test_kills_lose_no_reply_and_pay_nothing_twice(tmp_path):
   pytest.importorskip('openai')
   comparisons = [Comparison(f'sort: ba{i}', f'ab{i}', f'{i}ab') for i in range(160)]

@@ -79,6 +79,7 @@ def assert_same(config, *arguments):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), got, expected)
 
 
+@pytest.mark.long
 def test_the_step_moves_every_parameter_and_scores_mismatched_pairs():
   after, metrics = step_on(CONFIG)
   moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after, start(CONFIG)[1])

@@ -147,6 +147,7 @@ def test_copies_share_their_prompts_keys_and_score_like_whole_responses(kind):
     np.testing.assert_allclose([step[row] for step in logps], expected, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_beam_search_of_one_beam_is_greedy():
   model = network('t5gemma2'), tiny.params('t5gemma2'), prompts_of(PROMPTS), 6
   greedy = sampling.sample(*model, jax.random.key(0), temperature=0.0)

@@ -91,6 +91,7 @@ def run(tmp_path_factory):
   return folder / 'run'
 
 
+@pytest.mark.long
 def test_a_run_of_pairs_is_measured_on_every_response(run):
   metadata = json.loads((run / 'run.json').read_text())
   found = validation.load(run, 3)

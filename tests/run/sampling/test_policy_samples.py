@@ -102,6 +102,7 @@ def test_without_the_parameters_of_a_reference_there_is_no_kl_and_no_mass(nets, 
   assert policy_samples.summary(drawn).keys() == {'sample_tokens'}
 
 
+@pytest.mark.long
 def test_kl_to_a_reference_that_moves_is_named_apart(nets, mesh, table, usual):
   state = state_of(nets, mesh, 0, 0)._replace(initial=state_of(nets, mesh, 0, 1).reference)
   soft = reference.Soft().build(scoring.make_score(nets.policy))

@@ -159,6 +159,7 @@ def test_name_code_and_role_are_those_of_the_run(proxy):
   assert rewards.record_of(proxy) == {'name': 'proxy', 'code': model.reward_code, 'role': 'proxy'}
 
 
+@pytest.mark.long
 def test_a_run_on_scored_data_records_the_model_and_warns_where_it_measures_too(proxy, tmp_path):
   record = {'prompt': 'say 1', 'response': 'x', 'source': 'web'}
   lines = (json.dumps(record | {'response': 'xab'[: i % 3 + 1], 'prompt': f'say {i}'}) for i in range(24))

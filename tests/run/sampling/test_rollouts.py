@@ -27,7 +27,6 @@ from dro_jax.step import state as train_state
 from tests import runs
 from tests.examples import CONFIG
 from tests.run.test_train import assert_same_run, records, two_devices
-from tests.tiers import long
 
 MODEL = dataclasses.replace(CONFIG, vocab_size=None)
 NETS = networks.build(
@@ -99,12 +98,8 @@ LEARNERS = {
 }
 
 
-# CoPG also has a toy problem of its own, and PPO's epochs take long.
-@pytest.mark.parametrize(
-  'algorithm',
-  [LEARNERS['rloo'], *long(LEARNERS['copg'], LEARNERS['ppo'])],
-  ids=LEARNERS,
-)
+@pytest.mark.long
+@pytest.mark.parametrize('algorithm', LEARNERS.values(), ids=LEARNERS)
 def test_online_algorithms_raise_the_reward_within_twenty_steps(run, algorithm, tmp_path):
   result = run(tmp_path, algorithm, steps=20, eval_every=20)
   history = [record for record in records(tmp_path) if 'reward' in record]
