@@ -25,6 +25,7 @@ from dro_jax.errors import UsageError
 from dro_jax.models.family import Config
 from dro_jax.models.policy import make_config
 from dro_jax.run import networks
+from dro_jax.run.folder import lock
 from dro_jax.types import Params
 
 LETTERS = ('bdfgklmprt', 'aeiouyhwjq', 'cnsvxzbdgk')
@@ -185,13 +186,17 @@ def _sft(temperature: Any) -> algorithms.Algorithm:
 
 
 def reference_params(settings: ExactSettings, seed: int, shared: pathlib.Path) -> Params:
-  """The reference: fitted to demonstrations on words of their own, once for a seed, and kept in a file."""
+  """The reference: fitted to demonstrations on words of their own, once for a seed, and kept in a file.
+
+  Raises:
+    InUse: another command fits it.
+  """
   file = shared / f'reference-{seed}-{cells.digest(settings.to_json())[:12]}.npz'
-  if not file.exists():
-    shared.mkdir(parents=True, exist_ok=True)
-    params = _fit_reference(settings, seed, shared)
-    with files.replacing(file) as temporary, open(temporary, 'wb') as opened:
-      np.savez(opened, **traverse_util.flatten_dict(params, sep='/'))
+  with lock.locked(shared):
+    if not file.exists():
+      params = _fit_reference(settings, seed, shared)
+      with files.replacing(file) as temporary, open(temporary, 'wb') as opened:
+        np.savez(opened, **traverse_util.flatten_dict(params, sep='/'))
   with np.load(file) as arrays:
     return traverse_util.unflatten_dict({name: jnp.asarray(arrays[name]) for name in arrays.files}, sep='/')
 

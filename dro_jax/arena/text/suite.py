@@ -27,6 +27,7 @@ from dro_jax.errors import UsageError, did_you_mean
 from dro_jax.files import to_json
 from dro_jax.models.family import Config
 from dro_jax.parallel.partitioning import MeshSpec
+from dro_jax.run.folder import lock
 from dro_jax.run.trained import load_run
 from dro_jax.statistics import off_policy
 
@@ -133,7 +134,9 @@ def text(
 
   @functools.lru_cache(maxsize=2)
   def world_of(name: str, draw: int, seed: int) -> Logged:
-    return log.prepare(log.Place(place / 'worlds' / f'{name}-{draw}', made[name], draw, model, mesh), seed)
+    where = log.Place(place / 'worlds' / f'{name}-{draw}', made[name], draw, model, mesh)
+    with lock.locked(where.folder):  # Of several commands one makes the files.
+      return log.prepare(where, seed)
 
   settings = {f'world {name}': world._asdict() for name, world in made.items()}
   for name, world in made.items():

@@ -15,8 +15,9 @@ from dro_jax.arena.exact import world as exact_world
 from dro_jax.arena.exact.report import LADDER
 from dro_jax.arena.exact.world import ExactSettings, Place, Point
 from dro_jax.data.worlds import toy
-from dro_jax.errors import UsageError
+from dro_jax.errors import InUse, UsageError
 from dro_jax.models.t5.config import T5Config
+from dro_jax.run.folder import lock
 from tests.tiers import long
 
 TINY = T5Config(
@@ -74,6 +75,11 @@ def test_the_reference_of_a_shared_folder_is_read_not_fitted_again(place):
   after = exact_world.reference_params(SETTINGS, 0, place.shared)
   jax.tree.map(np.testing.assert_array_equal, before, after)
   assert files == {file.name: file.stat().st_mtime_ns for file in place.shared.iterdir()}
+
+
+def test_a_reference_that_another_command_fits_is_in_use(tmp_path):
+  with lock.locked(tmp_path / 'shared'), pytest.raises(InUse, match='shared'):
+    exact_world.reference_params(SETTINGS, 0, tmp_path / 'shared')
 
 
 def test_columns_belong_to_their_records(place):

@@ -14,8 +14,9 @@ from dro_jax.arena.text.report import log_of
 from dro_jax.arena.text.worlds import Hand, TextWorld
 from dro_jax.data.text import vocabularies
 from dro_jax.data.worlds import exercises
-from dro_jax.errors import UsageError
+from dro_jax.errors import InUse, UsageError
 from dro_jax.models.t5.config import T5Config
+from dro_jax.run.folder import lock
 from dro_jax.statistics import off_policy
 
 MODEL = T5Config(emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1)
@@ -214,6 +215,12 @@ def test_a_world_is_read_again_as_it_was_made(strange):
   np.testing.assert_array_equal(again.log.logps, logged.log.logps)
   assert again.ceilings == logged.ceilings and again.unlikely == logged.unlikely
   assert before == {file: file.stat().st_mtime_ns for file in place.folder.glob('*-0.jsonl')} and before
+
+
+def test_a_world_that_another_command_makes_is_in_use(tmp_path):
+  suite = text.text(str(tmp_path))
+  with lock.locked(tmp_path / 'worlds' / 'exercises-0'), pytest.raises(InUse, match='exercises-0'):
+    suite.run(cells.Cell('text', 'dro_v', {'temperature': 0.3, 'learning_rate': 1e-3}, 0, suite.axes[0]))
 
 
 def test_a_temperature_divides_logits():
