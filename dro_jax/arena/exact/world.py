@@ -192,11 +192,12 @@ def reference_params(settings: ExactSettings, seed: int, shared: pathlib.Path) -
     InUse: another command fits it.
   """
   file = shared / f'reference-{seed}-{cells.digest(settings.to_json())[:12]}.npz'
-  with lock.locked(shared):
-    if not file.exists():
-      params = _fit_reference(settings, seed, shared)
-      with files.replacing(file) as temporary, open(temporary, 'wb') as opened:
-        np.savez(opened, **traverse_util.flatten_dict(params, sep='/'))
+  if not file.exists():
+    with lock.locked(shared):
+      if not file.exists():  # Another command may just have fitted it.
+        params = _fit_reference(settings, seed, shared)
+        with files.replacing(file) as temporary, open(temporary, 'wb') as opened:
+          np.savez(opened, **traverse_util.flatten_dict(params, sep='/'))
   with np.load(file) as arrays:
     return traverse_util.unflatten_dict({name: jnp.asarray(arrays[name]) for name in arrays.files}, sep='/')
 
