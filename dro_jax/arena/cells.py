@@ -117,7 +117,7 @@ def describe(cell: Cell) -> str:
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path) -> Iterator[None]:
-  """Waits until no other command writes the files that all commands on this arena's folder share."""
+  """Waits for its turn, and keeps other commands from the files that all on this arena's folder share."""
   with contextlib.ExitStack() as stack:
     while True:
       try:
@@ -137,7 +137,7 @@ def claim(folder: pathlib.Path, suite: str, settings: Mapping[str, Any]) -> None
     UsageError: it holds cells of another suite, world or budget.
   """
   mark, wanted = folder / 'arena.json', to_json({'suite': suite, **settings})
-  # First the files, then the mark: a command that has just begun writes its mark before all else.
+  # Looks at the files before the mark: a command that begins now writes the mark before all other files.
   others = folder.exists() and any(not path.name.startswith('.') for path in folder.iterdir())
   if others and not mark.exists():
     raise UsageError(f'{folder} holds other files, and no arena: pass another --model_dir.')

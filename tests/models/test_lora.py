@@ -165,7 +165,7 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.long
-@slow_families
+@families
 def test_dro_v_trains_two_adapters_and_a_head_on_one_base_whatever_the_microbatches_and_the_mesh(config):
   before, after = stepped(config)
   assert jax.tree.structure(after) == jax.tree.structure(before)

@@ -18,7 +18,6 @@ from dro_jax.run.spec import replace
 from dro_jax.step import optimizers
 from tests import runs
 from tests.examples import CONFIG
-from tests.tiers import long
 
 
 def one_device():
@@ -116,7 +115,7 @@ def rewritten(path, change):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('field', [*long('reward'), 'label'])
+@pytest.mark.parametrize('field', ['reward', 'label'])
 def test_a_complete_store_is_none_of_other_rewards_or_columns(field, tmp_path):
   path = tmp_path / 't.jsonl'
   write_triplets(path)
